@@ -1,0 +1,56 @@
+//! What processes agree on: jobs, events, results, parameters and the names of objects in the store.
+//!
+//! Plain data. Decoding validates; a value that exists is a value that makes sense. No torch, no tokio, no I/O.
+
+mod event;
+mod job;
+pub mod keys;
+mod params;
+mod result;
+
+pub use event::{Event, What};
+pub use job::{Box2d, Job, JobId};
+pub use params::{
+    ColourTransform, Descent, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params,
+    SpatialTransform, Told, TransformChoice, TransformSearch, TransformStart,
+};
+pub use result::{Failure, FailureReason, ModelRef, ResultRecord, SeedResult, Transform};
+
+/// The generated protobuf messages.
+#[allow(missing_docs)]
+pub mod wire {
+    include!(concat!(env!("OUT_DIR"), "/basin.v1.rs"));
+}
+
+/// Why bytes are no message of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes are no protobuf message of this type.
+    #[error("cannot decode {message}")]
+    Malformed {
+        /// Name of the message.
+        message: &'static str,
+        /// What prost says.
+        source: prost::DecodeError,
+    },
+    /// Written by a newer program.
+    #[error("{message} has version {found}, and this program knows version {known}: update basin")]
+    Version {
+        /// Name of the message.
+        message: &'static str,
+        /// Version in the message.
+        found: u32,
+        /// Newest version known here.
+        known: u32,
+    },
+    /// A field is missing or out of range.
+    #[error("{message}: {field} {problem}")]
+    Field {
+        /// Name of the message.
+        message: &'static str,
+        /// Name of the field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}

@@ -1,0 +1,414 @@
+//! All knobs of the method. Defaults exist here and nowhere else.
+//!
+//! The paper is Huh et al. 2020; "legacy" and "master" are the branches of the authors' code, minyoungg/pix2latent.
+
+use serde::{Deserialize, Serialize};
+
+use crate::DecodeError;
+
+/// What to compute for an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// Name of the profile that these values started from; for people, changes nothing.
+    pub profile: String,
+    /// The loss that is minimised.
+    pub loss: Loss,
+    /// Stage one; `None` leaves the image as it is.
+    pub transform: Option<TransformSearch>,
+    /// Stage two.
+    pub latent: LatentSearch,
+    /// Seeds: lanes per image in stage two (the paper: 18).
+    pub seeds: u32,
+    /// Gradient steps on z and c.
+    pub descent: Descent,
+}
+
+/// Equation 4: masked L1 plus beta times masked LPIPS.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Loss {
+    /// Weight of LPIPS (paper: 10).
+    pub beta: f64,
+    /// Scale of the L1 term.
+    pub l1: L1Scale,
+    /// How the mask meets the feature maps.
+    pub mask: MaskMode,
+    /// Weight outside the object's box (paper: 0.3).
+    pub background: f64,
+}
+
+/// L1 over the colour channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum L1Scale {
+    /// Sum over channels, mean over pixels (paper, legacy).
+    ChannelSum,
+    /// Mean over channels and pixels (master).
+    ChannelMean,
+}
+
+/// Masked LPIPS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskMode {
+    /// Distance maps are up-sampled to the image and weighted there (the authors' code).
+    UpsampleFeatures,
+    /// The mask is down-sampled to each feature map (paper, Section 3.2).
+    DownsampleMask,
+}
+
+/// Stage one (Algorithm 1, lines 1-12): CMA-ES over the transform, a short descent for each candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransformSearch {
+    /// Spatial part.
+    pub spatial: SpatialTransform,
+    /// Colour part, applied after the spatial part, in this order.
+    pub colour: Vec<ColourTransform>,
+    /// Where the spatial part starts.
+    pub initial: InitialTransform,
+    /// Whether -1 and 1 are the centres of the corner pixels, or their outer edges (torch's `align_corners`).
+    pub align_corners: bool,
+    /// CMA-ES generations (n = 30).
+    pub generations: u32,
+    /// Gradient steps for each generation (m = 30).
+    pub steps: u32,
+    /// Standard deviation of the first generation.
+    pub sigma: f64,
+    /// Candidates of a generation; `None`: CMA-ES' own rule.
+    pub population: Option<u32>,
+    /// Where z starts in each generation.
+    pub start: TransformStart,
+    /// What CMA-ES is told.
+    pub fitness: Fitness,
+    /// Which transform is kept.
+    pub choice: TransformChoice,
+}
+
+/// Spatial degrees of freedom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpatialTransform {
+    /// No spatial part.
+    None,
+    /// One scale, two shifts (the authors' code).
+    Isotropic,
+    /// Two scales, two shifts (paper, Section 3.3).
+    Anisotropic,
+}
+
+/// Global colour transforms (paper, Section 3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColourTransform {
+    /// Multiplies every value.
+    Brightness,
+    /// Scales the distance to the mean grey.
+    Contrast,
+    /// Scales the distance to the pixel's grey.
+    Saturation,
+    /// Turns the hue.
+    Hue,
+    /// Power of every value.
+    Gamma,
+}
+
+/// The transform before the search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitialTransform {
+    /// The authors' formula, exact at scale one only.
+    Authors,
+    /// Moves the box exactly onto the generator's usual box.
+    Exact,
+    /// The identity.
+    Identity,
+}
+
+/// Where z starts in each generation of stage one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransformStart {
+    /// Fresh draws (paper).
+    Fresh,
+    /// Mean of the refined samples, clamped to [-1, 1], plus noise of deviation 0.5 (legacy).
+    Mean,
+    /// Moving average towards the best sample with falling noise, standardised (master).
+    Best,
+}
+
+/// What CMA-ES is told for a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fitness {
+    /// The smallest inverted loss over the steps (legacy).
+    Minimum,
+    /// The inverted loss after the last step (paper, master).
+    Last,
+}
+
+/// Which transform stage one hands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransformChoice {
+    /// The mean of the distribution (paper, legacy).
+    Mean,
+    /// The best candidate seen (master).
+    Best,
+}
+
+/// Stage two. The method's name is a value here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LatentSearch {
+    /// Adam from random starts.
+    Adam {
+        /// Gradient steps.
+        steps: u32,
+    },
+    /// L-BFGS from random starts.
+    Lbfgs {
+        /// Loss and gradient evaluations.
+        evaluations: u32,
+    },
+    /// CMA-ES without gradients; the result is its last generation.
+    Cma {
+        /// Generations.
+        generations: u32,
+    },
+    /// CMA-ES without gradients, then Adam from fresh samples of it.
+    CmaAdam {
+        /// Generations.
+        generations: u32,
+        /// Gradient steps.
+        steps: u32,
+    },
+    /// CMA-ES over the starts of short descents, then a long descent (Algorithm 1, lines 13-23).
+    BasinCma {
+        /// Generations (p = 30).
+        generations: u32,
+        /// Gradient steps of each generation (q = 30).
+        steps: u32,
+        /// Gradient steps of the last descent (300).
+        final_steps: u32,
+        /// Which points CMA-ES is told.
+        told: Told,
+        /// Standard deviation of the first generation.
+        sigma: f64,
+    },
+}
+
+/// Points told to CMA-ES by BasinCMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    /// The refined points (paper, legacy).
+    Refined,
+    /// The sampled points (master).
+    Sampled,
+}
+
+/// Adam on z and c.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Descent {
+    /// Learning rate of z (0.05).
+    pub lr_z: f64,
+    /// Learning rate of the class embedding (1e-4).
+    pub lr_c: f64,
+    /// z is clamped to [-limit, limit] (Equation 2: 2).
+    pub limit: f64,
+}
+
+impl Params {
+    /// The paper's method in the semantics of the authors' first code (branch `legacy`). The default.
+    pub fn paper() -> Params {
+        Params {
+            profile: "paper".into(),
+            loss: Loss { beta: 10.0, l1: L1Scale::ChannelSum, mask: MaskMode::UpsampleFeatures, background: 0.3 },
+            transform: Some(TransformSearch {
+                spatial: SpatialTransform::Isotropic,
+                colour: vec![ColourTransform::Brightness],
+                initial: InitialTransform::Authors,
+                align_corners: true,
+                generations: 30,
+                steps: 30,
+                sigma: 0.05,
+                population: None,
+                start: TransformStart::Mean,
+                fitness: Fitness::Minimum,
+                choice: TransformChoice::Mean,
+            }),
+            latent: LatentSearch::BasinCma {
+                generations: 30,
+                steps: 30,
+                final_steps: 300,
+                told: Told::Refined,
+                sigma: 1.0,
+            },
+            seeds: 18,
+            descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
+        }
+    }
+
+    /// The authors' second code (branch `master`): another method under the same name.
+    pub fn pix2latent() -> Params {
+        let paper = Params::paper();
+        Params {
+            profile: "pix2latent".into(),
+            loss: Loss { l1: L1Scale::ChannelMean, ..paper.loss },
+            transform: Some(TransformSearch {
+                spatial: SpatialTransform::Isotropic,
+                colour: vec![],
+                initial: InitialTransform::Authors,
+                align_corners: false,
+                generations: 50,
+                steps: 10,
+                sigma: 0.1,
+                population: None,
+                start: TransformStart::Best,
+                fitness: Fitness::Last,
+                choice: TransformChoice::Best,
+            }),
+            latent: LatentSearch::BasinCma {
+                generations: 30,
+                steps: 30,
+                final_steps: 300,
+                told: Told::Sampled,
+                sigma: 1.0,
+            },
+            seeds: 18,
+            descent: Descent { lr_c: 0.01, ..paper.descent },
+        }
+    }
+
+    /// The paper's method with a shorter schedule, for a first look.
+    pub fn fast() -> Params {
+        let paper = Params::paper();
+        Params {
+            profile: "fast".into(),
+            transform: paper.transform.map(|t| TransformSearch { generations: 20, steps: 10, ..t }),
+            latent: LatentSearch::BasinCma {
+                generations: 12,
+                steps: 15,
+                final_steps: 100,
+                told: Told::Refined,
+                sigma: 1.0,
+            },
+            ..paper
+        }
+    }
+
+    /// The profile of this name.
+    pub fn profile(name: &str) -> Option<Params> {
+        match name {
+            "paper" => Some(Params::paper()),
+            "pix2latent" => Some(Params::pix2latent()),
+            "fast" => Some(Params::fast()),
+            _ => None,
+        }
+    }
+
+    /// Names that `profile` knows.
+    pub const PROFILES: [&str; 3] = ["paper", "pix2latent", "fast"];
+
+    /// Reads and validates JSON.
+    pub fn from_json(json: &str) -> Result<Params, DecodeError> {
+        let params: Params = serde_json::from_str(json).map_err(|e| problem("json", e.to_string()))?;
+        params.validate()?;
+        Ok(params)
+    }
+
+    /// The one JSON form: fields in the order of declaration. Digests are taken over it.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("plain structs with string keys serialise")
+    }
+
+    /// Refuses values that make no sense.
+    pub fn validate(&self) -> Result<(), DecodeError> {
+        in_range("loss.beta", self.loss.beta, 0.0, 1e6)?;
+        in_range("loss.background", self.loss.background, 0.0, 1.0)?;
+        in_range("descent.lr_z", self.descent.lr_z, 0.0, 10.0)?;
+        in_range("descent.lr_c", self.descent.lr_c, 0.0, 10.0)?;
+        in_range("descent.limit", self.descent.limit, 1e-3, 1e3)?;
+        count("seeds", self.seeds, 1, 4096)?;
+        if let Some(t) = &self.transform {
+            in_range("transform.sigma", t.sigma, 1e-6, 10.0)?;
+            count("transform.generations", t.generations, 1, 100_000)?;
+            count("transform.steps", t.steps, 1, 100_000)?;
+            if let Some(population) = t.population {
+                count("transform.population", population, 2, 4096)?;
+            }
+            if t.spatial == SpatialTransform::None && t.colour.is_empty() {
+                return Err(problem("transform", "has neither a spatial nor a colour part: use null".into()));
+            }
+            for (i, colour) in t.colour.iter().enumerate() {
+                if t.colour[..i].contains(colour) {
+                    return Err(problem("transform.colour", format!("has {colour:?} twice")));
+                }
+            }
+        }
+        match &self.latent {
+            LatentSearch::Adam { steps } => count("latent.steps", *steps, 1, 1_000_000),
+            LatentSearch::Lbfgs { evaluations } => count("latent.evaluations", *evaluations, 1, 1_000_000),
+            LatentSearch::Cma { generations } => {
+                count("latent.generations", *generations, 1, 1_000_000)?;
+                count("seeds", self.seeds, 2, 4096)
+            }
+            LatentSearch::CmaAdam { generations, steps } => {
+                count("latent.generations", *generations, 1, 1_000_000)?;
+                count("latent.steps", *steps, 1, 1_000_000)?;
+                count("seeds", self.seeds, 2, 4096)
+            }
+            LatentSearch::BasinCma { generations, steps, final_steps, sigma, .. } => {
+                count("latent.generations", *generations, 1, 100_000)?;
+                count("latent.steps", *steps, 1, 100_000)?;
+                count("latent.final_steps", *final_steps, 1, 1_000_000)?;
+                in_range("latent.sigma", *sigma, 1e-6, 100.0)?;
+                count("seeds", self.seeds, 2, 4096)
+            }
+        }
+    }
+}
+
+fn problem(field: &'static str, problem: String) -> DecodeError {
+    DecodeError::Field { message: "params", field, problem }
+}
+
+fn in_range(field: &'static str, value: f64, low: f64, high: f64) -> Result<(), DecodeError> {
+    if (low..=high).contains(&value) { Ok(()) } else { Err(problem(field, format!("is {value}, not in {low} to {high}"))) }
+}
+
+fn count(field: &'static str, value: u32, low: u32, high: u32) -> Result<(), DecodeError> {
+    if (low..=high).contains(&value) { Ok(()) } else { Err(problem(field, format!("is {value}, not in {low} to {high}"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_is_valid_and_survives_json() {
+        for name in Params::PROFILES {
+            let params = Params::profile(name).expect("listed");
+            assert_eq!(Params::from_json(&params.to_json()).expect("valid"), params);
+            assert_eq!(params.profile, name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused() {
+        let json = Params::paper().to_json().replacen("\"seeds\"", "\"sedes\"", 1);
+        assert!(Params::from_json(&json).unwrap_err().to_string().contains("sedes"));
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        let params = Params { seeds: 0, ..Params::paper() };
+        assert_eq!(params.validate().unwrap_err().to_string(), "params: seeds is 0, not in 1 to 4096");
+        let mut params = Params::paper();
+        params.descent.lr_z = f64::NAN;
+        assert!(params.validate().is_err());
+    }
+}

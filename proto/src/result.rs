@@ -1,0 +1,142 @@
+//! The records that end a job: a result or a failure. JSON, since people read them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Box2d, ColourTransform, JobId, Params};
+
+/// `result.json`: the commit marker of a job. It exists if and only if all other objects of the job are in the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResultRecord {
+    /// Of this record: 1.
+    pub format: u32,
+    /// Id of the job.
+    pub job: JobId,
+    /// Key of the image in the data set.
+    pub image: String,
+    /// See `Job::identity`.
+    pub identity: String,
+    /// Index of the class.
+    pub class: u32,
+    /// Name of the class.
+    pub class_name: String,
+    /// Box of the object in pixels of the image.
+    pub bbox: Option<Box2d>,
+    /// The generator and perceptual network.
+    pub model: ModelRef,
+    /// What was computed.
+    pub params: Params,
+    /// Everything random followed from it.
+    pub seed: u64,
+    /// Version of basin.
+    pub version: String,
+    /// The transform that stage one found, if there was a stage one.
+    pub transform: Option<Transform>,
+    /// The answer: index into `seeds` of the smallest training loss (Algorithm 1, line 23).
+    pub best: usize,
+    /// All seeds.
+    pub seeds: Vec<SeedResult>,
+    /// Forward and backward passes of one lane.
+    pub lane_steps: u64,
+    /// Seconds of device work (shared by the images of a batch).
+    pub seconds: f64,
+}
+
+impl ResultRecord {
+    /// The best seed's numbers.
+    pub fn best_seed(&self) -> &SeedResult {
+        &self.seeds[self.best]
+    }
+}
+
+/// Which model made a result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// Name of the model folder.
+    pub name: String,
+    /// SHA-256 over its files.
+    pub digest: String,
+    /// Width and height of its images.
+    pub resolution: u32,
+}
+
+/// phi*: maps the image into the generator's frame. Output to input coordinates in [-1, 1]: `x_in = scale * x_out + shift`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transform {
+    /// (x, y); above 1 the object becomes smaller.
+    pub scale: [f64; 2],
+    /// (x, y) in half widths.
+    pub shift: [f64; 2],
+    /// Colour transforms and their parameters (1 or, for hue, 0 changes nothing).
+    pub colour: Vec<(ColourTransform, f64)>,
+}
+
+/// One seed at the end of the search. All distances but `loss` are of the inverted image inside the box, in [-1, 1]
+/// (method: the authors' Benchmark).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SeedResult {
+    /// Training loss: transformed target, weights 1 and background.
+    pub loss: f64,
+    /// The same loss of the inverted image inside the box.
+    pub inverted_loss: f64,
+    /// Sum over channels, mean over the box's pixels of the absolute difference.
+    pub l1: f64,
+    /// Sum over channels, mean over the box's pixels of the squared difference.
+    pub l2: f64,
+    /// LPIPS under the model's perceptual network, mean over the box's pixels.
+    pub lpips: f64,
+}
+
+/// `failure.json`: why an image has no result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Of this record: 1.
+    pub format: u32,
+    /// Id of the job, if there was one.
+    pub job: Option<JobId>,
+    /// Key of the image in the data set.
+    pub image: String,
+    /// Kind of the failure.
+    pub reason: FailureReason,
+    /// The whole chain of errors, for people.
+    pub message: String,
+    /// Class name, if known.
+    pub class_name: Option<String>,
+}
+
+/// Kinds of failures; what a person would group by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureReason {
+    /// The image's name cannot be a key.
+    BadName,
+    /// The data set lists the image but the store lacks it.
+    MissingImage,
+    /// The bytes are no image that can be read.
+    BadImage,
+    /// The box has no area inside the image.
+    BadBox,
+    /// The class is not one of the model's.
+    UnknownClass,
+    /// The data set's entry contradicts another one.
+    BadAnnotation,
+    /// The job is malformed.
+    BadJob,
+    /// The loss became infinite or undefined.
+    Diverged,
+}
+
+impl FailureReason {
+    /// The name used in JSON.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            FailureReason::BadName => "bad_name",
+            FailureReason::MissingImage => "missing_image",
+            FailureReason::BadImage => "bad_image",
+            FailureReason::BadBox => "bad_box",
+            FailureReason::UnknownClass => "unknown_class",
+            FailureReason::BadAnnotation => "bad_annotation",
+            FailureReason::BadJob => "bad_job",
+            FailureReason::Diverged => "diverged",
+        }
+    }
+}

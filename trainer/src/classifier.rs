@@ -1,0 +1,141 @@
+//! A small convolutional classifier. It predicts the class, and its feature maps serve as perceptual network.
+//!
+//! Five 3x3 convolutions with batch normalisation, which is folded into the convolutions at export: the exported network is
+//! `features.{i}.{weight,bias}` (convolution, ReLU, max-pooling, as in torchvision's AlexNet) and `classifier.{weight,bias}`.
+
+use anyhow::Result;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use tch::nn::{self, ModuleT, OptimizerConfig};
+use tch::{Kind, Tensor, no_grad};
+
+use crate::data::Split;
+
+/// Output channels of each convolution.
+pub const CHANNELS: [i64; 5] = [16, 48, 96, 96, 128];
+/// A 2x2 max-pooling follows these convolutions.
+pub const POOL_AFTER: [bool; 5] = [true, true, false, true, false];
+
+const LEARNING_RATE: f64 = 4e-3;
+const WEIGHT_DECAY: f64 = 5e-2;
+const BATCH: usize = 128;
+/// tch's default.
+const BN_EPS: f64 = 1e-5;
+const LABEL_SMOOTHING: f64 = 0.05;
+const DROPOUT: f64 = 0.4;
+
+/// The classifier under training.
+pub struct Classifier {
+    convs: Vec<(nn::Conv2D, nn::BatchNorm)>,
+    linear: nn::Linear,
+}
+
+impl Classifier {
+    /// Builds the network under `vs`.
+    pub fn new(vs: &nn::Path) -> Classifier {
+        let mut input = 3;
+        let convs = CHANNELS
+            .iter()
+            .enumerate()
+            .map(|(i, &output)| {
+                let config = nn::ConvConfig { padding: 1, bias: false, ..Default::default() };
+                let conv = nn::conv2d(vs / "conv" / i, input, output, 3, config);
+                input = output;
+                (conv, nn::batch_norm2d(vs / "bn" / i, output, Default::default()))
+            })
+            .collect();
+        let linear = nn::linear(vs / "classifier", input * 16, 10, Default::default());
+        Classifier { convs, linear }
+    }
+
+    /// `[n, 3, 32, 32]` -> logits `[n, 10]`.
+    pub fn forward(&self, images: &Tensor, train: bool) -> Tensor {
+        let mut x = images.shallow_clone();
+        for ((conv, bn), pool) in self.convs.iter().zip(POOL_AFTER) {
+            x = bn.forward_t(&x.apply(conv), train).relu();
+            if pool {
+                x = x.max_pool2d_default(2);
+            }
+        }
+        x.flatten(1, -1).dropout(DROPOUT, train).apply(&self.linear)
+    }
+
+    /// The exported tensors by name, batch normalisation folded.
+    pub fn export(&self) -> Vec<(String, Tensor)> {
+        let mut tensors = Vec::new();
+        let mut index = 0;
+        for ((conv, bn), pool) in self.convs.iter().zip(POOL_AFTER) {
+            let scale = bn.ws.as_ref().expect("affine") / (&bn.running_var + BN_EPS).sqrt();
+            let weight = &conv.ws * scale.view([-1, 1, 1, 1]);
+            let bias = bn.bs.as_ref().expect("affine") - &bn.running_mean * &scale;
+            tensors.push((format!("features.{index}.weight"), weight.detach()));
+            tensors.push((format!("features.{index}.bias"), bias.detach()));
+            index += if pool { 3 } else { 2 };
+        }
+        tensors.push(("classifier.weight".into(), self.linear.ws.detach()));
+        tensors.push(("classifier.bias".into(), self.linear.bs.as_ref().expect("bias").detach()));
+        tensors
+    }
+}
+
+/// Trains with a one-cycle learning rate, random flips and shifts. Returns the accuracy on `test`.
+pub fn train(vs: &nn::VarStore, net: &Classifier, train: &Split, test: &Split, epochs: u32, seed: u64) -> Result<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut optimizer = nn::adamw(0.9, 0.999, WEIGHT_DECAY).build(vs, LEARNING_RATE)?;
+    let steps_per_epoch = train.len() as usize / BATCH;
+    let total = epochs as usize * steps_per_epoch;
+    let mut order: Vec<i64> = (0..train.len()).collect();
+    let mut step = 0;
+    for epoch in 0..epochs {
+        order.shuffle(&mut rng);
+        let mut sum = 0.0;
+        for chunk in order.chunks_exact(BATCH) {
+            let progress = step as f64 / total as f64;
+            optimizer.set_lr(LEARNING_RATE * one_cycle(progress));
+            let (images, labels) = train.batch(&Tensor::from_slice(chunk));
+            let images = augment(&images, &mut rng);
+            let loss = net.forward(&images, true).cross_entropy_loss::<Tensor>(
+                &labels,
+                None,
+                tch::Reduction::Mean,
+                -100,
+                LABEL_SMOOTHING,
+            );
+            optimizer.backward_step(&loss);
+            sum += loss.double_value(&[]);
+            step += 1;
+        }
+        let accuracy = accuracy(|x| net.forward(x, false), test);
+        println!("classifier epoch {} loss {:.4} test accuracy {:.4}", epoch + 1, sum / steps_per_epoch as f64, accuracy);
+    }
+    Ok(accuracy(|x| net.forward(x, false), test))
+}
+
+/// Share of `split` that `logits` classifies correctly.
+pub fn accuracy(logits: impl Fn(&Tensor) -> Tensor, split: &Split) -> f64 {
+    no_grad(|| {
+        let mut right = 0;
+        for start in (0..split.len()).step_by(500) {
+            let index = Tensor::arange_start(start, (start + 500).min(split.len()), (Kind::Int64, tch::Device::Cpu));
+            let (images, labels) = split.batch(&index);
+            right += logits(&images).argmax(-1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
+        }
+        right as f64 / split.len() as f64
+    })
+}
+
+fn one_cycle(progress: f64) -> f64 {
+    const WARM_UP: f64 = 0.2;
+    if progress < WARM_UP { progress / WARM_UP } else { (1.0 - progress) / (1.0 - WARM_UP) }.max(1e-3)
+}
+
+/// Flips half the batch and shifts the whole batch by up to two pixels.
+fn augment(images: &Tensor, rng: &mut ChaCha8Rng) -> Tensor {
+    use rand::RngExt;
+    let n = images.size()[0];
+    let half = images.narrow(0, 0, n / 2).flip([3]);
+    let images = Tensor::cat(&[half, images.narrow(0, n / 2, n - n / 2)], 0);
+    let (dy, dx): (i64, i64) = (rng.random_range(-2..=2), rng.random_range(-2..=2));
+    images.roll([dy, dx], [2, 3])
+}

@@ -1,0 +1,162 @@
+//! Adversarial training: hinge loss, two discriminator steps for each generator step, an exponential moving average of the
+//! *folded* weights. (An average of u and v would spoil sigma and turn samples into blocks.)
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::data::{CLASSES, Split};
+use crate::discriminator::{Discriminator, GROUP, group_labels};
+use crate::generator::{Config, Folded, Generator};
+use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
+
+const GROUPS: usize = 12;
+const BATCH: i64 = GROUPS as i64 * GROUP;
+const DISCRIMINATOR_STEPS: u32 = 2;
+const LR_GENERATOR: f64 = 4e-4;
+const LR_DISCRIMINATOR: f64 = 6e-4;
+const ADAM: Adam = Adam { beta1: 0.0, beta2: 0.99, eps: 1e-8 };
+const EMA_DECAY: f64 = 0.998;
+/// The learning rate falls linearly to zero over this last share of the steps.
+const DECAY_SHARE: f64 = 0.4;
+const SAVE_EVERY: u64 = 250;
+
+/// The averaged generator: tensors by checkpoint name.
+pub type Average = Vec<(String, Tensor)>;
+
+/// Trains for `steps` generator steps, going on from `state` if it exists. Returns the averaged weights.
+pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path, monitor: impl Fn(&Average)) -> Result<()> {
+    tch::manual_seed(seed as i64);
+    let mut vars_g = Vars::default();
+    let mut vars_d = Vars::default();
+    let mut generator = Generator::new(&mut vars_g, config);
+    let mut discriminator = Discriminator::new(&mut vars_d, config.num_classes);
+    let mut average: Average = Vec::new();
+    let mut first = 0;
+    if state.exists() {
+        let tensors = read_safetensors(state)?;
+        vars_g.restore("g", &tensors)?;
+        vars_d.restore("d", &tensors)?;
+        average = averaged(&tensors);
+        first = tensors.get("step").context("the training state lacks step")?.int64_value(&[0]) as u64;
+        println!("gan: going on from step {first}");
+    }
+    // A resumed run draws other numbers than an undisturbed one, but the same ones each time.
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ first);
+    tch::manual_seed((seed ^ first) as i64);
+    let by_class = data.by_class();
+    let started = Instant::now();
+    let (mut sum_d, mut sum_g) = (0.0, 0.0);
+
+    for step in first..steps {
+        let progress = step as f64 / steps as f64;
+        let rate = ((1.0 - progress) / DECAY_SHARE).min(1.0) * (step as f64 / 100.0).min(1.0);
+
+        for _ in 0..DISCRIMINATOR_STEPS {
+            let (real, real_labels) = real_batch(data, &by_class, &mut rng);
+            let (z, labels) = latent_batch(config, &mut rng);
+            let fake = no_grad(|| generator.forward(&z, &labels).0);
+            discriminator.iterate();
+            let weights = discriminator.fold();
+            let scores = weights.forward(&Tensor::cat(&[real, fake], 0), &Tensor::cat(&[real_labels, labels], 0));
+            let loss = (-scores.narrow(0, 0, BATCH) + 1.0).relu().mean(Kind::Float)
+                + (scores.narrow(0, BATCH, BATCH) + 1.0).relu().mean(Kind::Float);
+            let gradients = Tensor::run_backward(&[&loss], &vars_d.parameters(), false, false);
+            vars_d.adam_step(&gradients, LR_DISCRIMINATOR * rate, ADAM);
+            sum_d += loss.double_value(&[]);
+        }
+
+        let (z, labels) = latent_batch(config, &mut rng);
+        for spectral in generator.spectral_mut() {
+            spectral.iterate(1);
+        }
+        let (fake, folded) = generator.forward(&z, &labels);
+        let weights = no_grad(|| discriminator.fold());
+        let loss = -weights.forward(&fake, &labels).mean(Kind::Float);
+        let gradients = Tensor::run_backward(&[&loss], &vars_g.parameters(), false, false);
+        update_average(&mut average, &vars_g, folded, step);
+        vars_g.adam_step(&gradients, LR_GENERATOR * rate, ADAM);
+        sum_g += loss.double_value(&[]);
+
+        let done = step + 1;
+        if done % 50 == 0 {
+            let each = started.elapsed().as_secs_f64() / (done - first) as f64;
+            println!(
+                "gan step {done}/{steps} d {:.3} g {:.3} {:.3} s/step, {:.0} min left",
+                sum_d / 50.0 / f64::from(DISCRIMINATOR_STEPS),
+                sum_g / 50.0,
+                each,
+                each * (steps - done) as f64 / 60.0
+            );
+            (sum_d, sum_g) = (0.0, 0.0);
+        }
+        if done % SAVE_EVERY == 0 || done == steps {
+            let mut tensors = vars_g.state("g");
+            tensors.extend(vars_d.state("d"));
+            tensors.extend(average.iter().map(|(n, t)| (format!("average.{n}"), t.shallow_clone())));
+            tensors.push(("step".into(), Tensor::from(done as i64).view([1])));
+            write_safetensors(state, &tensors)?;
+            monitor(&average);
+        }
+    }
+    Ok(())
+}
+
+/// The averaged weights in a training state.
+pub fn read_average(state: &PathBuf) -> Result<Average> {
+    Ok(averaged(&read_safetensors(state)?))
+}
+
+fn averaged(tensors: &std::collections::HashMap<String, Tensor>) -> Average {
+    tensors
+        .iter()
+        .filter_map(|(n, t)| n.strip_prefix("average.").map(|n| (n.to_owned(), t.shallow_clone())))
+        .collect()
+}
+
+/// The averaged generator, its u and v recovered by power iteration.
+pub fn averaged_generator(config: &Config, average: &Average) -> Result<(Vars, Generator)> {
+    let mut vars = Vars::default();
+    let mut generator = Generator::new(&mut vars, config);
+    vars.assign(average)?;
+    for spectral in generator.spectral_mut() {
+        spectral.iterate(100);
+    }
+    Ok((vars, generator))
+}
+
+fn update_average(average: &mut Average, vars: &Vars, folded: Folded, step: u64) {
+    no_grad(|| {
+        let plain = vars.parameters_named().filter(|(n, _)| !n.ends_with("weight_orig"));
+        let now = folded.0.into_iter().map(|(n, t)| (n, t.detach())).chain(plain.map(|(n, t)| (n.to_owned(), t.detach())));
+        if average.is_empty() {
+            *average = now.map(|(n, t)| (n, t.copy())).collect();
+            return;
+        }
+        let decay = EMA_DECAY.min((1.0 + step as f64) / (10.0 + step as f64));
+        let mut by_name: std::collections::HashMap<String, Tensor> = now.collect();
+        for (name, mean) in average.iter_mut() {
+            let value = by_name.remove(name).expect("the parameters have the same names at each step");
+            let _ = mean.lerp_(&value, 1.0 - decay);
+        }
+    });
+}
+
+fn latent_batch(config: &Config, rng: &mut ChaCha8Rng) -> (Tensor, Tensor) {
+    let groups: Vec<i64> = (0..GROUPS).map(|_| rng.random_range(0..config.num_classes)).collect();
+    (Tensor::randn([BATCH, config.z_dim], (Kind::Float, Device::Cpu)), group_labels(&groups))
+}
+
+fn real_batch(data: &Split, by_class: &[Vec<i64>], rng: &mut ChaCha8Rng) -> (Tensor, Tensor) {
+    let index: Vec<i64> = (0..GROUPS)
+        .flat_map(|_| {
+            let class = rng.random_range(0..CLASSES.len());
+            (0..GROUP).map(|_| by_class[class][rng.random_range(0..by_class[class].len())]).collect::<Vec<_>>()
+        })
+        .collect();
+    data.batch(&Tensor::from_slice(&index))
+}

@@ -1,0 +1,350 @@
+//! BigGAN-deep for training: spectral norm with power iteration, batch statistics, parameter names of pytorch-pretrained-BigGAN.
+//!
+//! `projector::nn::biggan_deep` is the same network for inference, with everything folded.
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::vars::Vars;
+
+/// `config.json` of pytorch-pretrained-BigGAN.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Config {
+    /// Width and height of the images.
+    pub output_dim: i64,
+    /// Length of z.
+    pub z_dim: i64,
+    /// Length of the class embedding.
+    pub class_embed_dim: i64,
+    /// Channels of the last layer.
+    pub channel_width: i64,
+    /// Number of classes.
+    pub num_classes: i64,
+    /// (up-sample, channels in, channels out), channels in units of `channel_width`.
+    pub layers: Vec<(bool, i64, i64)>,
+    /// The attention block stands before this layer.
+    pub attention_layer_position: usize,
+    /// Of the spectral norm and of batch normalisation.
+    pub eps: f64,
+    /// Rows of the batch-norm statistics, one for each truncation step.
+    pub n_stats: i64,
+}
+
+impl Config {
+    /// The bundled 32x32 generator.
+    pub fn fashion32() -> Config {
+        Config {
+            output_dim: 32,
+            z_dim: 64,
+            class_embed_dim: 64,
+            channel_width: 16,
+            num_classes: 10,
+            layers: vec![
+                (false, 16, 16),
+                (true, 16, 8),
+                (false, 8, 8),
+                (true, 8, 4),
+                (false, 4, 4),
+                (true, 4, 2),
+                (false, 2, 1),
+            ],
+            attention_layer_position: 4,
+            eps: 1e-4,
+            n_stats: 51,
+        }
+    }
+}
+
+/// Batch-norm input statistics in layer order: (name, mean, variance).
+pub type Statistics = Vec<(String, Tensor, Tensor)>;
+
+/// A weight under spectral norm: `W = W_orig / sigma`, sigma from the vectors u and v, which power iteration keeps up to date.
+pub struct Spectral {
+    name: String,
+    orig: Tensor,
+    bias: Option<Tensor>,
+    u: Tensor,
+    v: Tensor,
+}
+
+impl Spectral {
+    /// A weight of `shape` (output channels first), orthogonal at the start.
+    pub fn new(vars: &mut Vars, name: &str, shape: &[i64], bias: bool) -> Spectral {
+        let orig = vars.parameter(&format!("{name}.weight_orig"), orthogonal(shape));
+        let columns = shape[1..].iter().product::<i64>();
+        let mut spectral = Spectral {
+            name: name.to_owned(),
+            orig,
+            bias: bias.then(|| vars.parameter(&format!("{name}.bias"), Tensor::zeros(&shape[..1], FLOAT))),
+            u: vars.buffer(&format!("{name}.weight_u"), unit(&Tensor::randn(&shape[..1], FLOAT))),
+            v: vars.buffer(&format!("{name}.weight_v"), unit(&Tensor::randn([columns], FLOAT))),
+        };
+        spectral.iterate(10);
+        spectral
+    }
+
+    fn matrix(&self) -> Tensor {
+        self.orig.reshape([self.orig.size()[0], -1])
+    }
+
+    /// Power iterations on u and v.
+    pub fn iterate(&mut self, times: u32) {
+        no_grad(|| {
+            let w = self.matrix();
+            for _ in 0..times {
+                self.v.copy_(&unit(&w.tr().mv(&self.u)));
+                self.u.copy_(&unit(&w.mv(&self.v)));
+            }
+        });
+    }
+
+    /// `W_orig / sigma`, differentiable.
+    pub fn weight(&self) -> Tensor {
+        let sigma = self.u.dot(&self.matrix().mv(&self.v));
+        &self.orig / sigma
+    }
+
+    /// Convolution with `weight`, padded to keep the size.
+    pub fn conv(&self, x: &Tensor, weight: &Tensor) -> Tensor {
+        let pad = weight.size()[2] / 2;
+        x.conv2d(weight, self.bias.as_ref(), [1, 1], [pad, pad], [1, 1], 1)
+    }
+
+    /// Bias, if there is one.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}
+
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn unit(x: &Tensor) -> Tensor {
+    x / x.norm().clamp_min(1e-12)
+}
+
+fn orthogonal(shape: &[i64]) -> Tensor {
+    let columns = shape[1..].iter().product::<i64>();
+    let tall = shape[0] >= columns;
+    let g = Tensor::randn(if tall { [shape[0], columns] } else { [columns, shape[0]] }, FLOAT);
+    let (q, _) = Tensor::linalg_qr(&g, "reduced");
+    if tall { q } else { q.tr() }.contiguous().view(shape)
+}
+
+/// How batch normalisation gets its statistics.
+enum Norm<'a> {
+    /// From the batch.
+    Batch,
+    /// From the batch, and noted down.
+    Collect(&'a mut Statistics),
+}
+
+struct ConditionalNorm {
+    name: String,
+    scale: Spectral,
+    offset: Spectral,
+}
+
+impl ConditionalNorm {
+    fn new(vars: &mut Vars, name: String, channels: i64, cond: i64) -> ConditionalNorm {
+        ConditionalNorm {
+            scale: Spectral::new(vars, &format!("{name}.scale"), &[channels, cond], false),
+            offset: Spectral::new(vars, &format!("{name}.offset"), &[channels, cond], false),
+            name,
+        }
+    }
+
+    fn forward(&self, x: &Tensor, cond: &Tensor, weights: &mut Folded, norm: &mut Norm, eps: f64) -> Tensor {
+        let scale = cond.matmul(&weights.of(&self.scale).tr()) + 1.0;
+        let offset = cond.matmul(&weights.of(&self.offset).tr());
+        let normal = normalise(x, &self.name, norm, eps);
+        offset.unsqueeze(-1).unsqueeze(-1).addcmul(&normal, &scale.unsqueeze(-1).unsqueeze(-1))
+    }
+}
+
+fn normalise(x: &Tensor, name: &str, norm: &mut Norm, eps: f64) -> Tensor {
+    if let Norm::Collect(statistics) = norm {
+        let dims: &[i64] = &[0, 2, 3];
+        statistics.push((name.to_owned(), x.mean_dim(dims, false, None), x.var_dim(dims, false, false)));
+    }
+    x.batch_norm::<Tensor>(None, None, None, None, true, 0.0, eps, false)
+}
+
+/// Weights divided by their spectral norm, by layer name; computed once per forward pass, kept for the average.
+#[derive(Default)]
+pub struct Folded(pub Vec<(String, Tensor)>);
+
+impl Folded {
+    fn of(&mut self, spectral: &Spectral) -> Tensor {
+        let weight = spectral.weight();
+        self.0.push((format!("{}.weight_orig", spectral.name), weight.shallow_clone()));
+        weight
+    }
+}
+
+struct Block {
+    up: bool,
+    input: i64,
+    output: i64,
+    norms: [ConditionalNorm; 4],
+    convs: [Spectral; 4],
+}
+
+impl Block {
+    fn new(vars: &mut Vars, name: &str, input: i64, output: i64, cond: i64, up: bool) -> Block {
+        let mid = input / 4;
+        Block {
+            up,
+            input,
+            output,
+            norms: [(0, input), (1, mid), (2, mid), (3, mid)]
+                .map(|(j, channels)| ConditionalNorm::new(vars, format!("{name}.bn_{j}"), channels, cond)),
+            convs: [(0, mid, input, 1), (1, mid, mid, 3), (2, mid, mid, 3), (3, output, mid, 1)]
+                .map(|(j, o, i, k)| Spectral::new(vars, &format!("{name}.conv_{j}"), &[o, i, k, k], true)),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, cond: &Tensor, weights: &mut Folded, norm: &mut Norm, eps: f64) -> Tensor {
+        let mut h = x.shallow_clone();
+        for (j, (bn, conv)) in self.norms.iter().zip(&self.convs).enumerate() {
+            h = bn.forward(&h, cond, weights, norm, eps).relu();
+            if j == 1 && self.up {
+                h = upsample(&h);
+            }
+            h = conv.conv(&h, &weights.of(conv));
+        }
+        let skip = if self.input == self.output { x.shallow_clone() } else { x.narrow(1, 0, self.input / 2) };
+        h + if self.up { upsample(&skip) } else { skip }
+    }
+}
+
+fn upsample(x: &Tensor) -> Tensor {
+    let size = x.size();
+    x.upsample_nearest2d([size[2] * 2, size[3] * 2], None, None)
+}
+
+struct Attention {
+    theta: Spectral,
+    phi: Spectral,
+    g: Spectral,
+    o: Spectral,
+    gamma: Tensor,
+}
+
+impl Attention {
+    fn new(vars: &mut Vars, name: &str, channels: i64) -> Attention {
+        let mut conv = |part: &str, o: i64, i: i64| {
+            Spectral::new(vars, &format!("{name}.snconv1x1_{part}"), &[o, i, 1, 1], false)
+        };
+        Attention {
+            theta: conv("theta", channels / 8, channels),
+            phi: conv("phi", channels / 8, channels),
+            g: conv("g", channels / 2, channels),
+            o: conv("o_conv", channels, channels / 2),
+            gamma: vars.parameter(&format!("{name}.gamma"), Tensor::zeros([1], FLOAT)),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, weights: &mut Folded) -> Tensor {
+        let (n, c, h, w) = x.size4().expect("four dimensions");
+        let theta = self.theta.conv(x, &weights.of(&self.theta)).view([n, c / 8, h * w]);
+        let phi = self.phi.conv(x, &weights.of(&self.phi)).max_pool2d_default(2).view([n, c / 8, h * w / 4]);
+        let g = self.g.conv(x, &weights.of(&self.g)).max_pool2d_default(2).view([n, c / 2, h * w / 4]);
+        let attention = theta.transpose(1, 2).bmm(&phi).softmax(-1, None);
+        let o = g.bmm(&attention.transpose(1, 2)).view([n, c / 2, h, w]);
+        x + self.o.conv(&o, &weights.of(&self.o)) * &self.gamma
+    }
+}
+
+enum Layer {
+    Block(Box<Block>),
+    Attention(Attention),
+}
+
+/// The generator under training.
+pub struct Generator {
+    config: Config,
+    embeddings: Tensor,
+    gen_z: Spectral,
+    layers: Vec<Layer>,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    to_rgb: Spectral,
+}
+
+impl Generator {
+    /// Builds the network into `vars`.
+    pub fn new(vars: &mut Vars, config: &Config) -> Generator {
+        let ch = config.channel_width;
+        let cond = config.z_dim + config.class_embed_dim;
+        let embeddings = vars.parameter(
+            "embeddings.weight",
+            Tensor::randn([config.class_embed_dim, config.num_classes], FLOAT) * 0.5,
+        );
+        let gen_z = Spectral::new(vars, "generator.gen_z", &[16 * 16 * ch, cond], true);
+        let mut layers = Vec::new();
+        for (i, &(up, input, output)) in config.layers.iter().enumerate() {
+            if i == config.attention_layer_position {
+                let name = format!("generator.layers.{}", layers.len());
+                layers.push(Layer::Attention(Attention::new(vars, &name, ch * input)));
+            }
+            let name = format!("generator.layers.{}", layers.len());
+            layers.push(Layer::Block(Box::new(Block::new(vars, &name, ch * input, ch * output, cond, up))));
+        }
+        Generator {
+            embeddings,
+            gen_z,
+            layers,
+            bn_weight: vars.parameter("generator.bn.weight", Tensor::ones([ch], FLOAT)),
+            bn_bias: vars.parameter("generator.bn.bias", Tensor::zeros([ch], FLOAT)),
+            to_rgb: Spectral::new(vars, "generator.conv_to_rgb", &[ch, ch, 3, 3], true),
+            config: config.clone(),
+        }
+    }
+
+    /// The spectral weights, in no particular order.
+    pub fn spectral_mut(&mut self) -> Vec<&mut Spectral> {
+        let mut all = vec![&mut self.gen_z, &mut self.to_rgb];
+        for layer in &mut self.layers {
+            match layer {
+                Layer::Block(block) => {
+                    let block = &mut **block;
+                    all.extend(block.convs.iter_mut());
+                    all.extend(block.norms.iter_mut().flat_map(|n| [&mut n.scale, &mut n.offset]));
+                }
+                Layer::Attention(a) => all.extend([&mut a.theta, &mut a.phi, &mut a.g, &mut a.o]),
+            }
+        }
+        all
+    }
+
+    /// z `[n, z_dim]`, labels `[n]` -> images `[n, 3, s, s]` in [-1, 1] and the folded weights that made them.
+    pub fn forward(&self, z: &Tensor, labels: &Tensor) -> (Tensor, Folded) {
+        self.run(z, labels, &mut Norm::Batch)
+    }
+
+    /// Like `forward`; also the batch statistics of every normalisation.
+    pub fn statistics(&self, z: &Tensor, labels: &Tensor) -> Statistics {
+        let mut statistics = Vec::new();
+        no_grad(|| self.run(z, labels, &mut Norm::Collect(&mut statistics)));
+        statistics
+    }
+
+    fn run(&self, z: &Tensor, labels: &Tensor, norm: &mut Norm) -> (Tensor, Folded) {
+        let mut weights = Folded::default();
+        let eps = self.config.eps;
+        let c = self.embeddings.tr().index_select(0, labels);
+        let cond = Tensor::cat(&[z, &c], 1);
+        let h = cond.linear(&weights.of(&self.gen_z), self.gen_z.bias());
+        let mut x = h.view([-1, 4, 4, 16 * self.config.channel_width]).permute([0, 3, 1, 2]).contiguous();
+        for layer in &self.layers {
+            x = match layer {
+                Layer::Block(block) => block.forward(&x, &cond, &mut weights, norm, eps),
+                Layer::Attention(attention) => attention.forward(&x, &mut weights),
+            };
+        }
+        let x = normalise(&x, "generator.bn", norm, eps);
+        let x = (x * self.bn_weight.view([1, -1, 1, 1]) + self.bn_bias.view([1, -1, 1, 1])).relu();
+        // Only the first three output channels are used, as upstream; sigma is that of all of them.
+        let x = self.to_rgb.conv(&x, &weights.of(&self.to_rgb)).narrow(1, 0, 3).tanh();
+        (x, weights)
+    }
+}

@@ -1,0 +1,100 @@
+//! Trains the bundled model: a small class-conditional BigGAN-deep and its classifier, on Fashion-MNIST.
+//!
+//! `make models` runs the three steps one after the other. Each writes its state under `--work` and goes on from there.
+
+mod classifier;
+mod data;
+mod discriminator;
+mod gan;
+mod generator;
+mod vars;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use tch::{Device, Kind, Tensor, nn, no_grad};
+
+use crate::classifier::Classifier;
+use crate::data::{CLASSES, Split};
+use crate::generator::Config;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Args {
+    /// Folder of the IDX files.
+    #[arg(long, default_value = "/usr/share/datasets/fashion-mnist")]
+    data: PathBuf,
+    /// Folder of the training states.
+    #[arg(long, default_value = "target/training")]
+    work: PathBuf,
+    /// Threads that libtorch uses.
+    #[arg(long, default_value_t = 2)]
+    threads: i32,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Trains the classifier.
+    Classifier {
+        #[arg(long, default_value_t = 12)]
+        epochs: u32,
+    },
+    /// Trains the generator.
+    Gan {
+        #[arg(long, default_value_t = 8000)]
+        steps: u64,
+    },
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    tch::set_num_threads(args.threads);
+    std::fs::create_dir_all(&args.work).with_context(|| format!("cannot create {}", args.work.display()))?;
+    let classifier_path = args.work.join("classifier.safetensors");
+    match args.command {
+        Command::Classifier { epochs } => {
+            tch::manual_seed(args.seed as i64);
+            let vs = nn::VarStore::new(Device::Cpu);
+            let net = Classifier::new(&vs.root());
+            let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
+            let accuracy = classifier::train(&vs, &net, &train, &test, epochs, args.seed)?;
+            vs.save(&classifier_path)?;
+            println!("classifier: test accuracy {accuracy:.4}");
+        }
+        Command::Gan { steps } => {
+            let mut vs = nn::VarStore::new(Device::Cpu);
+            let net = Classifier::new(&vs.root());
+            vs.load(&classifier_path).context("train the classifier first")?;
+            let data = Split::train(&args.data)?;
+            let config = Config::fashion32();
+            let real = class_variance(&test_images(&data), 200);
+            gan::train(&config, &data, steps, args.seed, &args.work.join("gan.safetensors"), |average| {
+                let (_vars, generator) = gan::averaged_generator(&config, average).expect("same shapes");
+                let labels = Tensor::arange(10, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(50, 0, None);
+                let z = Tensor::randn([500, config.z_dim], (Kind::Float, Device::Cpu)).fmod(2.0);
+                let images = no_grad(|| generator.forward(&z, &labels).0);
+                let hit = no_grad(|| net.forward(&images, false)).argmax(-1, false).eq_tensor(&labels);
+                let hit = hit.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+                println!("  intended class {hit:.3}, variance {:.3} of the real", class_variance(&images, 50) / real);
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Real images, 200 of each class, in class order.
+fn test_images(data: &Split) -> Tensor {
+    let index: Vec<i64> = data.by_class().iter().flat_map(|c| c[..200].to_vec()).collect();
+    data.batch(&Tensor::from_slice(&index)).0
+}
+
+/// Mean over classes and pixels of the variance within a class; images `[classes * per_class, 3, h, w]` in class order.
+fn class_variance(images: &Tensor, per_class: i64) -> f64 {
+    let grouped = images.reshape([CLASSES.len() as i64, per_class, -1]);
+    grouped.var_dim(&[1i64][..], true, false).mean(Kind::Float).double_value(&[])
+}
