@@ -3,13 +3,17 @@
 //! Plain data. Decoding validates; a value that exists is a value that makes sense. No torch, no tokio, no I/O.
 
 mod event;
+mod history;
 mod job;
 pub mod keys;
+mod model;
 mod params;
 mod result;
 
 pub use event::{Event, What};
+pub use history::History;
 pub use job::{Box2d, Job, JobId};
+pub use model::{GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest, hex_sha256};
 pub use params::{
     ColourTransform, Descent, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params,
     SpatialTransform, Told, TransformChoice, TransformSearch, TransformStart,

@@ -338,7 +338,7 @@ impl Params {
             count("transform.generations", t.generations, 1, 100_000)?;
             count("transform.steps", t.steps, 1, 100_000)?;
             if let Some(population) = t.population {
-                count("transform.population", population, 2, 4096)?;
+                count("transform.population", population, 3, 4096)?;
             }
             if t.spatial == SpatialTransform::None && t.colour.is_empty() {
                 return Err(problem("transform", "has neither a spatial nor a colour part: use null".into()));
@@ -354,19 +354,19 @@ impl Params {
             LatentSearch::Lbfgs { evaluations } => count("latent.evaluations", *evaluations, 1, 1_000_000),
             LatentSearch::Cma { generations } => {
                 count("latent.generations", *generations, 1, 1_000_000)?;
-                count("seeds", self.seeds, 2, 4096)
+                count("seeds", self.seeds, 3, 4096)
             }
             LatentSearch::CmaAdam { generations, steps } => {
                 count("latent.generations", *generations, 1, 1_000_000)?;
                 count("latent.steps", *steps, 1, 1_000_000)?;
-                count("seeds", self.seeds, 2, 4096)
+                count("seeds", self.seeds, 3, 4096)
             }
             LatentSearch::BasinCma { generations, steps, final_steps, sigma, .. } => {
                 count("latent.generations", *generations, 1, 100_000)?;
                 count("latent.steps", *steps, 1, 100_000)?;
                 count("latent.final_steps", *final_steps, 1, 1_000_000)?;
                 in_range("latent.sigma", *sigma, 1e-6, 100.0)?;
-                count("seeds", self.seeds, 2, 4096)
+                count("seeds", self.seeds, 3, 4096)
             }
         }
     }

@@ -1,1 +1,331 @@
-//! To come.
+//! Objects by key.
+//!
+//! A [`Store`] is a clonable handle to a directory or to a bucket, with a prefix, opened from a URL; which of them it is
+//! changes nothing for the caller. The back-ends are private, one file each (`directory.rs`, `s3.rs`).
+//!
+//! What every back-end keeps:
+//! * An object is seen whole or not at all, and what `put` returned for is there after a crash.
+//! * [`Store::put_new`] creates a key once, whoever races for it.
+//! * No key, prefix or link leads out of the store.
+//!
+//! Limits: objects are read and written whole, in memory. In a directory a key cannot be both an object and the first
+//! part of another (`a` and `a/b`); several processes of one machine may share it, but nobody may rearrange its links
+//! while it is in use.
+
+mod directory;
+mod error;
+mod key;
+#[cfg(feature = "s3")]
+mod s3;
+mod url;
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+
+use directory::Directory;
+pub use error::{Error, ErrorKind};
+use error::{Failure, Result as BackendResult};
+
+/// Handle to a store; clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    backend: Backend,
+    /// The URL without prefix and options, and without '/' at its end.
+    base: String,
+    /// Empty, or ends with '/'.
+    prefix: String,
+    /// Options of the URL with the '?' before them, or empty.
+    options: String,
+}
+
+#[derive(Clone, Debug)]
+enum Backend {
+    Directory(Directory),
+    #[cfg(feature = "s3")]
+    S3(s3::S3),
+}
+
+/// Whether [`Store::put_new`] wrote the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum PutNew {
+    /// The object is the one given.
+    Created,
+    /// An object was there before, and stays as it was.
+    Exists,
+}
+
+/// An object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Object {
+    /// Name, to be given to [`Store::get`].
+    pub key: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Changes when the content changes: the ETag, or in a directory size and time of modification.
+    pub identity: String,
+}
+
+impl Store {
+    /// Opens the store at `url`, without touching it yet. One of
+    /// * `/data/x`, `./out`, `file:///data/x`: a directory, created by the first write (in the `file:` form `%XX` stands
+    ///   for a byte);
+    /// * `s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=eu-west-1`: a bucket, with credentials from the usual
+    ///   chain (environment, profile, web identity, machine).
+    ///
+    /// Options of a bucket, all of which may be left out: `endpoint`; `region`; `path_style=true|false`, true where an
+    /// endpoint is given and false elsewhere; `anonymous=true` to send no credentials; `checksums=when_required` for
+    /// servers that know no others than S3 requires.
+    pub async fn open(url: &str) -> Result<Store, Error> {
+        let failed = |failure: Failure| failure.into_error("open the store", url::without_secrets(url));
+        match url::parse(url).map_err(failed)? {
+            url::Location::Directory(root) => {
+                let base = url::of_path(&root);
+                let backend = Backend::Directory(Directory::new(root));
+                Ok(Store {
+                    backend,
+                    base,
+                    prefix: String::new(),
+                    options: String::new(),
+                })
+            }
+            #[cfg(feature = "s3")]
+            url::Location::Bucket {
+                bucket,
+                prefix,
+                options,
+            } => Ok(Store {
+                base: format!("s3://{bucket}"),
+                prefix,
+                options: options.to_query(),
+                backend: Backend::S3(s3::S3::new(bucket, options).await.map_err(failed)?),
+            }),
+        }
+    }
+
+    /// The same store, seen from `prefix` on: keys are relative to it.
+    pub fn with_prefix(&self, prefix: &str) -> Result<Store, Error> {
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        let full = self.full_key("open the prefix", prefix)?;
+        Ok(Store {
+            prefix: format!("{full}/"),
+            ..self.clone()
+        })
+    }
+
+    /// What to show to people, and what `open` accepts. Never holds credentials.
+    pub fn url(&self) -> String {
+        format!("{}{}", self.object_url("").trim_end_matches('/'), self.options)
+    }
+
+    /// Where the object would be in the file system, if this store is a directory.
+    pub fn local_path(&self, key: &str) -> Option<PathBuf> {
+        let full = self.full_key("locate", key).ok()?;
+        match &self.backend {
+            Backend::Directory(directory) => Some(directory.path(&full)),
+            #[cfg(feature = "s3")]
+            Backend::S3(_) => None,
+        }
+    }
+
+    /// Reads an object.
+    pub async fn get(&self, key: &str) -> Result<Bytes, Error> {
+        self.get_limited(key, u64::MAX).await
+    }
+
+    /// Reads an object of at most `max_bytes`; a larger one is an error of kind [`ErrorKind::TooLarge`] and is not read.
+    pub async fn get_limited(&self, key: &str, max_bytes: u64) -> Result<Bytes, Error> {
+        let doing = "read";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.get(full, max_bytes).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.get(&full, max_bytes).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Writes an object, in the place of any before it.
+    pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        let doing = "write";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.put(full, bytes.into()).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.put(&full, bytes.into()).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Writes an object unless the key is taken: of all who race for a key, one is told [`PutNew::Created`].
+    ///
+    /// `Exists` may be told to the winner too, when the answer to a first request was lost and the request repeated: who
+    /// must know reads the object and compares.
+    pub async fn put_new(&self, key: &str, bytes: impl Into<Bytes>) -> Result<PutNew, Error> {
+        let doing = "create";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.put_new(full, bytes.into()).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.put_new(&full, bytes.into()).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Whether there is an object.
+    pub async fn exists(&self, key: &str) -> Result<bool, Error> {
+        let doing = "look for";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.exists(full).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.exists(&full).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Deletes an object; it is no error if there is none.
+    pub async fn delete(&self, key: &str) -> Result<(), Error> {
+        let doing = "delete";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.delete(full).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.delete(&full).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Lists the objects whose keys start with `prefix` (which may end within a name), sorted by key (its bytes).
+    ///
+    /// A bucket or directory that is not there is an error; a prefix that no object has is not.
+    pub fn list(&self, prefix: &str) -> Result<Lister, Error> {
+        key::check_prefix(prefix).map_err(|f| f.into_error("list", self.object_url(prefix)))?;
+        let full = format!("{}{prefix}", self.prefix);
+        let walk = match &self.backend {
+            Backend::Directory(directory) => Walk::Directory(directory.walk(full)),
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => Walk::S3(bucket.walk(full)),
+        };
+        Ok(Lister {
+            store: self.clone(),
+            prefix: prefix.to_owned(),
+            walk,
+            page_size: MAX_PAGE,
+            skipped: 0,
+        })
+    }
+
+    /// Writes and removes a small object, so that a store that cannot be written is found before the work and not after.
+    /// Creates the directory if there is none.
+    pub async fn check_writable(&self) -> Result<(), Error> {
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.check_writable(self.prefix.clone()).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.check_writable(&self.prefix).await,
+        };
+        self.explain("write to", "", result)
+    }
+
+    fn full_key(&self, doing: &'static str, key: &str) -> Result<String, Error> {
+        let full = format!("{}{key}", self.prefix);
+        match key::check(key).and_then(|()| key::check(&full)) {
+            Ok(()) => Ok(full),
+            Err(failure) => Err(failure.into_error(doing, self.object_url(key))),
+        }
+    }
+
+    fn object_url(&self, key: &str) -> String {
+        format!("{}/{}{key}", self.base, self.prefix)
+    }
+
+    fn explain<T>(&self, doing: &'static str, key: &str, result: BackendResult<T>) -> Result<T, Error> {
+        result.map_err(|failure| failure.into_error(doing, self.object_url(key)))
+    }
+}
+
+/// Most objects in a page; what S3 gives at a time.
+const MAX_PAGE: usize = 1000;
+
+/// Lists objects page by page. Made by [`Store::list`].
+#[derive(Debug)]
+pub struct Lister {
+    store: Store,
+    prefix: String,
+    walk: Walk,
+    page_size: usize,
+    skipped: usize,
+}
+
+#[derive(Debug)]
+enum Walk {
+    Directory(directory::Walk),
+    #[cfg(feature = "s3")]
+    S3(s3::Walk),
+}
+
+/// What a back-end found next.
+struct Page {
+    /// With full keys.
+    objects: Vec<Object>,
+    /// Things that are no objects of ours.
+    skipped: usize,
+    last: bool,
+}
+
+impl Lister {
+    /// Gives pages of at most `objects`, instead of 1000.
+    pub fn with_page_size(self, objects: usize) -> Lister {
+        Lister {
+            page_size: objects.clamp(1, MAX_PAGE),
+            ..self
+        }
+    }
+
+    /// The next page, never an empty one; `None` after the last. Do not go on after an error.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<Object>>, Error> {
+        loop {
+            let page = match &mut self.walk {
+                Walk::Directory(walk) => walk.page(self.page_size).await,
+                #[cfg(feature = "s3")]
+                Walk::S3(walk) => walk.page(self.page_size).await,
+            };
+            let Page { objects, skipped, last } = self.store.explain("list", &self.prefix, page)?;
+            let found = objects.len();
+            let objects: Vec<Object> = objects.into_iter().filter_map(|o| self.as_ours(o)).collect();
+            self.skipped += skipped + found - objects.len();
+            if !objects.is_empty() {
+                return Ok(Some(objects));
+            }
+            if last {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// `object` with its key relative to the store, if it is a key.
+    fn as_ours(&self, object: Object) -> Option<Object> {
+        let key = object.key.strip_prefix(&self.store.prefix)?;
+        key::check(key).ok()?;
+        Some(Object {
+            key: key.to_owned(),
+            ..object
+        })
+    }
+
+    /// All objects at once.
+    pub async fn all(mut self) -> Result<Vec<Object>, Error> {
+        let mut all = Vec::new();
+        while let Some(page) = self.next_page().await? {
+            all.extend(page);
+        }
+        Ok(all)
+    }
+
+    /// How many things were passed over so far because they cannot be objects: names that are no keys, links to
+    /// directories or out of the store, devices.
+    pub fn skipped(&self) -> usize {
+        self.skipped
+    }
+}

@@ -5,8 +5,10 @@
 mod classifier;
 mod data;
 mod discriminator;
+mod export;
 mod gan;
 mod generator;
+mod samples;
 mod vars;
 
 use std::path::PathBuf;
@@ -49,6 +51,18 @@ enum Command {
         #[arg(long, default_value_t = 8000)]
         steps: u64,
     },
+    /// Writes the model folder and measures it.
+    Export {
+        /// Where to.
+        #[arg(long, default_value = "models/fashion32")]
+        out: PathBuf,
+    },
+    /// Writes the sample data set.
+    Samples {
+        /// Where to.
+        #[arg(long, default_value = "samples")]
+        out: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
@@ -83,6 +97,18 @@ fn main() -> Result<()> {
                 println!("  intended class {hit:.3}, variance {:.3} of the real", class_variance(&images, 50) / real);
             })?;
         }
+        Command::Export { out } => {
+            tch::manual_seed(args.seed as i64);
+            let mut vs = nn::VarStore::new(Device::Cpu);
+            let net = Classifier::new(&vs.root());
+            vs.load(&classifier_path).context("train the classifier first")?;
+            let (average, steps) = gan::read_average(&args.work.join("gan.safetensors"))?;
+            let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
+            let how = format!("{} Generator steps: {steps}. Seed {}. `make models` repeats it.", gan::HOW, args.seed);
+            let measured = export::export(&Config::fashion32(), &average, &net, (&train, &test), &out, &how)?;
+            println!("{}", serde_json::to_string_pretty(&measured)?);
+        }
+        Command::Samples { out } => samples::write(&Split::test(&args.data)?, &out, args.seed)?,
     }
     Ok(())
 }

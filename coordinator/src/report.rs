@@ -1,0 +1,585 @@
+//! `report.html`: a run as one page for a person. Pure: records and pictures in, HTML out.
+//!
+//! The file loads nothing: style, script and pictures are inside, and a content security policy forbids the rest, so that a
+//! name that slipped through the escaping still could not run. It reads without JavaScript; the script only sorts and filters.
+//! Names and messages come from strangers: every text goes through [`Text`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Display, Write};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use proto::{ColourTransform, Failure, History, ResultRecord};
+use sha2::{Digest, Sha256};
+
+use crate::summary::{ClassSummary, Metric, Spread, Summary};
+
+mod chart;
+mod picture;
+
+use picture::Album;
+
+const STYLE: &str = include_str!("report/report.css");
+const SCRIPT: &str = include_str!("report/report.js");
+
+/// Images with the largest loss that the report shows.
+pub const WORST: usize = 200;
+/// Images with the smallest loss that the report shows.
+pub const BEST: usize = 50;
+/// Failures that the report lists.
+const FAILURES: usize = 200;
+/// Characters of a failure's message that the report shows.
+const MESSAGE_CHARACTERS: usize = 2000;
+
+/// What the report shows of one image, as the store has it. What is missing is left blank.
+#[derive(Clone, Debug, Default)]
+pub struct Pictures {
+    /// PNG: the image in the generator's size.
+    pub target: Option<Vec<u8>>,
+    /// PNG: the target under the transform that was found.
+    pub transformed: Option<Vec<u8>>,
+    /// PNG: the best projection.
+    pub generated: Option<Vec<u8>>,
+    /// PNG: the same, back in the target's frame.
+    pub inverted: Option<Vec<u8>>,
+    /// Loss curves.
+    pub history: Option<History>,
+}
+
+/// The results that the report shows, the largest loss first: all of them, or the [`WORST`] and the [`BEST`] of a large run.
+/// The caller reads the pictures of these.
+pub fn shown(results: &[ResultRecord]) -> Vec<&ResultRecord> {
+    let mut shown: Vec<&ResultRecord> = results.iter().collect();
+    // Without a finite loss something is wrong: first.
+    let loss = |r: &ResultRecord| Metric::Loss.best_seed(r).unwrap_or(f64::INFINITY);
+    shown.sort_by(|a, b| loss(b).total_cmp(&loss(a)).then_with(|| a.image.cmp(&b.image)));
+    if shown.len() > WORST + BEST {
+        shown.drain(WORST..shown.len() - BEST);
+    }
+    shown
+}
+
+/// The page. `pictures` by name of the image.
+pub fn report_html(
+    summary: &Summary,
+    results: &[ResultRecord],
+    failures: &[Failure],
+    pictures: &HashMap<String, Pictures>,
+) -> String {
+    let mut page = String::new();
+    write_page(&mut page, summary, results, failures, pictures).expect("a String takes every write");
+    page
+}
+
+fn write_page(
+    page: &mut String,
+    summary: &Summary,
+    results: &[ResultRecord],
+    failures: &[Failure],
+    pictures: &HashMap<String, Pictures>,
+) -> fmt::Result {
+    let name = Text(&summary.run.name);
+    write!(
+        page,
+        r#"<!doctype html>
+<html lang="en" class="static">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{name} · basin</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+"#,
+        style = csp_hash(STYLE),
+        script = csp_hash(SCRIPT),
+    )?;
+    write_header(page, summary)?;
+    write_tiles(page, summary)?;
+    page.push_str("<div class=\"pair\">\n");
+    write_classes(page, &summary.classes)?;
+    write_errors(page, summary)?;
+    page.push_str("</div>\n");
+    write_failures(page, summary, failures)?;
+    write_images(page, results, pictures)?;
+    writeln!(page, "</main>\n<script>{SCRIPT}</script>\n</body>\n</html>")
+}
+
+fn write_header(page: &mut String, summary: &Summary) -> fmt::Result {
+    let run = &summary.run;
+    let digest: String = run.model.digest.chars().take(12).collect();
+    let params = serde_json::to_string_pretty(&run.params).expect("plain structs with string keys serialise");
+    write!(
+        page,
+        r#"<header>
+<p class="kicker">basin · projection report</p>
+<h1>{name}</h1>
+<dl class="provenance">
+<div><dt>Model</dt><dd>{model} <span class="quiet">{resolution} × {resolution}, <code title="{full}">{digest}</code></span></dd></div>
+<div><dt>Data set</dt><dd>{dataset}</dd></div>
+<div><dt>Profile</dt><dd>{profile}, {seeds} seeds per image</dd></div>
+<div><dt>Version</dt><dd>basin {version}</dd></div>
+</dl>
+<details><summary>All parameters</summary><pre tabindex="0">{params}</pre></details>
+</header>
+"#,
+        name = Text(&run.name),
+        model = Text(&run.model.name),
+        resolution = run.model.resolution,
+        full = Text(&run.model.digest),
+        digest = Text(&digest),
+        dataset = Text(&run.dataset),
+        profile = Text(&run.params.profile),
+        seeds = run.params.seeds,
+        version = Text(&run.version),
+        params = Lines(&params),
+    )
+}
+
+fn write_tiles(page: &mut String, summary: &Summary) -> fmt::Result {
+    let images = summary.images;
+    let spread = |metric: Metric| summary.overall.get(&metric).map_or(Spread::over([]), |m| m.best_seed);
+    let (lpips, l1, loss) = (spread(Metric::Lpips), spread(Metric::L1), spread(Metric::Loss));
+    let share = match images.total {
+        0 => "no images".into(),
+        total => format!("{:.1} % of all", 100.0 * images.failed as f64 / total as f64),
+    };
+    let tiles = [
+        ("Projected", Count(images.succeeded).to_string(), format!("of {}", Counted(images.total, "image"))),
+        ("Failed", Count(images.failed).to_string(), share),
+        ("Mean LPIPS", Real(lpips.mean).to_string(), PlusMinus(lpips).to_string()),
+        ("Mean L1", Real(l1.mean).to_string(), PlusMinus(l1).to_string()),
+        ("Median loss", Real(loss.median).to_string(), format!("mean {}", Real(loss.mean))),
+        ("Device time", Duration(summary.seconds).to_string(), Counted(summary.lane_steps, "lane-step").to_string()),
+    ];
+    page.push_str("<dl class=\"tiles\">\n");
+    for (label, value, note) in tiles {
+        let alarm = if label == "Failed" && images.failed > 0 { " class=\"alarm\"" } else { "" };
+        writeln!(
+            page,
+            "<div{alarm}><dt>{label}</dt><dd class=\"value\">{value}</dd><dd class=\"note\">{note}</dd></div>"
+        )?;
+    }
+    page.push_str("</dl>\n");
+    Ok(())
+}
+
+fn write_classes(page: &mut String, classes: &[ClassSummary]) -> fmt::Result {
+    if classes.is_empty() {
+        return Ok(());
+    }
+    let mut sorted: Vec<&ClassSummary> = classes.iter().collect();
+    let lpips = |c: &ClassSummary| c.error.get(&Metric::Lpips).map_or(Spread::over([]), |s| *s);
+    let mean = |c: &ClassSummary| lpips(c).mean.unwrap_or(f64::INFINITY);
+    sorted.sort_by(|a, b| mean(b).total_cmp(&mean(a)).then_with(|| a.class.cmp(&b.class)));
+    page.push_str(
+        "<section id=\"classes\" aria-labelledby=\"classes-title\">\n<h2 id=\"classes-title\">Error by class</h2>\n\
+         <p class=\"lead\">Mean LPIPS of the best seed with its standard error, hardest class first.</p>\n",
+    );
+    let bars: Vec<chart::Bar> =
+        sorted.iter().map(|c| chart::Bar { name: &c.name, images: c.images, spread: lpips(c) }).collect();
+    chart::write_bars(page, &bars)?;
+    page.push_str(
+        "<details><summary>The same as a table</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Error by class\">\
+         <table class=\"numbers\">\n<thead><tr><th scope=\"col\">Class</th><th scope=\"col\">Images</th>",
+    );
+    for metric in CLASS_METRICS {
+        write!(page, "<th scope=\"col\">{}</th><th scope=\"col\">±</th>", label(metric))?;
+    }
+    page.push_str("</tr></thead>\n<tbody>\n");
+    for class in sorted {
+        write!(page, "<tr><th scope=\"row\"><bdi>{}</bdi></th><td>{}</td>", Text(&class.name), Count(class.images))?;
+        for metric in CLASS_METRICS {
+            let spread = class.error.get(&metric).map_or(Spread::over([]), |s| *s);
+            write!(page, "<td>{}</td><td class=\"quiet\">{}</td>", Real(spread.mean), Real(spread.standard_error))?;
+        }
+        page.push_str("</tr>\n");
+    }
+    page.push_str("</tbody></table></div></details>\n</section>\n");
+    Ok(())
+}
+
+const CLASS_METRICS: [Metric; 4] = [Metric::Lpips, Metric::L1, Metric::L2, Metric::Loss];
+
+/// As the paper's Table 1: the average and the best of the seeds, and here the answer before both.
+fn write_errors(page: &mut String, summary: &Summary) -> fmt::Result {
+    write!(
+        page,
+        "<section id=\"errors\" aria-labelledby=\"errors-title\">\n<h2 id=\"errors-title\">Error over all images</h2>\n\
+         <p class=\"lead\">Mean over the images of one number per image, made of its {}.</p>\n\
+         <table class=\"numbers\">\n<thead><tr><td></td><th scope=\"col\">Best seed</th><th scope=\"col\" class=\"quiet\">±</th>\
+         <th scope=\"col\">Median</th><th scope=\"col\">Average of seeds</th><th scope=\"col\">Best of seeds</th></tr></thead>\n<tbody>\n",
+        Counted(u64::from(summary.run.params.seeds), "seed"),
+    )?;
+    for (metric, error) in &summary.overall {
+        writeln!(
+            page,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td class=\"quiet\">{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            label(*metric),
+            Real(error.best_seed.mean),
+            Real(error.best_seed.standard_error),
+            Real(error.best_seed.median),
+            Real(error.seeds_mean.mean),
+            Real(error.seeds_min.mean),
+        )?;
+    }
+    page.push_str(
+        "</tbody></table>\n<p class=\"remark\">The best seed is the one with the smallest loss, and the answer; its column has the \
+         standard error and the median beside it. Best of seeds is the minimum of each metric on its own. Loss is measured on the \
+         transformed target, all other numbers after inverting the transform, inside the object’s box. Lower is better.</p>\n</section>\n",
+    );
+    Ok(())
+}
+
+fn write_failures(page: &mut String, summary: &Summary, failures: &[Failure]) -> fmt::Result {
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let mut sorted: Vec<&Failure> = failures.iter().collect();
+    sorted.sort_by(|a, b| a.reason.cmp(&b.reason).then_with(|| a.image.cmp(&b.image)));
+    page.push_str(
+        "<section id=\"failures\" aria-labelledby=\"failures-title\">\n<h2 id=\"failures-title\">Failures</h2>\n",
+    );
+    let reasons: Vec<String> =
+        summary.failures.iter().map(|(reason, n)| format!("{} {}", Count(*n), spoken(reason.as_str()))).collect();
+    writeln!(
+        page,
+        "<p class=\"lead\">No projection for {}: {}.</p>",
+        Counted(failures.len() as u64, "image"),
+        reasons.join(", ")
+    )?;
+    if sorted.len() > FAILURES {
+        writeln!(
+            page,
+            "<p class=\"remark\">The first {FAILURES} are listed; all are in <code>results.csv</code>.</p>"
+        )?;
+    }
+    let open = if sorted.len() <= 10 { " open" } else { "" };
+    writeln!(page, "<details{open}><summary>Images and reasons</summary>\n<ul class=\"failures\">")?;
+    for failure in sorted.into_iter().take(FAILURES) {
+        let name = if failure.image.is_empty() { "(no name)" } else { &failure.image };
+        writeln!(
+            page,
+            "<li><p><bdi class=\"name\">{}</bdi> <span class=\"tag\">{}</span></p><p class=\"message\"><bdi>{}</bdi></p></li>",
+            Text(name),
+            spoken(failure.reason.as_str()),
+            Lines(&clipped(&failure.message, MESSAGE_CHARACTERS)),
+        )?;
+    }
+    page.push_str("</ul></details>\n</section>\n");
+    Ok(())
+}
+
+fn write_images(page: &mut String, results: &[ResultRecord], pictures: &HashMap<String, Pictures>) -> fmt::Result {
+    if results.is_empty() {
+        return Ok(());
+    }
+    let rows = shown(results);
+    page.push_str("<section id=\"images\" aria-labelledby=\"images-title\">\n<h2 id=\"images-title\">Images</h2>\n");
+    page.push_str("<p class=\"lead\">Each with its best seed, the largest loss first. The curve is the final descent of every seed.</p>\n");
+    if rows.len() < results.len() {
+        writeln!(
+            page,
+            "<p class=\"remark\">This run has {} results. The report shows the {WORST} with the largest and the {BEST} with the \
+             smallest loss; <code>results.parquet</code> and <code>results.csv</code> have all.</p>",
+            Count(results.len() as u64),
+        )?;
+    }
+    write_controls(page, &rows)?;
+    page.push_str("<table class=\"images\" role=\"table\" aria-labelledby=\"images-title\">\n<thead role=\"rowgroup\"><tr role=\"row\">");
+    for (key, name) in [("name", "Image"), ("class", "Class")] {
+        write_sort(page, key, name)?;
+    }
+    for name in ["Target", "Transformed", "Projection", "Inverted", "Loss curve"] {
+        write!(page, "<th scope=\"col\" role=\"columnheader\" class=\"plain\">{name}</th>")?;
+    }
+    for (key, name) in [("loss", "Loss"), ("l1", "L1"), ("lpips", "LPIPS")] {
+        write_sort(page, key, name)?;
+    }
+    page.push_str("<th scope=\"col\" role=\"columnheader\" class=\"plain\">Transform</th></tr></thead>\n<tbody role=\"rowgroup\">\n");
+    let mut album = Album::default();
+    let none = Pictures::default();
+    for record in rows {
+        write_row(page, record, pictures.get(&record.image).unwrap_or(&none), &mut album)?;
+    }
+    page.push_str("</tbody></table>\n<p class=\"empty\" hidden>No image matches.</p>\n");
+    if album.left_out > 0 {
+        writeln!(
+            page,
+            "<p class=\"remark\">{} left out to keep this file small.</p>",
+            Counted(album.left_out, "picture")
+        )?;
+    }
+    page.push_str("</section>\n");
+    Ok(())
+}
+
+fn write_controls(page: &mut String, rows: &[&ResultRecord]) -> fmt::Result {
+    let mut classes: BTreeMap<&str, u64> = BTreeMap::new();
+    for record in rows {
+        *classes.entry(&record.class_name).or_insert(0) += 1;
+    }
+    page.push_str(
+        "<div class=\"controls\"><label>Find <input type=\"search\" id=\"find\" placeholder=\"name or class\" autocomplete=\"off\"></label>\
+         <label>Class <select id=\"class\"><option value=\"\">all</option>",
+    );
+    for (name, n) in classes {
+        write!(page, "<option value=\"{0}\">{0} ({n})</option>", Text(name))?;
+    }
+    writeln!(page, "</select></label><p id=\"count\" role=\"status\">{}</p></div>", Counted(rows.len() as u64, "image"),)
+}
+
+/// A column header that is a button.
+fn write_sort(page: &mut String, key: &str, name: &str) -> fmt::Result {
+    let sorted = if key == "loss" { "descending" } else { "none" };
+    write!(
+        page,
+        "<th scope=\"col\" role=\"columnheader\" data-key=\"{key}\" aria-sort=\"{sorted}\"><button type=\"button\">{name}</button></th>"
+    )
+}
+
+fn write_row(page: &mut String, record: &ResultRecord, pictures: &Pictures, album: &mut Album) -> fmt::Result {
+    let [loss, l1, lpips] = [Metric::Loss, Metric::L1, Metric::Lpips].map(|m| m.best_seed(record));
+    // JavaScript's Number("") is 0; "Infinity" keeps what has no number beside the worst.
+    let sortable = |value: Option<f64>| value.map_or("Infinity".into(), |v| v.to_string());
+    write!(
+        page,
+        "<tr role=\"row\" data-name=\"{0}\" data-class=\"{1}\" data-loss=\"{2}\" data-l1=\"{3}\" data-lpips=\"{4}\">\
+         <th scope=\"row\" role=\"rowheader\" class=\"name\"><bdi>{0}</bdi></th><td role=\"cell\" class=\"class\"><bdi>{1}</bdi></td>",
+        Text(&record.image),
+        Text(&record.class_name),
+        sortable(loss),
+        sortable(l1),
+        sortable(lpips),
+    )?;
+    for (name, png) in [
+        ("Target", &pictures.target),
+        ("Transformed", &pictures.transformed),
+        ("Projection", &pictures.generated),
+        ("Inverted", &pictures.inverted),
+    ] {
+        write!(page, "<td role=\"cell\" class=\"picture\"><figure>")?;
+        match png.as_deref().and_then(|png| album.embed(png)) {
+            Some(picture) => write!(
+                page,
+                "<img{} width=\"96\" height=\"96\" loading=\"lazy\" decoding=\"async\" alt=\"{name}\" src=\"{}\">",
+                if picture.scaled { "" } else { " class=\"pixels\"" },
+                picture.url,
+            )?,
+            None => page.push_str("<div class=\"missing\" title=\"no picture\"></div>"),
+        }
+        write!(page, "<figcaption aria-hidden=\"true\">{name}</figcaption></figure></td>")?;
+    }
+    page.push_str("<td role=\"cell\" class=\"curve\">");
+    if let Some(history) = &pictures.history {
+        chart::write_curves(page, history, record.best)?;
+    }
+    page.push_str("</td>");
+    for (name, value) in [("Loss", loss), ("L1", l1), ("LPIPS", lpips)] {
+        write!(page, "<td role=\"cell\" class=\"number\" data-label=\"{name}\">{}</td>", Real(value))?;
+    }
+    page.push_str("<td role=\"cell\" class=\"transform\">");
+    match &record.transform {
+        None => page.push_str("<span class=\"quiet\">none</span>"),
+        Some(t) => {
+            page.push_str("<dl>");
+            let pair = |v: [f64; 2]| format!("{}, {}", Signless(v[0]), Signless(v[1]));
+            let scale = if t.scale[0] == t.scale[1] { Signless(t.scale[0]).to_string() } else { pair(t.scale) };
+            write!(
+                page,
+                "<div><dt>scale</dt><dd>{scale}</dd></div><div><dt>shift</dt><dd>{}</dd></div>",
+                pair(t.shift)
+            )?;
+            for (colour, value) in &t.colour {
+                write!(page, "<div><dt>{}</dt><dd>{}</dd></div>", colour_name(*colour), Signless(*value))?;
+            }
+            page.push_str("</dl>");
+        }
+    }
+    page.push_str("</td></tr>\n");
+    Ok(())
+}
+
+fn label(metric: Metric) -> &'static str {
+    match metric {
+        Metric::Loss => "Loss",
+        Metric::InvertedLoss => "Inverted loss",
+        Metric::L1 => "L1",
+        Metric::L2 => "L2",
+        Metric::Lpips => "LPIPS",
+    }
+}
+
+fn colour_name(colour: ColourTransform) -> &'static str {
+    match colour {
+        ColourTransform::Brightness => "brightness",
+        ColourTransform::Contrast => "contrast",
+        ColourTransform::Saturation => "saturation",
+        ColourTransform::Hue => "hue",
+        ColourTransform::Gamma => "gamma",
+    }
+}
+
+fn spoken(reason: &str) -> String {
+    reason.replace('_', " ")
+}
+
+fn clipped(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn csp_hash(text: &str) -> String {
+    format!("sha256-{}", BASE64.encode(Sha256::digest(text.as_bytes())))
+}
+
+/// A stranger's text, safe between tags and in a quoted attribute. Control characters, and those that turn the direction of
+/// the text around them, are written as Rust would.
+struct Text<'a>(&'a str);
+
+impl Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                '\'' => f.write_str("&#39;")?,
+                '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                    write!(f, "{}", c.escape_unicode())?
+                }
+                c if c.is_control() => write!(f, "{}", c.escape_default())?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A stranger's text of several lines.
+struct Lines<'a>(&'a str);
+
+impl Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, line) in self.0.lines().enumerate() {
+            write!(f, "{}{}", if i > 0 { "\n" } else { "" }, Text(line))?;
+        }
+        Ok(())
+    }
+}
+
+/// Three decimals, or a dash.
+struct Real(Option<f64>);
+
+impl Display for Real {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(value) if value.is_finite() => write!(f, "{}", Minus(format!("{value:.3}"))),
+            _ => f.write_str("–"),
+        }
+    }
+}
+
+/// Two decimals, and no sign before a zero.
+struct Signless(f64);
+
+impl Display for Signless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:.2}", self.0);
+        write!(f, "{}", if text == "-0.00" { Minus("0.00".into()) } else { Minus(text) })
+    }
+}
+
+/// A number with a minus sign as wide as its digits.
+struct Minus(String);
+
+impl Display for Minus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.replace('-', "−"))
+    }
+}
+
+/// The standard error of a mean.
+struct PlusMinus(Spread);
+
+impl Display for PlusMinus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.standard_error {
+            Some(error) => write!(f, "± {} std. error", Real(Some(error))),
+            None => f.write_str("no standard error"),
+        }
+    }
+}
+
+/// Digits in groups of three.
+struct Count(u64);
+
+impl Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.to_string();
+        for (i, digit) in digits.chars().enumerate() {
+            if i > 0 && (digits.len() - i) % 3 == 0 {
+                f.write_char(',')?;
+            }
+            f.write_char(digit)?;
+        }
+        Ok(())
+    }
+}
+
+/// So many of something.
+struct Counted(u64, &'static str);
+
+impl Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}{}", Count(self.0), self.1, if self.0 == 1 { "" } else { "s" })
+    }
+}
+
+/// Seconds as a person says them.
+struct Duration(f64);
+
+impl Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.round() as u64;
+        match seconds {
+            0..60 => write!(f, "{:.1} s", self.0),
+            60..3600 => write!(f, "{} min {:02} s", seconds / 60, seconds % 60),
+            _ => write!(f, "{} h {:02} min", Count(seconds / 3600), seconds % 3600 / 60),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_can_neither_leave_its_place_nor_turn_the_line() {
+        assert_eq!(Text("<a href='x'>&\"").to_string(), "&lt;a href=&#39;x&#39;&gt;&amp;&quot;");
+        assert_eq!(Text("a\0\u{1b}[2J\u{202e}gnp.exe ümlaut").to_string(), "a\\u{0}\\u{1b}[2J\\u{202e}gnp.exe ümlaut");
+        assert_eq!([Text("a\n<b>").to_string(), Lines("a\n<b>\r\n").to_string()], ["a\\n&lt;b&gt;", "a\n&lt;b&gt;"]);
+    }
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!(
+            [Count(0), Count(999), Count(1000), Count(1234567)].map(|c| c.to_string()),
+            ["0", "999", "1,000", "1,234,567"]
+        );
+        assert_eq!(
+            [Duration(1.25), Duration(61.0), Duration(7260.0)].map(|d| d.to_string()),
+            ["1.2 s", "1 min 01 s", "2 h 01 min"]
+        );
+        assert_eq!([Real(None), Real(Some(f64::NAN)), Real(Some(-0.5))].map(|r| r.to_string()), ["–", "–", "−0.500"]);
+        assert_eq!([Signless(-0.001), Signless(-0.25)].map(|s| s.to_string()), ["0.00", "−0.25"]);
+    }
+}

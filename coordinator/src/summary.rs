@@ -1,0 +1,358 @@
+//! The numbers of a run: `summary.json`. Pure.
+//!
+//! The paper's tables say "average of 18 seeds" and "best of 18 seeds" and leave open whether the best is one seed or
+//! one seed per metric, so a [`MetricSummary`] has all three. Only finite numbers count; where there is none, the value is `null`.
+
+use std::collections::BTreeMap;
+
+use proto::{Failure, FailureReason, ModelRef, Params, ResultRecord, SeedResult};
+use serde::{Deserialize, Serialize};
+
+/// What a run is; the caller knows it. The data set's URL is shown to people, so it holds no credentials.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Name of the run.
+    pub name: String,
+    /// URL of the data set.
+    pub dataset: String,
+    /// The generator and perceptual network.
+    pub model: ModelRef,
+    /// What was computed.
+    pub params: Params,
+    /// Version of basin.
+    pub version: String,
+}
+
+/// `summary.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Of this file: 1.
+    pub format: u32,
+    /// What the run is.
+    pub run: RunInfo,
+    /// How many images have which end.
+    pub images: Counts,
+    /// Failures by reason; reasons that did not occur are absent.
+    pub failures: BTreeMap<FailureReason, u64>,
+    /// Over all images that succeeded.
+    pub overall: BTreeMap<Metric, MetricSummary>,
+    /// Over the images of each class, by index of the class (Figure 9).
+    pub classes: Vec<ClassSummary>,
+    /// Forward and backward passes of one lane, over all images.
+    pub lane_steps: u64,
+    /// Seconds of device work: the sum of `ResultRecord::seconds`.
+    pub seconds: f64,
+}
+
+/// Images of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// With a result or a failure.
+    pub total: u64,
+    /// With a result.
+    pub succeeded: u64,
+    /// With a failure.
+    pub failed: u64,
+}
+
+/// One metric of many images, three ways to make one number of an image's seeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricSummary {
+    /// Of the seed with the smallest training loss: the answer.
+    pub best_seed: Spread,
+    /// Mean over the seeds ("average of 18").
+    pub seeds_mean: Spread,
+    /// Minimum over the seeds, for each metric its own ("best of 18").
+    pub seeds_min: Spread,
+}
+
+/// One number per image, over images.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// `null` without images.
+    pub mean: Option<f64>,
+    /// Of the mean: sample deviation / sqrt(n). `null` with fewer than two images.
+    pub standard_error: Option<f64>,
+    /// `null` without images.
+    pub median: Option<f64>,
+}
+
+/// The images of one class, each with the numbers of its best seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassSummary {
+    /// Index of the class.
+    pub class: u32,
+    /// Name of the class.
+    pub name: String,
+    /// Images that succeeded.
+    pub images: u64,
+    /// Over these images.
+    pub error: BTreeMap<Metric, Spread>,
+}
+
+/// A number of a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// `SeedResult::loss`.
+    Loss,
+    /// `SeedResult::inverted_loss`.
+    InvertedLoss,
+    /// `SeedResult::l1`.
+    L1,
+    /// `SeedResult::l2`.
+    L2,
+    /// `SeedResult::lpips`.
+    Lpips,
+}
+
+impl Metric {
+    /// All metrics, in the order of the outputs.
+    pub const ALL: [Metric; 5] = [Metric::Loss, Metric::InvertedLoss, Metric::L1, Metric::L2, Metric::Lpips];
+
+    /// The name used in JSON and in columns.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Metric::Loss => "loss",
+            Metric::InvertedLoss => "inverted_loss",
+            Metric::L1 => "l1",
+            Metric::L2 => "l2",
+            Metric::Lpips => "lpips",
+        }
+    }
+
+    /// The number of a seed, if it is finite.
+    pub fn of(self, seed: &SeedResult) -> Option<f64> {
+        let value = match self {
+            Metric::Loss => seed.loss,
+            Metric::InvertedLoss => seed.inverted_loss,
+            Metric::L1 => seed.l1,
+            Metric::L2 => seed.l2,
+            Metric::Lpips => seed.lpips,
+        };
+        value.is_finite().then_some(value)
+    }
+
+    /// The number of the best seed.
+    pub fn best_seed(self, record: &ResultRecord) -> Option<f64> {
+        record.seeds.get(record.best).and_then(|s| self.of(s))
+    }
+
+    /// Mean over the seeds.
+    pub fn seeds_mean(self, record: &ResultRecord) -> Option<f64> {
+        mean(&record.seeds.iter().filter_map(|s| self.of(s)).collect::<Vec<_>>())
+    }
+
+    /// Minimum over the seeds.
+    pub fn seeds_min(self, record: &ResultRecord) -> Option<f64> {
+        record.seeds.iter().filter_map(|s| self.of(s)).min_by(f64::total_cmp)
+    }
+}
+
+impl Spread {
+    /// Over `values`, one per image.
+    pub fn over(values: impl IntoIterator<Item = f64>) -> Spread {
+        let mut values: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
+        values.sort_by(f64::total_cmp);
+        let n = values.len();
+        let mean = mean(&values);
+        let standard_error = mean.filter(|_| n > 1).map(|mean| {
+            let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+            (squares / (n - 1) as f64 / n as f64).sqrt()
+        });
+        let median = (n > 0).then(|| (values[(n - 1) / 2] + values[n / 2]) / 2.0);
+        Spread { mean, standard_error, median }
+    }
+}
+
+impl Summary {
+    /// Over everything that ended. The order of `results` and `failures` changes nothing.
+    pub fn new(run: RunInfo, results: &[ResultRecord], failures: &[Failure]) -> Summary {
+        let (succeeded, failed) = (results.len() as u64, failures.len() as u64);
+        let mut reasons = BTreeMap::new();
+        for failure in failures {
+            *reasons.entry(failure.reason).or_insert(0) += 1;
+        }
+        let mut classes: BTreeMap<(u32, &str), Vec<&ResultRecord>> = BTreeMap::new();
+        for record in results {
+            classes.entry((record.class, &record.class_name)).or_default().push(record);
+        }
+        Summary {
+            format: 1,
+            run,
+            images: Counts { total: succeeded + failed, succeeded, failed },
+            failures: reasons,
+            overall: Metric::ALL.into_iter().map(|metric| (metric, MetricSummary::over(metric, results))).collect(),
+            classes: classes
+                .into_iter()
+                .map(|((class, name), records)| ClassSummary {
+                    class,
+                    name: name.to_owned(),
+                    images: records.len() as u64,
+                    error: Metric::ALL
+                        .into_iter()
+                        .map(|metric| (metric, Spread::over(records.iter().filter_map(|r| metric.best_seed(r)))))
+                        .collect(),
+                })
+                .collect(),
+            lane_steps: results.iter().map(|r| r.lane_steps).sum(),
+            seconds: sorted_sum(results.iter().map(|r| r.seconds)),
+        }
+    }
+
+    /// The bytes of `summary.json`.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("plain structs with string keys serialise");
+        json.push(b'\n');
+        json
+    }
+}
+
+impl MetricSummary {
+    fn over(metric: Metric, results: &[ResultRecord]) -> MetricSummary {
+        MetricSummary {
+            best_seed: Spread::over(results.iter().filter_map(|r| metric.best_seed(r))),
+            seeds_mean: Spread::over(results.iter().filter_map(|r| metric.seeds_mean(r))),
+            seeds_min: Spread::over(results.iter().filter_map(|r| metric.seeds_min(r))),
+        }
+    }
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    mean.is_finite().then_some(mean)
+}
+
+/// Floating-point sums depend on the order; a summary must not.
+fn sorted_sum(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.filter(|v| v.is_finite()).collect();
+    values.sort_by(f64::total_cmp);
+    values.iter().sum()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub fn seed(loss: f64, l1: f64, lpips: f64) -> SeedResult {
+        SeedResult { loss, inverted_loss: 2.0 * loss, l1, l2: l1 / 2.0, lpips }
+    }
+
+    pub fn record(image: &str, class: u32, class_name: &str, best: usize, seeds: Vec<SeedResult>) -> ResultRecord {
+        ResultRecord {
+            format: 1,
+            job: serde_json::from_value("0123456789abcdef0123456789abcdef".into()).expect("an id is a string"),
+            image: image.into(),
+            identity: "1".into(),
+            class,
+            class_name: class_name.into(),
+            bbox: None,
+            model: model(),
+            params: Params::fast(),
+            seed: 7,
+            version: "0.1.0".into(),
+            transform: None,
+            best,
+            seeds,
+            lane_steps: 100,
+            seconds: 1.5,
+        }
+    }
+
+    pub fn failure(image: &str, reason: FailureReason, message: &str) -> Failure {
+        Failure { format: 1, job: None, image: image.into(), reason, message: message.into(), class_name: None }
+    }
+
+    fn model() -> ModelRef {
+        ModelRef { name: "fashion32".into(), digest: "ab".repeat(32), resolution: 32 }
+    }
+
+    fn run() -> RunInfo {
+        RunInfo {
+            name: "demo".into(),
+            dataset: "file:///samples".into(),
+            model: model(),
+            params: Params::fast(),
+            version: "0.1.0".into(),
+        }
+    }
+
+    fn spread(mean: f64, standard_error: f64, median: f64) -> Spread {
+        Spread { mean: Some(mean), standard_error: Some(standard_error), median: Some(median) }
+    }
+
+    #[test]
+    fn the_best_seed_the_mean_and_the_minimum_over_seeds_are_three_numbers() {
+        let results = [
+            record("a", 0, "bag", 0, vec![seed(1.0, 0.5, 0.25), seed(2.0, 0.25, 0.75)]),
+            record("b", 0, "bag", 1, vec![seed(5.0, 1.0, 1.5), seed(3.0, 1.5, 1.25)]),
+        ];
+        let summary = Summary::new(run(), &results, &[]);
+        // Two values x, y: mean (x + y) / 2, standard error |x - y| / 2.
+        assert_eq!(summary.overall[&Metric::L1].best_seed, spread(1.0, 0.5, 1.0));
+        assert_eq!(summary.overall[&Metric::L1].seeds_mean, spread(0.8125, 0.4375, 0.8125));
+        assert_eq!(summary.overall[&Metric::L1].seeds_min, spread(0.625, 0.375, 0.625));
+        assert_eq!(summary.overall[&Metric::L2].best_seed, spread(0.5, 0.25, 0.5));
+        assert_eq!(summary.overall[&Metric::Loss].best_seed, summary.overall[&Metric::Loss].seeds_min);
+        assert_eq!(summary.overall[&Metric::InvertedLoss].best_seed, spread(4.0, 2.0, 4.0));
+        assert_eq!((summary.lane_steps, summary.seconds), (200, 3.0));
+    }
+
+    #[test]
+    fn classes_are_apart_and_one_image_has_no_standard_error() {
+        let results = [
+            record("c", 3, "shirt", 0, vec![seed(1.0, 1.0, 0.5)]),
+            record("a", 1, "bag", 0, vec![seed(1.0, 1.0, 0.25)]),
+            record("d", 3, "shirt", 0, vec![seed(1.0, 1.0, 0.75)]),
+            record("e", 3, "shirt", 0, vec![seed(1.0, 1.0, 1.75)]),
+        ];
+        let summary = Summary::new(run(), &results, &[]);
+        let [bag, shirt] = &summary.classes[..] else { panic!("two classes") };
+        assert_eq!((bag.class, bag.name.as_str(), bag.images), (1, "bag", 1));
+        assert_eq!(bag.error[&Metric::Lpips], Spread { mean: Some(0.25), standard_error: None, median: Some(0.25) });
+        // 0.5, 0.75, 1.75: mean 1, squares 0.25 + 0.0625 + 0.5625 = 0.875, variance 0.4375.
+        let expected = spread(1.0, (0.4375f64 / 3.0).sqrt(), 0.75);
+        assert_eq!((shirt.images, shirt.error[&Metric::Lpips]), (3, expected));
+    }
+
+    #[test]
+    fn failures_are_counted_by_reason() {
+        let failures = [
+            failure("x", FailureReason::BadImage, "empty"),
+            failure("y", FailureReason::BadImage, "truncated"),
+            failure("z", FailureReason::UnknownClass, "sock"),
+        ];
+        let summary = Summary::new(run(), &[record("a", 0, "bag", 0, vec![seed(1.0, 1.0, 1.0)])], &failures);
+        assert_eq!(summary.images, Counts { total: 4, succeeded: 1, failed: 3 });
+        let json: serde_json::Value = serde_json::from_slice(&summary.to_json()).expect("JSON");
+        assert_eq!(json["failures"], serde_json::json!({ "bad_image": 2, "unknown_class": 1 }));
+    }
+
+    #[test]
+    fn what_has_no_value_is_null_and_the_file_can_be_read_back() {
+        let odd = record("nan", 0, "bag", 0, vec![seed(f64::NAN, f64::INFINITY, f64::NAN)]);
+        let out_of_range = record("short", 0, "bag", 9, vec![]);
+        for results in [vec![], vec![odd, out_of_range]] {
+            let summary = Summary::new(run(), &results, &[]);
+            let json = String::from_utf8(summary.to_json()).expect("UTF-8");
+            assert!(!json.contains("NaN") && !json.contains("inf,"), "{json}");
+            let lpips = &summary.overall[&Metric::Lpips];
+            assert_eq!(lpips.best_seed, Spread { mean: None, standard_error: None, median: None });
+            assert_eq!(serde_json::from_str::<Summary>(&json).expect("our own file"), summary);
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_results_changes_nothing() {
+        let mut results: Vec<ResultRecord> = (0..20)
+            .map(|i| {
+                let x = f64::from(i).sin() + 2.0;
+                let seeds = vec![seed(x, x / 3.0, x / 7.0)];
+                ResultRecord { seconds: x / 11.0, ..record(&i.to_string(), i as u32 % 3, "c", 0, seeds) }
+            })
+            .collect();
+        let forward = Summary::new(run(), &results, &[]).to_json();
+        results.reverse();
+        assert_eq!(Summary::new(run(), &results, &[]).to_json(), forward);
+    }
+}

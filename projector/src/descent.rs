@@ -1,0 +1,105 @@
+//! Gradient steps on z and c (Algorithm 1, lines 8-9 and 19-20): Adam with one learning rate for each.
+//!
+//! All lanes are rows of one tensor, so that a step is a handful of element-wise operations. Rows do not touch each other: unlike
+//! in the authors' code, a lane's steps do not depend on the lanes beside it.
+
+use proto::Descent;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::generator::Generator;
+use crate::lanes::{rows, to_rows};
+use crate::loss::LossTarget;
+use crate::nn::lpips::Lpips;
+
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPS: f64 = 1e-8;
+
+/// Adam's moments as plain numbers, one row for each lane: `[z | c]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdamState {
+    steps: u32,
+    m: Vec<Vec<f32>>,
+    v: Vec<Vec<f32>>,
+}
+
+impl AdamState {
+    pub(crate) fn select(&self, index: &[usize]) -> AdamState {
+        let pick = |rows: &[Vec<f32>]| index.iter().map(|&i| rows[i].clone()).collect();
+        AdamState { steps: self.steps, m: pick(&self.m), v: pick(&self.v) }
+    }
+
+    pub(crate) fn extend(&mut self, other: AdamState) {
+        self.m.extend(other.m);
+        self.v.extend(other.v);
+    }
+
+    pub(crate) fn truncate(&mut self, lanes: usize) {
+        self.m.truncate(lanes);
+        self.v.truncate(lanes);
+    }
+}
+
+/// Adam (Kingma and Ba 2015, Algorithm 1) on `[z | c]`.
+pub(crate) struct Adam {
+    steps: u32,
+    m: Tensor,
+    v: Tensor,
+}
+
+impl Adam {
+    pub fn new(z: &Tensor, c: &Tensor) -> Adam {
+        let m = Tensor::zeros([z.size()[0], z.size()[1] + c.size()[1]], (Kind::Float, z.device()));
+        Adam { steps: 0, v: m.zeros_like(), m }
+    }
+
+    pub fn restore(state: &AdamState, device: Device) -> Adam {
+        Adam { steps: state.steps, m: rows(&state.m, device), v: rows(&state.v, device) }
+    }
+
+    pub fn save(&self) -> AdamState {
+        AdamState { steps: self.steps, m: to_rows(&self.m), v: to_rows(&self.v) }
+    }
+
+    pub fn step(&mut self, z: &mut Tensor, c: &mut Tensor, gz: &Tensor, gc: &Tensor, params: &Descent) {
+        self.steps += 1;
+        let g = Tensor::cat(&[gz, gc], 1);
+        let _ = self.m.lerp_(&g, 1.0 - BETA1);
+        let _ = self.v.g_mul_scalar_(BETA2).addcmul_(&(&g * (1.0 - BETA2)), &g);
+        let correction1 = 1.0 - BETA1.powi(self.steps as i32);
+        let correction2 = 1.0 - BETA2.powi(self.steps as i32);
+        let update = (&self.m / correction1) / ((&self.v / correction2).sqrt() + EPS);
+        let width = z.size()[1];
+        *z = &*z - update.narrow(1, 0, width) * params.lr_z;
+        *c = &*c - update.narrow(1, width, c.size()[1]) * params.lr_c;
+    }
+}
+
+/// z within [-limit, limit] (Equation 2).
+pub(crate) fn clamp(z: &Tensor, limit: f64) -> Tensor {
+    z.clamp(-limit, limit)
+}
+
+/// Gradients of the loss with respect to z and c, the loss `[n]`, and the images, all detached.
+///
+/// The caller clamps z *before*, as the authors' hook does: a coordinate at the limit keeps its gradient and can come back.
+pub(crate) fn gradient(
+    generator: &dyn Generator,
+    lpips: &Lpips,
+    target: &LossTarget,
+    z: &Tensor,
+    c: &Tensor,
+) -> (Tensor, Tensor, Tensor, Tensor) {
+    let z = z.detach().set_requires_grad(true);
+    let c = c.detach().set_requires_grad(true);
+    let (loss, images) = tch::with_grad(|| {
+        let images = generator.generate(&z, &c);
+        (target.loss(lpips, &images), images)
+    });
+    let sum = tch::with_grad(|| loss.sum(Kind::Float));
+    let mut gradients = Tensor::run_backward(&[&sum], &[&z, &c], false, false);
+    let gc = gradients.pop().expect("two gradients");
+    let gz = gradients.pop().expect("two gradients");
+    (gz, gc, loss.detach(), images.detach())
+}

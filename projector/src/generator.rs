@@ -1,0 +1,21 @@
+//! What the search needs of a generator.
+
+use tch::{Device, Tensor};
+
+/// A class-conditional generator `G(z, c)` with frozen weights.
+pub trait Generator: Send {
+    /// z `[n, latent_dim]` and class embeddings c `[n, embed_dim]` -> images `[n, 3, r, r]` in [-1, 1].
+    fn generate(&self, z: &Tensor, c: &Tensor) -> Tensor;
+    /// The embedding `W c~` of a class, `[embed_dim]` (Equation 1).
+    fn embed(&self, class: i64) -> Tensor;
+    /// Length of z.
+    fn latent_dim(&self) -> i64;
+    /// Length of the class embedding.
+    fn embed_dim(&self) -> i64;
+    /// Number of classes.
+    fn num_classes(&self) -> i64;
+    /// Width and height r of the images.
+    fn resolution(&self) -> i64;
+    /// A copy with its own weights on a device.
+    fn replicate(&self, device: Device) -> Box<dyn Generator>;
+}

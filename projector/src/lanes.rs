@@ -1,0 +1,489 @@
+//! Lanes over devices. A lane is an (image, seed) pair: one row of a batch.
+//!
+//! Each device is a thread with its own copy of the model. The lanes of one image are cut into blocks of a size that depends on
+//! their number alone; a block always fills one batch (the last one is padded by repeating a lane), whatever else is computed and
+//! on however many devices. So the kernels see the same shapes and the answer is the same, bit for bit, on one device or three,
+//! for one image or eight. Nothing random happens here.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+
+use proto::Transform;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::descent::{self, AdamState};
+use crate::generator::Generator;
+use crate::loss::LossTarget;
+use crate::nn::lpips::Lpips;
+use crate::target::Target;
+use crate::{mask, transform};
+
+/// Lanes in one batch on a CPU core, where larger batches are not faster.
+pub const CPU_BLOCK: usize = 9;
+
+/// A generator and its perceptual network.
+pub struct Model {
+    /// G.
+    pub generator: Box<dyn Generator>,
+    /// Feature network of the loss.
+    pub lpips: Lpips,
+}
+
+impl Model {
+    /// A copy on a device.
+    pub fn replicate(&self, device: Device) -> Model {
+        Model { generator: self.generator.replicate(device), lpips: self.lpips.replicate(device) }
+    }
+}
+
+/// What to compute for the lanes of one image.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Starts, one for each lane, each `latent_dim` long.
+    pub z: Vec<Vec<f32>>,
+    /// Class embeddings, one for each lane; `None`: the embedding of the image's class.
+    pub c: Option<Vec<Vec<f32>>>,
+    /// The transforms of the target.
+    pub transforms: Transforms,
+    /// The work.
+    pub work: Work,
+}
+
+/// The transforms of a request's lanes.
+#[derive(Clone, Debug)]
+pub enum Transforms {
+    /// No stage one: the image as it is.
+    None,
+    /// The same for all lanes.
+    Shared(Transform),
+    /// One for each lane.
+    Each(Vec<Transform>),
+}
+
+/// Kinds of work.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// Adam on z and c.
+    Descend {
+        /// Gradient steps.
+        steps: u32,
+        /// Moments to go on with; `None`: zero.
+        adam: Option<AdamState>,
+        /// Whether the inverted loss is taken at every step, and its minimum returned.
+        track_inverted: bool,
+        /// Whether the loss of every step is returned.
+        record: bool,
+    },
+    /// The losses at z and c.
+    Evaluate,
+    /// The loss and its gradient at z and c.
+    Gradient,
+    /// Losses, metrics and images at z and c.
+    Render,
+}
+
+/// What came of a request. All vectors have one entry for each lane.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// z after the work, not clamped.
+    pub z: Vec<Vec<f32>>,
+    /// c after the work.
+    pub c: Vec<Vec<f32>>,
+    /// Loss against the transformed target at these z (clamped) and c.
+    pub loss: Vec<f64>,
+    /// Inverted loss inside the box at these z and c; its minimum over the steps where that was asked for.
+    pub inverted: Vec<f64>,
+    /// Adam's moments after a descent.
+    pub adam: Option<AdamState>,
+    /// Loss before each step of a descent, `[lane][step]`.
+    pub curves: Vec<Vec<f32>>,
+    /// Gradients `[z | c]`, for `Work::Gradient`.
+    pub gradient: Vec<Vec<f32>>,
+    /// For `Work::Render`.
+    pub rendered: Vec<Rendered>,
+}
+
+/// A lane's pictures and distances.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rendered {
+    /// G(z, c): `[3, r, r]` flat, in [-1, 1].
+    pub generated: Vec<f32>,
+    /// The same in the target's frame.
+    pub inverted: Vec<f32>,
+    /// Inverted image against the target inside the box: sum over channels, mean over pixels.
+    pub l1: f64,
+    /// As `l1`, squared.
+    pub l2: f64,
+    /// LPIPS inside the box.
+    pub lpips: f64,
+}
+
+/// The part of `Params` that every batch needs.
+#[derive(Clone, Debug)]
+pub struct Method {
+    /// The loss.
+    pub loss: proto::Loss,
+    /// Learning rates and the limit of z.
+    pub descent: proto::Descent,
+    /// See `proto::TransformSearch`.
+    pub align_corners: bool,
+}
+
+/// A device failed; its results are lost and it cannot be trusted further.
+#[derive(Debug, thiserror::Error)]
+#[error("device {device} failed: {message}")]
+pub struct DeviceError {
+    /// Name of the device.
+    pub device: String,
+    /// What libtorch says.
+    pub message: String,
+}
+
+type Reply = (usize, Result<Outcome, DeviceError>);
+
+struct Job {
+    index: usize,
+    target: Target,
+    request: Request,
+    method: Arc<Method>,
+    reply: mpsc::Sender<Reply>,
+}
+
+/// The devices and their threads.
+pub struct Lanes {
+    jobs: Option<mpsc::Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+    block: usize,
+}
+
+impl Lanes {
+    /// Starts a thread with a copy of `model` for each device. CPU devices share the processor's cores evenly.
+    pub fn new(model: &Model, devices: &[Device]) -> Lanes {
+        Lanes::with_block(model, devices, CPU_BLOCK)
+    }
+
+    /// Like `new` with at most `block` lanes in a batch. Another block means other shapes: the same answer up to rounding only.
+    pub fn with_block(model: &Model, devices: &[Device], block: usize) -> Lanes {
+        assert!(!devices.is_empty() && block > 0, "no device or no lanes");
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let cpus = devices.iter().filter(|d| **d == Device::Cpu).count().max(1);
+        let intra = (cores / cpus).max(1) as i32;
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        let threads = devices
+            .iter()
+            .enumerate()
+            .map(|(i, &device)| {
+                let model = model.replicate(device);
+                let queue = queue.clone();
+                let body = move || {
+                    tch::set_num_threads(intra);
+                    serve(&model, device, &queue);
+                };
+                std::thread::Builder::new().name(format!("device-{i}")).spawn(body).expect("a thread can be started")
+            })
+            .collect();
+        Lanes { jobs: Some(jobs), threads, block }
+    }
+
+    /// Number of devices.
+    pub fn devices(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Computes all requests and returns their outcomes in order.
+    pub fn run(&self, method: &Method, requests: Vec<(&Target, Request)>) -> Result<Vec<Outcome>, DeviceError> {
+        let method = Arc::new(method.clone());
+        let (reply, replies) = mpsc::channel();
+        let mut parts = Vec::new();
+        let mut index = 0;
+        for (target, request) in requests {
+            let lanes = request.z.len();
+            let blocks = cut(request, self.block);
+            parts.push((lanes, blocks.len()));
+            for block in blocks {
+                let job = Job {
+                    index,
+                    target: target.shallow_clone(),
+                    request: block,
+                    method: method.clone(),
+                    reply: reply.clone(),
+                };
+                self.jobs.as_ref().expect("open until drop").send(job).map_err(|_| gone())?;
+                index += 1;
+            }
+        }
+        drop(reply);
+        let mut done: Vec<Option<Outcome>> = (0..index).map(|_| None).collect();
+        for (i, outcome) in replies {
+            done[i] = Some(outcome?);
+        }
+        let mut done = done.into_iter();
+        parts
+            .into_iter()
+            .map(|(lanes, blocks)| {
+                let outcomes: Option<Vec<Outcome>> = done.by_ref().take(blocks).collect();
+                Ok(join(outcomes.ok_or_else(gone)?, lanes))
+            })
+            .collect()
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn gone() -> DeviceError {
+    DeviceError { device: "all".into(), message: "the device threads have ended".into() }
+}
+
+fn serve(model: &Model, device: Device, queue: &Mutex<mpsc::Receiver<Job>>) {
+    loop {
+        let job = match queue.lock().expect("no thread panics while it holds the lock").recv() {
+            Ok(job) => job,
+            Err(_) => return,
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| compute(model, device, &job.method, &job.target, &job.request)));
+        let outcome = outcome.map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            DeviceError { device: format!("{device:?}"), message: text.unwrap_or_else(|| "unknown error".into()) }
+        });
+        // Nobody waits any more if another device failed first.
+        let _ = job.reply.send((job.index, outcome));
+    }
+}
+
+/// Cuts a request into blocks of equal size, the last one padded with its last lane.
+fn cut(request: Request, max: usize) -> Vec<Request> {
+    let lanes = request.z.len();
+    let blocks = lanes.div_ceil(max).max(1);
+    let size = lanes.div_ceil(blocks);
+    (0..blocks)
+        .map(|b| {
+            let index: Vec<usize> = (b * size..(b + 1) * size).map(|i| i.min(lanes - 1)).collect();
+            let pick = |rows: &[Vec<f32>]| index.iter().map(|&i| rows[i].clone()).collect::<Vec<_>>();
+            let work = match &request.work {
+                Work::Descend { steps, adam, track_inverted, record } => Work::Descend {
+                    steps: *steps,
+                    adam: adam.as_ref().map(|a| a.select(&index)),
+                    track_inverted: *track_inverted,
+                    record: *record,
+                },
+                other => other.clone(),
+            };
+            Request {
+                z: pick(&request.z),
+                c: request.c.as_deref().map(pick),
+                transforms: match &request.transforms {
+                    Transforms::Each(each) => Transforms::Each(index.iter().map(|&i| each[i].clone()).collect()),
+                    other => other.clone(),
+                },
+                work,
+            }
+        })
+        .collect()
+}
+
+/// Puts blocks together and drops the padding.
+fn join(blocks: Vec<Outcome>, lanes: usize) -> Outcome {
+    let mut all = Outcome::default();
+    let mut adam: Option<AdamState> = None;
+    for block in blocks {
+        all.z.extend(block.z);
+        all.c.extend(block.c);
+        all.loss.extend(block.loss);
+        all.inverted.extend(block.inverted);
+        all.curves.extend(block.curves);
+        all.gradient.extend(block.gradient);
+        all.rendered.extend(block.rendered);
+        adam = match (adam, block.adam) {
+            (Some(mut a), Some(b)) => {
+                a.extend(b);
+                Some(a)
+            }
+            (a, b) => a.or(b),
+        };
+    }
+    all.z.truncate(lanes);
+    all.c.truncate(lanes);
+    all.loss.truncate(lanes);
+    all.inverted.truncate(lanes);
+    all.curves.truncate(lanes);
+    all.gradient.truncate(lanes);
+    all.rendered.truncate(lanes);
+    if let Some(a) = &mut adam {
+        a.truncate(lanes);
+    }
+    all.adam = adam;
+    all
+}
+
+/// The inverted loss: T^-1 of the generated images against the original, inside the box only (method: binarised weights).
+struct Inverse {
+    target: LossTarget,
+    transforms: Option<Vec<Transform>>,
+    align_corners: bool,
+}
+
+impl Inverse {
+    fn images(&self, generated: &Tensor) -> Tensor {
+        match &self.transforms {
+            Some(transforms) => transform::invert(generated, transforms, self.align_corners),
+            None => generated.shallow_clone(),
+        }
+    }
+
+    fn loss(&self, lpips: &Lpips, generated: &Tensor) -> Tensor {
+        self.target.loss(lpips, &self.images(generated))
+    }
+}
+
+/// One block on one device.
+fn compute(model: &Model, device: Device, method: &Method, target: &Target, request: &Request) -> Outcome {
+    let _no_grad = tch::no_grad_guard();
+    let lanes = request.z.len() as i64;
+    let generator = &*model.generator;
+    let lpips = &model.lpips;
+    let z = rows(&request.z, device);
+    let c = match &request.c {
+        Some(c) => rows(c, device),
+        None => generator.embed(target.class).unsqueeze(0).repeat([lanes, 1]),
+    };
+
+    let image = target.image.to_device(device).unsqueeze(0);
+    let binary = mask::binary(target.bbox, generator.resolution()).to_device(device);
+    let weights = mask::weights(&binary, method.loss.background);
+    let transforms = match &request.transforms {
+        Transforms::None => None,
+        Transforms::Shared(t) => Some(vec![t.clone()]),
+        Transforms::Each(each) => Some(each.clone()),
+    };
+    let forward = match &transforms {
+        None => LossTarget::new(lpips, &method.loss, &image, &weights),
+        Some(ts) => LossTarget::new(
+            lpips,
+            &method.loss,
+            &transform::apply(&image, ts, method.align_corners),
+            &transform::apply_to_mask(&weights, ts, method.align_corners),
+        ),
+    };
+    let inverse = Inverse {
+        target: LossTarget::new(lpips, &method.loss, &image, &binary),
+        transforms,
+        align_corners: method.align_corners,
+    };
+
+    match &request.work {
+        Work::Descend { steps, adam, track_inverted, record } => {
+            let mut least: Option<Tensor> = None;
+            let mut losses = Vec::new();
+            let mut state = match adam {
+                Some(adam) => descent::Adam::restore(adam, device),
+                None => descent::Adam::new(&z, &c),
+            };
+            let (mut z, mut c) = (z, c);
+            for _ in 0..*steps {
+                z = descent::clamp(&z, method.descent.limit);
+                let (gz, gc, loss, images) = descent::gradient(generator, lpips, &forward, &z, &c);
+                if *track_inverted {
+                    let now = inverse.loss(lpips, &images);
+                    least = Some(match least {
+                        // `fminimum` would ignore NaN; a lane that diverged must not look good.
+                        Some(before) => before.minimum(&now),
+                        None => now,
+                    });
+                }
+                if *record {
+                    losses.push(loss);
+                }
+                state.step(&mut z, &mut c, &gz, &gc, &method.descent);
+            }
+            let images = generator.generate(&descent::clamp(&z, method.descent.limit), &c);
+            let loss = forward.loss(lpips, &images);
+            let inverted = least.unwrap_or_else(|| inverse.loss(lpips, &images));
+            let curves = if losses.is_empty() { vec![] } else { to_rows(&Tensor::stack(&losses, 1)) };
+            Outcome {
+                z: to_rows(&z),
+                c: to_rows(&c),
+                loss: to_numbers(&loss),
+                inverted: to_numbers(&inverted),
+                adam: Some(state.save()),
+                curves,
+                ..Default::default()
+            }
+        }
+        Work::Evaluate => {
+            let images = generator.generate(&descent::clamp(&z, method.descent.limit), &c);
+            Outcome {
+                loss: to_numbers(&forward.loss(lpips, &images)),
+                inverted: to_numbers(&inverse.loss(lpips, &images)),
+                z: to_rows(&z),
+                c: to_rows(&c),
+                ..Default::default()
+            }
+        }
+        Work::Gradient => {
+            let z = descent::clamp(&z, method.descent.limit);
+            let (gz, gc, loss, _) = descent::gradient(generator, lpips, &forward, &z, &c);
+            Outcome {
+                loss: to_numbers(&loss),
+                gradient: to_rows(&Tensor::cat(&[gz, gc], 1)),
+                z: to_rows(&z),
+                c: to_rows(&c),
+                ..Default::default()
+            }
+        }
+        Work::Render => {
+            let images = generator.generate(&descent::clamp(&z, method.descent.limit), &c);
+            let inverted = inverse.images(&images);
+            let metrics = proto::Loss { l1: proto::L1Scale::ChannelSum, ..method.loss.clone() };
+            let inside = LossTarget::new(lpips, &metrics, &image, &binary);
+            let (l1, lpips_distance) = inside.terms(lpips, &inverted);
+            let (l1, l2, distance) = (to_numbers(&l1), to_numbers(&inside.squared(&inverted)), to_numbers(&lpips_distance));
+            let (generated, back) = (to_rows(&images.flatten(1, -1)), to_rows(&inverted.flatten(1, -1)));
+            let rendered = generated
+                .into_iter()
+                .zip(back)
+                .enumerate()
+                .map(|(i, (generated, inverted))| Rendered {
+                    generated,
+                    inverted,
+                    l1: l1[i],
+                    l2: l2[i],
+                    lpips: distance[i],
+                })
+                .collect();
+            Outcome {
+                loss: to_numbers(&forward.loss(lpips, &images)),
+                inverted: to_numbers(&inverse.loss(lpips, &images)),
+                z: to_rows(&z),
+                c: to_rows(&c),
+                rendered,
+                ..Default::default()
+            }
+        }
+    }
+}
+
+pub(crate) fn rows(rows: &[Vec<f32>], device: Device) -> Tensor {
+    let flat: Vec<f32> = rows.iter().flatten().copied().collect();
+    Tensor::from_slice(&flat).view([rows.len() as i64, -1]).to_device(device)
+}
+
+pub(crate) fn to_rows(t: &Tensor) -> Vec<Vec<f32>> {
+    let width = t.size()[1] as usize;
+    let flat: Vec<f32> = Vec::try_from(t.to_device(Device::Cpu).contiguous().flatten(0, -1)).expect("a float tensor");
+    flat.chunks(width).map(<[f32]>::to_vec).collect()
+}
+
+fn to_numbers(t: &Tensor) -> Vec<f64> {
+    Vec::try_from(t.to_kind(Kind::Double).to_device(Device::Cpu)).expect("a one-dimensional tensor")
+}

@@ -1,0 +1,53 @@
+//! Equation 4: masked L1 plus beta times masked LPIPS.
+
+use proto::L1Scale;
+use tch::{Kind, Tensor};
+
+use crate::nn::lpips::{Features, Lpips, MapWeights};
+
+/// Everything of a target that stays fixed during a descent. Either one target for all lanes or one for each.
+pub struct LossTarget {
+    /// `[1 or n, 3, r, r]`
+    image: Tensor,
+    /// `[1 or n, 1, r, r]`, divided by its sum (and by three for the mean over channels).
+    weights: Tensor,
+    features: Features,
+    map_weights: MapWeights,
+    beta: f64,
+}
+
+impl LossTarget {
+    /// Computes the target's features once.
+    ///
+    /// `image` `[k, 3, r, r]` in [-1, 1], `weights` `[k, 1, r, r]` not negative; k is 1 or the number of lanes.
+    pub fn new(lpips: &Lpips, params: &proto::Loss, image: &Tensor, weights: &Tensor) -> LossTarget {
+        let _no_grad = tch::no_grad_guard();
+        let features = lpips.features(image);
+        let map_weights = lpips.map_weights(weights, &features, params.mask);
+        let total = weights.sum_dim_intlist(&[1i64, 2, 3][..], true, Kind::Float).clamp_min(1e-12);
+        let channels = match params.l1 {
+            L1Scale::ChannelSum => 1.0,
+            L1Scale::ChannelMean => 3.0,
+        };
+        let weights = weights / (total * channels);
+        LossTarget { image: image.shallow_clone(), weights, features, map_weights, beta: params.beta }
+    }
+
+    /// Loss of each lane `[n]` for generated images `[n, 3, r, r]`.
+    pub fn loss(&self, lpips: &Lpips, images: &Tensor) -> Tensor {
+        let (l1, distance) = self.terms(lpips, images);
+        l1 + distance * self.beta
+    }
+
+    /// The two terms of the loss: weighted L1 and LPIPS (without beta), each `[n]`.
+    pub fn terms(&self, lpips: &Lpips, images: &Tensor) -> (Tensor, Tensor) {
+        let distance = lpips.distance(&lpips.features(images), &self.features, &self.map_weights);
+        let l1 = ((images - &self.image).abs() * &self.weights).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float);
+        (l1, distance)
+    }
+
+    /// Weighted squared difference of each lane, `[n]`, in the scale of the L1 term.
+    pub fn squared(&self, images: &Tensor) -> Tensor {
+        ((images - &self.image).square() * &self.weights).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float)
+    }
+}

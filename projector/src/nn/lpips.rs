@@ -1,0 +1,260 @@
+//! LPIPS (Zhang et al. 2018, version 0.1): distances between feature maps of a convolutional network.
+//!
+//! The network is a plain stack of convolution, ReLU and max-pooling, in torchvision's naming (`features.{i}`), with heads
+//! `lin{k}.model.1.weight`. AlexNet and VGG16 are such stacks; so is the small classifier of the bundled model.
+//!
+//! Two properties of the search are used: target features are computed once, and since the weight map of a target is fixed, the
+//! up-sampling of the distance maps is replaced by its adjoint on the weights, `<w, up(d)> = <up^T(w), d>`: the same number
+//! without any full-size map.
+
+use proto::MaskMode;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::{LoadError, Weights};
+
+/// Added to the norm of a feature vector (reference: `normalize_tensor`).
+const NORM_EPS: f64 = 1e-10;
+/// Below this squared norm the root has no gradient; the value is unchanged (richzhang/PerceptualSimilarity#69).
+const SAFE_SQUARE: f64 = 1e-30;
+
+/// The stack and its input scaling.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Subtracted from the image in [-1, 1], by channel.
+    pub shift: [f64; 3],
+    /// The image is divided by it, by channel.
+    pub scale: [f64; 3],
+    /// The stack. Every convolution is followed by a ReLU.
+    pub layers: Vec<Layer>,
+}
+
+/// A layer of the stack.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Layer {
+    /// Convolution and ReLU.
+    Conv {
+        /// Index in `features.{index}`.
+        index: usize,
+        /// Output channels.
+        channels: i64,
+        /// Width and height of the kernel.
+        kernel: i64,
+        /// Stride.
+        stride: i64,
+        /// Zero padding.
+        padding: i64,
+        /// Whether the ReLU's output is compared.
+        tap: bool,
+    },
+    /// Max-pooling.
+    MaxPool {
+        /// Width and height of the window.
+        kernel: i64,
+        /// Stride.
+        stride: i64,
+    },
+}
+
+impl Config {
+    /// torchvision's AlexNet under LPIPS' input scaling.
+    pub fn alex() -> Config {
+        let conv = |index, channels, kernel, stride, padding| Layer::Conv { index, channels, kernel, stride, padding, tap: true };
+        let pool = Layer::MaxPool { kernel: 3, stride: 2 };
+        Config {
+            shift: [-0.030, -0.088, -0.188],
+            scale: [0.458, 0.448, 0.450],
+            layers: vec![
+                conv(0, 64, 11, 4, 2),
+                pool.clone(),
+                conv(3, 192, 5, 1, 2),
+                pool,
+                conv(6, 384, 3, 1, 1),
+                conv(8, 256, 3, 1, 1),
+                conv(10, 256, 3, 1, 1),
+            ],
+        }
+    }
+}
+
+enum Stage {
+    Conv { weight: Tensor, bias: Tensor, stride: i64, padding: i64, tap: bool },
+    MaxPool { kernel: i64, stride: i64 },
+}
+
+/// The network, ready to compare images.
+pub struct Lpips {
+    shift: Tensor,
+    scale: Tensor,
+    stages: Vec<Stage>,
+    /// `[1, channels, 1, 1]` for each tap.
+    heads: Vec<Tensor>,
+}
+
+/// Normalised feature maps, one for each tap: `[n, channels, h, w]`.
+pub struct Features(Vec<Tensor>);
+
+/// Weights of the distance maps: `[n, 1, h, w]` for each tap, so that their products' sums are the masked distance.
+pub struct MapWeights(Vec<Tensor>);
+
+impl Lpips {
+    /// Builds the network; heads are `lin{k}.model.1.weight`.
+    pub fn load(config: &Config, weights: &mut Weights) -> Result<Lpips, LoadError> {
+        let _no_grad = tch::no_grad_guard();
+        let mut input = 3;
+        let (mut stages, mut heads) = (Vec::new(), Vec::new());
+        for layer in &config.layers {
+            match *layer {
+                Layer::Conv { index, channels, kernel, stride, padding, tap } => {
+                    let name = format!("features.{index}");
+                    let weight = weights.take(&format!("{name}.weight"), &[channels, input, kernel, kernel])?;
+                    let bias = weights.take(&format!("{name}.bias"), &[channels])?;
+                    stages.push(Stage::Conv { weight, bias, stride, padding, tap });
+                    if tap {
+                        let head = weights.take(&format!("lin{}.model.1.weight", heads.len()), &[1, channels, 1, 1])?;
+                        if head.min().double_value(&[]) < 0.0 {
+                            return Err(LoadError::Config(format!("head {} has negative weights", heads.len())));
+                        }
+                        heads.push(head);
+                    }
+                    input = channels;
+                }
+                Layer::MaxPool { kernel, stride } => stages.push(Stage::MaxPool { kernel, stride }),
+            }
+        }
+        if heads.is_empty() {
+            return Err(LoadError::Config("no layer of the perceptual network is compared".into()));
+        }
+        let channels = |v: [f64; 3]| Tensor::from_slice(&v).to_kind(Kind::Float).view([1, 3, 1, 1]);
+        Ok(Lpips { shift: channels(config.shift), scale: channels(config.scale), stages, heads })
+    }
+
+    /// A copy on a device.
+    pub fn replicate(&self, device: Device) -> Lpips {
+        let copy = |t: &Tensor| t.to_device(device).copy();
+        Lpips {
+            shift: copy(&self.shift),
+            scale: copy(&self.scale),
+            stages: self
+                .stages
+                .iter()
+                .map(|s| match s {
+                    Stage::Conv { weight, bias, stride, padding, tap } => {
+                        Stage::Conv { weight: copy(weight), bias: copy(bias), stride: *stride, padding: *padding, tap: *tap }
+                    }
+                    Stage::MaxPool { kernel, stride } => Stage::MaxPool { kernel: *kernel, stride: *stride },
+                })
+                .collect(),
+            heads: self.heads.iter().map(copy).collect(),
+        }
+    }
+
+    /// Output of the last stage and the taps before normalisation, for images `[n, 3, h, w]` in [-1, 1].
+    fn stack(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
+        let mut x = (images - &self.shift) / &self.scale;
+        let mut taps = Vec::with_capacity(self.heads.len());
+        for stage in &self.stages {
+            match stage {
+                Stage::Conv { weight, bias, stride, padding, tap } => {
+                    x = x.conv2d(weight, Some(bias), [*stride; 2], [*padding; 2], [1, 1], 1).relu_();
+                    if *tap {
+                        taps.push(x.shallow_clone());
+                    }
+                }
+                Stage::MaxPool { kernel, stride } => {
+                    x = x.max_pool2d([*kernel; 2], [*stride; 2], [0, 0], [1, 1], false);
+                }
+            }
+        }
+        (x, taps)
+    }
+
+    /// Output of the last stage `[n, channels, h, w]`, for a classifier on top.
+    pub fn last(&self, images: &Tensor) -> Tensor {
+        self.stack(images).0
+    }
+
+    /// Feature maps of images `[n, 3, h, w]` in [-1, 1], each vector of unit length.
+    pub fn features(&self, images: &Tensor) -> Features {
+        let (_, taps) = self.stack(images);
+        Features(
+            taps.into_iter()
+                .map(|x| {
+                    let square = x.square().sum_dim_intlist(&[1i64][..], true, Kind::Float);
+                    let norm = square.clamp_min(SAFE_SQUARE).sqrt() + NORM_EPS;
+                    x / norm
+                })
+                .collect(),
+        )
+    }
+
+    /// Turns a weight map `[n, 1, h, w]` of the images into weights of the distance maps of `features`.
+    pub fn map_weights(&self, weights: &Tensor, features: &Features, mode: MaskMode) -> MapWeights {
+        let size = weights.size();
+        let total = weights.sum_dim_intlist(&[1i64, 2, 3][..], true, Kind::Float).clamp_min(1e-12);
+        MapWeights(
+            features
+                .0
+                .iter()
+                .map(|f| {
+                    let (_, _, h, w) = f.size4().expect("feature maps are four-dimensional");
+                    match mode {
+                        MaskMode::UpsampleFeatures => adjoint_upsample(weights, h, w) / &total,
+                        MaskMode::DownsampleMask => {
+                            let small = if (h, w) == (size[2], size[3]) {
+                                weights.shallow_clone()
+                            } else {
+                                weights.upsample_bilinear2d([h, w], false, None, None)
+                            };
+                            let total = small.sum_dim_intlist(&[1i64, 2, 3][..], true, Kind::Float).clamp_min(1e-12);
+                            small / total
+                        }
+                    }
+                })
+                .collect(),
+        )
+    }
+
+    /// Masked distance of each of n images to its target, `[n]`.
+    pub fn distance(&self, features: &Features, target: &Features, weights: &MapWeights) -> Tensor {
+        let terms: Vec<Tensor> = (0..self.heads.len())
+            .map(|k| {
+                let d = ((&features.0[k] - &target.0[k]).square() * &self.heads[k]).sum_dim_intlist(
+                    &[1i64][..],
+                    true,
+                    Kind::Float,
+                );
+                (d * &weights.0[k]).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float)
+            })
+            .collect();
+        Tensor::stack(&terms, 0).sum_dim_intlist(&[0i64][..], false, Kind::Float)
+    }
+
+    /// The unmasked distance map `[n, 1, h, w]` (reference: `spatial=True`), for tests and pictures.
+    pub fn map(&self, x: &Tensor, y: &Tensor) -> Tensor {
+        let size = x.size();
+        let (fx, fy) = (self.features(x), self.features(y));
+        let maps: Vec<Tensor> = (0..self.heads.len())
+            .map(|k| {
+                let d = (&fx.0[k] - &fy.0[k]).square() * &self.heads[k];
+                let d = d.sum_dim_intlist(&[1i64][..], true, Kind::Float);
+                d.upsample_bilinear2d([size[2], size[3]], false, None, None)
+            })
+            .collect();
+        Tensor::stack(&maps, 0).sum_dim_intlist(&[0i64][..], false, Kind::Float)
+    }
+}
+
+/// Transpose of the bilinear up-sampling from `h x w` (align_corners = false), applied to `weights`.
+fn adjoint_upsample(weights: &Tensor, h: i64, w: i64) -> Tensor {
+    let size = weights.size();
+    if (size[2], size[3]) == (h, w) {
+        return weights.shallow_clone();
+    }
+    tch::with_grad(|| {
+        let small = Tensor::zeros([size[0], 1, h, w], (Kind::Float, weights.device())).set_requires_grad(true);
+        let sum = (small.upsample_bilinear2d([size[2], size[3]], false, None, None) * weights).sum(Kind::Float);
+        Tensor::run_backward(&[sum], &[small], false, false).remove(0)
+    })
+}

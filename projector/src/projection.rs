@@ -1,0 +1,390 @@
+//! The running method as a stepping machine over several images: `step`, `checkpoint`, `finish`.
+//!
+//! Images advance side by side and never touch each other: each has its own state and its own random numbers, so the answer for an
+//! image does not depend on what is projected beside it. Between two steps the caller may stop, save, or look.
+
+use proto::{History, Params, Transform};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::cma::Cma;
+use crate::lanes::{DeviceError, Lanes, Method, Model, Outcome, Request, Transforms, Work};
+use crate::latent_search::{self, LatentSearch};
+use crate::mask::{self, ObjectStatistics};
+use crate::target::Target;
+use crate::transform_search::TransformSearch;
+use crate::{latent, transform};
+
+/// Sizes that a checkpoint must fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Shape {
+    latent_dim: usize,
+    resolution: usize,
+}
+
+/// State of one image between two steps. Serialise it to go on elsewhere.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    shape: Shape,
+    rng: ChaCha8Rng,
+    stage: Stage,
+    transform: Option<Transform>,
+    transform_history: Vec<f64>,
+    lane_steps: u64,
+    diverged: bool,
+    last_loss: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Stage {
+    Transform(TransformSearch),
+    Latent(LatentSearch),
+}
+
+impl Checkpoint {
+    /// Lane-steps done so far.
+    pub fn lane_steps(&self) -> u64 {
+        self.lane_steps
+    }
+}
+
+/// How far a projection is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Lane-steps done, over all images.
+    pub done: u64,
+    /// Lane-steps in all.
+    pub total: u64,
+    /// Mean over the images of the smallest loss of the last step; NaN if there is none.
+    pub loss: f64,
+}
+
+/// The answer for one image.
+#[derive(Clone, Debug)]
+pub struct Solution {
+    /// phi*, if there was a stage one.
+    pub transform: Option<Transform>,
+    /// The seed with the smallest training loss (Algorithm 1, line 23).
+    pub best: usize,
+    /// All seeds.
+    pub seeds: Vec<Seed>,
+    /// G(z*, c*), `[3, r, r]` flat in [-1, 1].
+    pub generated: Vec<f32>,
+    /// The same in the target's frame.
+    pub inverted: Vec<f32>,
+    /// T_phi*(y): the target as the descent saw it.
+    pub transformed: Vec<f32>,
+    /// Loss curves.
+    pub history: History,
+    /// Forward and backward passes of one lane.
+    pub lane_steps: u64,
+}
+
+/// One seed's latents and distances; see `proto::SeedResult`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seed {
+    /// z within the limit, `[latent_dim]`.
+    pub z: Vec<f32>,
+    /// Class embedding, `[embed_dim]`.
+    pub c: Vec<f32>,
+    /// Training loss.
+    pub loss: f64,
+    /// Loss of the inverted image inside the box.
+    pub inverted_loss: f64,
+    /// Sum over channels, mean over the box's pixels.
+    pub l1: f64,
+    /// As `l1`, squared.
+    pub l2: f64,
+    /// Mean over the box's pixels.
+    pub lpips: f64,
+}
+
+/// The loss of an image became infinite or undefined in every lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the loss is not finite in any lane")]
+pub struct Diverged;
+
+/// A checkpoint belongs to another model or schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the checkpoint does not fit this model and these parameters")]
+pub struct Mismatch;
+
+/// Images being projected under the same parameters.
+pub struct Projection {
+    params: Params,
+    method: Method,
+    targets: Vec<Target>,
+    /// Embedding of each image's class.
+    embeddings: Vec<Vec<f32>>,
+    images: Vec<Checkpoint>,
+    total: u64,
+    limit: f32,
+}
+
+impl Projection {
+    /// Starts with fresh states. `statistics` tell where the generator puts its objects.
+    ///
+    /// Every target must have the generator's resolution and one of its classes: the caller checks.
+    pub fn new(params: &Params, model: &Model, statistics: &ObjectStatistics, targets: Vec<Target>) -> Projection {
+        let shape = Shape {
+            latent_dim: model.generator.latent_dim() as usize,
+            resolution: model.generator.resolution() as usize,
+        };
+        let embeddings: Vec<Vec<f32>> = targets.iter().map(|t| embedding(model, t)).collect();
+        let images = targets.iter().zip(&embeddings).map(|(t, c0)| start(params, statistics, shape, t, c0)).collect();
+        let mut projection = Projection {
+            method: Method {
+                loss: params.loss.clone(),
+                descent: params.descent.clone(),
+                align_corners: params.transform.as_ref().is_some_and(|t| t.align_corners),
+            },
+            params: params.clone(),
+            targets,
+            embeddings,
+            images,
+            total: 0,
+            limit: params.descent.limit as f32,
+        };
+        projection.total = projection.images.iter().map(|i| projection.lane_steps_of(i)).sum();
+        projection
+    }
+
+    fn lane_steps_of(&self, image: &Checkpoint) -> u64 {
+        let stage_one = match (&self.params.transform, &image.stage) {
+            (Some(t), Stage::Transform(s)) => u64::from(t.generations * t.steps) * s.population() as u64,
+            (Some(t), Stage::Latent(_)) => {
+                let n = transform::Space::new(t).dim();
+                let population = Cma::new(vec![0.0; n], t.sigma, t.population.map(|p| p as usize)).population();
+                u64::from(t.generations * t.steps) * population as u64
+            }
+            (None, _) => 0,
+        };
+        stage_one + latent_search::lane_steps(&self.params.latent, u64::from(self.params.seeds))
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    /// Whether there are no images.
+    pub fn is_empty(&self) -> bool {
+        self.images.is_empty()
+    }
+
+    /// State of an image.
+    pub fn checkpoint(&self, image: usize) -> &Checkpoint {
+        &self.images[image]
+    }
+
+    /// Puts an image into a saved state.
+    pub fn resume(&mut self, image: usize, checkpoint: Checkpoint) -> Result<(), Mismatch> {
+        if checkpoint.shape != self.images[image].shape {
+            return Err(Mismatch);
+        }
+        self.images[image] = checkpoint;
+        Ok(())
+    }
+
+    /// Whether every image is finished.
+    pub fn finished(&self) -> bool {
+        self.images.iter().all(|i| i.finished())
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let losses: Vec<f64> = self.images.iter().map(|i| i.last_loss).filter(|l| l.is_finite()).collect();
+        let diverged = self.images.iter().filter(|i| i.diverged);
+        let skipped: u64 = diverged.map(|i| self.lane_steps_of(i) - i.lane_steps.min(self.lane_steps_of(i))).sum();
+        Progress {
+            done: self.images.iter().map(|i| i.lane_steps).sum::<u64>() + skipped,
+            total: self.total,
+            loss: losses.iter().sum::<f64>() / losses.len() as f64,
+        }
+    }
+
+    /// Advances every unfinished image by one generation or one part of the long descent.
+    pub fn step(&mut self, lanes: &Lanes) -> Result<Progress, DeviceError> {
+        let mut asked = Vec::new();
+        let mut requests = Vec::new();
+        for (i, image) in self.images.iter_mut().enumerate() {
+            if let Some(request) = image.ask(&self.params) {
+                asked.push((i, passes(&request)));
+                requests.push((&self.targets[i], request));
+            }
+        }
+        let outcomes = lanes.run(&self.method, requests)?;
+        for ((i, passes), outcome) in asked.into_iter().zip(outcomes) {
+            self.images[i].tell(&self.params, &self.embeddings[i], &outcome, passes);
+        }
+        Ok(self.progress())
+    }
+
+    /// Renders and measures the answers. All images must be finished.
+    pub fn finish(self, lanes: &Lanes) -> Result<Vec<Result<Solution, Diverged>>, DeviceError> {
+        assert!(self.finished(), "step until finished");
+        let limit = self.limit;
+        let requests = self
+            .images
+            .iter()
+            .zip(&self.targets)
+            .filter(|(image, _)| !image.diverged)
+            .map(|(image, target)| {
+                let (z, c) = image.result().expect("a finished image that has not diverged has a result");
+                let z = z.iter().map(|z| z.iter().map(|v| v.clamp(-limit, limit)).collect()).collect();
+                (target, Request { z, c: c.cloned(), transforms: image.transforms(), work: Work::Render })
+            })
+            .collect();
+        let mut outcomes = lanes.run(&self.method, requests)?.into_iter();
+        let align_corners = self.method.align_corners;
+        Ok(self
+            .images
+            .into_iter()
+            .zip(&self.targets)
+            .map(|(image, target)| {
+                if image.diverged {
+                    return Err(Diverged);
+                }
+                let outcome = outcomes.next().expect("one outcome for each image that has not diverged");
+                solution(image, target, outcome, align_corners)
+            })
+            .collect())
+    }
+}
+
+/// Passes of one lane in a request.
+fn passes(request: &Request) -> u64 {
+    match &request.work {
+        Work::Descend { steps, .. } => u64::from(*steps),
+        Work::Evaluate | Work::Gradient => 1,
+        Work::Render => 0,
+    }
+}
+
+fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &Target, c0: &[f32]) -> Checkpoint {
+    let mut rng = ChaCha8Rng::seed_from_u64(target.seed);
+    let stage = match &params.transform {
+        Some(t) => {
+            let initial = mask::initial_transform(target.bbox, shape.resolution as i64, statistics, t);
+            Stage::Transform(TransformSearch::new(t, &initial))
+        }
+        None => Stage::Latent(latent_search(params, shape, c0, &mut rng)),
+    };
+    Checkpoint {
+        shape,
+        rng,
+        stage,
+        transform: None,
+        transform_history: vec![],
+        lane_steps: 0,
+        diverged: false,
+        last_loss: f64::NAN,
+    }
+}
+
+fn latent_search(params: &Params, shape: Shape, c0: &[f32], rng: &mut ChaCha8Rng) -> LatentSearch {
+    LatentSearch::new(&params.latent, params.seeds as usize, shape.latent_dim, c0, rng)
+}
+
+fn embedding(model: &Model, target: &Target) -> Vec<f32> {
+    Vec::try_from(model.generator.embed(target.class)).expect("an embedding is a vector of floats")
+}
+
+impl Checkpoint {
+    fn finished(&self) -> bool {
+        self.diverged || self.result().is_some()
+    }
+
+    fn result(&self) -> Option<(&Vec<Vec<f32>>, Option<&Vec<Vec<f32>>>)> {
+        match &self.stage {
+            Stage::Latent(search) => search.result(),
+            Stage::Transform(_) => None,
+        }
+    }
+
+    fn transforms(&self) -> Transforms {
+        self.transform.clone().map_or(Transforms::None, Transforms::Shared)
+    }
+
+    fn ask(&mut self, params: &Params) -> Option<Request> {
+        if self.diverged {
+            return None;
+        }
+        let transforms = self.transforms();
+        match &mut self.stage {
+            Stage::Transform(search) => {
+                let t = params.transform.as_ref().expect("stage one has parameters");
+                Some(search.ask(t, self.shape.latent_dim, &mut self.rng))
+            }
+            Stage::Latent(search) => search.ask(&params.latent, transforms, &mut self.rng),
+        }
+    }
+
+    fn tell(&mut self, params: &Params, c0: &[f32], outcome: &Outcome, passes: u64) {
+        self.lane_steps += passes * outcome.z.len() as u64;
+        // `Work::Gradient` has no inverted loss.
+        let losses = if outcome.inverted.is_empty() { &outcome.loss } else { &outcome.inverted };
+        self.last_loss = latent::least(losses).0;
+        if !self.last_loss.is_finite() {
+            self.diverged = true;
+            return;
+        }
+        match &mut self.stage {
+            Stage::Transform(search) => {
+                let t = params.transform.as_ref().expect("stage one has parameters");
+                search.tell(t, outcome);
+                if search.finished(t) {
+                    self.transform = Some(search.transform(t));
+                    self.transform_history = std::mem::take(&mut search.history);
+                    self.stage = Stage::Latent(latent_search(params, self.shape, c0, &mut self.rng));
+                }
+            }
+            Stage::Latent(search) => search.tell(&params.latent, outcome, &mut self.rng),
+        }
+    }
+}
+
+fn solution(image: Checkpoint, target: &Target, outcome: Outcome, align_corners: bool) -> Result<Solution, Diverged> {
+    let (least, best) = latent::least(&outcome.loss);
+    if !least.is_finite() {
+        return Err(Diverged);
+    }
+    let transformed = match &image.transform {
+        Some(t) => transform::apply(&target.image.unsqueeze(0), std::slice::from_ref(t), align_corners),
+        None => target.image.shallow_clone(),
+    };
+    let Stage::Latent(search) = image.stage else { unreachable!("a finished image is in stage two") };
+    let history = History {
+        transform: image.transform_history,
+        latent: search.history,
+        descent: search.curves.into_iter().map(|c| c.into_iter().map(f64::from).collect()).collect(),
+    };
+    let rendered = &outcome.rendered;
+    let seeds = (0..outcome.z.len())
+        .map(|i| Seed {
+            z: outcome.z[i].clone(),
+            c: outcome.c[i].clone(),
+            loss: outcome.loss[i],
+            inverted_loss: outcome.inverted[i],
+            l1: rendered[i].l1,
+            l2: rendered[i].l2,
+            lpips: rendered[i].lpips,
+        })
+        .collect();
+    Ok(Solution {
+        transform: image.transform,
+        best,
+        seeds,
+        generated: rendered[best].generated.clone(),
+        inverted: rendered[best].inverted.clone(),
+        transformed: flat(&transformed),
+        history,
+        lane_steps: image.lane_steps,
+    })
+}
+
+fn flat(t: &Tensor) -> Vec<f32> {
+    Vec::try_from(t.contiguous().flatten(0, -1)).expect("a float tensor")
+}

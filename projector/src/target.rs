@@ -1,0 +1,24 @@
+//! An image to project.
+
+use proto::Box2d;
+use tch::Tensor;
+
+/// An image in the generator's size, with what is known about it.
+#[derive(Debug)]
+pub struct Target {
+    /// `[3, r, r]`, float in [-1, 1].
+    pub image: Tensor,
+    /// Box of the object in pixels of `image`; `None`: the whole image.
+    pub bbox: Option<Box2d>,
+    /// Index of the class.
+    pub class: i64,
+    /// Everything random in this image's projection follows from it.
+    pub seed: u64,
+}
+
+impl Target {
+    /// Another handle to the same image.
+    pub fn shallow_clone(&self) -> Target {
+        Target { image: self.image.shallow_clone(), bbox: self.bbox, class: self.class, seed: self.seed }
+    }
+}

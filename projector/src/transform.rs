@@ -1,0 +1,276 @@
+//! T_phi: scale and shift of the frame, then global colours (paper, Section 3.3), its inverse, and phi as a vector for CMA-ES.
+//!
+//! Spatial part: torch's `affine_grid` and `grid_sample`, bilinear. What lies outside of the source is zero, which is middle grey
+//! in images and weight zero in masks. Colours: `torchvision.transforms.functional.adjust_*` on floats, where the authors
+//! enhance 8-bit images with PIL; nothing is quantised here.
+//!
+//! Everything is differentiable, though the search never asks for gradients through it (paper, Section 3.4).
+
+use proto::{ColourTransform, SpatialTransform, Transform, TransformSearch};
+use tch::Tensor;
+
+/// Scales, smallest and largest. Positive, so that an inverse exists; an object of 1/50 of the frame can still fill it.
+pub const SCALE_LIMITS: (f64, f64) = (0.02, 10.0);
+/// Shifts in half widths. Inside them the frame's centre lies in the source, so that no weight map becomes all zero.
+pub const SHIFT_LIMITS: (f64, f64) = (-1.0, 1.0);
+/// Brightness (branch `legacy`); here of contrast, saturation and gamma too.
+pub const FACTOR_LIMITS: (f64, f64) = (0.667, 1.5);
+/// Hue in turns: all of them.
+pub const HUE_LIMITS: (f64, f64) = (-0.5, 0.5);
+/// Deviation of a factor over that of a spatial parameter: 0.15 against 0.05 (branch `legacy`).
+const FACTOR_STRETCH: f64 = 3.0;
+
+/// Red, green and blue in grey (torchvision).
+const GREY: [f64; 3] = [0.2989, 0.587, 0.114];
+
+/// What stage one searches: which parameters of a transform are free, and their order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Space {
+    spatial: SpatialTransform,
+    colour: Vec<ColourTransform>,
+}
+
+impl Space {
+    /// The space of a search.
+    pub fn new(search: &TransformSearch) -> Space {
+        Space { spatial: search.spatial, colour: search.colour.clone() }
+    }
+
+    /// Length of a vector.
+    pub fn dim(&self) -> usize {
+        let spatial = match self.spatial {
+            SpatialTransform::None => 0,
+            SpatialTransform::Isotropic => 3,
+            SpatialTransform::Anisotropic => 4,
+        };
+        spatial + self.colour.len()
+    }
+
+    /// The transform that changes nothing.
+    pub fn identity(&self) -> Transform {
+        Transform {
+            scale: [1.0, 1.0],
+            shift: [0.0, 0.0],
+            colour: self.colour.iter().map(|&kind| (kind, identity(kind))).collect(),
+        }
+    }
+
+    /// `(s, t_x, t_y)` or `(s_x, s_y, t_x, t_y)`, then a coordinate t for each colour: `factor = 1 + 3 (t - 1)`, `hue = t`.
+    ///
+    /// An isotropic space takes the scale of x. A colour that the transform lacks is at its identity.
+    pub fn vector(&self, transform: &Transform) -> Vec<f64> {
+        let Transform { scale, shift, colour } = transform;
+        let mut vector = match self.spatial {
+            SpatialTransform::None => vec![],
+            SpatialTransform::Isotropic => vec![scale[0], shift[0], shift[1]],
+            SpatialTransform::Anisotropic => vec![scale[0], scale[1], shift[0], shift[1]],
+        };
+        vector.extend(self.colour.iter().map(|&kind| {
+            let parameter = colour.iter().find(|(k, _)| *k == kind).map_or(identity(kind), |(_, p)| *p);
+            identity(kind) + (parameter - identity(kind)) / stretch(kind)
+        }));
+        vector
+    }
+
+    /// The transform of a vector of `dim` numbers, inside the limits. Undoes `vector` there.
+    ///
+    /// The authors limit the colour only; the limits of the spatial part are so wide that a search meets them by accident.
+    pub fn transform(&self, vector: &[f64]) -> Transform {
+        assert_eq!(vector.len(), self.dim(), "a vector of another space");
+        let scale = |s: f64| s.clamp(SCALE_LIMITS.0, SCALE_LIMITS.1);
+        let shift = |t: f64| t.clamp(SHIFT_LIMITS.0, SHIFT_LIMITS.1);
+        let (spatial, colour) = vector.split_at(self.dim() - self.colour.len());
+        let (scale, shift) = match *spatial {
+            [s, tx, ty] => ([scale(s), scale(s)], [shift(tx), shift(ty)]),
+            [sx, sy, tx, ty] => ([scale(sx), scale(sy)], [shift(tx), shift(ty)]),
+            _ => ([1.0, 1.0], [0.0, 0.0]),
+        };
+        let colour = self.colour.iter().zip(colour).map(|(&kind, t)| {
+            let (low, high) = limits(kind);
+            (kind, (identity(kind) + stretch(kind) * (t - identity(kind))).clamp(low, high))
+        });
+        Transform { scale, shift, colour: colour.collect() }
+    }
+}
+
+fn identity(kind: ColourTransform) -> f64 {
+    if kind == ColourTransform::Hue { 0.0 } else { 1.0 }
+}
+
+fn stretch(kind: ColourTransform) -> f64 {
+    if kind == ColourTransform::Hue { 1.0 } else { FACTOR_STRETCH }
+}
+
+fn limits(kind: ColourTransform) -> (f64, f64) {
+    if kind == ColourTransform::Hue { HUE_LIMITS } else { FACTOR_LIMITS }
+}
+
+/// T: from the image's frame into the generator's. `images` `[n, 3, h, w]` in [-1, 1]; so is the answer.
+///
+/// One transform for each image, or one for all, or one image for all transforms. All transforms have the same colours in
+/// the same order.
+pub fn apply(images: &Tensor, transforms: &[Transform], align_corners: bool) -> Tensor {
+    let warped = warp(images, transforms, align_corners, |scale, shift| (scale, shift));
+    let kinds = kinds(transforms);
+    if kinds.is_empty() {
+        return warped;
+    }
+    let mut x = to_unit(&warped);
+    for (i, &kind) in kinds.iter().enumerate() {
+        x = adjust(kind, &x, &parameters(transforms, i, &x));
+    }
+    from_unit(&x)
+}
+
+/// The spatial part of T for weights `[n, 1, h, w]`; zero outside of the source.
+pub fn apply_to_mask(mask: &Tensor, transforms: &[Transform], align_corners: bool) -> Tensor {
+    warp(mask, transforms, align_corners, |scale, shift| (scale, shift))
+}
+
+/// T^-1: from the generator's frame into the image's. Shapes and broadcasting as for `apply`.
+///
+/// As the authors do, the spatial part is undone first (psi^-1 = (1/s, -t/s)); then the colours, the last one first. They
+/// commute but for clipping, interpolation and what lies outside of the source. The colours' inverses are exact where
+/// nothing was clipped. Of brightness it is 1/gamma as in the authors' code; the paper's -gamma has no identity.
+pub fn invert(images: &Tensor, transforms: &[Transform], align_corners: bool) -> Tensor {
+    let warped = warp(images, transforms, align_corners, |scale, shift| (1.0 / scale, -shift / scale));
+    let kinds = kinds(transforms);
+    if kinds.is_empty() {
+        return warped;
+    }
+    let mut x = to_unit(&warped);
+    // The generator's frame, whose mean grey contrast was about.
+    let mut frame = to_unit(images);
+    for (i, &kind) in kinds.iter().enumerate().rev() {
+        let parameter = parameters(transforms, i, &x);
+        x = restore(kind, &x, &parameter, &frame);
+        if kinds[..i].contains(&ColourTransform::Contrast) {
+            frame = restore(kind, &frame, &parameter, &frame);
+        }
+    }
+    from_unit(&x)
+}
+
+/// Samples at `x_in = scale * x_out + shift`, after `map` of each axis' scale and shift.
+fn warp(images: &Tensor, transforms: &[Transform], align_corners: bool, map: fn(f64, f64) -> (f64, f64)) -> Tensor {
+    let (count, channels, h, w) = images.size4().expect("images are [n, channels, h, w]");
+    let given = transforms.len() as i64;
+    let n = count.max(given);
+    assert!([1, n].contains(&count) && [1, n].contains(&given), "{count} images and {given} transforms");
+    let images = images.expand([n, channels, h, w], false);
+    if transforms.iter().all(|t| t.scale == [1.0, 1.0] && t.shift == [0.0, 0.0]) {
+        return images;
+    }
+    let theta: Vec<f64> = transforms
+        .iter()
+        .flat_map(|t| {
+            let (sx, tx) = map(t.scale[0], t.shift[0]);
+            let (sy, ty) = map(t.scale[1], t.shift[1]);
+            [sx, 0.0, tx, 0.0, sy, ty]
+        })
+        .collect();
+    let theta = Tensor::from_slice(&theta).view([-1, 2, 3]).to_kind(images.kind()).to_device(images.device());
+    let theta = theta.expand([n, 2, 3], false);
+    let grid = Tensor::affine_grid_generator(&theta, [n, channels, h, w], align_corners);
+    let (bilinear, zeros) = (0, 0);
+    images.grid_sampler(&grid, bilinear, zeros, align_corners)
+}
+
+fn kinds(transforms: &[Transform]) -> Vec<ColourTransform> {
+    let kinds = |t: &Transform| t.colour.iter().map(|(kind, _)| *kind).collect::<Vec<_>>();
+    let first = transforms.first().map_or(vec![], kinds);
+    assert!(transforms.iter().all(|t| kinds(t) == first), "transforms with different colours in one batch");
+    first
+}
+
+/// Parameters of the colour at a position, `[transforms, 1, 1, 1]`.
+fn parameters(transforms: &[Transform], position: usize, like: &Tensor) -> Tensor {
+    let values: Vec<f64> = transforms.iter().map(|t| t.colour[position].1).collect();
+    Tensor::from_slice(&values).view([-1, 1, 1, 1]).to_kind(like.kind()).to_device(like.device())
+}
+
+fn to_unit(images: &Tensor) -> Tensor {
+    (images + 1.0) / 2.0
+}
+
+fn from_unit(x: &Tensor) -> Tensor {
+    x * 2.0 - 1.0
+}
+
+/// The colour transform of `x` `[n, 3, h, w]` in [0, 1] with parameter `p` `[1 or n, 1, 1, 1]`.
+fn adjust(kind: ColourTransform, x: &Tensor, p: &Tensor) -> Tensor {
+    match kind {
+        ColourTransform::Brightness => (x * p).clamp(0.0, 1.0),
+        ColourTransform::Contrast => blend(x, &mean_grey(x), p),
+        ColourTransform::Saturation => blend(x, &grey(x), p),
+        ColourTransform::Hue => turn_hue(x, p),
+        ColourTransform::Gamma => power(x, p),
+    }
+}
+
+/// Undoes `adjust`. `frame` is all of what `adjust` gave, of which `x` may be another view.
+fn restore(kind: ColourTransform, x: &Tensor, p: &Tensor, frame: &Tensor) -> Tensor {
+    match kind {
+        ColourTransform::Brightness => (x / p).clamp(0.0, 1.0),
+        ColourTransform::Contrast => unblend(x, &mean_grey(frame), p),
+        ColourTransform::Saturation => unblend(x, &grey(x), p),
+        ColourTransform::Hue => turn_hue(x, &-p),
+        ColourTransform::Gamma => power(x, &p.reciprocal()),
+    }
+}
+
+/// `[n, 1, h, w]`
+fn grey(x: &Tensor) -> Tensor {
+    let [r, g, b] = channels(x);
+    r * GREY[0] + g * GREY[1] + b * GREY[2]
+}
+
+/// `[n, 1, 1, 1]`
+fn mean_grey(x: &Tensor) -> Tensor {
+    grey(x).mean_dim(&[1i64, 2, 3][..], true, None)
+}
+
+fn blend(x: &Tensor, grey: &Tensor, f: &Tensor) -> Tensor {
+    let blended: Tensor = x * f + grey * (1.0 - f);
+    blended.clamp(0.0, 1.0)
+}
+
+/// Undoes `blend` by the grey of its answer. With weights of sum a, `blend` takes grey g to `f g + (1 - f) a g`; a is 0.9999.
+fn unblend(x: &Tensor, grey: &Tensor, f: &Tensor) -> Tensor {
+    let rest = 1.0 - f;
+    let grey = grey / (f + &rest * GREY.iter().sum::<f64>());
+    let original: Tensor = (x - grey * rest) / f;
+    original.clamp(0.0, 1.0)
+}
+
+/// Adds turns to the hue of HSV; value and chroma stay.
+fn turn_hue(x: &Tensor, turns: &Tensor) -> Tensor {
+    let [r, g, b] = channels(x);
+    let value = x.amax(&[1i64][..], true);
+    let chroma = &value - x.amin(&[1i64][..], true);
+    let divisor = chroma.where_self(&chroma.gt(0.0), &chroma.ones_like());
+    let [from_r, from_g, from_b] = [&r, &g, &b].map(|channel| (&value - channel) / &divisor);
+    // In sixths of a turn, from red.
+    let hue = (&from_b - &from_g).where_self(
+        &r.eq_tensor(&value),
+        &(&from_r - &from_b + 2.0).where_self(&g.eq_tensor(&value), &(&from_g - &from_r + 4.0)),
+    );
+    let hue = hue + turns * 6.0;
+    let turned = [5.0, 3.0, 1.0].map(|offset| {
+        let k = (&hue + offset).remainder(6.0);
+        &value - &chroma * k.minimum(&(4.0 - &k)).clamp(0.0, 1.0)
+    });
+    Tensor::cat(&turned, 1)
+}
+
+/// `x^p`, with gradient zero at zero.
+fn power(x: &Tensor, p: &Tensor) -> Tensor {
+    let positive = x.gt(0.0);
+    let base = x.where_self(&positive, &x.ones_like());
+    base.pow(p).where_self(&positive, &x.zeros_like()).clamp(0.0, 1.0)
+}
+
+/// Three times `[n, 1, h, w]`.
+fn channels(x: &Tensor) -> [Tensor; 3] {
+    [0, 1, 2].map(|i| x.narrow(1, i, 1))
+}

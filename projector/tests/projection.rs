@@ -1,0 +1,212 @@
+//! The method through its front door, with a tiny random generator: the same answer however the work is cut.
+
+use std::path::PathBuf;
+
+use projector::nn::Weights;
+use projector::nn::biggan_deep::BigganDeep;
+use projector::nn::lpips::{Config, Layer, Lpips};
+use projector::{Checkpoint, Generator, Lanes, Model, ObjectStatistics, Projection, Solution, Target};
+use proto::{Box2d, LatentSearch, Params, SpatialTransform, Told};
+use tch::{Device, Kind, Tensor};
+
+fn model() -> Model {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/biggan_deep.safetensors");
+    let tensors = Tensor::read_safetensors(golden).expect("golden").into_iter().filter(|(n, _)| !n.starts_with("test."));
+    let config = serde_json::from_str(include_str!("golden/biggan_deep.config.json")).expect("config");
+    let generator = BigganDeep::load(&config, &mut Weights::new(tensors), 1.0).expect("loads");
+    let conv = |index, channels| Layer::Conv { index, channels, kernel: 3, stride: 1, padding: 1, tap: true };
+    let config = Config {
+        shift: [0.0; 3],
+        scale: [1.0; 3],
+        layers: vec![conv(0, 8), Layer::MaxPool { kernel: 2, stride: 2 }, conv(3, 12)],
+    };
+    // Any fixed numbers do.
+    let tensor = |shape: &[i64]| {
+        let n: i64 = shape.iter().product();
+        ((Tensor::arange(n, (Kind::Float, Device::Cpu)) * 1.7).sin() * (2.0 / (n as f64 / shape[0] as f64)).sqrt()).view(shape)
+    };
+    let tensors = [
+        ("features.0.weight", tensor(&[8, 3, 3, 3])),
+        ("features.0.bias", tensor(&[8])),
+        ("features.3.weight", tensor(&[12, 8, 3, 3])),
+        ("features.3.bias", tensor(&[12])),
+        ("lin0.model.1.weight", Tensor::ones([1, 8, 1, 1], (Kind::Float, Device::Cpu))),
+        ("lin1.model.1.weight", Tensor::ones([1, 12, 1, 1], (Kind::Float, Device::Cpu))),
+    ];
+    let lpips = Lpips::load(&config, &mut Weights::new(tensors.map(|(n, t)| (n.to_owned(), t)))).expect("loads");
+    Model { generator: Box::new(generator), lpips }
+}
+
+/// Images that the generator made itself, each of another class and seed.
+fn targets(model: &Model, n: i64) -> Vec<Target> {
+    (0..n)
+        .map(|i| {
+            let z = (Tensor::arange(8, (Kind::Float, Device::Cpu)) * (0.9 + i as f64)).sin().view([1, 8]);
+            let class = i % model.generator.num_classes();
+            let image = model.generator.generate(&z, &model.generator.embed(class).unsqueeze(0)).squeeze_dim(0);
+            let bbox = Some(Box2d { x: 4.0 + i as f64, y: 6.0, width: 20.0, height: 18.0 });
+            Target { image, bbox, class, seed: 100 + i as u64 }
+        })
+        .collect()
+}
+
+fn short(latent: LatentSearch) -> Params {
+    let paper = Params::paper();
+    let transform = paper.transform.clone().map(|t| proto::TransformSearch { generations: 3, steps: 3, ..t });
+    Params { transform, latent, seeds: 6, ..paper }
+}
+
+fn basin_cma() -> LatentSearch {
+    LatentSearch::BasinCma { generations: 3, steps: 3, final_steps: 8, told: Told::Refined, sigma: 1.0 }
+}
+
+fn run(model: &Model, lanes: &Lanes, params: &Params, targets: Vec<Target>) -> Vec<Solution> {
+    let mut projection = Projection::new(params, model, &ObjectStatistics::BIGGAN, targets);
+    while !projection.finished() {
+        projection.step(lanes).expect("device works");
+    }
+    let progress = projection.progress();
+    assert_eq!(progress.done, progress.total, "the total was announced right");
+    projection.finish(lanes).expect("device works").into_iter().map(|s| s.expect("converges")).collect()
+}
+
+fn losses(solutions: &[Solution]) -> Vec<Vec<f64>> {
+    solutions.iter().map(|s| s.seeds.iter().map(|s| s.loss).collect()).collect()
+}
+
+#[test]
+fn one_two_or_three_devices_and_one_or_many_images_give_the_same_bits() {
+    let model = model();
+    let params = short(basin_cma());
+    let one = Lanes::new(&model, &[Device::Cpu]);
+    let together = run(&model, &one, &params, targets(&model, 4));
+    for devices in [2, 3] {
+        let lanes = Lanes::new(&model, &vec![Device::Cpu; devices]);
+        let other = run(&model, &lanes, &params, targets(&model, 4));
+        assert_eq!(losses(&together), losses(&other), "{devices} devices");
+        assert!(together.iter().zip(&other).all(|(a, b)| a.seeds == b.seeds && a.transform == b.transform));
+    }
+    let alone: Vec<Solution> =
+        targets(&model, 4).into_iter().flat_map(|t| run(&model, &one, &params, vec![t])).collect();
+    assert_eq!(losses(&together), losses(&alone), "one by one");
+}
+
+#[test]
+fn smaller_batches_give_the_same_losses_up_to_rounding() {
+    let model = model();
+    let params = short(basin_cma());
+    let whole = run(&model, &Lanes::new(&model, &[Device::Cpu]), &params, targets(&model, 2));
+    let cut = run(&model, &Lanes::with_block(&model, &[Device::Cpu], 2), &params, targets(&model, 2));
+    for (a, b) in losses(&whole).concat().into_iter().zip(losses(&cut).concat()) {
+        assert!((a - b).abs() <= 1e-4 * a.abs(), "{a} and {b}");
+    }
+}
+
+#[test]
+fn interrupted_at_any_step_and_resumed_gives_the_same_bits() {
+    let model = model();
+    for latent in [basin_cma(), LatentSearch::CmaAdam { generations: 3, steps: 8 }, LatentSearch::Lbfgs { evaluations: 6 }] {
+        let params = short(latent);
+        let lanes = Lanes::new(&model, &[Device::Cpu]);
+        let undisturbed = run(&model, &lanes, &params, targets(&model, 2));
+        let mut projection = Projection::new(&params, &model, &ObjectStatistics::BIGGAN, targets(&model, 2));
+        while !projection.finished() {
+            projection.step(&lanes).expect("device works");
+            let saved: Vec<Vec<u8>> =
+                (0..2).map(|i| postcard::to_stdvec(projection.checkpoint(i)).expect("serialises")).collect();
+            projection = Projection::new(&params, &model, &ObjectStatistics::BIGGAN, targets(&model, 2));
+            for (i, bytes) in saved.iter().enumerate() {
+                let checkpoint: Checkpoint = postcard::from_bytes(bytes).expect("deserialises");
+                projection.resume(i, checkpoint).expect("fits");
+            }
+        }
+        let resumed: Vec<Solution> =
+            projection.finish(&lanes).expect("device works").into_iter().map(|s| s.expect("converges")).collect();
+        assert_eq!(losses(&undisturbed), losses(&resumed));
+    }
+}
+
+#[test]
+fn another_seed_gives_another_answer_and_the_same_seed_the_same() {
+    let model = model();
+    let lanes = Lanes::new(&model, &[Device::Cpu]);
+    let params = short(basin_cma());
+    let with = |seed| {
+        let mut targets = targets(&model, 1);
+        targets[0].seed = seed;
+        losses(&run(&model, &lanes, &params, targets))
+    };
+    assert_eq!(with(1), with(1));
+    assert_ne!(with(1), with(2));
+}
+
+#[test]
+fn every_method_lowers_the_loss_and_keeps_z_within_the_limit() {
+    let model = model();
+    let lanes = Lanes::new(&model, &[Device::Cpu]);
+    let methods = [
+        LatentSearch::Adam { steps: 30 },
+        LatentSearch::Lbfgs { evaluations: 30 },
+        LatentSearch::Cma { generations: 30 },
+        LatentSearch::CmaAdam { generations: 10, steps: 20 },
+        LatentSearch::BasinCma { generations: 3, steps: 5, final_steps: 15, told: Told::Sampled, sigma: 1.0 },
+        basin_cma(),
+    ];
+    let start = run(&model, &lanes, &Params { transform: None, ..short(LatentSearch::Cma { generations: 1 }) }, targets(&model, 1));
+    let start = start[0].seeds.iter().map(|s| s.loss).sum::<f64>() / 6.0;
+    for latent in methods {
+        for transform in [false, true] {
+            let mut params = short(latent.clone());
+            if !transform {
+                params.transform = None;
+            }
+            let solution = run(&model, &lanes, &params, targets(&model, 1)).remove(0);
+            let best = &solution.seeds[solution.best];
+            println!("{latent:?} transform {transform}: {:.4} from {start:.4}", best.loss);
+            assert!(best.loss < start, "{latent:?}");
+            assert!(solution.seeds.iter().all(|s| s.loss >= best.loss));
+            assert!(solution.seeds.iter().flat_map(|s| &s.z).all(|z| z.abs() <= 2.0));
+            assert_eq!(solution.transform.is_some(), transform);
+            assert_eq!(solution.transformed.len(), 3 * 32 * 32);
+        }
+    }
+}
+
+#[test]
+fn the_other_profile_and_an_anisotropic_transform_with_all_colours_run() {
+    use proto::ColourTransform::*;
+    let model = model();
+    let lanes = Lanes::new(&model, &[Device::Cpu]);
+    let master = Params::pix2latent();
+    let mut params = short(basin_cma());
+    params.transform = params.transform.map(|t| proto::TransformSearch {
+        spatial: SpatialTransform::Anisotropic,
+        colour: vec![Brightness, Contrast, Saturation, Hue, Gamma],
+        ..t
+    });
+    let solution = run(&model, &lanes, &params, targets(&model, 1)).remove(0);
+    let transform = solution.transform.expect("there is a stage one");
+    assert_ne!(transform.scale[0], transform.scale[1]);
+    assert_eq!(transform.colour.len(), 5);
+    params.transform = master.transform.map(|t| proto::TransformSearch { generations: 3, steps: 2, ..t });
+    assert!(run(&model, &lanes, &params, targets(&model, 1))[0].transform.is_some());
+}
+
+#[test]
+fn an_image_that_diverges_leaves_the_others_alone() {
+    let model = model();
+    let lanes = Lanes::new(&model, &[Device::Cpu]);
+    let params = short(basin_cma());
+    let mut batch = targets(&model, 3);
+    let good = run(&model, &lanes, &params, targets(&model, 3));
+    batch[1].image = Tensor::full([3, 32, 32], f64::NAN, (Kind::Float, Device::Cpu));
+    let mut projection = Projection::new(&params, &model, &ObjectStatistics::BIGGAN, batch);
+    while !projection.finished() {
+        projection.step(&lanes).expect("device works");
+    }
+    let solutions = projection.finish(&lanes).expect("device works");
+    assert!(solutions[1].is_err());
+    for i in [0, 2] {
+        assert_eq!(solutions[i].as_ref().expect("converges").seeds, good[i].seeds);
+    }
+}

@@ -1,0 +1,310 @@
+//! The transform against torch's and torchvision's own numbers (`golden/make_nn.py`), its inverse, and phi_0.
+
+use std::collections::HashMap;
+
+use projector::mask::{self, ObjectStatistics};
+use projector::transform::{self, Space};
+use proto::{Box2d, ColourTransform, InitialTransform, Params, SpatialTransform, Transform, TransformSearch};
+use tch::{Device, Kind, Tensor};
+
+const COLOURS: [(&str, ColourTransform); 5] = [
+    ("brightness", ColourTransform::Brightness),
+    ("contrast", ColourTransform::Contrast),
+    ("saturation", ColourTransform::Saturation),
+    ("hue", ColourTransform::Hue),
+    ("gamma", ColourTransform::Gamma),
+];
+
+fn golden(name: &str) -> HashMap<String, Tensor> {
+    let path = format!("{}/tests/golden/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+    Tensor::read_safetensors(path).expect("the golden is in the repository").into_iter().collect()
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a - b).abs().max().double_value(&[])
+}
+
+fn spatial(scale: [f64; 2], shift: [f64; 2]) -> Transform {
+    Transform { scale, shift, colour: vec![] }
+}
+
+fn coloured(colour: &[(ColourTransform, f64)]) -> Transform {
+    Transform { scale: [1.0, 1.0], shift: [0.0, 0.0], colour: colour.to_vec() }
+}
+
+fn search() -> TransformSearch {
+    Params::paper().transform.expect("the paper searches a transform")
+}
+
+/// Slow waves in each channel, `[1, 3, r, r]`, between -0.4 and 0.4.
+fn waves(resolution: i64) -> Tensor {
+    let t = Tensor::linspace(0.0, 1.0, resolution, (Kind::Float, Device::Cpu));
+    let channels = [(3.0, 1.0), (2.0, 4.0), (5.0, 2.0)].map(|(a, b)| {
+        let rows: Tensor = (&t * a).sin();
+        let columns: Tensor = (&t * b).cos();
+        rows.unsqueeze(1) * columns.unsqueeze(0) * 0.4
+    });
+    Tensor::stack(&channels, 0).unsqueeze(0)
+}
+
+#[test]
+fn sampling_equals_torch() {
+    let golden = golden("sampling");
+    let rows: Vec<Vec<f64>> = Vec::try_from(&golden["test.parameters"].to_kind(Kind::Double)).expect("a matrix");
+    let transforms: Vec<Transform> = rows.iter().map(|p| spatial([p[0], p[1]], [p[2], p[3]])).collect();
+    for (corners, name) in [(true, "align_corners"), (false, "align_edges")] {
+        let forward = transform::apply(&golden["test.image"], &transforms, corners);
+        let inverse = transform::invert(&golden["test.image"], &transforms, corners);
+        let mask = transform::apply_to_mask(&golden["test.image"].narrow(1, 0, 1), &transforms, corners);
+        let expected = &golden[&format!("test.forward.{name}")];
+        let forward = largest_difference(&forward, expected);
+        let inverse = largest_difference(&inverse, &golden[&format!("test.inverse.{name}")]);
+        println!("{name}: forward {forward:.1e}, inverse {inverse:.1e}");
+        assert!(forward <= 1e-5 && inverse <= 1e-5, "{name}: {forward}, {inverse}");
+        assert!(largest_difference(&mask, &expected.narrow(1, 0, 1)) <= 1e-5);
+    }
+}
+
+#[test]
+fn colours_equal_torchvision() {
+    let golden = golden("colour");
+    let image = &golden["test.image"];
+    for (name, kind) in COLOURS {
+        let factors: Vec<f32> = Vec::try_from(&golden[&format!("test.{name}.factors")]).expect("a vector");
+        let mut worst = 0.0f64;
+        for (i, factor) in factors.into_iter().enumerate() {
+            let ours = transform::apply(&(image * 2.0 - 1.0), &[coloured(&[(kind, f64::from(factor))])], true);
+            let theirs = golden[&format!("test.{name}")].get(i as i64);
+            worst = worst.max(largest_difference(&((ours + 1.0) / 2.0), &theirs));
+        }
+        println!("{name}: {worst:.1e}");
+        assert!(worst <= 2e-5, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn undoing_a_colour_is_exact_where_nothing_is_clipped() {
+    // Between 0.3 and 0.7 in [0, 1], far from both ends.
+    let image = waves(32);
+    for (name, kind) in COLOURS {
+        for parameter in if kind == ColourTransform::Hue { [-0.4, 0.1, 0.5] } else { [0.7, 1.1, 1.4] } {
+            let transform = [coloured(&[(kind, parameter)])];
+            let changed = transform::apply(&image, &transform, true);
+            assert!(largest_difference(&changed, &image) > 1e-3, "{name} {parameter} does nothing");
+            let error = largest_difference(&transform::invert(&changed, &transform, true), &image);
+            println!("{name} {parameter}: {error:.1e}");
+            assert!(error <= 1e-5, "{name} {parameter}: {error}");
+        }
+    }
+}
+
+#[test]
+fn undoing_all_colours_is_exact_where_nothing_is_clipped() {
+    let colours = [
+        (ColourTransform::Gamma, 1.1),
+        (ColourTransform::Contrast, 1.3),
+        (ColourTransform::Hue, 0.05),
+        (ColourTransform::Brightness, 0.9),
+        (ColourTransform::Saturation, 0.8),
+    ];
+    let image = waves(32);
+    let transform = [coloured(&colours)];
+    let back = transform::invert(&transform::apply(&image, &transform, true), &transform, true);
+    assert!(largest_difference(&back, &image) <= 1e-5);
+}
+
+#[test]
+fn undoing_scale_and_shift_restores_what_stayed_in_the_frame() {
+    for resolution in [32, 64, 256] {
+        let image = waves(resolution);
+        for corners in [true, false] {
+            // Larger frames keep all of the image; the smaller one keeps its middle, which the inner half covers.
+            for transform in
+                [spatial([1.2, 1.2], [0.05, -0.1]), spatial([1.4, 1.1], [0.1, 0.0]), spatial([0.8, 0.8], [0.1, -0.05])]
+            {
+                let transform = [transform];
+                let there = transform::apply(&image, &transform, corners);
+                let back = transform::invert(&there, &transform, corners);
+                let inner =
+                    |t: &Tensor| t.narrow(2, resolution / 4, resolution / 2).narrow(3, resolution / 4, resolution / 2);
+                let error = largest_difference(&inner(&back), &inner(&image));
+                println!("{resolution} {corners} {transform:?}: {error:.1e}");
+                // Linear interpolation twice: proportional to the squared pixel.
+                assert!(error <= 5.0 / (resolution * resolution) as f64, "{resolution} {transform:?}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn colours_do_not_change_what_undoing_scale_and_shift_gives() {
+    // Linear colours commute with interpolation, if contrast is undone about the mean of the frame it was done in.
+    let image = waves(64);
+    let psi = spatial([1.3, 1.3], [0.2, -0.1]);
+    let colour =
+        vec![(ColourTransform::Contrast, 0.8), (ColourTransform::Saturation, 1.2), (ColourTransform::Brightness, 1.2)];
+    let phi = Transform { colour, ..psi.clone() };
+    let round = |t: Transform| {
+        let t = [t];
+        transform::invert(&transform::apply(&image, &t, true), &t, true).narrow(2, 16, 32).narrow(3, 16, 32)
+    };
+    let error = largest_difference(&round(phi), &round(psi));
+    println!("{error:.1e}");
+    assert!(error <= 1e-5, "{error}");
+}
+
+#[test]
+fn the_identity_changes_nothing() {
+    for (spatial, dim) in
+        [(SpatialTransform::None, 5), (SpatialTransform::Isotropic, 8), (SpatialTransform::Anisotropic, 9)]
+    {
+        let space =
+            Space::new(&TransformSearch { spatial, colour: COLOURS.map(|(_, kind)| kind).to_vec(), ..search() });
+        assert_eq!(space.dim(), dim);
+        assert_eq!(space.transform(&space.vector(&space.identity())), space.identity());
+        let image = waves(32);
+        assert!(largest_difference(&transform::apply(&image, &[space.identity()], false), &image) <= 1e-6);
+        assert!(largest_difference(&transform::invert(&image, &[space.identity()], false), &image) <= 1e-6);
+    }
+}
+
+#[test]
+fn one_image_takes_many_transforms_and_one_transform_many_images() {
+    let transforms = [0.8, 1.0, 1.2]
+        .map(|f| Transform { colour: vec![(ColourTransform::Brightness, f)], ..spatial([f, f], [0.1, 0.2 * f]) });
+    let image = waves(32);
+    let images = Tensor::cat(&[&image, &(&image * 0.5), &-&image], 0);
+    for change in [transform::apply, transform::invert] {
+        let many = change(&image, &transforms, true);
+        let each = change(&images, &transforms, true);
+        let shared = change(&images, &transforms[2..], true);
+        for i in 0..3 {
+            let one = |images: &Tensor, t: usize| change(images, &transforms[t..=t], true);
+            let index = i as i64;
+            assert!(largest_difference(&many.narrow(0, index, 1), &one(&image, i)) <= 1e-6);
+            assert!(largest_difference(&each.narrow(0, index, 1), &one(&images.narrow(0, index, 1), i)) <= 1e-6);
+            assert!(largest_difference(&shared.narrow(0, index, 1), &one(&images.narrow(0, index, 1), 2)) <= 1e-6);
+        }
+    }
+}
+
+#[test]
+fn gradients_are_finite_even_at_black_and_grey() {
+    let image = waves(32);
+    let _ = image.narrow(2, 0, 4).fill_(-1.0);
+    let _ = image.narrow(2, 4, 4).fill_(0.0);
+    let image = image.set_requires_grad(true);
+    let colour = [0.7, 0.8, 1.2, 0.1, 0.7].into_iter().zip(COLOURS).map(|(p, (_, kind))| (kind, p)).collect();
+    let phi = [Transform { colour, ..spatial([1.2, 0.9], [0.1, 0.0]) }];
+    let twice = transform::invert(&transform::apply(&image, &phi, true), &phi, true);
+    let gradient = Tensor::run_backward(&[twice.square().sum(Kind::Float)], &[&image], false, false).remove(0);
+    assert!(bool::try_from(gradient.isfinite().all()).expect("one value"));
+    assert!(gradient.abs().max().double_value(&[]) > 0.0);
+}
+
+#[test]
+fn a_vector_is_the_transform_with_stretched_colours() {
+    let space = Space::new(&search());
+    assert_eq!(space.dim(), 4);
+    let t = space.transform(&[0.9, 0.1, -0.2, 1.05]);
+    assert_eq!((t.scale, t.shift), ([0.9, 0.9], [0.1, -0.2]));
+    assert!((t.colour[0].1 - 1.15).abs() < 1e-12, "a deviation of 0.05 is one of 0.15 in brightness");
+    for (a, b) in space.vector(&t).iter().zip([0.9, 0.1, -0.2, 1.05]) {
+        assert!((a - b).abs() < 1e-12);
+    }
+    let anisotropic = Space::new(&TransformSearch { spatial: SpatialTransform::Anisotropic, ..search() });
+    assert_eq!(anisotropic.vector(&spatial([0.9, 1.1], [0.1, -0.2])), [0.9, 1.1, 0.1, -0.2, 1.0]);
+}
+
+#[test]
+fn a_wild_vector_still_gives_a_transform_with_an_inverse() {
+    let t = Space::new(&search()).transform(&[-3.0, 7.0, -7.0, 9.0]);
+    assert_eq!(t, Transform { scale: [0.02; 2], shift: [1.0, -1.0], colour: vec![(ColourTransform::Brightness, 1.5)] });
+    let weights = transform::apply_to_mask(&Tensor::ones([1, 1, 32, 32], (Kind::Float, Device::Cpu)), &[t], true);
+    assert!(weights.sum(Kind::Float).double_value(&[]) > 100.0, "a part of the image stays in the frame");
+}
+
+fn pixels(bbox: Option<Box2d>, resolution: i64) -> Vec<(i64, i64)> {
+    let mask = mask::binary(bbox, resolution);
+    assert_eq!(mask.size(), [1, 1, resolution, resolution]);
+    let places: Vec<Vec<i64>> = Vec::try_from(&mask.squeeze().nonzero()).expect("a matrix");
+    places.iter().map(|p| (p[0], p[1])).collect()
+}
+
+#[test]
+fn a_pixel_is_in_the_box_if_its_centre_is() {
+    let bbox = |x, y, width, height| Some(Box2d { x, y, width, height });
+    assert_eq!(pixels(bbox(1.0, 2.0, 2.0, 1.0), 4), [(2, 1), (2, 2)]);
+    assert_eq!(pixels(bbox(0.6, 1.4, 2.0, 1.0), 4), [(1, 1), (1, 2)], "centres, not edges");
+    assert_eq!(pixels(bbox(0.5, 0.0, 1.0, 1.0), 4), [(0, 0)], "the left edge belongs to the box, the right does not");
+    assert_eq!(pixels(bbox(1.6, 2.6, 0.1, 0.1), 4), [(2, 1)], "a tiny box keeps the nearest pixel");
+    assert_eq!(pixels(bbox(-5.0, -5.0, 100.0, 5.6), 4), [(0, 0), (0, 1), (0, 2), (0, 3)]);
+    assert_eq!(pixels(bbox(9.0, 9.0, 2.0, 2.0), 4), [(3, 3)]);
+    assert_eq!(pixels(None, 4).len(), 16);
+}
+
+#[test]
+fn weights_are_the_background_outside_the_box() {
+    let binary = mask::binary(Some(Box2d { x: 0.0, y: 0.0, width: 1.0, height: 1.0 }), 2);
+    let weights = Vec::<f32>::try_from(mask::weights(&binary, 0.3).flatten(0, -1)).expect("a vector");
+    assert_eq!(weights, [1.0, 0.3, 0.3, 0.3]);
+}
+
+/// Centre and length of a mask's rows (dimension 2) or columns (3), in pixels.
+fn measure(mask: &Tensor, dim: i64) -> (f64, f64) {
+    let profile = mask.amax(&[5 - dim][..], false).flatten(0, -1);
+    let profile = Vec::<f32>::try_from(&profile).expect("a vector");
+    let total: f64 = profile.iter().map(|&v| f64::from(v)).sum();
+    let moment: f64 = profile.iter().enumerate().map(|(i, &v)| (i as f64 + 0.5) * f64::from(v)).sum();
+    (moment / total, total)
+}
+
+#[test]
+fn the_exact_start_moves_the_box_onto_the_statistics_box() {
+    for (resolution, bbox) in [
+        (256, Box2d { x: 90.0, y: 30.0, width: 60.0, height: 90.0 }),
+        (256, Box2d { x: 20.0, y: 100.0, width: 200.0, height: 100.0 }),
+        (32, Box2d { x: 6.0, y: 9.0, width: 10.0, height: 14.0 }),
+    ] {
+        for align_corners in [true, false] {
+            let search = TransformSearch { initial: InitialTransform::Exact, align_corners, ..search() };
+            let phi = mask::initial_transform(Some(bbox), resolution, &ObjectStatistics::BIGGAN, &search);
+            let moved = transform::apply_to_mask(&mask::binary(Some(bbox), resolution), &[phi], align_corners);
+            let usual = ObjectStatistics::BIGGAN.at(resolution as f64);
+            let scale = (bbox.height / usual.size.0).max(bbox.width / usual.size.1);
+            let ((y, height), (x, width)) = (measure(&moved, 2), measure(&moved, 3));
+            println!("{resolution} {align_corners}: centre {y:.3} {x:.3}, size {height:.3} {width:.3}");
+            for (found, expected) in
+                [(y, usual.center.0), (x, usual.center.1), (height, bbox.height / scale), (width, bbox.width / scale)]
+            {
+                assert!((found - expected).abs() < 0.05, "{resolution} {align_corners}: {found} for {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_authors_start_is_their_formula() {
+    // Rows 60 to 179, columns 100 to 179.
+    let bbox = Some(Box2d { x: 100.0, y: 60.0, width: 80.0, height: 120.0 });
+    let phi = mask::initial_transform(bbox, 256, &ObjectStatistics::BIGGAN, &search());
+    let s = 119.0 / 213.0;
+    assert_eq!(phi.scale, [s, s]);
+    assert_eq!(phi.shift, [(139.0 - 127.0) / 128.0, (119.0 - 137.0) / 128.0]);
+    assert_eq!(phi.colour, [(ColourTransform::Brightness, 1.0)]);
+
+    let whole = mask::initial_transform(None, 256, &ObjectStatistics::BIGGAN, &search());
+    assert_eq!(whole.scale, [255.0 / 210.0; 2]);
+    assert_eq!(whole.shift, [0.0, -10.0 / 128.0]);
+}
+
+#[test]
+fn the_start_keeps_to_the_space() {
+    let bbox = Some(Box2d { x: 3.0, y: 4.0, width: 9.0, height: 5.0 });
+    let start = |search| mask::initial_transform(bbox, 32, &ObjectStatistics::BIGGAN, &search);
+    let only_colour = TransformSearch { spatial: SpatialTransform::None, ..search() };
+    assert_eq!(start(only_colour.clone()), Space::new(&only_colour).identity());
+    let identity = TransformSearch { initial: InitialTransform::Identity, ..search() };
+    assert_eq!(start(identity.clone()), Space::new(&identity).identity());
+}

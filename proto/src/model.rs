@@ -1,0 +1,99 @@
+//! The model folder: `model.json` names every file with its SHA-256, so the digest of `model.json` is the digest of the model.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::DecodeError;
+
+/// `model.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelManifest {
+    /// Of this file: 1.
+    pub format: u32,
+    /// Name of the model.
+    pub name: String,
+    /// The generator.
+    pub generator: GeneratorManifest,
+    /// The feature network of the loss.
+    pub perceptual: PerceptualManifest,
+    /// Names of the classes, by index.
+    pub classes: Vec<String>,
+    /// Where the generator puts its objects, in pixels of its images.
+    pub objects: ObjectsManifest,
+    /// SHA-256 of every other file, hexadecimal.
+    pub sha256: BTreeMap<String, String>,
+}
+
+/// The generator's files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneratorManifest {
+    /// `biggan_deep`.
+    pub kind: String,
+    /// The public `config.json`.
+    pub config: String,
+    /// safetensors with the public names.
+    pub weights: String,
+    /// Which batch-norm statistics are used, in (0, 1].
+    pub truncation: f64,
+    /// Width and height of the images.
+    pub resolution: u32,
+}
+
+/// The perceptual network's files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PerceptualManifest {
+    /// Description of the layers, JSON.
+    pub config: String,
+    /// safetensors: `features.*` and `lin*`, and `classifier.*` if it predicts classes.
+    pub weights: String,
+}
+
+/// Statistics of the generator's objects (paper, Figures 3 and 4).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectsManifest {
+    /// (y, x) of the usual centre.
+    pub center: (f64, f64),
+    /// (height, width) of the usual box.
+    pub size: (f64, f64),
+}
+
+impl ModelManifest {
+    /// Reads and validates `model.json`; also returns the model's digest.
+    pub fn parse(bytes: &[u8]) -> Result<(ModelManifest, String), DecodeError> {
+        let problem = |field, problem: String| DecodeError::Field { message: "model.json", field, problem };
+        let manifest: ModelManifest = serde_json::from_slice(bytes).map_err(|e| problem("json", e.to_string()))?;
+        if manifest.format != 1 {
+            return Err(DecodeError::Version { message: "model.json", found: manifest.format, known: 1 });
+        }
+        if manifest.generator.kind != "biggan_deep" {
+            return Err(problem("generator.kind", format!("is {}, and this program knows biggan_deep", manifest.generator.kind)));
+        }
+        if !(manifest.generator.truncation > 0.0 && manifest.generator.truncation <= 1.0) {
+            return Err(problem("generator.truncation", "is not in (0, 1]".into()));
+        }
+        if manifest.classes.is_empty() {
+            return Err(problem("classes", "is empty".into()));
+        }
+        let p = &manifest.perceptual;
+        for file in [&manifest.generator.config, &manifest.generator.weights, &p.config, &p.weights] {
+            if file.is_empty() || file.contains(['/', '\\']) || file.starts_with('.') {
+                return Err(problem("file", format!("name {file:?} is not a plain file name")));
+            }
+            if !manifest.sha256.contains_key(file) {
+                return Err(problem("sha256", format!("has no entry for {file}")));
+            }
+        }
+        Ok((manifest, hex_sha256(bytes)))
+    }
+}
+
+/// SHA-256 as 64 hexadecimal digits.
+pub fn hex_sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,359 @@
+//! A directory as a store: a key is the path of a file below the root.
+//!
+//! Writing goes through a temporary file beside the target, which is synced, renamed and made durable by syncing the
+//! directory; a temporary file left by a killed process is no object and can be deleted at any time. Links are followed
+//! as long as they stay below the root, except that listing does not descend into linked directories.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, ErrorKind as Io, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use tempfile::NamedTempFile;
+
+use crate::error::{ErrorKind, Failure, Result};
+use crate::key::{self, TEMPORARY_PREFIX, TEMPORARY_SUFFIX};
+use crate::{Object, Page, PutNew};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Directory {
+    /// Absolute; need not exist yet.
+    root: Arc<Path>,
+}
+
+impl Directory {
+    pub(crate) fn new(root: PathBuf) -> Directory {
+        Directory { root: root.into() }
+    }
+
+    pub(crate) fn path(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+
+    pub(crate) async fn get(&self, key: String, max_bytes: u64) -> Result<Bytes> {
+        self.blocking(move |directory| {
+            let path = directory.find(&key)?;
+            let size = fs::metadata(&path)?.len();
+            if size > max_bytes {
+                return Err(Failure::too_large(size, max_bytes));
+            }
+            let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+            File::open(&path)?
+                .take(max_bytes.saturating_add(1))
+                .read_to_end(&mut bytes)?;
+            match bytes.len() as u64 {
+                read if read > max_bytes => Err(Failure::too_large(read, max_bytes)),
+                _ => Ok(bytes.into()),
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn put(&self, key: String, bytes: Bytes) -> Result<()> {
+        self.blocking(move |directory| {
+            let (parent, name) = directory.place_for(&key)?;
+            let file = write_temporary(&parent, &bytes)?;
+            file.persist(parent.join(name)).map_err(|e| e.error)?;
+            sync_directory(&parent)
+        })
+        .await
+    }
+
+    pub(crate) async fn put_new(&self, key: String, bytes: Bytes) -> Result<PutNew> {
+        self.blocking(move |directory| {
+            let (parent, name) = directory.place_for(&key)?;
+            let target = parent.join(name);
+            if target.symlink_metadata().is_ok_and(|m| !m.is_dir()) {
+                return Ok(PutNew::Exists);
+            }
+            // Renames without replacing, or links and unlinks where the file system cannot.
+            match write_temporary(&parent, &bytes)?.persist_noclobber(&target) {
+                Ok(_) => {}
+                Err(e) if e.error.kind() == Io::AlreadyExists && !target.is_dir() => return Ok(PutNew::Exists),
+                Err(e) if e.error.kind() == Io::AlreadyExists => return Err(io::Error::from(Io::IsADirectory).into()),
+                Err(e) => return Err(e.error.into()),
+            }
+            sync_directory(&parent)?;
+            Ok(PutNew::Created)
+        })
+        .await
+    }
+
+    pub(crate) async fn exists(&self, key: String) -> Result<bool> {
+        self.blocking(move |directory| match directory.find(&key) {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.kind() == ErrorKind::NotFound => Ok(false),
+            Err(failure) => Err(failure),
+        })
+        .await
+    }
+
+    pub(crate) async fn delete(&self, key: String) -> Result<()> {
+        self.blocking(move |directory| {
+            let (parent, name) = key.rsplit_once('/').unwrap_or(("", &key));
+            let parent = match directory.resolve(parent) {
+                Ok(parent) => parent,
+                Err(failure) if failure.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(failure) => return Err(failure),
+            };
+            match fs::remove_file(parent.join(name)) {
+                Ok(()) => sync_directory(&parent),
+                Err(e) if matches!(e.kind(), Io::NotFound | Io::NotADirectory | Io::IsADirectory) => Ok(()),
+                Err(e) => Err(e.into()),
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn check_writable(&self, prefix: String) -> Result<()> {
+        self.blocking(move |directory| {
+            let (parent, _) = directory.place_for(&format!("{prefix}probe"))?;
+            write_temporary(&parent, b"basin checks that it can write here\n")?.close()?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) fn walk(&self, prefix: String) -> Walk {
+        Walk {
+            directory: self.clone(),
+            prefix,
+            progress: Progress::Start,
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Directory) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let directory = self.clone();
+        tokio::task::spawn_blocking(move || work(directory))
+            .await
+            .expect("file operations do not panic")
+    }
+
+    /// The file that `key` names, links resolved. Anything but a file below the root is not found or denied.
+    fn find(&self, key: &str) -> Result<PathBuf> {
+        let path = self.resolve(key)?;
+        if path.metadata()?.is_file() {
+            Ok(path)
+        } else {
+            Err(io::Error::from(Io::NotFound).into())
+        }
+    }
+
+    fn resolve(&self, key: &str) -> Result<PathBuf> {
+        let root = self.root.canonicalize()?;
+        match root.join(key).canonicalize() {
+            Ok(path) if path.starts_with(&root) => Ok(path),
+            Ok(_) => Err(leads_out()),
+            Err(e) if e.kind() == Io::NotADirectory => Err(io::Error::from(Io::NotFound).into()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The directory that shall hold `key`, created as needed and links resolved, and the name in it.
+    fn place_for<'k>(&self, key: &'k str) -> Result<(PathBuf, &'k str)> {
+        create_directories(&self.root)?;
+        let root = self.root.canonicalize()?;
+        let mut parent = root.clone();
+        let mut parts = key.split('/');
+        let name = parts.next_back().expect("split yields at least one part");
+        for part in parts {
+            let next = parent.join(part);
+            if let Err(e) = next.symlink_metadata() {
+                if e.kind() != Io::NotFound {
+                    return Err(e.into());
+                }
+                create_directory(&next)?;
+            }
+            parent = next.canonicalize()?;
+            if !parent.starts_with(&root) {
+                return Err(leads_out());
+            }
+        }
+        Ok((parent, name))
+    }
+}
+
+fn leads_out() -> Failure {
+    Failure::new(ErrorKind::Denied, "a link leads out of the store")
+}
+
+fn create_directories(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        create_directories(parent)?;
+    }
+    create_directory(path)
+}
+
+fn create_directory(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        // Somebody else was faster.
+        Err(e) if e.kind() == Io::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) if e.kind() == Io::AlreadyExists => Err(io::Error::from(Io::NotADirectory).into()),
+        Err(e) => Err(e.into()),
+        Ok(()) => path.parent().map_or(Ok(()), sync_directory),
+    }
+}
+
+fn write_temporary(parent: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
+    let mut file = tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .suffix(TEMPORARY_SUFFIX)
+        // Less what the umask takes away, as for any new file.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(parent)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    match File::open(path)?.sync_all() {
+        // Some network file systems cannot sync directories.
+        Err(e) if !matches!(e.kind(), Io::InvalidInput | Io::Unsupported) => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A listing under way, in the order of keys.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    directory: Directory,
+    prefix: String,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum Progress {
+    Start,
+    At(Stack),
+    /// A page failed or was not waited for.
+    Lost,
+}
+
+/// What is left of each directory, from where the walk started down to where it is.
+type Stack = Vec<std::vec::IntoIter<Entry>>;
+
+#[derive(Debug)]
+struct Entry {
+    /// With '/' at the end for a directory: so the order of entries is the order of keys.
+    key: String,
+    path: PathBuf,
+}
+
+impl Walk {
+    pub(crate) async fn page(&mut self, size: usize) -> Result<Page> {
+        let prefix = self.prefix.clone();
+        let progress = std::mem::replace(&mut self.progress, Progress::Lost);
+        let work = move |directory: Directory| read_page(&directory, &prefix, progress, size);
+        let (page, stack) = self.directory.blocking(work).await?;
+        self.progress = Progress::At(stack);
+        Ok(page)
+    }
+}
+
+fn read_page(directory: &Directory, prefix: &str, progress: Progress, size: usize) -> Result<(Page, Stack)> {
+    let mut page = Page {
+        objects: Vec::new(),
+        skipped: 0,
+        last: false,
+    };
+    let root = directory.root.canonicalize()?;
+    let mut stack = match progress {
+        Progress::At(stack) => stack,
+        Progress::Lost => {
+            return Err(Failure::new(
+                ErrorKind::Other,
+                "this listing was broken off: start a new one",
+            ));
+        }
+        Progress::Start => {
+            let above = prefix.rfind('/').map_or("", |end| &prefix[..=end]);
+            match directory.resolve(above) {
+                Ok(path) => vec![read_directory(above, &path, &mut page)?],
+                Err(failure) if failure.kind() == ErrorKind::NotFound => Vec::new(),
+                Err(failure) => return Err(failure),
+            }
+        }
+    };
+    while page.objects.len() < size {
+        let Some(entries) = stack.last_mut() else {
+            page.last = true;
+            break;
+        };
+        let Some(Entry { key, path }) = entries.next() else {
+            stack.pop();
+            continue;
+        };
+        if !key.starts_with(prefix) {
+            continue;
+        }
+        if key.ends_with('/') {
+            stack.push(read_directory(&key, &path, &mut page)?);
+            continue;
+        }
+        match object(&root, key, &path) {
+            Ok(Some(object)) => page.objects.push(object),
+            Ok(None) => page.skipped += 1,
+            // Deleted since.
+            Err(e) if e.kind() == Io::NotFound => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok((page, stack))
+}
+
+fn read_directory(key: &str, path: &Path, page: &mut Page) -> Result<std::vec::IntoIter<Entry>> {
+    let mut entries = Vec::new();
+    let listing = match fs::read_dir(path) {
+        Ok(listing) => listing,
+        Err(e) if e.kind() == Io::NotFound => return Ok(entries.into_iter()),
+        Err(e) => return Err(e.into()),
+    };
+    for entry in listing {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else {
+            page.skipped += 1;
+            continue;
+        };
+        if key::is_temporary(&name) {
+            continue;
+        }
+        let slash = if entry.file_type()?.is_dir() { "/" } else { "" };
+        entries.push(Entry {
+            key: format!("{key}{name}{slash}"),
+            path: entry.path(),
+        });
+    }
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(entries.into_iter())
+}
+
+/// The file at `path` as an object, or `None` if it is no file below the root.
+fn object(root: &Path, key: String, path: &Path) -> io::Result<Option<Object>> {
+    if path.is_symlink() {
+        match path.canonicalize() {
+            Ok(target) if target.starts_with(root) => {}
+            _ => return Ok(None),
+        }
+    }
+    let metadata = path.metadata()?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let size = metadata.len();
+    Ok(Some(Object {
+        key,
+        size,
+        identity: format!("{size}-{}.{:09}", modified.as_secs(), modified.subsec_nanos()),
+    }))
+}

@@ -1,0 +1,148 @@
+//! What can go wrong, with what was being done, to which object, and why.
+
+use std::error::Error as StdError;
+use std::io;
+
+/// Why an operation failed, and what a caller can do differently about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No such object, directory or bucket.
+    NotFound,
+    /// The object is larger than the caller allowed.
+    TooLarge,
+    /// The key or prefix cannot name objects.
+    InvalidKey,
+    /// The URL does not name a store.
+    InvalidUrl,
+    /// Not allowed: permissions, a read-only file system, credentials, or a link that leads out of the store.
+    Denied,
+    /// No space or no quota left.
+    NoSpace,
+    /// The store does not answer or is overloaded; may work later.
+    Unavailable,
+    /// Anything else.
+    Other,
+}
+
+/// A failed operation. Shows what was done to which object and why; the source says the rest.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {object}: {detail}")]
+pub struct Error {
+    doing: &'static str,
+    object: String,
+    kind: ErrorKind,
+    detail: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// What to branch on.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// URL of the store with the key in it.
+    pub fn object(&self) -> &str {
+        &self.object
+    }
+
+    /// Whether the same operation may work later.
+    pub fn is_retryable(&self) -> bool {
+        self.kind == ErrorKind::Unavailable
+    }
+}
+
+/// What back-ends return; the handle adds what was being done and to which object.
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+#[derive(Debug)]
+pub(crate) struct Failure {
+    kind: ErrorKind,
+    detail: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: ErrorKind, detail: impl Into<String>) -> Failure {
+        Failure {
+            kind,
+            detail: detail.into(),
+            source: None,
+        }
+    }
+
+    #[cfg(feature = "s3")]
+    pub(crate) fn with_source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Failure {
+        Failure {
+            source: Some(source.into()),
+            ..self
+        }
+    }
+
+    pub(crate) fn too_large(size: u64, max_bytes: u64) -> Failure {
+        Failure::new(
+            ErrorKind::TooLarge,
+            format!("it has {size} bytes, and at most {max_bytes} are allowed"),
+        )
+    }
+
+    pub(crate) fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    pub(crate) fn into_error(self, doing: &'static str, object: String) -> Error {
+        let object = object.chars().flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            }
+        });
+        Error {
+            doing,
+            object: object.collect(),
+            kind: self.kind,
+            detail: self.detail,
+            source: self.source,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(source: io::Error) -> Failure {
+        use io::ErrorKind as Io;
+        let (kind, detail) = match source.kind() {
+            Io::NotFound => (ErrorKind::NotFound, "there is none"),
+            Io::PermissionDenied => (ErrorKind::Denied, "this user has no permission"),
+            Io::ReadOnlyFilesystem => (ErrorKind::Denied, "the file system is read-only"),
+            Io::StorageFull => (ErrorKind::NoSpace, "no space left on the device"),
+            Io::QuotaExceeded => (ErrorKind::NoSpace, "the disk quota is used up"),
+            Io::FileTooLarge => (ErrorKind::NoSpace, "the file system holds no file of this size"),
+            Io::InvalidFilename => (
+                ErrorKind::InvalidKey,
+                "the file system allows no name this long or like this",
+            ),
+            Io::NotADirectory | Io::IsADirectory | Io::DirectoryNotEmpty => (
+                ErrorKind::Other,
+                "in a directory, no object can have the name of a part of another's key",
+            ),
+            Io::TimedOut | Io::Interrupted | Io::ResourceBusy | Io::StaleNetworkFileHandle | Io::WouldBlock => {
+                (ErrorKind::Unavailable, "the file system does not answer now")
+            }
+            _ if matches!(source.raw_os_error(), Some(TOO_MANY_FILES | TOO_MANY_FILES_IN_SYSTEM)) => {
+                (ErrorKind::Unavailable, "too many files are open")
+            }
+            _ => (ErrorKind::Other, "the file system failed"),
+        };
+        Failure {
+            kind,
+            detail: detail.into(),
+            source: Some(source.into()),
+        }
+    }
+}
+
+/// EMFILE and ENFILE, for which `io::ErrorKind` has no name; the same number on all Unix systems.
+const TOO_MANY_FILES: i32 = 24;
+const TOO_MANY_FILES_IN_SYSTEM: i32 = 23;

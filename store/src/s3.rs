@@ -1,0 +1,270 @@
+//! A bucket as a store: S3, and servers that speak its language.
+//!
+//! The SDK repeats requests that fail in passing; what still fails is named by what a caller can do about it. An object
+//! is one request, so at most 5 GiB.
+
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use bytes::{Bytes, BytesMut};
+
+use crate::error::{ErrorKind, Failure, Result};
+use crate::url::BucketOptions;
+use crate::{Object, Page, PutNew};
+
+/// How often `put_new` is repeated when the server says that another request for the key is under way.
+const CONFLICT_RETRIES: u32 = 6;
+const CONFLICT_PAUSE: Duration = Duration::from_millis(50);
+
+#[derive(Clone, Debug)]
+pub(crate) struct S3 {
+    client: Client,
+    bucket: String,
+}
+
+impl S3 {
+    pub(crate) async fn new(bucket: String, options: BucketOptions) -> Result<S3> {
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
+        if let Some(region) = options.region {
+            loader = loader.region(Region::new(region));
+        } else if options.endpoint.is_some() {
+            // Servers of one's own mostly take any.
+            loader = loader.region(Region::from_static("us-east-1"));
+        }
+        if options.anonymous {
+            loader = loader.no_credentials();
+        }
+        let shared = loader.load().await;
+        if shared.region().is_none() {
+            let problem = "the bucket's region is not known: append ?region=…, or set AWS_REGION";
+            return Err(Failure::new(ErrorKind::InvalidUrl, problem));
+        }
+        let path_style = options.path_style.unwrap_or(options.endpoint.is_some());
+        let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
+        if let Some(endpoint) = options.endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        if options.checksums_when_required {
+            config = config
+                .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+                .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+        }
+        Ok(S3 {
+            client: Client::from_conf(config.build()),
+            bucket,
+        })
+    }
+
+    pub(crate) async fn get(&self, key: &str, max_bytes: u64) -> Result<Bytes> {
+        let mut answer = self.client.get_object().bucket(&self.bucket).key(key).send().await?;
+        let size = size(answer.content_length());
+        if size > max_bytes {
+            return Err(Failure::too_large(size, max_bytes));
+        }
+        let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or(0));
+        while let Some(part) = answer.body.next().await {
+            let part = part.map_err(|e| {
+                Failure::new(
+                    ErrorKind::Unavailable,
+                    "the connection broke, or the content was damaged on the way",
+                )
+                .with_source(e)
+            })?;
+            bytes.extend_from_slice(&part);
+            if bytes.len() as u64 > max_bytes {
+                return Err(Failure::too_large(bytes.len() as u64, max_bytes));
+            }
+        }
+        Ok(bytes.freeze())
+    }
+
+    pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
+        self.client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .body(bytes.into())
+            .send()
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) async fn put_new(&self, key: &str, bytes: Bytes) -> Result<PutNew> {
+        let mut pause = CONFLICT_PAUSE;
+        for turn in 0.. {
+            let request = self
+                .client
+                .put_object()
+                .bucket(&self.bucket)
+                .key(key)
+                .if_none_match("*");
+            let error = match request.body(bytes.clone().into()).send().await {
+                Ok(_) => return Ok(PutNew::Created),
+                Err(error) => error,
+            };
+            match status(&error) {
+                Some(412) => return Ok(PutNew::Exists),
+                Some(409) if turn < CONFLICT_RETRIES => tokio::time::sleep(pause).await,
+                _ => return Err(error.into()),
+            }
+            pause *= 2;
+        }
+        unreachable!("the last turn returns")
+    }
+
+    pub(crate) async fn exists(&self, key: &str) -> Result<bool> {
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(_) => Ok(true),
+            Err(error) if status(&error) == Some(404) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) async fn delete(&self, key: &str) -> Result<()> {
+        match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
+            // S3 itself does not say so, other servers do.
+            Err(error) if code(&error) == Some("NoSuchKey") => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    pub(crate) async fn check_writable(&self, prefix: &str) -> Result<()> {
+        let key = format!("{prefix}.basin-write-check.tmp");
+        self.put(&key, Bytes::from_static(b"basin checks that it can write here\n"))
+            .await?;
+        self.delete(&key).await
+    }
+
+    pub(crate) fn walk(&self, prefix: String) -> Walk {
+        Walk {
+            bucket: self.clone(),
+            prefix,
+            token: None,
+            last: false,
+        }
+    }
+}
+
+/// A listing under way.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    bucket: S3,
+    prefix: String,
+    /// Where the next page begins.
+    token: Option<String>,
+    last: bool,
+}
+
+impl Walk {
+    pub(crate) async fn page(&mut self, size_limit: usize) -> Result<Page> {
+        let mut page = Page {
+            objects: Vec::new(),
+            skipped: 0,
+            last: self.last,
+        };
+        if self.last {
+            return Ok(page);
+        }
+        let S3 { client, bucket } = &self.bucket;
+        let request = client.list_objects_v2().bucket(bucket).prefix(&self.prefix);
+        let request = request.max_keys(i32::try_from(size_limit).unwrap_or(i32::MAX));
+        let answer = request.set_continuation_token(self.token.clone()).send().await?;
+        for object in answer.contents() {
+            let identity = object.e_tag().unwrap_or_default().trim_matches('"').to_owned();
+            let key = object.key().unwrap_or_default().to_owned();
+            page.objects.push(Object {
+                key,
+                size: size(object.size()),
+                identity,
+            });
+        }
+        self.token = answer.next_continuation_token;
+        self.last = self.token.is_none();
+        page.last = self.last;
+        Ok(page)
+    }
+}
+
+fn size(of_answer: Option<i64>) -> u64 {
+    of_answer.and_then(|s| u64::try_from(s).ok()).unwrap_or(0)
+}
+
+fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|r| r.status().as_u16())
+}
+
+fn code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Option<&str> {
+    error.as_service_error().and_then(|e| e.code())
+}
+
+impl<E> From<SdkError<E, HttpResponse>> for Failure
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    fn from(error: SdkError<E, HttpResponse>) -> Failure {
+        let (kind, detail) = match &error {
+            SdkError::ServiceError(service) => {
+                let code = service.err().code().unwrap_or("no code");
+                of_answer(service.raw().status().as_u16(), code, service.err().message())
+            }
+            SdkError::TimeoutError(_) | SdkError::ResponseError(_) => (
+                ErrorKind::Unavailable,
+                "the server does not answer, or not properly".into(),
+            ),
+            SdkError::DispatchFailure(_) => match credentials_error(&error) {
+                Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => (
+                    ErrorKind::Denied,
+                    "no credentials were found (environment, profile, web identity, machine)".into(),
+                ),
+                Some(_) => (
+                    ErrorKind::Unavailable,
+                    "whoever gives the credentials does not answer".into(),
+                ),
+                None => (ErrorKind::Unavailable, "the server cannot be reached".into()),
+            },
+            _ => (ErrorKind::Other, "the request cannot be made".into()),
+        };
+        Failure::new(kind, detail).with_source(error)
+    }
+}
+
+fn of_answer(status: u16, code: &str, message: Option<&str>) -> (ErrorKind, String) {
+    let answer = match message {
+        Some(message) => format!("{status} {code}: {message}"),
+        None => format!("{status} {code}"),
+    };
+    match (status, code) {
+        (_, "NoSuchBucket") => (ErrorKind::NotFound, "there is no such bucket".into()),
+        (404, _) => (ErrorKind::NotFound, "there is none".into()),
+        (_, "KeyTooLongError") => (ErrorKind::InvalidKey, "the server takes no key this long".into()),
+        (401 | 403, _) | (_, "ExpiredToken" | "InvalidToken") => {
+            (ErrorKind::Denied, format!("the server denies it ({answer})"))
+        }
+        (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull") => {
+            (ErrorKind::NoSpace, format!("the server has no space left ({answer})"))
+        }
+        (301 | 307, _) => (
+            ErrorKind::Other,
+            format!("the bucket is in another region: append ?region=… to the URL ({answer})"),
+        ),
+        (501, _) | (_, "XAmzContentSHA256Mismatch") => (
+            ErrorKind::Other,
+            format!("the server does not know the request; try checksums=when_required in the URL ({answer})"),
+        ),
+        (408 | 409 | 429 | 500.., _) | (_, "RequestTimeout" | "SlowDown") => (
+            ErrorKind::Unavailable,
+            format!("the server cannot do it now ({answer})"),
+        ),
+        _ => (ErrorKind::Other, format!("the server refuses it ({answer})")),
+    }
+}
+
+fn credentials_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e CredentialsError> {
+    std::iter::successors(Some(error), |e| e.source()).find_map(|e| e.downcast_ref())
+}

@@ -1,0 +1,172 @@
+//! From a URL to a place, and back to a text for people.
+
+use std::path::{Path, PathBuf, absolute};
+
+use crate::error::{ErrorKind, Failure, Result};
+
+#[derive(Debug)]
+pub(crate) enum Location {
+    Directory(PathBuf),
+    #[cfg(feature = "s3")]
+    Bucket {
+        bucket: String,
+        prefix: String,
+        options: BucketOptions,
+    },
+}
+
+/// How to reach a bucket.
+#[cfg(feature = "s3")]
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BucketOptions {
+    pub(crate) endpoint: Option<String>,
+    pub(crate) region: Option<String>,
+    pub(crate) path_style: Option<bool>,
+    /// Without credentials, as for public buckets.
+    pub(crate) anonymous: bool,
+    /// Checksums only where S3 requires them, for servers that know no others.
+    pub(crate) checksums_when_required: bool,
+}
+
+pub(crate) fn parse(url: &str) -> Result<Location> {
+    if let Some(rest) = url.strip_prefix("file:") {
+        let path = rest.strip_prefix("//").unwrap_or(rest);
+        let path = path.strip_prefix("localhost").unwrap_or(path);
+        if !path.starts_with('/') {
+            return Err(invalid("file: needs an absolute path, as in file:///data/x"));
+        }
+        return directory(&decode(path)?);
+    }
+    #[cfg(feature = "s3")]
+    if let Some(rest) = url.strip_prefix("s3://") {
+        return bucket(rest);
+    }
+    match url.split_once("://") {
+        Some(("s3", _)) => Err(invalid(
+            "this program was built without s3 (supported: a path, file://)",
+        )),
+        Some(_) => Err(invalid("unknown scheme (supported: a path, file://, s3://)")),
+        None => directory(url),
+    }
+}
+
+fn directory(path: &str) -> Result<Location> {
+    if path.is_empty() || path.chars().any(char::is_control) {
+        return Err(invalid("the path is empty or contains a control character"));
+    }
+    Ok(Location::Directory(absolute(path)?))
+}
+
+#[cfg(feature = "s3")]
+fn bucket(rest: &str) -> Result<Location> {
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    if bucket.is_empty() || !bucket.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) {
+        return Err(invalid(
+            "the bucket's name may hold letters, digits, '-', '.' and '_' only",
+        ));
+    }
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    if !prefix.is_empty() {
+        crate::key::check(prefix)?;
+    }
+    let prefix = if prefix.is_empty() {
+        String::new()
+    } else {
+        format!("{prefix}/")
+    };
+    let mut options = BucketOptions::default();
+    for option in query.split('&').filter(|o| !o.is_empty()) {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        let value = decode(value)?;
+        match (name, value.as_str()) {
+            ("endpoint", v) if is_plain_http(v) => options.endpoint = Some(value),
+            ("endpoint", _) => {
+                return Err(invalid(
+                    "endpoint must be http(s)://host:port, without user or password",
+                ));
+            }
+            ("region", _) => options.region = Some(value),
+            ("path_style", "true") => options.path_style = Some(true),
+            ("path_style", "false") => options.path_style = Some(false),
+            ("anonymous", "true") => options.anonymous = true,
+            ("anonymous", "false") => options.anonymous = false,
+            ("checksums", "when_supported") => options.checksums_when_required = false,
+            ("checksums", "when_required") => options.checksums_when_required = true,
+            _ => {
+                return Err(invalid(
+                    "options are endpoint, region, path_style=true|false, anonymous=true|false, \
+                     checksums=when_supported|when_required",
+                ));
+            }
+        }
+    }
+    Ok(Location::Bucket {
+        bucket: bucket.to_owned(),
+        prefix,
+        options,
+    })
+}
+
+#[cfg(feature = "s3")]
+fn is_plain_http(endpoint: &str) -> bool {
+    let host = endpoint
+        .strip_prefix("http://")
+        .or_else(|| endpoint.strip_prefix("https://"));
+    host.is_some_and(|h| {
+        !h.is_empty() && !h.contains(['@', '?', '#', '&', '%']) && h.chars().all(|c| c.is_ascii_graphic())
+    })
+}
+
+#[cfg(feature = "s3")]
+impl BucketOptions {
+    /// The options as part of a URL, or nothing.
+    pub(crate) fn to_query(&self) -> String {
+        let mut options = Vec::new();
+        options.extend(self.endpoint.as_ref().map(|e| format!("endpoint={e}")));
+        options.extend(self.region.as_ref().map(|r| format!("region={r}")));
+        options.extend(self.path_style.map(|p| format!("path_style={p}")));
+        options.extend(
+            self.checksums_when_required
+                .then(|| "checksums=when_required".to_owned()),
+        );
+        if options.is_empty() {
+            String::new()
+        } else {
+            format!("?{}", options.join("&"))
+        }
+    }
+}
+
+/// `url` for an error message: without options, and without what stands before an '@'.
+pub(crate) fn without_secrets(url: &str) -> String {
+    let (place, _) = url.split_once('?').unwrap_or((url, ""));
+    match (place.split_once("://"), place.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) if scheme != "file" => format!("{scheme}://…@{host}"),
+        _ => place.to_owned(),
+    }
+}
+
+/// The `file:` URL of a directory, which `parse` reads back.
+pub(crate) fn of_path(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let path = path.strip_suffix('/').unwrap_or(&path);
+    format!("file://{}", path.replace('%', "%25"))
+}
+
+fn decode(text: &str) -> Result<String> {
+    let bad = || invalid("'%' must be followed by two hexadecimal digits, and the whole be UTF-8");
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut parts = text.split('%');
+    bytes.extend(parts.next().unwrap_or_default().bytes());
+    for part in parts {
+        let digits = part.get(..2).ok_or_else(bad)?;
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
+        bytes.extend(part[2..].bytes());
+    }
+    String::from_utf8(bytes).map_err(|_| bad())
+}
+
+fn invalid(problem: &str) -> Failure {
+    Failure::new(ErrorKind::InvalidUrl, problem)
+}

@@ -1,0 +1,373 @@
+//! Image files to what the generator is compared with, and back. Pure: bytes in, plain numbers out.
+//!
+//! Reads JPEG and PNG, told apart by their content, and refuses whatever is not whole: half an image would be projected
+//! as one with a grey half. (A JPEG that was cut and then given an end marker cannot be told from a whole one.)
+//!
+//! Colours become 8-bit RGB as PIL's `convert("RGB")` makes them, since that is what the authors' readers see: alpha is
+//! dropped, not composited; the orientation in the EXIF data is not applied (COCO's boxes are in the stored one); colour
+//! profiles are ignored; CMYK and YCCK JPEGs are taken as Adobe writes them, inverted. 16-bit samples are rounded to
+//! 8 bits over the full range (where PIL clips or cuts).
+
+use std::panic::catch_unwind;
+
+use image::codecs::png::{PngDecoder, PngEncoder};
+use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, Limits};
+use proto::{Box2d, FailureReason};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
+
+/// Largest image that is decoded, in pixels: about 1 GB of memory in the worst case, a progressive JPEG.
+pub const MAX_PIXELS: u64 = 100_000_000;
+
+const CHANNELS: usize = 3;
+const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// An image in the generator's frame.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    /// RGB in [-1, 1], channel by channel, each `resolution` x `resolution`.
+    pub pixels: Vec<f32>,
+    /// The object's box in pixels of `pixels`, clipped to it.
+    pub bbox: Option<Box2d>,
+    /// Width and height of the file's image.
+    pub original: (u32, u32),
+    /// What `pixels` shows of it.
+    pub crop: Crop,
+}
+
+/// A square window of an image, in whole pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
+    /// Left edge.
+    pub x: u32,
+    /// Top edge.
+    pub y: u32,
+    /// The shorter side of the image.
+    pub side: u32,
+}
+
+/// Why bytes are no image in the generator's frame. The caller knows the file's name and adds it.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// Something else than an image file that is read here.
+    #[error("is {found}, not a JPEG or PNG image")]
+    NotAnImage {
+        /// What it looks like.
+        found: String,
+    },
+    /// Refused by its header, before memory is taken.
+    #[error("is an image of {width} x {height} pixels, more than the {} megapixels allowed", MAX_PIXELS / 1_000_000)]
+    TooLarge {
+        /// By its header.
+        width: u64,
+        /// By its header.
+        height: u64,
+    },
+    /// The file ends too early, contradicts itself, or uses a variant that is not read.
+    #[error("cannot decode the {format} data: {problem}")]
+    Broken {
+        /// JPEG or PNG.
+        format: &'static str,
+        /// What the decoder says.
+        problem: String,
+    },
+    /// The box selects nothing of the image.
+    #[error(
+        "box (x {}, y {}, width {}, height {}) {problem} (image: {width} x {height} pixels)",
+        bbox.x, bbox.y, bbox.width, bbox.height
+    )]
+    BadBox {
+        /// As given.
+        bbox: Box2d,
+        /// Of the image.
+        width: u32,
+        /// Of the image.
+        height: u32,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+impl CodecError {
+    /// How a failure record groups it.
+    pub fn reason(&self) -> FailureReason {
+        match self {
+            CodecError::BadBox { .. } => FailureReason::BadBox,
+            _ => FailureReason::BadImage,
+        }
+    }
+}
+
+/// Decodes a file, cuts the square window and scales it to `resolution` (positive).
+///
+/// The window's side is the image's shorter side. The authors take the one in the middle; here it is moved along the
+/// longer side, as little as is needed, until it holds the box or, if the box is longer, is filled by it.
+/// Scaling is OpenCV's: `INTER_AREA` to shrink, `INTER_LINEAR` to enlarge, in floating point.
+pub fn decode(bytes: &[u8], bbox: Option<Box2d>, resolution: u32) -> Result<Decoded, CodecError> {
+    let image = read(bytes)?;
+    let (width, height) = (image.width, image.height);
+    let visible = bbox.map(|b| clip(b, width, height)).transpose()?;
+    let side = width.min(height);
+    let crop = Crop {
+        x: window_start(width, side, visible.map(|b| (b.x, b.x + b.width))),
+        y: window_start(height, side, visible.map(|b| (b.y, b.y + b.height))),
+        side,
+    };
+    let bbox = visible.map(|b| to_window(b, crop, resolution));
+    Ok(Decoded { pixels: resize(&image, crop, resolution), bbox, original: (width, height), crop })
+}
+
+/// An 8-bit RGB PNG of `pixels`: RGB in [-1, 1], channel by channel, each `size` x `size`. Values beyond are clipped.
+pub fn encode_png(pixels: &[f32], size: u32) -> Vec<u8> {
+    let plane = size as usize * size as usize;
+    assert_eq!(pixels.len(), CHANNELS * plane, "pixels of a {size} x {size} RGB image");
+    let mut rgb = Vec::with_capacity(pixels.len());
+    for i in 0..plane {
+        // The cast saturates, and takes NaN to 0.
+        rgb.extend((0..CHANNELS).map(|c| ((pixels[c * plane + i] + 1.0) * 127.5).round() as u8));
+    }
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(&rgb, size, size, ExtendedColorType::Rgb8)
+        .expect("writing to memory cannot fail, and the buffer has the stated size");
+    png
+}
+
+/// Interleaved 8-bit RGB.
+struct Rgb {
+    width: u32,
+    height: u32,
+    samples: Vec<u8>,
+}
+
+fn read(bytes: &[u8]) -> Result<Rgb, CodecError> {
+    let is_png = bytes.starts_with(PNG_SIGNATURE);
+    if !is_png && !bytes.starts_with(b"\xff\xd8") {
+        return Err(CodecError::NotAnImage { found: describe(bytes) });
+    }
+    // The decoders are not ours: a bug that one file finds in them must not end the worker.
+    catch_unwind(|| if is_png { read_png(bytes) } else { read_jpeg(bytes) }).unwrap_or_else(|_| {
+        let format = if is_png { "PNG" } else { "JPEG" };
+        Err(CodecError::Broken { format, problem: "the decoder panicked".into() })
+    })
+}
+
+fn read_jpeg(bytes: &[u8]) -> Result<Rgb, CodecError> {
+    let broken = |problem: String| CodecError::Broken { format: "JPEG", problem };
+    // Not strict, the decoder would paint what is missing grey.
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(usize::from(u16::MAX))
+        .set_max_height(usize::from(u16::MAX))
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|e| broken(e.to_string()))?;
+    let (width, height) = decoder.dimensions().expect("headers are decoded");
+    check_size(width as u64, height as u64, "JPEG")?;
+    if !jpeg_has_end(bytes) {
+        return Err(broken("the file ends before the image (truncated)".into()));
+    }
+    let samples = decoder.decode().map_err(|e| broken(e.to_string()))?;
+    if samples.len() != width * height * CHANNELS {
+        return Err(broken("its colours are neither grey, RGB, YCbCr, CMYK nor YCCK".into()));
+    }
+    Ok(Rgb { width: width as u32, height: height as u32, samples })
+}
+
+/// Whether the end marker follows on complete segments and scans.
+fn jpeg_has_end(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    // Between segments, and in entropy-coded data, every 0xff that is not followed by one of these starts a marker.
+    let is_data = |b: u8| matches!(b, 0x00 | 0xd0..=0xd7 | 0xff);
+    while let Some(&[first, second]) = bytes.get(at..at + 2) {
+        if first != 0xff || is_data(second) {
+            at += 1;
+            continue;
+        }
+        match second {
+            0xd9 => return true,
+            0x01 | 0xd8 => at += 2,
+            _ => match bytes.get(at + 2..at + 4) {
+                Some(&[high, low]) => at += 2 + usize::from(u16::from_be_bytes([high, low])),
+                _ => return false,
+            },
+        }
+    }
+    false
+}
+
+fn read_png(bytes: &[u8]) -> Result<Rgb, CodecError> {
+    let broken = |problem: String| CodecError::Broken { format: "PNG", problem };
+    let truncated = || broken("the file ends before the image (truncated)".into());
+    let number = |at: usize| -> Option<u32> { Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
+    // The first chunk is the header, and starts with the size.
+    let (width, height) = (number(16).ok_or_else(truncated)?, number(20).ok_or_else(truncated)?);
+    check_size(width.into(), height.into(), "PNG")?;
+    if !png_has_end(bytes) {
+        return Err(truncated());
+    }
+    let mut limits = Limits::no_limits();
+    // Eight bytes a pixel (16-bit RGBA), and some for profiles and text.
+    limits.max_alloc = Some(8 * MAX_PIXELS + (64 << 20));
+    let decoder = PngDecoder::with_limits(std::io::Cursor::new(bytes), limits).map_err(|e| broken(innermost(&e)))?;
+    let (width, height) = decoder.dimensions();
+    let image = DynamicImage::from_decoder(decoder).map_err(|e| broken(innermost(&e)))?;
+    Ok(Rgb { width, height, samples: image.into_rgb8().into_raw() })
+}
+
+/// Whether the end chunk follows on complete chunks.
+fn png_has_end(bytes: &[u8]) -> bool {
+    let mut rest = &bytes[PNG_SIGNATURE.len()..];
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let chunk = 4 + u32::from_be_bytes(*length) as usize + 4;
+        match after.get(chunk..) {
+            None => return false,
+            Some(_) if after.starts_with(b"IEND") => return true,
+            Some(next) => rest = next,
+        }
+    }
+    false
+}
+
+fn check_size(width: u64, height: u64, format: &'static str) -> Result<(), CodecError> {
+    if width == 0 || height == 0 {
+        return Err(CodecError::Broken { format, problem: format!("its size is {width} x {height} pixels") });
+    }
+    if width * height > MAX_PIXELS {
+        return Err(CodecError::TooLarge { width, height });
+    }
+    Ok(())
+}
+
+/// The cause, without the wrapper that repeats the format's name.
+fn innermost(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
+}
+
+/// What a file that is neither JPEG nor PNG looks like.
+fn describe(bytes: &[u8]) -> String {
+    let brand = bytes.get(4..12).unwrap_or_default();
+    let known: [(bool, &str); 14] = [
+        (bytes.is_empty(), "an empty file"),
+        (bytes.starts_with(b"GIF8"), "a GIF image"),
+        (bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP"), "a WebP image"),
+        (bytes.starts_with(b"BM"), "a BMP image"),
+        (bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*"), "a TIFF image"),
+        (brand.starts_with(b"ftypavi"), "an AVIF image"),
+        (brand.starts_with(b"ftyphei") || brand == b"ftypmif1", "a HEIC image"),
+        (bytes.starts_with(b"\xff\x0a") || brand == b"JXL \r\n\x87\n", "a JPEG XL image"),
+        (brand == b"jP  \r\n\x87\n", "a JPEG 2000 image"),
+        (bytes.starts_with(b"%PDF"), "a PDF document"),
+        (bytes.starts_with(b"PK\x03\x04"), "a ZIP archive"),
+        (bytes.starts_with(b"\x1f\x8b"), "gzip data"),
+        (bytes.starts_with(b"version https://git-lfs"), "a Git LFS pointer (git lfs pull was not run)"),
+        (!bytes.is_empty() && bytes.iter().all(|&b| b == 0), "a file of zeros"),
+    ];
+    if let Some((_, name)) = known.iter().find(|(matches, _)| *matches) {
+        return (*name).to_owned();
+    }
+    if std::str::from_utf8(bytes).is_ok_and(|t| t.chars().all(|c| !c.is_control() || c.is_whitespace())) {
+        return "a text file".to_owned();
+    }
+    let hex: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
+    format!("a file of unknown kind (it starts with {})", hex.join(" "))
+}
+
+/// The part of the box inside the image.
+fn clip(bbox: Box2d, width: u32, height: u32) -> Result<Box2d, CodecError> {
+    let bad = |problem| CodecError::BadBox { bbox, width, height, problem };
+    if ![bbox.x, bbox.y, bbox.width, bbox.height].iter().all(|v| v.is_finite()) {
+        return Err(bad("is not finite"));
+    }
+    if bbox.width <= 0.0 || bbox.height <= 0.0 {
+        return Err(bad("has no area"));
+    }
+    let (left, right) = (bbox.x.max(0.0), (bbox.x + bbox.width).min(width.into()));
+    let (top, bottom) = (bbox.y.max(0.0), (bbox.y + bbox.height).min(height.into()));
+    if left >= right || top >= bottom {
+        return Err(bad("has no area inside the image"));
+    }
+    Ok(Box2d { x: left, y: top, width: right - left, height: bottom - top })
+}
+
+/// Where the window of `side` pixels starts along an axis of `length` pixels; `object`: interval that it should hold.
+fn window_start(length: u32, side: u32, object: Option<(f64, f64)>) -> u32 {
+    let middle = (length - side) / 2;
+    let Some((start, end)) = object else { return middle };
+    // Between these two, as much of the object as can be is in the window; the order depends on which is longer.
+    let (one, other) = (start, end - f64::from(side));
+    let (low, high) = (one.min(other).ceil(), one.max(other).floor());
+    let best = if low > high { ((one + other) / 2.0).round() } else { f64::from(middle).clamp(low, high) };
+    best.clamp(0.0, f64::from(length - side)) as u32
+}
+
+/// A box of the image in pixels of the scaled window.
+fn to_window(bbox: Box2d, crop: Crop, resolution: u32) -> Box2d {
+    let (side, target) = (f64::from(crop.side), f64::from(resolution));
+    let along = |start: f64, length: f64, origin: u32| {
+        let edge = |v: f64| (v - f64::from(origin)).clamp(0.0, side) * target / side;
+        (edge(start), edge(start + length))
+    };
+    let (left, right) = along(bbox.x, bbox.width, crop.x);
+    let (top, bottom) = along(bbox.y, bbox.height, crop.y);
+    Box2d { x: left, y: top, width: right - left, height: bottom - top }
+}
+
+/// The window in [-1, 1], channel by channel. The same weights along both axes, one axis after the other.
+fn resize(image: &Rgb, crop: Crop, resolution: u32) -> Vec<f32> {
+    let (side, size) = (crop.side as usize, resolution as usize);
+    let taps: Vec<Taps> = (0..resolution).map(|i| Taps::new(i, crop.side, resolution)).collect();
+    let row_length = image.width as usize * CHANNELS;
+    let mut rows = vec![0f32; side * size * CHANNELS];
+    for (y, row) in rows.chunks_exact_mut(size * CHANNELS).enumerate() {
+        let from = (crop.y as usize + y) * row_length + crop.x as usize * CHANNELS;
+        let source = &image.samples[from..from + side * CHANNELS];
+        for (taps, pixel) in taps.iter().zip(row.chunks_exact_mut(CHANNELS)) {
+            for (weight, from) in taps.weights.iter().zip(source[taps.first * CHANNELS..].chunks_exact(CHANNELS)) {
+                pixel.iter_mut().zip(from).for_each(|(sum, &v)| *sum += weight * f32::from(v));
+            }
+        }
+    }
+    let mut pixels = vec![0f32; CHANNELS * size * size];
+    let mut sums = vec![0f32; size * CHANNELS];
+    for (y, taps) in taps.iter().enumerate() {
+        sums.fill(0.0);
+        for (weight, row) in taps.weights.iter().zip(rows[taps.first * size * CHANNELS..].chunks_exact(size * CHANNELS))
+        {
+            sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += weight * v);
+        }
+        for (i, sum) in sums.iter().enumerate() {
+            let (x, channel) = (i / CHANNELS, i % CHANNELS);
+            pixels[(channel * size + y) * size + x] = sum / 127.5 - 1.0;
+        }
+    }
+    pixels
+}
+
+/// The source pixels that make one pixel of the result, along one axis.
+struct Taps {
+    first: usize,
+    weights: Vec<f32>,
+}
+
+impl Taps {
+    fn new(index: u32, source: u32, target: u32) -> Taps {
+        if source == target {
+            return Taps { first: index as usize, weights: vec![1.0] };
+        }
+        let scale = f64::from(source) / f64::from(target);
+        if source > target {
+            // INTER_AREA: each source pixel by how much of it the result's pixel covers.
+            let (start, end) = (f64::from(index) * scale, (f64::from(index + 1) * scale).min(f64::from(source)));
+            let (first, last) = (start.floor() as u32, (end.ceil() as u32).min(source));
+            let overlap = |i: u32| (end.min(f64::from(i + 1)) - start.max(f64::from(i))).max(0.0);
+            let weights = (first..last).map(|i| (overlap(i) / scale) as f32).collect();
+            return Taps { first: first as usize, weights };
+        }
+        // INTER_LINEAR: pixels are at half-integer positions; the edge's pixels go on beyond it.
+        let position = ((f64::from(index) + 0.5) * scale - 0.5).clamp(0.0, f64::from(source - 1));
+        let (first, fraction) = (position.floor(), position.fract() as f32);
+        let weights = if fraction > 0.0 { vec![1.0 - fraction, fraction] } else { vec![1.0] };
+        Taps { first: first as usize, weights }
+    }
+}
