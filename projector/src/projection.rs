@@ -119,7 +119,7 @@ pub struct Projection {
     /// Embedding of each image's class.
     embeddings: Vec<Vec<f32>>,
     images: Vec<Checkpoint>,
-    total: u64,
+    per_image: u64,
     limit: f32,
 }
 
@@ -134,7 +134,7 @@ impl Projection {
         };
         let embeddings: Vec<Vec<f32>> = targets.iter().map(|t| embedding(model, t)).collect();
         let images = targets.iter().zip(&embeddings).map(|(t, c0)| start(params, statistics, shape, t, c0)).collect();
-        let mut projection = Projection {
+        Projection {
             method: Method {
                 loss: params.loss.clone(),
                 descent: params.descent.clone(),
@@ -144,24 +144,9 @@ impl Projection {
             targets,
             embeddings,
             images,
-            total: 0,
+            per_image: lane_steps(params),
             limit: params.descent.limit as f32,
-        };
-        projection.total = projection.images.iter().map(|i| projection.lane_steps_of(i)).sum();
-        projection
-    }
-
-    fn lane_steps_of(&self, image: &Checkpoint) -> u64 {
-        let stage_one = match (&self.params.transform, &image.stage) {
-            (Some(t), Stage::Transform(s)) => u64::from(t.generations * t.steps) * s.population() as u64,
-            (Some(t), Stage::Latent(_)) => {
-                let n = transform::Space::new(t).dim();
-                let population = Cma::new(vec![0.0; n], t.sigma, t.population.map(|p| p as usize)).population();
-                u64::from(t.generations * t.steps) * population as u64
-            }
-            (None, _) => 0,
-        };
-        stage_one + latent_search::lane_steps(&self.params.latent, u64::from(self.params.seeds))
+        }
     }
 
     /// Number of images.
@@ -196,11 +181,11 @@ impl Projection {
     /// How far it is.
     pub fn progress(&self) -> Progress {
         let losses: Vec<f64> = self.images.iter().map(|i| i.last_loss).filter(|l| l.is_finite()).collect();
-        let diverged = self.images.iter().filter(|i| i.diverged);
-        let skipped: u64 = diverged.map(|i| self.lane_steps_of(i) - i.lane_steps.min(self.lane_steps_of(i))).sum();
+        // An image that diverged needs no more steps.
+        let done = |i: &Checkpoint| if i.diverged { self.per_image } else { i.lane_steps };
         Progress {
-            done: self.images.iter().map(|i| i.lane_steps).sum::<u64>() + skipped,
-            total: self.total,
+            done: self.images.iter().map(done).sum(),
+            total: self.per_image * self.images.len() as u64,
             loss: losses.iter().sum::<f64>() / losses.len() as f64,
         }
     }
@@ -252,6 +237,16 @@ impl Projection {
             })
             .collect())
     }
+}
+
+/// Lane-steps of one image: one forward (and backward) pass of one lane each.
+pub fn lane_steps(params: &Params) -> u64 {
+    let stage_one = params.transform.as_ref().map_or(0, |t| {
+        let dim = transform::Space::new(t).dim();
+        let cma = Cma::new(vec![0.0; dim], t.sigma, t.population.map(|p| p as usize));
+        u64::from(t.generations * t.steps) * cma.population() as u64
+    });
+    stage_one + latent_search::lane_steps(&params.latent, u64::from(params.seeds))
 }
 
 /// Passes of one lane in a request.

@@ -24,11 +24,15 @@ const BATCH: usize = 128;
 const BN_EPS: f64 = 1e-5;
 const LABEL_SMOOTHING: f64 = 0.05;
 const DROPOUT: f64 = 0.4;
+/// Of the last epochs, which see the images as they are (flipped, not shifted).
+const POLISH_RATE: f64 = 8e-4;
+const POLISH_DROPOUT: f64 = 0.25;
 
 /// The classifier under training.
 pub struct Classifier {
     convs: Vec<(nn::Conv2D, nn::BatchNorm)>,
     linear: nn::Linear,
+    dropout: f64,
 }
 
 impl Classifier {
@@ -46,7 +50,7 @@ impl Classifier {
             })
             .collect();
         let linear = nn::linear(vs / "classifier", input * 16, 10, Default::default());
-        Classifier { convs, linear }
+        Classifier { convs, linear, dropout: DROPOUT }
     }
 
     /// `[n, 3, 32, 32]` -> logits `[n, 10]`.
@@ -58,7 +62,7 @@ impl Classifier {
                 x = x.max_pool2d_default(2);
             }
         }
-        x.flatten(1, -1).dropout(DROPOUT, train).apply(&self.linear)
+        x.flatten(1, -1).dropout(self.dropout, train).apply(&self.linear)
     }
 
     /// The exported tensors by name, batch normalisation folded.
@@ -80,7 +84,26 @@ impl Classifier {
 }
 
 /// Trains with a one-cycle learning rate, random flips and shifts. Returns the accuracy on `test`.
-pub fn train(vs: &nn::VarStore, net: &Classifier, train: &Split, test: &Split, epochs: u32, seed: u64) -> Result<f64> {
+pub fn train(vs: &nn::VarStore, net: &Classifier, data: (&Split, &Split), epochs: u32, seed: u64) -> Result<f64> {
+    let rate = |progress: f64| LEARNING_RATE * one_cycle(progress);
+    run(vs, net, data, (epochs, "train"), seed, rate, 2)
+}
+
+/// Goes on from `train` with a falling learning rate and less noise.
+pub fn polish(vs: &nn::VarStore, net: &mut Classifier, data: (&Split, &Split), epochs: u32, seed: u64) -> Result<f64> {
+    net.dropout = POLISH_DROPOUT;
+    run(vs, net, data, (epochs, "polish"), seed + 1, |progress| POLISH_RATE * (1.0 - progress), 0)
+}
+
+fn run(
+    vs: &nn::VarStore,
+    net: &Classifier,
+    (train, test): (&Split, &Split),
+    (epochs, phase): (u32, &str),
+    seed: u64,
+    rate: impl Fn(f64) -> f64,
+    shift: i64,
+) -> Result<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut optimizer = nn::adamw(0.9, 0.999, WEIGHT_DECAY).build(vs, LEARNING_RATE)?;
     let steps_per_epoch = train.len() as usize / BATCH;
@@ -91,23 +114,17 @@ pub fn train(vs: &nn::VarStore, net: &Classifier, train: &Split, test: &Split, e
         order.shuffle(&mut rng);
         let mut sum = 0.0;
         for chunk in order.chunks_exact(BATCH) {
-            let progress = step as f64 / total as f64;
-            optimizer.set_lr(LEARNING_RATE * one_cycle(progress));
+            optimizer.set_lr(rate(step as f64 / total as f64));
             let (images, labels) = train.batch(&Tensor::from_slice(chunk));
-            let images = augment(&images, &mut rng);
-            let loss = net.forward(&images, true).cross_entropy_loss::<Tensor>(
-                &labels,
-                None,
-                tch::Reduction::Mean,
-                -100,
-                LABEL_SMOOTHING,
-            );
+            let images = augment(&images, shift, &mut rng);
+            let logits = net.forward(&images, true);
+            let loss = logits.cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, LABEL_SMOOTHING);
             optimizer.backward_step(&loss);
             sum += loss.double_value(&[]);
             step += 1;
         }
         let accuracy = accuracy(|x| net.forward(x, false), test);
-        println!("classifier epoch {} loss {:.4} test accuracy {:.4}", epoch + 1, sum / steps_per_epoch as f64, accuracy);
+        println!("classifier {phase} epoch {} loss {:.4} test accuracy {accuracy:.4}", epoch + 1, sum / steps_per_epoch as f64);
     }
     Ok(accuracy(|x| net.forward(x, false), test))
 }
@@ -130,12 +147,12 @@ fn one_cycle(progress: f64) -> f64 {
     if progress < WARM_UP { progress / WARM_UP } else { (1.0 - progress) / (1.0 - WARM_UP) }.max(1e-3)
 }
 
-/// Flips half the batch and shifts the whole batch by up to two pixels.
-fn augment(images: &Tensor, rng: &mut ChaCha8Rng) -> Tensor {
+/// Flips half the batch and shifts the whole batch by up to `shift` pixels.
+fn augment(images: &Tensor, shift: i64, rng: &mut ChaCha8Rng) -> Tensor {
     use rand::RngExt;
     let n = images.size()[0];
     let half = images.narrow(0, 0, n / 2).flip([3]);
     let images = Tensor::cat(&[half, images.narrow(0, n / 2, n - n / 2)], 0);
-    let (dy, dx): (i64, i64) = (rng.random_range(-2..=2), rng.random_range(-2..=2));
+    let (dy, dx) = (rng.random_range(-shift..=shift), rng.random_range(-shift..=shift));
     images.roll([dy, dx], [2, 3])
 }

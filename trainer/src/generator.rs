@@ -324,7 +324,7 @@ impl Generator {
     /// Like `forward`; also the batch statistics of every normalisation.
     pub fn statistics(&self, z: &Tensor, labels: &Tensor) -> Statistics {
         let mut statistics = Vec::new();
-        no_grad(|| self.run(z, labels, &mut Norm::Collect(&mut statistics)));
+        let _ = no_grad(|| self.run(z, labels, &mut Norm::Collect(&mut statistics)));
         statistics
     }
 

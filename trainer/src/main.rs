@@ -43,8 +43,12 @@ struct Args {
 enum Command {
     /// Trains the classifier.
     Classifier {
+        /// Epochs with shifted images.
         #[arg(long, default_value_t = 12)]
         epochs: u32,
+        /// Epochs after them without.
+        #[arg(long, default_value_t = 6)]
+        polish: u32,
     },
     /// Trains the generator.
     Gan {
@@ -71,12 +75,20 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&args.work).with_context(|| format!("cannot create {}", args.work.display()))?;
     let classifier_path = args.work.join("classifier.safetensors");
     match args.command {
-        Command::Classifier { epochs } => {
+        Command::Classifier { epochs, polish } => {
             tch::manual_seed(args.seed as i64);
-            let vs = nn::VarStore::new(Device::Cpu);
-            let net = Classifier::new(&vs.root());
+            let mut vs = nn::VarStore::new(Device::Cpu);
+            let mut net = Classifier::new(&vs.root());
             let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
-            let accuracy = classifier::train(&vs, &net, &train, &test, epochs, args.seed)?;
+            let data = (&train, &test);
+            let half_way = args.work.join("classifier-train.safetensors");
+            if half_way.exists() {
+                vs.load(&half_way)?;
+            } else {
+                classifier::train(&vs, &net, data, epochs, args.seed)?;
+                vs.save(&half_way)?;
+            }
+            let accuracy = classifier::polish(&vs, &mut net, data, polish, args.seed)?;
             vs.save(&classifier_path)?;
             println!("classifier: test accuracy {accuracy:.4}");
         }

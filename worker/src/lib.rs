@@ -1,3 +1,102 @@
-//! To come.
+//! Computes: pulls jobs, projects images, publishes results.
+//!
+//! Three stages with bounded channels between them, one batch deep, so that fetching and publishing overlap with the devices'
+//! work: [`fetch`](mod@fetch) (io) -> [`project`](mod@project) (device threads) -> [`publish`](mod@publish) (io). Each image
+//! travels with its [`queue::Delivery`], which is settled last. [`fate`] says what an error means for its job.
 
+pub mod checkpoint;
 pub mod codec;
+pub mod devices;
+pub mod fate;
+mod fetch;
+mod project;
+mod publish;
+pub mod weights;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use queue::{Channel, Queue};
+use store::Store;
+use tokio::sync::{mpsc, watch};
+
+pub use devices::Devices;
+pub use projector::projection::lane_steps;
+pub use project::Working;
+pub use weights::{LoadedModel, ModelError, load};
+
+/// How to run; what to compute is in the jobs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this worker in events.
+    pub name: String,
+    /// Where to compute.
+    pub devices: Devices,
+    /// Images that are projected side by side.
+    pub batch_images: usize,
+    /// A kill costs at most this much work.
+    pub checkpoint_every: Duration,
+    /// Version of basin, for the results.
+    pub version: String,
+}
+
+/// Why a worker stopped before its work was done. The jobs in its hands go back to the queue.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The queue failed.
+    #[error("the queue failed")]
+    Queue(#[from] queue::Error),
+    /// The store failed in a way that waiting does not mend.
+    #[error("the store failed")]
+    Store(#[from] store::Error),
+    /// A device failed.
+    #[error("cannot compute")]
+    Device(#[from] projector::DeviceError),
+}
+
+/// Asks the stages to stop: finish the step, save, give back.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown(Arc<AtomicBool>);
+
+impl Shutdown {
+    /// Asks.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it was asked.
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Works until the queue closes or a stop is requested. `working` shows what it does now.
+pub async fn run(
+    config: Config,
+    model: LoadedModel,
+    queue: Queue,
+    results: Store,
+    shutdown: Shutdown,
+    working: watch::Sender<Working>,
+) -> Result<(), Error> {
+    let facts = Arc::new(fetch::Facts {
+        resolution: model.reference.resolution,
+        digest: model.reference.digest.clone(),
+        classes: model.classes.len(),
+    });
+    let reference = model.reference.clone();
+    let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images).min(u16::MAX.into()) as u16).await?;
+    let (loaded_sender, loaded) = mpsc::channel(1);
+    // Room for a batch: its images are sent one by one.
+    let (done_sender, done) = mpsc::channel(config.batch_images.max(1));
+
+    let devices = project::spawn(&config, model, loaded, done_sender, shutdown.clone(), working);
+    let publish = publish::run(config.clone(), reference, queue.clone(), results.clone(), done);
+    let fetch = fetch::run(config, facts, queue, results, consumer, loaded_sender, shutdown);
+    // Publishing ends when the devices' thread has ended, and that when fetching has: nothing is left half-way.
+    let (fetched, published) = tokio::join!(fetch, publish);
+    devices.join().map_err(|_| projector::DeviceError { device: "all".into(), message: "the thread panicked".into() })??;
+    fetched?;
+    published
+}

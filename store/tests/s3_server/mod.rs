@@ -79,7 +79,7 @@ async fn accept(listener: TcpListener, service: S3Service) {
                 } else {
                     None
                 };
-                service.call(request).await
+                Service::call(&service, request).await
             }
         });
         tokio::spawn(async move {

@@ -1,0 +1,34 @@
+//! `basin report`: tables and report of a run, again.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use store::Store;
+
+/// Options of `basin report`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder or bucket of the run.
+    out: String,
+}
+
+/// Writes the outputs of the run as a whole.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let results = Store::open(&args.out).await?;
+    let run = coordinator::run::read_run(&results).await?;
+    let run = run.with_context(|| format!("{} holds no run (there is no run.json)", results.url()))?;
+    let (records, _) = coordinator::run::read_records(&results).await?;
+    let resolution = records.first().map_or(0, |r| r.model.resolution);
+    let summary = coordinator::finish::finish(&run, resolution, &results).await?;
+    println!("{} images: {} projected, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
+    println!("report: {}", place(&results, "report.html"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where a person finds an object.
+pub fn place(results: &Store, key: &str) -> String {
+    match results.local_path(key) {
+        Some(path) => path.display().to_string(),
+        None => format!("{} ({key})", results.url()),
+    }
+}
