@@ -16,6 +16,8 @@ pub trait Generator: Send {
     fn num_classes(&self) -> i64;
     /// Width and height r of the images.
     fn resolution(&self) -> i64;
+    /// The weights (theta), other than embeddings.
+    fn weights(&self) -> Vec<Tensor>;
     /// A copy with its own weights on a device.
     fn replicate(&self, device: Device) -> Box<dyn Generator>;
 }

@@ -173,6 +173,14 @@ impl Projection {
         Ok(())
     }
 
+    /// Gives an image its transform, so that stage one is left out. Only before its first step.
+    pub fn fix_transform(&mut self, image: usize, transform: Transform) {
+        let state = &mut self.images[image];
+        assert_eq!(state.lane_steps, 0, "the image has been stepped");
+        state.transform = Some(transform);
+        state.stage = Stage::Latent(latent_search(&self.params, state.shape, &self.embeddings[image], &mut state.rng));
+    }
+
     /// Whether every image is finished.
     pub fn finished(&self) -> bool {
         self.images.iter().all(|i| i.finished())

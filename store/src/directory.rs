@@ -41,9 +41,7 @@ impl Directory {
                 return Err(Failure::too_large(size, max_bytes));
             }
             let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-            File::open(&path)?
-                .take(max_bytes.saturating_add(1))
-                .read_to_end(&mut bytes)?;
+            File::open(&path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
             match bytes.len() as u64 {
                 read if read > max_bytes => Err(Failure::too_large(read, max_bytes)),
                 _ => Ok(bytes.into()),
@@ -118,11 +116,7 @@ impl Directory {
     }
 
     pub(crate) fn walk(&self, prefix: String) -> Walk {
-        Walk {
-            directory: self.clone(),
-            prefix,
-            progress: Progress::Start,
-        }
+        Walk { directory: self.clone(), prefix, progress: Progress::Start }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -130,19 +124,13 @@ impl Directory {
         work: impl FnOnce(Directory) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let directory = self.clone();
-        tokio::task::spawn_blocking(move || work(directory))
-            .await
-            .expect("file operations do not panic")
+        tokio::task::spawn_blocking(move || work(directory)).await.expect("file operations do not panic")
     }
 
     /// The file that `key` names, links resolved. Anything but a file below the root is not found or denied.
     fn find(&self, key: &str) -> Result<PathBuf> {
         let path = self.resolve(key)?;
-        if path.metadata()?.is_file() {
-            Ok(path)
-        } else {
-            Err(io::Error::from(Io::NotFound).into())
-        }
+        if path.metadata()?.is_file() { Ok(path) } else { Err(io::Error::from(Io::NotFound).into()) }
     }
 
     fn resolve(&self, key: &str) -> Result<PathBuf> {
@@ -261,19 +249,12 @@ impl Walk {
 }
 
 fn read_page(directory: &Directory, prefix: &str, progress: Progress, size: usize) -> Result<(Page, Stack)> {
-    let mut page = Page {
-        objects: Vec::new(),
-        skipped: 0,
-        last: false,
-    };
+    let mut page = Page { objects: Vec::new(), skipped: 0, last: false };
     let root = directory.root.canonicalize()?;
     let mut stack = match progress {
         Progress::At(stack) => stack,
         Progress::Lost => {
-            return Err(Failure::new(
-                ErrorKind::Other,
-                "this listing was broken off: start a new one",
-            ));
+            return Err(Failure::new(ErrorKind::Other, "this listing was broken off: start a new one"));
         }
         Progress::Start => {
             let above = prefix.rfind('/').map_or("", |end| &prefix[..=end]);
@@ -328,10 +309,7 @@ fn read_directory(key: &str, path: &Path, page: &mut Page) -> Result<std::vec::I
             continue;
         }
         let slash = if entry.file_type()?.is_dir() { "/" } else { "" };
-        entries.push(Entry {
-            key: format!("{key}{name}{slash}"),
-            path: entry.path(),
-        });
+        entries.push(Entry { key: format!("{key}{name}{slash}"), path: entry.path() });
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(entries.into_iter())
@@ -351,9 +329,5 @@ fn object(root: &Path, key: String, path: &Path) -> io::Result<Option<Object>> {
     }
     let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
     let size = metadata.len();
-    Ok(Some(Object {
-        key,
-        size,
-        identity: format!("{size}-{}.{:09}", modified.as_secs(), modified.subsec_nanos()),
-    }))
+    Ok(Some(Object { key, size, identity: format!("{size}-{}.{:09}", modified.as_secs(), modified.subsec_nanos()) }))
 }

@@ -65,26 +65,16 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(kind: ErrorKind, detail: impl Into<String>) -> Failure {
-        Failure {
-            kind,
-            detail: detail.into(),
-            source: None,
-        }
+        Failure { kind, detail: detail.into(), source: None }
     }
 
     #[cfg(feature = "s3")]
     pub(crate) fn with_source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Failure {
-        Failure {
-            source: Some(source.into()),
-            ..self
-        }
+        Failure { source: Some(source.into()), ..self }
     }
 
     pub(crate) fn too_large(size: u64, max_bytes: u64) -> Failure {
-        Failure::new(
-            ErrorKind::TooLarge,
-            format!("it has {size} bytes, and at most {max_bytes} are allowed"),
-        )
+        Failure::new(ErrorKind::TooLarge, format!("it has {size} bytes, and at most {max_bytes} are allowed"))
     }
 
     pub(crate) fn kind(&self) -> ErrorKind {
@@ -92,20 +82,8 @@ impl Failure {
     }
 
     pub(crate) fn into_error(self, doing: &'static str, object: String) -> Error {
-        let object = object.chars().flat_map(|c| {
-            if c.is_control() {
-                c.escape_default().collect()
-            } else {
-                vec![c]
-            }
-        });
-        Error {
-            doing,
-            object: object.collect(),
-            kind: self.kind,
-            detail: self.detail,
-            source: self.source,
-        }
+        let object = object.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] });
+        Error { doing, object: object.collect(), kind: self.kind, detail: self.detail, source: self.source }
     }
 }
 
@@ -119,14 +97,10 @@ impl From<io::Error> for Failure {
             Io::StorageFull => (ErrorKind::NoSpace, "no space left on the device"),
             Io::QuotaExceeded => (ErrorKind::NoSpace, "the disk quota is used up"),
             Io::FileTooLarge => (ErrorKind::NoSpace, "the file system holds no file of this size"),
-            Io::InvalidFilename => (
-                ErrorKind::InvalidKey,
-                "the file system allows no name this long or like this",
-            ),
-            Io::NotADirectory | Io::IsADirectory | Io::DirectoryNotEmpty => (
-                ErrorKind::Other,
-                "in a directory, no object can have the name of a part of another's key",
-            ),
+            Io::InvalidFilename => (ErrorKind::InvalidKey, "the file system allows no name this long or like this"),
+            Io::NotADirectory | Io::IsADirectory | Io::DirectoryNotEmpty => {
+                (ErrorKind::Other, "in a directory, no object can have the name of a part of another's key")
+            }
             Io::TimedOut | Io::Interrupted | Io::ResourceBusy | Io::StaleNetworkFileHandle | Io::WouldBlock => {
                 (ErrorKind::Unavailable, "the file system does not answer now")
             }
@@ -135,11 +109,7 @@ impl From<io::Error> for Failure {
             }
             _ => (ErrorKind::Other, "the file system failed"),
         };
-        Failure {
-            kind,
-            detail: detail.into(),
-            source: Some(source.into()),
-        }
+        Failure { kind, detail: detail.into(), source: Some(source.into()) }
     }
 }
 

@@ -36,10 +36,7 @@ pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
         check(parts)?;
     }
     if prefix.len() > MAX_BYTES || prefix.chars().any(char::is_control) {
-        return Err(Failure::new(
-            ErrorKind::InvalidKey,
-            "the prefix is too long or contains a control character",
-        ));
+        return Err(Failure::new(ErrorKind::InvalidKey, "the prefix is too long or contains a control character"));
     }
     Ok(())
 }

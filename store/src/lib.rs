@@ -83,19 +83,10 @@ impl Store {
             url::Location::Directory(root) => {
                 let base = url::of_path(&root);
                 let backend = Backend::Directory(Directory::new(root));
-                Ok(Store {
-                    backend,
-                    base,
-                    prefix: String::new(),
-                    options: String::new(),
-                })
+                Ok(Store { backend, base, prefix: String::new(), options: String::new() })
             }
             #[cfg(feature = "s3")]
-            url::Location::Bucket {
-                bucket,
-                prefix,
-                options,
-            } => Ok(Store {
+            url::Location::Bucket { bucket, prefix, options } => Ok(Store {
                 base: format!("s3://{bucket}"),
                 prefix,
                 options: options.to_query(),
@@ -108,10 +99,7 @@ impl Store {
     pub fn with_prefix(&self, prefix: &str) -> Result<Store, Error> {
         let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
         let full = self.full_key("open the prefix", prefix)?;
-        Ok(Store {
-            prefix: format!("{full}/"),
-            ..self.clone()
-        })
+        Ok(Store { prefix: format!("{full}/"), ..self.clone() })
     }
 
     /// What to show to people, and what `open` accepts. Never holds credentials.
@@ -208,13 +196,7 @@ impl Store {
             #[cfg(feature = "s3")]
             Backend::S3(bucket) => Walk::S3(bucket.walk(full)),
         };
-        Ok(Lister {
-            store: self.clone(),
-            prefix: prefix.to_owned(),
-            walk,
-            page_size: MAX_PAGE,
-            skipped: 0,
-        })
+        Ok(Lister { store: self.clone(), prefix: prefix.to_owned(), walk, page_size: MAX_PAGE, skipped: 0 })
     }
 
     /// Writes and removes a small object, so that a store that cannot be written is found before the work and not after.
@@ -277,10 +259,7 @@ struct Page {
 impl Lister {
     /// Gives pages of at most `objects`, instead of 1000.
     pub fn with_page_size(self, objects: usize) -> Lister {
-        Lister {
-            page_size: objects.clamp(1, MAX_PAGE),
-            ..self
-        }
+        Lister { page_size: objects.clamp(1, MAX_PAGE), ..self }
     }
 
     /// The next page, never an empty one; `None` after the last. Do not go on after an error.
@@ -308,10 +287,7 @@ impl Lister {
     fn as_ours(&self, object: Object) -> Option<Object> {
         let key = object.key.strip_prefix(&self.store.prefix)?;
         key::check(key).ok()?;
-        Some(Object {
-            key: key.to_owned(),
-            ..object
-        })
+        Some(Object { key: key.to_owned(), ..object })
     }
 
     /// All objects at once.

@@ -54,10 +54,7 @@ impl S3 {
                 .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
                 .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         }
-        Ok(S3 {
-            client: Client::from_conf(config.build()),
-            bucket,
-        })
+        Ok(S3 { client: Client::from_conf(config.build()), bucket })
     }
 
     pub(crate) async fn get(&self, key: &str, max_bytes: u64) -> Result<Bytes> {
@@ -69,11 +66,8 @@ impl S3 {
         let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or(0));
         while let Some(part) = answer.body.next().await {
             let part = part.map_err(|e| {
-                Failure::new(
-                    ErrorKind::Unavailable,
-                    "the connection broke, or the content was damaged on the way",
-                )
-                .with_source(e)
+                Failure::new(ErrorKind::Unavailable, "the connection broke, or the content was damaged on the way")
+                    .with_source(e)
             })?;
             bytes.extend_from_slice(&part);
             if bytes.len() as u64 > max_bytes {
@@ -84,25 +78,14 @@ impl S3 {
     }
 
     pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
-        self.client
-            .put_object()
-            .bucket(&self.bucket)
-            .key(key)
-            .body(bytes.into())
-            .send()
-            .await?;
+        self.client.put_object().bucket(&self.bucket).key(key).body(bytes.into()).send().await?;
         Ok(())
     }
 
     pub(crate) async fn put_new(&self, key: &str, bytes: Bytes) -> Result<PutNew> {
         let mut pause = CONFLICT_PAUSE;
         for turn in 0.. {
-            let request = self
-                .client
-                .put_object()
-                .bucket(&self.bucket)
-                .key(key)
-                .if_none_match("*");
+            let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
             let error = match request.body(bytes.clone().into()).send().await {
                 Ok(_) => return Ok(PutNew::Created),
                 Err(error) => error,
@@ -136,18 +119,12 @@ impl S3 {
 
     pub(crate) async fn check_writable(&self, prefix: &str) -> Result<()> {
         let key = format!("{prefix}.basin-write-check.tmp");
-        self.put(&key, Bytes::from_static(b"basin checks that it can write here\n"))
-            .await?;
+        self.put(&key, Bytes::from_static(b"basin checks that it can write here\n")).await?;
         self.delete(&key).await
     }
 
     pub(crate) fn walk(&self, prefix: String) -> Walk {
-        Walk {
-            bucket: self.clone(),
-            prefix,
-            token: None,
-            last: false,
-        }
+        Walk { bucket: self.clone(), prefix, token: None, last: false }
     }
 }
 
@@ -163,11 +140,7 @@ pub(crate) struct Walk {
 
 impl Walk {
     pub(crate) async fn page(&mut self, size_limit: usize) -> Result<Page> {
-        let mut page = Page {
-            objects: Vec::new(),
-            skipped: 0,
-            last: self.last,
-        };
+        let mut page = Page { objects: Vec::new(), skipped: 0, last: self.last };
         if self.last {
             return Ok(page);
         }
@@ -178,11 +151,7 @@ impl Walk {
         for object in answer.contents() {
             let identity = object.e_tag().unwrap_or_default().trim_matches('"').to_owned();
             let key = object.key().unwrap_or_default().to_owned();
-            page.objects.push(Object {
-                key,
-                size: size(object.size()),
-                identity,
-            });
+            page.objects.push(Object { key, size: size(object.size()), identity });
         }
         self.token = answer.next_continuation_token;
         self.last = self.token.is_none();
@@ -213,19 +182,15 @@ where
                 let code = service.err().code().unwrap_or("no code");
                 of_answer(service.raw().status().as_u16(), code, service.err().message())
             }
-            SdkError::TimeoutError(_) | SdkError::ResponseError(_) => (
-                ErrorKind::Unavailable,
-                "the server does not answer, or not properly".into(),
-            ),
+            SdkError::TimeoutError(_) | SdkError::ResponseError(_) => {
+                (ErrorKind::Unavailable, "the server does not answer, or not properly".into())
+            }
             SdkError::DispatchFailure(_) => match credentials_error(&error) {
                 Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => (
                     ErrorKind::Denied,
                     "no credentials were found (environment, profile, web identity, machine)".into(),
                 ),
-                Some(_) => (
-                    ErrorKind::Unavailable,
-                    "whoever gives the credentials does not answer".into(),
-                ),
+                Some(_) => (ErrorKind::Unavailable, "whoever gives the credentials does not answer".into()),
                 None => (ErrorKind::Unavailable, "the server cannot be reached".into()),
             },
             _ => (ErrorKind::Other, "the request cannot be made".into()),
@@ -249,18 +214,16 @@ fn of_answer(status: u16, code: &str, message: Option<&str>) -> (ErrorKind, Stri
         (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull") => {
             (ErrorKind::NoSpace, format!("the server has no space left ({answer})"))
         }
-        (301 | 307, _) => (
-            ErrorKind::Other,
-            format!("the bucket is in another region: append ?region=… to the URL ({answer})"),
-        ),
+        (301 | 307, _) => {
+            (ErrorKind::Other, format!("the bucket is in another region: append ?region=… to the URL ({answer})"))
+        }
         (501, _) | (_, "XAmzContentSHA256Mismatch") => (
             ErrorKind::Other,
             format!("the server does not know the request; try checksums=when_required in the URL ({answer})"),
         ),
-        (408 | 409 | 429 | 500.., _) | (_, "RequestTimeout" | "SlowDown") => (
-            ErrorKind::Unavailable,
-            format!("the server cannot do it now ({answer})"),
-        ),
+        (408 | 409 | 429 | 500.., _) | (_, "RequestTimeout" | "SlowDown") => {
+            (ErrorKind::Unavailable, format!("the server cannot do it now ({answer})"))
+        }
         _ => (ErrorKind::Other, format!("the server refuses it ({answer})")),
     }
 }

@@ -42,9 +42,7 @@ pub(crate) fn parse(url: &str) -> Result<Location> {
         return bucket(rest);
     }
     match url.split_once("://") {
-        Some(("s3", _)) => Err(invalid(
-            "this program was built without s3 (supported: a path, file://)",
-        )),
+        Some(("s3", _)) => Err(invalid("this program was built without s3 (supported: a path, file://)")),
         Some(_) => Err(invalid("unknown scheme (supported: a path, file://, s3://)")),
         None => directory(url),
     }
@@ -62,19 +60,13 @@ fn bucket(rest: &str) -> Result<Location> {
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
     if bucket.is_empty() || !bucket.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) {
-        return Err(invalid(
-            "the bucket's name may hold letters, digits, '-', '.' and '_' only",
-        ));
+        return Err(invalid("the bucket's name may hold letters, digits, '-', '.' and '_' only"));
     }
     let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
     if !prefix.is_empty() {
         crate::key::check(prefix)?;
     }
-    let prefix = if prefix.is_empty() {
-        String::new()
-    } else {
-        format!("{prefix}/")
-    };
+    let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
     let mut options = BucketOptions::default();
     for option in query.split('&').filter(|o| !o.is_empty()) {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
@@ -82,9 +74,7 @@ fn bucket(rest: &str) -> Result<Location> {
         match (name, value.as_str()) {
             ("endpoint", v) if is_plain_http(v) => options.endpoint = Some(value),
             ("endpoint", _) => {
-                return Err(invalid(
-                    "endpoint must be http(s)://host:port, without user or password",
-                ));
+                return Err(invalid("endpoint must be http(s)://host:port, without user or password"));
             }
             ("region", _) => options.region = Some(value),
             ("path_style", "true") => options.path_style = Some(true),
@@ -101,18 +91,12 @@ fn bucket(rest: &str) -> Result<Location> {
             }
         }
     }
-    Ok(Location::Bucket {
-        bucket: bucket.to_owned(),
-        prefix,
-        options,
-    })
+    Ok(Location::Bucket { bucket: bucket.to_owned(), prefix, options })
 }
 
 #[cfg(feature = "s3")]
 fn is_plain_http(endpoint: &str) -> bool {
-    let host = endpoint
-        .strip_prefix("http://")
-        .or_else(|| endpoint.strip_prefix("https://"));
+    let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
     host.is_some_and(|h| {
         !h.is_empty() && !h.contains(['@', '?', '#', '&', '%']) && h.chars().all(|c| c.is_ascii_graphic())
     })
@@ -126,15 +110,9 @@ impl BucketOptions {
         options.extend(self.endpoint.as_ref().map(|e| format!("endpoint={e}")));
         options.extend(self.region.as_ref().map(|r| format!("region={r}")));
         options.extend(self.path_style.map(|p| format!("path_style={p}")));
-        options.extend(
-            self.checksums_when_required
-                .then(|| "checksums=when_required".to_owned()),
-        );
-        if options.is_empty() {
-            String::new()
-        } else {
-            format!("?{}", options.join("&"))
-        }
+        options.extend(self.anonymous.then(|| "anonymous=true".to_owned()));
+        options.extend(self.checksums_when_required.then(|| "checksums=when_required".to_owned()));
+        if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) }
     }
 }
 

@@ -64,15 +64,17 @@ mod open {
         (store, alive)
     }
 
+    /// A server of this process, or the place that `STORE_TEST_S3` names (a URL; each case takes a prefix of its own).
     #[cfg(feature = "s3")]
-    pub async fn s3() -> (Store, crate::s3_server::Server) {
-        let alive = crate::s3_server::Server::start(crate::s3_server::Auth::Anonymous).await;
-        (
-            Store::open(&alive.url("bucket/some/prefix", "anonymous=true"))
-                .await
-                .unwrap(),
-            alive,
-        )
+    pub async fn s3() -> (Store, Option<crate::s3_server::Server>) {
+        if let Ok(place) = std::env::var("STORE_TEST_S3") {
+            static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+            let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let store = Store::open(&place).await.unwrap();
+            return (store.with_prefix(&format!("contract-{}-{next}", std::process::id())).unwrap(), None);
+        }
+        let server = crate::s3_server::Server::start(crate::s3_server::Auth::Anonymous).await;
+        (Store::open(&server.url("bucket/some/prefix", "anonymous=true")).await.unwrap(), Some(server))
     }
 }
 
@@ -154,10 +156,7 @@ async fn delete_is_no_error_twice(store: Store) {
     store.delete("never/there").await.unwrap();
     store.put("a/b", "").await.unwrap();
     store.delete("a").await.unwrap();
-    assert!(
-        store.exists("a/b").await.unwrap(),
-        "deleting a part of a key deletes nothing"
-    );
+    assert!(store.exists("a/b").await.unwrap(), "deleting a part of a key deletes nothing");
     store.delete("a/b").await.unwrap();
     store.delete("a/b").await.unwrap();
     assert_eq!(list(&store, "").await, []);
@@ -167,32 +166,14 @@ async fn a_missing_object_is_not_found(store: Store) {
     store.put("a/b", "").await.unwrap();
     for key in ["none", "a", "a/c", "a/b/c"] {
         assert_eq!(store.get(key).await.unwrap_err().kind(), ErrorKind::NotFound, "{key}");
-        assert_eq!(
-            store.get_limited(key, 10).await.unwrap_err().kind(),
-            ErrorKind::NotFound,
-            "{key}"
-        );
+        assert_eq!(store.get_limited(key, 10).await.unwrap_err().kind(), ErrorKind::NotFound, "{key}");
     }
 }
 
 async fn invalid_keys_are_refused(store: Store) {
     let long = "x".repeat(2000);
-    let keys = [
-        "",
-        "/",
-        "/a",
-        "a/",
-        "a//b",
-        ".",
-        "..",
-        "a/../b",
-        "../a",
-        "a/.",
-        "a\0b",
-        "a\nb",
-        "\u{85}",
-        ".basin-x.tmp",
-    ];
+    let keys =
+        ["", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "../a", "a/.", "a\0b", "a\nb", "\u{85}", ".basin-x.tmp"];
     for key in keys.into_iter().chain([long.as_str()]) {
         let kinds = [
             store.get(key).await.unwrap_err().kind(),
@@ -206,16 +187,8 @@ async fn invalid_keys_are_refused(store: Store) {
         assert_eq!(store.local_path(key), None, "{key:?}");
     }
     for prefix in ["/", "../", "a/../", "a//", "./a", "a\nb"] {
-        assert_eq!(
-            store.list(prefix).unwrap_err().kind(),
-            ErrorKind::InvalidKey,
-            "{prefix:?}"
-        );
-        assert_eq!(
-            store.with_prefix(prefix).unwrap_err().kind(),
-            ErrorKind::InvalidKey,
-            "{prefix:?}"
-        );
+        assert_eq!(store.list(prefix).unwrap_err().kind(), ErrorKind::InvalidKey, "{prefix:?}");
+        assert_eq!(store.with_prefix(prefix).unwrap_err().kind(), ErrorKind::InvalidKey, "{prefix:?}");
     }
     assert_eq!(list(&store, "").await, []);
 }
@@ -225,18 +198,13 @@ async fn get_limited_refuses_what_is_larger(store: Store) {
     assert_eq!(store.get_limited("ten", 10).await.unwrap(), "0123456789");
     let error = store.get_limited("ten", 9).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
-    assert!(
-        error.to_string().contains("10 bytes") && error.to_string().contains("at most 9"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("10 bytes") && error.to_string().contains("at most 9"), "{error}");
     store.put("empty", "").await.unwrap();
     assert_eq!(store.get_limited("empty", 0).await.unwrap(), "");
 }
 
 async fn a_large_object_is_read_back(store: Store) {
-    let content: Bytes = (0..6_000_000u32)
-        .flat_map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes())
-        .collect();
+    let content: Bytes = (0..6_000_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     store.put("large", content.clone()).await.unwrap();
     assert!(store.get("large").await.unwrap() == content);
     assert_eq!(list(&store, "").await[0].size, content.len() as u64);
@@ -266,10 +234,7 @@ async fn odd_names_are_names(store: Store) {
         assert!(store.exists(name).await.unwrap());
     }
     let listed = list(&store, "").await;
-    assert_eq!(
-        keys(&listed).into_iter().collect::<BTreeSet<_>>(),
-        names.into_iter().collect()
-    );
+    assert_eq!(keys(&listed).into_iter().collect::<BTreeSet<_>>(), names.into_iter().collect());
     for name in names {
         store.delete(name).await.unwrap();
     }
@@ -278,9 +243,7 @@ async fn odd_names_are_names(store: Store) {
 
 async fn a_listing_is_sorted_by_key(store: Store) {
     // In the order of their bytes, where '-' and '.' come before '/', and '0' after it.
-    let sorted = [
-        "A", "a-b", "a-b.c", "a.b/z", "a/b", "a/b-c", "a/c/d", "a/é", "a0", "b", "é",
-    ];
+    let sorted = ["A", "a-b", "a-b.c", "a.b/z", "a/b", "a/b-c", "a/c/d", "a/é", "a0", "b", "é"];
     for key in sorted.iter().rev() {
         store.put(key, "").await.unwrap();
     }
@@ -288,15 +251,7 @@ async fn a_listing_is_sorted_by_key(store: Store) {
 }
 
 async fn a_listing_has_what_starts_with_the_prefix(store: Store) {
-    for key in [
-        "images/1/a",
-        "images/1/b",
-        "images/10/a",
-        "images/2/a",
-        "imag",
-        "image",
-        "other/images/1/a",
-    ] {
+    for key in ["images/1/a", "images/1/b", "images/10/a", "images/2/a", "imag", "image", "other/images/1/a"] {
         store.put(key, key).await.unwrap();
     }
     let cases: [(&str, &[&str]); 7] = [
@@ -304,10 +259,7 @@ async fn a_listing_has_what_starts_with_the_prefix(store: Store) {
         ("images/1", &["images/1/a", "images/1/b", "images/10/a"]),
         ("images/1/", &["images/1/a", "images/1/b"]),
         ("images/1/b", &["images/1/b"]),
-        (
-            "image",
-            &["image", "images/1/a", "images/1/b", "images/10/a", "images/2/a"],
-        ),
+        ("image", &["image", "images/1/a", "images/1/b", "images/10/a", "images/2/a"]),
         ("images/3", &[]),
         ("none/here/", &[]),
     ];
@@ -386,10 +338,7 @@ async fn the_url_opens_the_same_store(store: Store) {
 async fn errors_say_what_was_done_to_which_object(store: Store) {
     let error = store.get("images/a.jpg").await.unwrap_err();
     assert!(error.to_string().starts_with("cannot read "), "{error}");
-    assert!(
-        error.object().ends_with("/images/a.jpg") && error.to_string().contains(error.object()),
-        "{error}"
-    );
+    assert!(error.object().ends_with("/images/a.jpg") && error.to_string().contains(error.object()), "{error}");
     let error = store.put("a\nb", "").await.unwrap_err();
     assert!(!error.to_string().contains('\n'), "{error}");
 }

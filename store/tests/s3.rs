@@ -23,45 +23,28 @@ async fn child_with_credentials() {
             result.unwrap();
             assert_eq!(store.get("dir/ü b+c%20&=?.txt").await.unwrap(), "value");
             assert_eq!(store.list("dir/ü b+").unwrap().all().await.unwrap().len(), 1);
-            assert_eq!(
-                store.put_new("dir/ü b+c%20&=?.txt", "other").await.unwrap(),
-                PutNew::Exists
-            );
+            assert_eq!(store.put_new("dir/ü b+c%20&=?.txt", "other").await.unwrap(), PutNew::Exists);
             store.check_writable().await.unwrap();
             store.delete("dir/ü b+c%20&=?.txt").await.unwrap();
         }
         _ => {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-            assert!(
-                !format!("{error:?} {error} {}", store.url()).contains("hidden-secret"),
-                "{error:?}"
-            );
+            assert!(!format!("{error:?} {error} {}", store.url()).contains("hidden-secret"), "{error:?}");
         }
     }
 }
 
 fn child(url: &str, expect: &str, keys: Option<(&str, &str)>) {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "child_with_credentials"])
-        .env(URL, url)
-        .env(EXPECT, expect);
+    command.args(["--exact", "child_with_credentials"]).env(URL, url).env(EXPECT, expect);
     // No profile, and no machine to ask.
-    command
-        .env("HOME", "/nonexistent")
-        .env("AWS_EC2_METADATA_DISABLED", "true");
+    command.env("HOME", "/nonexistent").env("AWS_EC2_METADATA_DISABLED", "true");
     if let Some((access, secret)) = keys {
-        command
-            .env("AWS_ACCESS_KEY_ID", access)
-            .env("AWS_SECRET_ACCESS_KEY", secret);
+        command.env("AWS_ACCESS_KEY_ID", access).env("AWS_SECRET_ACCESS_KEY", secret);
     }
     let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{expect}: {}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    assert!(output.status.success(), "{expect}: {}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,17 +64,10 @@ async fn credentials_come_from_the_environment_and_wrong_ones_are_denied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_bucket_is_not_found() {
     let server = Server::start(Auth::Anonymous).await;
-    let store = Store::open(&server.url("other-bucket", "anonymous=true"))
-        .await
-        .unwrap();
+    let store = Store::open(&server.url("other-bucket", "anonymous=true")).await.unwrap();
     let error = store.list("").unwrap().all().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(
-        error
-            .to_string()
-            .contains("s3://other-bucket/: there is no such bucket"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("s3://other-bucket/: there is no such bucket"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,9 +85,7 @@ async fn a_server_that_is_not_there_is_unavailable() {
 async fn urls_of_buckets() {
     let whole = "s3://bucket/a/b?endpoint=http://127.0.0.1:9000&region=x&path_style=true&anonymous=true&checksums=when_required";
     assert_eq!(Store::open(whole).await.unwrap().url(), whole);
-    let escaped = Store::open("s3://bucket/?endpoint=http%3A%2F%2F127.0.0.1%3A9000")
-        .await
-        .unwrap();
+    let escaped = Store::open("s3://bucket/?endpoint=http%3A%2F%2F127.0.0.1%3A9000").await.unwrap();
     assert_eq!(escaped.url(), "s3://bucket?endpoint=http://127.0.0.1:9000");
     assert_eq!(escaped.local_path("key"), None);
     for url in [
@@ -128,8 +102,5 @@ async fn urls_of_buckets() {
         assert_eq!(error.kind(), ErrorKind::InvalidUrl, "{url}");
         assert!(!error.to_string().contains("secret"), "{error}");
     }
-    assert_eq!(
-        Store::open("s3://bucket/../x?region=x").await.unwrap_err().kind(),
-        ErrorKind::InvalidKey
-    );
+    assert_eq!(Store::open("s3://bucket/../x?region=x").await.unwrap_err().kind(), ErrorKind::InvalidKey);
 }

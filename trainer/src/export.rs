@@ -18,7 +18,7 @@ use crate::generator::Config;
 use crate::vars::write_safetensors;
 
 /// Samples of each class for the standing statistics of one truncation, in batches of this many per class.
-const STATISTICS_BATCHES: i64 = 8;
+const STATISTICS_BATCHES: i64 = 2;
 const STATISTICS_PER_CLASS: i64 = 32;
 /// Generated samples of each class for the measurements.
 const MEASURED_PER_CLASS: i64 = 1000;

@@ -220,6 +220,15 @@ impl Generator for BigganDeep {
         self.config.output_dim
     }
 
+    fn weights(&self) -> Vec<Tensor> {
+        let pairs = [&self.gen_z, &self.norms, &self.to_rgb].into_iter();
+        let blocks = self.layers.iter().flat_map(|layer| match layer {
+            Layer::Block(block) => block.convs.iter().flat_map(|(w, b)| [w, b]).collect(),
+            Layer::Attention(a) => vec![&a.theta, &a.phi, &a.g, &a.o],
+        });
+        pairs.flat_map(|(w, b)| [w, b]).chain(blocks).map(Tensor::shallow_clone).collect()
+    }
+
     fn replicate(&self, device: Device) -> Box<dyn Generator> {
         let copy = |t: &Tensor| t.to_device(device).copy();
         let pair = |(w, b): &(Tensor, Tensor)| (copy(w), copy(b));

@@ -1,0 +1,49 @@
+# The only door. `make help` lists what it opens.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+BASIN := target/debug/basin
+DEMO ?= out/demo
+
+.PHONY: help setup build demo test check validate bench models samples clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install the pinned libtorch under target/ (CUDA=1: with what a GPU needs)
+	@infra/libtorch/setup.sh
+
+build: setup ## Build everything
+	@$(CARGO) build --locked --workspace
+
+demo: setup ## Project 24 real images with the whole method and write a report
+	@$(CARGO) build --locked -p cli
+	@$(BASIN) project samples --model models/fashion32 --out $(DEMO) --profile fast --limit 24
+
+check: setup ## Format, lints, architecture
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@infra/architecture.sh
+
+test: check ## Everything that CI checks
+	@$(CARGO) test --locked --workspace
+
+validate: setup ## Heavy checks of the method (planted targets, ordering of methods); writes docs/validation.md
+	@$(CARGO) build --locked -p bench
+	@target/debug/basin-bench validate
+
+bench: setup ## Measure lane-steps per second and images per hour
+	@$(CARGO) build --locked -p bench
+	@target/debug/basin-bench speed
+
+samples: setup ## Make samples/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
+	@$(CARGO) run --locked -p trainer -- samples
+
+models: setup ## Train the bundled model from scratch (hours) into target/training and write models/fashion32
+	@$(CARGO) build --locked -p trainer
+	@target/debug/trainer classifier
+	@target/debug/trainer gan
+	@target/debug/trainer export
+
+clean: ## Remove what was built and the demo's output
+	@rm -rf target out

@@ -1,0 +1,77 @@
+//! What is measured: planted targets and the ordering of the methods (`validate`), and speed (`speed`).
+//!
+//! Long work: every finished case is appended to a file under `--work`, and a later start goes on from there.
+
+mod cases;
+mod ordering;
+mod planted;
+mod speed;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use worker::Devices;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Args {
+    /// Model folder.
+    #[arg(long, default_value = "models/fashion32", global = true)]
+    model: PathBuf,
+    /// Data set with off-centre images.
+    #[arg(long, default_value = "samples", global = true)]
+    samples: PathBuf,
+    /// Where finished cases are kept.
+    #[arg(long, default_value = "target/validation", global = true)]
+    work: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Planted targets, then the ordering of the methods; writes a table.
+    Validate {
+        /// The table.
+        #[arg(long, default_value = "docs/validation.md")]
+        out: PathBuf,
+        /// Planted targets.
+        #[arg(long, default_value_t = 20)]
+        planted: usize,
+        /// Real images.
+        #[arg(long, default_value_t = 32)]
+        real: usize,
+    },
+    /// Lane-steps per second: batched against one by one, frozen weights against not.
+    Speed {
+        /// The table.
+        #[arg(long, default_value = "docs/speed.md")]
+        out: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let model = worker::load(&args.model).context("cannot load the model")?;
+    std::fs::create_dir_all(&args.work).with_context(|| format!("cannot create {}", args.work.display()))?;
+    let write = |out: &PathBuf, text: String| {
+        std::fs::write(out, &text).with_context(|| format!("cannot write {}", out.display()))?;
+        println!("{text}");
+        Ok(())
+    };
+    match args.command {
+        Command::Validate { out, planted, real } => {
+            let lanes = projector::Lanes::new(&model.model, &Devices::automatic().0);
+            let planted = planted::run(&model, &lanes, &args.work, planted)?;
+            let ordering = ordering::run(&model, &lanes, &args.samples, &args.work, real)?;
+            let head = format!(
+                "# Validation\n\nWritten by `make validate`; model {} ({}), profile `paper` unless said otherwise.\n",
+                model.reference.name,
+                &model.reference.digest[..12]
+            );
+            write(&out, format!("{head}\n{planted}\n{ordering}"))
+        }
+        Command::Speed { out } => write(&out, speed::run(&model)?),
+    }
+}
