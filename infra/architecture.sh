@@ -32,7 +32,6 @@ graph = {
     "cli": {"proto", "queue", "store", "coordinator", "worker"},
     "trainer": {"proto", "projector"},
     "bench": {"proto", "projector", "worker"},
-    "e2e": set(),
 }
 problems = []
 for crate, needed in sorted(uses.items()):

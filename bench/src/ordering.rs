@@ -112,9 +112,8 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: u
 fn bootstrap(differences: &[f64]) -> (f64, f64, f64) {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let n = differences.len();
-    let mut means: Vec<f64> = (0..RESAMPLES)
-        .map(|_| (0..n).map(|_| differences[rng.random_range(0..n)]).sum::<f64>() / n as f64)
-        .collect();
+    let mut means: Vec<f64> =
+        (0..RESAMPLES).map(|_| (0..n).map(|_| differences[rng.random_range(0..n)]).sum::<f64>() / n as f64).collect();
     means.sort_by(f64::total_cmp);
     (differences.iter().sum::<f64>() / n as f64, means[RESAMPLES / 40], means[RESAMPLES - RESAMPLES / 40 - 1])
 }

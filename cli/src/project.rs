@@ -216,12 +216,7 @@ async fn on_signal(shutdown: Shutdown, stop: watch::Sender<bool>) {
 }
 
 /// The progress bar; plain lines where there is no terminal. Ends when the coordinator does.
-async fn show(
-    mut statuses: watch::Receiver<Status>,
-    workings: watch::Receiver<Working>,
-    jobs: usize,
-    per_image: u64,
-) {
+async fn show(mut statuses: watch::Receiver<Status>, workings: watch::Receiver<Working>, jobs: usize, per_image: u64) {
     let terminal = std::io::stderr().is_terminal();
     let bar = ProgressBar::with_draw_target(
         Some((jobs as u64 * per_image).max(1)),
@@ -244,7 +239,8 @@ async fn show(
         bar.set_position(position);
         let rate = working.lane_steps as f64 / started.elapsed().as_secs_f64().max(1e-3);
         let left = (jobs as u64 * per_image).saturating_sub(position) as f64 / rate.max(1e-3);
-        let eta = if working.lane_steps == 0 { "?".into() } else { HumanDuration(Duration::from_secs_f64(left.min(1e9))).to_string() };
+        let eta =
+            if working.lane_steps == 0 { "?".into() } else { HumanDuration(Duration::from_secs_f64(left.min(1e9))).to_string() };
         let message = format!(
             "{}/{} images ({} failed), {} left, loss {:.3}, {:.0} lane-steps/s",
             settled + status.skipped,

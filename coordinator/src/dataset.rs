@@ -186,11 +186,7 @@ fn choose(listing: &Listing, annotations: &Annotations, dataset: &str) -> Result
     match annotations {
         Annotations::Folders => return Ok(None),
         Annotations::File(file) if !is_csv(file) && !has_extension(file, &["json"]) => {
-            return Err(unusable(
-                file,
-                "is neither a .json nor a .csv file",
-                "name COCO annotations or a CSV manifest",
-            ));
+            return Err(unusable(file, "is neither a .json nor a .csv file", "name COCO annotations or a CSV manifest"));
         }
         Annotations::File(file) => return Ok(Some(file.strip_prefix("./").unwrap_or(file).to_owned())),
         Annotations::Automatic => {}
@@ -288,9 +284,7 @@ impl<'a> Entries<'a> {
 
     fn add(&mut self, name: &str, what: Result<(String, Option<Box2d>), Problem>) {
         let entry = match (self.find(name), what) {
-            (Ok((key, identity)), Ok((class_name, bbox))) => {
-                Entry::Image(DatasetImage { key, identity, class_name, bbox })
-            }
+            (Ok((key, identity)), Ok((class_name, bbox))) => Entry::Image(DatasetImage { key, identity, class_name, bbox }),
             (Ok((key, _)), Err(problem)) => bad(key, problem),
             (Err(problem), what) => {
                 let class_name = what.map_or_else(|problem| problem.class_name, |(class_name, _)| Some(class_name));
@@ -600,8 +594,7 @@ pub fn read_folders(dataset: &str, listing: &Listing) -> Result<Dataset, Dataset
     let is_hidden = |key: &str| key.split('/').any(|part| part.starts_with('.') || part == "__MACOSX");
     let (images, others): (Vec<_>, Vec<_>) =
         listing.keys().filter(|key| !is_hidden(key)).partition(|key| has_extension(key, &["jpg", "jpeg", "png"]));
-    let advice =
-        format!("put the images into one folder for each class, or add {COCO} (COCO) or {MANIFEST} (image,class)");
+    let advice = format!("put the images into one folder for each class, or add {COCO} (COCO) or {MANIFEST} (image,class)");
     if images.is_empty() {
         return Err(unusable(dataset, "holds no .jpg, .jpeg or .png files", advice));
     }

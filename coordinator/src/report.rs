@@ -160,10 +160,7 @@ fn write_tiles(page: &mut String, summary: &Summary) -> fmt::Result {
     page.push_str("<dl class=\"tiles\">\n");
     for (label, value, note) in tiles {
         let alarm = if label == "Failed" && images.failed > 0 { " class=\"alarm\"" } else { "" };
-        writeln!(
-            page,
-            "<div{alarm}><dt>{label}</dt><dd class=\"value\">{value}</dd><dd class=\"note\">{note}</dd></div>"
-        )?;
+        writeln!(page, "<div{alarm}><dt>{label}</dt><dd class=\"value\">{value}</dd><dd class=\"note\">{note}</dd></div>")?;
     }
     page.push_str("</dl>\n");
     Ok(())
@@ -181,8 +178,7 @@ fn write_classes(page: &mut String, classes: &[ClassSummary]) -> fmt::Result {
         "<section id=\"classes\" aria-labelledby=\"classes-title\">\n<h2 id=\"classes-title\">Error by class</h2>\n\
          <p class=\"lead\">Mean LPIPS of the best seed with its standard error, hardest class first.</p>\n",
     );
-    let bars: Vec<chart::Bar> =
-        sorted.iter().map(|c| chart::Bar { name: &c.name, images: c.images, spread: lpips(c) }).collect();
+    let bars: Vec<chart::Bar> = sorted.iter().map(|c| chart::Bar { name: &c.name, images: c.images, spread: lpips(c) }).collect();
     chart::write_bars(page, &bars)?;
     page.push_str(
         "<details><summary>The same as a table</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Error by class\">\
@@ -242,9 +238,7 @@ fn write_failures(page: &mut String, summary: &Summary, failures: &[Failure]) ->
     }
     let mut sorted: Vec<&Failure> = failures.iter().collect();
     sorted.sort_by(|a, b| a.reason.cmp(&b.reason).then_with(|| a.image.cmp(&b.image)));
-    page.push_str(
-        "<section id=\"failures\" aria-labelledby=\"failures-title\">\n<h2 id=\"failures-title\">Failures</h2>\n",
-    );
+    page.push_str("<section id=\"failures\" aria-labelledby=\"failures-title\">\n<h2 id=\"failures-title\">Failures</h2>\n");
     let reasons: Vec<String> =
         summary.failures.iter().map(|(reason, n)| format!("{} {}", Count(*n), spoken(reason.as_str()))).collect();
     writeln!(
@@ -254,10 +248,7 @@ fn write_failures(page: &mut String, summary: &Summary, failures: &[Failure]) ->
         reasons.join(", ")
     )?;
     if sorted.len() > FAILURES {
-        writeln!(
-            page,
-            "<p class=\"remark\">The first {FAILURES} are listed; all are in <code>results.csv</code>.</p>"
-        )?;
+        writeln!(page, "<p class=\"remark\">The first {FAILURES} are listed; all are in <code>results.csv</code>.</p>")?;
     }
     let open = if sorted.len() <= 10 { " open" } else { "" };
     writeln!(page, "<details{open}><summary>Images and reasons</summary>\n<ul class=\"failures\">")?;
@@ -281,7 +272,9 @@ fn write_images(page: &mut String, results: &[ResultRecord], pictures: &HashMap<
     }
     let rows = shown(results);
     page.push_str("<section id=\"images\" aria-labelledby=\"images-title\">\n<h2 id=\"images-title\">Images</h2>\n");
-    page.push_str("<p class=\"lead\">Each with its best seed, the largest loss first. The curve is the final descent of every seed.</p>\n");
+    page.push_str(
+        "<p class=\"lead\">Each with its best seed, the largest loss first. The curve is the final descent of every seed.</p>\n",
+    );
     if rows.len() < results.len() {
         writeln!(
             page,
@@ -291,7 +284,9 @@ fn write_images(page: &mut String, results: &[ResultRecord], pictures: &HashMap<
         )?;
     }
     write_controls(page, &rows)?;
-    page.push_str("<table class=\"images\" role=\"table\" aria-labelledby=\"images-title\">\n<thead role=\"rowgroup\"><tr role=\"row\">");
+    page.push_str(
+        "<table class=\"images\" role=\"table\" aria-labelledby=\"images-title\">\n<thead role=\"rowgroup\"><tr role=\"row\">",
+    );
     for (key, name) in [("name", "Image"), ("class", "Class")] {
         write_sort(page, key, name)?;
     }
@@ -301,7 +296,9 @@ fn write_images(page: &mut String, results: &[ResultRecord], pictures: &HashMap<
     for (key, name) in [("loss", "Loss"), ("l1", "L1"), ("lpips", "LPIPS")] {
         write_sort(page, key, name)?;
     }
-    page.push_str("<th scope=\"col\" role=\"columnheader\" class=\"plain\">Transform</th></tr></thead>\n<tbody role=\"rowgroup\">\n");
+    page.push_str(
+        "<th scope=\"col\" role=\"columnheader\" class=\"plain\">Transform</th></tr></thead>\n<tbody role=\"rowgroup\">\n",
+    );
     let mut album = Album::default();
     let none = Pictures::default();
     for record in rows {
@@ -309,11 +306,7 @@ fn write_images(page: &mut String, results: &[ResultRecord], pictures: &HashMap<
     }
     page.push_str("</tbody></table>\n<p class=\"empty\" hidden>No image matches.</p>\n");
     if album.left_out > 0 {
-        writeln!(
-            page,
-            "<p class=\"remark\">{} left out to keep this file small.</p>",
-            Counted(album.left_out, "picture")
-        )?;
+        writeln!(page, "<p class=\"remark\">{} left out to keep this file small.</p>", Counted(album.left_out, "picture"))?;
     }
     page.push_str("</section>\n");
     Ok(())
@@ -390,11 +383,7 @@ fn write_row(page: &mut String, record: &ResultRecord, pictures: &Pictures, albu
             page.push_str("<dl>");
             let pair = |v: [f64; 2]| format!("{}, {}", Signless(v[0]), Signless(v[1]));
             let scale = if t.scale[0] == t.scale[1] { Signless(t.scale[0]).to_string() } else { pair(t.scale) };
-            write!(
-                page,
-                "<div><dt>scale</dt><dd>{scale}</dd></div><div><dt>shift</dt><dd>{}</dd></div>",
-                pair(t.shift)
-            )?;
+            write!(page, "<div><dt>scale</dt><dd>{scale}</dd></div><div><dt>shift</dt><dd>{}</dd></div>", pair(t.shift))?;
             for (colour, value) in &t.colour {
                 write!(page, "<div><dt>{}</dt><dd>{}</dd></div>", colour_name(*colour), Signless(*value))?;
             }

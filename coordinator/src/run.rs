@@ -56,9 +56,7 @@ pub enum Error {
     #[error("the queue failed")]
     Queue(#[from] queue::Error),
     /// The store holds another run.
-    #[error(
-        "{url} holds a run with another {what}: choose another --out, or the same {what} ({there} there, {here} asked for)"
-    )]
+    #[error("{url} holds a run with another {what}: choose another --out, or the same {what} ({there} there, {here} asked for)")]
     OtherRun {
         /// URL of the store.
         url: String,
@@ -303,8 +301,7 @@ pub async fn read_records(results: &Store) -> Result<(Vec<ResultRecord>, Vec<Fai
     let done: HashSet<&str> = records.iter().map(|r| r.image.as_str()).collect();
     for key in failed {
         let bytes = results.get(&key).await?;
-        let failure: Failure =
-            serde_json::from_slice(&bytes).map_err(|source| Error::Damaged { key: key.clone(), source })?;
+        let failure: Failure = serde_json::from_slice(&bytes).map_err(|source| Error::Damaged { key: key.clone(), source })?;
         // A result wins.
         if !done.contains(failure.image.as_str()) {
             failures.push(failure);

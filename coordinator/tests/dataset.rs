@@ -34,8 +34,7 @@ fn line(entry: &Entry) -> String {
     match entry {
         Entry::Image(image) => {
             assert!(!image.identity.is_empty());
-            let bbox =
-                image.bbox.map_or("whole".into(), |b: Box2d| format!("{},{},{},{}", b.x, b.y, b.width, b.height));
+            let bbox = image.bbox.map_or("whole".into(), |b: Box2d| format!("{},{},{},{}", b.x, b.y, b.width, b.height));
             format!("{} {} {bbox}", image.key, image.class_name)
         }
         Entry::Bad { image, reason, message, class_name } => {
@@ -75,10 +74,7 @@ async fn of_each_coco_image_the_largest_object_that_is_no_crowd_is_taken() {
     assert_eq!(dataset.source, "annotations.json");
     assert_eq!(
         dataset.notes,
-        [
-            "1 of 3 images have no object (or only crowds)",
-            "annotations of 1 image ids that are not listed were passed over"
-        ]
+        ["1 of 3 images have no object (or only crowds)", "annotations of 1 image ids that are not listed were passed over"]
     );
 }
 
@@ -198,10 +194,7 @@ async fn a_file_that_gives_nothing_is_an_error_that_says_what_to_do() {
     let cases = [
         (r#"{"annotations": [], "categories": []}"#.into(), format!("annotations.json has no images: {advice}")),
         (coco("", ""), format!("annotations.json has no images: {advice}")),
-        (
-            r#"{"images": [{"id": 1, "file_name": "a.png"}]}"#.into(),
-            format!("annotations.json has no annotations: {advice}"),
-        ),
+        (r#"{"images": [{"id": 1, "file_name": "a.png"}]}"#.into(), format!("annotations.json has no annotations: {advice}")),
         (
             r#"{"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}"#.into(),
             format!("annotations.json has no categories: {advice}"),
@@ -223,23 +216,14 @@ async fn a_file_that_gives_nothing_is_an_error_that_says_what_to_do() {
     assert!(error.contains("has images but no annotations and no class folders: put the images"), "{error}");
     assert!(refusal(&dir, "nowhere.json").await.starts_with("cannot read the annotations nowhere.json"));
     assert!(refusal(&dir, "a.png").await.starts_with("a.png is neither a .json nor a .csv file"));
-    assert!(
-        refusal(&folder(&[], &[("x/readme.txt", "")]), "auto").await.contains("holds no .jpg, .jpeg or .png files")
-    );
+    assert!(refusal(&folder(&[], &[("x/readme.txt", "")]), "auto").await.contains("holds no .jpg, .jpeg or .png files"));
     assert!(refusal(&folder(&[], &[]), "auto").await.contains("holds no files"));
 }
 
 #[tokio::test]
 async fn class_folders_give_whole_images() {
-    let images = [
-        "n01/n01_2.JPEG",
-        "n01/n01_1.png",
-        "train/dog/x.jpg",
-        "loose.jpg",
-        ".hidden/a.png",
-        "n01/._n01_1.png",
-        "n01/x.gif",
-    ];
+    let images =
+        ["n01/n01_2.JPEG", "n01/n01_1.png", "train/dog/x.jpg", "loose.jpg", ".hidden/a.png", "n01/._n01_1.png", "n01/x.gif"];
     let dataset = open(folder(&images, &[]).path(), "auto").await.unwrap();
     let expected = [
         r#""loose.jpg": bad_annotation: the image lies in no class folder"#,
@@ -269,8 +253,7 @@ async fn a_csv_manifest_gives_classes_and_boxes() {
                ,twice.png,bag,,,\r\n\
                ,twice.png,bag,,,\r\n\
                ,noclass.png,,,,\r\n";
-    let images =
-        ["b.png", "images/a, b.png", "word.png", "zero.png", "nan.png", "half.png", "twice.png", "noclass.png"];
+    let images = ["b.png", "images/a, b.png", "word.png", "zero.png", "nan.png", "half.png", "twice.png", "noclass.png"];
     let dataset = open(folder(&images, &[("manifest.csv", csv)]).path(), "auto").await.unwrap();
     let expected = [
         r#""../c.png" [bag]: bad_name: the image's name "../c.png" contains a '.' or '..' part"#,

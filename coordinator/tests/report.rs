@@ -76,9 +76,7 @@ fn history(seeds: &[SeedResult], random: &mut Random) -> History {
             let noise = |t: f64, r: &mut Random| 1.0 + 0.02 * (r.next() - 0.5) * (1.0 - t / 100.0);
             (0..=100)
                 .map(f64::from)
-                .map(|t| {
-                    (seed.loss + (start - seed.loss) * ((-rate * t).exp() - (-rate * 100.0).exp())) * noise(t, random)
-                })
+                .map(|t| (seed.loss + (start - seed.loss) * ((-rate * t).exp() - (-rate * 100.0).exp())) * noise(t, random))
                 .collect()
         })
         .collect();
@@ -142,16 +140,8 @@ fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) 
     };
     let failures = vec![
         failure("empty.png", FailureReason::BadImage, "cannot read empty.png: the file is empty"),
-        failure(
-            "huge.png",
-            FailureReason::BadImage,
-            "cannot read huge.png: 30000 x 30000 pixels, and 8192 x 8192 is the limit",
-        ),
-        failure(
-            "../<script>alert(4)</script>\n.png",
-            FailureReason::BadName,
-            "<b>the name</b>\u{1b}[31m contains a '..' part",
-        ),
+        failure("huge.png", FailureReason::BadImage, "cannot read huge.png: 30000 x 30000 pixels, and 8192 x 8192 is the limit"),
+        failure("../<script>alert(4)</script>\n.png", FailureReason::BadName, "<b>the name</b>\u{1b}[31m contains a '..' part"),
         failure(
             "socks/0001.png",
             FailureReason::UnknownClass,
@@ -255,9 +245,7 @@ fn the_worst_image_comes_first() {
 #[test]
 fn everything_a_person_asks_for_is_there() {
     let html = &SMALL.1;
-    for text in
-        ["3f9a3f9a3f9a", "18 seeds per image", "basin 0.1.0", "file:///home/someone/basin/samples", "15 min 00 s"]
-    {
+    for text in ["3f9a3f9a3f9a", "18 seeds per image", "basin 0.1.0", "file:///home/someone/basin/samples", "15 min 00 s"] {
         assert!(html.contains(text), "{text}");
     }
     for text in ["unknown class", "cannot read empty.png: the file is empty", "(no name)", "17.2 % of all"] {

@@ -204,13 +204,8 @@ impl Lanes {
             let blocks = cut(request, self.block);
             parts.push((lanes, blocks.len()));
             for block in blocks {
-                let job = Job {
-                    index,
-                    target: target.shallow_clone(),
-                    request: block,
-                    method: method.clone(),
-                    reply: reply.clone(),
-                };
+                let job =
+                    Job { index, target: target.shallow_clone(), request: block, method: method.clone(), reply: reply.clone() };
                 self.jobs.as_ref().expect("open until drop").send(job).map_err(|_| gone())?;
                 index += 1;
             }
@@ -453,13 +448,7 @@ fn compute(model: &Model, device: Device, method: &Method, target: &Target, requ
                 .into_iter()
                 .zip(back)
                 .enumerate()
-                .map(|(i, (generated, inverted))| Rendered {
-                    generated,
-                    inverted,
-                    l1: l1[i],
-                    l2: l2[i],
-                    lpips: distance[i],
-                })
+                .map(|(i, (generated, inverted))| Rendered { generated, inverted, l1: l1[i], l2: l2[i], lpips: distance[i] })
                 .collect();
             Outcome {
                 loss: to_numbers(&forward.loss(lpips, &images)),

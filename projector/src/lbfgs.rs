@@ -189,7 +189,9 @@ mod tests {
 
     #[test]
     fn an_infinite_loss_only_shortens_the_step() {
-        let f = |x: &[f64]| if x[0] < 0.0 { (f64::NAN, vec![f64::NAN]) } else { (x[0] - x[0].ln_1p(), vec![1.0 - 1.0 / (1.0 + x[0])]) };
+        let f = |x: &[f64]| {
+            if x[0] < 0.0 { (f64::NAN, vec![f64::NAN]) } else { (x[0] - x[0].ln_1p(), vec![1.0 - 1.0 / (1.0 + x[0])]) }
+        };
         assert!(minimise(vec![5.0], 60, f) < 1e-3);
     }
 }

@@ -18,8 +18,7 @@ pub struct ObjectStatistics {
 
 impl ObjectStatistics {
     /// BigGAN on ImageNet. The paper's Section 3.4 exchanges the two names; these are those of the authors' code.
-    pub const BIGGAN: ObjectStatistics =
-        ObjectStatistics { resolution: 256.0, center: (137.0, 127.0), size: (213.0, 210.0) };
+    pub const BIGGAN: ObjectStatistics = ObjectStatistics { resolution: 256.0, center: (137.0, 127.0), size: (213.0, 210.0) };
 
     /// The same for images of another resolution.
     pub fn at(&self, resolution: f64) -> ObjectStatistics {

@@ -128,10 +128,8 @@ impl Projection {
     ///
     /// Every target must have the generator's resolution and one of its classes: the caller checks.
     pub fn new(params: &Params, model: &Model, statistics: &ObjectStatistics, targets: Vec<Target>) -> Projection {
-        let shape = Shape {
-            latent_dim: model.generator.latent_dim() as usize,
-            resolution: model.generator.resolution() as usize,
-        };
+        let shape =
+            Shape { latent_dim: model.generator.latent_dim() as usize, resolution: model.generator.resolution() as usize };
         let embeddings: Vec<Vec<f32>> = targets.iter().map(|t| embedding(model, t)).collect();
         let images = targets.iter().zip(&embeddings).map(|(t, c0)| start(params, statistics, shape, t, c0)).collect();
         Projection {

@@ -86,8 +86,7 @@ fn one_two_or_three_devices_and_one_or_many_images_give_the_same_bits() {
         assert_eq!(losses(&together), losses(&other), "{devices} devices");
         assert!(together.iter().zip(&other).all(|(a, b)| a.seeds == b.seeds && a.transform == b.transform));
     }
-    let alone: Vec<Solution> =
-        targets(&model, 4).into_iter().flat_map(|t| run(&model, &one, &params, vec![t])).collect();
+    let alone: Vec<Solution> = targets(&model, 4).into_iter().flat_map(|t| run(&model, &one, &params, vec![t])).collect();
     assert_eq!(losses(&together), losses(&alone), "one by one");
 }
 
@@ -152,7 +151,8 @@ fn every_method_lowers_the_loss_and_keeps_z_within_the_limit() {
         LatentSearch::BasinCma { generations: 3, steps: 5, final_steps: 15, told: Told::Sampled, sigma: 1.0 },
         basin_cma(),
     ];
-    let start = run(&model, &lanes, &Params { transform: None, ..short(LatentSearch::Cma { generations: 1 }) }, targets(&model, 1));
+    let start =
+        run(&model, &lanes, &Params { transform: None, ..short(LatentSearch::Cma { generations: 1 }) }, targets(&model, 1));
     let start = start[0].seeds.iter().map(|s| s.loss).sum::<f64>() / 6.0;
     for latent in methods {
         for transform in [false, true] {

@@ -126,8 +126,7 @@ fn undoing_scale_and_shift_restores_what_stayed_in_the_frame() {
                 let transform = [transform];
                 let there = transform::apply(&image, &transform, corners);
                 let back = transform::invert(&there, &transform, corners);
-                let inner =
-                    |t: &Tensor| t.narrow(2, resolution / 4, resolution / 2).narrow(3, resolution / 4, resolution / 2);
+                let inner = |t: &Tensor| t.narrow(2, resolution / 4, resolution / 2).narrow(3, resolution / 4, resolution / 2);
                 let error = largest_difference(&inner(&back), &inner(&image));
                 println!("{resolution} {corners} {transform:?}: {error:.1e}");
                 // Linear interpolation twice: proportional to the squared pixel.
@@ -142,8 +141,7 @@ fn colours_do_not_change_what_undoing_scale_and_shift_gives() {
     // Linear colours commute with interpolation, if contrast is undone about the mean of the frame it was done in.
     let image = waves(64);
     let psi = spatial([1.3, 1.3], [0.2, -0.1]);
-    let colour =
-        vec![(ColourTransform::Contrast, 0.8), (ColourTransform::Saturation, 1.2), (ColourTransform::Brightness, 1.2)];
+    let colour = vec![(ColourTransform::Contrast, 0.8), (ColourTransform::Saturation, 1.2), (ColourTransform::Brightness, 1.2)];
     let phi = Transform { colour, ..psi.clone() };
     let round = |t: Transform| {
         let t = [t];
@@ -156,11 +154,8 @@ fn colours_do_not_change_what_undoing_scale_and_shift_gives() {
 
 #[test]
 fn the_identity_changes_nothing() {
-    for (spatial, dim) in
-        [(SpatialTransform::None, 5), (SpatialTransform::Isotropic, 8), (SpatialTransform::Anisotropic, 9)]
-    {
-        let space =
-            Space::new(&TransformSearch { spatial, colour: COLOURS.map(|(_, kind)| kind).to_vec(), ..search() });
+    for (spatial, dim) in [(SpatialTransform::None, 5), (SpatialTransform::Isotropic, 8), (SpatialTransform::Anisotropic, 9)] {
+        let space = Space::new(&TransformSearch { spatial, colour: COLOURS.map(|(_, kind)| kind).to_vec(), ..search() });
         assert_eq!(space.dim(), dim);
         assert_eq!(space.transform(&space.vector(&space.identity())), space.identity());
         let image = waves(32);
@@ -171,8 +166,8 @@ fn the_identity_changes_nothing() {
 
 #[test]
 fn one_image_takes_many_transforms_and_one_transform_many_images() {
-    let transforms = [0.8, 1.0, 1.2]
-        .map(|f| Transform { colour: vec![(ColourTransform::Brightness, f)], ..spatial([f, f], [0.1, 0.2 * f]) });
+    let transforms =
+        [0.8, 1.0, 1.2].map(|f| Transform { colour: vec![(ColourTransform::Brightness, f)], ..spatial([f, f], [0.1, 0.2 * f]) });
     let image = waves(32);
     let images = Tensor::cat(&[&image, &(&image * 0.5), &-&image], 0);
     for change in [transform::apply, transform::invert] {

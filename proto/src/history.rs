@@ -35,8 +35,7 @@ mod tests {
 
     #[test]
     fn a_seed_that_diverged_does_not_spoil_the_file() {
-        let history =
-            History { transform: vec![], latent: vec![0.1 + 0.2], descent: vec![vec![1.5, f64::NAN], vec![2.0]] };
+        let history = History { transform: vec![], latent: vec![0.1 + 0.2], descent: vec![vec![1.5, f64::NAN], vec![2.0]] };
         let json = serde_json::to_string(&history).expect("plain vectors serialise");
         assert_eq!(json, r#"{"transform":[],"latent":[0.30000000000000004],"descent":[[1.5,null],[2.0]]}"#);
         let read: History = serde_json::from_str(&json).expect("our own file");

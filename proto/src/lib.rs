@@ -15,8 +15,8 @@ pub use history::History;
 pub use job::{Box2d, Job, JobId};
 pub use model::{GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest, hex_sha256};
 pub use params::{
-    ColourTransform, Descent, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params,
-    SpatialTransform, Told, TransformChoice, TransformSearch, TransformStart,
+    ColourTransform, Descent, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params, SpatialTransform, Told,
+    TransformChoice, TransformSearch, TransformStart,
 };
 pub use result::{Failure, FailureReason, ModelRef, ResultRecord, SeedResult, Transform};
 

@@ -240,13 +240,7 @@ impl Params {
                 fitness: Fitness::Minimum,
                 choice: TransformChoice::Mean,
             }),
-            latent: LatentSearch::BasinCma {
-                generations: 30,
-                steps: 30,
-                final_steps: 300,
-                told: Told::Refined,
-                sigma: 1.0,
-            },
+            latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told: Told::Refined, sigma: 1.0 },
             seeds: 18,
             descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
         }
@@ -271,13 +265,7 @@ impl Params {
                 fitness: Fitness::Last,
                 choice: TransformChoice::Best,
             }),
-            latent: LatentSearch::BasinCma {
-                generations: 30,
-                steps: 30,
-                final_steps: 300,
-                told: Told::Sampled,
-                sigma: 1.0,
-            },
+            latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told: Told::Sampled, sigma: 1.0 },
             seeds: 18,
             descent: Descent { lr_c: 0.01, ..paper.descent },
         }
@@ -289,13 +277,7 @@ impl Params {
         Params {
             profile: "fast".into(),
             transform: paper.transform.map(|t| TransformSearch { generations: 20, steps: 10, ..t }),
-            latent: LatentSearch::BasinCma {
-                generations: 12,
-                steps: 15,
-                final_steps: 100,
-                told: Told::Refined,
-                sigma: 1.0,
-            },
+            latent: LatentSearch::BasinCma { generations: 12, steps: 15, final_steps: 100, told: Told::Refined, sigma: 1.0 },
             ..paper
         }
     }

@@ -32,10 +32,7 @@ struct List {
 
 impl List {
     fn new() -> List {
-        List {
-            messages: Mutex::default(),
-            waiting: Semaphore::new(0),
-        }
+        List { messages: Mutex::default(), waiting: Semaphore::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Message>> {
@@ -71,22 +68,14 @@ impl Broker {
 
     pub(crate) fn publish(&self, channel: Channel, payload: Vec<u8>) -> Result<(), Error> {
         self.check_open("publish")?;
-        self.list(channel).push_back(Message {
-            payload,
-            ..Message::default()
-        });
+        self.list(channel).push_back(Message { payload, ..Message::default() });
         Ok(())
     }
 
     pub(crate) fn consume(&self, channel: Channel, prefetch: u16) -> Result<Consumer, Error> {
         self.check_open("consume")?;
         let places = Arc::new(Semaphore::new(usize::from(prefetch.max(1))));
-        Ok(Consumer {
-            broker: self.clone(),
-            closed: self.0.closed.subscribe(),
-            channel,
-            places,
-        })
+        Ok(Consumer { broker: self.clone(), closed: self.0.closed.subscribe(), channel, places })
     }
 
     pub(crate) fn depth(&self, channel: Channel) -> Result<usize, Error> {
@@ -99,11 +88,7 @@ impl Broker {
     }
 
     fn check_open(&self, doing: &'static str) -> Result<(), Error> {
-        if *self.0.closed.borrow() {
-            Err(Error::Closed(doing))
-        } else {
-            Ok(())
-        }
+        if *self.0.closed.borrow() { Err(Error::Closed(doing)) } else { Ok(()) }
     }
 
     fn list(&self, channel: Channel) -> &List {
@@ -126,12 +111,7 @@ pub(crate) struct Consumer {
 
 impl Consumer {
     pub(crate) async fn next(&mut self) -> Option<(Message, Receipt)> {
-        let Consumer {
-            broker,
-            closed,
-            channel,
-            places,
-        } = self;
+        let Consumer { broker, closed, channel, places } = self;
         let take = async {
             let place = Arc::clone(places).acquire_owned().await.expect("never closed");
             (broker.list(*channel).pop().await, place)
@@ -182,16 +162,8 @@ impl Receipt {
             Some(before) => (before.channel, before.attempts),
             None => (self.channel, message.failures),
         };
-        let dead_letter = Some(DeadLetter {
-            channel,
-            reason,
-            attempts,
-        });
-        self.broker.0.dead_letters.push_back(Message {
-            payload: message.payload,
-            failures: 0,
-            dead_letter,
-        });
+        let dead_letter = Some(DeadLetter { channel, reason, attempts });
+        self.broker.0.dead_letters.push_back(Message { payload: message.payload, failures: 0, dead_letter });
         Ok(())
     }
 }

@@ -73,9 +73,7 @@ impl Queue {
             "embedded" => Backend::Embedded(embedded::Broker::new(delivery_limit(rest)?)),
             "" => return Err(Error::InvalidUrl("the URL has no scheme (supported: embedded:)".into())),
             other => {
-                return Err(Error::InvalidUrl(format!(
-                    "unknown scheme {other:?} (supported: embedded:)"
-                )));
+                return Err(Error::InvalidUrl(format!("unknown scheme {other:?} (supported: embedded:)")));
             }
         };
         Ok(Queue { backend })
@@ -133,10 +131,7 @@ impl Consumer {
                 (message, Receipt::Embedded(receipt))
             }
         };
-        Some(Delivery {
-            message,
-            receipt: Some(receipt),
-        })
+        Some(Delivery { message, receipt: Some(receipt) })
     }
 }
 
@@ -220,8 +215,7 @@ impl Delivery {
 
     /// Can never work: becomes a dead letter with `reason`. A dead letter that is rejected stays one.
     pub async fn reject(self, reason: &str) -> Result<(), Error> {
-        self.settle("reject a delivery", Outcome::Refused(reason.to_owned()))
-            .await
+        self.settle("reject a delivery", Outcome::Refused(reason.to_owned())).await
     }
 
     async fn settle(mut self, doing: &'static str, outcome: Outcome) -> Result<(), Error> {
@@ -248,9 +242,6 @@ fn delivery_limit(rest: &str) -> Result<u32, Error> {
     if rest.is_empty() {
         return Ok(DEFAULT_DELIVERY_LIMIT);
     }
-    let limit = rest
-        .strip_prefix("?delivery_limit=")
-        .and_then(|n| n.parse().ok())
-        .filter(|n| *n > 0);
+    let limit = rest.strip_prefix("?delivery_limit=").and_then(|n| n.parse().ok()).filter(|n| *n > 0);
     limit.ok_or_else(|| Error::InvalidUrl("after embedded: only ?delivery_limit=N with N > 0 may follow".into()))
 }

@@ -53,16 +53,12 @@ mod open {
     use super::*;
 
     pub async fn embedded(delivery_limit: u32) -> Queue {
-        Queue::open(&format!("embedded:?delivery_limit={delivery_limit}"))
-            .await
-            .unwrap()
+        Queue::open(&format!("embedded:?delivery_limit={delivery_limit}")).await.unwrap()
     }
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future)
-        .await
-        .unwrap_or_else(|_| panic!("{what} did not happen"))
+    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {
@@ -70,10 +66,7 @@ async fn next(consumer: &mut Consumer) -> Delivery {
 }
 
 async fn assert_quiet(consumer: &mut Consumer) {
-    assert!(
-        tokio::time::timeout(QUIET, consumer.next()).await.is_err(),
-        "nothing should arrive"
-    );
+    assert!(tokio::time::timeout(QUIET, consumer.next()).await.is_err(), "nothing should arrive");
 }
 
 async fn assert_depth(queue: &Queue, channel: Channel, expected: usize) {
@@ -204,11 +197,7 @@ async fn retry_counts_and_ends_among_the_dead_letters<F: Future<Output = Queue>>
     }
     let letter = next(&mut dead).await;
     assert_eq!(letter.payload(), b"poison");
-    let DeadLetter {
-        channel,
-        reason,
-        attempts,
-    } = letter.dead_letter().unwrap().clone();
+    let DeadLetter { channel, reason, attempts } = letter.dead_letter().unwrap().clone();
     assert_eq!((channel, attempts), (Channel::Jobs, 3));
     assert!(!reason.is_empty());
     letter.ack().await.unwrap();
@@ -255,18 +244,10 @@ async fn a_rejected_message_carries_its_reason<F: Future<Output = Queue>>(open: 
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
     publish(&queue, "a").await;
     next(&mut jobs).await.retry().await.unwrap();
-    next(&mut jobs)
-        .await
-        .reject("cannot decode images/ü.jpg\nsecond line")
-        .await
-        .unwrap();
+    next(&mut jobs).await.reject("cannot decode images/ü.jpg\nsecond line").await.unwrap();
     let letter = next(&mut dead).await;
     assert_eq!((letter.payload(), letter.attempt()), (&b"a"[..], 1));
-    let expected = DeadLetter {
-        channel: Channel::Jobs,
-        reason: "cannot decode images/ü.jpg\nsecond line".into(),
-        attempts: 2,
-    };
+    let expected = DeadLetter { channel: Channel::Jobs, reason: "cannot decode images/ü.jpg\nsecond line".into(), attempts: 2 };
     assert_eq!(letter.dead_letter(), Some(&expected));
     letter.ack().await.unwrap();
     assert_quiet(&mut jobs).await;
@@ -285,11 +266,7 @@ async fn a_dead_letter_waits_until_acked<F: Future<Output = Queue>>(open: impl F
     }
     next(&mut dead).await.reject("still bad").await.unwrap();
     let letter = next(&mut dead).await;
-    let expected = DeadLetter {
-        channel: Channel::Events,
-        reason: "still bad".into(),
-        attempts: 1,
-    };
+    let expected = DeadLetter { channel: Channel::Events, reason: "still bad".into(), attempts: 1 };
     assert_eq!(letter.dead_letter(), Some(&expected));
     letter.ack().await.unwrap();
     assert_quiet(&mut dead).await;
@@ -334,10 +311,7 @@ async fn close_ends_consumers_and_refuses_the_rest<F: Future<Output = Queue>>(op
     assert!(within("the end of the idle consumer", idle).await.unwrap());
     assert!(within("the end of the full consumer", held).await.unwrap());
     assert!(matches!(delivery.ack().await, Err(Error::Closed(_))));
-    assert!(matches!(
-        queue.publish(Channel::Jobs, Vec::new()).await,
-        Err(Error::Closed(_))
-    ));
+    assert!(matches!(queue.publish(Channel::Jobs, Vec::new()).await, Err(Error::Closed(_))));
     assert!(matches!(queue.consume(Channel::Jobs, 1).await, Err(Error::Closed(_))));
     assert!(matches!(queue.depth(Channel::Jobs).await, Err(Error::Closed(_))));
     queue.close().await;
@@ -412,13 +386,7 @@ async fn many_consumers_lose_nothing_and_settle_once<F: Future<Output = Queue>>(
 
 #[tokio::test]
 async fn unknown_urls_are_refused_without_their_secrets() {
-    for url in [
-        "",
-        "embedded",
-        "amqp://user:secret@host",
-        "embedded:?delivery_limit=0",
-        "embedded:?secret=1",
-    ] {
+    for url in ["", "embedded", "amqp://user:secret@host", "embedded:?delivery_limit=0", "embedded:?secret=1"] {
         let text = match Queue::open(url).await {
             Err(e @ Error::InvalidUrl(_)) => e.to_string(),
             other => panic!("{url}: {other:?}"),

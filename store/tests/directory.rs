@@ -15,31 +15,15 @@ async fn open() -> (Store, TempDir) {
     for name in ["root", "outside"] {
         fs::create_dir(temporary.path().join(name)).unwrap();
     }
-    (
-        Store::open(temporary.path().join("root").to_str().unwrap())
-            .await
-            .unwrap(),
-        temporary,
-    )
+    (Store::open(temporary.path().join("root").to_str().unwrap()).await.unwrap(), temporary)
 }
 
 async fn keys(store: &Store) -> Vec<String> {
-    store
-        .list("")
-        .unwrap()
-        .all()
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|o| o.key)
-        .collect()
+    store.list("").unwrap().all().await.unwrap().into_iter().map(|o| o.key).collect()
 }
 
 fn file_names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(directory)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> = fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -54,16 +38,8 @@ async fn no_link_leads_out() {
     symlink(outside.join("secret"), root.join("file")).unwrap();
 
     for key in ["link/secret", "relative/secret", "link/new/deep", "relative/new"] {
-        assert_eq!(
-            store.put(key, "x").await.unwrap_err().kind(),
-            ErrorKind::Denied,
-            "{key}"
-        );
-        assert_eq!(
-            store.put_new(key, "x").await.unwrap_err().kind(),
-            ErrorKind::Denied,
-            "{key}"
-        );
+        assert_eq!(store.put(key, "x").await.unwrap_err().kind(), ErrorKind::Denied, "{key}");
+        assert_eq!(store.put_new(key, "x").await.unwrap_err().kind(), ErrorKind::Denied, "{key}");
     }
     for key in ["link/secret", "relative/secret", "file"] {
         let error = store.get(key).await.unwrap_err();
@@ -73,20 +49,8 @@ async fn no_link_leads_out() {
     for key in ["link/secret", "relative/secret"] {
         assert_eq!(store.delete(key).await.unwrap_err().kind(), ErrorKind::Denied, "{key}");
     }
-    assert_eq!(
-        store
-            .with_prefix("link")
-            .unwrap()
-            .check_writable()
-            .await
-            .unwrap_err()
-            .kind(),
-        ErrorKind::Denied
-    );
-    assert_eq!(
-        store.list("link/").unwrap().all().await.unwrap_err().kind(),
-        ErrorKind::Denied
-    );
+    assert_eq!(store.with_prefix("link").unwrap().check_writable().await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(store.list("link/").unwrap().all().await.unwrap_err().kind(), ErrorKind::Denied);
     let mut lister = store.list("").unwrap();
     assert_eq!((lister.next_page().await.unwrap(), lister.skipped()), (None, 3));
 
@@ -137,23 +101,15 @@ async fn temporary_files_are_no_objects_and_do_not_disturb() {
 async fn other_people_can_read_what_is_written() {
     let (store, temporary) = open().await;
     store.put("a", "").await.unwrap();
-    let by_us = fs::metadata(temporary.path().join("root/a"))
-        .unwrap()
-        .permissions()
-        .mode();
+    let by_us = fs::metadata(temporary.path().join("root/a")).unwrap().permissions().mode();
     fs::write(temporary.path().join("b"), "").unwrap();
-    assert_eq!(
-        by_us,
-        fs::metadata(temporary.path().join("b")).unwrap().permissions().mode()
-    );
+    assert_eq!(by_us, fs::metadata(temporary.path().join("b")).unwrap().permissions().mode());
 }
 
 #[tokio::test]
 async fn a_directory_that_is_not_there_is_not_an_empty_one() {
     let (_, temporary) = open().await;
-    let store = Store::open(temporary.path().join("tpyo").to_str().unwrap())
-        .await
-        .unwrap();
+    let store = Store::open(temporary.path().join("tpyo").to_str().unwrap()).await.unwrap();
     let error = store.list("").unwrap().all().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("tpyo"), "{error}");
@@ -167,9 +123,7 @@ async fn what_cannot_be_written_says_so() {
     let (_, temporary) = open().await;
     fs::write(temporary.path().join("file"), "").unwrap();
     for path in ["file", "file/below"] {
-        let store = Store::open(temporary.path().join(path).to_str().unwrap())
-            .await
-            .unwrap();
+        let store = Store::open(temporary.path().join(path).to_str().unwrap()).await.unwrap();
         let error = store.check_writable().await.unwrap_err();
         assert!(error.to_string().starts_with("cannot write to file:///"), "{error}");
         assert!(store.put("a", "").await.is_err());
@@ -178,11 +132,7 @@ async fn what_cannot_be_written_says_so() {
     store.put("a/b", "").await.unwrap();
     for key in ["a", "a/b/c"] {
         assert_eq!(store.put(key, "").await.unwrap_err().kind(), ErrorKind::Other, "{key}");
-        assert_eq!(
-            store.put_new(key, "").await.unwrap_err().kind(),
-            ErrorKind::Other,
-            "{key}"
-        );
+        assert_eq!(store.put_new(key, "").await.unwrap_err().kind(), ErrorKind::Other, "{key}");
     }
     let long = "x".repeat(300);
     assert_eq!(store.put(&long, "").await.unwrap_err().kind(), ErrorKind::InvalidKey);
@@ -201,20 +151,9 @@ async fn urls_of_directories() {
     ] {
         let store = Store::open(url).await.unwrap();
         assert_eq!(store.local_path("k"), Some(path), "{url}");
-        assert_eq!(
-            Store::open(&store.url()).await.unwrap().local_path("k"),
-            store.local_path("k"),
-            "{url}"
-        );
+        assert_eq!(Store::open(&store.url()).await.unwrap().local_path("k"), store.local_path("k"), "{url}");
     }
-    for url in [
-        "",
-        "file://host/x",
-        "file:x",
-        "file:///%zz",
-        "ftp://user:secret@host/x",
-        "s3:/x\n",
-    ] {
+    for url in ["", "file://host/x", "file:x", "file:///%zz", "ftp://user:secret@host/x", "s3:/x\n"] {
         let error = Store::open(url).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidUrl, "{url}");
         assert!(!error.to_string().contains("secret"), "{error}");
@@ -232,10 +171,7 @@ async fn child_that_writes_until_killed() {
     for turn in 0u64.. {
         let content = vec![turn as u8; CONTENT_BYTES];
         store.put("same", content.clone()).await.unwrap();
-        assert_eq!(
-            store.put_new(&format!("new/{turn}"), content).await.unwrap(),
-            PutNew::Created
-        );
+        assert_eq!(store.put_new(&format!("new/{turn}"), content).await.unwrap(), PutNew::Created);
     }
 }
 
@@ -252,10 +188,7 @@ async fn a_killed_process_leaves_whole_objects() {
             .unwrap();
         let limit = Instant::now() + Duration::from_secs(30);
         while !root.join(format!("new/{round}")).exists() {
-            assert!(
-                Instant::now() < limit && child.try_wait().unwrap().is_none(),
-                "the child writes nothing"
-            );
+            assert!(Instant::now() < limit && child.try_wait().unwrap().is_none(), "the child writes nothing");
             tokio::task::yield_now().await;
         }
         child.kill().unwrap();

@@ -9,18 +9,8 @@ use flate2::read::GzDecoder;
 use tch::{Kind, Tensor};
 
 /// The ten classes, in label order.
-pub const CLASSES: [&str; 10] = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-];
+pub const CLASSES: [&str; 10] =
+    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 
 /// Width and height in pixels after padding.
 pub const SIZE: i64 = 32;
@@ -53,9 +43,8 @@ impl Split {
         ensure!(label_dims == dims[..1], "{} images but {label_dims:?} labels", dims[0]);
         ensure!(labels.iter().all(|&l| l < 10), "a label is 10 or more");
         let pad = (SIZE - SOURCE_SIZE) / 2;
-        let images = Tensor::from_slice(&pixels)
-            .view([dims[0], 1, SOURCE_SIZE, SOURCE_SIZE])
-            .constant_pad_nd([pad, pad, pad, pad]);
+        let images =
+            Tensor::from_slice(&pixels).view([dims[0], 1, SOURCE_SIZE, SOURCE_SIZE]).constant_pad_nd([pad, pad, pad, pad]);
         Ok(Split { images, labels: Tensor::from_slice(&labels).to_kind(Kind::Int64) })
     }
 
@@ -86,18 +75,16 @@ pub fn to_rgb(grey: &Tensor) -> Tensor {
 }
 
 fn read_idx(path: &Path) -> Result<(Vec<i64>, Vec<u8>)> {
-    let file = File::open(path)
-        .with_context(|| format!("cannot open {} (apt-get install dataset-fashion-mnist)", path.display()))?;
+    let file =
+        File::open(path).with_context(|| format!("cannot open {} (apt-get install dataset-fashion-mnist)", path.display()))?;
     let mut bytes = Vec::new();
     GzDecoder::new(file).read_to_end(&mut bytes).with_context(|| format!("cannot decompress {}", path.display()))?;
     ensure!(bytes.len() >= 4 && bytes[..3] == [0, 0, 8], "{} is no IDX file of bytes", path.display());
     let rank = bytes[3] as usize;
     let header = 4 + 4 * rank;
     ensure!(bytes.len() >= header, "{} ends in its header", path.display());
-    let dims: Vec<i64> = bytes[4..header]
-        .chunks(4)
-        .map(|c| i64::from(u32::from_be_bytes(c.try_into().expect("chunks of four"))))
-        .collect();
+    let dims: Vec<i64> =
+        bytes[4..header].chunks(4).map(|c| i64::from(u32::from_be_bytes(c.try_into().expect("chunks of four")))).collect();
     let data = bytes.split_off(header);
     ensure!(data.len() as i64 == dims.iter().product::<i64>(), "{} has {} bytes for {dims:?}", path.display(), data.len());
     Ok((dims, data))

@@ -32,9 +32,8 @@ impl Discriminator {
         let blocks = (0..CHANNELS.len())
             .map(|i| {
                 let c = CHANNELS[i];
-                let mut conv = |name: &str, o: i64, k: i64| {
-                    Spectral::new(vars, &format!("blocks.{i}.{name}"), &[o, c, k, k], true)
-                };
+                let mut conv =
+                    |name: &str, o: i64, k: i64| Spectral::new(vars, &format!("blocks.{i}.{name}"), &[o, c, k, k], true);
                 Block {
                     conv1: conv("conv1", c, 3),
                     conv2: conv("conv2", c, 3),

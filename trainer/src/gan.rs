@@ -119,10 +119,7 @@ pub fn read_average(state: &Path) -> Result<(Average, i64)> {
 }
 
 fn averaged(tensors: &std::collections::HashMap<String, Tensor>) -> Average {
-    tensors
-        .iter()
-        .filter_map(|(n, t)| n.strip_prefix("average.").map(|n| (n.to_owned(), t.shallow_clone())))
-        .collect()
+    tensors.iter().filter_map(|(n, t)| n.strip_prefix("average.").map(|n| (n.to_owned(), t.shallow_clone()))).collect()
 }
 
 /// The averaged generator, its u and v recovered by power iteration.

@@ -38,15 +38,7 @@ impl Config {
             class_embed_dim: 64,
             channel_width: 16,
             num_classes: 10,
-            layers: vec![
-                (false, 16, 16),
-                (true, 16, 8),
-                (false, 8, 8),
-                (true, 8, 4),
-                (false, 4, 4),
-                (true, 4, 2),
-                (false, 2, 1),
-            ],
+            layers: vec![(false, 16, 16), (true, 16, 8), (false, 8, 8), (true, 8, 4), (false, 4, 4), (true, 4, 2), (false, 2, 1)],
             attention_layer_position: 4,
             eps: 1e-4,
             n_stats: 51,
@@ -231,9 +223,8 @@ struct Attention {
 
 impl Attention {
     fn new(vars: &mut Vars, name: &str, channels: i64) -> Attention {
-        let mut conv = |part: &str, o: i64, i: i64| {
-            Spectral::new(vars, &format!("{name}.snconv1x1_{part}"), &[o, i, 1, 1], false)
-        };
+        let mut conv =
+            |part: &str, o: i64, i: i64| Spectral::new(vars, &format!("{name}.snconv1x1_{part}"), &[o, i, 1, 1], false);
         Attention {
             theta: conv("theta", channels / 8, channels),
             phi: conv("phi", channels / 8, channels),
@@ -275,10 +266,8 @@ impl Generator {
     pub fn new(vars: &mut Vars, config: &Config) -> Generator {
         let ch = config.channel_width;
         let cond = config.z_dim + config.class_embed_dim;
-        let embeddings = vars.parameter(
-            "embeddings.weight",
-            Tensor::randn([config.class_embed_dim, config.num_classes], FLOAT) * 0.5,
-        );
+        let embeddings =
+            vars.parameter("embeddings.weight", Tensor::randn([config.class_embed_dim, config.num_classes], FLOAT) * 0.5);
         let gen_z = Spectral::new(vars, "generator.gen_z", &[16 * 16 * ch, cond], true);
         let mut layers = Vec::new();
         for (i, &(up, input, output)) in config.layers.iter().enumerate() {

@@ -126,15 +126,10 @@ fn recipes_of(data: &Split, seed: u64) -> Result<Vec<Recipe>> {
     for i in 0..2 * HALF {
         let class = i % CLASSES.len();
         let number: &mut usize = taken.entry(class).or_default();
-        let test_index =
-            *by_class[class].get(*number).with_context(|| format!("too few images of {}", CLASSES[class]))?;
+        let test_index = *by_class[class].get(*number).with_context(|| format!("too few images of {}", CLASSES[class]))?;
         let centred = i < HALF;
         let recipe = Recipe {
-            file_name: format!(
-                "{}_{number:02}_{}.png",
-                slug(CLASSES[class]),
-                if centred { "centred" } else { "offcentre" }
-            ),
+            file_name: format!("{}_{number:02}_{}.png", slug(CLASSES[class]), if centred { "centred" } else { "offcentre" }),
             class: CLASSES[class],
             test_index,
             canvas: SIZE as u32,
@@ -265,8 +260,7 @@ mod tests {
             let [left, top, width, height] = bright_box(&render(&image, &recipe)).unwrap();
             let off = |start: u32, length: u32| (f64::from(start) + f64::from(length) / 2.0 - 32.0).abs() / 64.0;
             assert!(off(left, width).max(off(top, height)) > OFF_CENTRE - 0.02, "{recipe:?}");
-            let lit =
-                f64::from(width * height) / (recipe.scale * 2.0 * f64::from(bright_box(&image).unwrap()[2])).powi(2);
+            let lit = f64::from(width * height) / (recipe.scale * 2.0 * f64::from(bright_box(&image).unwrap()[2])).powi(2);
             assert!(lit > 0.9, "{recipe:?} cuts the object");
         }
     }

@@ -332,8 +332,7 @@ fn resize(image: &Rgb, crop: Crop, resolution: u32) -> Vec<f32> {
     let mut sums = vec![0f32; size * CHANNELS];
     for (y, taps) in taps.iter().enumerate() {
         sums.fill(0.0);
-        for (weight, row) in taps.weights.iter().zip(rows[taps.first * size * CHANNELS..].chunks_exact(size * CHANNELS))
-        {
+        for (weight, row) in taps.weights.iter().zip(rows[taps.first * size * CHANNELS..].chunks_exact(size * CHANNELS)) {
             sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += weight * v);
         }
         for (i, sum) in sums.iter().enumerate() {

@@ -146,9 +146,8 @@ async fn load(
     let bytes = dataset.get_limited(&job.image, MAX_IMAGE_BYTES).await.map_err(image_error)?;
     let (bbox, resolution) = (job.bbox, facts.resolution);
     let decoded = tokio::task::spawn_blocking(move || codec::decode(&bytes, bbox, resolution)).await;
-    let decoded = decoded
-        .expect("decoding does not panic")
-        .map_err(|source| LoadError::Decode { image: job.image.clone(), source })?;
+    let decoded =
+        decoded.expect("decoding does not panic").map_err(|source| LoadError::Decode { image: job.image.clone(), source })?;
     let checkpoint = match results.get(&keys::checkpoint(&job.image)).await {
         Ok(bytes) => checkpoint::decode(id, &bytes),
         Err(error) if error.kind() == ErrorKind::NotFound => None,

@@ -22,8 +22,8 @@ use store::Store;
 use tokio::sync::{mpsc, watch};
 
 pub use devices::Devices;
-pub use projector::projection::lane_steps;
 pub use project::Working;
+pub use projector::projection::lane_steps;
 pub use weights::{LoadedModel, ModelError, load};
 
 /// How to run; what to compute is in the jobs.

@@ -37,12 +37,7 @@ pub enum Done {
         bytes: Vec<u8>,
     },
     /// State of an image that is given back.
-    Released {
-        delivery: Delivery,
-        job: Job,
-        id: JobId,
-        bytes: Vec<u8>,
-    },
+    Released { delivery: Delivery, job: Job, id: JobId, bytes: Vec<u8> },
 }
 
 /// An image with its answer.

@@ -183,7 +183,6 @@ fn checked(dir: &Path, file: &str, manifest: &ModelManifest) -> Result<Vec<u8>, 
 fn tensors(dir: &Path, file: &str, manifest: &ModelManifest) -> Result<(PathBuf, Weights), ModelError> {
     let path = dir.join(file);
     checked(dir, file, manifest)?;
-    let tensors =
-        Tensor::read_safetensors(&path).map_err(|source| ModelError::Tensors { path: path.clone(), source })?;
+    let tensors = Tensor::read_safetensors(&path).map_err(|source| ModelError::Tensors { path: path.clone(), source })?;
     Ok((path, Weights::new(tensors)))
 }

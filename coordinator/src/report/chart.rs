@@ -54,12 +54,7 @@ pub fn write_bars(page: &mut String, bars: &[Bar]) -> fmt::Result {
     for (i, bar) in bars.iter().enumerate() {
         if i >= first && i < bars.len() - last {
             if i == first {
-                writeln!(
-                    page,
-                    "<text class=\"name\" x=\"-10\" y=\"{}\">⋮ {} more</text>",
-                    y + 16,
-                    bars.len() - first - last
-                )?;
+                writeln!(page, "<text class=\"name\" x=\"-10\" y=\"{}\">⋮ {} more</text>", y + 16, bars.len() - first - last)?;
                 y += ROW;
             }
             continue;
@@ -75,18 +70,10 @@ pub fn write_bars(page: &mut String, bars: &[Bar]) -> fmt::Result {
             Text(&clipped(bar.name, NAME_CHARACTERS)),
         )?;
         if let Some(mean) = bar.spread.mean {
-            write!(
-                page,
-                "<rect class=\"bar\" x=\"0\" y=\"{}\" width=\"{:.2}%\" height=\"14\"/>",
-                y + 5,
-                percent(mean)
-            )?;
+            write!(page, "<rect class=\"bar\" x=\"0\" y=\"{}\" width=\"{:.2}%\" height=\"14\"/>", y + 5, percent(mean))?;
             if let Some(error) = bar.spread.standard_error {
                 let (low, high, middle) = (percent(mean - error), percent(mean + error), y + 12);
-                write!(
-                    page,
-                    "<line class=\"whisker\" x1=\"{low:.2}%\" x2=\"{high:.2}%\" y1=\"{middle}\" y2=\"{middle}\"/>"
-                )?;
+                write!(page, "<line class=\"whisker\" x1=\"{low:.2}%\" x2=\"{high:.2}%\" y1=\"{middle}\" y2=\"{middle}\"/>")?;
                 for x in [low, high] {
                     write!(
                         page,
@@ -135,11 +122,8 @@ const BEST_POINTS: usize = 120;
 /// axis is logarithmic if it can be.
 pub fn write_curves(page: &mut String, history: &History, best: usize) -> fmt::Result {
     let latent = [history.latent.clone()];
-    let (curves, best, unit): (&[Vec<f64>], usize, &'static str) = if history.descent.iter().any(|c| !c.is_empty()) {
-        (&history.descent, best, "step")
-    } else {
-        (&latent, 0, "generation")
-    };
+    let (curves, best, unit): (&[Vec<f64>], usize, &'static str) =
+        if history.descent.iter().any(|c| !c.is_empty()) { (&history.descent, best, "step") } else { (&latent, 0, "generation") };
     let others: Vec<usize> = (0..curves.len()).filter(|i| *i != best).collect();
     let stride = others.len().div_ceil(OTHER_SEEDS).max(1);
     let mut drawn: Vec<(usize, Vec<(usize, f64)>)> =

@@ -125,10 +125,7 @@ impl BigganDeep {
         let embeddings = weights.take("embeddings.weight", &[config.class_embed_dim, config.num_classes])?.tr().contiguous();
         let gen_z_name = "generator.gen_z";
         let width = 16 * 16 * ch;
-        let gen_z = (
-            weights.take_spectral(gen_z_name, &[width, cond])?,
-            weights.take(&format!("{gen_z_name}.bias"), &[width])?,
-        );
+        let gen_z = (weights.take_spectral(gen_z_name, &[width, cond])?, weights.take(&format!("{gen_z_name}.bias"), &[width])?);
 
         let statistics = Statistics { truncation, n: config.n_stats, eps: config.eps };
         let mut folding = NormFolding { statistics, cond, total: 0, a: vec![], b: vec![], bias_a: vec![], bias_b: vec![] };
@@ -242,12 +239,9 @@ impl Generator for BigganDeep {
                     norms: std::array::from_fn(|j| Norm { start: b.norms[j].start, channels: b.norms[j].channels }),
                     convs: std::array::from_fn(|j| pair(&b.convs[j])),
                 }),
-                Layer::Attention(a) => Layer::Attention(Attention {
-                    theta: copy(&a.theta),
-                    phi: copy(&a.phi),
-                    g: copy(&a.g),
-                    o: copy(&a.o),
-                }),
+                Layer::Attention(a) => {
+                    Layer::Attention(Attention { theta: copy(&a.theta), phi: copy(&a.phi), g: copy(&a.g), o: copy(&a.o) })
+                }
             })
             .collect();
         Box::new(BigganDeep {
@@ -308,12 +302,7 @@ fn load_block(
         convs.push((weights.take_spectral(&name, &[o, i, k, k])?, weights.take(&format!("{name}.bias"), &[o])?));
     }
     let four = "exactly four were pushed";
-    Ok(Block {
-        up,
-        halve: input != output,
-        norms: norms.try_into().ok().expect(four),
-        convs: convs.try_into().ok().expect(four),
-    })
+    Ok(Block { up, halve: input != output, norms: norms.try_into().ok().expect(four), convs: convs.try_into().ok().expect(four) })
 }
 
 /// Which row of the statistics is used.

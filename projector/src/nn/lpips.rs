@@ -220,11 +220,8 @@ impl Lpips {
     pub fn distance(&self, features: &Features, target: &Features, weights: &MapWeights) -> Tensor {
         let terms: Vec<Tensor> = (0..self.heads.len())
             .map(|k| {
-                let d = ((&features.0[k] - &target.0[k]).square() * &self.heads[k]).sum_dim_intlist(
-                    &[1i64][..],
-                    true,
-                    Kind::Float,
-                );
+                let d =
+                    ((&features.0[k] - &target.0[k]).square() * &self.heads[k]).sum_dim_intlist(&[1i64][..], true, Kind::Float);
                 (d * &weights.0[k]).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float)
             })
             .collect();

@@ -1,0 +1,295 @@
+//! The whole product through its front door: `basin project` on real images with the bundled model.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use proto::{LatentSearch, Params, ResultRecord, Told, TransformSearch};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("cli is in the workspace").to_owned()
+}
+
+/// A data set and a place for results, in a temporary folder.
+struct Scene {
+    dir: tempfile::TempDir,
+    params: Params,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let paper = Params::paper();
+        let transform = paper.transform.clone().map(|t| TransformSearch { generations: 2, steps: 2, ..t });
+        let latent = LatentSearch::BasinCma { generations: 2, steps: 2, final_steps: 4, told: Told::Refined, sigma: 1.0 };
+        let params = Params { profile: "test".into(), transform, latent, seeds: 4, ..paper };
+        let scene = Scene { dir: tempfile::tempdir().expect("a temporary folder"), params };
+        fs::create_dir(scene.path("data")).expect("writable");
+        scene
+    }
+
+    /// A schedule that takes long enough to be interrupted.
+    fn long(mut self) -> Scene {
+        self.params.latent =
+            LatentSearch::BasinCma { generations: 60, steps: 10, final_steps: 100, told: Told::Refined, sigma: 1.0 };
+        self
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `n` sample images in class folders.
+    fn with_samples(self, n: usize) -> Scene {
+        for (i, class) in ["Bag", "Coat", "Sandal"].into_iter().cycle().take(n).enumerate() {
+            let from = format!("samples/images/{}_{:02}_centred.png", class.to_lowercase(), i / 3);
+            fs::create_dir_all(self.path("data").join(class)).expect("writable");
+            fs::copy(root().join(&from), self.path("data").join(class).join(format!("{i}.png"))).expect(&from);
+        }
+        self
+    }
+
+    fn file(self, name: &str, bytes: impl AsRef<[u8]>) -> Scene {
+        let path = self.path("data").join(name);
+        fs::create_dir_all(path.parent().expect("has a parent")).expect("writable");
+        fs::write(path, bytes).expect("writable");
+        self
+    }
+
+    fn command(&self, out: &str, more: &[&str]) -> Command {
+        let params = self.path("params.json");
+        fs::write(&params, self.params.to_json()).expect("writable");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_basin"));
+        command.arg("project").arg(self.path("data")).arg("--out").arg(self.path(out));
+        if !more.contains(&"--model") {
+            command.arg("--model").arg(root().join("models/fashion32"));
+        }
+        command.arg("--params").arg(params).args(more);
+        if !more.contains(&"--devices") {
+            command.args(["--devices", "cpu"]);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, out: &str, more: &[&str]) -> Output {
+        self.command(out, more).output().expect("basin starts")
+    }
+
+    /// Runs, expecting an exit code; returns what was printed.
+    fn expect(&self, code: i32, out: &str, more: &[&str]) -> String {
+        let output = self.run(out, more);
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        text
+    }
+
+    /// Losses of all seeds, by image.
+    fn losses(&self, out: &str) -> BTreeMap<String, Vec<f64>> {
+        let mut found = BTreeMap::new();
+        for path in files(&self.path(out).join("images")) {
+            if path.ends_with("result.json") {
+                let record: ResultRecord = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("a record");
+                found.insert(record.image.clone(), record.seeds.iter().map(|s| s.loss).collect());
+            }
+        }
+        found
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return vec![] };
+    let paths = entries.map(|e| e.expect("readable").path());
+    paths.flat_map(|p| if p.is_dir() { files(&p) } else { vec![p] }).collect()
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(120), "waited for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn signal(child: &std::process::Child, name: &str) {
+    let status = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().expect("kill runs");
+    assert!(status.success());
+}
+
+#[test]
+fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
+    let scene = Scene::new().with_samples(2);
+    let text = scene.expect(0, "out", &[]);
+    assert!(text.contains("2 images: 2 projected, 0 failed"), "{text}");
+    for image in ["Bag/0.png", "Coat/1.png"] {
+        for file in [
+            "result.json",
+            "projection.safetensors",
+            "target.png",
+            "transformed.png",
+            "generated.png",
+            "inverted.png",
+            "history.json",
+        ] {
+            assert!(scene.path("out/images").join(image).join(file).is_file(), "{image} has no {file}");
+        }
+    }
+    for file in ["run.json", "results.csv", "results.parquet", "summary.json", "report.html"] {
+        assert!(scene.path("out").join(file).is_file(), "no {file}");
+    }
+    assert_eq!(files(&scene.path("out/checkpoints")), Vec::<PathBuf>::new());
+    let before = scene.losses("out");
+    let text = scene.expect(0, "out", &[]);
+    assert!(text.contains("nothing is left to project"), "{text}");
+    assert_eq!(scene.losses("out"), before);
+}
+
+#[test]
+fn devices_and_batches_do_not_change_the_answer_and_the_seed_does() {
+    let scene = Scene::new().with_samples(3);
+    scene.expect(0, "one", &["--batch-images", "1"]);
+    scene.expect(0, "two", &["--batch-images", "3", "--devices", "cpu,cpu,cpu"]);
+    scene.expect(0, "three", &["--batch-images", "3", "--seed", "1"]);
+    assert_eq!(scene.losses("one"), scene.losses("two"));
+    assert_ne!(scene.losses("one"), scene.losses("three"));
+}
+
+#[test]
+fn bad_images_become_failures_with_reasons_and_the_good_ones_are_projected() {
+    let png = fs::read(root().join("samples/images/bag_00_centred.png")).expect("sample");
+    let mut huge = png.clone();
+    huge[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
+    let jpeg = {
+        let mut bytes = Vec::new();
+        let image = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, 90]));
+        image.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Jpeg).expect("encodes");
+        bytes
+    };
+    let scene = Scene::new()
+        .with_samples(1)
+        .file("Bag/good.jpg", &jpeg)
+        .file("Bag/empty.png", [])
+        .file("Bag/cut.jpg", &jpeg[..jpeg.len() / 2])
+        .file("Bag/huge.png", &huge)
+        .file("Bag/animation.png", b"GIF89a\x01\x00\x01\x00\x80\x00\x00")
+        .file("Bag/text.png", "not an image")
+        .file("Umbrella/unknown.png", &png);
+    let text = scene.expect(2, "out", &[]);
+    assert!(text.contains("8 images: 2 projected, 6 failed"), "{text}");
+    for (name, reason) in [
+        ("Bag/empty.png", "bad_image"),
+        ("Bag/cut.jpg", "bad_image"),
+        ("Bag/huge.png", "30000 x 30000"),
+        ("Bag/animation.png", "GIF"),
+        ("Bag/text.png", "bad_image"),
+        ("Umbrella/unknown.png", "unknown_class"),
+    ] {
+        let line = text.lines().find(|l| l.contains(name)).unwrap_or_else(|| panic!("{name} is not listed in {text}"));
+        assert!(line.contains(reason), "{line}");
+        assert!(scene.path("out/images").join(name).join("failure.json").is_file());
+    }
+    let csv = fs::read_to_string(scene.path("out/results.csv")).expect("readable");
+    assert_eq!(csv.lines().count(), 9);
+    // A mended image is projected when that is asked for, and only then.
+    fs::write(scene.path("data/Bag/empty.png"), &png).expect("writable");
+    assert!(scene.expect(2, "out", &[]).contains("2 projected, 6 failed"));
+    assert!(scene.expect(2, "out", &["--retry-failed"]).contains("3 projected, 5 failed"));
+}
+
+#[test]
+fn coco_annotations_with_bad_entries_lose_only_those() {
+    let png = fs::read(root().join("samples/images/bag_00_centred.png")).expect("sample");
+    let coco = r#"{"images": [
+        {"id": 1, "file_name": "a.png", "width": 32, "height": 32}, {"id": 2, "file_name": "b.png", "width": 32, "height": 32},
+        {"id": 3, "file_name": "../c.png", "width": 32, "height": 32}, {"id": 4, "file_name": "d.png", "width": 32, "height": 32},
+        {"id": 5, "file_name": "e.png", "width": 32, "height": 32}],
+        "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0},
+        {"id": 2, "image_id": 2, "category_id": 1, "bbox": [4, 4, 0, 20], "iscrowd": 0},
+        {"id": 3, "image_id": 3, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0},
+        {"id": 4, "image_id": 4, "category_id": 9, "bbox": [4, 4, 20, 20], "iscrowd": 0},
+        {"id": 5, "image_id": 5, "category_id": 1, "bbox": [40, 4, 20, 20], "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "Bag"}]}"#;
+    let mut scene = Scene::new().file("annotations.json", coco);
+    for name in ["a.png", "b.png", "d.png", "e.png"] {
+        scene = scene.file(name, &png);
+    }
+    let text = scene.expect(2, "out", &[]);
+    assert!(text.contains("5 images: 1 projected, 4 failed"), "{text}");
+    for reason in ["bad_box", "bad_name"] {
+        assert!(text.contains(reason), "{text}");
+    }
+    assert!(!scene.path("c.png").exists() && files(&scene.path("out")).iter().all(|p| p.starts_with(scene.path("out"))));
+}
+
+#[test]
+fn an_interrupted_run_saves_and_goes_on_to_the_same_answer() {
+    let scene = Scene::new().with_samples(2).long();
+    scene.expect(0, "undisturbed", &[]);
+    let mut child = scene.command("out", &[]).spawn().expect("basin starts");
+    // Jobs are in a worker's hands once the run is written; the first steps follow.
+    wait_for("the run to begin", || scene.path("out/run.json").exists());
+    std::thread::sleep(Duration::from_millis(1500));
+    signal(&child, "INT");
+    let code = child.wait().expect("ends").code();
+    assert_eq!(code, Some(130), "interrupted before the end");
+    assert_eq!(files(&scene.path("out/checkpoints")).len(), 2, "both images were saved");
+    assert_eq!(scene.losses("out").len(), 0);
+    scene.expect(0, "out", &[]);
+    assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
+    assert_eq!(files(&scene.path("out/checkpoints")), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_killed_run_goes_on_from_its_checkpoints_to_the_same_answer() {
+    let scene = Scene::new().with_samples(2).long();
+    scene.expect(0, "undisturbed", &[]);
+    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
+    wait_for("checkpoints", || files(&scene.path("out/checkpoints")).len() >= 2);
+    signal(&child, "KILL");
+    child.wait().expect("ends");
+    // A checkpoint that the kill or a disk damaged costs work, not the answer.
+    let damaged = files(&scene.path("out/checkpoints")).remove(0);
+    let mut bytes = fs::read(&damaged).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&damaged, bytes).expect("writable");
+    scene.expect(0, "out", &[]);
+    assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_the_name_of_the_culprit() {
+    let scene = Scene::new().with_samples(1);
+    let missing = scene.expect(1, "out", &["--model", "/nowhere"]);
+    assert!(missing.contains("/nowhere/model.json"), "{missing}");
+
+    let model = scene.path("model");
+    fs::create_dir(&model).expect("writable");
+    for file in files(&root().join("models/fashion32")) {
+        fs::copy(&file, model.join(file.file_name().expect("a file"))).expect("copies");
+    }
+    let weights = model.join("generator.safetensors");
+    let mut bytes = fs::read(&weights).expect("readable");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&weights, bytes).expect("writable");
+    let damaged = scene.expect(1, "out", &["--model", model.to_str().expect("UTF-8")]);
+    assert!(damaged.contains("generator.safetensors") && damaged.contains("SHA-256"), "{damaged}");
+
+    fs::write(scene.path("file"), "").expect("writable");
+    let unwritable = scene.expect(1, "file/out", &[]);
+    assert!(unwritable.contains("file/out"), "{unwritable}");
+
+    let device = scene.run("out", &["--seed", "0", "--devices", "gpu"]);
+    assert!(!device.status.success());
+
+    scene.expect(0, "done", &[]);
+    let other = scene.expect(1, "done", &["--seed", "5"]);
+    assert!(other.contains("another seed") && other.contains("--out"), "{other}");
+
+    let empty = Scene::new();
+    let text = empty.expect(1, "out", &[]);
+    assert!(text.contains("data"), "{text}");
+}
