@@ -16,6 +16,9 @@ use crate::lbfgs::Lbfgs;
 /// A long descent is asked for in parts of this many steps, so that the caller can stop between them.
 const DESCENT_CHUNK: u32 = 50;
 
+/// One vector for each lane.
+pub type Rows = Vec<Vec<f32>>;
+
 /// State of stage two for one image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LatentSearch {
@@ -28,7 +31,7 @@ pub struct LatentSearch {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Phase {
-    Explore { cma: Cma, asked: Vec<Vec<f64>>, generation: u32 },
+    Explore { cma: Box<Cma>, asked: Vec<Vec<f64>>, generation: u32 },
     Descend { z: Vec<Vec<f32>>, c: Option<Vec<Vec<f32>>>, adam: Option<AdamState>, done: u32 },
     Lbfgs { lanes: Vec<Lbfgs>, latent_dim: usize, done: u32 },
     Finished { z: Vec<Vec<f32>>, c: Option<Vec<Vec<f32>>> },
@@ -40,7 +43,7 @@ impl LatentSearch {
         let mut random = || (0..seeds).map(|_| latent::truncated(latent_dim, rng)).collect::<Vec<_>>();
         let explore = |sigma: f64| {
             let cma = Cma::new(vec![0.0; latent_dim], sigma, Some(seeds));
-            Phase::Explore { cma, asked: vec![], generation: 0 }
+            Phase::Explore { cma: Box::new(cma), asked: vec![], generation: 0 }
         };
         let phase = match params {
             Params::Adam { .. } => Phase::Descend { z: random(), c: None, adam: None, done: 0 },
@@ -140,7 +143,7 @@ impl LatentSearch {
     }
 
     /// z and c of all seeds, when finished. No c: that of the class.
-    pub fn result(&self) -> Option<(&Vec<Vec<f32>>, Option<&Vec<Vec<f32>>>)> {
+    pub fn result(&self) -> Option<(&Rows, Option<&Rows>)> {
         match &self.phase {
             Phase::Finished { z, c } => Some((z, c.as_ref())),
             _ => None,

@@ -11,7 +11,7 @@ use tch::Tensor;
 
 use crate::cma::Cma;
 use crate::lanes::{DeviceError, Lanes, Method, Model, Outcome, Request, Transforms, Work};
-use crate::latent_search::{self, LatentSearch};
+use crate::latent_search::{self, LatentSearch, Rows};
 use crate::mask::{self, ObjectStatistics};
 use crate::target::Target;
 use crate::transform_search::TransformSearch;
@@ -39,7 +39,7 @@ pub struct Checkpoint {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Stage {
-    Transform(TransformSearch),
+    Transform(Box<TransformSearch>),
     Latent(LatentSearch),
 }
 
@@ -269,7 +269,7 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
     let stage = match &params.transform {
         Some(t) => {
             let initial = mask::initial_transform(target.bbox, shape.resolution as i64, statistics, t);
-            Stage::Transform(TransformSearch::new(t, &initial))
+            Stage::Transform(Box::new(TransformSearch::new(t, &initial)))
         }
         None => Stage::Latent(latent_search(params, shape, c0, &mut rng)),
     };
@@ -298,7 +298,7 @@ impl Checkpoint {
         self.diverged || self.result().is_some()
     }
 
-    fn result(&self) -> Option<(&Vec<Vec<f32>>, Option<&Vec<Vec<f32>>>)> {
+    fn result(&self) -> Option<(&Rows, Option<&Rows>)> {
         match &self.stage {
             Stage::Latent(search) => search.result(),
             Stage::Transform(_) => None,

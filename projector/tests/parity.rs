@@ -67,7 +67,8 @@ fn biggan_deep_mixes_the_statistics_of_two_truncations_as_the_reference_does() {
 
 #[test]
 fn a_checkpoint_with_a_missing_spare_misshapen_or_infinite_tensor_is_refused_by_name() {
-    let load = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| -> String {
+    type Tensors = Vec<(String, Tensor)>;
+    let load = |change: &dyn Fn(&mut Tensors)| -> String {
         let (mut tensors, _) = golden("biggan_deep");
         change(&mut tensors);
         let mut weights = Weights::new(tensors);
@@ -75,7 +76,7 @@ fn a_checkpoint_with_a_missing_spare_misshapen_or_infinite_tensor_is_refused_by_
         loaded.expect_err("must be refused").to_string()
     };
     let name = "generator.layers.2.conv_1.weight_orig";
-    let position = |t: &Vec<(String, Tensor)>| t.iter().position(|(n, _)| n == name).expect("is there");
+    let position = |t: &Tensors| t.iter().position(|(n, _)| n == name).expect("is there");
     assert_eq!(load(&|t| drop(t.remove(position(t)))), format!("tensor {name} is missing"));
     assert_eq!(
         load(&|t| t.push(("generator.extra".into(), Tensor::zeros([1], (Kind::Float, tch::Device::Cpu))))),
@@ -149,7 +150,7 @@ fn the_adjoint_on_the_weights_gives_the_masked_mean_of_the_up_sampled_map() {
     let (lpips, tests) = lpips_alex();
     let (x, y) = (&tests["x"], &tests["y"]);
     let size = x.size();
-    let mut mask = Tensor::full([size[0], 1, size[2], size[3]], 0.3, (Kind::Float, tch::Device::Cpu));
+    let mask = Tensor::full([size[0], 1, size[2], size[3]], 0.3, (Kind::Float, tch::Device::Cpu));
     let _ = mask.narrow(2, 10, 31).narrow(3, 5, 40).fill_(1.0);
     let target = LossTarget::new(&lpips, &loss(MaskMode::UpsampleFeatures), y, &mask);
     let sum = |t: &Tensor| t.sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use projector::nn::Weights;
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::lpips::{Config, Layer, Lpips};
-use projector::{Checkpoint, Generator, Lanes, Model, ObjectStatistics, Projection, Solution, Target};
+use projector::{Checkpoint, Lanes, Model, ObjectStatistics, Projection, Solution, Target};
 use proto::{Box2d, LatentSearch, Params, SpatialTransform, Told};
 use tch::{Device, Kind, Tensor};
 
@@ -93,11 +93,14 @@ fn one_two_or_three_devices_and_one_or_many_images_give_the_same_bits() {
 #[test]
 fn smaller_batches_give_the_same_losses_up_to_rounding() {
     let model = model();
-    let params = short(basin_cma());
+    // One descent: CMA-ES on top of it would carry rounding from one generation to the next (docs/adr/0003).
+    let params = Params { transform: None, ..short(LatentSearch::Adam { steps: 10 }) };
     let whole = run(&model, &Lanes::new(&model, &[Device::Cpu]), &params, targets(&model, 2));
-    let cut = run(&model, &Lanes::with_block(&model, &[Device::Cpu], 2), &params, targets(&model, 2));
-    for (a, b) in losses(&whole).concat().into_iter().zip(losses(&cut).concat()) {
-        assert!((a - b).abs() <= 1e-4 * a.abs(), "{a} and {b}");
+    for block in [1, 2, 4] {
+        let cut = run(&model, &Lanes::with_block(&model, &[Device::Cpu], block), &params, targets(&model, 2));
+        for (a, b) in losses(&whole).concat().into_iter().zip(losses(&cut).concat()) {
+            assert!((a - b).abs() <= 1e-4 * a.abs(), "{a} and {b} in blocks of {block}");
+        }
     }
 }
 

@@ -121,10 +121,9 @@ impl Job {
             return Err(field("image", "is empty"));
         }
         let bbox = wire.r#box.map(|b| Box2d { x: b.x, y: b.y, width: b.width, height: b.height });
-        if let Some(b) = bbox {
-            if ![b.x, b.y, b.width, b.height].iter().all(|v| v.is_finite()) || b.width <= 0.0 || b.height <= 0.0 {
-                return Err(field("box", "has no area"));
-            }
+        let has_area = |b: Box2d| [b.x, b.y, b.width, b.height].iter().all(|v| v.is_finite()) && b.width > 0.0 && b.height > 0.0;
+        if bbox.is_some_and(|b| !has_area(b)) {
+            return Err(field("box", "has no area"));
         }
         let job = Job {
             run: wire.run,

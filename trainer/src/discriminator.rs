@@ -92,7 +92,7 @@ impl DiscriminatorWeights<'_> {
         let mut x = self.net.stem.conv(&images.pixel_unshuffle(2), &self.stem);
         for (block, (w1, w2, next)) in self.net.blocks.iter().zip(&self.blocks) {
             let h = block.conv1.conv(&x.relu(), w1);
-            x = x + block.conv2.conv(&h.relu(), w2);
+            x += block.conv2.conv(&h.relu(), w2);
             if let (Some(layer), Some(w)) = (&block.next, next) {
                 x = layer.conv(&x.avg_pool2d_default(2), w);
             }

@@ -247,7 +247,7 @@ impl Attention {
 
 enum Layer {
     Block(Box<Block>),
-    Attention(Attention),
+    Attention(Box<Attention>),
 }
 
 /// The generator under training.
@@ -273,7 +273,7 @@ impl Generator {
         for (i, &(up, input, output)) in config.layers.iter().enumerate() {
             if i == config.attention_layer_position {
                 let name = format!("generator.layers.{}", layers.len());
-                layers.push(Layer::Attention(Attention::new(vars, &name, ch * input)));
+                layers.push(Layer::Attention(Box::new(Attention::new(vars, &name, ch * input))));
             }
             let name = format!("generator.layers.{}", layers.len());
             layers.push(Layer::Block(Box::new(Block::new(vars, &name, ch * input, ch * output, cond, up))));
@@ -299,7 +299,10 @@ impl Generator {
                     all.extend(block.convs.iter_mut());
                     all.extend(block.norms.iter_mut().flat_map(|n| [&mut n.scale, &mut n.offset]));
                 }
-                Layer::Attention(a) => all.extend([&mut a.theta, &mut a.phi, &mut a.g, &mut a.o]),
+                Layer::Attention(a) => {
+                    let a = &mut **a;
+                    all.extend([&mut a.theta, &mut a.phi, &mut a.g, &mut a.o])
+                }
             }
         }
         all

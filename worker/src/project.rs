@@ -37,7 +37,15 @@ pub enum Done {
         bytes: Vec<u8>,
     },
     /// State of an image that is given back.
-    Released { delivery: Delivery, job: Job, id: JobId, bytes: Vec<u8> },
+    Released(Box<Released>),
+}
+
+/// An image that is given back unfinished.
+pub struct Released {
+    pub delivery: Delivery,
+    pub job: Job,
+    pub id: JobId,
+    pub checkpoint: Vec<u8>,
 }
 
 /// An image with its answer.
@@ -117,9 +125,9 @@ fn project(
     while !projection.finished() {
         if shutdown.requested() {
             for (i, image) in batch.into_iter().enumerate() {
-                let bytes = checkpoint::encode(&image.id, projection.checkpoint(i));
+                let checkpoint = checkpoint::encode(&image.id, projection.checkpoint(i));
                 let Loaded { delivery, job, id, .. } = image;
-                let _ = done.blocking_send(Done::Released { delivery, job, id, bytes });
+                let _ = done.blocking_send(Done::Released(Box::new(Released { delivery, job, id, checkpoint })));
             }
             return Ok(());
         }

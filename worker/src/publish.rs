@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::fate::{self, Fate};
 use crate::fetch::{event, reject};
-use crate::project::{Done, Solved};
+use crate::project::{Done, Released, Solved};
 use crate::{Config, Error, codec};
 
 /// Publishes until the devices' thread ends.
@@ -25,8 +25,9 @@ pub async fn run(
         match done {
             Done::Solved(solved) => publish(&config, &model, &queue, &results, *solved).await?,
             Done::Saved { image, bytes } => results.put(&keys::checkpoint(&image), bytes).await?,
-            Done::Released { delivery, job, id, bytes } => {
-                results.put(&keys::checkpoint(&job.image), bytes).await?;
+            Done::Released(released) => {
+                let Released { delivery, job, id, checkpoint } = *released;
+                results.put(&keys::checkpoint(&job.image), checkpoint).await?;
                 queue.publish(Channel::Events, event(&config, &job, &id, What::Released).encode()).await?;
                 delivery.release().await?;
             }

@@ -302,7 +302,7 @@ fn load_block(
         convs.push((weights.take_spectral(&name, &[o, i, k, k])?, weights.take(&format!("{name}.bias"), &[o])?));
     }
     let four = "exactly four were pushed";
-    Ok(Block { up, halve: input != output, norms: norms.try_into().ok().expect(four), convs: convs.try_into().ok().expect(four) })
+    Ok(Block { up, halve: input != output, norms: norms.try_into().ok().expect(four), convs: convs.try_into().expect(four) })
 }
 
 /// Which row of the statistics is used.
