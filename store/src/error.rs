@@ -104,13 +104,19 @@ impl From<io::Error> for Failure {
             Io::TimedOut | Io::Interrupted | Io::ResourceBusy | Io::StaleNetworkFileHandle | Io::WouldBlock => {
                 (ErrorKind::Unavailable, "the file system does not answer now")
             }
-            _ if matches!(source.raw_os_error(), Some(TOO_MANY_FILES | TOO_MANY_FILES_IN_SYSTEM)) => {
+            _ if matches!(os_code(&source), Some(TOO_MANY_FILES | TOO_MANY_FILES_IN_SYSTEM)) => {
                 (ErrorKind::Unavailable, "too many files are open")
             }
             _ => (ErrorKind::Other, "the file system failed"),
         };
         Failure { kind, detail: detail.into(), source: Some(source.into()) }
     }
+}
+
+/// The system's number for `error`, which tempfile wraps to add the path.
+fn os_code(error: &io::Error) -> Option<i32> {
+    let inner = || error.get_ref()?.source()?.downcast_ref::<io::Error>()?.raw_os_error();
+    error.raw_os_error().or_else(inner)
 }
 
 /// EMFILE and ENFILE, for which `io::ErrorKind` has no name; the same number on all Unix systems.
