@@ -119,10 +119,7 @@ impl Directory {
         Walk { directory: self.clone(), prefix, progress: Progress::Start }
     }
 
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(Directory) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(Directory) -> Result<T> + Send + 'static) -> Result<T> {
         let directory = self.clone();
         tokio::task::spawn_blocking(move || work(directory)).await.expect("file operations do not panic")
     }

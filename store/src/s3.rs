@@ -66,8 +66,7 @@ impl S3 {
         let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or(0));
         while let Some(part) = answer.body.next().await {
             let part = part.map_err(|e| {
-                Failure::new(ErrorKind::Unavailable, "the connection broke, or the content was damaged on the way")
-                    .with_source(e)
+                Failure::new(ErrorKind::Unavailable, "the connection broke, or the content was damaged on the way").with_source(e)
             })?;
             bytes.extend_from_slice(&part);
             if bytes.len() as u64 > max_bytes {
@@ -186,10 +185,9 @@ where
                 (ErrorKind::Unavailable, "the server does not answer, or not properly".into())
             }
             SdkError::DispatchFailure(_) => match credentials_error(&error) {
-                Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => (
-                    ErrorKind::Denied,
-                    "no credentials were found (environment, profile, web identity, machine)".into(),
-                ),
+                Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => {
+                    (ErrorKind::Denied, "no credentials were found (environment, profile, web identity, machine)".into())
+                }
                 Some(_) => (ErrorKind::Unavailable, "whoever gives the credentials does not answer".into()),
                 None => (ErrorKind::Unavailable, "the server cannot be reached".into()),
             },
@@ -208,19 +206,14 @@ fn of_answer(status: u16, code: &str, message: Option<&str>) -> (ErrorKind, Stri
         (_, "NoSuchBucket") => (ErrorKind::NotFound, "there is no such bucket".into()),
         (404, _) => (ErrorKind::NotFound, "there is none".into()),
         (_, "KeyTooLongError") => (ErrorKind::InvalidKey, "the server takes no key this long".into()),
-        (401 | 403, _) | (_, "ExpiredToken" | "InvalidToken") => {
-            (ErrorKind::Denied, format!("the server denies it ({answer})"))
-        }
+        (401 | 403, _) | (_, "ExpiredToken" | "InvalidToken") => (ErrorKind::Denied, format!("the server denies it ({answer})")),
         (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull") => {
             (ErrorKind::NoSpace, format!("the server has no space left ({answer})"))
         }
-        (301 | 307, _) => {
-            (ErrorKind::Other, format!("the bucket is in another region: append ?region=… to the URL ({answer})"))
+        (301 | 307, _) => (ErrorKind::Other, format!("the bucket is in another region: append ?region=… to the URL ({answer})")),
+        (501, _) | (_, "XAmzContentSHA256Mismatch") => {
+            (ErrorKind::Other, format!("the server does not know the request; try checksums=when_required in the URL ({answer})"))
         }
-        (501, _) | (_, "XAmzContentSHA256Mismatch") => (
-            ErrorKind::Other,
-            format!("the server does not know the request; try checksums=when_required in the URL ({answer})"),
-        ),
         (408 | 409 | 429 | 500.., _) | (_, "RequestTimeout" | "SlowDown") => {
             (ErrorKind::Unavailable, format!("the server cannot do it now ({answer})"))
         }

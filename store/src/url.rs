@@ -97,9 +97,7 @@ fn bucket(rest: &str) -> Result<Location> {
 #[cfg(feature = "s3")]
 fn is_plain_http(endpoint: &str) -> bool {
     let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-    host.is_some_and(|h| {
-        !h.is_empty() && !h.contains(['@', '?', '#', '&', '%']) && h.chars().all(|c| c.is_ascii_graphic())
-    })
+    host.is_some_and(|h| !h.is_empty() && !h.contains(['@', '?', '#', '&', '%']) && h.chars().all(|c| c.is_ascii_graphic()))
 }
 
 #[cfg(feature = "s3")]
