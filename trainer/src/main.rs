@@ -52,7 +52,7 @@ enum Command {
     },
     /// Trains the generator.
     Gan {
-        #[arg(long, default_value_t = 8000)]
+        #[arg(long, default_value_t = 3800)]
         steps: u64,
     },
     /// Writes the model folder and measures it.
