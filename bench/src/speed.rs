@@ -8,7 +8,7 @@ use proto::{LatentSearch, Params};
 use tch::{Device, Kind, Tensor};
 use worker::{Devices, LoadedModel, lane_steps};
 
-const STEPS: u32 = 100;
+const STEPS: u32 = 30;
 
 fn target(model: &LoadedModel, i: i64) -> Target {
     let generator = &model.model.generator;
