@@ -16,9 +16,9 @@ setup: ## Install the pinned libtorch under target/ (CUDA=1: with what a GPU nee
 build: setup ## Build everything
 	@$(CARGO) build --locked --workspace
 
-demo: setup ## Project 24 real images with the whole method and write a report
+demo: setup ## Project 12 real images with the whole method and write a report
 	@$(CARGO) build --locked -p cli
-	@$(BASIN) project samples --model models/fashion32 --out $(DEMO) --profile fast --limit 24
+	@$(BASIN) project samples --model models/fashion32 --out $(DEMO) --profile fast --limit 12
 
 check: setup ## Format, lints, architecture
 	@$(CARGO) fmt --all --check
@@ -26,6 +26,7 @@ check: setup ## Format, lints, architecture
 	@infra/architecture.sh
 
 test: check ## Everything that CI checks
+	@infra/docs-python.sh
 	@$(CARGO) test --locked --workspace
 
 validate: setup ## Heavy checks of the method (planted targets, ordering of methods); writes docs/validation.md

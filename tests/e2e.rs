@@ -146,6 +146,22 @@ fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
 }
 
 #[test]
+fn the_python_example_of_the_documentation_reads_a_run() {
+    let docs = fs::read_to_string(root().join("docs/results.md")).expect("readable");
+    let example = docs.split("```python results-example\n").nth(1).and_then(|t| t.split("```").next()).expect("the example");
+    let scene = Scene::new().with_samples(2).file("example.py", example);
+    fs::rename(scene.path("data/example.py"), scene.path("example.py")).expect("moves");
+    scene.expect(0, "out", &[]);
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let python = target.join("docs-python/bin/python");
+    assert!(python.exists(), "no {}: run infra/docs-python.sh (make test does)", python.display());
+    let output = Command::new(python).arg(scene.path("example.py")).arg(scene.path("out")).output().expect("Python starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.starts_with("2 of 2 projected") && text.contains("Bag/0.png (64,)"), "{text}");
+}
+
+#[test]
 fn devices_and_batches_do_not_change_the_answer_and_the_seed_does() {
     let scene = Scene::new().with_samples(3);
     scene.expect(0, "one", &["--batch-images", "1"]);

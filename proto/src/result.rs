@@ -75,15 +75,25 @@ pub struct Transform {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeedResult {
     /// Training loss: transformed target, weights 1 and background.
+    #[serde(deserialize_with = "null_as_nan")]
     pub loss: f64,
     /// The same loss of the inverted image inside the box.
+    #[serde(deserialize_with = "null_as_nan")]
     pub inverted_loss: f64,
     /// Sum over channels, mean over the box's pixels of the absolute difference.
+    #[serde(deserialize_with = "null_as_nan")]
     pub l1: f64,
     /// Sum over channels, mean over the box's pixels of the squared difference.
+    #[serde(deserialize_with = "null_as_nan")]
     pub l2: f64,
     /// LPIPS under the model's perceptual network, mean over the box's pixels.
+    #[serde(deserialize_with = "null_as_nan")]
     pub lpips: f64,
+}
+
+/// JSON has no NaN: a seed that diverged has `null`, and its image has an answer from the others.
+fn null_as_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// `failure.json`: why an image has no result.
@@ -138,5 +148,18 @@ impl FailureReason {
             FailureReason::BadJob => "bad_job",
             FailureReason::Diverged => "diverged",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_that_diverged_can_be_read_back() {
+        let seed = SeedResult { loss: f64::NAN, inverted_loss: f64::INFINITY, l1: 1.5, l2: 0.0, lpips: 0.25 };
+        let json = serde_json::to_string(&seed).expect("plain numbers serialise");
+        let read: SeedResult = serde_json::from_str(&json).expect("our own record");
+        assert!(read.loss.is_nan() && read.inverted_loss.is_nan() && read.l1 == 1.5, "{json}");
     }
 }

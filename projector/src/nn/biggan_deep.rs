@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::{LoadError, Weights};
+use super::{LoadError, Weights, channels_last};
 use crate::generator::Generator;
 
 /// `config.json` of pytorch-pretrained-BigGAN.
@@ -144,7 +144,7 @@ impl BigganDeep {
         let offset = weights.take("generator.bn.bias", &[ch])? - mean * &scale;
         let bn = (scale.view([1, -1, 1, 1]), offset.view([1, -1, 1, 1]));
 
-        let to_rgb = weights.take_spectral("generator.conv_to_rgb", &[ch, ch, 3, 3])?.narrow(0, 0, 3).contiguous();
+        let to_rgb = channels_last(&weights.take_spectral("generator.conv_to_rgb", &[ch, ch, 3, 3])?.narrow(0, 0, 3));
         let to_rgb_bias = weights.take("generator.conv_to_rgb.bias", &[ch])?.narrow(0, 0, 3).contiguous();
         Ok(BigganDeep {
             config: config.clone(),
@@ -227,7 +227,7 @@ impl Generator for BigganDeep {
     }
 
     fn replicate(&self, device: Device) -> Box<dyn Generator> {
-        let copy = |t: &Tensor| t.to_device(device).copy();
+        let copy = |t: &Tensor| t.to_device(device).detach().copy();
         let pair = |(w, b): &(Tensor, Tensor)| (copy(w), copy(b));
         let layers = self
             .layers
@@ -299,7 +299,7 @@ fn load_block(
     let mut convs = Vec::new();
     for (j, [o, i, k]) in [[mid, input, 1], [mid, mid, 3], [mid, mid, 3], [output, mid, 1]].into_iter().enumerate() {
         let name = format!("{name}.conv_{j}");
-        convs.push((weights.take_spectral(&name, &[o, i, k, k])?, weights.take(&format!("{name}.bias"), &[o])?));
+        convs.push((channels_last(&weights.take_spectral(&name, &[o, i, k, k])?), weights.take(&format!("{name}.bias"), &[o])?));
     }
     let four = "exactly four were pushed";
     Ok(Block { up, halve: input != output, norms: norms.try_into().ok().expect(four), convs: convs.try_into().expect(four) })

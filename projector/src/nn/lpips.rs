@@ -11,7 +11,7 @@ use proto::MaskMode;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{LoadError, Weights};
+use super::{LoadError, Weights, channels_last};
 
 /// Added to the norm of a feature vector (reference: `normalize_tensor`).
 const NORM_EPS: f64 = 1e-10;
@@ -108,7 +108,7 @@ impl Lpips {
             match *layer {
                 Layer::Conv { index, channels, kernel, stride, padding, tap } => {
                     let name = format!("features.{index}");
-                    let weight = weights.take(&format!("{name}.weight"), &[channels, input, kernel, kernel])?;
+                    let weight = channels_last(&weights.take(&format!("{name}.weight"), &[channels, input, kernel, kernel])?);
                     let bias = weights.take(&format!("{name}.bias"), &[channels])?;
                     stages.push(Stage::Conv { weight, bias, stride, padding, tap });
                     if tap {

@@ -34,6 +34,11 @@ pub enum LoadError {
     Config(String),
 }
 
+/// The same numbers in memory as (out, height, width, in): what convolutions on a CPU work on without re-ordering.
+pub(crate) fn channels_last(weight: &Tensor) -> Tensor {
+    weight.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
 /// Tensors by name, taken out one by one, so that what is left over can be named.
 pub struct Weights(HashMap<String, Tensor>);
 
