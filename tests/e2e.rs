@@ -32,7 +32,7 @@ impl Scene {
     /// A schedule that takes long enough to be interrupted.
     fn long(mut self) -> Scene {
         self.params.latent =
-            LatentSearch::BasinCma { generations: 60, steps: 10, final_steps: 100, told: Told::Refined, sigma: 1.0 };
+            LatentSearch::BasinCma { generations: 40, steps: 6, final_steps: 60, told: Told::Refined, sigma: 1.0 };
         self
     }
 
@@ -206,7 +206,8 @@ fn bad_images_become_failures_with_reasons_and_the_good_ones_are_projected() {
         assert!(scene.path("out/images").join(name).join("failure.json").is_file());
     }
     let csv = fs::read_to_string(scene.path("out/results.csv")).expect("readable");
-    assert_eq!(csv.lines().count(), 9);
+    let rows = csv.lines().filter(|l| l.starts_with("Bag/") || l.starts_with("Umbrella/")).count();
+    assert_eq!(rows, 8, "{csv}");
     // A mended image is projected when that is asked for, and only then.
     fs::write(scene.path("data/Bag/empty.png"), &png).expect("writable");
     assert!(scene.expect(2, "out", &[]).contains("2 projected, 6 failed"));
@@ -243,10 +244,8 @@ fn coco_annotations_with_bad_entries_lose_only_those() {
 fn an_interrupted_run_saves_and_goes_on_to_the_same_answer() {
     let scene = Scene::new().with_samples(2).long();
     scene.expect(0, "undisturbed", &[]);
-    let mut child = scene.command("out", &[]).spawn().expect("basin starts");
-    // Jobs are in a worker's hands once the run is written; the first steps follow.
-    wait_for("the run to begin", || scene.path("out/run.json").exists());
-    std::thread::sleep(Duration::from_millis(1500));
+    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
+    wait_for("the first checkpoints", || files(&scene.path("out/checkpoints")).len() >= 2);
     signal(&child, "INT");
     let code = child.wait().expect("ends").code();
     assert_eq!(code, Some(130), "interrupted before the end");

@@ -80,7 +80,7 @@ pub fn run(model: &LoadedModel) -> Result<String> {
         | | lane-steps/s |\n|---|---|\n\
         | 8 images of 18 seeds | {batched:.0} |\n\
         | 1 image of 18 seeds | {single_image:.0} |\n\
-        | 8 images, one device (which then has all cores) | {single_device:.0} |\n\
+        | 8 images, one device | {single_device:.0} |\n\
         | 8 images, one lane a batch | {one_by_one:.0} |\n\n\
         Batched is {:.2} times one by one. A pass through the generator with gradients of all weights takes {unfrozen:.2} times\n\
         the pass with frozen weights, which the search uses.\n\n\

@@ -161,10 +161,9 @@ async fn drive(
     let (status, statuses) = watch::channel(Status::default());
     let (working, workings) = watch::channel(Working::default());
     let per_image = worker::lane_steps(params);
-    let jobs = plan.jobs.len();
 
     let signals = tokio::spawn(on_signal(shutdown.clone(), stop.clone()));
-    let progress = tokio::spawn(show(statuses, workings, jobs, per_image));
+    let progress = tokio::spawn(show(statuses, workings, per_image));
     let worker = {
         let (queue, results, shutdown) = (queue.clone(), results.clone(), shutdown.clone());
         let stop = stop.clone();
@@ -216,12 +215,10 @@ async fn on_signal(shutdown: Shutdown, stop: watch::Sender<bool>) {
 }
 
 /// The progress bar; plain lines where there is no terminal. Ends when the coordinator does.
-async fn show(mut statuses: watch::Receiver<Status>, workings: watch::Receiver<Working>, jobs: usize, per_image: u64) {
+async fn show(mut statuses: watch::Receiver<Status>, workings: watch::Receiver<Working>, per_image: u64) {
     let terminal = std::io::stderr().is_terminal();
-    let bar = ProgressBar::with_draw_target(
-        Some((jobs as u64 * per_image).max(1)),
-        if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
-    );
+    let bar =
+        ProgressBar::with_draw_target(None, if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
     let template = "{bar:32} {percent:>3}%  {msg}";
     bar.set_style(ProgressStyle::with_template(template).expect("a valid template").progress_chars("━━╌"));
     let started = Instant::now();
@@ -235,10 +232,12 @@ async fn show(mut statuses: watch::Receiver<Status>, workings: watch::Receiver<W
         let (status, working) = (*statuses.borrow(), workings.borrow().clone());
         let settled = status.succeeded + status.failed;
         // The batch's own progress counts until its images are settled.
-        let position = working.lane_steps.min(jobs as u64 * per_image);
+        let total = (status.images - status.skipped - status.failed) as u64 * per_image;
+        bar.set_length(total.max(1));
+        let position = working.lane_steps.min(total);
         bar.set_position(position);
         let rate = working.lane_steps as f64 / started.elapsed().as_secs_f64().max(1e-3);
-        let left = (jobs as u64 * per_image).saturating_sub(position) as f64 / rate.max(1e-3);
+        let left = (total - position) as f64 / rate.max(1e-3);
         let eta =
             if working.lane_steps == 0 { "?".into() } else { HumanDuration(Duration::from_secs_f64(left.min(1e9))).to_string() };
         let message = format!(

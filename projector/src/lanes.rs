@@ -159,7 +159,7 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Starts a thread with a copy of `model` for each device. CPU devices share the processor's cores evenly.
+    /// Starts a thread with a copy of `model` for each device. A CPU device is one core.
     pub fn new(model: &Model, devices: &[Device]) -> Lanes {
         Lanes::with_block(model, devices, CPU_BLOCK)
     }
@@ -167,9 +167,6 @@ impl Lanes {
     /// Like `new` with at most `block` lanes in a batch. Another block means other shapes: the same answer up to rounding only.
     pub fn with_block(model: &Model, devices: &[Device], block: usize) -> Lanes {
         assert!(!devices.is_empty() && block > 0, "no device or no lanes");
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let cpus = devices.iter().filter(|d| **d == Device::Cpu).count().max(1);
-        let intra = (cores / cpus).max(1) as i32;
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
         let threads = devices
@@ -179,7 +176,8 @@ impl Lanes {
                 let model = model.replicate(device);
                 let queue = queue.clone();
                 let body = move || {
-                    tch::set_num_threads(intra);
+                    // Sums that are split over threads are added in another order: one thread for each device, more devices for more cores.
+                    tch::set_num_threads(1);
                     serve(&model, device, &queue);
                 };
                 std::thread::Builder::new().name(format!("device-{i}")).spawn(body).expect("a thread can be started")

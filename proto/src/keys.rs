@@ -10,7 +10,7 @@
 //! images/<image>/inverted.png           the same, back in the target's frame
 //! images/<image>/history.json           loss curves
 //! images/<image>/failure.json           why there is no result
-//! checkpoints/<image>.safetensors       state of an unfinished projection
+//! checkpoints/<image>.checkpoint        state of an unfinished projection
 //! results.parquet results.csv summary.json report.html
 //! ```
 //!
@@ -78,7 +78,7 @@ pub fn item(image: &str, item: Item) -> String {
 
 /// Key of the checkpoint of `image`.
 pub fn checkpoint(image: &str) -> String {
-    format!("{CHECKPOINTS}{}.safetensors", escape(image))
+    format!("{CHECKPOINTS}{}.checkpoint", escape(image))
 }
 
 /// Image and object of a key made by `item`.
