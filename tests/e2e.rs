@@ -308,3 +308,17 @@ fn what_cannot_work_is_refused_with_the_name_of_the_culprit() {
     let text = empty.expect(1, "out", &[]);
     assert!(text.contains("data"), "{text}");
 }
+
+#[test]
+fn a_store_that_refuses_a_result_ends_the_run_with_an_error() {
+    let scene = Scene::new().with_samples(2);
+    // Where the folder of the first image's class must be, there is a file.
+    fs::create_dir_all(scene.path("out/images")).expect("writable");
+    fs::write(scene.path("out/images/Bag"), "in the way").expect("writable");
+    let mut child = scene.command("out", &[]).spawn().expect("basin starts");
+    wait_for("the end", || child.try_wait().expect("can be asked").is_some());
+    let output = child.wait_with_output().expect("has ended");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("images/Bag/"), "{text}");
+}

@@ -92,7 +92,18 @@ pub async fn run(
     let (done_sender, done) = mpsc::channel(config.batch_images.max(1));
 
     let devices = project::spawn(&config, model, loaded, done_sender, shutdown.clone(), working);
-    let publish = publish::run(config.clone(), reference, queue.clone(), results.clone(), done);
+    let publish = {
+        let work = publish::run(config.clone(), reference, queue.clone(), results.clone(), done);
+        let shutdown = shutdown.clone();
+        async move {
+            let published = work.await;
+            if published.is_err() {
+                // Nothing can be handed on any more: the other stages must end too.
+                shutdown.request();
+            }
+            published
+        }
+    };
     let fetch = fetch::run(config, facts, queue, results, consumer, loaded_sender, shutdown);
     // Publishing ends when the devices' thread has ended, and that when fetching has: nothing is left half-way.
     let (fetched, published) = tokio::join!(fetch, publish);
