@@ -16,7 +16,7 @@ use crate::cases::{Cases, project};
 const METHODS: [&str; 3] = ["BasinCMA + transform", "BasinCMA", "Adam"];
 /// Gradient steps of the Adam row (the authors' code).
 const ADAM_STEPS: u32 = 500;
-const BATCH: usize = 4;
+const BATCH: usize = 2;
 const RESAMPLES: usize = 10_000;
 
 /// L1 inside the box after inversion, for each method: mean over the seeds, and the best seed's.

@@ -21,7 +21,7 @@ const BRIGHTNESS: (f64, f64) = (0.8, 1.25);
 /// Brightness above which a pixel belongs to the object, in [-1, 1].
 const OBJECT_THRESHOLD: f64 = -0.8;
 /// Side by side.
-const BATCH: usize = 4;
+const BATCH: usize = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Case {
