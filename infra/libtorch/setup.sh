@@ -8,10 +8,13 @@ root=$(cd "$here/../.." && pwd)
 into="${CARGO_TARGET_DIR:-$root/target}/libtorch"
 python=${PYTHON:-python3}
 
+stamp_of() { cat "$@" | sha256sum | cut -d' ' -f1; }
 lists=("$here/cpu.txt")
 [ "${CUDA:-0}" = 1 ] && lists+=("$here/cuda.txt")
-stamp=$(cat "${lists[@]}" | sha256sum | cut -d' ' -f1)
-if [ "$(cat "$into/.installed" 2>/dev/null)" = "$stamp" ]; then
+stamp=$(stamp_of "${lists[@]}")
+installed=$(cat "$into/.installed" 2>/dev/null || true)
+# What was set up with CUDA serves those who do not ask for it.
+if [ "$installed" = "$stamp" ] || [ "$installed" = "$(stamp_of "$here/cpu.txt" "$here/cuda.txt")" ]; then
     exit 0
 fi
 
