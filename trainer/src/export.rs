@@ -75,8 +75,7 @@ pub fn export(
     let tensors = with_statistics(config, average)?;
     write_safetensors(&out.join("generator.safetensors"), &tensors)?;
     write_json(&out.join("config.json"), config)?;
-    let inference: projector::nn::biggan_deep::Config = serde_json::from_str(&serde_json::to_string(config)?)?;
-    let generator = BigganDeep::load(&inference, &mut Weights::new(tensors), 1.0)?;
+    let generator = BigganDeep::load(config, &mut Weights::new(tensors), 1.0)?;
 
     let classes = config.num_classes;
     let images = no_grad(|| sample(&generator, MEASURED_PER_CLASS, classes));

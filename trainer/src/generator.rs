@@ -2,47 +2,23 @@
 //!
 //! `projector::nn::biggan_deep` is the same network for inference, with everything folded.
 
+pub use projector::nn::biggan_deep::Config;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::vars::Vars;
 
-/// `config.json` of pytorch-pretrained-BigGAN.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Config {
-    /// Width and height of the images.
-    pub output_dim: i64,
-    /// Length of z.
-    pub z_dim: i64,
-    /// Length of the class embedding.
-    pub class_embed_dim: i64,
-    /// Channels of the last layer.
-    pub channel_width: i64,
-    /// Number of classes.
-    pub num_classes: i64,
-    /// (up-sample, channels in, channels out), channels in units of `channel_width`.
-    pub layers: Vec<(bool, i64, i64)>,
-    /// The attention block stands before this layer.
-    pub attention_layer_position: usize,
-    /// Of the spectral norm and of batch normalisation.
-    pub eps: f64,
-    /// Rows of the batch-norm statistics, one for each truncation step.
-    pub n_stats: i64,
-}
-
-impl Config {
-    /// The bundled 32x32 generator.
-    pub fn fashion32() -> Config {
-        Config {
-            output_dim: 32,
-            z_dim: 64,
-            class_embed_dim: 64,
-            channel_width: 16,
-            num_classes: 10,
-            layers: vec![(false, 16, 16), (true, 16, 8), (false, 8, 8), (true, 8, 4), (false, 4, 4), (true, 4, 2), (false, 2, 1)],
-            attention_layer_position: 4,
-            eps: 1e-4,
-            n_stats: 51,
-        }
+/// The bundled 32x32 generator.
+pub fn fashion32() -> Config {
+    Config {
+        output_dim: 32,
+        z_dim: 64,
+        class_embed_dim: 64,
+        channel_width: 16,
+        num_classes: 10,
+        layers: vec![(false, 16, 16), (true, 16, 8), (false, 8, 8), (true, 8, 4), (false, 4, 4), (true, 4, 2), (false, 2, 1)],
+        attention_layer_position: 4,
+        eps: 1e-4,
+        n_stats: 51,
     }
 }
 

@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use crate::classifier::Classifier;
 use crate::data::{CLASSES, Split};
-use crate::generator::Config;
+use crate::generator::fashion32;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -97,7 +97,7 @@ fn main() -> Result<()> {
             let net = Classifier::new(&vs.root());
             vs.load(&classifier_path).context("train the classifier first")?;
             let data = Split::train(&args.data)?;
-            let config = Config::fashion32();
+            let config = fashion32();
             let real = class_variance(&test_images(&data), 200);
             gan::train(&config, &data, steps, args.seed, &args.work.join("gan.safetensors"), |average| {
                 let (_vars, generator) = gan::averaged_generator(&config, average).expect("same shapes");
@@ -117,7 +117,7 @@ fn main() -> Result<()> {
             let (average, steps) = gan::read_average(&args.work.join("gan.safetensors"))?;
             let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
             let how = format!("{} Generator steps: {steps}. Seed {}. `make models` repeats it.", gan::HOW, args.seed);
-            let measured = export::export(&Config::fashion32(), &average, &net, (&train, &test), &out, &how)?;
+            let measured = export::export(&fashion32(), &average, &net, (&train, &test), &out, &how)?;
             println!("{}", serde_json::to_string_pretty(&measured)?);
         }
         Command::Samples { out } => samples::write(&Split::test(&args.data)?, &out, args.seed)?,
