@@ -3,12 +3,12 @@
 //! Nothing survives the process, and nothing need: the coordinator plans again from the store. The lists have no bound;
 //! who publishes keeps the window.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::{Channel, DeadLetter, Error, Message, Outcome};
+use crate::{Channel, Error, Message, Outcome};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Broker(Arc<Shared>);
@@ -21,6 +21,7 @@ struct Shared {
     jobs: List,
     events: List,
     dead_letters: List,
+    leaderships: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Debug)]
@@ -49,6 +50,14 @@ impl List {
         self.waiting.add_permits(1);
     }
 
+    fn clear(&self) {
+        // A message goes with its permit; one whose permit is taken goes to the taker.
+        while let Ok(permit) = self.waiting.try_acquire() {
+            permit.forget();
+            self.lock().pop_front();
+        }
+    }
+
     async fn pop(&self) -> Message {
         self.waiting.acquire().await.expect("never closed").forget();
         self.lock().pop_front().expect("there is a message for each permit")
@@ -63,12 +72,15 @@ impl Broker {
             jobs: List::new(),
             events: List::new(),
             dead_letters: List::new(),
+            leaderships: Mutex::default(),
         }))
     }
 
-    pub(crate) fn publish(&self, channel: Channel, payload: Vec<u8>) -> Result<(), Error> {
+    pub(crate) fn publish_all(&self, channel: Channel, payloads: Vec<Vec<u8>>) -> Result<(), Error> {
         self.check_open("publish")?;
-        self.list(channel).push_back(Message { payload, ..Message::default() });
+        for payload in payloads {
+            self.list(channel).push_back(Message { payload, ..Message::default() });
+        }
         Ok(())
     }
 
@@ -81,6 +93,26 @@ impl Broker {
     pub(crate) fn depth(&self, channel: Channel) -> Result<usize, Error> {
         self.check_open("count messages")?;
         Ok(self.list(channel).lock().len())
+    }
+
+    pub(crate) fn reset(&self, channel: Channel) -> Result<(), Error> {
+        self.check_open("reset a queue")?;
+        self.list(channel).clear();
+        Ok(())
+    }
+
+    pub(crate) async fn lead(&self, name: &str) -> Result<Leadership, Error> {
+        let seat = {
+            let mut leaderships = self.0.leaderships.lock().expect("nothing panics while it holds the lock");
+            Arc::clone(leaderships.entry(name.to_owned()).or_default())
+        };
+        let mut closed = self.0.closed.subscribe();
+        let seat = tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return Err(Error::Closed("lead")),
+            seat = seat.lock_owned() => seat,
+        };
+        Ok(Leadership { _seat: seat, closed })
     }
 
     pub(crate) fn close(&self) {
@@ -135,35 +167,28 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
-    pub(crate) fn settle(self, doing: &'static str, mut message: Message, outcome: Outcome) -> Result<(), Error> {
+    pub(crate) fn settle(self, doing: &'static str, message: Message, outcome: Outcome) -> Result<(), Error> {
         self.broker.check_open(doing)?;
-        let here = self.broker.list(self.channel);
-        let reason = match outcome {
-            Outcome::Done => return Ok(()),
-            Outcome::Returned => {
-                here.push_front(message);
-                return Ok(());
-            }
-            Outcome::Failed => {
-                message.failures += 1;
-                if message.failures < self.broker.0.delivery_limit || self.channel == Channel::DeadLetters {
-                    here.push_back(message);
-                    return Ok(());
-                }
-                format!("given up after {} deliveries", message.failures)
-            }
-            Outcome::Refused(reason) => {
-                message.failures += 1;
-                reason
-            }
-        };
-        // A dead letter that is rejected keeps where it came from and how often it was tried.
-        let (channel, attempts) = match message.dead_letter {
-            Some(before) => (before.channel, before.attempts),
-            None => (self.channel, message.failures),
-        };
-        let dead_letter = Some(DeadLetter { channel, reason, attempts });
-        self.broker.0.dead_letters.push_back(Message { payload: message.payload, failures: 0, dead_letter });
+        let returned = matches!(outcome, Outcome::Returned);
+        match message.settled(self.channel, self.broker.0.delivery_limit, outcome) {
+            None => {}
+            Some((channel, message)) if returned => self.broker.list(channel).push_front(message),
+            Some((channel, message)) => self.broker.list(channel).push_back(message),
+        }
         Ok(())
+    }
+}
+
+/// The right to act alone under a name.
+#[derive(Debug)]
+pub(crate) struct Leadership {
+    _seat: OwnedMutexGuard<()>,
+    closed: watch::Receiver<bool>,
+}
+
+impl Leadership {
+    pub(crate) async fn lost(&mut self) {
+        // An error says that the queue itself is gone.
+        let _ = self.closed.wait_for(|closed| *closed).await;
     }
 }

@@ -1,7 +1,7 @@
 //! Work in, work out, at least once.
 //!
 //! A [`Queue`] is a clonable handle opened from a URL; which system stands behind it changes nothing for the caller. The
-//! back-ends are private, one file each (`embedded.rs`).
+//! back-ends are private: `embedded.rs` in memory, `amqp.rs` over RabbitMQ.
 //!
 //! What every back-end keeps:
 //! * A message whose `publish` returned is delivered until somebody settles it with `ack` or it becomes a dead letter.
@@ -11,10 +11,14 @@
 //!
 //! What no back-end promises: order, or that a message comes only once. Whoever consumes must be able to do the same
 //! work twice. The queue can be lost: the store is the truth, and the plan is made again from it.
+//!
+//! No operation waits for ever: a broker that cannot be reached for `give_up` is an error, of consumers too.
 
+mod amqp;
 mod embedded;
 
 use std::fmt;
+use std::time::Duration;
 
 /// Counted deliveries after which a message becomes a dead letter, when the URL says nothing.
 pub const DEFAULT_DELIVERY_LIMIT: u32 = 20;
@@ -41,7 +45,7 @@ impl fmt::Display for Channel {
 }
 
 /// What can go wrong.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The URL does not name a queue. The text repeats no part of the URL that could hold a password.
@@ -50,6 +54,36 @@ pub enum Error {
     /// The queue was closed before.
     #[error("cannot {0}: the queue is closed")]
     Closed(&'static str),
+    /// The broker was not there, or did not do it, for as long as the URL allows.
+    #[error("cannot {doing}: no success with the broker at {at} for {} s: {reason}", waited.as_secs())]
+    Unreachable {
+        /// What was tried.
+        doing: &'static str,
+        /// Host and port.
+        at: String,
+        /// How long.
+        waited: Duration,
+        /// What went wrong last.
+        reason: String,
+    },
+    /// The broker is there and says no: wrong password, no such virtual host, no permission, a certificate not trusted.
+    #[error("the broker at {at} refuses: {reason}")]
+    Refused {
+        /// Host and port.
+        at: String,
+        /// What it says.
+        reason: String,
+    },
+    /// A queue is there already, with other settings than this URL gives it.
+    #[error(
+        "a queue of the broker at {at} has other settings: {reason}; give the settings it has, or reset it (which empties it)"
+    )]
+    Mismatch {
+        /// Host and port.
+        at: String,
+        /// Which queue and setting, as the broker says.
+        reason: String,
+    },
 }
 
 /// Handle to a queue; clones share it.
@@ -61,28 +95,66 @@ pub struct Queue {
 #[derive(Clone, Debug)]
 enum Backend {
     Embedded(embedded::Broker),
+    Amqp(amqp::Broker),
 }
 
 impl Queue {
-    /// Opens the queue at `url`:
+    /// Opens the queue at `url`.
+    ///
     /// `embedded:` is a new queue in the memory of this process, reached through clones of the handle only;
     /// `embedded:?delivery_limit=5` sets after how many counted deliveries a message becomes a dead letter.
+    ///
+    /// `amqp://user:password@host:5672/vhost?option=value&…` (`amqps:` with TLS) is a RabbitMQ, at least 3.10. Options:
+    ///
+    /// | option | default | what |
+    /// |---|---|---|
+    /// | `prefix` | `basin` | the queues are `<prefix>.jobs`, `<prefix>.events`, `<prefix>.dead` |
+    /// | `delivery_limit` | 20 | counted deliveries after which a message becomes a dead letter |
+    /// | `give_up` | 600 | seconds without the broker until operations and consumers fail |
+    /// | `heartbeat` | 30 | seconds; also how long one answer of the broker may take |
+    /// | `consumer_timeout` | 21600 | seconds a delivery may be unsettled (RabbitMQ 3.12 or later) |
+    /// | `password_file` | | file with the password, read at each connect |
+    /// | `ca_file` | | PEM file with authorities trusted besides the system's |
+    ///
+    /// Without user or password in the URL, `BASIN_AMQP_USER` and `BASIN_AMQP_PASSWORD` give them.
+    ///
+    /// A broker that is not there yet is waited for; one that refuses is an error at once.
     pub async fn open(url: &str) -> Result<Queue, Error> {
-        let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
-        let backend = match scheme {
-            "embedded" => Backend::Embedded(embedded::Broker::new(delivery_limit(rest)?)),
-            "" => return Err(Error::InvalidUrl("the URL has no scheme (supported: embedded:)".into())),
-            other => {
-                return Err(Error::InvalidUrl(format!("unknown scheme {other:?} (supported: embedded:)")));
-            }
+        let backend = match url.split_once(':') {
+            Some(("embedded", rest)) => Backend::Embedded(embedded::Broker::new(delivery_limit(rest)?)),
+            Some(("amqp" | "amqps", _)) => Backend::Amqp(amqp::Broker::open(url).await?),
+            _ => return Err(Error::InvalidUrl("the URL must begin with embedded:, amqp: or amqps:".into())),
         };
         Ok(Queue { backend })
     }
 
+    /// Deletes `channel` at `url` with all that waits in it, and makes it anew: the way out of [`Error::Mismatch`].
+    pub async fn reset_at(url: &str, channel: Channel) -> Result<(), Error> {
+        match url.split_once(':') {
+            Some(("amqp" | "amqps", _)) => amqp::Broker::reset_at(url, channel).await,
+            _ => Queue::open(url).await?.reset(channel).await,
+        }
+    }
+
+    /// Product and version of the broker; `None` if there is none.
+    pub fn server(&self) -> Option<String> {
+        match &self.backend {
+            Backend::Embedded(_) => None,
+            Backend::Amqp(broker) => Some(broker.server()),
+        }
+    }
+
     /// Hands `payload` over; when this returns, the queue owns it.
     pub async fn publish(&self, channel: Channel, payload: Vec<u8>) -> Result<(), Error> {
+        self.publish_all(channel, vec![payload]).await
+    }
+
+    /// Hands all `payloads` over, faster than one by one. After an error or a lost connection, some may be there, and
+    /// some twice.
+    pub async fn publish_all(&self, channel: Channel, payloads: Vec<Vec<u8>>) -> Result<(), Error> {
         match &self.backend {
-            Backend::Embedded(broker) => broker.publish(channel, payload),
+            Backend::Embedded(broker) => broker.publish_all(channel, payloads),
+            Backend::Amqp(broker) => broker.publish_all(channel, payloads).await,
         }
     }
 
@@ -90,6 +162,7 @@ impl Queue {
     pub async fn consume(&self, channel: Channel, prefetch: u16) -> Result<Consumer, Error> {
         let inner = match &self.backend {
             Backend::Embedded(broker) => ConsumerBackend::Embedded(broker.consume(channel, prefetch)?),
+            Backend::Amqp(broker) => ConsumerBackend::Amqp(broker.consume(channel, prefetch).await?),
         };
         Ok(Consumer { inner })
     }
@@ -98,13 +171,69 @@ impl Queue {
     pub async fn depth(&self, channel: Channel) -> Result<usize, Error> {
         match &self.backend {
             Backend::Embedded(broker) => broker.depth(channel),
+            Backend::Amqp(broker) => broker.depth(channel).await,
         }
+    }
+
+    /// Forgets what waits in `channel`; what is delivered and not settled stays with whoever has it.
+    pub async fn purge(&self, channel: Channel) -> Result<(), Error> {
+        match &self.backend {
+            Backend::Embedded(broker) => broker.reset(channel),
+            Backend::Amqp(broker) => broker.purge(channel).await,
+        }
+    }
+
+    /// Deletes `channel` with all that waits in it, and makes it anew. For a queue that is broken: it is filled again
+    /// from the store.
+    pub async fn reset(&self, channel: Channel) -> Result<(), Error> {
+        match &self.backend {
+            Backend::Embedded(broker) => broker.reset(channel),
+            Backend::Amqp(broker) => broker.reset(channel).await,
+        }
+    }
+
+    /// Waits until nobody else leads under `name`, and leads.
+    ///
+    /// This is no lock: who lost its connection may act on for the time it takes to notice. What must not be done twice
+    /// needs a condition in the store.
+    pub async fn lead(&self, name: &str) -> Result<Leadership, Error> {
+        let inner = match &self.backend {
+            Backend::Embedded(broker) => LeadershipBackend::Embedded(broker.lead(name).await?),
+            Backend::Amqp(broker) => LeadershipBackend::Amqp(broker.lead(name).await?),
+        };
+        Ok(Leadership { inner })
     }
 
     /// Closes the queue for all clones: consumers end, and publishing and settling fail from now on.
     pub async fn close(&self) {
         match &self.backend {
             Backend::Embedded(broker) => broker.close(),
+            Backend::Amqp(broker) => broker.close().await,
+        }
+    }
+}
+
+/// Being the only one that acts under a name; dropping it gives it up.
+#[derive(Debug)]
+#[must_use = "a leadership that is dropped is given up"]
+pub struct Leadership {
+    inner: LeadershipBackend,
+}
+
+#[derive(Debug)]
+enum LeadershipBackend {
+    Embedded(embedded::Leadership),
+    Amqp(amqp::Leadership),
+}
+
+impl Leadership {
+    /// Waits until the leadership is lost: to the end of the connection, or of the queue.
+    ///
+    /// Loses nothing when the returned future is dropped.
+    pub async fn lost(&mut self) {
+        match &mut self.inner {
+            LeadershipBackend::Embedded(leadership) => leadership.lost().await,
+            LeadershipBackend::Amqp(leadership) => leadership.lost().await,
         }
     }
 }
@@ -118,20 +247,20 @@ pub struct Consumer {
 #[derive(Debug)]
 enum ConsumerBackend {
     Embedded(embedded::Consumer),
+    Amqp(amqp::Consumer),
 }
 
 impl Consumer {
     /// Waits for a message, and for a free place among the unsettled deliveries. `None`: the queue is closed.
     ///
-    /// Loses nothing when the returned future is dropped.
-    pub async fn next(&mut self) -> Option<Delivery> {
-        let (message, receipt) = match &mut self.inner {
-            ConsumerBackend::Embedded(consumer) => {
-                let (message, receipt) = consumer.next().await?;
-                (message, Receipt::Embedded(receipt))
-            }
+    /// An error is the last thing that comes: the broker was away for too long. Loses nothing when the returned future
+    /// is dropped.
+    pub async fn next(&mut self) -> Result<Option<Delivery>, Error> {
+        let next = match &mut self.inner {
+            ConsumerBackend::Embedded(consumer) => consumer.next().await.map(|(m, receipt)| (m, Receipt::Embedded(receipt))),
+            ConsumerBackend::Amqp(consumer) => consumer.next().await?.map(|(m, receipt)| (m, Receipt::Amqp(receipt))),
         };
-        Some(Delivery { message, receipt: Some(receipt) })
+        Ok(next.map(|(message, receipt)| Delivery { message, receipt: Some(receipt) }))
     }
 }
 
@@ -142,6 +271,42 @@ struct Message {
     /// Deliveries that failed and were counted.
     failures: u32,
     dead_letter: Option<DeadLetter>,
+}
+
+impl Message {
+    /// Where the message goes, and as what, when a delivery of `here` ended so; `None`: it is done.
+    fn settled(mut self, here: Channel, delivery_limit: u32, outcome: Outcome) -> Option<(Channel, Message)> {
+        match outcome {
+            Outcome::Done => None,
+            Outcome::Returned => Some((here, self)),
+            Outcome::Failed => {
+                self.failures += 1;
+                if self.failures < delivery_limit || here == Channel::DeadLetters {
+                    Some((here, self))
+                } else {
+                    Some((Channel::DeadLetters, self.given_up(here)))
+                }
+            }
+            Outcome::Refused(reason) => {
+                self.failures += 1;
+                Some((Channel::DeadLetters, self.dead(here, reason)))
+            }
+        }
+    }
+
+    fn given_up(self, here: Channel) -> Message {
+        let reason = format!("given up after {} deliveries", self.failures);
+        self.dead(here, reason)
+    }
+
+    /// A dead letter that is rejected keeps where it came from and how often it was tried.
+    fn dead(self, here: Channel, reason: String) -> Message {
+        let (channel, attempts) = match self.dead_letter {
+            Some(before) => (before.channel, before.attempts),
+            None => (here, self.failures),
+        };
+        Message { payload: self.payload, failures: 0, dead_letter: Some(DeadLetter { channel, reason, attempts }) }
+    }
 }
 
 /// Why a message was given up.
@@ -170,6 +335,7 @@ pub struct Delivery {
 #[derive(Debug)]
 enum Receipt {
     Embedded(embedded::Receipt),
+    Amqp(amqp::Receipt),
 }
 
 /// How a delivery ended.
@@ -208,7 +374,7 @@ impl Delivery {
         self.settle("retry a delivery", Outcome::Failed).await
     }
 
-    /// Not tried: goes back to the head of the channel, not counted.
+    /// Not tried: goes back to the channel, not counted.
     pub async fn release(self) -> Result<(), Error> {
         self.settle("release a delivery", Outcome::Returned).await
     }
@@ -218,10 +384,12 @@ impl Delivery {
         self.settle("reject a delivery", Outcome::Refused(reason.to_owned())).await
     }
 
+    /// A delivery of a lost connection settles without an error, and comes again.
     async fn settle(mut self, doing: &'static str, outcome: Outcome) -> Result<(), Error> {
         let message = std::mem::take(&mut self.message);
         match self.receipt.take() {
             Some(Receipt::Embedded(receipt)) => receipt.settle(doing, message, outcome),
+            Some(Receipt::Amqp(receipt)) => receipt.settle(doing, message, outcome).await,
             None => unreachable!("a delivery is settled by value"),
         }
     }
@@ -230,9 +398,13 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         let message = std::mem::take(&mut self.message);
-        if let Some(Receipt::Embedded(receipt)) = self.receipt.take() {
+        match self.receipt.take() {
             // A closed queue has no use for it any more.
-            let _ = receipt.settle("return a dropped delivery", message, Outcome::Failed);
+            Some(Receipt::Embedded(receipt)) => {
+                let _ = receipt.settle("return a dropped delivery", message, Outcome::Failed);
+            }
+            Some(Receipt::Amqp(receipt)) => receipt.abandon(),
+            None => {}
         }
     }
 }

@@ -7,10 +7,13 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+#[path = "../../tests/harness/rabbitmq.rs"]
+mod rabbitmq;
+
 use queue::{Channel, Consumer, DEFAULT_DELIVERY_LIMIT, DeadLetter, Delivery, Error, Queue};
 
 /// Longest wait for something that must happen.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// How long nothing must happen before we believe that it does not.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -35,25 +38,42 @@ macro_rules! contract {
             prefetch_bounds_the_unsettled
             a_dropped_wait_loses_nothing
             retry_counts_and_ends_among_the_dead_letters
-            release_does_not_count_and_comes_back_first
+            release_does_not_count
             a_dropped_delivery_comes_back_and_counts
             a_rejected_message_carries_its_reason
             a_dead_letter_waits_until_acked
             an_empty_and_a_large_payload_arrive_as_they_were
             depth_counts_what_waits
+            many_messages_are_handed_over_at_once
+            what_a_dropped_consumer_did_not_take_comes_back_uncounted
+            reset_empties_a_channel
+            one_leads_at_a_time
             close_ends_consumers_and_refuses_the_rest
             many_consumers_lose_nothing_and_settle_once
         })*
     };
 }
 
-contract! { embedded }
+contract! { embedded amqp }
 
 mod open {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::rabbitmq::RabbitMq;
     use super::*;
 
     pub async fn embedded(delivery_limit: u32) -> Queue {
         Queue::open(&format!("embedded:?delivery_limit={delivery_limit}")).await.unwrap()
+    }
+
+    /// One broker for all cases; each has its own queues.
+    pub async fn amqp(delivery_limit: u32) -> Queue {
+        static BROKER: OnceLock<RabbitMq> = OnceLock::new();
+        static CASES: AtomicU32 = AtomicU32::new(0);
+        let case = CASES.fetch_add(1, Ordering::Relaxed);
+        let options = format!("prefix=case{case}&delivery_limit={delivery_limit}&give_up=60");
+        Queue::open(&BROKER.get_or_init(RabbitMq::start).url(&options)).await.unwrap()
     }
 }
 
@@ -62,7 +82,7 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {
-    within("a delivery", consumer.next()).await.expect("the queue is open")
+    within("a delivery", consumer.next()).await.unwrap().expect("the queue is open")
 }
 
 async fn assert_quiet(consumer: &mut Consumer) {
@@ -72,7 +92,7 @@ async fn assert_quiet(consumer: &mut Consumer) {
 async fn assert_depth(queue: &Queue, channel: Channel, expected: usize) {
     within("the expected depth", async {
         while queue.depth(channel).await.unwrap() != expected {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })
     .await;
@@ -175,7 +195,7 @@ async fn a_dropped_wait_loses_nothing<F: Future<Output = Queue>>(open: impl Fn(u
             // Gives up waiting at once, again and again, while the message arrives.
             tokio::select! {
                 biased;
-                delivery = jobs.next() => break delivery.unwrap(),
+                delivery = jobs.next() => break delivery.unwrap().unwrap(),
                 () = tokio::task::yield_now() => {}
             }
         };
@@ -204,16 +224,22 @@ async fn retry_counts_and_ends_among_the_dead_letters<F: Future<Output = Queue>>
     assert_quiet(&mut jobs).await;
 }
 
-async fn release_does_not_count_and_comes_back_first<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+async fn release_does_not_count<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
     let queue = open(2).await;
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     publish(&queue, "a").await;
-    publish(&queue, "b").await;
     for _ in 0..10 {
         let delivery = next(&mut jobs).await;
         assert_eq!((delivery.payload(), delivery.attempt()), (&b"a"[..], 1));
         delivery.release().await.unwrap();
     }
+    next(&mut jobs).await.retry().await.unwrap();
+    let delivery = next(&mut jobs).await;
+    assert_eq!(delivery.attempt(), 2);
+    delivery.release().await.unwrap();
+    let delivery = next(&mut jobs).await;
+    assert_eq!(delivery.attempt(), 2);
+    delivery.ack().await.unwrap();
     assert_depth(&queue, Channel::DeadLetters, 0).await;
 }
 
@@ -297,6 +323,67 @@ async fn depth_counts_what_waits<F: Future<Output = Queue>>(open: impl Fn(u32) -
     assert_depth(&queue, Channel::DeadLetters, 1).await;
 }
 
+async fn many_messages_are_handed_over_at_once<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+    const MESSAGES: u32 = 1000;
+    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+    queue.publish_all(Channel::Events, (0..MESSAGES).map(|id| id.to_le_bytes().into()).collect()).await.unwrap();
+    queue.publish_all(Channel::Events, Vec::new()).await.unwrap();
+    let mut events = queue.consume(Channel::Events, 100).await.unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..MESSAGES {
+        let delivery = next(&mut events).await;
+        seen.push(u32::from_le_bytes(delivery.payload().try_into().unwrap()));
+        delivery.ack().await.unwrap();
+    }
+    seen.sort();
+    assert!(seen.into_iter().eq(0..MESSAGES));
+}
+
+async fn what_a_dropped_consumer_did_not_take_comes_back_uncounted<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+    let queue = open(2).await;
+    queue.publish_all(Channel::Jobs, vec![b"job".to_vec(); 5]).await.unwrap();
+    for _ in 0..5 {
+        let mut jobs = queue.consume(Channel::Jobs, 5).await.unwrap();
+        let taken = next(&mut jobs).await;
+        drop(jobs);
+        // What was taken before can still be settled.
+        assert_eq!(taken.attempt(), 1);
+        taken.release().await.unwrap();
+        assert_depth(&queue, Channel::Jobs, 5).await;
+    }
+    assert_depth(&queue, Channel::DeadLetters, 0).await;
+}
+
+async fn reset_empties_a_channel<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+    let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
+    queue.publish_all(Channel::Jobs, vec![b"before".to_vec(); 10]).await.unwrap();
+    let held = next(&mut jobs).await;
+    queue.publish(Channel::Events, b"event".to_vec()).await.unwrap();
+    queue.reset(Channel::Jobs).await.unwrap();
+    held.ack().await.unwrap();
+    assert_depth(&queue, Channel::Jobs, 0).await;
+    assert_depth(&queue, Channel::Events, 1).await;
+    publish(&queue, "after").await;
+    let delivery = next(&mut jobs).await;
+    assert_eq!(delivery.payload(), b"after");
+    delivery.ack().await.unwrap();
+}
+
+async fn one_leads_at_a_time<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+    let mut first = queue.lead("a").await.unwrap();
+    let _of_another_name = within("the other leadership", queue.lead("b")).await.unwrap();
+    let second = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.lead("a").await.unwrap() }
+    });
+    assert!(tokio::time::timeout(QUIET, first.lost()).await.is_err(), "nothing is lost");
+    assert!(!second.is_finished());
+    drop(first);
+    let _second = within("the second leadership", second).await.unwrap();
+}
+
 async fn close_ends_consumers_and_refuses_the_rest<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
     let queue = open(DEFAULT_DELIVERY_LIMIT).await;
     let mut held = queue.consume(Channel::Jobs, 1).await.unwrap();
@@ -304,8 +391,8 @@ async fn close_ends_consumers_and_refuses_the_rest<F: Future<Output = Queue>>(op
     let delivery = next(&mut held).await;
     // One waits for a message, the other for a place.
     let mut idle = queue.consume(Channel::Jobs, 1).await.unwrap();
-    let idle = tokio::spawn(async move { idle.next().await.is_none() });
-    let held = tokio::spawn(async move { held.next().await.is_none() });
+    let idle = tokio::spawn(async move { idle.next().await.unwrap().is_none() });
+    let held = tokio::spawn(async move { held.next().await.unwrap().is_none() });
     tokio::task::yield_now().await;
     queue.clone().close().await;
     assert!(within("the end of the idle consumer", idle).await.unwrap());
@@ -314,6 +401,8 @@ async fn close_ends_consumers_and_refuses_the_rest<F: Future<Output = Queue>>(op
     assert!(matches!(queue.publish(Channel::Jobs, Vec::new()).await, Err(Error::Closed(_))));
     assert!(matches!(queue.consume(Channel::Jobs, 1).await, Err(Error::Closed(_))));
     assert!(matches!(queue.depth(Channel::Jobs).await, Err(Error::Closed(_))));
+    assert!(matches!(queue.reset(Channel::Jobs).await, Err(Error::Closed(_))));
+    assert!(matches!(queue.lead("x").await, Err(Error::Closed(_))));
     queue.close().await;
 }
 
@@ -338,7 +427,7 @@ async fn many_consumers_lose_nothing_and_settle_once<F: Future<Output = Queue>>(
         let ends = Arc::clone(&ends);
         consumers.push(tokio::spawn(async move {
             let mut turn = n;
-            while let Some(delivery) = jobs.next().await {
+            while let Some(delivery) = jobs.next().await.unwrap() {
                 turn += 1;
                 let id = id(&delivery);
                 match turn % 5 {
@@ -359,12 +448,12 @@ async fn many_consumers_lose_nothing_and_settle_once<F: Future<Output = Queue>>(
         loop {
             tokio::select! {
                 letter = dead.next() => {
-                    let letter = letter.unwrap();
+                    let letter = letter.unwrap().unwrap();
                     let id = id(&letter);
                     letter.ack().await.unwrap();
                     *ends.lock().unwrap().entry(id).or_default() += 1;
                 }
-                () = tokio::task::yield_now() => {}
+                () = tokio::time::sleep(Duration::from_millis(10)) => {}
             }
             if ends.lock().unwrap().len() == MESSAGES as usize {
                 break;
@@ -386,7 +475,7 @@ async fn many_consumers_lose_nothing_and_settle_once<F: Future<Output = Queue>>(
 
 #[tokio::test]
 async fn unknown_urls_are_refused_without_their_secrets() {
-    for url in ["", "embedded", "amqp://user:secret@host", "embedded:?delivery_limit=0", "embedded:?secret=1"] {
+    for url in ["", "embedded", "http://user:secret@host", "embedded:?delivery_limit=0", "embedded:?secret=1"] {
         let text = match Queue::open(url).await {
             Err(e @ Error::InvalidUrl(_)) => e.to_string(),
             other => panic!("{url}: {other:?}"),

@@ -1,0 +1,527 @@
+//! One connection to the broker: made, used until the first trouble, and never repaired.
+//!
+//! Whatever goes wrong ends the link as a whole, and `amqp.rs` makes a new one. Every wait for the broker has a limit
+//! here, and a watchdog asks for an answer when nobody else does, so that a connection into nowhere is noticed.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use async_rs::TokioRuntime;
+use async_rs::traits::Reactor;
+use futures_util::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    QueueDeleteOptions, QueuePurgeOptions,
+};
+use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{Acker, Confirmation, ConnectionProperties, ErrorKind};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::message::{properties, queue_name, text};
+use super::options::Options;
+use crate::{Channel, Error, Message};
+
+/// Publications that wait for their confirmation at the same time; each has an AMQP channel of its own.
+const PUBLISHERS: usize = 64;
+/// Largest first frame of a server that we read.
+const GREETING_BYTES: usize = 1 << 20;
+/// How long a farewell may take.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// How long a deleted queue stays away. A broker that sees the name in use again at once forgets to tell the consumers
+/// (seen with RabbitMQ 3.10.8, which needs less than 50 ms).
+pub(super) const NEWS: Duration = Duration::from_secs(1);
+/// AMQP reply codes.
+const ACCESS_REFUSED: u16 = 403;
+const RESOURCE_LOCKED: u16 = 405;
+const PRECONDITION_FAILED: u16 = 406;
+const NOT_ALLOWED: u16 = 530;
+
+type Stream = AsyncTcpStream<<async_rs::Tokio as Reactor>::TcpStream>;
+
+/// Why something was not done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The link is gone; another may do better.
+    Lost(String),
+    /// The link is well, but the broker did not take a message.
+    NotTaken(String),
+    /// A person must act.
+    Lasting(Error),
+}
+
+/// Who answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Server {
+    product: String,
+    version: String,
+}
+
+impl Server {
+    pub(super) fn name(&self) -> String {
+        format!("{} {}", self.product, self.version)
+    }
+
+    /// Whether the time to settle a delivery can be set for a queue.
+    pub(super) fn takes_consumer_timeout(&self) -> bool {
+        self.is_at_least(3, 12)
+    }
+
+    /// RabbitMQ of this or a later version.
+    fn is_at_least(&self, major: u32, minor: u32) -> bool {
+        let mut numbers = self.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        self.product == "RabbitMQ" && (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+    }
+}
+
+/// The socket of a connection, in our hands too: shut down, it ends lapin's thread whatever state that is in.
+#[derive(Clone, Debug, Default)]
+struct Socket(Arc<Mutex<Option<TcpStream>>>);
+
+impl Socket {
+    fn lock(&self) -> MutexGuard<'_, Option<TcpStream>> {
+        self.0.lock().expect("nothing panics while it holds the lock")
+    }
+
+    fn shut(&self) {
+        if let Some(socket) = self.lock().take() {
+            // It may be closed already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+pub(super) struct Link {
+    options: Arc<Options>,
+    server: Server,
+    connection: lapin::Connection,
+    socket: Socket,
+    /// Why the link ended.
+    lost: watch::Sender<Option<String>>,
+    /// For what is asked of the broker outside publishing and consuming.
+    control: tokio::sync::Mutex<lapin::Channel>,
+    /// In confirm mode, and free.
+    publishers: Mutex<Vec<lapin::Channel>>,
+    places: Semaphore,
+}
+
+impl Link {
+    /// Connects.
+    pub(super) async fn open(options: &Arc<Options>) -> Result<Arc<Link>, Failure> {
+        let runtime = TokioRuntime::tokio_current();
+        let limit = options.reply_timeout();
+        let server = match timeout(limit, greeting(options, &runtime)).await {
+            Ok(Ok(server)) => server,
+            Ok(Err(error)) => return Err(unreachable(options, error)),
+            Err(_) => return Err(Failure::Lost("no greeting from the broker".into())),
+        };
+        let socket = Socket::default();
+        let connecting = connect(Arc::clone(options), runtime, socket.clone());
+        let connection = match timeout(2 * limit, connecting).await {
+            Ok(connection) => connection?,
+            Err(_) => {
+                socket.shut();
+                return Err(Failure::Lost("the broker does not finish the handshake".into()));
+            }
+        };
+        let control = match timeout(limit, connection.create_channel()).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => return Err(refusal(options, &error)),
+            Err(_) => {
+                socket.shut();
+                return Err(Failure::Lost("the broker opens no channel".into()));
+            }
+        };
+        let link = Arc::new(Link {
+            options: Arc::clone(options),
+            server,
+            connection,
+            socket,
+            lost: watch::Sender::new(None),
+            control: tokio::sync::Mutex::new(control),
+            publishers: Mutex::default(),
+            places: Semaphore::new(PUBLISHERS),
+        });
+        tokio::spawn(listen(Arc::downgrade(&link), link.connection.events_listener(), link.lost.subscribe()));
+        Ok(link)
+    }
+
+    /// From now on, looks for the queue `name` again and again.
+    pub(super) fn watch(self: &Arc<Link>, name: String) {
+        tokio::spawn(keep_watch(Arc::downgrade(self), name, self.options.watch_interval(), self.lost.subscribe()));
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.borrow().is_some()
+    }
+
+    /// Waits for the end of the link, and says why it came.
+    pub(super) async fn lost(&self) -> String {
+        let mut lost = self.lost.subscribe();
+        let reason = lost.wait_for(Option::is_some).await.expect("this link holds the sender");
+        reason.clone().unwrap_or_default()
+    }
+
+    /// Ends the link.
+    pub(super) fn fail(&self, reason: impl Into<String>) -> Failure {
+        let reason = reason.into();
+        self.lost.send_if_modified(|lost| {
+            let first = lost.is_none();
+            lost.get_or_insert_with(|| reason.clone());
+            first
+        });
+        self.socket.shut();
+        Failure::Lost(reason)
+    }
+
+    /// Ends the link in peace: what was sent before is taken in by the broker.
+    pub(super) async fn close(&self) {
+        let goodbye = self.connection.close(200, "OK".into());
+        if !matches!(timeout(GOODBYE, goodbye).await, Ok(Ok(()))) {
+            debug!("the broker did not say goodbye");
+        }
+        self.fail("closed");
+    }
+
+    /// Waits for an answer of the broker. Anything but that ends the link.
+    pub(super) async fn ask<T>(&self, what: &str, request: impl Future<Output = lapin::Result<T>>) -> Result<T, Failure> {
+        tokio::pin!(request);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut request => {
+                    return answer.map_err(|error| match refusal(&self.options, &error) {
+                        Failure::Lost(reason) => self.fail(format!("cannot {what}: {reason}")),
+                        lasting => {
+                            self.fail(format!("cannot {what}: {error}"));
+                            lasting
+                        }
+                    });
+                }
+                reason = self.lost() => return Err(Failure::Lost(reason)),
+                () = tokio::time::sleep(self.options.reply_timeout()) => {
+                    // A broker short of memory or disk says so, and answers again later.
+                    if !self.connection.status().blocked() {
+                        return Err(self.fail(format!("cannot {what}: the broker does not answer")));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes sure that all queues are there.
+    pub(super) async fn declare_all(&self) -> Result<(), Failure> {
+        for channel in [Channel::DeadLetters, Channel::Jobs, Channel::Events] {
+            self.declare(channel).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn declare(&self, channel: Channel) -> Result<(), Failure> {
+        let name = queue_name(&self.options.prefix, channel);
+        let control = self.control.lock().await;
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let declared = control.queue_declare(name.as_str().into(), options, self.arguments(channel));
+        match self.ask("declare a queue", async { Ok(declared.await) }).await? {
+            Ok(_) => Ok(()),
+            Err(error) if code(&error) == Some(PRECONDITION_FAILED) => {
+                self.fail(format!("cannot declare {name}: {error}"));
+                Err(Failure::Lasting(Error::Mismatch { at: self.options.address(), reason: error.to_string() }))
+            }
+            Err(error) => self.ask(&format!("declare {name}"), async { Err(error) }).await,
+        }
+    }
+
+    fn arguments(&self, channel: Channel) -> FieldTable {
+        let text = |value: &str| AMQPValue::LongString(value.into());
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), text("quorum"));
+        if let Some(timeout) = self.consumer_timeout() {
+            arguments.insert("x-consumer-timeout".into(), timeout);
+        }
+        if channel == Channel::DeadLetters {
+            return arguments;
+        }
+        // Ours comes first; the broker's limit is for messages that no consumer of ours looks at.
+        let limit = i64::from(self.options.delivery_limit);
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        let dead = queue_name(&self.options.prefix, Channel::DeadLetters);
+        arguments.insert("x-dead-letter-routing-key".into(), text(&dead));
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        arguments
+    }
+
+    /// The argument with our limit for settling; older brokers have one limit for all, in their configuration.
+    fn consumer_timeout(&self) -> Option<AMQPValue> {
+        let milliseconds = self.options.consumer_timeout.as_millis() as i64;
+        self.server.takes_consumer_timeout().then_some(AMQPValue::LongLongInt(milliseconds))
+    }
+
+    /// Deletes a queue, and leaves its consumers time to hear of it.
+    pub(super) async fn delete(&self, channel: Channel) -> Result<(), Failure> {
+        let name = queue_name(&self.options.prefix, channel);
+        let control = self.control.lock().await;
+        let deleted = control.queue_delete(name.as_str().into(), QueueDeleteOptions::default());
+        self.ask(&format!("delete {name}"), deleted).await?;
+        tokio::time::sleep(NEWS).await;
+        Ok(())
+    }
+
+    pub(super) async fn depth(&self, channel: Channel) -> Result<usize, Failure> {
+        let found = self.look_up(&queue_name(&self.options.prefix, channel)).await?;
+        Ok(found.message_count() as usize)
+    }
+
+    pub(super) async fn purge(&self, channel: Channel) -> Result<(), Failure> {
+        let name = queue_name(&self.options.prefix, channel);
+        let control = self.control.lock().await;
+        self.ask(&format!("empty {name}"), control.queue_purge(name.as_str().into(), QueuePurgeOptions::default())).await?;
+        Ok(())
+    }
+
+    pub(super) async fn has_consumers(&self, channel: Channel) -> Result<bool, Failure> {
+        let found = self.look_up(&queue_name(&self.options.prefix, channel)).await?;
+        Ok(found.consumer_count() > 0)
+    }
+
+    async fn look_up(&self, name: &str) -> Result<lapin::Queue, Failure> {
+        let control = self.control.lock().await;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        self.ask(&format!("look up {name}"), control.queue_declare(name.into(), options, FieldTable::default())).await
+    }
+
+    /// Takes the queue `name` for this link alone. `false`: another one has it.
+    pub(super) async fn take(&self, name: &str) -> Result<bool, Failure> {
+        let mut control = self.control.lock().await;
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let declared = control.queue_declare(name.into(), options, FieldTable::default());
+        match self.ask("ask for the leadership", async { Ok(declared.await) }).await? {
+            Ok(_) => Ok(true),
+            Err(error) if code(&error) == Some(RESOURCE_LOCKED) => {
+                // The broker closed the channel with its refusal.
+                *control = self.ask("open a channel", self.connection.create_channel()).await?;
+                Ok(false)
+            }
+            Err(error) => self.ask("ask for the leadership", async { Err(error) }).await,
+        }
+    }
+
+    /// Publishes to `channel`, and waits until the broker has all of `messages`.
+    ///
+    /// The AMQP channel is used by nobody else meanwhile, and nothing counts as taken when any message came back: which
+    /// confirmation a returned message arrives with is not certain.
+    pub(super) async fn publish(&self, channel: Channel, messages: &[Message]) -> Result<(), Failure> {
+        let _place = self.places.acquire().await.expect("never closed");
+        let queue = queue_name(&self.options.prefix, channel);
+        let publisher = self.publisher().await?;
+        let mut confirmations = Vec::with_capacity(messages.len());
+        for message in messages {
+            let options = BasicPublishOptions { mandatory: true, immediate: false };
+            let sent = publisher.basic_publish("".into(), queue.as_str().into(), options, &message.payload, properties(message));
+            confirmations.push(self.ask("publish", sent).await?);
+        }
+        let mut refused = None;
+        for confirmation in confirmations {
+            match self.ask("publish", confirmation).await? {
+                Confirmation::Ack(None) => {}
+                Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+                    refused = Some(format!("{queue} did not get a message: {}", returned.reply_text));
+                }
+                Confirmation::Nack(None) => refused = Some(format!("{queue} did not take a message")),
+                Confirmation::NotRequested => refused = Some("the channel confirms nothing".into()),
+            }
+        }
+        self.free_publishers().push(publisher);
+        refused.map_or(Ok(()), |reason| Err(Failure::NotTaken(reason)))
+    }
+
+    fn free_publishers(&self) -> MutexGuard<'_, Vec<lapin::Channel>> {
+        self.publishers.lock().expect("nothing panics while it holds the lock")
+    }
+
+    async fn publisher(&self) -> Result<lapin::Channel, Failure> {
+        if let Some(free) = self.free_publishers().pop() {
+            return Ok(free);
+        }
+        let channel = self.ask("open a channel", self.connection.create_channel()).await?;
+        self.ask("have publications confirmed", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    }
+
+    pub(super) async fn subscribe(&self, channel: Channel, prefetch: u16) -> Result<(lapin::Channel, lapin::Consumer), Failure> {
+        let name = queue_name(&self.options.prefix, channel);
+        let lane = self.ask("open a channel", self.connection.create_channel()).await?;
+        self.ask("set the prefetch", lane.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
+        let mut arguments = FieldTable::default();
+        if let Some(timeout) = self.consumer_timeout() {
+            arguments.insert("x-consumer-timeout".into(), timeout);
+        }
+        let subscribed = lane.basic_consume(name.as_str().into(), "".into(), BasicConsumeOptions::default(), arguments);
+        let consumer = self.ask(&format!("consume {name}"), subscribed).await?;
+        Ok((lane, consumer))
+    }
+
+    pub(super) async fn acknowledge(&self, acker: &Acker) -> Result<(), Failure> {
+        // lapin says `false`, and no error, of a delivery that it cannot settle any more.
+        match self.ask("acknowledge", acker.ack(BasicAckOptions::default())).await? {
+            true => Ok(()),
+            false => Err(self.fail("cannot acknowledge: the delivery is of a closed channel")),
+        }
+    }
+}
+
+/// Reports what lapin finds out about the connection by itself.
+async fn listen(
+    link: Weak<Link>,
+    events: impl futures_util::Stream<Item = lapin::Event>,
+    mut lost: watch::Receiver<Option<String>>,
+) {
+    tokio::pin!(events);
+    loop {
+        let event = tokio::select! {
+            _ = lost.changed() => return,
+            event = events.next() => event,
+        };
+        match (event, link.upgrade()) {
+            // The end of one channel is seen where the channel is used.
+            (Some(lapin::Event::Error(error)), Some(link)) if !error.is_amqp_soft_error() => {
+                link.fail(error.to_string());
+            }
+            (Some(lapin::Event::ConnectionBlocked(reason)), _) => warn!(reason, "the broker takes no messages for now"),
+            (Some(_), Some(_)) => {}
+            (None, _) | (_, None) => return,
+        }
+    }
+}
+
+async fn keep_watch(link: Weak<Link>, watched: String, every: Duration, mut lost: watch::Receiver<Option<String>>) {
+    loop {
+        tokio::select! {
+            _ = lost.changed() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        let Some(link) = link.upgrade() else { return };
+        if !link.connection.status().connected() {
+            link.fail("the connection is closed");
+        } else if !link.connection.status().blocked() {
+            // A failure ends the link by itself.
+            let _ = link.look_up(&watched).await;
+        }
+    }
+}
+
+async fn connect(options: Arc<Options>, runtime: TokioRuntime, socket: Socket) -> Result<lapin::Connection, Failure> {
+    let password = options.password().map_err(|reason| refused(&options, reason))?;
+    let uri = AMQPUri {
+        scheme: if options.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+        authority: AMQPAuthority {
+            userinfo: AMQPUserInfo { username: options.user.clone(), password },
+            host: options.host.clone(),
+            port: options.port,
+        },
+        vhost: options.vhost.clone(),
+        query: AMQPQueryString { heartbeat: Some(options.heartbeat.as_secs() as u16), ..AMQPQueryString::default() },
+    };
+    let named = ConnectionProperties::default().with_connection_name(format!("basin {}", std::process::id()).into());
+    let dialled = Arc::clone(&options);
+    let connecting = lapin::Connection::connector(
+        uri,
+        runtime,
+        async move |_, runtime| {
+            let stream = timeout(dialled.reply_timeout(), dial(&dialled, &runtime, &socket)).await;
+            Ok(stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
+        },
+        named,
+    );
+    connecting.await.map_err(|error| refusal(&options, &error))
+}
+
+async fn dial(options: &Options, runtime: &TokioRuntime, socket: &Socket) -> io::Result<Stream> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((options.host.as_str(), options.port)).await?.collect();
+    let stream: Stream = AsyncTcpStream::connect(runtime, addresses).await?;
+    if let AsyncTcpStream::Plain(plain) = &stream {
+        *socket.lock() = Some(plain.get_ref().as_fd().try_clone_to_owned()?.into());
+    }
+    if !options.tls {
+        return Ok(stream);
+    }
+    let trusted = options.ca_file.as_ref().map(std::fs::read_to_string).transpose().map_err(io::Error::other)?;
+    stream.into_tls(&options.host, OwnedTLSConfig { identity: None, cert_chain: trusted }.as_ref()).await
+}
+
+/// Asks who is there. lapin reads the answer too, but tells nobody.
+async fn greeting(options: &Options, runtime: &TokioRuntime) -> io::Result<Server> {
+    let mut stream = dial(options, runtime, &Socket::default()).await?;
+    stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+    stream.flush().await?;
+    // Type, channel and length of the frame.
+    let mut head = [0; 7];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+    if head[..3] != [1, 0, 0] || length > GREETING_BYTES {
+        return Err(io::Error::other("what answers is no AMQP 0-9-1 broker"));
+    }
+    let mut frame = vec![0; length];
+    stream.read_exact(&mut frame).await?;
+    let start = frame.strip_prefix(&[0, 10, 0, 10]).and_then(|body| lapin::protocol::connection::parse_start(body).ok());
+    let (_, start) = start.ok_or_else(|| io::Error::other("the broker's greeting cannot be read"))?;
+    let property = |name| text(&start.server_properties, name).unwrap_or_else(|| "unknown".into());
+    Ok(Server { product: property("product"), version: property("version") })
+}
+
+fn code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+fn refusal(options: &Options, error: &lapin::Error) -> Failure {
+    // The broker names the user in some of its texts.
+    let reason = error.to_string().replace(&format!("user '{}'", options.user), "this user");
+    match code(error) {
+        Some(ACCESS_REFUSED | NOT_ALLOWED) => refused(options, reason),
+        _ => match error.kind() {
+            ErrorKind::IOError(error) if error.kind() == io::ErrorKind::InvalidData => refused(options, reason),
+            _ => Failure::Lost(reason),
+        },
+    }
+}
+
+fn unreachable(options: &Options, error: io::Error) -> Failure {
+    match error.kind() {
+        // So does a certificate that is not trusted show.
+        io::ErrorKind::InvalidData => refused(options, error.to_string()),
+        _ => Failure::Lost(error.to_string()),
+    }
+}
+
+fn refused(options: &Options, reason: String) -> Failure {
+    Failure::Lasting(Error::Refused { at: options.address(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        let server = |product: &str, version: &str| Server { product: product.into(), version: version.into() };
+        assert!(!server("RabbitMQ", "3.10.8").is_at_least(3, 12));
+        assert!(server("RabbitMQ", "3.12.0-rc.1").is_at_least(3, 12));
+        assert!(server("RabbitMQ", "4.0.2").is_at_least(3, 12));
+        assert!(!server("Other", "9.9").is_at_least(3, 12));
+    }
+}

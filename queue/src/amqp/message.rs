@@ -1,0 +1,157 @@
+//! What a message says about itself in its headers.
+//!
+//! The brokers count deliveries differently (4.3 changed which), so we count failures ourselves: a message that is
+//! tried again is a copy with a higher count. The broker's own count only tells of deliveries that nobody settled.
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString};
+
+use super::options::Options;
+use crate::{Channel, DeadLetter, Message};
+
+/// Failures counted by us.
+const FAILURES: &str = "x-basin-failures";
+const REASON: &str = "x-basin-reason";
+const CHANNEL: &str = "x-basin-channel";
+const ATTEMPTS: &str = "x-basin-attempts";
+/// Deliveries that ended unsettled, counted by the broker.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+/// Where the broker took a message from that it made a dead letter itself.
+const DEATH: &str = "x-death";
+
+/// The headers travel in one frame, so a longer reason is cut.
+const REASON_BYTES: usize = 16 * 1024;
+const PERSISTENT: u8 = 2;
+
+pub(super) fn queue_name(prefix: &str, channel: Channel) -> String {
+    format!("{prefix}.{}", short_name(channel))
+}
+
+fn short_name(channel: Channel) -> &'static str {
+    match channel {
+        Channel::Jobs => "jobs",
+        Channel::Events => "events",
+        Channel::DeadLetters => "dead",
+    }
+}
+
+fn channel_named(name: &str) -> Option<Channel> {
+    [Channel::Jobs, Channel::Events, Channel::DeadLetters].into_iter().find(|channel| short_name(*channel) == name)
+}
+
+/// The properties with which `message` is published.
+pub(super) fn properties(message: &Message) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    if message.failures > 0 {
+        headers.insert(FAILURES.into(), AMQPValue::LongUInt(message.failures));
+    }
+    if let Some(letter) = &message.dead_letter {
+        headers.insert(REASON.into(), AMQPValue::LongString(LongString::from(cut(&letter.reason))));
+        headers.insert(CHANNEL.into(), AMQPValue::LongString(LongString::from(short_name(letter.channel))));
+        headers.insert(ATTEMPTS.into(), AMQPValue::LongUInt(letter.attempts));
+    }
+    BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
+}
+
+/// The message in a delivery on `channel`, and how often the broker itself saw it come back.
+pub(super) fn received(options: &Options, channel: Channel, properties: &BasicProperties, payload: Vec<u8>) -> (Message, u32) {
+    let none = FieldTable::default();
+    let headers = properties.headers().as_ref().unwrap_or(&none);
+    let counted = number(headers, FAILURES);
+    let unsettled = number(headers, DELIVERY_COUNT);
+    let dead_letter = (channel == Channel::DeadLetters)
+        .then(|| own_letter(headers).unwrap_or_else(|| brokers_letter(options, headers, counted)));
+    // The count of a broker's own dead letter is of its life before.
+    let before = if dead_letter.is_some() && !headers.contains_key(CHANNEL) { 0 } else { counted };
+    (Message { payload, failures: before.saturating_add(unsettled), dead_letter }, unsettled)
+}
+
+fn own_letter(headers: &FieldTable) -> Option<DeadLetter> {
+    let channel = channel_named(&text(headers, CHANNEL)?)?;
+    Some(DeadLetter { channel, reason: text(headers, REASON).unwrap_or_default(), attempts: number(headers, ATTEMPTS) })
+}
+
+fn brokers_letter(options: &Options, headers: &FieldTable, counted: u32) -> DeadLetter {
+    let death = match headers.inner().get(DEATH) {
+        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice().iter().find_map(AMQPValue::as_field_table),
+        _ => None,
+    };
+    let queue = death.and_then(|death| text(death, "queue")).unwrap_or_default();
+    let channel = queue.rsplit('.').next().and_then(channel_named).unwrap_or(Channel::Jobs);
+    let (reason, unsettled) = match death.and_then(|death| text(death, "reason")).as_deref() {
+        // The broker's limit is of returns, so one delivery more.
+        Some("delivery_limit") => ("given up by the broker: nobody settled it".to_owned(), options.delivery_limit + 1),
+        Some(other) => (format!("given up by the broker: {other}"), 1),
+        None => ("given up for an unknown reason".to_owned(), 1),
+    };
+    DeadLetter { channel, reason, attempts: counted.saturating_add(unsettled) }
+}
+
+fn number(headers: &FieldTable, name: &str) -> u32 {
+    let number = match headers.inner().get(name) {
+        Some(AMQPValue::ShortShortInt(n)) => i64::from(*n),
+        Some(AMQPValue::ShortShortUInt(n)) => i64::from(*n),
+        Some(AMQPValue::ShortInt(n)) => i64::from(*n),
+        Some(AMQPValue::ShortUInt(n)) => i64::from(*n),
+        Some(AMQPValue::LongInt(n)) => i64::from(*n),
+        Some(AMQPValue::LongUInt(n)) => i64::from(*n),
+        Some(AMQPValue::LongLongInt(n)) => *n,
+        _ => 0,
+    };
+    number.clamp(0, i64::from(u32::MAX)) as u32
+}
+
+pub(super) fn text(headers: &FieldTable, name: &str) -> Option<String> {
+    match headers.inner().get(name)? {
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        _ => None,
+    }
+}
+
+fn cut(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(REASON_BYTES)]
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::FieldArray;
+
+    use super::*;
+
+    fn options() -> Options {
+        Options::parse("amqp://localhost?prefix=a.b&delivery_limit=3").unwrap()
+    }
+
+    #[test]
+    fn headers_survive_the_journey() {
+        let letter = DeadLetter { channel: Channel::Events, reason: "ü\nno".into(), attempts: 4 };
+        let sent = Message { payload: b"x".to_vec(), failures: 2, dead_letter: Some(letter.clone()) };
+        let (got, unsettled) = received(&options(), Channel::DeadLetters, &properties(&sent), b"x".to_vec());
+        assert_eq!((got.failures, got.dead_letter, unsettled), (2, Some(letter), 0));
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let letter = DeadLetter { channel: Channel::Jobs, reason: "ü".repeat(REASON_BYTES), attempts: 1 };
+        let sent = Message { dead_letter: Some(letter), ..Message::default() };
+        let (got, _) = received(&options(), Channel::DeadLetters, &properties(&sent), Vec::new());
+        let reason = got.dead_letter.unwrap().reason;
+        assert!(reason.len() <= REASON_BYTES && reason.chars().all(|c| c == 'ü'));
+    }
+
+    #[test]
+    fn a_dead_letter_of_the_broker_is_translated() {
+        let mut death = FieldTable::default();
+        death.insert("queue".into(), AMQPValue::LongString("a.b.events".into()));
+        death.insert("reason".into(), AMQPValue::LongString("delivery_limit".into()));
+        let mut headers = FieldTable::default();
+        headers.insert(FAILURES.into(), AMQPValue::LongUInt(2));
+        headers.insert(DEATH.into(), AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])));
+        let properties = BasicProperties::default().with_headers(headers);
+        let (got, _) = received(&options(), Channel::DeadLetters, &properties, Vec::new());
+        assert_eq!(got.failures, 0);
+        let letter = got.dead_letter.unwrap();
+        assert_eq!((letter.channel, letter.attempts), (Channel::Events, 2 + 3 + 1));
+    }
+}

@@ -1,0 +1,202 @@
+//! The URL of a broker, read once: where it is, who we are, how long we wait.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::{DEFAULT_DELIVERY_LIMIT, Error};
+
+const USER_VARIABLE: &str = "BASIN_AMQP_USER";
+const PASSWORD_VARIABLE: &str = "BASIN_AMQP_PASSWORD";
+/// What a fresh RabbitMQ lets in from its own machine.
+const DEFAULT_USER: &str = "guest";
+const SUPPORTED: &str = "prefix, delivery_limit, consumer_timeout, heartbeat, give_up, password_file and ca_file";
+
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) tls: bool,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) vhost: String,
+    pub(super) user: String,
+    password: Password,
+    /// PEM file with authorities that are trusted besides those of the system.
+    pub(super) ca_file: Option<PathBuf>,
+    /// Start of every queue name.
+    pub(super) prefix: String,
+    pub(super) delivery_limit: u32,
+    /// How long the broker waits for a delivery to be settled.
+    pub(super) consumer_timeout: Duration,
+    pub(super) heartbeat: Duration,
+    /// How long an operation waits for the broker before it fails.
+    pub(super) give_up: Duration,
+}
+
+#[derive(Clone)]
+enum Password {
+    Known(String),
+    /// Read at every connect, so that it can be changed while we run.
+    File(PathBuf),
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Password::Known(_) => f.write_str("(hidden)"),
+            Password::File(path) => write!(f, "(in {})", path.display()),
+        }
+    }
+}
+
+impl Options {
+    pub(super) fn parse(text: &str) -> Result<Options, Error> {
+        let url = Url::parse(text).map_err(|e| invalid(e.to_string()))?;
+        let tls = url.scheme() == "amqps";
+        let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| invalid("the URL has no host"))?;
+        let mut options = Options {
+            tls,
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: url.port().unwrap_or(if tls { 5671 } else { 5672 }),
+            vhost: match url.path() {
+                "" | "/" => "/".to_owned(),
+                path => decoded(&path[1..], "the virtual host")?,
+            },
+            user: match url.username() {
+                "" => std::env::var(USER_VARIABLE).unwrap_or_else(|_| DEFAULT_USER.into()),
+                user => decoded(user, "the user name")?,
+            },
+            password: match url.password() {
+                None => Password::Known(std::env::var(PASSWORD_VARIABLE).unwrap_or_else(|_| DEFAULT_USER.into())),
+                Some(password) => Password::Known(decoded(password, "the password")?),
+            },
+            ca_file: None,
+            prefix: "basin".into(),
+            delivery_limit: DEFAULT_DELIVERY_LIMIT,
+            consumer_timeout: Duration::from_secs(6 * 3600),
+            heartbeat: Duration::from_secs(30),
+            give_up: Duration::from_secs(600),
+        };
+        for (name, value) in url.query_pairs() {
+            options.set(&name, &value, url.password().is_some())?;
+        }
+        if options.ca_file.is_some() && !tls {
+            return Err(invalid("ca_file needs amqps:"));
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, name: &str, value: &str, password_in_url: bool) -> Result<(), Error> {
+        match name {
+            "prefix" => self.prefix = name_part(value).ok_or_else(|| invalid("prefix must be 1 to 60 of a-z A-Z 0-9 . _ -"))?,
+            "delivery_limit" => self.delivery_limit = number("delivery_limit", value, 1..=1_000_000)?,
+            "consumer_timeout" => self.consumer_timeout = seconds("consumer_timeout", value, 60..=2_000_000)?,
+            "heartbeat" => self.heartbeat = seconds("heartbeat", value, 1..=3600)?,
+            "give_up" => self.give_up = seconds("give_up", value, 1..=1_000_000)?,
+            "password_file" if password_in_url => return Err(invalid("give the password or password_file, not both")),
+            "password_file" => self.password = Password::File(value.into()),
+            "ca_file" => self.ca_file = Some(value.into()),
+            _ => return Err(invalid(format!("unknown option (supported: {SUPPORTED})"))),
+        }
+        Ok(())
+    }
+
+    pub(super) fn password(&self) -> Result<String, String> {
+        match &self.password {
+            Password::Known(password) => Ok(password.clone()),
+            Password::File(path) => std::fs::read_to_string(path)
+                .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
+                .map_err(|e| format!("cannot read the password file {}: {e}", path.display())),
+        }
+    }
+
+    /// Where the broker is, without who we are.
+    pub(super) fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// How long one answer of the broker may take.
+    pub(super) fn reply_timeout(&self) -> Duration {
+        self.heartbeat
+    }
+
+    /// How often the broker is asked for a sign of life.
+    pub(super) fn watch_interval(&self) -> Duration {
+        (self.heartbeat / 2).min(Duration::from_secs(15))
+    }
+}
+
+/// `value` as a part of a queue name.
+pub(super) fn name_part(value: &str) -> Option<String> {
+    let fits = (1..=60).contains(&value.len()) && value.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    fits.then(|| value.to_owned())
+}
+
+fn seconds(name: &str, value: &str, range: std::ops::RangeInclusive<u32>) -> Result<Duration, Error> {
+    number(name, value, range).map(|n| Duration::from_secs(n.into()))
+}
+
+fn number(name: &str, value: &str, range: std::ops::RangeInclusive<u32>) -> Result<u32, Error> {
+    let number = value.parse().ok().filter(|n| range.contains(n));
+    number.ok_or_else(|| invalid(format!("{name} must be a whole number from {} to {}", range.start(), range.end())))
+}
+
+fn decoded(text: &str, what: &str) -> Result<String, Error> {
+    let bytes = url_bytes(text).ok_or_else(|| invalid(format!("{what} has a broken % sequence")))?;
+    String::from_utf8(bytes).map_err(|_| invalid(format!("{what} is not UTF-8")))
+}
+
+fn url_bytes(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::new();
+    while let Some(byte) = bytes.next() {
+        let digit = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16));
+        decoded.push(match byte {
+            b'%' => (digit(bytes.next())? * 16 + digit(bytes.next())?) as u8,
+            plain => plain,
+        });
+    }
+    Some(decoded)
+}
+
+fn invalid(reason: impl Into<String>) -> Error {
+    Error::InvalidUrl(format!("amqp: {}", reason.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_read() {
+        let options = Options::parse(
+            "amqps://us%20er:p%40ss@[::1]/a%2fb?prefix=x.y&delivery_limit=7&consumer_timeout=60&heartbeat=5&give_up=9&ca_file=/ca",
+        )
+        .unwrap();
+        assert!(options.tls);
+        assert_eq!((options.host.as_str(), options.port, options.vhost.as_str()), ("::1", 5671, "a/b"));
+        assert_eq!((options.user.as_str(), options.password().unwrap().as_str()), ("us er", "p@ss"));
+        assert_eq!((options.prefix.as_str(), options.delivery_limit), ("x.y", 7));
+        assert_eq!(options.heartbeat, Duration::from_secs(5));
+        assert_eq!(options.give_up, Duration::from_secs(9));
+        assert!(!format!("{options:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn defaults_are_those_of_a_fresh_broker() {
+        let options = Options::parse("amqp://localhost").unwrap();
+        assert_eq!((options.port, options.vhost.as_str(), options.prefix.as_str()), (5672, "/", "basin"));
+        assert_eq!(Options::parse("amqp://localhost/").unwrap().vhost, "/");
+    }
+
+    #[test]
+    fn the_password_file_is_read_each_time() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let options = Options::parse(&format!("amqp://u@h?password_file={}", file.path().display())).unwrap();
+        for password in ["old", "new"] {
+            std::fs::write(file.path(), format!("{password}\n")).unwrap();
+            assert_eq!(options.password().unwrap(), password);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! A RabbitMQ of one test: a private node with its own ports, name and directory, on 127.0.0.1 only.
+//!
+//! A test file takes it in with `#[path = "…/harness/rabbitmq.rs"] mod rabbitmq;`. The node ends with its value, and also
+//! when the test process dies, or keeps the value in a `static`.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A cold start takes 6 s on an idle machine of 2 cores.
+const START: Duration = Duration::from_secs(120);
+
+/// A running broker.
+pub struct RabbitMq {
+    directory: PathBuf,
+    port: u16,
+    dist_port: u16,
+    epmd_port: u16,
+    epmd: Group,
+    node: Option<Group>,
+    /// More lines of its configuration.
+    settings: String,
+}
+
+impl RabbitMq {
+    /// Starts a node and waits until it answers.
+    pub fn start() -> RabbitMq {
+        RabbitMq::start_with(String::new())
+    }
+
+    /// Starts a node with more lines of configuration.
+    pub fn start_with(settings: String) -> RabbitMq {
+        let directory = tempfile::Builder::new().prefix("basin-rabbitmq-").tempdir().unwrap().keep();
+        let [port, dist_port, epmd_port] = free_ports();
+        let mut epmd = Command::new("epmd");
+        epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]);
+        let epmd = Group::start(&mut epmd, Some(&directory));
+        let mut broker = RabbitMq { directory, port, dist_port, epmd_port, epmd, node: None, settings };
+        broker.start_again();
+        broker
+    }
+
+    /// Where it is; `options` are those of the URL, as `a=b&c=d`.
+    pub fn url(&self, options: &str) -> String {
+        self.url_of("guest", "guest", options)
+    }
+
+    pub fn url_of(&self, user: &str, password: &str, options: &str) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{}/?{options}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether the register of quorum queues on its disk knows `queue`. It is written some seconds after a declaration;
+    /// a RabbitMQ 3.10 that is killed before comes back with a queue that nobody can consume.
+    pub fn has_on_disk(&self, queue: &str) -> bool {
+        let name = format!("basin-{}@localhost", self.port);
+        let register = self.directory.join("mnesia").join(&name).join("quorum").join(&name).join("names.dets");
+        let register = std::fs::read(register).unwrap_or_default();
+        register.windows(queue.len()).any(|bytes| bytes == queue.as_bytes())
+    }
+
+    /// Kills it as a power cut would; what it had on disk stays.
+    pub fn kill9(&mut self) {
+        self.node.take().expect("the node runs").kill();
+    }
+
+    /// Stops its process in the middle of what it does: connections stay open and nothing answers.
+    pub fn freeze(&self) {
+        self.node.as_ref().expect("the node runs").signal("STOP");
+    }
+
+    /// Lets it go on after [`RabbitMq::freeze`].
+    pub fn thaw(&self) {
+        self.node.as_ref().expect("the node runs").signal("CONT");
+    }
+
+    /// Starts it, with what is on its disk, and waits until it answers.
+    pub fn start_again(&mut self) {
+        assert!(self.node.is_none(), "the node runs");
+        let file = |name: &str| self.directory.join(name);
+        std::fs::write(file("enabled_plugins"), "[].\n").unwrap();
+        let configuration =
+            format!("listeners.tcp.1 = 127.0.0.1:{}\ndisk_free_limit.absolute = 50MB\n{}", self.port, self.settings);
+        std::fs::write(file("rabbitmq.conf"), configuration).unwrap();
+        let mut server = Command::new(server());
+        server
+            // Where it writes its dumps.
+            .current_dir(&self.directory)
+            .env("HOME", &self.directory)
+            .env("RABBITMQ_NODENAME", format!("basin-{}@localhost", self.port))
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_MNESIA_BASE", file("mnesia"))
+            .env("RABBITMQ_LOG_BASE", file("log"))
+            .env("RABBITMQ_PID_FILE", file("pid"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", file("enabled_plugins"))
+            .env("RABBITMQ_CONFIG_FILE", file("rabbitmq"))
+            .env("RABBITMQ_CONF_ENV_FILE", file("no-environment"))
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}")
+            .env_remove("NOTIFY_SOCKET");
+        self.node = Some(Group::start(&mut server, None));
+        let end = Instant::now() + START;
+        while !self.answers() {
+            assert!(Instant::now() < end, "RabbitMQ does not answer:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Whether it sends the first frame of AMQP.
+    fn answers(&self) -> bool {
+        let greet = || -> std::io::Result<u8> {
+            let mut socket = TcpStream::connect(("127.0.0.1", self.port))?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            socket.write_all(b"AMQP\x00\x00\x09\x01")?;
+            let mut first = [0];
+            socket.read_exact(&mut first)?;
+            Ok(first[0])
+        };
+        greet().is_ok_and(|first| first == 1)
+    }
+
+    fn log(&self) -> String {
+        let logs = std::fs::read_dir(self.directory.join("log")).into_iter().flatten().flatten();
+        let texts = logs.map(|log| std::fs::read_to_string(log.path()).unwrap_or_default());
+        texts
+            .collect::<Vec<_>>()
+            .join("\n")
+            .lines()
+            .rev()
+            .take(40)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+impl Drop for RabbitMq {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            node.kill();
+        }
+        // The end of epmd takes the directory along.
+    }
+}
+
+fn server() -> &'static Path {
+    let server = Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server");
+    assert!(server.exists(), "this test needs a RabbitMQ: apt-get install rabbitmq-server");
+    server
+}
+
+/// Ports that nobody listens on.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// A process with all its children.
+struct Group {
+    leader: Child,
+    /// Kills the group, and removes the directory, as soon as its input ends: with us, in any case.
+    reaper: Child,
+}
+
+impl Group {
+    fn start(command: &mut Command, directory: Option<&Path>) -> Group {
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let started = quiet.process_group(0).spawn();
+        let leader = started.unwrap_or_else(|e| panic!("{e}: this test needs a RabbitMQ: apt-get install rabbitmq-server"));
+        let script = r#"read -r _; kill -s KILL -- "-$0" 2>/dev/null; [ -z "$1" ] || until rm -rf -- "$1"; do sleep 0.1; done"#;
+        let mut reaper = Command::new("sh");
+        reaper.args(["-c", script, &leader.id().to_string()]).args(directory);
+        reaper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let reaper = reaper.spawn().expect("there is a shell");
+        Group { leader, reaper }
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), "--", &format!("-{}", self.leader.id())]).status();
+        assert!(sent.expect("there is kill").success(), "cannot send {signal}");
+    }
+
+    fn kill(self) {}
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        drop(self.reaper.stdin.take());
+        self.reaper.wait().expect("the reaper is our child");
+        self.leader.wait().expect("the leader is our child");
+    }
+}
