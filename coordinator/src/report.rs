@@ -9,10 +9,10 @@ use std::fmt::{self, Display, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use proto::{ColourTransform, Failure, History, ResultRecord};
+use proto::{ColourTransform, Failure, History, Params, ResultRecord, Transform};
 use sha2::{Digest, Sha256};
 
-use crate::summary::{ClassSummary, Metric, Spread, Summary};
+use crate::summary::{ClassSummary, Counts, Metric, Spread, Summary};
 
 mod chart;
 mod picture;
@@ -30,6 +30,13 @@ pub const BEST: usize = 50;
 const FAILURES: usize = 200;
 /// Characters of a failure's message that the report shows.
 const MESSAGE_CHARACTERS: usize = 2000;
+
+// Ends of the ranges that the search stays in: those of `projector::transform`, which links torch. A hue is a turn and has none.
+const SCALE_LIMITS: (f64, f64) = (0.02, 10.0);
+const SHIFT_LIMITS: (f64, f64) = (-1.0, 1.0);
+const FACTOR_LIMITS: (f64, f64) = (0.667, 1.5);
+/// Distance to an end at which a value counts as being there.
+const AT_LIMIT: f64 = 1e-6;
 
 /// What the report shows of one image, as the store has it. What is missing is left blank.
 #[derive(Clone, Debug, Default)]
@@ -119,23 +126,26 @@ fn write_header(page: &mut String, summary: &Summary) -> fmt::Result {
         r#"<header>
 <p class="kicker">basin · projection report</p>
 <h1>{name}</h1>
-<dl class="provenance">
+{unfinished}<dl class="provenance">
 <div><dt>Model</dt><dd>{model} <span class="quiet">{resolution} × {resolution}, <code title="{full}">{digest}</code></span></dd></div>
 <div><dt>Data set</dt><dd>{dataset}</dd></div>
-<div><dt>Profile</dt><dd>{profile}, {seeds} seeds per image</dd></div>
+<div><dt>Profile</dt><dd>{profile}, {seeds} per image</dd></div>
+<div><dt>Random seed</dt><dd>{seed}</dd></div>
 <div><dt>Version</dt><dd>basin {version}</dd></div>
 </dl>
 <details><summary>All parameters</summary><pre tabindex="0">{params}</pre></details>
 </header>
 "#,
-        name = Text(&run.name),
+        name = Name(&run.name),
+        unfinished = Unfinished(summary.images),
         model = Text(&run.model.name),
         resolution = run.model.resolution,
         full = Text(&run.model.digest),
         digest = Text(&digest),
         dataset = Text(&run.dataset),
-        profile = Text(&run.params.profile),
-        seeds = run.params.seeds,
+        profile = Profile(&run.params),
+        seeds = Counted(run.params.seeds.into(), "seed"),
+        seed = run.seed,
         version = Text(&run.version),
         params = Lines(&params),
     )
@@ -147,10 +157,14 @@ fn write_tiles(page: &mut String, summary: &Summary) -> fmt::Result {
     let (lpips, l1, loss) = (spread(Metric::Lpips), spread(Metric::L1), spread(Metric::Loss));
     let share = match images.total {
         0 => "no images".into(),
-        total => format!("{:.1} % of all", 100.0 * images.failed as f64 / total as f64),
+        total => {
+            let of = if images.left() > 0 { "so far" } else { "of all" };
+            format!("{:.1} % {of}", 100.0 * images.failed as f64 / total as f64)
+        }
     };
+    let all = images.total + images.left();
     let tiles = [
-        ("Projected", Count(images.succeeded).to_string(), format!("of {}", Counted(images.total, "image"))),
+        ("Projected", Count(images.succeeded).to_string(), format!("of {}", Counted(all, "image"))),
         ("Failed", Count(images.failed).to_string(), share),
         ("Mean LPIPS", Real(lpips.mean).to_string(), PlusMinus(lpips).to_string()),
         ("Mean L1", Real(l1.mean).to_string(), PlusMinus(l1).to_string()),
@@ -207,7 +221,7 @@ fn write_errors(page: &mut String, summary: &Summary) -> fmt::Result {
     write!(
         page,
         "<section id=\"errors\" aria-labelledby=\"errors-title\">\n<h2 id=\"errors-title\">Error over all images</h2>\n\
-         <p class=\"lead\">Mean over the images of one number per image, made of its {}.</p>\n\
+         <p class=\"lead\">For each image its {} give one number (columns); shown is its mean over all images.</p>\n\
          <table class=\"numbers\">\n<thead><tr><td></td><th scope=\"col\">Best seed</th><th scope=\"col\" class=\"quiet\">±</th>\
          <th scope=\"col\">Median</th><th scope=\"col\">Average of seeds</th><th scope=\"col\">Best of seeds</th></tr></thead>\n<tbody>\n",
         Counted(u64::from(summary.run.params.seeds), "seed"),
@@ -225,8 +239,8 @@ fn write_errors(page: &mut String, summary: &Summary) -> fmt::Result {
         )?;
     }
     page.push_str(
-        "</tbody></table>\n<p class=\"remark\">The best seed is the one with the smallest loss, and the answer; its column has the \
-         standard error and the median beside it. Best of seeds is the minimum of each metric on its own. Loss is measured on the \
+        "</tbody></table>\n<p class=\"remark\">The best seed is the one with the smallest loss, and the answer; beside it \
+         <span class=\"wide\">the standard error (±) and </span>the median. Best of seeds is the minimum of each metric on its own. Loss is measured on the \
          transformed target, all other numbers after inverting the transform, inside the object’s box. Lower is better.</p>\n</section>\n",
     );
     Ok(())
@@ -257,7 +271,7 @@ fn write_failures(page: &mut String, summary: &Summary, failures: &[Failure]) ->
         writeln!(
             page,
             "<li><p><bdi class=\"name\">{}</bdi> <span class=\"tag\">{}</span></p><p class=\"message\"><bdi>{}</bdi></p></li>",
-            Text(name),
+            Name(name),
             spoken(failure.reason.as_str()),
             Lines(&clipped(&failure.message, MESSAGE_CHARACTERS)),
         )?;
@@ -273,8 +287,15 @@ fn write_images(page: &mut String, results: &[ResultRecord], pictures: &HashMap<
     let rows = shown(results);
     page.push_str("<section id=\"images\" aria-labelledby=\"images-title\">\n<h2 id=\"images-title\">Images</h2>\n");
     page.push_str(
-        "<p class=\"lead\">Each with its best seed, the largest loss first. The curve is the final descent of every seed.</p>\n",
+        "<p class=\"lead\">Each with its best seed, the largest loss first. Transformed is the target under the transform that was \
+         found: what the projection was compared with. Inverted is the projection moved back into the target’s frame. Grey there is \
+         what lies outside of the picture that was moved. The curve is the loss of every seed in the final descent, the best seed \
+         on top.",
     );
+    if rows.iter().filter_map(|r| r.transform.as_ref()).any(has_limit) {
+        page.push_str(" “Limit” marks a value at the end of the range that the search may use.");
+    }
+    page.push_str("</p>\n");
     if rows.len() < results.len() {
         writeln!(
             page,
@@ -343,12 +364,14 @@ fn write_row(page: &mut String, record: &ResultRecord, pictures: &Pictures, albu
     write!(
         page,
         "<tr role=\"row\" data-name=\"{0}\" data-class=\"{1}\" data-loss=\"{2}\" data-l1=\"{3}\" data-lpips=\"{4}\">\
-         <th scope=\"row\" role=\"rowheader\" class=\"name\"><bdi>{0}</bdi></th><td role=\"cell\" class=\"class\"><bdi>{1}</bdi></td>",
+         <th scope=\"row\" role=\"rowheader\" class=\"name\"><bdi>{5}</bdi></th><td role=\"cell\" class=\"class\"><bdi>{6}</bdi></td>",
         Text(&record.image),
         Text(&record.class_name),
         sortable(loss),
         sortable(l1),
         sortable(lpips),
+        Name(&record.image),
+        Name(&record.class_name),
     )?;
     for (name, png) in [
         ("Target", &pictures.target),
@@ -379,19 +402,49 @@ fn write_row(page: &mut String, record: &ResultRecord, pictures: &Pictures, albu
     page.push_str("<td role=\"cell\" class=\"transform\">");
     match &record.transform {
         None => page.push_str("<span class=\"quiet\">none</span>"),
-        Some(t) => {
-            page.push_str("<dl>");
-            let pair = |v: [f64; 2]| format!("{}, {}", Signless(v[0]), Signless(v[1]));
-            let scale = if t.scale[0] == t.scale[1] { Signless(t.scale[0]).to_string() } else { pair(t.scale) };
-            write!(page, "<div><dt>scale</dt><dd>{scale}</dd></div><div><dt>shift</dt><dd>{}</dd></div>", pair(t.shift))?;
-            for (colour, value) in &t.colour {
-                write!(page, "<div><dt>{}</dt><dd>{}</dd></div>", colour_name(*colour), Signless(*value))?;
-            }
-            page.push_str("</dl>");
-        }
+        Some(transform) => write_transform(page, transform)?,
     }
     page.push_str("</td></tr>\n");
     Ok(())
+}
+
+fn write_transform(page: &mut String, transform: &Transform) -> fmt::Result {
+    let Transform { scale, shift, colour } = transform;
+    let row = |page: &mut String, name: &str, values: &[f64], limits: Option<(f64, f64)>| {
+        let numbers: Vec<String> = values.iter().map(|v| Signless(*v).to_string()).collect();
+        write!(page, "<div><dt>{name}</dt><dd>{}", numbers.join(", "))?;
+        if let Some((low, high)) = limits.filter(|limits| values.iter().any(|v| at_limit(*v, *limits))) {
+            write!(
+                page,
+                " <span class=\"tag\" title=\"the search may use {} to {}\">limit</span>",
+                Minus(low.to_string()),
+                high
+            )?;
+        }
+        write!(page, "</dd></div>")
+    };
+    page.push_str("<dl>");
+    row(page, "scale", if scale[0] == scale[1] { &scale[..1] } else { scale }, Some(SCALE_LIMITS))?;
+    row(page, "shift", shift, Some(SHIFT_LIMITS))?;
+    for (colour, value) in colour {
+        row(page, colour_name(*colour), &[*value], colour_limits(*colour))?;
+    }
+    page.push_str("</dl>");
+    Ok(())
+}
+
+fn has_limit(transform: &Transform) -> bool {
+    transform.scale.iter().any(|v| at_limit(*v, SCALE_LIMITS))
+        || transform.shift.iter().any(|v| at_limit(*v, SHIFT_LIMITS))
+        || transform.colour.iter().any(|(c, v)| colour_limits(*c).is_some_and(|limits| at_limit(*v, limits)))
+}
+
+fn at_limit(value: f64, (low, high): (f64, f64)) -> bool {
+    value <= low + AT_LIMIT || value >= high - AT_LIMIT
+}
+
+fn colour_limits(colour: ColourTransform) -> Option<(f64, f64)> {
+    (colour != ColourTransform::Hue).then_some(FACTOR_LIMITS)
 }
 
 fn label(metric: Metric) -> &'static str {
@@ -450,6 +503,41 @@ impl Display for Text<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// A stranger's name, which may be broken after `_`, `/` and `-`. Not for attributes.
+struct Name<'a>(&'a str);
+
+impl Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in self.0.split_inclusive(['_', '/', '-']) {
+            write!(f, "{}{}", Text(part), if part.ends_with(['_', '/', '-']) { "<wbr>" } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Profile of the parameters, and whether they are still its own.
+struct Profile<'a>(&'a Params);
+
+impl Display for Profile<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let changed = Params::profile(&self.0.profile).is_some_and(|named| named != *self.0);
+        write!(f, "{}{}", Text(&self.0.profile), if changed { " (changed)" } else { "" })
+    }
+}
+
+/// A paragraph that says that the run has not ended, or nothing.
+struct Unfinished(Counts);
+
+impl Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts { total, .. } = self.0;
+        match self.0.left() {
+            0 => Ok(()),
+            left => writeln!(f, "<p class=\"unfinished\">Unfinished: {} of {}</p>", Count(total), Counted(total + left, "image")),
+        }
     }
 }
 
@@ -556,6 +644,37 @@ mod tests {
         assert_eq!(Text("<a href='x'>&\"").to_string(), "&lt;a href=&#39;x&#39;&gt;&amp;&quot;");
         assert_eq!(Text("a\0\u{1b}[2J\u{202e}gnp.exe ümlaut").to_string(), "a\\u{0}\\u{1b}[2J\\u{202e}gnp.exe ümlaut");
         assert_eq!([Text("a\n<b>").to_string(), Lines("a\n<b>\r\n").to_string()], ["a\\n&lt;b&gt;", "a\n&lt;b&gt;"]);
+    }
+
+    #[test]
+    fn a_name_breaks_between_its_words_and_stays_text() {
+        assert_eq!(Name("a_b/c-d.png").to_string(), "a_<wbr>b/<wbr>c-<wbr>d.png");
+        assert_eq!(Name("</script>_").to_string(), "&lt;/<wbr>script&gt;_<wbr>");
+    }
+
+    #[test]
+    fn parameters_that_are_no_profile_s_any_more_say_so() {
+        let changed = Params { seeds: 3, ..Params::fast() };
+        let own = Params { profile: "mine".into(), ..Params::fast() };
+        assert_eq!([&Params::fast(), &changed, &own].map(|p| Profile(p).to_string()), ["fast", "fast (changed)", "mine"]);
+    }
+
+    #[test]
+    fn a_value_at_the_end_of_its_range_is_marked() {
+        let transform = |shift, brightness| Transform {
+            scale: [1.0, 1.0],
+            shift: [shift, 0.0],
+            colour: vec![(ColourTransform::Brightness, brightness), (ColourTransform::Hue, -0.5)],
+        };
+        let row = |t: &Transform| {
+            let mut page = String::new();
+            write_transform(&mut page, t).expect("a String takes every write");
+            page.matches("limit</span>").count()
+        };
+        assert_eq!(
+            [transform(0.1, 1.2), transform(0.1, 0.667), transform(-1.0, 1.5)].map(|t| (row(&t), has_limit(&t))),
+            [(0, false), (1, true), (2, true)]
+        );
     }
 
     #[test]

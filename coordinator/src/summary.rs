@@ -19,8 +19,13 @@ pub struct RunInfo {
     pub model: ModelRef,
     /// What was computed.
     pub params: Params,
+    /// Everything random followed from it.
+    pub seed: u64,
     /// Version of basin.
     pub version: String,
+    /// Images of the run in all, if the caller knows; it becomes [`Counts::planned`].
+    #[serde(skip)]
+    pub planned: Option<usize>,
 }
 
 /// `summary.json`.
@@ -47,6 +52,8 @@ pub struct Summary {
 /// Images of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
+    /// Of the run in all. `null`: not known.
+    pub planned: Option<u64>,
     /// With a result or a failure.
     pub total: u64,
     /// With a result.
@@ -149,6 +156,13 @@ impl Metric {
     }
 }
 
+impl Counts {
+    /// Images of the run that have neither a result nor a failure yet; 0 if it is not known.
+    pub fn left(&self) -> u64 {
+        self.planned.map_or(0, |planned| planned.saturating_sub(self.total))
+    }
+}
+
 impl Spread {
     /// Over `values`, one per image.
     pub fn over(values: impl IntoIterator<Item = f64>) -> Spread {
@@ -177,10 +191,11 @@ impl Summary {
         for record in results {
             classes.entry((record.class, &record.class_name)).or_default().push(record);
         }
+        let images = Counts { planned: run.planned.map(|n| n as u64), total: succeeded + failed, succeeded, failed };
         Summary {
             format: 1,
             run,
-            images: Counts { total: succeeded + failed, succeeded, failed },
+            images,
             failures: reasons,
             overall: Metric::ALL.into_iter().map(|metric| (metric, MetricSummary::over(metric, results))).collect(),
             classes: classes
@@ -223,11 +238,11 @@ fn mean(values: &[f64]) -> Option<f64> {
     mean.is_finite().then_some(mean)
 }
 
-/// Floating-point sums depend on the order; a summary must not.
+/// Floating-point sums depend on the order; a summary must not. Of nothing 0, where `sum` says -0.
 fn sorted_sum(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.filter(|v| v.is_finite()).collect();
     values.sort_by(f64::total_cmp);
-    values.iter().sum()
+    values.iter().fold(0.0, |sum, value| sum + value)
 }
 
 #[cfg(test)]
@@ -256,6 +271,8 @@ pub(crate) mod tests {
             seeds,
             lane_steps: 100,
             seconds: 1.5,
+            attempt: "0f".into(),
+            objects: vec![],
         }
     }
 
@@ -273,7 +290,9 @@ pub(crate) mod tests {
             dataset: "file:///samples".into(),
             model: model(),
             params: Params::fast(),
+            seed: 7,
             version: "0.1.0".into(),
+            planned: None,
         }
     }
 
@@ -323,9 +342,16 @@ pub(crate) mod tests {
             failure("z", FailureReason::UnknownClass, "sock"),
         ];
         let summary = Summary::new(run(), &[record("a", 0, "bag", 0, vec![seed(1.0, 1.0, 1.0)])], &failures);
-        assert_eq!(summary.images, Counts { total: 4, succeeded: 1, failed: 3 });
+        assert_eq!(summary.images, Counts { planned: None, total: 4, succeeded: 1, failed: 3 });
         let json: serde_json::Value = serde_json::from_slice(&summary.to_json()).expect("JSON");
         assert_eq!(json["failures"], serde_json::json!({ "bad_image": 2, "unknown_class": 1 }));
+    }
+
+    #[test]
+    fn what_is_left_is_known_if_the_number_of_images_is() {
+        let results = [record("a", 0, "bag", 0, vec![seed(1.0, 1.0, 1.0)])];
+        let left = |planned| Summary::new(RunInfo { planned, ..run() }, &results, &[]).images.left();
+        assert_eq!([None, Some(1), Some(5)].map(left), [0, 0, 4]);
     }
 
     #[test]
@@ -335,7 +361,7 @@ pub(crate) mod tests {
         for results in [vec![], vec![odd, out_of_range]] {
             let summary = Summary::new(run(), &results, &[]);
             let json = String::from_utf8(summary.to_json()).expect("UTF-8");
-            assert!(!json.contains("NaN") && !json.contains("inf,"), "{json}");
+            assert!(!json.contains("NaN") && !json.contains("inf,") && !json.contains("-0"), "{json}");
             let lpips = &summary.overall[&Metric::Lpips];
             assert_eq!(lpips.best_seed, Spread { mean: None, standard_error: None, median: None });
             assert_eq!(serde_json::from_str::<Summary>(&json).expect("our own file"), summary);

@@ -114,6 +114,8 @@ fn record(index: usize, image: String, random: &mut Random) -> ResultRecord {
         seeds,
         lane_steps: 12_420,
         seconds: 37.5,
+        attempt: "0f".into(),
+        objects: vec![],
     }
 }
 
@@ -154,7 +156,9 @@ fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) 
         dataset: "file:///home/someone/basin/samples".into(),
         model: model(),
         params: Params::fast(),
+        seed: 41,
         version: "0.1.0".into(),
+        planned: None,
     };
     Run { summary: Summary::new(run, &results, &failures), results, failures, pictures }
 }
@@ -248,6 +252,9 @@ fn everything_a_person_asks_for_is_there() {
     for text in ["3f9a3f9a3f9a", "18 seeds per image", "basin 0.1.0", "file:///home/someone/basin/samples", "15 min 00 s"] {
         assert!(html.contains(text), "{text}");
     }
+    for text in ["Random seed</dt><dd>41<", "fast, 18 seeds", "(columns); shown is its mean", "n = 3", "centred/<wbr>00005.png"] {
+        assert!(html.contains(text), "{text}");
+    }
     for text in ["unknown class", "cannot read empty.png: the file is empty", "(no name)", "17.2 % of all"] {
         assert!(html.contains(text), "{text}");
     }
@@ -280,11 +287,23 @@ fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
 }
 
 #[test]
+fn an_unfinished_run_says_so() {
+    let mut run = run_of(2, |_, _, _| Pictures::default());
+    assert!(!run.html().contains("Unfinished"));
+    let info = RunInfo { planned: Some(64), ..run.summary.run.clone() };
+    run.summary = Summary::new(info, &run.results, &run.failures);
+    let html = run.html();
+    assert!(html.contains("Unfinished: 7 of 64 images") && html.contains(">of 64 images<"), "{html}");
+    run.summary = Summary::new(RunInfo { planned: Some(7), ..run.summary.run.clone() }, &run.results, &run.failures);
+    assert!(!run.html().contains("Unfinished"));
+}
+
+#[test]
 fn a_run_in_which_everything_failed_and_an_empty_run_are_pages_too() {
     let mut run = run_of(0, |_, _, _| Pictures::default());
     assert!(run.html().contains("No projection for 5 images"));
     run.failures.clear();
     run.summary = Summary::new(run.summary.run.clone(), &[], &[]);
     let html = run.html();
-    assert!(html.contains("of 0 images") && html.ends_with("</html>\n"));
+    assert!(html.contains("of 0 images") && html.contains(">0.0 s<") && html.ends_with("</html>\n"));
 }

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use proto::History;
 
-use super::{Counted, Real, Text, clipped};
+use super::{Counted, Real, Text};
 use crate::summary::Spread;
 
 /// One class.
@@ -20,11 +20,9 @@ const ROW: usize = 24;
 const MOST_BARS: usize = 40;
 const FIRST_BARS: usize = 30;
 const LAST_BARS: usize = MOST_BARS - FIRST_BARS;
-/// Characters of a class name beside its bar.
-const NAME_CHARACTERS: usize = 17;
 
 /// Horizontal bars with whiskers. Lengths are percentages, so that the text keeps its size on any screen; names and numbers
-/// stand outside of the drawing, in the padding that the page gives it.
+/// stand outside of the drawing, in the padding that the page gives it. Names are a list, since only HTML can cut them to fit.
 pub fn write_bars(page: &mut String, bars: &[Bar]) -> fmt::Result {
     let (first, last) = if bars.len() > MOST_BARS { (FIRST_BARS, LAST_BARS) } else { (bars.len(), 0) };
     let end = |b: &Bar| b.spread.mean.unwrap_or(0.0) + b.spread.standard_error.unwrap_or(0.0);
@@ -50,25 +48,25 @@ pub fn write_bars(page: &mut String, bars: &[Bar]) -> fmt::Result {
             height + 17,
         )?;
     }
+    let mut names = String::new();
     let mut y = 0;
     for (i, bar) in bars.iter().enumerate() {
         if i >= first && i < bars.len() - last {
             if i == first {
-                writeln!(page, "<text class=\"name\" x=\"-10\" y=\"{}\">⋮ {} more</text>", y + 16, bars.len() - first - last)?;
+                write!(names, "<li class=\"quiet\">⋮ {} more</li>", bars.len() - first - last)?;
                 y += ROW;
             }
             continue;
         }
         write!(
             page,
-            "<g><title>{}: {} ± {}, {}</title><text class=\"name\" x=\"-10\" y=\"{}\">{}</text>",
+            "<g><title>{}: {} ± {}, {}</title>",
             Text(bar.name),
             Real(bar.spread.mean),
             Real(bar.spread.standard_error),
             Counted(bar.images, "image"),
-            y + 16,
-            Text(&clipped(bar.name, NAME_CHARACTERS)),
         )?;
+        write!(names, "<li title=\"{0}\"><bdi>{0}</bdi></li>", Text(bar.name))?;
         if let Some(mean) = bar.spread.mean {
             write!(page, "<rect class=\"bar\" x=\"0\" y=\"{}\" width=\"{:.2}%\" height=\"14\"/>", y + 5, percent(mean))?;
             if let Some(error) = bar.spread.standard_error {
@@ -87,15 +85,14 @@ pub fn write_bars(page: &mut String, bars: &[Bar]) -> fmt::Result {
         // The number's place is the padding right of 100 %; a nested drawing moves the origin there.
         writeln!(
             page,
-            "<svg x=\"100%\" overflow=\"visible\"><text class=\"value\" x=\"50\" y=\"{0}\">{1}</text><text class=\"n\" x=\"60\" y=\"{0}\">n {2}</text></svg></g>",
+            "<svg x=\"100%\" overflow=\"visible\"><text class=\"value\" x=\"50\" y=\"{0}\">{1}</text><text class=\"n\" x=\"60\" y=\"{0}\">n = {2}</text></svg></g>",
             y + 16,
             Real(bar.spread.mean),
             bar.images,
         )?;
         y += ROW;
     }
-    page.push_str("</svg></div>\n");
-    Ok(())
+    writeln!(page, "</svg><ul aria-hidden=\"true\">{names}</ul></div>")
 }
 
 /// 1, 2 or 5 times a power of ten, not below `least`.
