@@ -18,6 +18,7 @@ wrappers = {
     "aws-sdk-s3": {"store"},
     "aws-config": {"store"},
     "lapin": {"queue"},
+    "tracing-subscriber": {"telemetry"},
     "parquet": {"coordinator"},
     "image": {"worker", "coordinator", "trainer"},
 }
@@ -25,11 +26,12 @@ wrappers = {
 graph = {
     "proto": set(),
     "store": set(),
+    "telemetry": set(),
     "projector": {"proto"},
     "queue": {"proto"},
-    "coordinator": {"proto", "queue", "store"},
-    "worker": {"proto", "queue", "store", "projector"},
-    "cli": {"proto", "queue", "store", "coordinator", "worker"},
+    "coordinator": {"proto", "queue", "store", "telemetry"},
+    "worker": {"proto", "queue", "store", "telemetry", "projector"},
+    "cli": {"proto", "queue", "store", "telemetry", "coordinator", "worker"},
     "trainer": {"proto", "projector"},
     "bench": {"proto", "projector", "worker"},
 }

@@ -132,13 +132,16 @@ fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
             "inverted.png",
             "history.json",
         ] {
-            assert!(scene.path("out/images").join(image).join(file).is_file(), "{image} has no {file}");
+            let found = files(&scene.path("out/images").join(image));
+            assert_eq!(found.iter().filter(|path| path.ends_with(file)).count(), 1, "{image} has no single {file}");
         }
     }
     for file in ["run.json", "results.csv", "results.parquet", "summary.json", "report.html"] {
         assert!(scene.path("out").join(file).is_file(), "no {file}");
     }
-    assert_eq!(files(&scene.path("out/checkpoints")), Vec::<PathBuf>::new());
+    for folder in ["out/checkpoints", "out/attempts"] {
+        assert_eq!(files(&scene.path(folder)), Vec::<PathBuf>::new());
+    }
     let before = scene.losses("out");
     let text = scene.expect(0, "out", &[]);
     assert!(text.contains("nothing is left to project"), "{text}");

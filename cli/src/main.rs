@@ -1,5 +1,22 @@
 //! `basin`: the person's command.
 
+/// A line for the person. Nobody need read it: a closed pipe is no error.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
+/// A line beside the results, on standard error.
+macro_rules! note {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+mod fleet;
 mod project;
 mod report;
 
@@ -31,6 +48,22 @@ enum Command {
     Project(Box<project::Args>),
     /// Write the tables and the report of a run again.
     Report(report::Args),
+    /// Hand a run to a fleet.
+    Submit(fleet::Submit),
+    /// Show and steer the runs of a fleet.
+    Runs(fleet::Runs),
+    /// Show the workers of a fleet.
+    Workers(fleet::Coordinator),
+    /// Copy a model folder to a fleet's home.
+    Push(fleet::Push),
+    /// Prove that a run is complete: every image has one result or one failure, and every object is whole.
+    ///
+    /// Exit code: 0 it is; 2 it is not, see the list.
+    Verify(fleet::Verify),
+    /// Check that a store does what a fleet needs: permissions, listing, and that of all who create a key one wins.
+    ///
+    /// Exit code: 0 it does; 2 it does not, see the list.
+    Doctor(fleet::Doctor),
     /// Print the parameters of a profile as JSON, to be changed and given to `project --params`.
     Params {
         /// Name of the profile.
@@ -50,11 +83,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    telemetry::init("warn");
     match run(Args::parse()) {
         Ok(code) => code,
         Err(error) => {
             // The whole chain, once.
-            eprintln!("basin: {error:#}");
+            note!("basin: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -64,13 +98,21 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Project(args) => runtime()?.block_on(project::run(*args)),
         Command::Report(args) => runtime()?.block_on(report::run(args)),
+        Command::Submit(args) => fleet::submit(args),
+        Command::Runs(args) => fleet::runs(args),
+        Command::Workers(args) => fleet::workers(&args),
+        Command::Push(args) => runtime()?.block_on(fleet::push(args)),
+        Command::Verify(args) => runtime()?.block_on(fleet::verify(args)),
+        Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),
         Command::Params { profile } => {
             let params = Params::profile(&profile).expect("clap allows known names only");
-            println!("{}", serde_json::to_string_pretty(&params).expect("plain structs serialise"));
+            say!("{}", serde_json::to_string_pretty(&params).expect("plain structs serialise"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "basin", &mut std::io::stdout());
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "basin", &mut text);
+            let _ = std::io::Write::write_all(&mut std::io::stdout(), &text);
             Ok(ExitCode::SUCCESS)
         }
         Command::Man { dir } => {

@@ -1,20 +1,21 @@
 //! `basin project`: coordinator and worker in one process, over the embedded queue.
 
-use std::io::{IsTerminal, Write};
+use std::collections::HashMap;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use coordinator::dataset::Annotations;
+use coordinator::drive::{self, Status};
 use coordinator::plan::RunSpec;
-use coordinator::run::{self, Status};
+use coordinator::run::{self, Retry};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use proto::{ModelManifest, Params};
+use proto::{JobId, ModelManifest, Params, RunRecord};
 use queue::Queue;
-use store::Store;
+use store::{Runs, Store};
 use tokio::sync::watch;
-use worker::{Devices, Shutdown, Working};
+use worker::{Devices, Models, Shutdown, Working};
 
 use crate::report::place;
 
@@ -34,7 +35,7 @@ pub struct Args {
     out: String,
     /// COCO JSON or CSV manifest with classes and boxes; `auto` looks for one, `none` takes the folders' names as classes.
     #[arg(long, default_value = "auto")]
-    annotations: Annotations,
+    annotations: String,
     /// Which method and schedule.
     #[arg(long, value_parser = Params::PROFILES, default_value = "paper", conflicts_with = "params")]
     profile: String,
@@ -46,7 +47,7 @@ pub struct Args {
     seed: u64,
     /// Project only this many images, evenly spread over the data set.
     #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    limit: Option<std::num::NonZeroUsize>,
     /// Try images again that failed in an earlier start.
     #[arg(long)]
     retry_failed: bool,
@@ -73,70 +74,108 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dataset = Store::open(&args.dataset).await.context("cannot open the data set")?;
     let results = Store::open(&args.out).await.context("cannot open --out")?;
 
-    let name = args.out.trim_end_matches('/').rsplit('/').next().filter(|n| !n.is_empty()).unwrap_or("run").to_owned();
-    let config = run::Config {
-        spec: RunSpec {
-            name,
+    let model_dir = args.model.clone();
+    let model = tokio::task::spawn_blocking(move || worker::load(&model_dir)).await?.context("cannot load the model")?;
+    let spec = RunSpec {
+        record: RunRecord {
+            format: 1,
+            name: run_name(&args.out),
             dataset: dataset.url(),
+            annotations: args.annotations.clone(),
+            limit: args.limit.map(Into::into),
             model: manifest.name.clone(),
             model_digest,
-            classes: manifest.classes.clone(),
+            resolution: manifest.generator.resolution,
             params: params.clone(),
             seed: args.seed,
+            version: env!("CARGO_PKG_VERSION").into(),
         },
-        annotations: args.annotations.clone(),
-        limit: args.limit,
-        retry_failed: args.retry_failed,
-        version: env!("CARGO_PKG_VERSION").into(),
+        classes: manifest.classes.clone(),
     };
-    let (plan, notes) = run::prepare(&config, &dataset, &results).await?;
+    let retry = if args.retry_failed { Retry::all() } else { Retry::Nothing };
+    let (mut plan, notes) = run::prepare(&spec, &retry, &dataset, &results).await?;
     for note in notes {
-        eprintln!("{note}");
+        note!("{note}");
     }
+    let total = plan.total();
+    let expected: HashMap<String, JobId> =
+        std::mem::take(&mut plan.settled).iter().map(|planned| (planned.image.clone(), spec.job(planned).id())).collect();
+    plan.settled_bad += expected.len();
 
-    let interrupted = if plan.jobs.is_empty() {
-        eprintln!("nothing is left to project");
+    let interrupted = if plan.images.is_empty() {
+        note!("nothing is left to project");
         false
     } else {
-        let model_dir = args.model.clone();
-        let model = tokio::task::spawn_blocking(move || worker::load(&model_dir)).await?.context("cannot load the model")?;
-        eprintln!(
-            "projecting {} images into {} ({} seeds, profile {}) on {}",
-            plan.jobs.len(),
-            manifest.name,
-            params.seeds,
-            params.profile,
-            devices
-        );
+        let (images, model_name, seeds, how) = (plan.images.len(), &manifest.name, params.seeds, described(&params));
+        note!("projecting {images} images into {model_name} ({seeds} seeds, {how}) on {devices}");
         let worker = worker::Config {
             name: format!("local-{}", std::process::id()),
             devices,
             batch_images: usize::from(args.batch_images),
             checkpoint_every: Duration::from_secs(args.checkpoint_every),
-            version: config.version.clone(),
+            drain_after: None,
+            max_runtime: None,
+            version: spec.record.version.clone(),
         };
-        drive(plan, worker, model, &params, &results).await?
+        drive(spec, plan, worker, model, &results).await?
     };
-
+    // From here on a signal ends the process: `basin report` makes again what it leaves unwritten.
     let record = run::read_run(&results).await?.context("run.json has vanished")?;
-    let summary = coordinator::finish::finish(&record, manifest.generator.resolution, &results).await?;
-    let (_, failures) = run::read_records(&results).await?;
-    println!("{} images: {} projected, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
+    let (records, failures) = run::read_records(&results).await?;
+    if !interrupted {
+        run::sweep(&records, &results).await?;
+    }
+    let summary = coordinator::finish::finish(&record, Some(total), &results).await?;
+    let (succeeded, failed) = (summary.images.succeeded, summary.images.failed);
+    let left = (total as u64).saturating_sub(succeeded + failed);
+    let left = if left > 0 { format!(", {left} left") } else { String::new() };
+    say!("{total} images: {succeeded} projected, {failed} failed{left}");
     for failure in failures.iter().take(LISTED) {
-        println!("  failed: {:?} ({}): {}", failure.image, failure.reason.as_str(), failure.message);
+        say!("  failed: {:?} ({}): {}", failure.image, failure.reason.as_str(), failure.message);
     }
     if failures.len() > LISTED {
-        println!("  and {} more, see results.csv", failures.len() - LISTED);
+        say!("  and {} more, see results.csv", failures.len() - LISTED);
     }
-    println!("report: {}", place(&results, "report.html"));
+    let stale = records.iter().filter(|r| expected.get(&r.image).is_some_and(|id| *id != r.job)).count();
+    if stale > 0 {
+        note!(
+            "{stale} results are of another file, class or box than the data set has now; to make them again, delete their folders \
+            under images/ or choose another --out"
+        );
+    }
+    if !failures.is_empty() && !interrupted {
+        note!("mended something? run again with --retry-failed");
+    }
+    say!("report: {}", place(&results, "report.html"));
     Ok(if interrupted {
-        eprintln!("interrupted: run the same command again to go on");
+        note!("interrupted: run the same command again to go on");
         ExitCode::from(130)
     } else if failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(2)
     })
+}
+
+/// Last part of the URL, without its options.
+fn run_name(out: &str) -> String {
+    let place = out.split('?').next().unwrap_or(out);
+    place
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .filter(|n| !n.is_empty() && *n != "." && *n != "..")
+        .unwrap_or("run")
+        .to_owned()
+}
+
+/// `profile fast`, or that the parameters are no profile's any more.
+fn described(params: &Params) -> String {
+    match Params::profile(&params.profile) {
+        Some(named) if named == *params => format!("profile {}", params.profile),
+        Some(_) => format!("profile {}, changed", params.profile),
+        None => format!("parameters {}", params.profile),
+    }
 }
 
 fn params(args: &Args) -> anyhow::Result<Params> {
@@ -149,10 +188,10 @@ fn params(args: &Args) -> anyhow::Result<Params> {
 
 /// Coordinator and worker side by side; whether it was interrupted.
 async fn drive(
+    spec: RunSpec,
     plan: coordinator::plan::Plan,
     config: worker::Config,
     model: worker::LoadedModel,
-    params: &Params,
     results: &Store,
 ) -> anyhow::Result<bool> {
     let queue = Queue::open("embedded:").await?;
@@ -160,15 +199,19 @@ async fn drive(
     let (stop, stopped) = watch::channel(false);
     let (status, statuses) = watch::channel(Status::default());
     let (working, workings) = watch::channel(Working::default());
-    let per_image = worker::lane_steps(params);
+    let per_image = worker::lane_steps(&spec.record.params);
+    let runs = Runs::One(results.clone());
 
-    let signals = tokio::spawn(on_signal(shutdown.clone(), stop.clone()));
-    let progress = tokio::spawn(show(statuses, workings, per_image));
+    let bar = progress_bar();
+    // Lives as long as the process: what comes after the work can be ended too.
+    tokio::spawn(on_signal(shutdown.clone(), stop.clone(), bar.clone()));
+    let progress = tokio::spawn(show(bar, statuses, workings, per_image));
     let worker = {
-        let (queue, results, shutdown) = (queue.clone(), results.clone(), shutdown.clone());
+        let (queue, runs, shutdown) = (queue.clone(), runs.clone(), shutdown.clone());
+        let models = Models::One(Box::new(model));
         let stop = stop.clone();
         async move {
-            let outcome = worker::run(config, model, queue.clone(), results, shutdown, working).await;
+            let outcome = worker::run(config, models, queue.clone(), runs, shutdown, working).await;
             // Without the worker nothing more will happen.
             stop.send_replace(true);
             outcome
@@ -177,7 +220,7 @@ async fn drive(
     let coordinate = {
         let queue = queue.clone();
         async move {
-            let outcome = run::drive(plan, &queue, results, stopped, status).await;
+            let outcome = drive::drive(spec, plan, &queue, runs, stopped, status).await;
             // The worker gives back what it holds before the queue closes.
             if outcome.is_ok() && !shutdown.requested() {
                 queue.close().await;
@@ -188,14 +231,13 @@ async fn drive(
         }
     };
     let (worked, coordinated) = tokio::join!(worker, coordinate);
-    signals.abort();
     progress.await?;
     worked?;
     Ok(coordinated?)
 }
 
 /// The first signal asks to stop, the second leaves at once.
-async fn on_signal(shutdown: Shutdown, stop: watch::Sender<bool>) {
+async fn on_signal(shutdown: Shutdown, stop: watch::Sender<bool>, bar: ProgressBar) {
     let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(stream) => stream,
         Err(_) => return,
@@ -205,22 +247,28 @@ async fn on_signal(shutdown: Shutdown, stop: watch::Sender<bool>) {
             done = tokio::signal::ctrl_c() => if done.is_err() { return },
             _ = terminate.recv() => {}
         }
-        if count > 0 {
-            std::process::exit(130);
+        if count > 0 || bar.is_finished() {
+            // Not `exit`, which would destroy libtorch's state under the threads that use it.
+            signal_hook::low_level::exit(130);
         }
-        eprintln!("stopping after this step, saving (again: leave at once)");
+        bar.suspend(|| note!("stopping after this step, saving (again: leave at once)"));
         shutdown.request();
         stop.send_replace(true);
     }
 }
 
-/// The progress bar; plain lines where there is no terminal. Ends when the coordinator does.
-async fn show(mut statuses: watch::Receiver<Status>, workings: watch::Receiver<Working>, per_image: u64) {
+fn progress_bar() -> ProgressBar {
     let terminal = std::io::stderr().is_terminal();
-    let bar =
-        ProgressBar::with_draw_target(None, if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
-    let template = "{bar:32} {percent:>3}%  {msg}";
+    let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(None, target);
+    let template = "{bar:20} {percent:>3}%  {wide_msg}";
     bar.set_style(ProgressStyle::with_template(template).expect("a valid template").progress_chars("━━╌"));
+    bar
+}
+
+/// The progress bar; plain lines where there is no terminal. Ends when the coordinator does.
+async fn show(bar: ProgressBar, mut statuses: watch::Receiver<Status>, workings: watch::Receiver<Working>, per_image: u64) {
+    let terminal = std::io::stderr().is_terminal();
     let started = Instant::now();
     let mut tick = tokio::time::interval(Duration::from_millis(250));
     let mut last_line = Instant::now();
@@ -230,34 +278,34 @@ async fn show(mut statuses: watch::Receiver<Status>, workings: watch::Receiver<W
             changed = statuses.changed() => changed.is_err(),
         };
         let (status, working) = (*statuses.borrow(), workings.borrow().clone());
-        let settled = status.succeeded + status.failed;
         // The batch's own progress counts until its images are settled.
         let total = (status.images - status.skipped - status.failed) as u64 * per_image;
+        let position = (working.lane_steps + working.resumed).min(total);
         bar.set_length(total.max(1));
-        let position = working.lane_steps.min(total);
         bar.set_position(position);
-        let rate = working.lane_steps as f64 / started.elapsed().as_secs_f64().max(1e-3);
-        let left = (total - position) as f64 / rate.max(1e-3);
-        let eta =
-            if working.lane_steps == 0 { "?".into() } else { HumanDuration(Duration::from_secs_f64(left.min(1e9))).to_string() };
-        let message = format!(
-            "{}/{} images ({} failed), {} left, loss {:.3}, {:.0} lane-steps/s",
-            settled + status.skipped,
-            status.images,
-            status.failed,
-            eta,
-            working.loss,
-            rate
-        );
+        let message = message(&status, &working, total - position, started.elapsed().as_secs_f64());
         if terminal {
             bar.set_message(message);
         } else if last_line.elapsed() > Duration::from_secs(10) || ended {
             last_line = Instant::now();
-            let _ = writeln!(std::io::stderr(), "{message}");
+            note!("{:3.0} %  {message}", 100.0 * position as f64 / total.max(1) as f64);
         }
         if ended {
             break;
         }
     }
     bar.finish_and_clear();
+}
+
+fn message(status: &Status, working: &Working, left: u64, seconds: f64) -> String {
+    let settled = status.skipped + status.succeeded + status.failed;
+    let failed = if status.failed > 0 { format!(" ({} failed)", status.failed) } else { String::new() };
+    let images = format!("{settled}/{} images{failed}", status.images);
+    if working.lane_steps == 0 {
+        return format!("{images}, starting");
+    }
+    let rate = working.lane_steps as f64 / seconds.max(1e-3);
+    let left = HumanDuration(Duration::from_secs_f64((left as f64 / rate.max(1e-3)).min(1e9)));
+    let loss = if working.loss.is_finite() { format!(", loss {:.3}", working.loss) } else { String::new() };
+    format!("{images}, {left} left{loss}, {rate:.0} lane-steps/s")
 }

@@ -17,11 +17,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let results = Store::open(&args.out).await?;
     let run = coordinator::run::read_run(&results).await?;
     let run = run.with_context(|| format!("{} holds no run (there is no run.json)", results.url()))?;
-    let (records, _) = coordinator::run::read_records(&results).await?;
-    let resolution = records.first().map_or(0, |r| r.model.resolution);
-    let summary = coordinator::finish::finish(&run, resolution, &results).await?;
-    println!("{} images: {} projected, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
-    println!("report: {}", place(&results, "report.html"));
+    let summary = coordinator::finish::finish(&run, None, &results).await?;
+    say!("{} images: {} projected, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
+    say!("report: {}", place(&results, "report.html"));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -637,7 +637,7 @@ impl ClassIndex {
         ClassIndex { exact: index(str::to_owned), relaxed: index(relax) }
     }
 
-    /// The class of exactly this name; else the one whose name differs only in case and in `_`, `-` and spaces.
+    /// The class of exactly this name; else the one whose name differs only in case and in `_`, `-`, `/` and spaces.
     /// `None` if there is none, or more than one.
     pub fn find(&self, name: &str) -> Option<u32> {
         let exact = self.exact.get(name).copied();
@@ -646,6 +646,6 @@ impl ClassIndex {
 }
 
 fn relax(name: &str) -> String {
-    let words: Vec<&str> = name.split(['_', '-', ' ']).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = name.split(['_', '-', '/', ' ']).filter(|word| !word.is_empty()).collect();
     words.join(" ").to_lowercase()
 }

@@ -2,29 +2,33 @@
 
 use std::collections::HashMap;
 
-use proto::{ModelRef, keys};
+use proto::{ModelRef, RunRecord, keys};
 use store::{ErrorKind, Store};
 
 use crate::export::{results_csv, results_parquet};
 use crate::report::{Pictures, report_html, shown};
-use crate::run::{Error, RunRecord, read_records};
+use crate::run::{Error, read_records};
 use crate::summary::{RunInfo, Summary};
 
 /// Reads every record and writes `results.csv`, `results.parquet`, `summary.json` and `report.html`.
-pub async fn finish(run: &RunRecord, resolution: u32, results: &Store) -> Result<Summary, Error> {
+///
+/// `planned`: images of the run in all, where that is known.
+pub async fn finish(run: &RunRecord, planned: Option<usize>, results: &Store) -> Result<Summary, Error> {
     let (records, failures) = read_records(results).await?;
-    let model = ModelRef { name: run.model.clone(), digest: run.model_digest.clone(), resolution };
+    let model = ModelRef { name: run.model.clone(), digest: run.model_digest.clone(), resolution: run.resolution };
     let info = RunInfo {
         name: run.name.clone(),
         dataset: run.dataset.clone(),
         model,
         params: run.params.clone(),
+        seed: run.seed,
         version: run.version.clone(),
+        planned,
     };
     let summary = Summary::new(info, &records, &failures);
     let mut pictures = HashMap::new();
     for record in shown(&records) {
-        let get = async |item| match results.get(&keys::item(&record.image, item)).await {
+        let get = async |item| match results.get(&keys::item(&record.image, &record.attempt, item)).await {
             Ok(bytes) => Ok(Some(bytes.to_vec())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -1,59 +1,125 @@
-//! What is known of the jobs of a run. Pure: events may come twice and in any order, the end state is the same.
+//! What is known of the jobs of a run. Pure: events may come twice and in any order, the end state is the same. Time is an
+//! argument, in seconds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use proto::{Event, What};
 
-/// Where a job is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum JobState {
-    /// Published, or given back.
-    Waiting,
-    /// In a worker's hands.
-    Started,
-    /// A failure record is in the store.
-    Failed,
-    /// A result is in the store.
-    Succeeded,
+use crate::plan::Planned;
+
+/// A job that is published and not settled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Open {
+    /// What it is about.
+    pub image: Planned,
+    /// The worker that has begun.
+    pub worker: Option<String>,
+    /// When something was last heard of it.
+    pub heard: f64,
 }
 
-/// Jobs of a run by id.
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// A result is in the store.
+    Succeeded,
+    /// A failure record is in the store.
+    Failed,
+}
+
+/// Jobs of a run by id. Only those that are open take memory for more than an id.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ledger {
-    jobs: HashMap<String, JobState>,
+    open: HashMap<String, Open>,
+    /// Given back: to be published again, before all others.
+    returned: BTreeMap<String, Planned>,
+    failed: HashSet<String>,
     succeeded: usize,
-    failed: usize,
 }
 
 impl Ledger {
-    /// Adds a job that is about to be published.
-    pub fn expect(&mut self, job: String) {
-        self.jobs.entry(job).or_insert(JobState::Waiting);
+    /// A job is about to be published.
+    pub fn publish(&mut self, job: String, image: Planned, now: f64) {
+        self.returned.remove(&job);
+        self.open.entry(job).or_insert(Open { image, worker: None, heard: now });
     }
 
-    /// Takes in an event; whether it settled a job for the first time. Events of unknown jobs are ignored.
+    /// Takes in an event; how it settled its job, if it did so for the first time. Events of unknown jobs are ignored.
     ///
     /// A settled job stays settled; a result wins over a failure, as in the store.
-    pub fn apply(&mut self, event: &Event) -> bool {
-        let Some(state) = self.jobs.get_mut(&event.job) else { return false };
-        let before = *state;
-        match event.what {
-            What::Started if before == JobState::Waiting => *state = JobState::Started,
-            What::Released if before == JobState::Started => *state = JobState::Waiting,
-            What::Failed { .. } if before < JobState::Failed => {
-                *state = JobState::Failed;
-                self.failed += 1;
-            }
-            What::Succeeded { .. } if before != JobState::Succeeded => {
-                *state = JobState::Succeeded;
-                self.succeeded += 1;
-                if before == JobState::Failed {
-                    self.failed -= 1;
+    pub fn apply(&mut self, event: &Event, now: f64) -> Option<Settled> {
+        match &event.what {
+            What::Started => {
+                if let Some(image) = self.returned.remove(&event.job) {
+                    self.publish(event.job.clone(), image, now);
                 }
+                if let Some(open) = self.open.get_mut(&event.job) {
+                    (open.worker, open.heard) = (Some(event.worker.clone()), now);
+                }
+                None
             }
-            _ => {}
+            What::Released { queued } => {
+                if !queued {
+                    self.take_back(&event.job);
+                } else if let Some(open) = self.open.get_mut(&event.job) {
+                    (open.worker, open.heard) = (None, now);
+                }
+                None
+            }
+            What::Succeeded { .. } => self.settle(&event.job, Settled::Succeeded),
+            What::Failed { .. } => self.settle(&event.job, Settled::Failed),
+            What::Alive(_) => None,
         }
-        before < JobState::Failed && *state >= JobState::Failed
+    }
+
+    /// What the store says of a job; how it settled it, if it did so for the first time.
+    pub fn settle(&mut self, job: &str, how: Settled) -> Option<Settled> {
+        let known = self.open.remove(job).is_some() | self.returned.remove(job).is_some();
+        match how {
+            Settled::Failed if known => {
+                self.failed.insert(job.to_owned());
+                Some(how)
+            }
+            Settled::Succeeded if known => {
+                self.succeeded += 1;
+                Some(how)
+            }
+            Settled::Succeeded if self.failed.remove(job) => {
+                self.succeeded += 1;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// A published job is to be published again.
+    pub fn take_back(&mut self, job: &str) {
+        if let Some(open) = self.open.remove(job) {
+            self.returned.insert(job.to_owned(), open.image);
+        }
+    }
+
+    /// Takes back every published job that no worker has begun.
+    pub fn withdraw(&mut self) {
+        let waiting: Vec<String> = self.open.iter().filter(|(_, o)| o.worker.is_none()).map(|(id, _)| id.clone()).collect();
+        waiting.iter().for_each(|id| self.take_back(id));
+    }
+
+    /// A job that was given back, to be published again.
+    pub fn next_returned(&mut self) -> Option<Planned> {
+        self.returned.pop_first().map(|(_, image)| image)
+    }
+
+    /// Published jobs that nothing was heard of since `before`.
+    pub fn silent(&self, before: f64) -> impl Iterator<Item = (&String, &Open)> {
+        self.open.iter().filter(move |(_, open)| open.heard < before)
+    }
+
+    /// Something was found out about a job otherwise than by an event.
+    pub fn hear(&mut self, job: &str, now: f64) {
+        if let Some(open) = self.open.get_mut(job) {
+            open.heard = now;
+        }
     }
 
     /// Jobs with a result.
@@ -63,42 +129,68 @@ impl Ledger {
 
     /// Jobs with a failure record.
     pub fn failed(&self) -> usize {
-        self.failed
+        self.failed.len()
     }
 
-    /// Jobs that are not settled.
+    /// Jobs that are published and not settled.
     pub fn open(&self) -> usize {
-        self.jobs.len() - self.succeeded - self.failed
+        self.open.len()
+    }
+
+    /// Jobs that a worker has begun.
+    pub fn started(&self) -> usize {
+        self.open.values().filter(|o| o.worker.is_some()).count()
+    }
+
+    /// Jobs that were given back.
+    pub fn returned(&self) -> usize {
+        self.returned.len()
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use proto::Job;
     use rand::seq::SliceRandom;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
 
-    fn event(job: &str, what: What) -> Event {
-        Event { job: job.into(), run: "r".into(), image: "i".into(), class: 0, worker: "w".into(), what }
+    pub(crate) fn planned(image: &str) -> Planned {
+        Planned { image: image.into(), identity: "1".into(), class: 0, bbox: None }
+    }
+
+    pub(crate) fn event(run: &str, job: &str, what: What) -> Event {
+        Event { job: job.into(), run: run.into(), image: "i".into(), class: 0, worker: "w".into(), what }
+    }
+
+    pub(crate) fn succeeded() -> What {
+        What::Succeeded { loss: 1.0, seconds: 1.0, lane_steps: 1, l1: 0.1, lpips: 0.2 }
+    }
+
+    pub(crate) fn failed() -> What {
+        What::Failed { reason: "bad_image".into(), message: "m".into() }
+    }
+
+    pub(crate) fn about(job: &Job, what: What) -> Event {
+        event(&job.run, job.id().as_str(), what)
     }
 
     #[test]
     fn any_order_and_any_repetition_of_events_gives_the_same_counts() {
-        let succeeded = || What::Succeeded { loss: 1.0, seconds: 1.0, lane_steps: 1 };
-        let failed = || What::Failed { reason: "bad_image".into(), message: "m".into() };
         let events = [
-            event("a", What::Started),
-            event("a", What::Released),
-            event("a", succeeded()),
-            event("b", What::Started),
-            event("b", failed()),
-            event("c", failed()),
-            event("c", succeeded()),
-            event("stranger", succeeded()),
+            event("r", "a", What::Started),
+            event("r", "a", What::Released { queued: true }),
+            event("r", "a", What::Released { queued: false }),
+            event("r", "a", succeeded()),
+            event("r", "b", What::Started),
+            event("r", "b", failed()),
+            event("r", "c", failed()),
+            event("r", "c", succeeded()),
+            event("r", "stranger", succeeded()),
         ];
-        for seed in 0..200 {
+        for seed in 0..500 {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             let mut stream: Vec<&Event> = events.iter().collect();
             for _ in 0..rng.random_range(0..8) {
@@ -106,9 +198,10 @@ mod tests {
             }
             stream.shuffle(&mut rng);
             let mut ledger = Ledger::default();
-            ["a", "b", "c", "d"].into_iter().for_each(|j| ledger.expect(j.into()));
-            let settled = stream.into_iter().filter(|e| ledger.apply(e)).count();
-            assert_eq!((ledger.succeeded(), ledger.failed(), ledger.open(), settled), (2, 1, 1, 3), "seed {seed}");
+            ["a", "b", "c", "d"].into_iter().for_each(|j| ledger.publish(j.into(), planned(j), 0.0));
+            let settled = stream.into_iter().filter(|e| ledger.apply(e, 1.0).is_some()).count();
+            let counts = (ledger.succeeded(), ledger.failed(), ledger.open() + ledger.returned(), settled);
+            assert_eq!(counts, (2, 1, 1, 3), "seed {seed}");
         }
     }
 }

@@ -1,13 +1,19 @@
 //! Decides: what is to be done, and what is known. Never links torch.
 //!
-//! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`run`] (io: publishes jobs, collects events) -> [`ledger`]
-//! (pure) -> [`finish`](mod@finish) (io), which writes what [`summary`], [`export`] and [`report`] (pure) make of the records.
+//! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), which [`drive`]
+//! (io) asks for the jobs to publish and tells the events -> [`finish`](mod@finish) (io), which writes what [`summary`],
+//! [`export`] and [`report`] (pure) make of the records. [`service`] keeps many runs going, and [`api`] lets people say which.
 
+pub mod api;
 pub mod dataset;
+pub mod drive;
 pub mod export;
 pub mod finish;
+pub mod fleet;
 pub mod ledger;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod service;
 pub mod summary;
+pub mod verify;

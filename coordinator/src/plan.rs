@@ -2,91 +2,117 @@
 
 use std::collections::HashSet;
 
-use proto::{Failure, FailureReason, Job, Params, keys};
+use proto::{Box2d, Failure, FailureReason, Job, RunRecord, keys};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{ClassIndex, Entry};
+use crate::dataset::{ClassIndex, DatasetImage, Entry};
 
 /// What all jobs of a run have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSpec {
-    /// Name of the run.
-    pub name: String,
-    /// URL that workers read images from.
-    pub dataset: String,
-    /// Name of the model.
-    pub model: String,
-    /// Digest of the model.
-    pub model_digest: String,
+    /// The run.
+    pub record: RunRecord,
     /// The model's classes.
     pub classes: Vec<String>,
-    /// What to compute.
-    pub params: Params,
-    /// Everything random follows from it.
-    pub seed: u64,
+}
+
+/// An image that is to be projected: what its job says beside the run's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// Key in the data set.
+    pub image: String,
+    /// What the store says of its bytes.
+    pub identity: String,
+    /// Index into the model's classes.
+    pub class: u32,
+    /// Box of the object in pixels; `None`: the whole image.
+    pub bbox: Option<Box2d>,
+}
+
+impl RunSpec {
+    /// The job of an image.
+    pub fn job(&self, planned: &Planned) -> Job {
+        let run = &self.record;
+        Job {
+            run: run.name.clone(),
+            image: planned.image.clone(),
+            identity: planned.identity.clone(),
+            dataset: run.dataset.clone(),
+            class: planned.class,
+            class_name: self.classes[planned.class as usize].clone(),
+            bbox: planned.bbox,
+            model: run.model.clone(),
+            model_digest: run.model_digest.clone(),
+            params: run.params.clone(),
+            seed: image_seed(run.seed, &planned.image),
+        }
+    }
 }
 
 /// The work that is left.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// To be published, by image.
-    pub jobs: Vec<Job>,
+    pub images: Vec<Planned>,
     /// Images that can be no job.
     pub failures: Vec<Failure>,
     /// Images that have a result or a failure already.
-    pub skipped: usize,
+    pub settled: Vec<Planned>,
+    /// How many more of those could be no job.
+    pub settled_bad: usize,
 }
 
-/// Plans `entries` without the images in `settled`, which have a result or a failure.
-pub fn plan(entries: &[Entry], spec: &RunSpec, settled: &HashSet<String>) -> Plan {
+impl Plan {
+    /// Images that have a result or a failure already.
+    pub fn skipped(&self) -> usize {
+        self.settled.len() + self.settled_bad
+    }
+
+    /// Images of the run.
+    pub fn total(&self) -> usize {
+        self.images.len() + self.failures.len() + self.skipped()
+    }
+}
+
+/// Plans `entries` without the images at the places in `settled`, which have a result or a failure.
+pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashSet<String>) -> Plan {
     let classes = ClassIndex::new(&spec.classes);
     let mut plan = Plan::default();
     for entry in entries {
-        if settled.contains(entry.image()) {
-            plan.skipped += 1;
-            continue;
-        }
-        let fail = |reason, message: String, class_name: Option<String>| Failure {
-            format: 1,
-            job: None,
-            image: entry.image().to_owned(),
-            reason,
-            message,
-            class_name,
-        };
-        match entry {
-            Entry::Bad { reason, message, class_name, .. } => {
-                plan.failures.push(fail(*reason, message.clone(), class_name.clone()));
-            }
-            Entry::Image(image) => {
-                if let Err(problem) = keys::check_image(&image.key) {
-                    let message = format!("the image's name {:?} {problem}", image.key);
-                    plan.failures.push(fail(FailureReason::BadName, message, Some(image.class_name.clone())));
-                    continue;
-                }
-                let Some(class) = classes.find(&image.class_name) else {
-                    let (name, model) = (&image.class_name, &spec.model);
-                    let message = format!("class {name:?} is not one of the {} classes of model {model}", spec.classes.len());
-                    plan.failures.push(fail(FailureReason::UnknownClass, message, Some(name.clone())));
-                    continue;
-                };
-                plan.jobs.push(Job {
-                    run: spec.name.clone(),
-                    image: image.key.clone(),
-                    identity: image.identity.clone(),
-                    dataset: spec.dataset.clone(),
-                    class,
-                    class_name: spec.classes[class as usize].clone(),
-                    bbox: image.bbox,
-                    model: spec.model.clone(),
-                    model_digest: spec.model_digest.clone(),
-                    params: spec.params.clone(),
-                    seed: image_seed(spec.seed, &image.key),
-                });
-            }
+        let is_settled = settled.contains(&keys::place(entry.image()));
+        match (planned(entry, &classes, spec), is_settled) {
+            (Ok(planned), true) => plan.settled.push(planned),
+            (Ok(planned), false) => plan.images.push(planned),
+            (Err(_), true) => plan.settled_bad += 1,
+            (Err(failure), false) => plan.failures.push(failure),
         }
     }
     plan
+}
+
+fn planned(entry: Entry, classes: &ClassIndex, spec: &RunSpec) -> Result<Planned, Failure> {
+    let fail = |image, reason, message, class_name| Failure { format: 1, job: None, image, reason, message, class_name };
+    match entry {
+        Entry::Bad { image, reason, message, class_name } => Err(fail(image, reason, message, class_name)),
+        Entry::Image(DatasetImage { key, identity, class_name, bbox }) => {
+            if let Err(problem) = keys::check_image(&key) {
+                let message = format!("the image's name {key:?} {problem}");
+                return Err(fail(key, FailureReason::BadName, message, Some(class_name)));
+            }
+            let Some(class) = classes.find(&class_name) else {
+                let message = unknown_class(&class_name, spec);
+                return Err(fail(key, FailureReason::UnknownClass, message, Some(class_name)));
+            };
+            Ok(Planned { image: key, identity, class, bbox })
+        }
+    }
+}
+
+/// Names the classes that there are, if they are few.
+fn unknown_class(name: &str, spec: &RunSpec) -> String {
+    let (classes, model) = (&spec.classes, &spec.record.model);
+    let known = if classes.len() <= 20 { classes.join(", ") } else { "see classes in its model.json".into() };
+    format!("class {name:?} is not one of the {} classes of model {model} ({known})", classes.len())
 }
 
 /// Seed of an image: differs between images, and does not depend on which others there are.
@@ -96,19 +122,27 @@ fn image_seed(seed: u64, key: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dataset::DatasetImage;
+pub(crate) mod tests {
+    use proto::Params;
 
-    fn spec() -> RunSpec {
+    use super::*;
+
+    pub(crate) fn spec(name: &str) -> RunSpec {
         RunSpec {
-            name: "r".into(),
-            dataset: "file:///d".into(),
-            model: "m".into(),
-            model_digest: "0".into(),
+            record: RunRecord {
+                format: 1,
+                name: name.into(),
+                dataset: "file:///d".into(),
+                annotations: "auto".into(),
+                limit: None,
+                model: "m".into(),
+                model_digest: "0".into(),
+                resolution: 32,
+                params: Params::fast(),
+                seed: 7,
+                version: "0".into(),
+            },
             classes: vec!["Bag".into(), "Coat".into()],
-            params: Params::fast(),
-            seed: 7,
         }
     }
 
@@ -119,20 +153,22 @@ mod tests {
 
     #[test]
     fn what_is_settled_is_not_planned_again_and_seeds_do_not_depend_on_the_rest() {
-        let entries = [image("a.png", "Bag"), image("b.png", "coat"), image("c.png", "Bag")];
-        let all = plan(&entries, &spec(), &HashSet::new());
-        assert_eq!(all.jobs.iter().map(|j| j.class).collect::<Vec<_>>(), [0, 1, 0]);
-        let rest = plan(&entries, &spec(), &HashSet::from(["b.png".to_owned()]));
-        assert_eq!(rest.skipped, 1);
-        assert_eq!(rest.jobs, [all.jobs[0].clone(), all.jobs[2].clone()]);
-        assert_ne!(all.jobs[0].seed, all.jobs[2].seed);
+        let entries = || vec![image("a.png", "Bag"), image("b.png", "coat"), image("c.png", "Bag")];
+        let spec = spec("r");
+        let all = plan(entries(), &spec, &HashSet::new());
+        assert_eq!(all.images.iter().map(|j| j.class).collect::<Vec<_>>(), [0, 1, 0]);
+        let rest = plan(entries(), &spec, &HashSet::from(["b.png".to_owned()]));
+        assert_eq!((rest.skipped(), rest.total()), (1, 3));
+        assert_eq!(rest.images, [all.images[0].clone(), all.images[2].clone()]);
+        let seeds = all.images.iter().map(|i| spec.job(i).seed).collect::<HashSet<_>>();
+        assert_eq!(seeds.len(), 3);
     }
 
     #[test]
     fn an_image_of_an_unknown_class_or_with_a_bad_name_fails_by_itself() {
-        let entries = [image("a.png", "Shoe"), image("../b.png", "Bag"), image("c.png", "Bag")];
-        let plan = plan(&entries, &spec(), &HashSet::new());
-        assert_eq!(plan.jobs.len(), 1);
+        let entries = vec![image("a.png", "Shoe"), image("../b.png", "Bag"), image("c.png", "Bag")];
+        let plan = plan(entries, &spec("r"), &HashSet::new());
+        assert_eq!(plan.images.len(), 1);
         let reasons: Vec<_> = plan.failures.iter().map(|f| f.reason).collect();
         assert_eq!(reasons, [FailureReason::UnknownClass, FailureReason::BadName]);
     }

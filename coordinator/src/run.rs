@@ -1,47 +1,16 @@
-//! One run from start to end (*io*): read the data set, plan, keep a window of jobs on the queue, collect events.
+//! A run's place in the store (*io*): what it is, what is done, and what is left.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use proto::{Event, Failure, FailureReason, Job, Params, ResultRecord, keys};
-use queue::{Channel, Queue};
-use serde::{Deserialize, Serialize};
+use proto::keys::{Kind, Marker};
+use proto::{Failure, FailureReason, ResultRecord, RunRecord, keys};
 use store::{ErrorKind, PutNew, Store};
-use tokio::sync::watch;
 
 use crate::dataset::{self, Annotations, DatasetError};
-use crate::ledger::Ledger;
 use crate::plan::{Plan, RunSpec, plan};
 
-/// Jobs that are published and not settled, at most. The queue is not the plan: a lost queue costs nothing.
-const WINDOW: usize = 1000;
-
-/// What to do.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The run.
-    pub spec: RunSpec,
-    /// Where the classes and boxes are written.
-    pub annotations: Annotations,
-    /// Only this many images, evenly spread over the data set.
-    pub limit: Option<usize>,
-    /// Whether images with a failure are tried again.
-    pub retry_failed: bool,
-    /// Version of basin.
-    pub version: String,
-}
-
-/// How a run stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// Images of the run.
-    pub images: usize,
-    /// Settled before this start.
-    pub skipped: usize,
-    /// With a result, since this start.
-    pub succeeded: usize,
-    /// With a failure, since this start.
-    pub failed: usize,
-}
+/// Failure records written at a time.
+const WRITES: usize = 32;
 
 /// Why a run cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +36,33 @@ pub enum Error {
         /// Its value now.
         here: String,
     },
+    /// The results would become part of the data set.
+    #[error("{out} lies inside the data set {dataset}: choose a place outside of it for the results")]
+    OutInside {
+        /// URL of the results.
+        out: String,
+        /// URL of the data set.
+        dataset: String,
+    },
+    /// The home has no such model.
+    #[error("there is no model {model} in {url}: copy its folder to models/{model}/ there")]
+    NoModel {
+        /// Name of the model.
+        model: String,
+        /// URL of the home.
+        url: String,
+    },
+    /// `model.json` in the home is not valid.
+    #[error("{key} is no model description")]
+    BadModel {
+        /// Key of the file.
+        key: String,
+        /// Why.
+        source: proto::DecodeError,
+    },
+    /// Another coordinator may act now.
+    #[error("the connection that made this coordinator the acting one is lost")]
+    LostLead,
     /// An object of the run cannot be read.
     #[error("{key} is damaged: delete it and run again")]
     Damaged {
@@ -77,66 +73,93 @@ pub enum Error {
     },
 }
 
-/// `run.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RunRecord {
-    /// Of this file: 1.
-    pub format: u32,
-    /// Name of the run.
-    pub name: String,
-    /// URL of the data set.
-    pub dataset: String,
-    /// Name of the model.
-    pub model: String,
-    /// Digest of the model.
-    pub model_digest: String,
-    /// What is computed.
-    pub params: Params,
-    /// Everything random follows from it.
-    pub seed: u64,
-    /// Version of basin that began it.
-    pub version: String,
+/// Which images with a failure are tried again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Retry {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those with one of these classes and one of these reasons; an empty list stands for all.
+    Failures {
+        /// Names of classes.
+        classes: Vec<String>,
+        /// Short names of reasons.
+        reasons: Vec<String>,
+    },
+}
+
+impl Retry {
+    /// All of them.
+    pub fn all() -> Retry {
+        Retry::Failures { classes: vec![], reasons: vec![] }
+    }
+
+    fn wants(&self, failure: &Failure) -> bool {
+        let Retry::Failures { classes, reasons } = self else { return false };
+        let class = failure.class_name.as_deref().unwrap_or("");
+        (classes.is_empty() || classes.iter().any(|c| c.eq_ignore_ascii_case(class)))
+            && (reasons.is_empty() || reasons.iter().any(|r| r == failure.reason.as_str()))
+    }
 }
 
 /// Reads and plans, records what cannot be a job, and returns what is left. Notes are for people.
-pub async fn prepare(config: &Config, dataset: &Store, results: &Store) -> Result<(Plan, Vec<String>), Error> {
-    let dataset = dataset::read(dataset, &config.annotations).await?;
+pub async fn prepare(spec: &RunSpec, retry: &Retry, dataset: &Store, results: &Store) -> Result<(Plan, Vec<String>), Error> {
+    if dataset.contains(results) {
+        return Err(Error::OutInside { out: results.url(), dataset: dataset.url() });
+    }
+    let annotations: Annotations = spec.record.annotations.parse().expect("any text names annotations");
+    let dataset = dataset::read(dataset, &annotations).await?;
     results.check_writable().await?;
-    begin(config, results).await?;
+    begin(&spec.record, results).await?;
+    let known: HashSet<String> = dataset.entries.iter().map(|e| keys::place(e.image())).collect();
+    let settled = settled(retry, &known, results).await?;
+    let all = dataset.entries.len();
+    let entries = match spec.record.limit {
+        Some(limit) => spread(dataset.entries, limit),
+        None => dataset.entries,
+    };
+    let mut notes = dataset.notes;
+    let of = if entries.len() < all { format!(" of {all}") } else { String::new() };
+    notes.insert(0, format!("read {}{of} images from {}", entries.len(), dataset.source));
+    let plan = plan(entries, spec, &settled);
+    for failures in plan.failures.chunks(WRITES) {
+        let writes = failures.iter().map(|failure| write_failure(results, failure));
+        futures_util::future::try_join_all(writes).await?;
+    }
+    Ok((plan, notes))
+}
+
+/// Places of images with a marker. A failure is taken away where it is to be tried again, where the data set did not answer, and
+/// where the data set has no such image any more.
+async fn settled(retry: &Retry, known: &HashSet<String>, results: &Store) -> Result<HashSet<String>, Error> {
     let mut settled = HashSet::new();
-    let mut lister = results.list(keys::IMAGES)?;
     let mut failed = Vec::new();
+    let mut lister = results.list(keys::IMAGES)?;
     while let Some(page) = lister.next_page().await? {
         for object in page {
-            match keys::parse_item(&object.key) {
-                Some((image, keys::Item::Result)) => drop(settled.insert(image)),
-                Some((image, keys::Item::Failure)) => failed.push(image),
+            match keys::parse(&object.key) {
+                Some(Kind::Marker(place, Marker::Result)) => drop(settled.insert(place.to_owned())),
+                Some(Kind::Marker(place, Marker::Failure)) => failed.push((place.to_owned(), object.key)),
                 _ => {}
             }
         }
     }
-    for image in failed {
-        if config.retry_failed {
-            results.delete(&keys::item(&image, keys::Item::Failure)).await?;
+    for (place, key) in failed {
+        let again = !known.contains(&place) || {
+            let failure: Failure = read_json(results, &key).await?;
+            failure.reason == FailureReason::Unavailable || retry.wants(&failure)
+        };
+        if again {
+            results.delete(&key).await?;
         } else {
-            settled.insert(image);
+            settled.insert(place);
         }
     }
-    let entries = match config.limit {
-        Some(limit) => spread(dataset.entries, limit),
-        None => dataset.entries,
-    };
-    let plan = plan(&entries, &config.spec, &settled);
-    for failure in &plan.failures {
-        write_failure(results, failure).await?;
-    }
-    let mut notes = dataset.notes;
-    notes.insert(0, format!("read {} images from {}", entries.len(), dataset.source));
-    Ok((plan, notes))
+    Ok(settled)
 }
 
 /// Every n-th entry, `limit` of them.
-fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
+pub(crate) fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
     let n = entries.len();
     if limit >= n {
         return entries;
@@ -146,30 +169,18 @@ fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
 }
 
 /// Writes `run.json`, or compares with the one that is there.
-async fn begin(config: &Config, results: &Store) -> Result<(), Error> {
-    let spec = &config.spec;
-    let record = RunRecord {
-        format: 1,
-        name: spec.name.clone(),
-        dataset: spec.dataset.clone(),
-        model: spec.model.clone(),
-        model_digest: spec.model_digest.clone(),
-        params: spec.params.clone(),
-        seed: spec.seed,
-        version: config.version.clone(),
-    };
-    let bytes = serde_json::to_vec_pretty(&record).expect("a record serialises");
+pub async fn begin(record: &RunRecord, results: &Store) -> Result<(), Error> {
+    let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
     if results.put_new(keys::RUN, bytes).await? == PutNew::Created {
         return Ok(());
     }
-    let there: RunRecord = serde_json::from_slice(&results.get(keys::RUN).await?)
-        .map_err(|source| Error::Damaged { key: keys::RUN.into(), source })?;
+    let there: RunRecord = read_json(results, keys::RUN).await?;
     let differs = |what, there: String, here: String| Err(Error::OtherRun { url: results.url(), what, there, here });
     if there.dataset != record.dataset {
-        return differs("data set", there.dataset, record.dataset);
+        return differs("data set", there.dataset, record.dataset.clone());
     }
     if there.model_digest != record.model_digest {
-        return differs("model", there.model_digest, record.model_digest);
+        return differs("model", there.model_digest, record.model_digest.clone());
     }
     if there.params != record.params {
         return differs("set of parameters", there.params.to_json(), record.params.to_json());
@@ -180,103 +191,24 @@ async fn begin(config: &Config, results: &Store) -> Result<(), Error> {
     Ok(())
 }
 
-async fn write_failure(results: &Store, failure: &Failure) -> Result<(), store::Error> {
+/// Writes a failure record.
+pub async fn write_failure(results: &Store, failure: &Failure) -> Result<(), store::Error> {
     let bytes = serde_json::to_vec_pretty(failure).expect("a record serialises");
-    results.put(&keys::item(&failure.image, keys::Item::Failure), bytes).await
+    results.put(&keys::marker(&failure.image, Marker::Failure), bytes).await
 }
 
-/// Publishes the plan's jobs and collects events until every job is settled or `stop` becomes true.
-pub async fn drive(
-    plan: Plan,
-    queue: &Queue,
-    results: &Store,
-    mut stop: watch::Receiver<bool>,
-    status: watch::Sender<Status>,
-) -> Result<(), Error> {
-    let mut now = Status {
-        images: plan.jobs.len() + plan.failures.len() + plan.skipped,
-        skipped: plan.skipped,
-        succeeded: 0,
-        failed: plan.failures.len(),
-    };
-    status.send_replace(now);
-    let (early, total) = (plan.failures.len(), plan.jobs.len());
-    let mut ledger = Ledger::default();
-    let mut jobs = plan.jobs.into_iter();
-    let mut events = queue.consume(Channel::Events, 100).await?;
-    let mut dead_letters = queue.consume(Channel::DeadLetters, 100).await?;
-    while ledger.succeeded() + ledger.failed() < total {
-        while ledger.open() < WINDOW {
-            let Some(job) = jobs.next() else { break };
-            ledger.expect(job.id().to_string());
-            queue.publish(Channel::Jobs, job.encode()).await?;
-        }
-        tokio::select! {
-            event = events.next() => {
-                let Some(delivery) = event else { return Ok(()) };
-                match Event::decode(delivery.payload()) {
-                    Ok(event) => {
-                        ledger.apply(&event);
-                        delivery.ack().await?;
-                    }
-                    Err(error) => delivery.reject(&error.to_string()).await?,
-                }
-            }
-            letter = dead_letters.next() => {
-                let Some(delivery) = letter else { return Ok(()) };
-                if let Some(event) = bury(&delivery, results).await? {
-                    ledger.apply(&event);
-                }
-                delivery.ack().await?;
-            }
-            changed = stop.changed() => {
-                if changed.is_err() || *stop.borrow() {
-                    return Ok(());
-                }
-            }
-        }
-        now.succeeded = ledger.succeeded();
-        now.failed = early + ledger.failed();
-        status.send_replace(now);
-    }
-    Ok(())
-}
-
-/// A dead letter becomes a failure record, unless its worker wrote one; the event that the worker could not send.
-async fn bury(delivery: &queue::Delivery, results: &Store) -> Result<Option<Event>, Error> {
-    let (Some(letter), Ok(job)) = (delivery.dead_letter(), Job::decode(delivery.payload())) else { return Ok(None) };
-    let key = keys::item(&job.image, keys::Item::Failure);
-    let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
-    if !results.exists(&key).await? {
-        let failure = Failure {
-            format: 1,
-            job: Some(job.id()),
-            image: job.image.clone(),
-            reason: FailureReason::BadJob,
-            message: message.clone(),
-            class_name: Some(job.class_name.clone()),
-        };
-        write_failure(results, &failure).await?;
-    }
-    Ok(Some(Event {
-        job: job.id().to_string(),
-        run: job.run.clone(),
-        image: job.image.clone(),
-        class: job.class,
-        worker: "coordinator".into(),
-        what: proto::What::Failed { reason: FailureReason::BadJob.as_str().into(), message },
-    }))
+/// Reads a record.
+pub(crate) async fn read_json<T: serde::de::DeserializeOwned>(results: &Store, key: &str) -> Result<T, Error> {
+    let bytes = results.get(key).await?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Damaged { key: key.into(), source })
 }
 
 /// `run.json` of a store; `None` if there is no run.
 pub async fn read_run(results: &Store) -> Result<Option<RunRecord>, Error> {
-    match results.get(keys::RUN).await {
-        Ok(bytes) => {
-            let record = serde_json::from_slice(&bytes);
-            Ok(Some(record.map_err(|source| Error::Damaged { key: keys::RUN.into(), source })?))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
+    match read_json(results, keys::RUN).await {
+        Ok(record) => Ok(Some(record)),
+        Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -287,25 +219,46 @@ pub async fn read_records(results: &Store) -> Result<(Vec<ResultRecord>, Vec<Fai
     let mut lister = results.list(keys::IMAGES)?;
     while let Some(page) = lister.next_page().await? {
         for object in page {
-            let damaged = |source| Error::Damaged { key: object.key.clone(), source };
-            match keys::parse_item(&object.key) {
-                Some((_, keys::Item::Result)) => {
-                    let record: ResultRecord = serde_json::from_slice(&results.get(&object.key).await?).map_err(damaged)?;
+            match keys::parse(&object.key) {
+                Some(Kind::Marker(_, Marker::Result)) => {
+                    let record: ResultRecord = read_json(results, &object.key).await?;
                     records.push(record);
                 }
-                Some((_, keys::Item::Failure)) => failed.push(object.key),
+                Some(Kind::Marker(_, Marker::Failure)) => failed.push(object.key),
                 _ => {}
             }
         }
     }
     let done: HashSet<&str> = records.iter().map(|r| r.image.as_str()).collect();
     for key in failed {
-        let bytes = results.get(&key).await?;
-        let failure: Failure = serde_json::from_slice(&bytes).map_err(|source| Error::Damaged { key: key.clone(), source })?;
+        let failure: Failure = read_json(results, &key).await?;
         // A result wins.
         if !done.contains(failure.image.as_str()) {
             failures.push(failure);
         }
     }
     Ok((records, failures))
+}
+
+/// Deletes what attempts left that did not win, and marks and checkpoints of images that are settled; returns how many objects.
+pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, Error> {
+    let winners: HashMap<String, &str> = records.iter().map(|r| (keys::place(&r.image), r.attempt.as_str())).collect();
+    let mut swept = 0;
+    for prefix in [keys::IMAGES, keys::ATTEMPTS, keys::CHECKPOINTS] {
+        let mut lister = results.list(prefix)?;
+        while let Some(page) = lister.next_page().await? {
+            for object in page {
+                let keep = match keys::parse(&object.key) {
+                    Some(Kind::Item(place, attempt, _)) => winners.get(place) == Some(&attempt),
+                    Some(Kind::Marker(..)) => true,
+                    None => prefix == keys::IMAGES,
+                };
+                if !keep {
+                    results.delete(&object.key).await?;
+                    swept += 1;
+                }
+            }
+        }
+    }
+    Ok(swept)
 }

@@ -169,11 +169,13 @@ fn lbfgs_evaluations(params: &Params) -> u32 {
 /// Lane-steps of stage two for `seeds` lanes: one forward (and backward) pass of one lane each.
 pub fn lane_steps(params: &Params, seeds: u64) -> u64 {
     let passes = match params {
-        Params::Adam { steps } => *steps,
-        Params::Lbfgs { evaluations } => *evaluations,
-        Params::Cma { generations } => *generations,
-        Params::CmaAdam { generations, steps } => generations + steps,
-        Params::BasinCma { generations, steps, final_steps, .. } => generations * steps + final_steps,
+        Params::Adam { steps } => u64::from(*steps),
+        Params::Lbfgs { evaluations } => u64::from(*evaluations),
+        Params::Cma { generations } => u64::from(*generations),
+        Params::CmaAdam { generations, steps } => u64::from(*generations) + u64::from(*steps),
+        Params::BasinCma { generations, steps, final_steps, .. } => {
+            u64::from(*generations) * u64::from(*steps) + u64::from(*final_steps)
+        }
     };
-    u64::from(passes) * seeds
+    passes.saturating_mul(seeds)
 }

@@ -250,7 +250,7 @@ pub fn lane_steps(params: &Params) -> u64 {
     let stage_one = params.transform.as_ref().map_or(0, |t| {
         let dim = transform::Space::new(t).dim();
         let cma = Cma::new(vec![0.0; dim], t.sigma, t.population.map(|p| p as usize));
-        u64::from(t.generations * t.steps) * cma.population() as u64
+        u64::from(t.generations) * u64::from(t.steps) * cma.population() as u64
     });
     stage_one + latent_search::lane_steps(&params.latent, u64::from(params.seeds))
 }

@@ -1,6 +1,7 @@
 //! What happened to a job.
 
 use prost::Message;
+use serde::Serialize;
 
 use crate::{DecodeError, wire};
 
@@ -36,6 +37,10 @@ pub enum What {
         seconds: f64,
         /// Lane-steps done by this worker for this job.
         lane_steps: u64,
+        /// L1 of the best seed inside the box after inversion.
+        l1: f64,
+        /// LPIPS of the same.
+        lpips: f64,
     },
     /// A failure record is in the store.
     Failed {
@@ -45,18 +50,62 @@ pub enum What {
         message: String,
     },
     /// Given back unfinished, with a checkpoint.
-    Released,
+    Released {
+        /// It is on the queue again; if not, it waits to be published again.
+        queued: bool,
+    },
+    /// A worker is there; belongs to no job.
+    Alive(Alive),
+}
+
+/// What a worker does now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Alive {
+    /// Images that it can hold in its batch.
+    pub slots: u32,
+    /// Images that it projects now.
+    pub images: u32,
+    /// Their run; empty if there are none.
+    pub run: String,
+    /// Lane-steps since it started.
+    pub lane_steps: u64,
+    /// Lane-steps each second lately.
+    pub lane_steps_per_second: f64,
+    /// Version of basin.
+    pub version: String,
+    /// Names of its devices.
+    pub devices: String,
+    /// It is about to leave.
+    pub leaving: bool,
 }
 
 impl Event {
+    /// A sign of life of `worker`.
+    pub fn alive(worker: &str, alive: Alive) -> Event {
+        let (job, run, image) = (String::new(), String::new(), String::new());
+        Event { job, run, image, class: 0, worker: worker.to_owned(), what: What::Alive(alive) }
+    }
+
     /// The message.
     pub fn encode(&self) -> Vec<u8> {
         use wire::event::What as W;
         let what = match self.what.clone() {
             What::Started => W::Started(wire::Started {}),
-            What::Succeeded { loss, seconds, lane_steps } => W::Succeeded(wire::Succeeded { loss, seconds, lane_steps }),
+            What::Succeeded { loss, seconds, lane_steps, l1, lpips } => {
+                W::Succeeded(wire::Succeeded { loss, seconds, lane_steps, l1, lpips })
+            }
             What::Failed { reason, message } => W::Failed(wire::Failed { reason, message }),
-            What::Released => W::Released(wire::Released {}),
+            What::Released { queued } => W::Released(wire::Released { queued }),
+            What::Alive(a) => W::Alive(wire::Alive {
+                slots: a.slots,
+                images: a.images,
+                run: a.run,
+                lane_steps: a.lane_steps,
+                lane_steps_per_second: a.lane_steps_per_second,
+                version: a.version,
+                devices: a.devices,
+                leaving: a.leaving,
+            }),
         };
         wire::Event {
             version: VERSION,
@@ -79,14 +128,27 @@ impl Event {
             return Err(DecodeError::Version { message, found: wire.version, known: VERSION });
         }
         let missing = |field| DecodeError::Field { message, field, problem: "is missing".into() };
-        if wire.job.is_empty() {
+        let what = wire.what.ok_or_else(|| missing("what"))?;
+        if wire.job.is_empty() && !matches!(what, W::Alive(_)) {
             return Err(missing("job"));
         }
-        let what = match wire.what.ok_or_else(|| missing("what"))? {
+        let what = match what {
             W::Started(_) => What::Started,
-            W::Succeeded(s) => What::Succeeded { loss: s.loss, seconds: s.seconds, lane_steps: s.lane_steps },
+            W::Succeeded(s) => {
+                What::Succeeded { loss: s.loss, seconds: s.seconds, lane_steps: s.lane_steps, l1: s.l1, lpips: s.lpips }
+            }
             W::Failed(f) => What::Failed { reason: f.reason, message: f.message },
-            W::Released(_) => What::Released,
+            W::Released(r) => What::Released { queued: r.queued },
+            W::Alive(a) => What::Alive(Alive {
+                slots: a.slots,
+                images: a.images,
+                run: a.run,
+                lane_steps: a.lane_steps,
+                lane_steps_per_second: a.lane_steps_per_second,
+                version: a.version,
+                devices: a.devices,
+                leaving: a.leaving,
+            }),
         };
         Ok(Event { job: wire.job, run: wire.run, image: wire.image, class: wire.class, worker: wire.worker, what })
     }

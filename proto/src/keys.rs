@@ -1,20 +1,27 @@
-//! Names of objects in the store of a run.
+//! Names of objects in the store of a run, and of runs in the home of a fleet.
 //!
 //! ```text
-//! run.json                              what the run is: data set, model, parameters
-//! images/<image>/result.json            commit marker (written last)
-//! images/<image>/projection.safetensors z, c, transform and losses of all seeds
-//! images/<image>/target.png             the image in the generator's size
-//! images/<image>/transformed.png        the target under the transform that was found
-//! images/<image>/generated.png          the best projection
-//! images/<image>/inverted.png           the same, back in the target's frame
-//! images/<image>/history.json           loss curves
-//! images/<image>/failure.json           why there is no result
-//! checkpoints/<image>.checkpoint        state of an unfinished projection
+//! run.json                                     what the run is: data set, model, parameters
+//! images/<image>/result.json                   commit marker, written last; names the attempt that made it
+//! images/<image>/failure.json                  why there is no result
+//! images/<image>/attempt-<id>/projection.safetensors   z, c and losses of all seeds
+//! images/<image>/attempt-<id>/target.png       the image in the generator's size
+//! images/<image>/attempt-<id>/transformed.png  the target under the transform that was found
+//! images/<image>/attempt-<id>/generated.png    the best projection
+//! images/<image>/attempt-<id>/inverted.png     the same, back in the target's frame
+//! images/<image>/attempt-<id>/history.json     loss curves
+//! checkpoints/<image>.checkpoint               state of an unfinished projection
+//! attempts/<image>/<id>                        an attempt that has begun, and neither ended nor saved anything yet
 //! results.parquet results.csv summary.json report.html
 //! ```
 //!
-//! `<image>` is the image's key in the data set with every byte but letters, digits, `.`, `_`, `-` and `/` written as `%XX`.
+//! `<image>` is the image's *place*: its key in the data set with every byte but letters, digits, `.`, `_`, `-` and `/` written
+//! as `%XX`, and a part that is too long for a file system shortened and given a digest. The records hold the key itself.
+//! Two workers may hold the same job: each writes under an attempt of its own, and the one commit marker says whose counts.
+//!
+//! A fleet's home holds `index/<run>.json`, `control/<run>.json`, `runs/<run>/` (as above) and `models/<model>/`.
+
+use crate::hex_sha256;
 
 /// What the run is.
 pub const RUN: &str = "run.json";
@@ -22,12 +29,37 @@ pub const RUN: &str = "run.json";
 pub const IMAGES: &str = "images/";
 /// Prefix of the checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints/";
+/// Prefix of the attempts that have begun.
+pub const ATTEMPTS: &str = "attempts/";
+/// Prefix of the runs' index in a fleet's home.
+pub const INDEX: &str = "index/";
 
-/// An object of one image.
+const ATTEMPT: &str = "attempt-";
+
+/// What ends the work on an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marker {
+    /// There is a result: the commit marker.
+    Result,
+    /// There is none, and why.
+    Failure,
+}
+
+impl Marker {
+    const ALL: [Marker; 2] = [Marker::Result, Marker::Failure];
+
+    /// Last part of the key.
+    pub fn file(self) -> &'static str {
+        match self {
+            Marker::Result => "result.json",
+            Marker::Failure => "failure.json",
+        }
+    }
+}
+
+/// An object that an attempt writes before it commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
-    /// Commit marker.
-    Result,
     /// z, c, transform and losses of all seeds.
     Projection,
     /// The image in the generator's size.
@@ -40,52 +72,103 @@ pub enum Item {
     Inverted,
     /// Loss curves.
     History,
-    /// Why there is no result.
-    Failure,
 }
 
 impl Item {
-    const ALL: [Item; 8] = [
-        Item::Result,
-        Item::Projection,
-        Item::Target,
-        Item::Transformed,
-        Item::Generated,
-        Item::Inverted,
-        Item::History,
-        Item::Failure,
-    ];
+    /// All of them.
+    pub const ALL: [Item; 6] =
+        [Item::Projection, Item::Target, Item::Transformed, Item::Generated, Item::Inverted, Item::History];
 
     /// Last part of the key.
     pub fn file(self) -> &'static str {
         match self {
-            Item::Result => "result.json",
             Item::Projection => "projection.safetensors",
             Item::Target => "target.png",
             Item::Transformed => "transformed.png",
             Item::Generated => "generated.png",
             Item::Inverted => "inverted.png",
             Item::History => "history.json",
-            Item::Failure => "failure.json",
         }
     }
 }
 
-/// Key of an object of `image`.
-pub fn item(image: &str, item: Item) -> String {
-    format!("{IMAGES}{}/{}", escape(image), item.file())
+/// Key of the marker of `image`.
+pub fn marker(image: &str, marker: Marker) -> String {
+    format!("{IMAGES}{}/{}", place(image), marker.file())
+}
+
+/// Key of an object of `image` that `attempt` writes.
+pub fn item(image: &str, attempt: &str, item: Item) -> String {
+    format!("{IMAGES}{}/{ATTEMPT}{attempt}/{}", place(image), item.file())
 }
 
 /// Key of the checkpoint of `image`.
 pub fn checkpoint(image: &str) -> String {
-    format!("{CHECKPOINTS}{}.checkpoint", escape(image))
+    format!("{CHECKPOINTS}{}.checkpoint", place(image))
 }
 
-/// Image and object of a key made by `item`.
-pub fn parse_item(key: &str) -> Option<(String, Item)> {
-    let (image, file) = key.strip_prefix(IMAGES)?.rsplit_once('/')?;
+/// Prefix of the attempts at `image` that have begun.
+pub fn attempts(image: &str) -> String {
+    format!("{ATTEMPTS}{}/", place(image))
+}
+
+/// Key that says that `attempt` at `image` has begun.
+pub fn attempt(image: &str, attempt: &str) -> String {
+    format!("{}{ATTEMPT}{attempt}", attempts(image))
+}
+
+/// What a key under [`IMAGES`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind<'a> {
+    /// The marker of the image at a place.
+    Marker(&'a str, Marker),
+    /// An object of the image at a place, with the attempt that wrote it.
+    Item(&'a str, &'a str, Item),
+}
+
+/// Reads a key made by [`marker`] or [`item`]. The place is to be compared with what [`place`] makes of an image's key.
+pub fn parse(key: &str) -> Option<Kind<'_>> {
+    let (place, file) = key.strip_prefix(IMAGES)?.rsplit_once('/')?;
+    if let Some(marker) = Marker::ALL.into_iter().find(|m| m.file() == file) {
+        return Some(Kind::Marker(place, marker));
+    }
     let item = Item::ALL.into_iter().find(|i| i.file() == file)?;
-    Some((unescape(image)?, item))
+    let (place, attempt) = place.rsplit_once('/')?;
+    Some(Kind::Item(place, attempt.strip_prefix(ATTEMPT)?, item))
+}
+
+/// Key of a run's description in a fleet's home.
+pub fn index(run: &str) -> String {
+    format!("{INDEX}{run}.json")
+}
+
+/// Name of the run of a key made by [`index`].
+pub fn parse_index(key: &str) -> Option<&str> {
+    key.strip_prefix(INDEX)?.strip_suffix(".json").filter(|run| check_run(run).is_ok())
+}
+
+/// Key of what a fleet should do with a run, in its home.
+pub fn control(run: &str) -> String {
+    format!("control/{run}.json")
+}
+
+/// Prefix of a model in a fleet's home.
+pub fn model_prefix(model: &str) -> String {
+    format!("models/{model}")
+}
+
+/// Whether `name` can name a run or a model: 1 to 63 letters, digits, `-`, `_` and `.`, no dot at the start.
+pub fn check_run(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() || name.len() > 63 {
+        return Err("must have 1 to 63 characters");
+    }
+    if name.starts_with('.') {
+        return Err("must not start with a dot");
+    }
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+        return Err("may hold letters, digits, '-', '_' and '.' only");
+    }
+    Ok(())
 }
 
 /// Whether `key` can name an image: not empty, no control characters, no absolute path, no `.` or `..` or empty segment.
@@ -111,47 +194,39 @@ pub fn check_image(key: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn escape(image: &str) -> String {
-    image.split('/').map(escape_segment).collect::<Vec<_>>().join("/")
+/// Longest part of a place, and longest place, in bytes: file systems allow 255, S3 1024 with prefix and file.
+const LONGEST: (usize, usize) = (160, 640);
+
+/// Where an image's objects are, below a prefix: no two images have the same.
+pub fn place(image: &str) -> String {
+    let place = image.split('/').map(escape).collect::<Vec<_>>().join("/");
+    if place.len() > LONGEST.1 { format!("%~{}", &hex_sha256(image.as_bytes())[..32]) } else { place }
 }
 
-fn escape_segment(segment: &str) -> String {
+fn escape(segment: &str) -> String {
     if segment.is_empty() {
         return "%".into();
     }
-    let all_dots = segment.bytes().all(|b| b == b'.');
+    // A part that could be taken for one of our own names, or for a hidden file, has its first letter written as %XX.
+    let ours = Marker::ALL.iter().any(|m| m.file() == segment)
+        || Item::ALL.iter().any(|i| i.file() == segment)
+        || segment.starts_with(ATTEMPT)
+        || segment.starts_with('.');
     let mut out = String::with_capacity(segment.len());
-    for b in segment.bytes() {
-        if b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-') || (b == b'.' && !all_dots) {
+    for (i, b) in segment.bytes().enumerate() {
+        let plain = b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+        if plain && !(i == 0 && ours) {
             out.push(char::from(b));
         } else {
             out.push_str(&format!("%{b:02X}"));
         }
     }
+    if out.len() > LONGEST.0 {
+        out.truncate(100);
+        out.push_str("%~");
+        out.push_str(&hex_sha256(segment.as_bytes())[..32]);
+    }
     out
-}
-
-fn unescape(escaped: &str) -> Option<String> {
-    let segments: Option<Vec<String>> = escaped.split('/').map(unescape_segment).collect();
-    Some(segments?.join("/"))
-}
-
-fn unescape_segment(segment: &str) -> Option<String> {
-    if segment == "%" {
-        return Some(String::new());
-    }
-    let mut out = Vec::with_capacity(segment.len());
-    let mut bytes = segment.bytes();
-    while let Some(b) = bytes.next() {
-        if b == b'%' {
-            let digits = [bytes.next()?, bytes.next()?];
-            let digits = std::str::from_utf8(&digits).ok()?;
-            out.push(u8::from_str_radix(digits, 16).ok()?);
-        } else {
-            out.push(b);
-        }
-    }
-    String::from_utf8(out).ok()
 }
 
 #[cfg(test)]
@@ -159,13 +234,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_stay_in_the_run_and_can_be_read_back() {
-        for image in ["a.png", "class 1/b.jpg", "../../etc/passwd", "/x", "a//b", "ümlaut\n.png", "..", "a/./b", "%41", ""] {
-            for i in Item::ALL {
-                let key = item(image, i);
-                assert!(key.split('/').all(|s| !s.is_empty() && s != "." && s != ".."), "{key}");
-                assert!(key.starts_with(IMAGES) && key.bytes().all(|b| (0x21..0x7f).contains(&b)), "{key}");
-                assert_eq!(parse_item(&key), Some((image.to_owned(), i)));
+    fn keys_stay_in_the_run_are_short_and_differ() {
+        let long = |n: usize| "语".repeat(n);
+        let images = ["a.png", "class 1/b.jpg", "../../etc/passwd", "/x", "a//b", "ümlaut\n.png", "..", "a/./b", "%41", "A", ""];
+        let images = images.into_iter().chain(["x/attempt-1", "attempt-1/result.json", "result.json", ".basin-x.tmp", ".hidden"]);
+        let images: Vec<String> = images.map(str::to_owned).chain([long(100), long(101), vec![long(60); 9].join("/")]).collect();
+        let mut places = std::collections::BTreeSet::new();
+        for image in &images {
+            let at = place(image);
+            assert!(places.insert(at.clone()), "{image:?} shares its place");
+            let markers = Marker::ALL.map(|m| (marker(image, m), Kind::Marker(&at, m)));
+            let items = Item::ALL.map(|i| (item(image, "0f", i), Kind::Item(&at, "0f", i)));
+            for (key, kind) in markers.into_iter().chain(items) {
+                assert!(key.split('/').all(|s| !s.is_empty() && !s.starts_with('.') && s.len() <= 200), "{key}");
+                assert!(key.len() < 800 && key.starts_with(IMAGES) && key.bytes().all(|b| (0x21..0x7f).contains(&b)), "{key}");
+                assert_eq!(parse(&key), Some(kind));
             }
         }
     }
@@ -176,5 +259,11 @@ mod tests {
         for bad in ["", "a/../b", "/a", "a/", "a\nb", "a\\b", "."] {
             assert!(check_image(bad).is_err(), "{bad:?}");
         }
+        assert!(check_run("coco-val_2017.b").is_ok());
+        for bad in ["", ".x", "a/b", "a b", "é", &"x".repeat(64)] {
+            assert!(check_run(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(parse_index(&index("r1")), Some("r1"));
+        assert_eq!(parse_index("index/a/b.json"), None);
     }
 }

@@ -9,8 +9,9 @@ pub mod keys;
 mod model;
 mod params;
 mod result;
+mod run;
 
-pub use event::{Event, What};
+pub use event::{Alive, Event, What};
 pub use history::History;
 pub use job::{Box2d, Job, JobId};
 pub use model::{GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest, hex_sha256};
@@ -18,7 +19,8 @@ pub use params::{
     ColourTransform, Descent, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params, SpatialTransform, Told,
     TransformChoice, TransformSearch, TransformStart,
 };
-pub use result::{Failure, FailureReason, ModelRef, ResultRecord, SeedResult, Transform};
+pub use result::{Failure, FailureReason, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform};
+pub use run::{Control, RunRecord, RunState};
 
 /// The generated protobuf messages.
 #[allow(missing_docs)]

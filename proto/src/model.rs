@@ -81,10 +81,12 @@ impl ModelManifest {
             return Err(problem("classes", "is empty".into()));
         }
         let p = &manifest.perceptual;
-        for file in [&manifest.generator.config, &manifest.generator.weights, &p.config, &p.weights] {
+        for file in manifest.sha256.keys() {
             if file.is_empty() || file.contains(['/', '\\']) || file.starts_with('.') {
                 return Err(problem("file", format!("name {file:?} is not a plain file name")));
             }
+        }
+        for file in [&manifest.generator.config, &manifest.generator.weights, &p.config, &p.weights] {
             if !manifest.sha256.contains_key(file) {
                 return Err(problem("sha256", format!("has no entry for {file}")));
             }

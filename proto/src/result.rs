@@ -39,6 +39,21 @@ pub struct ResultRecord {
     pub lane_steps: u64,
     /// Seconds of device work (shared by the images of a batch).
     pub seconds: f64,
+    /// The attempt whose objects these are: they are in `attempt-<id>/` beside this record.
+    pub attempt: String,
+    /// Those objects.
+    pub objects: Vec<ObjectRef>,
+}
+
+/// An object of the winning attempt, so that a reader can tell that it is whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// Last part of its key.
+    pub file: String,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256, hexadecimal.
+    pub sha256: String,
 }
 
 impl ResultRecord {
@@ -119,8 +134,12 @@ pub struct Failure {
 pub enum FailureReason {
     /// The image's name cannot be a key.
     BadName,
+    /// The data set did not answer for a long time; tried again by the next start.
+    Unavailable,
     /// The data set lists the image but the store lacks it.
     MissingImage,
+    /// The image is another than when the run was planned.
+    ChangedImage,
     /// The bytes are no image that can be read.
     BadImage,
     /// The box has no area inside the image.
@@ -133,6 +152,8 @@ pub enum FailureReason {
     BadJob,
     /// The loss became infinite or undefined.
     Diverged,
+    /// Several attempts began and none ended or saved anything: the image kills its worker.
+    Quarantined,
 }
 
 impl FailureReason {
@@ -140,13 +161,16 @@ impl FailureReason {
     pub fn as_str(&self) -> &'static str {
         match self {
             FailureReason::BadName => "bad_name",
+            FailureReason::Unavailable => "unavailable",
             FailureReason::MissingImage => "missing_image",
+            FailureReason::ChangedImage => "changed_image",
             FailureReason::BadImage => "bad_image",
             FailureReason::BadBox => "bad_box",
             FailureReason::UnknownClass => "unknown_class",
             FailureReason::BadAnnotation => "bad_annotation",
             FailureReason::BadJob => "bad_job",
             FailureReason::Diverged => "diverged",
+            FailureReason::Quarantined => "quarantined",
         }
     }
 }

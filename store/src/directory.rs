@@ -80,10 +80,10 @@ impl Directory {
         .await
     }
 
-    pub(crate) async fn exists(&self, key: String) -> Result<bool> {
+    pub(crate) async fn identity(&self, key: String) -> Result<Option<String>> {
         self.blocking(move |directory| match directory.find(&key) {
-            Ok(_) => Ok(true),
-            Err(failure) if failure.kind() == ErrorKind::NotFound => Ok(false),
+            Ok(path) => Ok(Some(identity(&path.metadata()?)?)),
+            Err(failure) if failure.kind() == ErrorKind::NotFound => Ok(None),
             Err(failure) => Err(failure),
         })
         .await
@@ -324,7 +324,10 @@ fn object(root: &Path, key: String, path: &Path) -> io::Result<Option<Object>> {
     if !metadata.is_file() {
         return Ok(None);
     }
+    Ok(Some(Object { key, size: metadata.len(), identity: identity(&metadata)? }))
+}
+
+fn identity(metadata: &fs::Metadata) -> io::Result<String> {
     let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let size = metadata.len();
-    Ok(Some(Object { key, size, identity: format!("{size}-{}.{:09}", modified.as_secs(), modified.subsec_nanos()) }))
+    Ok(format!("{}-{}.{:09}", metadata.len(), modified.as_secs(), modified.subsec_nanos()))
 }

@@ -14,6 +14,7 @@
 
 mod directory;
 mod error;
+mod examine;
 mod key;
 #[cfg(feature = "s3")]
 mod s3;
@@ -44,6 +45,25 @@ enum Backend {
     Directory(Directory),
     #[cfg(feature = "s3")]
     S3(s3::S3),
+}
+
+/// Where the objects of runs are.
+#[derive(Clone, Debug)]
+pub enum Runs {
+    /// One run has the whole store.
+    One(Store),
+    /// Each run has `runs/<run>/` in the home of a fleet.
+    Home(Store),
+}
+
+impl Runs {
+    /// The store of a run.
+    pub fn of(&self, run: &str) -> Result<Store, Error> {
+        match self {
+            Runs::One(store) => Ok(store.clone()),
+            Runs::Home(home) => home.with_prefix(&format!("runs/{run}")),
+        }
+    }
 }
 
 /// Whether [`Store::put_new`] wrote the object.
@@ -107,6 +127,11 @@ impl Store {
         format!("{}{}", self.object_url("").trim_end_matches('/'), self.options)
     }
 
+    /// Whether objects of `other` would be seen as objects of this store.
+    pub fn contains(&self, other: &Store) -> bool {
+        other.object_url("").starts_with(&self.object_url(""))
+    }
+
     /// Where the object would be in the file system, if this store is a directory.
     pub fn local_path(&self, key: &str) -> Option<PathBuf> {
         let full = self.full_key("locate", key).ok()?;
@@ -163,12 +188,17 @@ impl Store {
 
     /// Whether there is an object.
     pub async fn exists(&self, key: &str) -> Result<bool, Error> {
+        Ok(self.identity(key).await?.is_some())
+    }
+
+    /// The object's identity as a listing gives it; `None` if there is no object.
+    pub async fn identity(&self, key: &str) -> Result<Option<String>, Error> {
         let doing = "look for";
         let full = self.full_key(doing, key)?;
         let result = match &self.backend {
-            Backend::Directory(directory) => directory.exists(full).await,
+            Backend::Directory(directory) => directory.identity(full).await,
             #[cfg(feature = "s3")]
-            Backend::S3(bucket) => bucket.exists(&full).await,
+            Backend::S3(bucket) => bucket.identity(&full).await,
         };
         self.explain(doing, key, result)
     }

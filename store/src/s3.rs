@@ -99,10 +99,10 @@ impl S3 {
         unreachable!("the last turn returns")
     }
 
-    pub(crate) async fn exists(&self, key: &str) -> Result<bool> {
+    pub(crate) async fn identity(&self, key: &str) -> Result<Option<String>> {
         match self.client.head_object().bucket(&self.bucket).key(key).send().await {
-            Ok(_) => Ok(true),
-            Err(error) if status(&error) == Some(404) => Ok(false),
+            Ok(answer) => Ok(Some(identity(answer.e_tag()))),
+            Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -148,7 +148,7 @@ impl Walk {
         let request = request.max_keys(i32::try_from(size_limit).unwrap_or(i32::MAX));
         let answer = request.set_continuation_token(self.token.clone()).send().await?;
         for object in answer.contents() {
-            let identity = object.e_tag().unwrap_or_default().trim_matches('"').to_owned();
+            let identity = identity(object.e_tag());
             let key = object.key().unwrap_or_default().to_owned();
             page.objects.push(Object { key, size: size(object.size()), identity });
         }
@@ -157,6 +157,10 @@ impl Walk {
         page.last = self.last;
         Ok(page)
     }
+}
+
+fn identity(e_tag: Option<&str>) -> String {
+    e_tag.unwrap_or_default().trim_matches('"').to_owned()
 }
 
 fn size(of_answer: Option<i64>) -> u64 {

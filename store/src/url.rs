@@ -52,7 +52,24 @@ fn directory(path: &str) -> Result<Location> {
     if path.is_empty() || path.chars().any(char::is_control) {
         return Err(invalid("the path is empty or contains a control character"));
     }
-    Ok(Location::Directory(absolute(path)?))
+    let scheme = path.split(':').next().unwrap_or_default();
+    if path[scheme.len()..].starts_with(":/") && scheme.len() > 1 && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return Err(invalid("a scheme is followed by '://'; write ./ before a path that looks like one"));
+    }
+    Ok(Location::Directory(real(absolute(path)?)))
+}
+
+/// The path without links and `..`, as far as it is there: so that one folder has one name.
+fn real(path: PathBuf) -> PathBuf {
+    let found = path.ancestors().find_map(|part| Some((part.canonicalize().ok()?, part)));
+    match found {
+        Some((real, part)) => match path.strip_prefix(part) {
+            Ok(rest) if rest.as_os_str().is_empty() => real,
+            Ok(rest) if !rest.components().any(|c| c == std::path::Component::ParentDir) => real.join(rest),
+            _ => path,
+        },
+        None => path,
+    }
 }
 
 #[cfg(feature = "s3")]

@@ -6,21 +6,32 @@ use sha2::{Digest, Sha256};
 
 const MAGIC: &str = "basin checkpoint 1 ";
 
-/// Bytes of a checkpoint of `job`.
-pub fn encode(job: &JobId, checkpoint: &Checkpoint) -> Vec<u8> {
+/// What is kept of an unfinished projection.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    /// The method's state.
+    pub state: Checkpoint,
+    /// Seconds of device work so far.
+    pub seconds: f64,
+}
+
+/// Bytes of what is kept of `job`.
+pub fn encode(job: &JobId, saved: &Saved) -> Vec<u8> {
     let mut bytes = format!("{MAGIC}{job}\n").into_bytes();
-    bytes.extend(postcard::to_stdvec(checkpoint).expect("plain data serialises"));
+    bytes.extend(saved.seconds.to_le_bytes());
+    bytes.extend(postcard::to_stdvec(&saved.state).expect("plain data serialises"));
     let digest = Sha256::digest(&bytes);
     bytes.extend_from_slice(&digest);
     bytes
 }
 
-/// The checkpoint, if the bytes are whole and are of this job; a checkpoint that is not is worth nothing.
-pub fn decode(job: &JobId, bytes: &[u8]) -> Option<Checkpoint> {
+/// What was kept, if the bytes are whole and are of this job; a checkpoint that is not is worth nothing.
+pub fn decode(job: &JobId, bytes: &[u8]) -> Option<Saved> {
     let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
     if Sha256::digest(content).as_slice() != digest {
         return None;
     }
-    let state = content.strip_prefix(format!("{MAGIC}{job}\n").as_bytes())?;
-    postcard::from_bytes(state).ok()
+    let (seconds, state) = content.strip_prefix(format!("{MAGIC}{job}\n").as_bytes())?.split_at_checked(8)?;
+    let seconds = f64::from_le_bytes(seconds.try_into().ok()?);
+    Some(Saved { state: postcard::from_bytes(state).ok()?, seconds: if seconds.is_finite() { seconds } else { 0.0 } })
 }

@@ -8,7 +8,7 @@ use crate::codec::CodecError;
 /// What is done with a job after an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// May work next time: counted, delivered again.
+    /// May work next time: counted, delivered again after a pause.
     Retry,
     /// Can never work: a failure record, then the dead letters.
     Reject(FailureReason),
@@ -29,6 +29,56 @@ pub enum LoadError {
         wanted: String,
         /// Digest of the loaded model.
         loaded: String,
+    },
+    /// The home has no such model, or does not answer.
+    #[error("cannot read model {model}")]
+    ModelStore {
+        /// Name of the model.
+        model: String,
+        /// What the store says.
+        source: store::Error,
+    },
+    /// The model's name cannot be a folder.
+    #[error("the model's name {model:?} {problem}")]
+    ModelName {
+        /// Name of the model.
+        model: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The model's files are not a model.
+    #[error("cannot load model {model}")]
+    Weights {
+        /// Name of the model.
+        model: String,
+        /// Why.
+        source: Box<crate::ModelError>,
+    },
+    /// The cache of models cannot be used.
+    #[error("cannot use the folder of models {}", dir.display())]
+    Cache {
+        /// The folder.
+        dir: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The image is another than when the run was planned.
+    #[error("image {image} has changed since the run was planned ({planned} then, {found} now)")]
+    Changed {
+        /// Key.
+        image: String,
+        /// Identity in the job.
+        planned: String,
+        /// Identity now.
+        found: String,
+    },
+    /// Too many attempts began and never ended.
+    #[error("{attempts} attempts at image {image} began and neither ended nor saved anything: it seems to kill its worker")]
+    Quarantined {
+        /// Key.
+        image: String,
+        /// How many.
+        attempts: usize,
     },
     /// The class is not one of the model's.
     #[error("class {class} is not one of the model's {classes}")]
@@ -62,7 +112,14 @@ pub enum LoadError {
 /// The one place that decides.
 pub fn fate(error: &LoadError) -> Fate {
     match error {
-        LoadError::Job(_) | LoadError::Model { .. } => Fate::Reject(FailureReason::BadJob),
+        LoadError::Job(_) | LoadError::Model { .. } | LoadError::ModelName { .. } | LoadError::Weights { .. } => {
+            Fate::Reject(FailureReason::BadJob)
+        }
+        LoadError::ModelStore { source, .. } if source.is_retryable() => Fate::Retry,
+        LoadError::ModelStore { .. } => Fate::Reject(FailureReason::BadJob),
+        LoadError::Cache { .. } => Fate::Crash,
+        LoadError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
+        LoadError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),
         LoadError::Class { .. } => Fate::Reject(FailureReason::UnknownClass),
         LoadError::Decode { source, .. } => Fate::Reject(source.reason()),
         LoadError::Image { source, .. } => match source.kind() {

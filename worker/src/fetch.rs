@@ -1,159 +1,294 @@
 //! Deliveries become loaded images (*io*).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use proto::{Box2d, Event, Failure, Job, JobId, What, keys};
+use proto::keys::Marker;
+use proto::{Box2d, Event, Failure, FailureReason, Job, JobId, ModelRef, What, keys};
 use queue::{Channel, Consumer, Delivery, Queue};
-use store::{ErrorKind, Store};
+use store::{ErrorKind, Runs, Store};
 use tokio::sync::mpsc;
 
 use crate::codec::{self, Decoded};
+use crate::controls::Controls;
 use crate::fate::{self, Fate, LoadError};
-use crate::{Config, Error, Shutdown, checkpoint};
+use crate::models::{Facts, Models, Supply};
+use crate::{Config, Error, LoadedModel, Shutdown, checkpoint};
 
 /// Largest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
-
-/// What jobs are checked against.
-pub struct Facts {
-    pub resolution: u32,
-    pub digest: String,
-    pub classes: usize,
-}
+/// An image at which this many attempts began, and neither ended nor saved anything, is not tried again.
+const MAX_UNENDED: usize = 5;
+/// A failed fetch is tried again after this time, twice as long each time up to the second.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
+/// After so many attempts (some six minutes) the image is left to the next start.
+const RETRIES: u32 = 13;
 
 /// An image ready for the devices.
 pub struct Loaded {
     pub delivery: Delivery,
     pub job: Job,
     pub id: JobId,
+    /// Name of this attempt.
+    pub attempt: String,
+    pub model: ModelRef,
     /// RGB in [-1, 1], channel by channel.
     pub pixels: Vec<f32>,
     pub bbox: Option<Box2d>,
-    pub checkpoint: Option<projector::Checkpoint>,
+    pub checkpoint: Option<checkpoint::Saved>,
+    /// Seconds of device work in earlier attempts.
+    pub seconds: f64,
 }
 
-/// Fetches batches until the queue closes or a stop is requested.
+/// Images of one run, projected side by side.
+pub struct Batch {
+    /// The model, if it is another than the last batch's.
+    pub model: Option<LoadedModel>,
+    pub images: Vec<Loaded>,
+}
+
+/// What fetching needs.
+struct Fetcher {
+    config: Config,
+    supply: Supply,
+    controls: Controls,
+    queue: Queue,
+    runs: Runs,
+    datasets: HashMap<String, Store>,
+    loaded: mpsc::Sender<Batch>,
+    /// Digest of the model that the devices have.
+    handed: String,
+    batch: Vec<Loaded>,
+}
+
+/// Fetches batches until the queue closes, a stop is requested, or nothing has come for the time to drain.
 pub async fn run(
     config: Config,
-    facts: std::sync::Arc<Facts>,
+    models: Models,
     queue: Queue,
-    results: Store,
+    runs: Runs,
     mut consumer: Consumer,
-    loaded: mpsc::Sender<Vec<Loaded>>,
+    loaded: mpsc::Sender<Batch>,
     shutdown: Shutdown,
 ) -> Result<(), Error> {
-    let mut datasets: HashMap<String, Store> = HashMap::new();
-    let mut batch: Vec<Loaded> = Vec::new();
-    while !shutdown.requested() && !loaded.is_closed() {
+    let (supply, controls) = (Supply::new(models), Controls::new(&runs));
+    let (datasets, handed, batch) = Default::default();
+    let mut fetcher = Fetcher { config, supply, controls, queue, runs, datasets, loaded, handed, batch };
+    let started = Instant::now();
+    let mut last = Instant::now();
+    let over = |limit: Option<Duration>, since: Instant| limit.is_some_and(|limit| since.elapsed() >= limit);
+    while !shutdown.requested() && !fetcher.loaded.is_closed() && !over(fetcher.config.max_runtime, started) {
         // A batch that is not full waits a moment for more, not for ever.
-        let next = tokio::time::timeout(std::time::Duration::from_millis(100), consumer.next()).await;
-        let Ok(next) = next else {
-            if !batch.is_empty() && loaded.send(std::mem::take(&mut batch)).await.is_err() {
+        let Ok(next) = tokio::time::timeout(Duration::from_millis(100), consumer.next()).await else {
+            fetcher.hand_over().await?;
+            // The devices still work while the channel has no room.
+            if fetcher.loaded.capacity() == 0 {
+                last = Instant::now();
+            }
+            if over(fetcher.config.drain_after, last) {
+                tracing::info!("no job has come: leaving");
                 break;
             }
             continue;
         };
-        let Some(delivery) = next else { break };
-        if let Some(image) = fetch(&config, &facts, &queue, &results, &mut datasets, delivery).await? {
-            // One batch, one set of parameters.
-            let differs = batch.first().is_some_and(|first| first.job.params != image.job.params);
-            if differs && loaded.send(std::mem::take(&mut batch)).await.is_err() {
-                break;
-            }
-            batch.push(image);
-            if batch.len() >= config.batch_images && loaded.send(std::mem::take(&mut batch)).await.is_err() {
-                break;
-            }
+        let Some(delivery) = next? else { break };
+        last = Instant::now();
+        if let Some(image) = fetcher.fetch(delivery).await? {
+            fetcher.add(image).await?;
         }
     }
-    for image in batch {
+    for image in fetcher.batch {
         image.delivery.release().await?;
     }
     Ok(())
 }
 
-/// One delivery; `None` if it is settled already.
-async fn fetch(
-    config: &Config,
-    facts: &Facts,
-    queue: &Queue,
-    results: &Store,
-    datasets: &mut HashMap<String, Store>,
-    delivery: Delivery,
-) -> Result<Option<Loaded>, Error> {
-    let job = match Job::decode(delivery.payload()) {
-        Ok(job) => job,
-        // Without a job there is no place for a record; the dead letter is the record.
-        Err(error) => {
-            delivery.reject(&fate::chain(&LoadError::from(error))).await?;
-            return Ok(None);
+impl Fetcher {
+    /// Puts an image into the batch. One batch: one run, and so one model and one set of parameters.
+    async fn add(&mut self, image: Loaded) -> Result<(), Error> {
+        if self.batch.first().is_some_and(|first| first.job.run != image.job.run || first.job.params != image.job.params) {
+            self.hand_over().await?;
         }
-    };
-    let id = job.id();
-    let done = results.exists(&keys::item(&job.image, keys::Item::Result)).await;
-    let outcome = match done {
-        Ok(true) => {
-            let what = What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0 };
-            queue.publish(Channel::Events, event(config, &job, &id, what).encode()).await?;
+        self.batch.push(image);
+        if self.batch.len() >= self.config.batch_images {
+            self.hand_over().await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the batch to the devices, with its model if they have another.
+    async fn hand_over(&mut self) -> Result<(), Error> {
+        let images = std::mem::take(&mut self.batch);
+        let Some(first) = images.first() else { return Ok(()) };
+        let model = if first.job.model_digest == self.handed {
+            None
+        } else {
+            match self.supply.load(&first.job).await {
+                Ok(model) => {
+                    self.handed = first.job.model_digest.clone();
+                    Some(model)
+                }
+                Err(error) => {
+                    for image in images {
+                        self.fail(image.delivery, &image.job, &image.id, &error).await?;
+                    }
+                    // A model that cannot be kept on this machine is no fault of the images.
+                    return if let LoadError::Cache { .. } = error { Err(Error::Cache(Box::new(error))) } else { Ok(()) };
+                }
+            }
+        };
+        // Nobody receives any more when the devices' thread has ended: dropped deliveries go back.
+        let _ = self.loaded.send(Batch { model, images }).await;
+        Ok(())
+    }
+
+    /// One delivery; `None` if it is settled already.
+    async fn fetch(&mut self, delivery: Delivery) -> Result<Option<Loaded>, Error> {
+        let job = match Job::decode(delivery.payload()) {
+            Ok(job) if keys::check_run(&job.run).is_ok() || matches!(self.runs, Runs::One(_)) => job,
+            // Without a job there is no place for a record; the dead letter is the record.
+            Ok(job) => {
+                delivery.reject(&format!("the run's name {:?} is not valid", job.run)).await?;
+                return Ok(None);
+            }
+            Err(error) => {
+                delivery.reject(&fate::chain(&LoadError::from(error))).await?;
+                return Ok(None);
+            }
+        };
+        let id = job.id();
+        if !self.controls.may_compute(&job.run).await {
+            // It is not wanted now: the coordinator keeps it.
+            self.tell(&job, &id, What::Released { queued: false }).await?;
             delivery.ack().await?;
             return Ok(None);
         }
-        Ok(false) => load(facts, results, datasets, &job, &id).await,
-        Err(source) => Err(LoadError::Results(source)),
-    };
-    let error = match outcome {
-        Ok((image, checkpoint)) => {
-            queue.publish(Channel::Events, event(config, &job, &id, What::Started).encode()).await?;
-            let Decoded { pixels, bbox, .. } = image;
-            return Ok(Some(Loaded { delivery, job, id, pixels, bbox, checkpoint }));
+        match self.load(&job, &id).await {
+            Ok(Some((image, attempt, model, checkpoint))) => {
+                self.tell(&job, &id, What::Started).await?;
+                let Decoded { pixels, bbox, .. } = image;
+                Ok(Some(Loaded { delivery, job, id, attempt, model, pixels, bbox, checkpoint, seconds: 0.0 }))
+            }
+            Ok(None) => {
+                let what = What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN };
+                self.tell(&job, &id, what).await?;
+                delivery.ack().await?;
+                Ok(None)
+            }
+            Err(error) => {
+                self.fail(delivery, &job, &id, &error).await?;
+                match error {
+                    LoadError::Results(source) if fate::results(&source) == Fate::Crash => Err(source.into()),
+                    LoadError::Cache { .. } => Err(Error::Cache(Box::new(error))),
+                    _ => Ok(None),
+                }
+            }
         }
-        Err(error) => error,
-    };
-    match fate::fate(&error) {
-        Fate::Retry => delivery.retry().await?,
-        Fate::Reject(reason) => {
-            reject(config, queue, results, delivery, &job, &id, reason, fate::chain(&error)).await?;
-        }
-        Fate::Crash => match error {
-            LoadError::Results(source) => return Err(source.into()),
-            _ => unreachable!("only the results' store can stop a worker while it loads"),
-        },
     }
-    Ok(None)
+
+    /// Does with a job what its error means.
+    async fn fail(&self, delivery: Delivery, job: &Job, id: &JobId, error: &LoadError) -> Result<(), Error> {
+        let message = fate::chain(error);
+        let fate = match fate::fate(error) {
+            // What the results' store does not take can not be recorded there either.
+            Fate::Retry if delivery.attempt() >= RETRIES && !matches!(error, LoadError::Results(_)) => {
+                Fate::Reject(FailureReason::Unavailable)
+            }
+            fate => fate,
+        };
+        match fate {
+            Fate::Retry => {
+                tracing::warn!(run = job.run, image = job.image, error = message, "tried again in a moment");
+                let pause = RETRY_PAUSE.0 * 2u32.saturating_pow(delivery.attempt().min(16) - 1);
+                // It waits in the delivery's place, so that a store that is away does not spin the queue.
+                tokio::spawn(async move {
+                    tokio::time::sleep(pause.min(RETRY_PAUSE.1)).await;
+                    let _ = delivery.retry().await;
+                });
+            }
+            Fate::Reject(reason) => {
+                let results = self.runs.of(&job.run)?;
+                reject(&self.config, &self.queue, &results, delivery, job, id, reason, message).await?;
+            }
+            // Nothing is settled; the caller ends the worker.
+            Fate::Crash => drop(delivery),
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, job: &Job, id: &JobId, what: What) -> Result<(), Error> {
+        Ok(self.queue.publish(Channel::Events, event(&self.config, job, id, what).encode()).await?)
+    }
+
+    /// Reads everything that the devices need; `None`: there is a result already.
+    async fn load(
+        &mut self,
+        job: &Job,
+        id: &JobId,
+    ) -> Result<Option<(Decoded, String, ModelRef, Option<checkpoint::Saved>)>, LoadError> {
+        let results = self.runs.of(&job.run).map_err(LoadError::Results)?;
+        if results.exists(&keys::marker(&job.image, Marker::Result)).await.map_err(LoadError::Results)? {
+            return Ok(None);
+        }
+        let facts = self.supply.facts(job).await?;
+        if job.class as usize >= facts.classes {
+            return Err(LoadError::Class { class: job.class, classes: facts.classes });
+        }
+        let decoded = self.decode(job, &facts).await?;
+        let checkpoint = match results.get(&keys::checkpoint(&job.image)).await {
+            Ok(bytes) => checkpoint::decode(id, &bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(LoadError::Results(error)),
+        };
+        let attempt = self.begin(&results, job).await?;
+        let model = ModelRef { name: job.model.clone(), digest: facts.digest.clone(), resolution: facts.resolution };
+        Ok(Some((decoded, attempt, model, checkpoint)))
+    }
+
+    async fn decode(&mut self, job: &Job, facts: &Facts) -> Result<Decoded, LoadError> {
+        let image_error = |source| LoadError::Image { image: job.image.clone(), source };
+        let dataset = match self.datasets.get(&job.dataset) {
+            Some(store) => store.clone(),
+            None => {
+                let store = Store::open(&job.dataset).await.map_err(image_error)?;
+                self.datasets.entry(job.dataset.clone()).or_insert(store).clone()
+            }
+        };
+        let bytes = dataset.get_limited(&job.image, MAX_IMAGE_BYTES).await.map_err(image_error)?;
+        let found = dataset.identity(&job.image).await.map_err(image_error)?.unwrap_or_default();
+        if found != job.identity {
+            let (image, planned) = (job.image.clone(), job.identity.clone());
+            return Err(LoadError::Changed { image, planned, found });
+        }
+        let (bbox, resolution) = (job.bbox, facts.resolution);
+        let decoded = tokio::task::spawn_blocking(move || codec::decode(&bytes, bbox, resolution)).await;
+        decoded.expect("decoding does not panic").map_err(|source| LoadError::Decode { image: job.image.clone(), source })
+    }
+
+    /// Records that an attempt begins; refuses an image whose attempts never end.
+    async fn begin(&self, results: &Store, job: &Job) -> Result<String, LoadError> {
+        let before = results.list(&keys::attempts(&job.image)).map_err(LoadError::Results)?;
+        let before = before.all().await.map_err(LoadError::Results)?;
+        if before.len() >= MAX_UNENDED {
+            for object in &before {
+                results.delete(&object.key).await.map_err(LoadError::Results)?;
+            }
+            return Err(LoadError::Quarantined { image: job.image.clone(), attempts: before.len() });
+        }
+        let attempt = attempt_name(&self.config.name);
+        let key = keys::attempt(&job.image, &attempt);
+        results.put(&key, self.config.name.clone().into_bytes()).await.map_err(LoadError::Results)?;
+        Ok(attempt)
+    }
 }
 
-async fn load(
-    facts: &Facts,
-    results: &Store,
-    datasets: &mut HashMap<String, Store>,
-    job: &Job,
-    id: &JobId,
-) -> Result<(Decoded, Option<projector::Checkpoint>), LoadError> {
-    if job.model_digest != facts.digest {
-        return Err(LoadError::Model { wanted: job.model_digest.clone(), loaded: facts.digest.clone() });
-    }
-    if job.class as usize >= facts.classes {
-        return Err(LoadError::Class { class: job.class, classes: facts.classes });
-    }
-    let image_error = |source| LoadError::Image { image: job.image.clone(), source };
-    let dataset = match datasets.get(&job.dataset) {
-        Some(store) => store.clone(),
-        None => {
-            let store = Store::open(&job.dataset).await.map_err(image_error)?;
-            datasets.entry(job.dataset.clone()).or_insert(store).clone()
-        }
-    };
-    let bytes = dataset.get_limited(&job.image, MAX_IMAGE_BYTES).await.map_err(image_error)?;
-    let (bbox, resolution) = (job.bbox, facts.resolution);
-    let decoded = tokio::task::spawn_blocking(move || codec::decode(&bytes, bbox, resolution)).await;
-    let decoded =
-        decoded.expect("decoding does not panic").map_err(|source| LoadError::Decode { image: job.image.clone(), source })?;
-    let checkpoint = match results.get(&keys::checkpoint(&job.image)).await {
-        Ok(bytes) => checkpoint::decode(id, &bytes),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(LoadError::Results(error)),
-    };
-    Ok((decoded, checkpoint))
+/// A name that no other attempt has: worker, time and a counter, hashed.
+fn attempt_name(worker: &str) -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    proto::hex_sha256(format!("{worker} {} {time} {count}", std::process::id()).as_bytes())[..12].to_owned()
 }
 
 pub(crate) fn event(config: &Config, job: &Job, id: &JobId, what: What) -> Event {
@@ -176,7 +311,7 @@ pub(crate) async fn reject(
     delivery: Delivery,
     job: &Job,
     id: &JobId,
-    reason: proto::FailureReason,
+    reason: FailureReason,
     message: String,
 ) -> Result<(), Error> {
     let failure = Failure {
@@ -188,7 +323,7 @@ pub(crate) async fn reject(
         class_name: Some(job.class_name.clone()),
     };
     let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
-    results.put(&keys::item(&job.image, keys::Item::Failure), bytes).await?;
+    results.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
     let what = What::Failed { reason: reason.as_str().into(), message: message.clone() };
     queue.publish(Channel::Events, event(config, job, id, what).encode()).await?;
     delivery.reject(&message).await?;

@@ -6,11 +6,15 @@
 
 pub mod checkpoint;
 pub mod codec;
+mod controls;
 pub mod devices;
 pub mod fate;
 mod fetch;
+pub mod health;
+pub mod models;
 mod project;
 mod publish;
+mod signs;
 pub mod weights;
 
 use std::sync::Arc;
@@ -18,10 +22,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use queue::{Channel, Queue};
-use store::Store;
+use store::Runs;
 use tokio::sync::{mpsc, watch};
 
 pub use devices::Devices;
+pub use models::Models;
 pub use project::Working;
 pub use projector::projection::lane_steps;
 pub use weights::{LoadedModel, ModelError, load};
@@ -37,6 +42,10 @@ pub struct Config {
     pub batch_images: usize,
     /// A kill costs at most this much work.
     pub checkpoint_every: Duration,
+    /// Leave when there was no job for this long; `None`: stay.
+    pub drain_after: Option<Duration>,
+    /// Leave after this time; `None`: stay.
+    pub max_runtime: Option<Duration>,
     /// Version of basin, for the results.
     pub version: String,
 }
@@ -50,6 +59,9 @@ pub enum Error {
     /// The store failed in a way that waiting does not mend.
     #[error("the store failed")]
     Store(#[from] store::Error),
+    /// This machine has no place for models.
+    #[error("cannot load models")]
+    Cache(#[source] Box<fate::LoadError>),
     /// A device failed.
     #[error("cannot compute")]
     Device(#[from] projector::DeviceError),
@@ -71,29 +83,26 @@ impl Shutdown {
     }
 }
 
-/// Works until the queue closes or a stop is requested. `working` shows what it does now.
+/// Works until the queue closes, a stop is requested, or it has drained. `working` shows what it does now.
 pub async fn run(
     config: Config,
-    model: LoadedModel,
+    models: Models,
     queue: Queue,
-    results: Store,
+    runs: Runs,
     shutdown: Shutdown,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
-    let facts = Arc::new(fetch::Facts {
-        resolution: model.reference.resolution,
-        digest: model.reference.digest.clone(),
-        classes: model.classes.len(),
-    });
-    let reference = model.reference.clone();
     let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images).min(u16::MAX.into()) as u16).await?;
     let (loaded_sender, loaded) = mpsc::channel(1);
     // Room for a batch: its images are sent one by one.
     let (done_sender, done) = mpsc::channel(config.batch_images.max(1));
 
-    let devices = project::spawn(&config, model, loaded, done_sender, shutdown.clone(), working);
+    // Set while the run in the devices' hands is not to be computed.
+    let withdrawn = Arc::new(AtomicBool::new(false));
+    let signs = tokio::spawn(signs::run(config.clone(), queue.clone(), runs.clone(), working.subscribe(), withdrawn.clone()));
+    let devices = project::spawn(&config, loaded, done_sender, shutdown.clone(), withdrawn, working);
     let publish = {
-        let work = publish::run(config.clone(), reference, queue.clone(), results.clone(), done);
+        let work = publish::run(config.clone(), queue.clone(), runs.clone(), done);
         let shutdown = shutdown.clone();
         async move {
             let published = work.await;
@@ -104,9 +113,11 @@ pub async fn run(
             published
         }
     };
-    let fetch = fetch::run(config, facts, queue, results, consumer, loaded_sender, shutdown);
+    let fetch = fetch::run(config.clone(), models, queue.clone(), runs, consumer, loaded_sender, shutdown);
     // Publishing ends when the devices' thread has ended, and that when fetching has: nothing is left half-way.
     let (fetched, published) = tokio::join!(fetch, publish);
+    signs.abort();
+    signs::leave(&config, &queue).await;
     devices.join().map_err(|_| projector::DeviceError { device: "all".into(), message: "the thread panicked".into() })??;
     fetched?;
     published

@@ -1,28 +1,34 @@
 //! Loaded images become solved ones: the only stage that computes. No I/O; one thread drives the devices.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use projector::{DeviceError, Lanes, Projection, Solution, Target};
-use proto::{Job, JobId};
+use proto::{Job, JobId, ModelRef, Params};
 use queue::Delivery;
 use tch::Tensor;
 use tokio::sync::{mpsc, watch};
 
-use crate::fetch::Loaded;
+use crate::fetch::{Batch, Loaded};
 use crate::{Config, LoadedModel, Shutdown, checkpoint};
 
 /// What the devices do now.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Working {
+    /// The batch's run.
+    pub run: String,
     /// Images in the batch.
     pub images: usize,
     /// Lane-steps done and in all, for this batch.
     pub batch: (u64, u64),
     /// Mean over the images of the last loss.
     pub loss: f64,
-    /// Lane-steps computed since the start, of this and all earlier batches; resumed ones are not counted.
+    /// Lane-steps computed since the start, of this and all earlier batches.
     pub lane_steps: u64,
+    /// Lane-steps that were found in checkpoints.
+    pub resumed: u64,
 }
 
 /// What leaves the devices.
@@ -30,14 +36,17 @@ pub enum Done {
     /// An image is finished.
     Solved(Box<Solved>),
     /// State of an image that goes on.
-    Saved {
-        /// Key of the image.
-        image: String,
-        /// The checkpoint.
-        bytes: Vec<u8>,
-    },
+    Saved(Saved),
     /// State of an image that is given back.
     Released(Box<Released>),
+}
+
+/// State of an image in work.
+pub struct Saved {
+    pub run: String,
+    pub image: String,
+    pub attempt: String,
+    pub checkpoint: Vec<u8>,
 }
 
 /// An image that is given back unfinished.
@@ -45,7 +54,10 @@ pub struct Released {
     pub delivery: Delivery,
     pub job: Job,
     pub id: JobId,
+    pub attempt: String,
     pub checkpoint: Vec<u8>,
+    /// To the queue; if not, its run is not to be computed now.
+    pub queued: bool,
 }
 
 /// An image with its answer.
@@ -53,6 +65,8 @@ pub struct Solved {
     pub delivery: Delivery,
     pub job: Job,
     pub id: JobId,
+    pub attempt: String,
+    pub model: ModelRef,
     pub pixels: Vec<f32>,
     pub solution: Result<Solution, projector::Diverged>,
     /// Seconds of device work of the batch, divided by its images.
@@ -62,36 +76,128 @@ pub struct Solved {
 /// Starts the thread. It ends when `loaded` closes, a stop is requested, or a device fails.
 pub fn spawn(
     config: &Config,
-    model: LoadedModel,
-    mut loaded: mpsc::Receiver<Vec<Loaded>>,
+    mut loaded: mpsc::Receiver<Batch>,
     done: mpsc::Sender<Done>,
     shutdown: Shutdown,
+    withdrawn: Arc<AtomicBool>,
     working: watch::Sender<Working>,
 ) -> JoinHandle<Result<(), DeviceError>> {
-    let (devices, every) = (config.devices.0.clone(), config.checkpoint_every);
+    let (devices, checkpoint_every) = (config.devices.0.clone(), config.checkpoint_every);
     let body = move || {
-        let lanes = Lanes::new(&model.model, &devices);
-        let mut computed = 0;
-        while let Some(batch) = loaded.blocking_recv() {
-            project(&lanes, &model, batch, every, &done, &shutdown, &working, &mut computed)?;
+        let mut devices_now: Option<(LoadedModel, Lanes)> = None;
+        let mut thread = Thread { checkpoint_every, done, shutdown, withdrawn, working, computed: 0, resumed: 0 };
+        while let Some(Batch { model, images }) = loaded.blocking_recv() {
+            if let Some(model) = model {
+                // The old model leaves the devices before the new one comes.
+                drop(devices_now.take());
+                let lanes = Lanes::new(&model.model, &devices);
+                devices_now = Some((model, lanes));
+            }
+            let (model, lanes) = devices_now.as_ref().expect("the first batch brings a model");
+            thread.project(lanes, model, images)?;
+            thread.working.send_modify(|w| w.images = 0);
         }
         Ok(())
     };
     std::thread::Builder::new().name("project".into()).spawn(body).expect("a thread can be started")
 }
 
-#[allow(clippy::too_many_arguments)]
-fn project(
-    lanes: &Lanes,
-    model: &LoadedModel,
-    mut batch: Vec<Loaded>,
+/// What the thread has at hand.
+struct Thread {
     checkpoint_every: std::time::Duration,
-    done: &mpsc::Sender<Done>,
-    shutdown: &Shutdown,
-    working: &watch::Sender<Working>,
-    computed: &mut u64,
-) -> Result<(), DeviceError> {
-    let Some(params) = batch.first().map(|image| image.job.params.clone()) else { return Ok(()) };
+    done: mpsc::Sender<Done>,
+    shutdown: Shutdown,
+    withdrawn: Arc<AtomicBool>,
+    working: watch::Sender<Working>,
+    /// Lane-steps since the start.
+    computed: u64,
+    resumed: u64,
+}
+
+impl Thread {
+    fn project(&mut self, lanes: &Lanes, model: &LoadedModel, batch: Vec<Loaded>) -> Result<(), DeviceError> {
+        let Some(first) = batch.first() else { return Ok(()) };
+        let (params, run) = (first.job.params.clone(), first.job.run.clone());
+        let mut projection = start(&params, model, &batch);
+        let mut batch = batch;
+        for (i, image) in batch.iter_mut().enumerate() {
+            if let Some(saved) = image.checkpoint.take() {
+                // A checkpoint that does not fit costs the work it held, nothing else.
+                if projection.resume(i, saved.state).is_ok() {
+                    image.seconds = saved.seconds;
+                }
+            }
+        }
+        self.withdrawn.store(false, Ordering::SeqCst);
+        let started = Instant::now();
+        let mut saved = Instant::now();
+        let mut last = projection.progress().done;
+        self.resumed += last;
+        self.show(&projection, &run);
+        while !projection.finished() {
+            let (stop, withdrawn) = (self.shutdown.requested(), self.withdrawn.load(Ordering::SeqCst));
+            if stop || withdrawn {
+                self.release(&projection, batch, started, !withdrawn);
+                return Ok(());
+            }
+            let progress = projection.step(lanes)?;
+            self.computed += progress.done.saturating_sub(last);
+            last = progress.done;
+            self.show(&projection, &run);
+            if saved.elapsed() >= self.checkpoint_every && !projection.finished() {
+                saved = Instant::now();
+                self.save(&projection, &batch, started);
+            }
+        }
+        let solutions = projection.finish(lanes)?;
+        let seconds = started.elapsed().as_secs_f64() / batch.len() as f64;
+        for (image, solution) in batch.into_iter().zip(solutions) {
+            let Loaded { delivery, job, id, attempt, model, pixels, .. } = image;
+            let seconds = image.seconds + seconds;
+            let solved = Solved { delivery, job, id, attempt, model, pixels, solution, seconds };
+            // Nobody receives any more when publishing failed; that error is the one to report.
+            let _ = self.done.blocking_send(Done::Solved(Box::new(solved)));
+        }
+        Ok(())
+    }
+
+    fn show(&self, projection: &Projection, run: &str) {
+        let progress = projection.progress();
+        self.working.send_replace(Working {
+            run: run.to_owned(),
+            images: projection.len(),
+            batch: (progress.done, progress.total),
+            loss: progress.loss,
+            lane_steps: self.computed,
+            resumed: self.resumed,
+        });
+    }
+
+    fn save(&self, projection: &Projection, batch: &[Loaded], started: Instant) {
+        for (i, image) in batch.iter().enumerate() {
+            let checkpoint = kept(projection, i, image, started, batch.len());
+            let (run, attempt) = (image.job.run.clone(), image.attempt.clone());
+            let _ = self.done.blocking_send(Done::Saved(Saved { run, image: image.job.image.clone(), attempt, checkpoint }));
+        }
+    }
+
+    fn release(&self, projection: &Projection, batch: Vec<Loaded>, started: Instant, queued: bool) {
+        let images = batch.len();
+        for (i, image) in batch.into_iter().enumerate() {
+            let checkpoint = kept(projection, i, &image, started, images);
+            let Loaded { delivery, job, id, attempt, .. } = image;
+            let released = Released { delivery, job, id, attempt, checkpoint, queued };
+            let _ = self.done.blocking_send(Done::Released(Box::new(released)));
+        }
+    }
+}
+
+fn kept(projection: &Projection, i: usize, image: &Loaded, started: Instant, images: usize) -> Vec<u8> {
+    let seconds = image.seconds + started.elapsed().as_secs_f64() / images as f64;
+    checkpoint::encode(&image.id, &checkpoint::Saved { state: projection.checkpoint(i).clone(), seconds })
+}
+
+fn start(params: &Params, model: &LoadedModel, batch: &[Loaded]) -> Projection {
     let r = i64::from(model.reference.resolution);
     let targets = batch
         .iter()
@@ -102,53 +208,5 @@ fn project(
             seed: image.job.seed,
         })
         .collect();
-    let mut projection = Projection::new(&params, &model.model, &model.statistics, targets);
-    for (i, image) in batch.iter_mut().enumerate() {
-        if let Some(checkpoint) = image.checkpoint.take() {
-            // A checkpoint that does not fit costs the work it held, nothing else.
-            let _ = projection.resume(i, checkpoint);
-        }
-    }
-    let show = |projection: &Projection, computed: u64| {
-        let progress = projection.progress();
-        working.send_replace(Working {
-            images: projection.len(),
-            batch: (progress.done, progress.total),
-            loss: progress.loss,
-            lane_steps: computed,
-        });
-    };
-    let started = Instant::now();
-    let mut saved = Instant::now();
-    let mut last = projection.progress().done;
-    show(&projection, *computed);
-    while !projection.finished() {
-        if shutdown.requested() {
-            for (i, image) in batch.into_iter().enumerate() {
-                let checkpoint = checkpoint::encode(&image.id, projection.checkpoint(i));
-                let Loaded { delivery, job, id, .. } = image;
-                let _ = done.blocking_send(Done::Released(Box::new(Released { delivery, job, id, checkpoint })));
-            }
-            return Ok(());
-        }
-        let progress = projection.step(lanes)?;
-        *computed += progress.done.saturating_sub(last);
-        last = progress.done;
-        show(&projection, *computed);
-        if saved.elapsed() >= checkpoint_every && !projection.finished() {
-            saved = Instant::now();
-            for (i, image) in batch.iter().enumerate() {
-                let bytes = checkpoint::encode(&image.id, projection.checkpoint(i));
-                let _ = done.blocking_send(Done::Saved { image: image.job.image.clone(), bytes });
-            }
-        }
-    }
-    let solutions = projection.finish(lanes)?;
-    let seconds = started.elapsed().as_secs_f64() / batch.len() as f64;
-    for (image, solution) in batch.into_iter().zip(solutions) {
-        let Loaded { delivery, job, id, pixels, .. } = image;
-        // Nobody receives any more when publishing failed; that error is the one to report.
-        let _ = done.blocking_send(Done::Solved(Box::new(Solved { delivery, job, id, pixels, solution, seconds })));
-    }
-    Ok(())
+    Projection::new(params, &model.model, &model.statistics, targets)
 }

@@ -3,45 +3,70 @@
 use std::collections::HashMap;
 
 use projector::Solution;
-use proto::{FailureReason, ModelRef, ResultRecord, SeedResult, What, keys};
+use proto::keys::{Item, Marker};
+use proto::{FailureReason, ObjectRef, ResultRecord, SeedResult, What, hex_sha256, keys};
 use queue::{Channel, Queue};
-use store::{PutNew, Store};
+use store::{PutNew, Runs, Store};
 use tokio::sync::mpsc;
 
 use crate::fate::{self, Fate};
 use crate::fetch::{event, reject};
-use crate::project::{Done, Released, Solved};
+use crate::project::{Done, Released, Saved, Solved};
 use crate::{Config, Error, codec};
 
 /// Publishes until the devices' thread ends.
-pub async fn run(
-    config: Config,
-    model: ModelRef,
-    queue: Queue,
-    results: Store,
-    mut done: mpsc::Receiver<Done>,
-) -> Result<(), Error> {
+pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Receiver<Done>) -> Result<(), Error> {
     while let Some(done) = done.recv().await {
         match done {
-            Done::Solved(solved) => publish(&config, &model, &queue, &results, *solved).await?,
-            Done::Saved { image, bytes } => results.put(&keys::checkpoint(&image), bytes).await?,
+            Done::Solved(solved) => {
+                let results = runs.of(&solved.job.run)?;
+                publish(&config, &queue, &results, *solved).await?;
+            }
+            Done::Saved(Saved { run, image, attempt, checkpoint }) => {
+                let results = runs.of(&run)?;
+                let saved = save(&results, &image, &attempt, checkpoint).await;
+                // The next one may succeed; only time is lost until then.
+                forgive(saved)?;
+            }
             Done::Released(released) => {
-                let Released { delivery, job, id, checkpoint } = *released;
-                results.put(&keys::checkpoint(&job.image), checkpoint).await?;
-                queue.publish(Channel::Events, event(&config, &job, &id, What::Released).encode()).await?;
-                delivery.release().await?;
+                let Released { delivery, job, id, attempt, checkpoint, queued } = *released;
+                let results = runs.of(&job.run)?;
+                forgive(save(&results, &job.image, &attempt, checkpoint).await)?;
+                queue.publish(Channel::Events, event(&config, &job, &id, What::Released { queued }).encode()).await?;
+                if queued {
+                    delivery.release().await?;
+                } else {
+                    delivery.ack().await?;
+                }
             }
         }
     }
     Ok(())
 }
 
-async fn publish(config: &Config, model: &ModelRef, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
-    let Solved { delivery, job, id, pixels, solution, seconds } = solved;
+/// A checkpoint is progress: the attempt counts no longer as one that never ended.
+async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) -> Result<(), store::Error> {
+    results.put(&keys::checkpoint(image), checkpoint).await?;
+    results.delete(&keys::attempt(image, attempt)).await
+}
+
+fn forgive(saved: Result<(), store::Error>) -> Result<(), store::Error> {
+    match saved {
+        Err(error) if error.is_retryable() => {
+            tracing::warn!(error = fate::chain(&error), "a checkpoint could not be written");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
+    let Solved { delivery, job, id, attempt, model, pixels, solution, seconds } = solved;
     let solution = match solution {
         Ok(solution) => solution,
         Err(error) => {
             let message = format!("image {}: {error}", job.image);
+            results.delete(&keys::attempt(&job.image, &attempt)).await?;
             reject(config, queue, results, delivery, &job, &id, FailureReason::Diverged, message).await?;
             return Ok(());
         }
@@ -54,7 +79,7 @@ async fn publish(config: &Config, model: &ModelRef, queue: &Queue, results: &Sto
         class: job.class,
         class_name: job.class_name.clone(),
         bbox: job.bbox,
-        model: model.clone(),
+        model,
         params: job.params.clone(),
         seed: job.seed,
         version: config.version.clone(),
@@ -67,14 +92,12 @@ async fn publish(config: &Config, model: &ModelRef, queue: &Queue, results: &Sto
             .collect(),
         lane_steps: solution.lane_steps,
         seconds,
+        attempt,
+        objects: vec![],
     };
-    let size = model.resolution;
-    let objects = {
-        let (record, image) = (record.clone(), job.image.clone());
-        let encode = move || objects(&image, &pixels, &solution, &record, size);
-        tokio::task::spawn_blocking(encode).await.expect("encoding does not panic")
-    };
-    match commit(results, &job.image, objects, &record).await {
+    let encode = move || objects(&pixels, &solution, record);
+    let (objects, record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
+    match commit(results, objects, &record).await {
         Ok(()) => {}
         Err(error) if fate::results(&error) == Fate::Retry => {
             delivery.retry().await?;
@@ -82,43 +105,45 @@ async fn publish(config: &Config, model: &ModelRef, queue: &Queue, results: &Sto
         }
         Err(error) => return Err(error.into()),
     }
-    let loss = record.best_seed().loss;
-    let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps };
+    let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
+    let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips };
     queue.publish(Channel::Events, event(config, &job, &id, what).encode()).await?;
     delivery.ack().await?;
     Ok(())
 }
 
-async fn commit(
-    results: &Store,
-    image: &str,
-    objects: Vec<(String, Vec<u8>)>,
-    record: &ResultRecord,
-) -> Result<(), store::Error> {
-    for (key, bytes) in objects {
-        results.put(&key, bytes).await?;
+async fn commit(results: &Store, objects: Vec<(Item, Vec<u8>)>, record: &ResultRecord) -> Result<(), store::Error> {
+    let (image, attempt) = (&record.image, &record.attempt);
+    for (item, bytes) in objects {
+        results.put(&keys::item(image, attempt, item), bytes).await?;
     }
     let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
-    // Somebody else's result of the same job is as good as ours.
-    let (PutNew::Created | PutNew::Exists) = results.put_new(&keys::item(image, keys::Item::Result), bytes).await?;
-    results.delete(&keys::checkpoint(image)).await
+    // Somebody else's result of the same job is as good as ours; what this attempt wrote is then swept with the run.
+    let (PutNew::Created | PutNew::Exists) = results.put_new(&keys::marker(image, Marker::Result), bytes).await?;
+    results.delete(&keys::checkpoint(image)).await?;
+    results.delete(&keys::attempt(image, attempt)).await
 }
 
-/// All objects of an image but the commit marker.
-fn objects(image: &str, target: &[f32], solution: &Solution, record: &ResultRecord, size: u32) -> Vec<(String, Vec<u8>)> {
-    let png = |pixels: &[f32]| codec::encode_png(pixels, size);
+/// All objects of the attempt, and the record that names them.
+fn objects(target: &[f32], solution: &Solution, mut record: ResultRecord) -> (Vec<(Item, Vec<u8>)>, ResultRecord) {
+    let png = |pixels: &[f32]| codec::encode_png(pixels, record.model.resolution);
     let history = serde_json::to_vec(&solution.history).expect("curves serialise");
-    vec![
-        (keys::item(image, keys::Item::Projection), projection(solution, record)),
-        (keys::item(image, keys::Item::Target), png(target)),
-        (keys::item(image, keys::Item::Transformed), png(&solution.transformed)),
-        (keys::item(image, keys::Item::Generated), png(&solution.generated)),
-        (keys::item(image, keys::Item::Inverted), png(&solution.inverted)),
-        (keys::item(image, keys::Item::History), history),
-    ]
+    let objects = vec![
+        (Item::Projection, projection(solution, &record)),
+        (Item::Target, png(target)),
+        (Item::Transformed, png(&solution.transformed)),
+        (Item::Generated, png(&solution.generated)),
+        (Item::Inverted, png(&solution.inverted)),
+        (Item::History, history),
+    ];
+    record.objects = objects
+        .iter()
+        .map(|(item, bytes)| ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(bytes) })
+        .collect();
+    (objects, record)
 }
 
-/// `projection.safetensors`: z `[seeds, z]`, c `[seeds, embed]`, losses `[seeds]`, all float32; metadata says the rest.
+/// `projection.safetensors`: z `[seeds, z]`, c `[seeds, embed]`, losses `[seeds]`, all float32; the rest is JSON in the metadata.
 fn projection(solution: &Solution, record: &ResultRecord) -> Vec<u8> {
     use safetensors::tensor::{Dtype, TensorView};
     let bytes = |rows: &[&[f32]]| -> Vec<u8> { rows.iter().flat_map(|r| r.iter()).flat_map(|v| v.to_le_bytes()).collect() };
@@ -133,14 +158,16 @@ fn projection(solution: &Solution, record: &ResultRecord) -> Vec<u8> {
         ("c", view(vec![seeds, solution.seeds[0].c.len()], &c)),
         ("losses", view(vec![seeds], &losses)),
     ];
-    let metadata = HashMap::from([
-        ("format".to_owned(), "basin projection 1".to_owned()),
-        ("job".to_owned(), record.job.to_string()),
-        ("image".to_owned(), record.image.clone()),
-        ("class".to_owned(), record.class_name.clone()),
-        ("best".to_owned(), solution.best.to_string()),
-        ("transform".to_owned(), serde_json::to_string(&solution.transform).expect("a transform serialises")),
-        ("model".to_owned(), record.model.digest.clone()),
-    ]);
+    // One entry, since the order of several would differ from run to run.
+    let about = serde_json::json!({
+        "format": 1,
+        "job": record.job,
+        "image": record.image,
+        "class": record.class_name,
+        "best": solution.best,
+        "transform": solution.transform,
+        "model": record.model.digest,
+    });
+    let metadata = HashMap::from([("basin projection".to_owned(), about.to_string())]);
     safetensors::serialize(tensors, Some(metadata)).expect("three tensors serialise")
 }

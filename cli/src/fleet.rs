@@ -1,0 +1,396 @@
+//! What a person says to a fleet: through the coordinator's API, or to its home directly.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use coordinator::service::{Change, RetryRequest, RunRequest};
+use proto::{ModelManifest, Params, RunState, keys};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use store::Store;
+
+/// Where the coordinator is.
+#[derive(clap::Args)]
+pub struct Coordinator {
+    /// URL of the coordinator.
+    #[arg(long, env = "BASIN_COORDINATOR_URL", value_name = "URL", default_value = "http://127.0.0.1:8470")]
+    coordinator: String,
+    /// File with the coordinator's token. BASIN_TOKEN holds the token itself.
+    #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// Options of `basin submit`.
+#[derive(clap::Args)]
+pub struct Submit {
+    /// Folder or bucket of the images, as the workers see it.
+    dataset: String,
+    /// Name of the run: letters, digits, `-`, `_`, `.`.
+    #[arg(long)]
+    name: String,
+    /// Name of a model in the fleet's home (see `basin push`).
+    #[arg(long)]
+    model: String,
+    /// COCO JSON or CSV manifest in the data set; `auto` looks for one, `none` takes the folders' names as classes.
+    #[arg(long, default_value = "auto")]
+    annotations: String,
+    /// Which method and schedule.
+    #[arg(long, value_parser = Params::PROFILES, default_value = "paper", conflicts_with = "params")]
+    profile: String,
+    /// Parameters from a JSON file (see `basin params`).
+    #[arg(long, value_name = "FILE")]
+    params: Option<PathBuf>,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Project only this many images, evenly spread over the data set.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Runs of higher priority come first.
+    #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
+    priority: i32,
+    /// Start at most this many jobs each minute.
+    #[arg(long, value_name = "N")]
+    per_minute: Option<f64>,
+    /// Wait until the run is finished, showing how it goes.
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+/// Options of `basin runs`.
+#[derive(clap::Args)]
+pub struct Runs {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// List all runs.
+    List,
+    /// Show a run, with its errors by class.
+    Show { run: String },
+    /// Wait until a run is finished, showing how it goes.
+    Wait { run: String },
+    /// Hand out no more jobs; workers save and give back what they hold.
+    Pause { run: String },
+    /// Go on with a paused run.
+    Resume { run: String },
+    /// As `pause`, for good.
+    Cancel { run: String },
+    /// Change the priority.
+    Priority {
+        run: String,
+        #[arg(allow_hyphen_values = true)]
+        priority: i32,
+    },
+    /// Start at most so many jobs each minute; 0 lifts the limit.
+    Rate { run: String, per_minute: f64 },
+    /// Try failures of a finished run again.
+    Retry {
+        run: String,
+        /// Only of this class (may be given several times).
+        #[arg(long)]
+        class: Vec<String>,
+        /// Only with this reason, such as `bad_image` (may be given several times).
+        #[arg(long)]
+        reason: Vec<String>,
+    },
+}
+
+/// Options of `basin push`.
+#[derive(clap::Args)]
+pub struct Push {
+    /// Model folder.
+    model: PathBuf,
+    /// The fleet's home.
+    #[arg(long, env = "BASIN_HOME_URL", value_name = "URL")]
+    home: String,
+}
+
+/// Options of `basin verify`.
+#[derive(clap::Args)]
+pub struct Verify {
+    /// Folder or bucket of the run (in a fleet's home: `<home>/runs/<run>`).
+    out: String,
+    /// Read every object and compare its digest, instead of its size only.
+    #[arg(long)]
+    deep: bool,
+}
+
+/// Options of `basin doctor`.
+#[derive(clap::Args)]
+pub struct Doctor {
+    /// Folder or bucket.
+    store: String,
+}
+
+/// `basin submit`.
+pub fn submit(args: Submit) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&args.coordinator)?;
+    let params = match &args.params {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Some(Params::from_json(&text).with_context(|| format!("{} holds no valid parameters", path.display()))?)
+        }
+        None => None,
+    };
+    let request = RunRequest {
+        name: args.name.clone(),
+        dataset: absolute(&args.dataset)?,
+        annotations: args.annotations,
+        model: args.model,
+        profile: params.is_none().then_some(args.profile),
+        params,
+        seed: args.seed,
+        limit: args.limit,
+        priority: args.priority,
+        per_minute: args.per_minute,
+    };
+    let answer: Value = client.send("POST", "/v1/runs", &request)?;
+    say!("{}", answer["note"].as_str().unwrap_or_default());
+    if args.wait { wait(&client, &args.name) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// A folder as the coordinator must name it, who works elsewhere.
+fn absolute(dataset: &str) -> anyhow::Result<String> {
+    if dataset.contains("://") || dataset.starts_with("file:") {
+        return Ok(dataset.to_owned());
+    }
+    let path = std::path::absolute(dataset).with_context(|| format!("cannot make {dataset} absolute"))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// `basin runs`.
+pub fn runs(args: Runs) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&args.coordinator)?;
+    let change = |run: &str, change: Change| -> anyhow::Result<ExitCode> {
+        let status: Value = client.send("PATCH", &format!("/v1/runs/{run}"), &change)?;
+        print_runs(&[status]);
+        Ok(ExitCode::SUCCESS)
+    };
+    let state = |state| Change { state: Some(state), ..Change::default() };
+    match args.what.unwrap_or(What::List) {
+        What::List => {
+            let all: Vec<Value> = client.get("/v1/runs")?;
+            print_runs(&all);
+            Ok(ExitCode::SUCCESS)
+        }
+        What::Show { run } => {
+            let status: Value = client.get(&format!("/v1/runs/{run}"))?;
+            print_runs(std::slice::from_ref(&status));
+            for class in status["classes"].as_array().into_iter().flatten() {
+                say!(
+                    "  {:24} {:>7} images   L1 {:.4}   LPIPS {:.4} ± {:.4}",
+                    class["class"].as_str().unwrap_or_default(),
+                    class["images"],
+                    class["l1"].as_f64().unwrap_or(f64::NAN),
+                    class["lpips"].as_f64().unwrap_or(f64::NAN),
+                    class["lpips_standard_error"].as_f64().unwrap_or(f64::NAN),
+                );
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        What::Wait { run } => wait(&client, &run),
+        What::Pause { run } => change(&run, state(RunState::Paused)),
+        What::Resume { run } => change(&run, state(RunState::Running)),
+        What::Cancel { run } => change(&run, state(RunState::Cancelled)),
+        What::Priority { run, priority } => change(&run, Change { priority: Some(priority), ..Change::default() }),
+        What::Rate { run, per_minute } => change(&run, Change { per_minute: Some(per_minute), ..Change::default() }),
+        What::Retry { run, class, reason } => {
+            let request = RetryRequest { classes: class, reasons: reason };
+            let answer: Value = client.send("POST", &format!("/v1/runs/{run}/retry"), &request)?;
+            say!("{}", answer["note"].as_str().unwrap_or_default());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// `basin workers`.
+pub fn workers(args: &Coordinator) -> anyhow::Result<ExitCode> {
+    let workers: Vec<Value> = Client::new(args)?.get("/v1/workers")?;
+    say!("{:32} {:>6} {:>12} {:24} devices", "worker", "images", "lane-steps/s", "run");
+    for w in &workers {
+        let text = |key: &str| w[key].as_str().unwrap_or_default().to_owned();
+        let (name, images, rate) = (text("name"), &w["images"], w["lane_steps_per_second"].as_f64().unwrap_or(0.0));
+        say!("{name:32} {images:>6} {rate:>12.0} {:24} {}", text("run"), text("devices"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows a run until it is over. Exit code as `basin project`'s.
+fn wait(client: &Client, run: &str) -> anyhow::Result<ExitCode> {
+    let mut last = String::new();
+    loop {
+        let status: Value = client.get(&format!("/v1/runs/{run}"))?;
+        let number = |key: &str| status[key].as_u64().unwrap_or(0);
+        let line = format!(
+            "{run}: {}/{} images ({} failed), {} with workers, {} queued, {} waiting",
+            number("skipped") + number("succeeded") + number("failed"),
+            number("images"),
+            number("failed"),
+            number("started"),
+            number("queued"),
+            number("waiting")
+        );
+        if line != last {
+            note!("{line}");
+            last = line;
+        }
+        match status["state"].as_str() {
+            Some("finished") => {
+                let failed = number("failed");
+                say!("run {run} is finished: {failed} images failed");
+                return Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) });
+            }
+            Some("cancelled") => bail!("run {run} is cancelled"),
+            _ => std::thread::sleep(Duration::from_secs(1)),
+        }
+    }
+}
+
+fn print_runs(runs: &[Value]) {
+    say!(
+        "{:24} {:10} {:>8} {:>9} {:>9} {:>7} {:>8} {:>7} {:>8}",
+        "run",
+        "state",
+        "priority",
+        "images",
+        "done",
+        "failed",
+        "working",
+        "queued",
+        "waiting"
+    );
+    for run in runs {
+        let number = |key: &str| run[key].as_i64().unwrap_or(0);
+        say!(
+            "{:24} {:10} {:>8} {:>9} {:>9} {:>7} {:>8} {:>7} {:>8}",
+            run["name"].as_str().unwrap_or_default(),
+            run["state"].as_str().unwrap_or_default(),
+            number("priority"),
+            number("images"),
+            number("skipped") + number("succeeded"),
+            number("failed"),
+            number("started"),
+            number("queued"),
+            number("waiting")
+        );
+        if let Some(problem) = run["problem"].as_str() {
+            say!("  cannot go on now: {problem}");
+        }
+    }
+}
+
+/// `basin push`.
+pub async fn push(args: Push) -> anyhow::Result<ExitCode> {
+    let path = args.model.join("model.json");
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (manifest, digest) =
+        ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))?;
+    keys::check_run(&manifest.name).map_err(|p| anyhow::anyhow!("the model's name {:?} {p}", manifest.name))?;
+    let home = Store::open(&args.home).await.context("cannot open --home")?;
+    let place = home.with_prefix(&keys::model_prefix(&manifest.name))?;
+    if let Ok(there) = place.get("model.json").await {
+        if there == bytes {
+            say!("model {} ({}) is there already", manifest.name, &digest[..12]);
+            return Ok(ExitCode::SUCCESS);
+        }
+        bail!("{} holds another model of this name: give yours another name in model.json", place.url());
+    }
+    for (file, expected) in &manifest.sha256 {
+        let path = args.model.join(file);
+        let content = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if proto::hex_sha256(&content) != *expected {
+            bail!("{} is not the file that model.json names: it is damaged or was replaced", path.display());
+        }
+        place.put(file, content).await?;
+    }
+    // Last, so that a model is seen whole or not at all.
+    place.put("model.json", bytes).await?;
+    say!("model {} ({}) is in {}", manifest.name, &digest[..12], place.url());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `basin verify`.
+pub async fn verify(args: Verify) -> anyhow::Result<ExitCode> {
+    let results = Store::open(&args.out).await?;
+    let found = coordinator::verify::verify(&results, args.deep).await?;
+    say!("{}: {} images, {} projected, {} failed", results.url(), found.images, found.succeeded, found.failed);
+    report(&found.problems, "the run is complete and whole")
+}
+
+/// `basin doctor`.
+pub async fn doctor(args: Doctor) -> anyhow::Result<ExitCode> {
+    let store = Store::open(&args.store).await?;
+    let problems = store.examine().await?;
+    report(&problems, "the store does what a fleet needs")
+}
+
+fn report(problems: &[String], good: &str) -> anyhow::Result<ExitCode> {
+    for problem in problems {
+        say!("  {problem}");
+    }
+    if problems.is_empty() {
+        say!("{good}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::from(2))
+}
+
+/// Speaks to the coordinator.
+struct Client {
+    agent: ureq::Agent,
+    base: String,
+    token: Option<String>,
+}
+
+impl Client {
+    fn new(coordinator: &Coordinator) -> anyhow::Result<Client> {
+        let token = match &coordinator.token_file {
+            Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+            None => std::env::var("BASIN_TOKEN").ok(),
+        };
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(600)));
+        Ok(Client {
+            agent: config.build().into(),
+            base: coordinator.coordinator.trim_end_matches('/').to_owned(),
+            token: token.map(|t| format!("Bearer {}", t.trim())),
+        })
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let mut request = self.agent.get(format!("{}{path}", self.base));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", token);
+        }
+        self.read(request.call())
+    }
+
+    fn send<T: DeserializeOwned>(&self, method: &str, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        let url = format!("{}{path}", self.base);
+        let mut request = if method == "PATCH" { self.agent.patch(url) } else { self.agent.post(url) };
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", token);
+        }
+        self.read(request.send_json(body))
+    }
+
+    fn read<T: DeserializeOwned>(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<T> {
+        let mut answer = answer.with_context(|| format!("the coordinator at {} does not answer", self.base))?;
+        let status = answer.status();
+        let text = answer.body_mut().read_to_string().context("the coordinator's answer broke off")?;
+        if !status.is_success() {
+            let error: Option<String> = serde_json::from_str::<Value>(&text).ok().and_then(|v| Some(v["error"].as_str()?.into()));
+            bail!("the coordinator refuses: {}", error.unwrap_or_else(|| format!("{status} {text}")));
+        }
+        serde_json::from_str(&text).context("the coordinator's answer is not what this version expects")
+    }
+}

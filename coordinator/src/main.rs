@@ -1,0 +1,94 @@
+//! `basin-coordinator`: hands out the jobs of many runs. Never links torch.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use coordinator::service::{Config, Service};
+use queue::Queue;
+use store::Store;
+use tokio::sync::watch;
+
+/// Hands out the jobs of runs to workers, and serves the API that `basin submit` and `basin runs` speak.
+#[derive(Parser)]
+#[command(name = "basin-coordinator", version)]
+struct Args {
+    /// Folder or bucket (s3://bucket/prefix) of runs, results and models.
+    #[arg(long, env = "BASIN_HOME_URL", value_name = "URL")]
+    home: String,
+    /// The queue that workers share: amqp://user@host:5672/vhost (password from BASIN_AMQP_PASSWORD or ?password_file=).
+    #[arg(long, env = "BASIN_QUEUE_URL", value_name = "URL", hide_env_values = true)]
+    queue: String,
+    /// Address of the API.
+    #[arg(long, env = "BASIN_LISTEN", default_value = "127.0.0.1:8470")]
+    listen: SocketAddr,
+    /// File with the token that clients must show. BASIN_TOKEN holds the token itself.
+    #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Jobs published and not settled, at most: at least four for each image that all workers together can hold.
+    #[arg(long, env = "BASIN_WINDOW", default_value_t = coordinator::drive::WINDOW, value_name = "N")]
+    window: usize,
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> ExitCode {
+    telemetry::init("info");
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let token = token(&args)?;
+    if token.is_none() && !args.listen.ip().is_loopback() {
+        bail!("--listen {} can be reached from other machines: set BASIN_TOKEN or --token-file", args.listen);
+    }
+    let home = Store::open(&args.home).await.context("cannot open --home")?;
+    let queue = Queue::open(&args.queue).await.context("cannot open --queue")?;
+    let listener = tokio::net::TcpListener::bind(args.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", args.listen))?;
+    tracing::info!(home = home.url(), queue = queue.server(), listen = %listener.local_addr()?, "started");
+
+    let version = env!("CARGO_PKG_VERSION").into();
+    let (service, handle) = Service::new(Config { home, queue: queue.clone(), window: args.window, version });
+    let api = axum::serve(listener, coordinator::api::router(handle, token.as_deref()));
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        if terminated().await.is_ok() {
+            tracing::info!("stopping");
+            stop.send_replace(true);
+        }
+    });
+    tokio::select! {
+        served = async { api.await } => served.context("the API failed")?,
+        outcome = service.run(stopped) => outcome?,
+    }
+    queue.close().await;
+    Ok(())
+}
+
+fn token(args: &Args) -> anyhow::Result<Option<String>> {
+    let text = match &args.token_file {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => std::env::var("BASIN_TOKEN").ok(),
+    };
+    let token = text.map(|t| t.trim().to_owned());
+    if token.as_deref().is_some_and(|t| t.len() < 16) {
+        bail!("the token has fewer than 16 characters");
+    }
+    Ok(token)
+}
+
+async fn terminated() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done,
+        _ = terminate.recv() => Ok(()),
+    }
+}

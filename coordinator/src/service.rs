@@ -1,0 +1,581 @@
+//! Many runs, kept going (*io*): loads them from the home, hands their jobs out, writes their tables at the end.
+//!
+//! Everything that must survive is in the home before anybody is told that it is done. A second coordinator waits until the first
+//! is gone; should both act for a moment, they do the same things, none of which harms when done twice.
+
+use std::collections::{BTreeMap, HashSet};
+
+use proto::{Control, Event, ModelManifest, Params, RunRecord, RunState, keys};
+use queue::Queue;
+use serde::{Deserialize, Serialize};
+use store::{ErrorKind, PutNew, Runs, Store};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::drive::Driver;
+use crate::finish::finish;
+use crate::fleet::RunStatus;
+use crate::plan::{Plan, RunSpec};
+use crate::run::{self, Error, Retry};
+
+/// Commands that wait for the loop.
+const COMMANDS: usize = 64;
+/// A run that cannot be read is read again after this time.
+const TRY_AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// How to run.
+#[derive(Clone)]
+pub struct Config {
+    /// Where runs, models and their results are.
+    pub home: Store,
+    /// The queue that workers share.
+    pub queue: Queue,
+    /// Jobs published and not settled, at most.
+    pub window: usize,
+    /// Version of basin.
+    pub version: String,
+}
+
+/// A run that a person asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// 1 to 63 letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// URL of the data set, readable by coordinator and workers.
+    pub dataset: String,
+    /// `auto`, `none` or a key of the data set.
+    #[serde(default = "auto")]
+    pub annotations: String,
+    /// Name of a model in the home.
+    pub model: String,
+    /// `paper`, `pix2latent` or `fast`; not together with `params`.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// All parameters.
+    #[serde(default)]
+    pub params: Option<Params>,
+    /// Everything random follows from it.
+    #[serde(default)]
+    pub seed: u64,
+    /// Only this many images, evenly spread.
+    #[serde(default)]
+    pub limit: Option<usize>,
+    /// Higher comes first.
+    #[serde(default)]
+    pub priority: i32,
+    /// Most jobs started each minute.
+    #[serde(default)]
+    pub per_minute: Option<f64>,
+}
+
+fn auto() -> String {
+    "auto".into()
+}
+
+/// A change of what should be done with a run; what is absent stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// `running`, `paused` or `cancelled`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<RunState>,
+    /// Higher comes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
+    /// Most jobs started each minute; 0 lifts the limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_minute: Option<f64>,
+}
+
+/// Which failures are tried again; an empty list stands for all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryRequest {
+    /// Names of classes.
+    #[serde(default)]
+    pub classes: Vec<String>,
+    /// Short names of reasons.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+}
+
+/// A worker, for people.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkerStatus {
+    /// Its name.
+    pub name: String,
+    /// Seconds since it was heard of.
+    pub silent_seconds: f64,
+    /// What it said.
+    #[serde(flatten)]
+    pub alive: proto::Alive,
+}
+
+/// Why something is not done.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// No such run.
+    NotFound(String),
+    /// It contradicts what is there.
+    Conflict(String),
+    /// It makes no sense.
+    Invalid(String),
+    /// Not now.
+    Unavailable(String),
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+enum Command {
+    Submit(Box<RunRequest>, Reply<String>),
+    Runs(Reply<Vec<RunStatus>>),
+    Change(String, Change, Reply<RunStatus>),
+    Retry(String, RetryRequest, Reply<String>),
+    Workers(Reply<Vec<WorkerStatus>>),
+    Backlog(Reply<usize>),
+    Listen(Reply<broadcast::Receiver<Event>>),
+    Prepared(String, Result<Box<(RunSpec, Plan, Control)>, String>, Option<Reply<String>>),
+    Finished(String, Result<(), String>),
+    Again(Box<RunRecord>, Control),
+}
+
+/// A clonable handle by which others ask the service.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    leads: watch::Receiver<bool>,
+}
+
+impl Handle {
+    /// Whether this coordinator acts; a standby does not.
+    pub fn leads(&self) -> bool {
+        *self.leads.borrow()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refusal> {
+        let standby = || Refusal::Unavailable("this coordinator waits until the acting one is gone".into());
+        if !self.leads() {
+            return Err(standby());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| standby())?;
+        answer.await.map_err(|_| standby())?
+    }
+
+    /// Begins a run, or finds the same one there. Returns a note for people.
+    pub async fn submit(&self, request: RunRequest) -> Result<String, Refusal> {
+        self.ask(|reply| Command::Submit(Box::new(request), reply)).await
+    }
+
+    /// All runs.
+    pub async fn runs(&self) -> Result<Vec<RunStatus>, Refusal> {
+        self.ask(Command::Runs).await
+    }
+
+    /// Changes what should be done with a run.
+    pub async fn change(&self, run: String, change: Change) -> Result<RunStatus, Refusal> {
+        self.ask(|reply| Command::Change(run, change, reply)).await
+    }
+
+    /// Tries failures again.
+    pub async fn retry(&self, run: String, which: RetryRequest) -> Result<String, Refusal> {
+        self.ask(|reply| Command::Retry(run, which, reply)).await
+    }
+
+    /// Workers that were heard of lately.
+    pub async fn workers(&self) -> Result<Vec<WorkerStatus>, Refusal> {
+        self.ask(Command::Workers).await
+    }
+
+    /// Images that running runs still have to do.
+    pub async fn backlog(&self) -> Result<usize, Refusal> {
+        self.ask(Command::Backlog).await
+    }
+
+    /// Events from now on.
+    pub async fn listen(&self) -> Result<broadcast::Receiver<Event>, Refusal> {
+        self.ask(Command::Listen).await
+    }
+}
+
+/// The service; [`Service::run`] keeps it going.
+pub struct Service {
+    config: Config,
+    commands: mpsc::Receiver<Command>,
+    sender: mpsc::Sender<Command>,
+    leads: watch::Sender<bool>,
+    /// Runs that are read and planned now.
+    preparing: HashSet<String>,
+    /// Runs whose tables are written now.
+    finishing: HashSet<String>,
+    /// Runs that are not handed out: over at the start, or in trouble.
+    over: BTreeMap<String, RunStatus>,
+}
+
+impl Service {
+    /// A service and the handle to ask it.
+    pub fn new(config: Config) -> (Service, Handle) {
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let (leads, leading) = watch::channel(false);
+        let handle = Handle { commands: sender.clone(), leads: leading };
+        let (preparing, finishing, over) = Default::default();
+        (Service { config, commands, sender, leads, preparing, finishing, over }, handle)
+    }
+
+    /// Waits for the lead, then acts until `stop` becomes true. An error means that the process should end and start again.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
+        self.config.home.check_writable().await?;
+        let mut lead = tokio::select! {
+            lead = self.config.queue.lead("coordinator") => lead?,
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        };
+        let runs = Runs::Home(self.config.home.clone());
+        let mut driver = Driver::new(self.config.queue.clone(), runs, self.config.window).await?;
+        // What an earlier coordinator left on the queue is planned again: it would only come twice.
+        driver.withdraw().await?;
+        self.load_runs().await?;
+        self.leads.send_replace(true);
+        tracing::info!(runs = driver.fleet.names().count() + self.preparing.len(), "acting");
+        loop {
+            driver.top_up().await?;
+            self.finish_settled(&driver);
+            tokio::select! {
+                happening = driver.wait() => {
+                    if !driver.take(happening?).await? {
+                        return Ok(());
+                    }
+                }
+                command = self.commands.recv() => {
+                    if let Some(command) = command {
+                        self.obey(&mut driver, command).await?;
+                    }
+                }
+                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+                () = lead.lost() => return Err(Error::LostLead),
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            }
+        }
+    }
+
+    async fn load_runs(&mut self) -> Result<(), Error> {
+        let names = self.config.home.list(keys::INDEX)?.all().await?;
+        for name in names.iter().filter_map(|object| keys::parse_index(&object.key)) {
+            let record: RunRecord = run::read_json(&self.config.home, &keys::index(name)).await?;
+            let control = read_control(&self.config.home, name).await?;
+            match control.state {
+                RunState::Running | RunState::Paused => self.prepare(record, control, Retry::Nothing, None),
+                RunState::Finished | RunState::Cancelled => {
+                    let status = self.over_status(name, control).await?;
+                    self.over.insert(name.to_owned(), status);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A finished run as its summary tells.
+    async fn over_status(&self, name: &str, control: Control) -> Result<RunStatus, Error> {
+        let results = Runs::Home(self.config.home.clone()).of(name)?;
+        let count = match results.get("summary.json").await {
+            Ok(bytes) => {
+                let summary: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+                let count = |what: &str| summary["images"][what].as_u64().unwrap_or(0) as usize;
+                (count("total"), count("succeeded"), count("failed"))
+            }
+            Err(_) => (0, 0, 0),
+        };
+        Ok(RunStatus {
+            name: name.to_owned(),
+            state: control.state,
+            priority: control.priority,
+            per_minute: control.per_minute,
+            images: count.0,
+            skipped: 0,
+            succeeded: count.1,
+            failed: count.2,
+            started: 0,
+            queued: 0,
+            waiting: 0,
+            classes: vec![],
+            problem: None,
+        })
+    }
+
+    /// Reads and plans a run beside the loop.
+    fn prepare(&mut self, record: RunRecord, control: Control, retry: Retry, reply: Option<Reply<String>>) {
+        let name = record.name.clone();
+        self.preparing.insert(name.clone());
+        let (home, sender) = (self.config.home.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let prepared = prepare(&home, record.clone(), control, &retry).await;
+            if prepared.is_err() && reply.is_none() {
+                // A run that was accepted before: its data set may only be away for a while.
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    let _ = sender.send(Command::Again(Box::new(record), control)).await;
+                });
+            }
+            let _ = sender.send(Command::Prepared(name, prepared.map(Box::new).map_err(|e| chain(&e)), reply)).await;
+        });
+    }
+
+    async fn obey(&mut self, driver: &mut Driver, command: Command) -> Result<(), Error> {
+        match command {
+            Command::Submit(request, reply) => match self.record(driver, *request).await {
+                Ok((record, control)) => self.prepare(record, control, Retry::Nothing, Some(reply)),
+                Err(refusal) => drop(reply.send(Err(refusal))),
+            },
+            Command::Prepared(name, prepared, reply) => {
+                self.preparing.remove(&name);
+                let note = match prepared {
+                    Ok(prepared) => {
+                        let (spec, plan, control) = *prepared;
+                        let note = format!("run {name}: {} images, {} to be projected", plan.total(), plan.images.len());
+                        tracing::info!(run = name, images = plan.total(), left = plan.images.len(), "run planned");
+                        self.over.remove(&name);
+                        driver.fleet.add(spec, plan, control);
+                        Ok(note)
+                    }
+                    Err(error) => {
+                        tracing::error!(run = name, error, "the run cannot be planned");
+                        if reply.is_none() {
+                            let control = read_control(&self.config.home, &name).await?;
+                            let status = self.over_status(&name, control).await?;
+                            self.over.insert(name, RunStatus { problem: Some(error.clone()), ..status });
+                        }
+                        Err(Refusal::Invalid(error))
+                    }
+                };
+                if let Some(reply) = reply {
+                    let _ = reply.send(note);
+                }
+            }
+            Command::Runs(reply) => {
+                let active: Vec<String> = driver.fleet.names().cloned().collect();
+                let active = active.iter().filter_map(|name| driver.fleet.status(name));
+                let mut all: Vec<RunStatus> = active.chain(self.over.values().cloned()).collect();
+                all.sort_by(|a, b| a.name.cmp(&b.name));
+                let _ = reply.send(Ok(all));
+            }
+            Command::Change(name, change, reply) => {
+                let changed = self.change(driver, &name, change).await?;
+                let _ = reply.send(changed);
+            }
+            Command::Retry(name, which, reply) => {
+                if driver.fleet.control(&name).is_some_and(|c| c.state != RunState::Finished) && !driver.fleet.settled(&name) {
+                    let _ = reply.send(Err(Refusal::Conflict(format!("run {name} is not finished yet: retry it when it is"))));
+                } else {
+                    match run::read_json::<RunRecord>(&self.config.home, &keys::index(&name)).await {
+                        Ok(record) => {
+                            let control = Control { state: RunState::Running, ..read_control(&self.config.home, &name).await? };
+                            let retry = Retry::Failures { classes: which.classes, reasons: which.reasons };
+                            self.prepare(record, control, retry, Some(reply));
+                        }
+                        Err(_) => drop(reply.send(Err(Refusal::NotFound(format!("there is no run {name}"))))),
+                    }
+                }
+            }
+            Command::Workers(reply) => {
+                let now = driver.now();
+                let status = |(name, w): (&String, &crate::drive::Worker)| WorkerStatus {
+                    name: name.clone(),
+                    silent_seconds: now - w.heard,
+                    alive: w.alive.clone(),
+                };
+                let mut workers: Vec<WorkerStatus> = driver.present().map(status).collect();
+                workers.sort_by(|a, b| a.name.cmp(&b.name));
+                let _ = reply.send(Ok(workers));
+            }
+            Command::Backlog(reply) => drop(reply.send(Ok(driver.fleet.backlog()))),
+            Command::Listen(reply) => drop(reply.send(Ok(driver.listen().subscribe()))),
+            Command::Again(record, control) => {
+                if self.over.get(&record.name).is_some_and(|s| s.problem.is_some()) {
+                    self.prepare(*record, control, Retry::Nothing, None);
+                }
+            }
+            Command::Finished(name, outcome) => {
+                self.finishing.remove(&name);
+                match outcome {
+                    Ok(()) => {
+                        let control = Control { state: RunState::Finished, ..driver.fleet.control(&name).unwrap_or_default() };
+                        write_control(&self.config.home, &name, control).await?;
+                        driver.fleet.set_state(&name, RunState::Finished);
+                        tracing::info!(run = name, "run finished");
+                    }
+                    Err(error) => tracing::error!(run = name, error, "the run's tables cannot be written; tried again"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a request and turns it into the run's description.
+    async fn record(&mut self, driver: &Driver, request: RunRequest) -> Result<(RunRecord, Control), Refusal> {
+        let invalid = |what: String| Refusal::Invalid(what);
+        keys::check_run(&request.name).map_err(|p| invalid(format!("the run's name {:?} {p}", request.name)))?;
+        keys::check_run(&request.model).map_err(|p| invalid(format!("the model's name {:?} {p}", request.model)))?;
+        let params = match (&request.profile, &request.params) {
+            (Some(_), Some(_)) => return Err(invalid("give profile or params, not both".into())),
+            (None, Some(params)) => Params::from_json(&params.to_json()).map_err(|e| invalid(chain(&e)))?,
+            (profile, None) => {
+                let profile = profile.as_deref().unwrap_or("paper");
+                let known = || invalid(format!("profile {profile:?} is none of {}", Params::PROFILES.join(", ")));
+                Params::profile(profile).ok_or_else(known)?
+            }
+        };
+        if request.per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
+            return Err(invalid("per_minute is not above 0".into()));
+        }
+        let (manifest, digest) = read_model(&self.config.home, &request.model).await.map_err(|e| invalid(chain(&e)))?;
+        let dataset = Store::open(&request.dataset).await.map_err(|e| invalid(chain(&e)))?;
+        let record = RunRecord {
+            format: 1,
+            name: request.name.clone(),
+            dataset: dataset.url(),
+            annotations: request.annotations,
+            limit: request.limit,
+            model: request.model,
+            model_digest: digest,
+            resolution: manifest.generator.resolution,
+            params,
+            seed: request.seed,
+            version: self.config.version.clone(),
+        };
+        if self.preparing.contains(&request.name) {
+            return Err(Refusal::Conflict(format!("run {} is being read now", request.name)));
+        }
+        match run::read_json::<RunRecord>(&self.config.home, &keys::index(&request.name)).await {
+            Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
+                let known = driver.fleet.status(&request.name).or_else(|| self.over.get(&request.name).cloned());
+                if known.is_some() {
+                    return Err(Refusal::Conflict(format!("run {} is there already, with the same settings", request.name)));
+                }
+            }
+            Ok(_) => {
+                let name = &request.name;
+                return Err(Refusal::Conflict(format!("there is a run {name} with other settings: choose another name")));
+            }
+            Err(Error::Store(e)) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(Refusal::Unavailable(chain(&e))),
+        }
+        let (priority, per_minute) = (request.priority, request.per_minute);
+        Ok((record, Control { priority, per_minute, ..Control::default() }))
+    }
+
+    async fn change(&mut self, driver: &mut Driver, name: &str, change: Change) -> Result<Result<RunStatus, Refusal>, Error> {
+        let Some(before) = driver.fleet.control(name) else {
+            let known = self.over.contains_key(name) || self.preparing.contains(name);
+            let refusal = if known {
+                Refusal::Conflict(format!("run {name} is over or being read"))
+            } else {
+                Refusal::NotFound(format!("there is no run {name}"))
+            };
+            return Ok(Err(refusal));
+        };
+        if matches!(before.state, RunState::Cancelled | RunState::Finished) {
+            return Ok(Err(Refusal::Conflict(format!("run {name} is over"))));
+        }
+        if change.state == Some(RunState::Finished) || change.per_minute.is_some_and(|r| !(r.is_finite() && r >= 0.0)) {
+            return Ok(Err(Refusal::Invalid("state is running, paused or cancelled, and per_minute at least 0".into())));
+        }
+        let control = Control {
+            format: 1,
+            state: change.state.unwrap_or(before.state),
+            priority: change.priority.unwrap_or(before.priority),
+            per_minute: change.per_minute.map_or(before.per_minute, |r| (r > 0.0).then_some(r)),
+        };
+        write_control(&self.config.home, name, control).await?;
+        driver.fleet.set_control(name, control);
+        driver.withdraw().await?;
+        tracing::info!(run = name, state = ?control.state, priority = control.priority, "run changed");
+        Ok(Ok(driver.fleet.status(name).expect("it was there a moment ago")))
+    }
+
+    /// Writes the tables of runs that are settled.
+    fn finish_settled(&mut self, driver: &Driver) {
+        let names: Vec<String> = driver.fleet.names().cloned().collect();
+        for name in names {
+            let running = driver.fleet.control(&name).is_some_and(|c| c.state == RunState::Running);
+            if !running || !driver.fleet.settled(&name) || !self.finishing.insert(name.clone()) {
+                continue;
+            }
+            let Some(spec) = driver.fleet.spec(&name).cloned() else { continue };
+            let images = driver.fleet.status(&name).map_or(0, |s| s.images);
+            let (home, sender) = (self.config.home.clone(), self.sender.clone());
+            tokio::spawn(async move {
+                let outcome = close(&home, &spec, images).await.map_err(|e| chain(&e));
+                if outcome.is_err() {
+                    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+                }
+                let _ = sender.send(Command::Finished(name, outcome)).await;
+            });
+        }
+    }
+}
+
+async fn prepare(home: &Store, record: RunRecord, control: Control, retry: &Retry) -> Result<(RunSpec, Plan, Control), Error> {
+    let name = record.name.clone();
+    let (manifest, digest) = read_model(home, &record.model).await?;
+    if digest != record.model_digest {
+        let (there, here) = (record.model_digest, digest);
+        return Err(Error::OtherRun { url: home.url(), what: "model", there, here });
+    }
+    let dataset = Store::open(&record.dataset).await?;
+    let results = Runs::Home(home.clone()).of(&name)?;
+    let spec = RunSpec { classes: manifest.classes, record };
+    let (plan, notes) = run::prepare(&spec, retry, &dataset, &results).await?;
+    for note in notes {
+        tracing::info!(run = name, "{note}");
+    }
+    let bytes = serde_json::to_vec_pretty(&spec.record).expect("a record serialises");
+    // Written by this or an earlier start; begin() has compared run.json already.
+    let (PutNew::Created | PutNew::Exists) = home.put_new(&keys::index(&name), bytes).await?;
+    write_control(home, &name, control).await?;
+    Ok((spec, plan, control))
+}
+
+/// Tables, report, and what lost attempts left.
+async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
+    let results = Runs::Home(home.clone()).of(&spec.record.name)?;
+    finish(&spec.record, Some(images), &results).await?;
+    let (records, _) = run::read_records(&results).await?;
+    let swept = run::sweep(&records, &results).await?;
+    tracing::info!(run = spec.record.name, swept, "removed what lost attempts left");
+    Ok(())
+}
+
+async fn read_model(home: &Store, model: &str) -> Result<(ModelManifest, String), Error> {
+    let key = format!("{}/model.json", keys::model_prefix(model));
+    let bytes = match home.get(&key).await {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Err(Error::NoModel { model: model.into(), url: home.url() }),
+        Err(e) => return Err(e.into()),
+    };
+    ModelManifest::parse(&bytes).map_err(|source| Error::BadModel { key, source })
+}
+
+async fn read_control(home: &Store, run: &str) -> Result<Control, Error> {
+    match run::read_json(home, &keys::control(run)).await {
+        Ok(control) => Ok(control),
+        Err(Error::Store(e)) if e.kind() == ErrorKind::NotFound => Ok(Control::default()),
+        Err(e) => Err(e),
+    }
+}
+
+async fn write_control(home: &Store, run: &str, control: Control) -> Result<(), Error> {
+    Ok(home.put(&keys::control(run), serde_json::to_vec_pretty(&control).expect("a record serialises")).await?)
+}
+
+/// An error with everything that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string);
+    let mut text = String::new();
+    for cause in causes {
+        if !text.ends_with(&cause) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+    }
+    text
+}

@@ -1,0 +1,72 @@
+//! What a run is, and what a fleet should do with it. JSON, since people read them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Params;
+
+/// `run.json`, and `index/<run>.json` in a fleet's home: never changes once written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Of this file: 1.
+    pub format: u32,
+    /// Name of the run.
+    pub name: String,
+    /// URL of the data set.
+    pub dataset: String,
+    /// `auto`, `none` or a file.
+    pub annotations: String,
+    /// Only this many images, evenly spread.
+    pub limit: Option<usize>,
+    /// Name of the model.
+    pub model: String,
+    /// Digest of the model.
+    pub model_digest: String,
+    /// Width and height of the model's images.
+    pub resolution: u32,
+    /// What is computed.
+    pub params: Params,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Version of basin that began it.
+    pub version: String,
+}
+
+/// `control/<run>.json`: what a fleet should do with a run now.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Control {
+    /// Of this file: 1.
+    pub format: u32,
+    /// Whether its jobs are to be computed.
+    pub state: RunState,
+    /// Runs of higher priority come first.
+    pub priority: i32,
+    /// Most jobs started each minute; `None`: as fast as the fleet can.
+    pub per_minute: Option<f64>,
+}
+
+impl Default for Control {
+    fn default() -> Control {
+        Control { format: 1, state: RunState::Running, priority: 0, per_minute: None }
+    }
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Its jobs are handed out.
+    Running,
+    /// None is handed out; workers give back what they hold.
+    Paused,
+    /// As paused, for good.
+    Cancelled,
+    /// Every image has a result or a failure, and the tables are written.
+    Finished,
+}
+
+impl RunState {
+    /// Whether workers may compute its jobs.
+    pub fn may_compute(self) -> bool {
+        matches!(self, RunState::Running | RunState::Finished)
+    }
+}
