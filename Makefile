@@ -5,13 +5,16 @@ CARGO ?= cargo
 BASIN := target/debug/basin
 DEMO ?= out/demo
 
-.PHONY: help setup build demo test check validate bench models samples clean
+.PHONY: help setup services build demo up-local down-local demo-fleet test check validate bench models samples clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install the pinned libtorch under target/ (CUDA=1: with what a GPU needs)
 	@infra/libtorch/setup.sh
+
+services: ## Install RabbitMQ (Debian's package) for the tests and the local fleet
+	@infra/rabbitmq/setup.sh
 
 build: setup ## Build everything
 	@$(CARGO) build --locked --workspace
@@ -20,12 +23,23 @@ demo: setup ## Project 12 real images with the whole method and write a report
 	@$(CARGO) build --locked -p cli
 	@$(BASIN) project samples --model models/fashion32 --out $(DEMO) --profile fast --limit 12
 
+up-local: setup services ## Start RabbitMQ, an S3 server, a coordinator and two workers on this machine
+	@$(CARGO) build --locked -p cli -p coordinator -p worker
+	@infra/local/up.sh
+
+down-local: ## Stop exactly those
+	@infra/local/down.sh
+
+demo-fleet: setup services ## The demo through that fleet
+	@$(CARGO) build --locked -p cli -p coordinator -p worker
+	@infra/local/demo.sh
+
 check: setup ## Format, lints, architecture
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@infra/architecture.sh
 
-test: check ## Everything that CI checks
+test: check services ## Everything that CI checks
 	@infra/docs-python.sh
 	@$(CARGO) test --locked --workspace
 

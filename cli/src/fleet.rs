@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use coordinator::service::{Change, RetryRequest, RunRequest};
+use futures_util::{StreamExt, stream};
 use proto::{ModelManifest, Params, RunState, keys};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use store::Store;
+
+/// Objects that are copied at a time.
+const COPIES: usize = 16;
 
 /// Where the coordinator is.
 #[derive(clap::Args)]
@@ -113,6 +117,15 @@ pub struct Push {
     /// The fleet's home.
     #[arg(long, env = "BASIN_HOME_URL", value_name = "URL")]
     home: String,
+}
+
+/// Options of `basin copy`.
+#[derive(clap::Args)]
+pub struct Copy {
+    /// Folder or bucket to read.
+    from: String,
+    /// Folder or bucket to write.
+    to: String,
 }
 
 /// Options of `basin verify`.
@@ -316,6 +329,25 @@ pub async fn push(args: Push) -> anyhow::Result<ExitCode> {
     // Last, so that a model is seen whole or not at all.
     place.put("model.json", bytes).await?;
     say!("model {} ({}) is in {}", manifest.name, &digest[..12], place.url());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `basin copy`.
+pub async fn copy(args: Copy) -> anyhow::Result<ExitCode> {
+    let (from, to) = (Store::open(&args.from).await?, Store::open(&args.to).await?);
+    if from.contains(&to) {
+        bail!("{} lies inside {}", to.url(), from.url());
+    }
+    let (mut objects, mut bytes) = (0, 0);
+    let mut lister = from.list("")?;
+    while let Some(page) = lister.next_page().await? {
+        let copies = page.iter().map(async |object| to.put(&object.key, from.get(&object.key).await?).await);
+        let copies: Vec<Result<(), store::Error>> = stream::iter(copies).buffer_unordered(COPIES).collect().await;
+        copies.into_iter().collect::<Result<(), _>>()?;
+        objects += page.len();
+        bytes += page.iter().map(|object| object.size).sum::<u64>();
+    }
+    say!("copied {objects} objects ({:.1} MB) to {}", bytes as f64 / 1e6, to.url());
     Ok(ExitCode::SUCCESS)
 }
 

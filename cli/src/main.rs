@@ -56,6 +56,8 @@ enum Command {
     Workers(fleet::Coordinator),
     /// Copy a model folder to a fleet's home.
     Push(fleet::Push),
+    /// Copy a run, or anything else, from one store to another.
+    Copy(fleet::Copy),
     /// Prove that a run is complete: every image has one result or one failure, and every object is whole.
     ///
     /// Exit code: 0 it is; 2 it is not, see the list.
@@ -102,6 +104,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Runs(args) => fleet::runs(args),
         Command::Workers(args) => fleet::workers(&args),
         Command::Push(args) => runtime()?.block_on(fleet::push(args)),
+        Command::Copy(args) => runtime()?.block_on(fleet::copy(args)),
         Command::Verify(args) => runtime()?.block_on(fleet::verify(args)),
         Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),
         Command::Params { profile } => {

@@ -8,7 +8,7 @@ use proto::keys::Marker;
 use proto::{Box2d, Event, Failure, FailureReason, Job, JobId, ModelRef, What, keys};
 use queue::{Channel, Consumer, Delivery, Queue};
 use store::{ErrorKind, Runs, Store};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::codec::{self, Decoded};
 use crate::controls::Controls;
@@ -18,7 +18,9 @@ use crate::{Config, Error, LoadedModel, Shutdown, checkpoint};
 
 /// Largest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
-/// An image at which this many attempts began, and neither ended nor saved anything, is not tried again.
+/// An image at which this many attempts began, and neither ended nor saved anything, is projected alone; and after so many more
+/// it is not tried again.
+const SUSPECT: usize = 2;
 const MAX_UNENDED: usize = 5;
 /// A failed fetch is tried again after this time, twice as long each time up to the second.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
@@ -39,6 +41,8 @@ pub struct Loaded {
     pub checkpoint: Option<checkpoint::Saved>,
     /// Seconds of device work in earlier attempts.
     pub seconds: f64,
+    /// It may kill its worker: it is projected alone.
+    pub suspect: bool,
 }
 
 /// Images of one run, projected side by side.
@@ -46,6 +50,30 @@ pub struct Batch {
     /// The model, if it is another than the last batch's.
     pub model: Option<LoadedModel>,
     pub images: Vec<Loaded>,
+    /// To be asked before the devices start: records that these attempts begin.
+    pub begin: Begin,
+}
+
+/// Asks for a record and waits until it is written.
+pub struct Begin {
+    ask: oneshot::Sender<()>,
+    written: oneshot::Receiver<()>,
+}
+
+impl Begin {
+    /// Waits until it is written, or cannot be. Not for async code.
+    pub fn wait(self) {
+        let _ = self.ask.send(());
+        let _ = self.written.blocking_recv();
+    }
+}
+
+/// What a job's image needs.
+struct Fetched {
+    decoded: Decoded,
+    model: ModelRef,
+    checkpoint: Option<checkpoint::Saved>,
+    suspect: bool,
 }
 
 /// What fetching needs.
@@ -107,11 +135,13 @@ pub async fn run(
 impl Fetcher {
     /// Puts an image into the batch. One batch: one run, and so one model and one set of parameters.
     async fn add(&mut self, image: Loaded) -> Result<(), Error> {
-        if self.batch.first().is_some_and(|first| first.job.run != image.job.run || first.job.params != image.job.params) {
+        let differs = |first: &Loaded| first.job.run != image.job.run || first.job.params != image.job.params;
+        let suspect = image.suspect;
+        if suspect || self.batch.first().is_some_and(differs) {
             self.hand_over().await?;
         }
         self.batch.push(image);
-        if self.batch.len() >= self.config.batch_images {
+        if suspect || self.batch.len() >= self.config.batch_images {
             self.hand_over().await?;
         }
         Ok(())
@@ -139,8 +169,27 @@ impl Fetcher {
             }
         };
         // Nobody receives any more when the devices' thread has ended: dropped deliveries go back.
-        let _ = self.loaded.send(Batch { model, images }).await;
+        let begin = self.begin(&images)?;
+        let _ = self.loaded.send(Batch { model, images, begin }).await;
         Ok(())
+    }
+
+    /// Ready to record that attempts at these images begin.
+    fn begin(&self, images: &[Loaded]) -> Result<Begin, Error> {
+        let keys: Vec<String> = images.iter().map(|image| keys::attempt(&image.job.image, &image.attempt)).collect();
+        let results = images.first().map(|image| self.runs.of(&image.job.run)).transpose()?;
+        let worker = self.config.name.clone();
+        let ((ask, asked), (tell, written)) = (oneshot::channel(), oneshot::channel());
+        tokio::spawn(async move {
+            let (Ok(()), Some(results)) = (asked.await, results) else { return };
+            for key in keys {
+                if let Err(error) = results.put(&key, worker.clone().into_bytes()).await {
+                    tracing::warn!(error = fate::chain(&error), "an attempt could not be recorded");
+                }
+            }
+            let _ = tell.send(());
+        });
+        Ok(Begin { ask, written })
     }
 
     /// One delivery; `None` if it is settled already.
@@ -165,10 +214,11 @@ impl Fetcher {
             return Ok(None);
         }
         match self.load(&job, &id).await {
-            Ok(Some((image, attempt, model, checkpoint))) => {
+            Ok(Some(Fetched { decoded, model, checkpoint, suspect })) => {
                 self.tell(&job, &id, What::Started).await?;
-                let Decoded { pixels, bbox, .. } = image;
-                Ok(Some(Loaded { delivery, job, id, attempt, model, pixels, bbox, checkpoint, seconds: 0.0 }))
+                let (attempt, seconds) = (attempt_name(&self.config.name), 0.0);
+                let Decoded { pixels, bbox, .. } = decoded;
+                Ok(Some(Loaded { delivery, job, id, attempt, model, pixels, bbox, checkpoint, seconds, suspect }))
             }
             Ok(None) => {
                 let what = What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN };
@@ -222,11 +272,7 @@ impl Fetcher {
     }
 
     /// Reads everything that the devices need; `None`: there is a result already.
-    async fn load(
-        &mut self,
-        job: &Job,
-        id: &JobId,
-    ) -> Result<Option<(Decoded, String, ModelRef, Option<checkpoint::Saved>)>, LoadError> {
+    async fn load(&mut self, job: &Job, id: &JobId) -> Result<Option<Fetched>, LoadError> {
         let results = self.runs.of(&job.run).map_err(LoadError::Results)?;
         if results.exists(&keys::marker(&job.image, Marker::Result)).await.map_err(LoadError::Results)? {
             return Ok(None);
@@ -241,9 +287,9 @@ impl Fetcher {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(LoadError::Results(error)),
         };
-        let attempt = self.begin(&results, job).await?;
+        let suspect = self.suspect(&results, job).await?;
         let model = ModelRef { name: job.model.clone(), digest: facts.digest.clone(), resolution: facts.resolution };
-        Ok(Some((decoded, attempt, model, checkpoint)))
+        Ok(Some(Fetched { decoded, model, checkpoint, suspect }))
     }
 
     async fn decode(&mut self, job: &Job, facts: &Facts) -> Result<Decoded, LoadError> {
@@ -266,8 +312,8 @@ impl Fetcher {
         decoded.expect("decoding does not panic").map_err(|source| LoadError::Decode { image: job.image.clone(), source })
     }
 
-    /// Records that an attempt begins; refuses an image whose attempts never end.
-    async fn begin(&self, results: &Store, job: &Job) -> Result<String, LoadError> {
+    /// Whether earlier attempts at the image began and never ended; refuses one where they always do.
+    async fn suspect(&self, results: &Store, job: &Job) -> Result<bool, LoadError> {
         let before = results.list(&keys::attempts(&job.image)).map_err(LoadError::Results)?;
         let before = before.all().await.map_err(LoadError::Results)?;
         if before.len() >= MAX_UNENDED {
@@ -276,10 +322,7 @@ impl Fetcher {
             }
             return Err(LoadError::Quarantined { image: job.image.clone(), attempts: before.len() });
         }
-        let attempt = attempt_name(&self.config.name);
-        let key = keys::attempt(&job.image, &attempt);
-        results.put(&key, self.config.name.clone().into_bytes()).await.map_err(LoadError::Results)?;
-        Ok(attempt)
+        Ok(before.len() >= SUSPECT)
     }
 }
 

@@ -86,7 +86,7 @@ pub fn spawn(
     let body = move || {
         let mut devices_now: Option<(LoadedModel, Lanes)> = None;
         let mut thread = Thread { checkpoint_every, done, shutdown, withdrawn, working, computed: 0, resumed: 0 };
-        while let Some(Batch { model, images }) = loaded.blocking_recv() {
+        while let Some(Batch { model, images, begin }) = loaded.blocking_recv() {
             if let Some(model) = model {
                 // The old model leaves the devices before the new one comes.
                 drop(devices_now.take());
@@ -94,6 +94,7 @@ pub fn spawn(
                 devices_now = Some((model, lanes));
             }
             let (model, lanes) = devices_now.as_ref().expect("the first batch brings a model");
+            begin.wait();
             thread.project(lanes, model, images)?;
             thread.working.send_modify(|w| w.images = 0);
         }

@@ -1,0 +1,439 @@
+//! The fleet through its front door: real services, a real broker, a home in a directory.
+
+#[path = "harness/rabbitmq.rs"]
+mod rabbitmq;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use proto::{LatentSearch, Params, ResultRecord, Told, TransformSearch};
+use queue::{Channel, Queue};
+use rabbitmq::RabbitMq;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const TOKEN: &str = "a token of the tests";
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("cli is in the workspace").to_owned()
+}
+
+/// A program of the workspace.
+fn program(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_basin")).with_file_name(name);
+    assert!(path.is_file(), "{} is not built: cargo build --workspace", path.display());
+    path
+}
+
+/// A process that ends with its value.
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.0.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    fn ended(&mut self) -> bool {
+        self.0.try_wait().expect("our child").is_some()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_for(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while !condition() {
+        assert!(Instant::now() < end, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A broker, a home and a coordinator.
+struct Fleet {
+    coordinator: Option<Process>,
+    workers: Vec<Process>,
+    broker: RabbitMq,
+    dir: tempfile::TempDir,
+    port: u16,
+    started: usize,
+}
+
+impl Fleet {
+    fn start() -> Fleet {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir(dir.path().join("data")).expect("writable");
+        fs::write(dir.path().join("token"), TOKEN).expect("writable");
+        let [port] = rabbitmq::free_ports();
+        let (broker, workers) = (RabbitMq::start(), vec![]);
+        let mut fleet = Fleet { coordinator: None, workers, broker, dir, port, started: 0 };
+        fleet.basin(0, &["push", &root().join("models/fashion32").to_string_lossy()]);
+        fleet.start_coordinator();
+        fleet
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn prepare<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command
+            .env("BASIN_HOME_URL", self.path("home"))
+            .env("BASIN_QUEUE_URL", self.broker.url("give_up=60"))
+            .env("BASIN_LISTEN", format!("127.0.0.1:{}", self.port))
+            .env("BASIN_COORDINATOR_URL", format!("http://127.0.0.1:{}", self.port))
+            .env("BASIN_TOKEN_FILE", self.path("token"))
+            .env("BASIN_MODEL_CACHE", self.path("models"))
+            .env("BASIN_DEVICES", "cpu")
+            .env("OMP_WAIT_POLICY", "PASSIVE")
+            .stdin(Stdio::null())
+    }
+
+    fn log(&mut self, name: &str) -> Stdio {
+        self.started += 1;
+        fs::File::create(self.path(&format!("{:03}-{name}.log", self.started))).expect("writable").into()
+    }
+
+    fn start_coordinator(&mut self) {
+        let log = self.log("coordinator");
+        let mut command = Command::new(program("basin-coordinator"));
+        self.prepare(&mut command).stdout(Stdio::null()).stderr(log);
+        self.coordinator = Some(Process(command.spawn().expect("it starts")));
+    }
+
+    fn start_worker(&mut self, arguments: &[&str]) {
+        let log = self.log("worker");
+        let mut command = Command::new(program("basin-worker"));
+        self.prepare(&mut command).env_remove("BASIN_LISTEN").stdout(Stdio::null()).stderr(log).args(arguments);
+        self.workers.push(Process(command.spawn().expect("it starts")));
+    }
+
+    fn try_basin(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program("basin"));
+        self.prepare(&mut command).args(arguments).output().expect("it starts")
+    }
+
+    /// Runs `basin`, expecting an exit code; returns what was printed.
+    fn basin(&self, code: i32, arguments: &[&str]) -> String {
+        let mut output = self.try_basin(arguments);
+        // A coordinator needs a moment to start, and to take over.
+        let end = Instant::now() + Duration::from_secs(90);
+        let text = |o: &Output| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr));
+        while text(&output).contains("does not answer") || text(&output).contains("waits until the acting one") {
+            assert!(Instant::now() < end, "{}\n{}", text(&output), self.logs());
+            std::thread::sleep(Duration::from_millis(100));
+            output = self.try_basin(arguments);
+        }
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}\n{}", text(&output), self.logs());
+        text(&output)
+    }
+
+    fn logs(&self) -> String {
+        let logs = fs::read_dir(self.dir.path())
+            .expect("readable")
+            .flatten()
+            .filter(|f| f.path().extension().is_some_and(|e| e == "log"));
+        let mut logs: Vec<PathBuf> = logs.map(|f| f.path()).collect();
+        logs.sort();
+        let tail = |path: &PathBuf| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().rev().take(8).collect();
+            format!("--- {}\n{}\n", path.display(), lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+        };
+        logs.iter().rev().take(6).map(tail).collect()
+    }
+
+    /// `n` sample images in class folders, and a schedule.
+    fn data(&self, n: usize, latent: LatentSearch) -> String {
+        for (i, class) in ["Bag", "Coat", "Sandal", "Trouser"].into_iter().cycle().take(n).enumerate() {
+            let from = root().join(format!("samples/images/{}_{:02}_centred.png", class.to_lowercase(), i / 4 % 3));
+            fs::create_dir_all(self.path("data").join(class)).expect("writable");
+            fs::copy(&from, self.path("data").join(class).join(format!("{i}.png"))).expect("a sample");
+        }
+        let paper = Params::paper();
+        let transform = paper.transform.clone().map(|t| TransformSearch { generations: 2, steps: 2, ..t });
+        let params = Params { profile: "test".into(), transform, latent, seeds: 4, ..paper };
+        fs::write(self.path("params.json"), params.to_json()).expect("writable");
+        self.path("data").to_string_lossy().into_owned()
+    }
+
+    fn submit(&self, data: &str, run: &str, more: &[&str]) -> String {
+        let params = self.path("params.json").to_string_lossy().into_owned();
+        let arguments = ["submit", data, "--name", run, "--model", "fashion32", "--params", &params];
+        self.basin(0, &[&arguments, more].concat())
+    }
+
+    fn run_path(&self, run: &str) -> String {
+        self.path("home/runs").join(run).to_string_lossy().into_owned()
+    }
+
+    fn status(&self, run: &str) -> String {
+        self.basin(0, &["runs", "show", run])
+    }
+
+    /// Losses of all seeds, by image.
+    fn losses(&self, place: &str) -> BTreeMap<String, Vec<f64>> {
+        let mut found = BTreeMap::new();
+        for path in files(&Path::new(place).join("images")) {
+            if path.ends_with("result.json") {
+                let record: ResultRecord = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("a record");
+                found.insert(record.image.clone(), record.seeds.iter().map(|s| s.loss).collect());
+            }
+        }
+        found
+    }
+
+    /// What one machine makes of the same data.
+    fn one_machine(&self, data: &str) -> BTreeMap<String, Vec<f64>> {
+        let (params, out) = (self.path("params.json"), self.path("one"));
+        let model = root().join("models/fashion32");
+        let mut command = Command::new(program("basin"));
+        command
+            .args(["project", data, "--devices", "cpu", "--out"])
+            .arg(&out)
+            .arg("--model")
+            .arg(model)
+            .arg("--params")
+            .arg(params);
+        assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it starts").success());
+        self.losses(&out.to_string_lossy())
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return vec![] };
+    let paths = entries.map(|e| e.expect("readable").path());
+    paths.flat_map(|p| if p.is_dir() { files(&p) } else { vec![p] }).collect()
+}
+
+fn short() -> LatentSearch {
+    LatentSearch::BasinCma { generations: 2, steps: 2, final_steps: 4, told: Told::Refined, sigma: 1.0 }
+}
+
+fn long() -> LatentSearch {
+    LatentSearch::BasinCma { generations: 60, steps: 6, final_steps: 60, told: Told::Refined, sigma: 1.0 }
+}
+
+/// Asks the coordinator without the program, so that everything can be left out.
+fn http(port: u16, method: &str, path: &str, token: Option<&str>, body: &str) -> String {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let token = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+    );
+    socket.write_all(format!("{head}{token}\r\n{body}").as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("it answers");
+    answer
+}
+
+#[test]
+fn a_fleet_gives_what_one_machine_gives_and_a_leaving_worker_loses_nothing() {
+    let mut fleet = Fleet::start();
+    let data = fleet.data(3, long());
+    fleet.start_worker(&["--batch-images", "3", "--checkpoint-every", "1"]);
+    fleet.submit(&data, "r", &[]);
+    let checkpoints = Path::new(&fleet.run_path("r")).join("checkpoints");
+    wait_for("a checkpoint", 120, || files(&checkpoints).iter().any(|f| f.extension().is_some_and(|e| e == "checkpoint")));
+    let asked = Instant::now();
+    fleet.workers[0].signal("TERM");
+    wait_for("the worker to leave", 10, || fleet.workers[0].ended());
+    assert!(asked.elapsed() < Duration::from_secs(10));
+    assert!(fleet.workers[0].0.wait().expect("our child").success());
+    fleet.workers.clear();
+    assert!(fleet.losses(&fleet.run_path("r")).is_empty(), "the run was over too soon to show anything");
+
+    fleet.start_worker(&["--drain-after", "5"]);
+    fleet.basin(0, &["runs", "wait", "r"]);
+    fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);
+    assert_eq!(fleet.losses(&fleet.run_path("r")), fleet.one_machine(&data));
+    assert!(Path::new(&fleet.run_path("r")).join("report.html").is_file());
+    wait_for("the drained worker to leave", 60, || fleet.workers[0].ended());
+    assert!(fleet.workers[0].0.wait().expect("our child").success());
+}
+
+#[test]
+fn runs_are_paused_cancelled_and_retried_and_strangers_are_kept_out() {
+    let mut fleet = Fleet::start();
+    let data = fleet.data(4, long());
+    fs::write(fleet.path("data/Bag/bad.png"), b"").expect("writable");
+    fleet.submit(&data, "slow", &[]);
+
+    // Who shows no token, or a wrong one, reads nothing and changes nothing.
+    for token in [None, Some("wrong")] {
+        let requests =
+            [("GET", "/v1/runs", ""), ("PATCH", "/v1/runs/slow", r#"{"state":"cancelled"}"#), ("GET", "/v1/events", "")];
+        for (method, path, body) in requests {
+            let answer = http(fleet.port, method, path, token, body);
+            assert!(answer.starts_with("HTTP/1.1 401") && !answer.contains("slow"), "{answer}");
+        }
+    }
+    assert!(http(fleet.port, "GET", "/v1/backlog", Some(TOKEN), "").contains(r#""backlog":5"#));
+    assert!(http(fleet.port, "PATCH", "/v1/runs/slow", Some(TOKEN), r#"{"speed":3}"#).starts_with("HTTP/1.1 422"));
+
+    // What contradicts or makes no sense is refused, with the reason.
+    for (name, model, why) in [
+        ("slow", "fashion32", "there already"),
+        ("../x", "fashion32", "may hold letters"),
+        ("x", "other", "there is no model other"),
+    ] {
+        let params = fleet.path("params.json").to_string_lossy().into_owned();
+        let text = fleet.basin(1, &["submit", &data, "--name", name, "--model", model, "--params", &params]);
+        assert!(text.contains(why), "{text}");
+    }
+    let text = fleet.basin(1, &["submit", &fleet.path("none").to_string_lossy(), "--name", "none", "--model", "fashion32"]);
+    assert!(text.contains("none"), "{text}");
+
+    // A pause frees the worker, which saves first; another run goes by.
+    fleet.start_worker(&["--batch-images", "2"]);
+    wait_for("work to begin", 60, || {
+        fleet.status("slow").contains(" 2        0") || !files(&Path::new(&fleet.run_path("slow")).join("attempts")).is_empty()
+    });
+    fleet.basin(0, &["runs", "pause", "slow"]);
+    let checkpoints = Path::new(&fleet.run_path("slow")).join("checkpoints");
+    wait_for("checkpoints", 30, || files(&checkpoints).len() >= 2);
+    fleet.data(4, short());
+    fleet.submit(&data, "quick", &["--priority", "5", "--wait"].as_slice()[..2]);
+    fleet.basin(2, &["runs", "wait", "quick"]);
+    assert!(fleet.status("slow").contains("paused"));
+    fleet.basin(0, &["verify", &fleet.run_path("quick")]);
+
+    // Mended and tried again.
+    fs::copy(fleet.path("data/Bag/0.png"), fleet.path("data/Bag/bad.png")).expect("writable");
+    assert!(fleet.basin(0, &["runs", "retry", "quick", "--reason", "diverged"]).contains(" 0 to be projected"));
+    fleet.basin(2, &["runs", "wait", "quick"]);
+    assert!(fleet.basin(0, &["runs", "retry", "quick", "--reason", "bad_image"]).contains(" 1 to be projected"));
+    fleet.basin(0, &["runs", "wait", "quick"]);
+
+    fleet.basin(0, &["runs", "cancel", "slow"]);
+    assert!(fleet.basin(1, &["runs", "resume", "slow"]).contains("is over"));
+    assert!(http(fleet.port, "GET", "/v1/backlog", Some(TOKEN), "").contains(r#""backlog":0"#));
+}
+
+#[test]
+fn strange_messages_and_a_second_coordinator_stop_nothing() {
+    let mut fleet = Fleet::start();
+    let data = fleet.data(2, short());
+    let [port] = rabbitmq::free_ports();
+    let first = std::mem::replace(&mut fleet.port, port);
+    wait_for("the first to act", 60, || http(first, "GET", "/readyz", None, "").ends_with("acting\n"));
+    let log = fleet.log("standby");
+    let mut command = Command::new(program("basin-coordinator"));
+    fleet.prepare(&mut command).stdout(Stdio::null()).stderr(log);
+    let standby = Process(command.spawn().expect("it starts"));
+    wait_for("the standby", 60, || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    assert!(http(port, "GET", "/readyz", None, "").ends_with("standby\n"));
+    assert!(http(port, "GET", "/v1/runs", Some(TOKEN), "").starts_with("HTTP/1.1 503"));
+
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let queue = Queue::open(&fleet.broker.url("")).await.expect("the broker is there");
+        queue.publish(Channel::Jobs, b"no protobuf".to_vec()).await.expect("published");
+        queue.publish(Channel::Events, vec![8, 99]).await.expect("published");
+        queue.close().await;
+    });
+    // The acting one dies; the other takes over and does the run.
+    fleet.coordinator.take().expect("it runs").signal("KILL");
+    fleet.start_worker(&[]);
+    fleet.submit(&data, "r", &[]);
+    fleet.basin(0, &["runs", "wait", "r"]);
+    fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);
+    wait_for("the strange messages to be kept", 60, || files(&fleet.path("home/unreadable")).len() >= 4);
+    drop(standby);
+}
+
+/// The short form of `make chaos`: processes of each kind are killed at random, also the broker; every image has one result at
+/// the end, the same as undisturbed, and the run ends by itself.
+#[test]
+fn a_run_survives_the_death_of_anything() {
+    chaos(16, 12, 7);
+}
+
+#[test]
+#[ignore = "an hour: make chaos"]
+fn a_long_run_survives_the_death_of_anything() {
+    chaos(1000, 200, 1);
+}
+
+fn chaos(images: usize, kills: usize, seed: u64) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut fleet = Fleet::start();
+    let latent = LatentSearch::BasinCma { generations: 4, steps: 4, final_steps: 10, told: Told::Refined, sigma: 1.0 };
+    let data = fleet.data(images, latent);
+    let worker: &[&str] = &["--batch-images", "2", "--checkpoint-every", "1"];
+    (0..3).for_each(|_| fleet.start_worker(worker));
+    fleet.submit(&data, "r", &[]);
+    wait_for("the queues on the broker's disk", 60, || {
+        fleet.broker.has_on_disk("basin.jobs") && fleet.broker.has_on_disk("basin.dead")
+    });
+    let mut done = BTreeMap::new();
+    for kill in 0..kills {
+        let what = match rng.random_range(0..10) {
+            0..=4 => {
+                let i = rng.random_range(0..fleet.workers.len());
+                fleet.workers.swap_remove(i);
+                fleet.start_worker(worker);
+                "worker killed"
+            }
+            // An old holder of jobs wakes up after others have taken them.
+            5 => {
+                let i = rng.random_range(0..fleet.workers.len());
+                fleet.workers[i].signal("STOP");
+                let until = Instant::now() + Duration::from_millis(rng.random_range(500..4000));
+                wait_for("the pause to pass", 10, || Instant::now() >= until);
+                fleet.workers[i].signal("CONT");
+                "worker stopped for a while"
+            }
+            6..=8 => {
+                fleet.coordinator = None;
+                fleet.start_coordinator();
+                "coordinator killed"
+            }
+            _ => {
+                fleet.broker.kill9();
+                fleet.broker.start_again();
+                "broker killed"
+            }
+        };
+        *done.entry(what).or_insert(0) += 1;
+        // Services that gave up are started again, as a platform would.
+        if fleet.coordinator.as_mut().is_none_or(Process::ended) {
+            fleet.start_coordinator();
+        }
+        let before = fleet.workers.len();
+        fleet.workers.retain_mut(|w| !w.ended());
+        (fleet.workers.len()..before).for_each(|_| fleet.start_worker(worker));
+        let until = Instant::now() + Duration::from_millis(rng.random_range(200..2500));
+        wait_for("the next kill", 10, || Instant::now() >= until);
+        if kill % 20 == 19 {
+            eprintln!("{} kills, {} results", kill + 1, fleet.losses(&fleet.run_path("r")).len());
+        }
+    }
+    wait_for("the run to end", 600, || {
+        if fleet.coordinator.as_mut().is_none_or(Process::ended) {
+            fleet.start_coordinator();
+        }
+        let before = fleet.workers.len();
+        fleet.workers.retain_mut(|w| !w.ended());
+        (fleet.workers.len()..before).for_each(|_| fleet.start_worker(worker));
+        fleet.status("r").contains("finished")
+    });
+    eprintln!("faults: {done:?}");
+    fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);
+    let losses = fleet.losses(&fleet.run_path("r"));
+    assert_eq!(losses.len(), images, "{}", fleet.status("r"));
+    if images < 100 {
+        assert_eq!(losses, fleet.one_machine(&data));
+    }
+}
