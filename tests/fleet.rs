@@ -224,9 +224,9 @@ fn long() -> LatentSearch {
     LatentSearch::BasinCma { generations: 60, steps: 6, final_steps: 60, told: Told::Refined, sigma: 1.0 }
 }
 
-/// Asks the coordinator without the program, so that everything can be left out.
+/// Asks the coordinator without the program, so that everything can be left out. Nobody there: an empty answer.
 fn http(port: u16, method: &str, path: &str, token: Option<&str>, body: &str) -> String {
-    let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
     let token = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
     let length = body.len();
     let head = format!(
@@ -285,7 +285,7 @@ fn runs_are_paused_cancelled_and_retried_and_strangers_are_kept_out() {
     // What contradicts or makes no sense is refused, with the reason.
     for (name, model, why) in [
         ("slow", "fashion32", "there already"),
-        ("../x", "fashion32", "may hold letters"),
+        ("x/../y", "fashion32", "may hold letters"),
         ("x", "other", "there is no model other"),
     ] {
         let params = fleet.path("params.json").to_string_lossy().into_owned();
@@ -304,7 +304,7 @@ fn runs_are_paused_cancelled_and_retried_and_strangers_are_kept_out() {
     let checkpoints = Path::new(&fleet.run_path("slow")).join("checkpoints");
     wait_for("checkpoints", 30, || files(&checkpoints).len() >= 2);
     fleet.data(4, short());
-    fleet.submit(&data, "quick", &["--priority", "5", "--wait"].as_slice()[..2]);
+    fleet.submit(&data, "quick", &["--priority", "5"]);
     fleet.basin(2, &["runs", "wait", "quick"]);
     assert!(fleet.status("slow").contains("paused"));
     fleet.basin(0, &["verify", &fleet.run_path("quick")]);

@@ -246,11 +246,11 @@ impl Driver {
 pub struct Status {
     /// Images of the run.
     pub images: usize,
-    /// Settled before this start.
+    /// With a result from before this start.
     pub skipped: usize,
     /// With a result, since this start.
     pub succeeded: usize,
-    /// With a failure, since this start.
+    /// With a failure.
     pub failed: usize,
 }
 

@@ -25,8 +25,9 @@ struct Run {
     control: Control,
     waiting: VecDeque<Planned>,
     ledger: Ledger,
-    /// Images settled before: with a result or a failure, or that can be no job.
+    /// Images with a result from before.
     skipped: usize,
+    /// Images with a failure from before, or that can be no job.
     early_failures: usize,
     total: usize,
     /// No job before this time, where a rate is set.
@@ -55,11 +56,11 @@ pub struct RunStatus {
     pub per_minute: Option<f64>,
     /// Images in all.
     pub images: usize,
-    /// Settled before the coordinator started, or left out by it.
+    /// With a result from before the coordinator started.
     pub skipped: usize,
     /// With a result, since then.
     pub succeeded: usize,
-    /// With a failure, since then.
+    /// With a failure.
     pub failed: usize,
     /// In a worker's hands.
     pub started: usize,
@@ -98,8 +99,8 @@ impl Fleet {
     pub fn add(&mut self, spec: RunSpec, plan: Plan, control: Control) {
         let run = Run {
             total: plan.total(),
-            skipped: plan.skipped(),
-            early_failures: plan.failures.len(),
+            skipped: plan.skipped() - plan.settled_failed,
+            early_failures: plan.failed(),
             control,
             waiting: plan.images.into(),
             ledger: Ledger::default(),

@@ -1,7 +1,8 @@
 //! What should be done: data set minus done. Pure.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
+use proto::keys::Marker;
 use proto::{Box2d, Failure, FailureReason, Job, RunRecord, keys};
 use sha2::{Digest, Sha256};
 
@@ -60,6 +61,8 @@ pub struct Plan {
     pub settled: Vec<Planned>,
     /// How many more of those could be no job.
     pub settled_bad: usize,
+    /// How many of all those have a failure.
+    pub settled_failed: usize,
 }
 
 impl Plan {
@@ -68,19 +71,25 @@ impl Plan {
         self.settled.len() + self.settled_bad
     }
 
+    /// Images that have a failure, or will have.
+    pub fn failed(&self) -> usize {
+        self.settled_failed + self.failures.len()
+    }
+
     /// Images of the run.
     pub fn total(&self) -> usize {
         self.images.len() + self.failures.len() + self.skipped()
     }
 }
 
-/// Plans `entries` without the images at the places in `settled`, which have a result or a failure.
-pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashSet<String>) -> Plan {
+/// Plans `entries` without the images at the places in `settled`, which have that marker.
+pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashMap<String, Marker>) -> Plan {
     let classes = ClassIndex::new(&spec.classes);
     let mut plan = Plan::default();
     for entry in entries {
-        let is_settled = settled.contains(&keys::place(entry.image()));
-        match (planned(entry, &classes, spec), is_settled) {
+        let marker = settled.get(&keys::place(entry.image()));
+        plan.settled_failed += usize::from(marker == Some(&Marker::Failure));
+        match (planned(entry, &classes, spec), marker.is_some()) {
             (Ok(planned), true) => plan.settled.push(planned),
             (Ok(planned), false) => plan.images.push(planned),
             (Err(_), true) => plan.settled_bad += 1,
@@ -155,19 +164,19 @@ pub(crate) mod tests {
     fn what_is_settled_is_not_planned_again_and_seeds_do_not_depend_on_the_rest() {
         let entries = || vec![image("a.png", "Bag"), image("b.png", "coat"), image("c.png", "Bag")];
         let spec = spec("r");
-        let all = plan(entries(), &spec, &HashSet::new());
+        let all = plan(entries(), &spec, &HashMap::new());
         assert_eq!(all.images.iter().map(|j| j.class).collect::<Vec<_>>(), [0, 1, 0]);
-        let rest = plan(entries(), &spec, &HashSet::from(["b.png".to_owned()]));
-        assert_eq!((rest.skipped(), rest.total()), (1, 3));
+        let rest = plan(entries(), &spec, &HashMap::from([("b.png".to_owned(), Marker::Failure)]));
+        assert_eq!((rest.skipped(), rest.failed(), rest.total()), (1, 1, 3));
         assert_eq!(rest.images, [all.images[0].clone(), all.images[2].clone()]);
-        let seeds = all.images.iter().map(|i| spec.job(i).seed).collect::<HashSet<_>>();
+        let seeds = all.images.iter().map(|i| spec.job(i).seed).collect::<std::collections::HashSet<_>>();
         assert_eq!(seeds.len(), 3);
     }
 
     #[test]
     fn an_image_of_an_unknown_class_or_with_a_bad_name_fails_by_itself() {
         let entries = vec![image("a.png", "Shoe"), image("../b.png", "Bag"), image("c.png", "Bag")];
-        let plan = plan(entries, &spec("r"), &HashSet::new());
+        let plan = plan(entries, &spec("r"), &HashMap::new());
         assert_eq!(plan.images.len(), 1);
         let reasons: Vec<_> = plan.failures.iter().map(|f| f.reason).collect();
         assert_eq!(reasons, [FailureReason::UnknownClass, FailureReason::BadName]);

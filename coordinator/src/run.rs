@@ -131,20 +131,24 @@ pub async fn prepare(spec: &RunSpec, retry: &Retry, dataset: &Store, results: &S
 
 /// Places of images with a marker. A failure is taken away where it is to be tried again, where the data set did not answer, and
 /// where the data set has no such image any more.
-async fn settled(retry: &Retry, known: &HashSet<String>, results: &Store) -> Result<HashSet<String>, Error> {
-    let mut settled = HashSet::new();
+async fn settled(retry: &Retry, known: &HashSet<String>, results: &Store) -> Result<HashMap<String, Marker>, Error> {
+    let mut settled = HashMap::new();
     let mut failed = Vec::new();
     let mut lister = results.list(keys::IMAGES)?;
     while let Some(page) = lister.next_page().await? {
         for object in page {
             match keys::parse(&object.key) {
-                Some(Kind::Marker(place, Marker::Result)) => drop(settled.insert(place.to_owned())),
+                Some(Kind::Marker(place, Marker::Result)) => drop(settled.insert(place.to_owned(), Marker::Result)),
                 Some(Kind::Marker(place, Marker::Failure)) => failed.push((place.to_owned(), object.key)),
                 _ => {}
             }
         }
     }
     for (place, key) in failed {
+        // A result wins.
+        if settled.contains_key(&place) {
+            continue;
+        }
         let again = !known.contains(&place) || {
             let failure: Failure = read_json(results, &key).await?;
             failure.reason == FailureReason::Unavailable || retry.wants(&failure)
@@ -152,7 +156,7 @@ async fn settled(retry: &Retry, known: &HashSet<String>, results: &Store) -> Res
         if again {
             results.delete(&key).await?;
         } else {
-            settled.insert(place);
+            settled.insert(place, Marker::Failure);
         }
     }
     Ok(settled)
