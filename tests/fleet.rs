@@ -353,6 +353,33 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
     drop(standby);
 }
 
+/// An image that kills whoever works on it, which the test does for it: the others of its batch are projected, and it becomes a
+/// failure after some attempts.
+#[test]
+fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
+    let mut fleet = Fleet::start();
+    let data = fleet.data(4, LatentSearch::Adam { steps: 300 });
+    fleet.start_worker(&["--batch-images", "4"]);
+    fleet.submit(&data, "r", &[]);
+    let poison = Path::new(&fleet.run_path("r")).join("attempts/Coat/1.png");
+    let (mut kills, mut before) = (0, 0);
+    wait_for("the run to end", 300, || {
+        let attempts = files(&poison).len();
+        if attempts > before {
+            kills += 1;
+            fleet.workers.clear();
+            fleet.start_worker(&["--batch-images", "4"]);
+        }
+        before = attempts;
+        fleet.status("r").contains("finished")
+    });
+    assert_eq!(kills, 5);
+    let text = fleet.basin(0, &["verify", &fleet.run_path("r")]);
+    assert!(text.contains("4 images, 3 projected, 1 failed"), "{text}");
+    let failure = fs::read_to_string(Path::new(&fleet.run_path("r")).join("images/Coat/1.png/failure.json")).expect("a failure");
+    assert!(failure.contains("quarantined") && failure.contains("5 attempts"), "{failure}");
+}
+
 /// The short form of `make chaos`: processes of each kind are killed at random, also the broker; every image has one result at
 /// the end, the same as undisturbed, and the run ends by itself.
 #[test]

@@ -44,6 +44,7 @@ macro_rules! contract {
             check_writable_leaves_nothing
             the_url_opens_the_same_store
             errors_say_what_was_done_to_which_object
+            an_examination_finds_nothing_and_leaves_nothing
         }
     };
 }
@@ -340,4 +341,9 @@ async fn errors_say_what_was_done_to_which_object(store: Store) {
     assert!(error.object().ends_with("/images/a.jpg") && error.to_string().contains(error.object()), "{error}");
     let error = store.put("a\nb", "").await.unwrap_err();
     assert!(!error.to_string().contains('\n'), "{error}");
+}
+
+async fn an_examination_finds_nothing_and_leaves_nothing(store: Store) {
+    assert_eq!(store.examine().await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.list("").unwrap().all().await.unwrap(), vec![]);
 }

@@ -104,3 +104,11 @@ async fn urls_of_buckets() {
     }
     assert_eq!(Store::open("s3://bucket/../x?region=x").await.unwrap_err().kind(), ErrorKind::InvalidKey);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_examination_finds_that_two_can_create_a_key() {
+    let server = Server::start_racy().await;
+    let store = Store::open(&server.url("bucket/prefix", "anonymous=true")).await.unwrap();
+    let problems = store.examine().await.unwrap();
+    assert!(problems.len() == 1 && problems[0].contains("put-if-absent"), "{problems:?}");
+}

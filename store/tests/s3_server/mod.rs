@@ -37,7 +37,17 @@ pub struct Server {
 
 impl Server {
     pub async fn start(auth: Auth) -> Server {
-        let mut builder = S3ServiceBuilder::new(Memory::default());
+        Server::serve(auth, Memory::default()).await
+    }
+
+    /// A server as some are: it looks whether a key is taken, and writes later.
+    #[allow(dead_code, reason = "not each test program uses both")]
+    pub async fn start_racy() -> Server {
+        Server::serve(Auth::Anonymous, Memory { racy: true, ..Memory::default() }).await
+    }
+
+    async fn serve(auth: Auth, memory: Memory) -> Server {
+        let mut builder = S3ServiceBuilder::new(memory);
         if let Auth::Keys(access, secret) = auth {
             builder.set_auth(SimpleAuth::from_single(access, secret));
         }
@@ -71,6 +81,7 @@ async fn accept(listener: TcpListener, service: S3Service) {
 #[derive(Default)]
 struct Memory {
     objects: Mutex<BTreeMap<String, hyper::body::Bytes>>,
+    racy: bool,
 }
 
 fn check_bucket(bucket: &str) -> S3Result<()> {
@@ -90,6 +101,16 @@ impl S3 for Memory {
         check_bucket(&input.bucket)?;
         let mut body = input.body.map_or_else(Body::empty, Body::from);
         let content = body.store_all_limited(usize::MAX).await.map_err(|_| s3_error!(IncompleteBody))?;
+        if self.racy && input.if_none_match.is_some() {
+            let taken = self.objects.lock().unwrap().contains_key(&input.key);
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            if taken {
+                return Err(s3_error!(PreconditionFailed));
+            }
+            let e_tag = e_tag(&content);
+            self.objects.lock().unwrap().insert(input.key, content);
+            return Ok(S3Response::new(PutObjectOutput { e_tag, ..Default::default() }));
+        }
         let mut objects = self.objects.lock().unwrap();
         if input.if_none_match.is_some() && objects.contains_key(&input.key) {
             return Err(s3_error!(PreconditionFailed));

@@ -1,0 +1,46 @@
+//! Bytes that version 0.1.0 wrote are read for ever. A change of a message adds a line here and changes none.
+
+use proto::{Alive, Event, Job, What};
+
+fn bytes(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hexadecimal")).collect()
+}
+
+#[test]
+fn old_jobs_are_read() {
+    let job = Job::decode(&bytes(include_str!("compat/job-1.hex").trim())).expect("an old job");
+    assert_eq!((job.run.as_str(), job.image.as_str(), job.class, job.seed), ("r", "Bag/a.png", 8, 18_446_744_073_709_551_557));
+    assert_eq!(job.bbox.map(|b| (b.x, b.y, b.width, b.height)), Some((1.5, 2.0, 20.0, 21.25)));
+    assert_eq!(job.params, proto::Params::paper());
+    assert_eq!(job.encode(), bytes(include_str!("compat/job-1.hex").trim()), "and written as they were");
+}
+
+#[test]
+fn old_events_are_read() {
+    let kinds = [
+        What::Started,
+        What::Succeeded { loss: 1.5, seconds: 2.0, lane_steps: 3, l1: 0.25, lpips: 0.125 },
+        What::Failed { reason: "bad_image".into(), message: "m".into() },
+        What::Released { queued: true },
+        What::Released { queued: false },
+    ];
+    let event = |what| {
+        let (job, run, image, worker) = ("j".into(), "r".into(), "Bag/a.png".into(), "w".into());
+        Event { job, run, image, class: 8, worker, what }
+    };
+    let alive = Alive { slots: 8, images: 2, run: "r".into(), lane_steps: 9, lane_steps_per_second: 1.5, ..Alive::default() };
+    let events: Vec<Event> = kinds.into_iter().map(event).chain([Event::alive("w", alive)]).collect();
+    let written: Vec<&str> = include_str!("compat/events-1.hex").lines().collect();
+    assert_eq!(written.len(), events.len());
+    for (event, hex) in events.iter().zip(written) {
+        assert_eq!(Event::decode(&bytes(hex)).expect("an old event"), *event);
+        assert_eq!(event.encode(), bytes(hex), "and written as it was");
+    }
+}
+
+#[test]
+fn what_a_newer_program_wrote_is_refused_with_its_version() {
+    let error = Event::decode(&[8, 99]).expect_err("version 99").to_string();
+    assert!(error.contains("99") && error.contains("update"), "{error}");
+    assert!(Job::decode(b"no protobuf").is_err());
+}
