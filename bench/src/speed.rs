@@ -82,7 +82,7 @@ pub fn run(model: &LoadedModel) -> Result<String> {
         | 1 image of 18 seeds | {single_image:.0} |\n\
         | 8 images, one device | {single_device:.0} |\n\
         | 8 images, one lane a batch | {one_by_one:.0} |\n\n\
-        Batched is {:.2} times one by one. A pass through the generator with gradients of all weights takes {unfrozen:.2} times\n\
+        A batch of several lanes (the first row) is {:.2} times as fast as one lane a batch (the last row). A pass through the generator with gradients of all weights takes {unfrozen:.2} times\n\
         the pass with frozen weights, which the search uses.\n\n\
         | profile | lane-steps per image | images per hour |\n|---|---|---|\n\
         | paper | {} | {:.0} |\n| fast | {} | {:.0} |\n",

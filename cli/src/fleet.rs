@@ -145,6 +145,51 @@ pub struct Doctor {
     store: String,
 }
 
+/// Options of `basin simulate`.
+#[derive(clap::Args)]
+pub struct Simulate {
+    /// Images of the run.
+    #[arg(long, default_value_t = 1_281_167)]
+    images: usize,
+    /// Images that all workers hold at a time.
+    #[arg(long, default_value_t = 1000)]
+    slots: usize,
+    /// Seconds that one image takes in its slot.
+    #[arg(long, default_value_t = 20.0)]
+    seconds: f64,
+}
+
+/// Dollars for a million requests that write or list, and that read (S3 standard, us-east-1).
+const REQUEST_PRICE: (f64, f64) = (5.0, 0.4);
+
+/// `basin simulate`.
+pub fn simulate(args: &Simulate) -> anyhow::Result<ExitCode> {
+    use coordinator::simulate::{REQUESTS, Simulation, simulate};
+    if args.images == 0 || args.slots == 0 || !(args.seconds.is_finite() && args.seconds > 0.0) {
+        bail!("images, slots and seconds must be above 0");
+    }
+    let m = simulate(&Simulation { images: args.images, slots: args.slots, seconds: args.seconds });
+    let (images, run) = (args.images as f64, m.run_seconds);
+    let cpu = (m.planning + m.driving).as_secs_f64();
+    say!("{} images, {} at a time, {} s each", args.images, args.slots, args.seconds);
+    say!("the run takes             {:.1} h, {:.1} images/s", run / 3600.0, images / run);
+    say!("planning                  {:.2} s", m.planning.as_secs_f64());
+    let share = 100.0 * cpu / run;
+    say!(
+        "handing out, taking in    {:.2} s of one core: {share:.2} % of it, {:.0} images/s at most",
+        m.driving.as_secs_f64(),
+        images / m.driving.as_secs_f64()
+    );
+    if let Some(peak) = m.peak {
+        say!("peak memory               {:.0} MB, {:.0} bytes for each image", peak as f64 / 1e6, peak as f64 / images);
+    }
+    say!("queue                     {:.1} messages/s, {:.1} MB in all", m.messages as f64 / run, m.bytes as f64 / 1e6);
+    let (writes, reads) = (images * REQUESTS.0 as f64, images * REQUESTS.1 as f64);
+    let cost = (writes * REQUEST_PRICE.0 + reads * REQUEST_PRICE.1) / 1e6;
+    say!("store                     {:.0} writes/s, {:.0} reads/s; requests cost about ${cost:.0}", writes / run, reads / run);
+    Ok(ExitCode::SUCCESS)
+}
+
 /// `basin submit`.
 pub fn submit(args: Submit) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.coordinator)?;

@@ -62,6 +62,8 @@ enum Command {
     ///
     /// Exit code: 0 it is; 2 it is not, see the list.
     Verify(fleet::Verify),
+    /// Measure the coordinator's work for a run of any size, with simulated workers.
+    Simulate(fleet::Simulate),
     /// Check that a store does what a fleet needs: permissions, listing, and that of all who create a key one wins.
     ///
     /// Exit code: 0 it does; 2 it does not, see the list.
@@ -106,6 +108,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Push(args) => runtime()?.block_on(fleet::push(args)),
         Command::Copy(args) => runtime()?.block_on(fleet::copy(args)),
         Command::Verify(args) => runtime()?.block_on(fleet::verify(args)),
+        Command::Simulate(args) => fleet::simulate(&args),
         Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),
         Command::Params { profile } => {
             let params = Params::profile(&profile).expect("clap allows known names only");

@@ -19,11 +19,17 @@ use std::str::FromStr;
 use proto::{Box2d, FailureReason, keys};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use store::Store;
+use store::{Skipped, Store};
 
 const COCO: &str = "annotations.json";
 const MANIFEST: &str = "manifest.csv";
 const IMAGES: &str = "images/";
+const CLASS_FOLDERS: &str = "class folders";
+const IMAGE_TYPES: &[&str] = &["jpg", "jpeg", "png"];
+/// Notes that are kept.
+const NOTES: usize = 12;
+/// Letters of a value that a message repeats.
+const CLIP: usize = 160;
 /// How COCO names its files; `*` is the name of the images' folder.
 const COCO_SHIPPED: (&str, &str) = ("annotations/instances_", ".json");
 
@@ -167,9 +173,22 @@ pub async fn read(store: &Store, annotations: &Annotations) -> Result<Dataset, D
             Err(source) => return Err(DatasetError::File { file, dataset, source }),
         },
     };
-    if lister.skipped() > 0 {
-        let skipped = lister.skipped();
-        read.notes.push(format!("{skipped} files have names that cannot be keys, or are links out of the data set"));
+    let by_folder = read.source == CLASS_FOLDERS;
+    for Skipped { name, why } in lister.skipped() {
+        if by_folder && has_extension(name, IMAGE_TYPES) {
+            // With annotations, an image that nothing points at is nobody's loss; here it is one of the data set.
+            let (image, message, reason) = (name.clone(), format!("it is passed over: {why}"), FailureReason::BadName);
+            read.entries.push(Entry::Bad { image, reason, message, class_name: None });
+        } else {
+            read.notes.push(format!("{:?} is passed over: {why}", clip(name)));
+        }
+    }
+    read.entries.sort_by(|a, b| a.image().cmp(b.image()));
+    read.entries.dedup_by(|a, b| a.image() == b.image());
+    if read.notes.len() > NOTES {
+        let more = read.notes.len() - NOTES;
+        read.notes.truncate(NOTES);
+        read.notes.push(format!("and {more} more of this kind"));
     }
     Ok(read)
 }
@@ -496,9 +515,17 @@ fn read_object(
         }
         _ => None,
     }
-    .ok_or_else(|| Problem::new(FailureReason::BadBox, format!("bbox is {bbox}, not four numbers")));
+    .ok_or_else(|| Problem::new(FailureReason::BadBox, format!("bbox is {}, not four numbers", clip(bbox))));
     let bbox = bbox.and_then(|bbox| check_box(bbox, size)).map_err(|problem| problem.of_class(class_name))?;
     Ok((class_name.clone(), bbox))
+}
+
+/// The start of a text that may be of any length.
+fn clip(text: &str) -> String {
+    match text.char_indices().nth(CLIP) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// An id as it is written; pandas writes 7 as 7.0.
@@ -593,7 +620,7 @@ fn read_box(values: &[String; 4]) -> Result<Box2d, Problem> {
 pub fn read_folders(dataset: &str, listing: &Listing) -> Result<Dataset, DatasetError> {
     let is_hidden = |key: &str| key.split('/').any(|part| part.starts_with('.') || part == "__MACOSX");
     let (images, others): (Vec<_>, Vec<_>) =
-        listing.keys().filter(|key| !is_hidden(key)).partition(|key| has_extension(key, &["jpg", "jpeg", "png"]));
+        listing.keys().filter(|key| !is_hidden(key)).partition(|key| has_extension(key, IMAGE_TYPES));
     let advice = format!("put the images into one folder for each class, or add {COCO} (COCO) or {MANIFEST} (image,class)");
     if images.is_empty() {
         return Err(unusable(dataset, "holds no .jpg, .jpeg or .png files", advice));
@@ -613,7 +640,7 @@ pub fn read_folders(dataset: &str, listing: &Listing) -> Result<Dataset, Dataset
     if !others.is_empty() {
         notes.push(format!("{} files that are neither .jpg, .jpeg nor .png were passed over", others.len()));
     }
-    Ok(entries.finish("class folders", notes))
+    Ok(entries.finish(CLASS_FOLDERS, notes))
 }
 
 /// Finds a model's class by the name that a data set gives it.

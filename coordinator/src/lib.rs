@@ -15,5 +15,6 @@ pub mod plan;
 pub mod report;
 pub mod run;
 pub mod service;
+pub mod simulate;
 pub mod summary;
 pub mod verify;

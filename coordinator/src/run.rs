@@ -1,9 +1,9 @@
 //! A run's place in the store (*io*): what it is, what is done, and what is left.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use proto::keys::{Kind, Marker};
-use proto::{Failure, FailureReason, ResultRecord, RunRecord, keys};
+use proto::{Failure, FailureReason, Params, ResultRecord, RunRecord, keys};
 use store::{ErrorKind, PutNew, Store};
 
 use crate::dataset::{self, Annotations, DatasetError};
@@ -187,12 +187,41 @@ pub async fn begin(record: &RunRecord, results: &Store) -> Result<(), Error> {
         return differs("model", there.model_digest, record.model_digest.clone());
     }
     if there.params != record.params {
-        return differs("set of parameters", there.params.to_json(), record.params.to_json());
+        let (there, here) = differing(&there.params, &record.params);
+        return differs("set of parameters", there, here);
     }
     if there.seed != record.seed {
         return differs("seed", there.seed.to_string(), record.seed.to_string());
     }
     Ok(())
+}
+
+/// The values in which two sets of parameters differ.
+fn differing(there: &Params, here: &Params) -> (String, String) {
+    let flat = |params: &Params| {
+        let mut flat = BTreeMap::new();
+        flatten("", &serde_json::to_value(params).expect("plain structs serialise"), &mut flat);
+        flat
+    };
+    let (there, here) = (flat(there), flat(here));
+    let differs = |name: &&String| there.get(*name) != here.get(*name);
+    let names: BTreeSet<&String> = there.keys().chain(here.keys()).filter(differs).collect();
+    let text = |values: &BTreeMap<String, String>| {
+        let value = |name: &&String| format!("{name} = {}", values.get(*name).map_or("none", String::as_str));
+        names.iter().map(value).collect::<Vec<_>>().join(", ")
+    };
+    (text(&there), text(&here))
+}
+
+fn flatten(name: &str, value: &serde_json::Value, flat: &mut BTreeMap<String, String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (field, value) in fields {
+                flatten(&if name.is_empty() { field.clone() } else { format!("{name}.{field}") }, value, flat);
+            }
+        }
+        other => drop(flat.insert(name.to_owned(), other.to_string())),
+    }
 }
 
 /// Writes a failure record.
@@ -265,4 +294,21 @@ pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, E
         }
     }
     Ok(swept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_between_parameters_is_told() {
+        let paper = Params::paper();
+        let other = Params { seeds: 3, transform: None, ..paper.clone() };
+        let (there, here) = differing(&paper, &other);
+        assert!(
+            there.starts_with("seeds = 18, transform = none, transform.") && here.starts_with("seeds = 3, transform = null"),
+            "{there} {here}"
+        );
+        assert!(!there.contains("descent"), "{there}");
+    }
 }

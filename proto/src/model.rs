@@ -77,6 +77,11 @@ impl ModelManifest {
         if !(manifest.generator.truncation > 0.0 && manifest.generator.truncation <= 1.0) {
             return Err(problem("generator.truncation", "is not in (0, 1]".into()));
         }
+        let (resolution, objects) = (f64::from(manifest.generator.resolution), manifest.objects);
+        let inside = |v: f64| v > 0.0 && v <= resolution;
+        if ![objects.center.0, objects.center.1, objects.size.0, objects.size.1].into_iter().all(inside) {
+            return Err(problem("objects", format!("center and size are not all above 0 and at most {resolution} pixels")));
+        }
         if manifest.classes.is_empty() {
             return Err(problem("classes", "is empty".into()));
         }

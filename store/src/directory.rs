@@ -16,7 +16,7 @@ use tempfile::NamedTempFile;
 
 use crate::error::{ErrorKind, Failure, Result};
 use crate::key::{self, TEMPORARY_PREFIX, TEMPORARY_SUFFIX};
-use crate::{Object, Page, PutNew};
+use crate::{Object, Page, PutNew, Skipped};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
@@ -246,7 +246,7 @@ impl Walk {
 }
 
 fn read_page(directory: &Directory, prefix: &str, progress: Progress, size: usize) -> Result<(Page, Stack)> {
-    let mut page = Page { objects: Vec::new(), skipped: 0, last: false };
+    let mut page = Page { objects: Vec::new(), skipped: Vec::new(), last: false };
     let root = directory.root.canonicalize()?;
     let mut stack = match progress {
         Progress::At(stack) => stack,
@@ -278,9 +278,10 @@ fn read_page(directory: &Directory, prefix: &str, progress: Progress, size: usiz
             stack.push(read_directory(&key, &path, &mut page)?);
             continue;
         }
+        let name = key.clone();
         match object(&root, key, &path) {
             Ok(Some(object)) => page.objects.push(object),
-            Ok(None) => page.skipped += 1,
+            Ok(None) => page.skipped.push(Skipped { name, why: "it is a link that leads nowhere or out, or no file" }),
             // Deleted since.
             Err(e) if e.kind() == Io::NotFound => {}
             Err(e) => return Err(e.into()),
@@ -294,13 +295,22 @@ fn read_directory(key: &str, path: &Path, page: &mut Page) -> Result<std::vec::I
     let listing = match fs::read_dir(path) {
         Ok(listing) => listing,
         Err(e) if e.kind() == Io::NotFound => return Ok(entries.into_iter()),
+        // Such as `lost+found`: the rest of the store is not worse for it.
+        Err(e) if e.kind() == Io::PermissionDenied && !key.is_empty() => {
+            page.skipped.push(Skipped { name: key.to_owned(), why: "this user may not read the folder" });
+            return Ok(entries.into_iter());
+        }
         Err(e) => return Err(e.into()),
     };
     for entry in listing {
         let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else {
-            page.skipped += 1;
-            continue;
+        let name = match entry.file_name().into_string() {
+            Ok(name) => name,
+            Err(name) => {
+                let name = format!("{key}{}", name.to_string_lossy());
+                page.skipped.push(Skipped { name, why: "its name is not UTF-8" });
+                continue;
+            }
         };
         if key::is_temporary(&name) {
             continue;

@@ -226,7 +226,7 @@ impl Store {
             #[cfg(feature = "s3")]
             Backend::S3(bucket) => Walk::S3(bucket.walk(full)),
         };
-        Ok(Lister { store: self.clone(), prefix: prefix.to_owned(), walk, page_size: MAX_PAGE, skipped: 0 })
+        Ok(Lister { store: self.clone(), prefix: prefix.to_owned(), walk, page_size: MAX_PAGE, skipped: Vec::new() })
     }
 
     /// Writes and removes a small object, so that a store that cannot be written is found before the work and not after.
@@ -267,7 +267,7 @@ pub struct Lister {
     prefix: String,
     walk: Walk,
     page_size: usize,
-    skipped: usize,
+    skipped: Vec<Skipped>,
 }
 
 #[derive(Debug)]
@@ -282,7 +282,7 @@ struct Page {
     /// With full keys.
     objects: Vec<Object>,
     /// Things that are no objects of ours.
-    skipped: usize,
+    skipped: Vec<Skipped>,
     last: bool,
 }
 
@@ -301,9 +301,15 @@ impl Lister {
                 Walk::S3(walk) => walk.page(self.page_size).await,
             };
             let Page { objects, skipped, last } = self.store.explain("list", &self.prefix, page)?;
-            let found = objects.len();
-            let objects: Vec<Object> = objects.into_iter().filter_map(|o| self.as_ours(o)).collect();
-            self.skipped += skipped + found - objects.len();
+            self.skipped.extend(skipped);
+            let mut ours = Vec::with_capacity(objects.len());
+            for object in objects {
+                match self.as_ours(&object.key) {
+                    Some(key) => ours.push(Object { key, ..object }),
+                    None => self.skipped.push(Skipped { name: object.key, why: "its name cannot be a key" }),
+                }
+            }
+            let objects = ours;
             if !objects.is_empty() {
                 return Ok(Some(objects));
             }
@@ -313,11 +319,11 @@ impl Lister {
         }
     }
 
-    /// `object` with its key relative to the store, if it is a key.
-    fn as_ours(&self, object: Object) -> Option<Object> {
-        let key = object.key.strip_prefix(&self.store.prefix)?;
+    /// `key` relative to the store, if it is a key of ours.
+    fn as_ours(&self, key: &str) -> Option<String> {
+        let key = key.strip_prefix(&self.store.prefix)?;
         key::check(key).ok()?;
-        Some(Object { key: key.to_owned(), ..object })
+        Some(key.to_owned())
     }
 
     /// All objects at once.
@@ -329,9 +335,18 @@ impl Lister {
         Ok(all)
     }
 
-    /// How many things were passed over so far because they cannot be objects: names that are no keys, links to
-    /// directories or out of the store, devices.
-    pub fn skipped(&self) -> usize {
-        self.skipped
+    /// What was passed over so far because it cannot be an object: names that are no keys, links to directories or out of the
+    /// store, devices, folders that may not be read.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
+}
+
+/// Something that a listing passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its name, as far as it can be written.
+    pub name: String,
+    /// What is wrong with it, for people.
+    pub why: &'static str,
 }

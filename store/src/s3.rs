@@ -139,7 +139,7 @@ pub(crate) struct Walk {
 
 impl Walk {
     pub(crate) async fn page(&mut self, size_limit: usize) -> Result<Page> {
-        let mut page = Page { objects: Vec::new(), skipped: 0, last: self.last };
+        let mut page = Page { objects: Vec::new(), skipped: Vec::new(), last: self.last };
         if self.last {
             return Ok(page);
         }

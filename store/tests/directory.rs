@@ -52,7 +52,7 @@ async fn no_link_leads_out() {
     assert_eq!(store.with_prefix("link").unwrap().check_writable().await.unwrap_err().kind(), ErrorKind::Denied);
     assert_eq!(store.list("link/").unwrap().all().await.unwrap_err().kind(), ErrorKind::Denied);
     let mut lister = store.list("").unwrap();
-    assert_eq!((lister.next_page().await.unwrap(), lister.skipped()), (None, 3));
+    assert_eq!((lister.next_page().await.unwrap(), lister.skipped().len()), (None, 3));
 
     // A write replaces the link itself and not what it names.
     store.put("file", "mine").await.unwrap();

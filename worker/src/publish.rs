@@ -114,14 +114,27 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
 
 async fn commit(results: &Store, objects: Vec<(Item, Vec<u8>)>, record: &ResultRecord) -> Result<(), store::Error> {
     let (image, attempt) = (&record.image, &record.attempt);
-    for (item, bytes) in objects {
-        results.put(&keys::item(image, attempt, item), bytes).await?;
+    let marker = keys::marker(image, Marker::Result);
+    // Somebody else's result of the same job is as good as ours, and comes first.
+    if !results.exists(&marker).await? {
+        for (item, bytes) in objects {
+            results.put(&keys::item(image, attempt, item), bytes).await?;
+        }
+        let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
+        if results.put_new(&marker, bytes).await? == PutNew::Exists && !is_ours(results, &marker, attempt).await? {
+            for item in Item::ALL {
+                results.delete(&keys::item(image, attempt, item)).await?;
+            }
+        }
     }
-    let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
-    // Somebody else's result of the same job is as good as ours; what this attempt wrote is then swept with the run.
-    let (PutNew::Created | PutNew::Exists) = results.put_new(&keys::marker(image, Marker::Result), bytes).await?;
     results.delete(&keys::checkpoint(image)).await?;
     results.delete(&keys::attempt(image, attempt)).await
+}
+
+/// Whether the marker is this attempt's, whose first request may have succeeded without an answer.
+async fn is_ours(results: &Store, marker: &str, attempt: &str) -> Result<bool, store::Error> {
+    let there = results.get(marker).await?;
+    Ok(serde_json::from_slice::<ResultRecord>(&there).is_ok_and(|record| record.attempt == attempt))
 }
 
 /// All objects of the attempt, and the record that names them.

@@ -10,6 +10,9 @@ use tch::{Device, Tensor};
 use super::{LoadError, Weights, channels_last};
 use crate::generator::Generator;
 
+/// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
+const LARGEST: i64 = 1 << 15;
+
 /// `config.json` of pytorch-pretrained-BigGAN.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -36,6 +39,14 @@ pub struct Config {
 impl Config {
     fn check(&self) -> Result<(), LoadError> {
         let fail = |why: String| Err(LoadError::Config(why));
+        let sizes = [self.output_dim, self.z_dim, self.class_embed_dim, self.channel_width, self.num_classes, self.n_stats];
+        let factors = self.layers.iter().flat_map(|l| [l.1, l.2]);
+        if !sizes.into_iter().chain(factors).all(|n| (1..=LARGEST).contains(&n)) || self.n_stats < 2 {
+            return fail(format!("a size is not in 1 to {LARGEST}, or there are fewer than two rows of statistics"));
+        }
+        if !(self.eps.is_finite() && self.eps >= 0.0) {
+            return fail(format!("eps is {}", self.eps));
+        }
         let (Some(first), Some(last)) = (self.layers.first(), self.layers.last()) else {
             return fail("there are no layers".into());
         };
@@ -64,9 +75,6 @@ impl Config {
             if channels % 8 != 0 {
                 return fail(format!("attention has {channels} channels, no multiple of 8"));
             }
-        }
-        if [self.z_dim, self.class_embed_dim, self.channel_width, self.num_classes].iter().any(|&n| n < 1) || self.n_stats < 2 {
-            return fail("a size is not positive".into());
         }
         Ok(())
     }

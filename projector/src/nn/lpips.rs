@@ -13,6 +13,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::{LoadError, Weights, channels_last};
 
+/// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
+const LARGEST: i64 = 1 << 15;
 /// Added to the norm of a feature vector (reference: `normalize_tensor`).
 const NORM_EPS: f64 = 1e-10;
 /// Below this squared norm the root has no gradient; the value is unchanged (richzhang/PerceptualSimilarity#69).
@@ -58,6 +60,23 @@ pub enum Layer {
 }
 
 impl Config {
+    fn check(&self) -> Result<(), LoadError> {
+        let fail = |why: String| Err(LoadError::Config(why));
+        if !self.scale.iter().all(|s| s.is_finite() && *s != 0.0) || !self.shift.iter().all(|s| s.is_finite()) {
+            return fail("the input scaling of the perceptual network is not finite, or divides by 0".into());
+        }
+        for layer in &self.layers {
+            let (sizes, padding) = match *layer {
+                Layer::Conv { channels, kernel, stride, padding, .. } => ([channels, kernel, stride], padding),
+                Layer::MaxPool { kernel, stride } => ([1, kernel, stride], 0),
+            };
+            if !sizes.iter().all(|n| (1..=LARGEST).contains(n)) || !(0..=LARGEST).contains(&padding) {
+                return fail(format!("a layer of the perceptual network has a size that is not in 1 to {LARGEST}: {layer:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// torchvision's AlexNet under LPIPS' input scaling.
     pub fn alex() -> Config {
         let conv = |index, channels, kernel, stride, padding| Layer::Conv { index, channels, kernel, stride, padding, tap: true };
@@ -102,6 +121,7 @@ impl Lpips {
     /// Builds the network; heads are `lin{k}.model.1.weight`.
     pub fn load(config: &Config, weights: &mut Weights) -> Result<Lpips, LoadError> {
         let _no_grad = tch::no_grad_guard();
+        config.check()?;
         let mut input = 3;
         let (mut stages, mut heads) = (Vec::new(), Vec::new());
         for layer in &config.layers {

@@ -1,0 +1,144 @@
+//! The coordinator's own work for a run of any size, measured with simulated workers: the real plan, window, ledger and messages;
+//! no queue, no store, no images.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use proto::{Control, Event, Job, Params, RunRecord, What};
+
+use crate::dataset::{DatasetImage, Entry};
+use crate::fleet::Fleet;
+use crate::plan::{RunSpec, plan};
+
+/// What is simulated.
+#[derive(Clone, Copy, Debug)]
+pub struct Simulation {
+    /// Images of the run.
+    pub images: usize,
+    /// Images that all workers hold at a time.
+    pub slots: usize,
+    /// Seconds that one image takes in its slot.
+    pub seconds: f64,
+}
+
+/// What it took.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// To make the plan.
+    pub planning: Duration,
+    /// To hand out all jobs and take in all events.
+    pub driving: Duration,
+    /// Messages on the queue, both ways.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Seconds that the run would take.
+    pub run_seconds: f64,
+    /// Largest memory of this process, in bytes, where the system tells.
+    pub peak: Option<u64>,
+}
+
+/// Requests to the store for one image: (writes and listings, reads). As `worker` makes them, without checkpoints.
+///
+/// Writes: the attempt, six objects, the marker; one listing of attempts. Reads: is there a marker, the image, its identity, is
+/// there a checkpoint; at the end the marker twice and, of all images that the report shows, the pictures.
+pub const REQUESTS: (u64, u64) = (9, 6);
+
+/// Plans and drives a run.
+pub fn simulate(simulation: &Simulation) -> Measured {
+    let classes: Vec<String> = (0..1000).map(|i| format!("class {i}")).collect();
+    let entry = |i: usize| {
+        let class = i % classes.len();
+        Entry::Image(DatasetImage {
+            key: format!("train/n{class:08}/n{class:08}_{i:08}.JPEG"),
+            identity: format!("{:032x}", i),
+            class_name: classes[class].clone(),
+            bbox: None,
+        })
+    };
+    let entries: Vec<Entry> = (0..simulation.images).map(entry).collect();
+    let spec = RunSpec { record: record(), classes };
+    let started = Instant::now();
+    let plan = plan(entries, &spec, &HashMap::new());
+    let planning = started.elapsed();
+
+    let started = Instant::now();
+    let mut fleet = Fleet::new(4 * simulation.slots);
+    fleet.add(spec, plan, Control::default());
+    let (mut now, mut messages, mut bytes) = (0.0, 0, 0);
+    // On the queue; and in the workers' hands with the time at which each ends.
+    let mut queue: VecDeque<Vec<u8>> = VecDeque::new();
+    let mut busy: VecDeque<(f64, Event)> = VecDeque::new();
+    loop {
+        while let Some(job) = fleet.next(now) {
+            let message = job.encode();
+            messages += 1;
+            bytes += message.len() as u64;
+            queue.push_back(message);
+        }
+        while busy.len() < simulation.slots {
+            let Some(message) = queue.pop_front() else { break };
+            let job = Job::decode(&message).expect("our own message");
+            tell(&mut fleet, &event(&job, What::Started), now, &mut messages, &mut bytes);
+            let what = What::Succeeded { loss: 1.0, seconds: simulation.seconds, lane_steps: 1, l1: 0.5, lpips: 0.25 };
+            busy.push_back((now + simulation.seconds, event(&job, what)));
+        }
+        let Some((end, event)) = busy.pop_front() else { break };
+        now = end;
+        tell(&mut fleet, &event, now, &mut messages, &mut bytes);
+    }
+    assert!(fleet.settled("simulation"), "every image is settled");
+    Measured { planning, driving: started.elapsed(), messages, bytes, run_seconds: now, peak: peak() }
+}
+
+fn tell(fleet: &mut Fleet, event: &Event, now: f64, messages: &mut u64, bytes: &mut u64) {
+    let message = event.encode();
+    *messages += 1;
+    *bytes += message.len() as u64;
+    fleet.apply(&Event::decode(&message).expect("our own message"), now);
+}
+
+fn event(job: &Job, what: What) -> Event {
+    Event {
+        job: job.id().to_string(),
+        run: job.run.clone(),
+        image: job.image.clone(),
+        class: job.class,
+        worker: "simulated-0".into(),
+        what,
+    }
+}
+
+fn record() -> RunRecord {
+    RunRecord {
+        format: 1,
+        name: "simulation".into(),
+        dataset: "s3://bucket/imagenet".into(),
+        annotations: "auto".into(),
+        limit: None,
+        model: "model".into(),
+        model_digest: "0".repeat(64),
+        resolution: 256,
+        params: Params::paper(),
+        seed: 0,
+        version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+/// `VmHWM` of Linux.
+fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_simulated_run_sends_three_messages_for_each_image_and_takes_its_time() {
+        let measured = simulate(&Simulation { images: 500, slots: 10, seconds: 20.0 });
+        assert_eq!((measured.messages, measured.run_seconds), (1500, 1000.0));
+    }
+}
