@@ -7,11 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use coordinator::service::{Change, RetryRequest, RunRequest};
 use futures_util::{StreamExt, stream};
-use proto::{ModelManifest, Params, RunState, keys};
+use proto::{ModelManifest, RunState, keys};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use store::Store;
+
+use crate::asked::Asked;
 
 /// Objects that are copied at a time.
 const COPIES: usize = 16;
@@ -38,21 +40,8 @@ pub struct Submit {
     /// Name of a model in the fleet's home (see `basin push`).
     #[arg(long)]
     model: String,
-    /// COCO JSON or CSV manifest in the data set; `auto` looks for one, `none` takes the folders' names as classes.
-    #[arg(long, default_value = "auto")]
-    annotations: String,
-    /// Which method and schedule.
-    #[arg(long, value_parser = Params::PROFILES, default_value = "paper", conflicts_with = "params")]
-    profile: String,
-    /// Parameters from a JSON file (see `basin params`).
-    #[arg(long, value_name = "FILE")]
-    params: Option<PathBuf>,
-    /// Everything random follows from it.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Project only this many images, evenly spread over the data set.
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    #[command(flatten)]
+    asked: Asked,
     /// Runs of higher priority come first.
     #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
     priority: i32,
@@ -193,22 +182,15 @@ pub fn simulate(args: &Simulate) -> anyhow::Result<ExitCode> {
 /// `basin submit`.
 pub fn submit(args: Submit) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.coordinator)?;
-    let params = match &args.params {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Some(Params::from_json(&text).with_context(|| format!("{} holds no valid parameters", path.display()))?)
-        }
-        None => None,
-    };
     let request = RunRequest {
         name: args.name.clone(),
         dataset: absolute(&args.dataset)?,
-        annotations: args.annotations,
+        annotations: args.asked.annotations.clone(),
         model: args.model,
-        profile: params.is_none().then_some(args.profile),
-        params,
-        seed: args.seed,
-        limit: args.limit,
+        profile: None,
+        params: Some(args.asked.params()?),
+        seed: args.asked.seed,
+        limit: args.asked.limit(),
         priority: args.priority,
         per_minute: args.per_minute,
     };

@@ -16,6 +16,7 @@ macro_rules! note {
     }};
 }
 
+mod asked;
 mod fleet;
 mod project;
 mod report;

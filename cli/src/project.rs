@@ -11,12 +11,13 @@ use coordinator::drive::{self, Status};
 use coordinator::plan::RunSpec;
 use coordinator::run::{self, Retry};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use proto::{JobId, ModelManifest, Params, RunRecord};
+use proto::{JobId, ModelManifest, RunRecord};
 use queue::Queue;
 use store::{Runs, Store};
 use tokio::sync::watch;
 use worker::{Devices, Models, Shutdown, Working};
 
+use crate::asked::Asked;
 use crate::report::place;
 
 /// Failures that are listed at the end.
@@ -33,21 +34,8 @@ pub struct Args {
     /// Folder or bucket (s3://bucket/prefix) for the results.
     #[arg(long, env = "BASIN_OUT")]
     out: String,
-    /// COCO JSON or CSV manifest with classes and boxes; `auto` looks for one, `none` takes the folders' names as classes.
-    #[arg(long, default_value = "auto")]
-    annotations: String,
-    /// Which method and schedule.
-    #[arg(long, value_parser = Params::PROFILES, default_value = "paper", conflicts_with = "params")]
-    profile: String,
-    /// Parameters from a JSON file (see `basin params`).
-    #[arg(long, value_name = "FILE")]
-    params: Option<PathBuf>,
-    /// Everything random follows from it.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Project only this many images, evenly spread over the data set.
-    #[arg(long, value_name = "N")]
-    limit: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    asked: Asked,
     /// Try images again that failed in an earlier start.
     #[arg(long)]
     retry_failed: bool,
@@ -64,7 +52,7 @@ pub struct Args {
 
 /// Runs it.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let params = params(&args)?;
+    let params = args.asked.params()?;
     let manifest_path = args.model.join("model.json");
     let bytes = std::fs::read(&manifest_path)
         .with_context(|| format!("cannot read {} (--model names a model folder)", manifest_path.display()))?;
@@ -81,13 +69,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             format: 1,
             name: run_name(&args.out),
             dataset: dataset.url(),
-            annotations: args.annotations.clone(),
-            limit: args.limit.map(Into::into),
+            annotations: args.asked.annotations.clone(),
+            limit: args.asked.limit(),
             model: manifest.name.clone(),
             model_digest,
             resolution: manifest.generator.resolution,
             params: params.clone(),
-            seed: args.seed,
+            seed: args.asked.seed,
             version: env!("CARGO_PKG_VERSION").into(),
         },
         classes: manifest.classes.clone(),
@@ -106,8 +94,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         note!("nothing is left to project");
         false
     } else {
-        let (images, model_name, seeds, how) = (plan.images.len(), &manifest.name, params.seeds, described(&params));
-        note!("projecting {images} images into {model_name} ({seeds} seeds, {how}) on {devices}");
+        let (images, model_name, seeds, how) = (plan.images.len(), &manifest.name, params.seeds, params.described());
+        note!("projecting {images} images into {model_name} ({seeds} seeds, profile {how}) on {devices}");
         let worker = worker::Config {
             name: format!("local-{}", std::process::id()),
             devices,
@@ -167,23 +155,6 @@ fn run_name(out: &str) -> String {
         .filter(|n| !n.is_empty() && *n != "." && *n != "..")
         .unwrap_or("run")
         .to_owned()
-}
-
-/// `profile fast`, or that the parameters are no profile's any more.
-fn described(params: &Params) -> String {
-    match Params::profile(&params.profile) {
-        Some(named) if named == *params => format!("profile {}", params.profile),
-        Some(_) => format!("profile {}, changed", params.profile),
-        None => format!("parameters {}", params.profile),
-    }
-}
-
-fn params(args: &Args) -> anyhow::Result<Params> {
-    let Some(path) = &args.params else {
-        return Ok(Params::profile(&args.profile).expect("clap allows known names only"));
-    };
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Params::from_json(&text).with_context(|| format!("{} holds no valid parameters", path.display()))
 }
 
 /// Coordinator and worker side by side; whether it was interrupted.

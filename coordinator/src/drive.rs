@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use proto::keys::Marker;
 use proto::{Alive, Event, Failure, FailureReason, Job, What, hex_sha256, keys};
 use queue::{Channel, Consumer, Delivery, Queue};
-use store::Runs;
+use store::{Runs, Store};
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Silent};
 use crate::ledger::Settled;
 use crate::plan::{Plan, RunSpec};
 use crate::run::{Error, write_failure};
@@ -23,6 +24,8 @@ const PUBLISH: usize = 256;
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// A job counts as silent after this many seconds.
 const SILENT: f64 = 30.0;
+/// Questions to the store at a time.
+const ASK: usize = 32;
 /// A worker counts as gone after this many seconds without a sign of life.
 const GONE: f64 = 60.0;
 /// Events that a slow listener may lag behind.
@@ -164,32 +167,20 @@ impl Driver {
             _ => return self.keep_unreadable(delivery, &letter.reason).await,
         };
         let results = self.runs.of(&job.run)?;
-        let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
-        let reason = FailureReason::Quarantined;
-        let what = if results.exists(&keys::marker(&job.image, Marker::Result)).await? {
-            What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN }
-        } else {
-            if !results.exists(&keys::marker(&job.image, Marker::Failure)).await? {
-                let failure = Failure {
-                    format: 1,
-                    job: Some(job.id()),
-                    image: job.image.clone(),
-                    reason,
-                    message: message.clone(),
-                    class_name: Some(job.class_name.clone()),
-                };
-                write_failure(&results, &failure).await?;
+        let what = match marked(&results, &job.image).await? {
+            Some(Settled::Succeeded) => {
+                What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN }
             }
-            What::Failed { reason: reason.as_str().into(), message }
+            failed => {
+                let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
+                let failure = Failure::of(&job, FailureReason::Quarantined, message);
+                if failed.is_none() {
+                    write_failure(&results, &failure).await?;
+                }
+                What::Failed { reason: failure.reason.as_str().into(), message: failure.message }
+            }
         };
-        self.apply(Event {
-            job: job.id().to_string(),
-            run: job.run.clone(),
-            image: job.image.clone(),
-            class: job.class,
-            worker: "coordinator".into(),
-            what,
-        });
+        self.apply(Event::about(&job, "coordinator", what));
         delivery.ack().await?;
         Ok(())
     }
@@ -214,19 +205,20 @@ impl Driver {
             return Ok(());
         }
         let empty = self.queue.depth(Channel::Jobs).await? == 0;
-        for (run, job, image, worker) in silent {
-            let results = self.runs.of(&run)?;
-            if results.exists(&keys::marker(&image, Marker::Result)).await? {
-                self.fleet.settle(&run, &job, Settled::Succeeded);
-            } else if results.exists(&keys::marker(&image, Marker::Failure)).await? {
-                self.fleet.settle(&run, &job, Settled::Failed);
-            } else {
-                let present = worker.is_some_and(|w| self.present().any(|(name, _)| *name == w));
-                if present || !empty {
-                    self.fleet.hear(&run, &job, now);
-                } else {
+        // What no worker has begun waits on the queue, as long as anything does.
+        let (asked, waiting): (Vec<Silent>, Vec<Silent>) = silent.into_iter().partition(|s| s.worker.is_some() || empty);
+        waiting.iter().for_each(|s| self.fleet.hear(&s.run, &s.job, now));
+        let runs = &self.runs;
+        let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image).await);
+        let markers: Vec<Result<Option<Settled>, Error>> = stream::iter(asks).buffered(ASK).collect().await;
+        for (Silent { run, job, image, worker }, marker) in asked.iter().zip(markers) {
+            let present = worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
+            match marker? {
+                Some(how) => self.fleet.settle(run, job, how),
+                None if present || !empty => self.fleet.hear(run, job, now),
+                None => {
                     tracing::warn!(run, image, "the job is neither on the queue nor in a worker's hands; it is published again");
-                    self.fleet.take_back(&run, &job);
+                    self.fleet.take_back(run, job);
                 }
             }
         }
@@ -239,6 +231,16 @@ impl Driver {
         self.fleet.withdraw();
         Ok(())
     }
+}
+
+/// What the store says of an image.
+async fn marked(results: &Store, image: &str) -> Result<Option<Settled>, Error> {
+    for (marker, settled) in [(Marker::Result, Settled::Succeeded), (Marker::Failure, Settled::Failed)] {
+        if results.exists(&keys::marker(image, marker)).await? {
+            return Ok(Some(settled));
+        }
+    }
+    Ok(None)
 }
 
 /// How a run stands.

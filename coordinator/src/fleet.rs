@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use proto::{Control, Event, Job, RunState, What};
 use serde::Serialize;
 
-use crate::ledger::{Ledger, Settled};
+use crate::ledger::{Ledger, Open, Settled};
 use crate::plan::{Plan, Planned, RunSpec};
 
 /// All runs and the window.
@@ -41,6 +41,19 @@ struct Sums {
     l1: f64,
     lpips: f64,
     lpips_squares: f64,
+}
+
+/// A published job that nothing was heard of for a while.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Silent {
+    /// Name of its run.
+    pub run: String,
+    /// Its id.
+    pub job: String,
+    /// Its image.
+    pub image: String,
+    /// The worker that has begun it.
+    pub worker: Option<String>,
 }
 
 /// How a run stands.
@@ -126,19 +139,10 @@ impl Fleet {
         self.runs.get(run).map(|r| r.control)
     }
 
-    /// Changes what should be done with the run. Jobs on the queue are withdrawn, to be published in the new order: the caller
-    /// empties the queue.
+    /// Changes what should be done with the run, from the next job on.
     pub fn set_control(&mut self, run: &str, control: Control) {
         if let Some(r) = self.runs.get_mut(run) {
             r.control = control;
-        }
-        self.withdraw();
-    }
-
-    /// Records where the run is, without withdrawing anything.
-    pub fn set_state(&mut self, run: &str, state: RunState) {
-        if let Some(r) = self.runs.get_mut(run) {
-            r.control.state = state;
         }
     }
 
@@ -205,11 +209,16 @@ impl Fleet {
         }
     }
 
-    /// Jobs that nothing was heard of since `before`: run, job, image and the worker that has it.
-    pub fn silent(&self, before: f64) -> Vec<(String, String, String, Option<String>)> {
+    /// Jobs that nothing was heard of since `before`.
+    pub fn silent(&self, before: f64) -> Vec<Silent> {
         let of = |(name, run): (&String, &Run)| -> Vec<_> {
-            let jobs = run.ledger.silent(before);
-            jobs.map(|(job, open)| (name.clone(), job.clone(), open.image.image.clone(), open.worker.clone())).collect()
+            let silent = |(job, open): (&String, &Open)| Silent {
+                run: name.clone(),
+                job: job.clone(),
+                image: open.image.image.clone(),
+                worker: open.worker.clone(),
+            };
+            run.ledger.silent(before).map(silent).collect()
         };
         self.runs.iter().flat_map(of).collect()
     }
@@ -309,6 +318,7 @@ mod tests {
         fleet.apply(&about(&jobs[0], What::Started), 1.0);
         fleet.apply(&about(&jobs[1], What::Started), 1.0);
         fleet.set_control("a", Control { state: RunState::Paused, ..Control::default() });
+        fleet.withdraw();
         assert_eq!((fill(&mut fleet, 2.0).len(), fleet.backlog()), (0, 0));
         fleet.apply(&about(&jobs[0], What::Released { queued: false }), 2.0);
         fleet.apply(&about(&jobs[1], succeeded()), 2.0);
@@ -386,6 +396,7 @@ mod tests {
                         let state = if paused { RunState::Paused } else { RunState::Running };
                         queue.clear();
                         fleet.set_control("r", Control { state, ..Control::default() });
+                        fleet.withdraw();
                     }
                     _ => {}
                 }
@@ -395,7 +406,7 @@ mod tests {
                 }
                 // The timer: what the store knows counts, what is silent for long is published again.
                 if step % 50 == 0 {
-                    for (run, job, _, _) in fleet.silent(now - 40.0) {
+                    for Silent { run, job, .. } in fleet.silent(now - 40.0) {
                         match store.get(&job) {
                             Some(&(how, _)) => fleet.settle(&run, &job, how),
                             None => fleet.take_back(&run, &job),

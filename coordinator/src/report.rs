@@ -9,7 +9,7 @@ use std::fmt::{self, Display, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use proto::{ColourTransform, Failure, History, Params, ResultRecord, Transform};
+use proto::{ColourTransform, Failure, History, ResultRecord, Transform};
 use sha2::{Digest, Sha256};
 
 use crate::summary::{ClassSummary, Counts, Metric, Spread, Summary};
@@ -143,7 +143,7 @@ fn write_header(page: &mut String, summary: &Summary) -> fmt::Result {
         full = Text(&run.model.digest),
         digest = Text(&digest),
         dataset = Text(&run.dataset),
-        profile = Profile(&run.params),
+        profile = Text(&run.params.described()),
         seeds = Counted(run.params.seeds.into(), "seed"),
         seed = run.seed,
         version = Text(&run.version),
@@ -518,16 +518,6 @@ impl Display for Name<'_> {
     }
 }
 
-/// Profile of the parameters, and whether they are still its own.
-struct Profile<'a>(&'a Params);
-
-impl Display for Profile<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let changed = Params::profile(&self.0.profile).is_some_and(|named| named != *self.0);
-        write!(f, "{}{}", Text(&self.0.profile), if changed { " (changed)" } else { "" })
-    }
-}
-
 /// A paragraph that says that the run has not ended, or nothing.
 struct Unfinished(Counts);
 
@@ -637,6 +627,8 @@ impl Display for Duration {
 
 #[cfg(test)]
 mod tests {
+    use proto::Params;
+
     use super::*;
 
     #[test]
@@ -656,7 +648,7 @@ mod tests {
     fn parameters_that_are_no_profile_s_any_more_say_so() {
         let changed = Params { seeds: 3, ..Params::fast() };
         let own = Params { profile: "mine".into(), ..Params::fast() };
-        assert_eq!([&Params::fast(), &changed, &own].map(|p| Profile(p).to_string()), ["fast", "fast (changed)", "mine"]);
+        assert_eq!([&Params::fast(), &changed, &own].map(Params::described), ["fast", "fast (changed)", "mine"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use proto::{Control, Event, ModelManifest, Params, RunRecord, RunState, keys};
+use proto::{Control, Event, ModelManifest, Params, RunRecord, RunState, chain, keys};
 use queue::Queue;
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, PutNew, Runs, Store};
@@ -362,20 +362,13 @@ impl Service {
                 let changed = self.change(driver, &name, change).await?;
                 let _ = reply.send(changed);
             }
-            Command::Retry(name, which, reply) => {
-                if driver.fleet.control(&name).is_some_and(|c| c.state != RunState::Finished) && !driver.fleet.settled(&name) {
-                    let _ = reply.send(Err(Refusal::Conflict(format!("run {name} is not finished yet: retry it when it is"))));
-                } else {
-                    match run::read_json::<RunRecord>(&self.config.home, &keys::index(&name)).await {
-                        Ok(record) => {
-                            let control = Control { state: RunState::Running, ..read_control(&self.config.home, &name).await? };
-                            let retry = Retry::Failures { classes: which.classes, reasons: which.reasons };
-                            self.prepare(record, control, retry, Some(reply));
-                        }
-                        Err(_) => drop(reply.send(Err(Refusal::NotFound(format!("there is no run {name}"))))),
-                    }
+            Command::Retry(name, which, reply) => match self.retried(&name).await {
+                Ok((record, control)) => {
+                    let retry = Retry::Failures { classes: which.classes, reasons: which.reasons };
+                    self.prepare(record, control, retry, Some(reply));
                 }
-            }
+                Err(refusal) => drop(reply.send(Err(refusal))),
+            },
             Command::Workers(reply) => {
                 let now = driver.now();
                 let status = |(name, w): (&String, &crate::drive::Worker)| WorkerStatus {
@@ -400,7 +393,7 @@ impl Service {
                     Ok(()) => {
                         let control = Control { state: RunState::Finished, ..driver.fleet.control(&name).unwrap_or_default() };
                         write_control(&self.config.home, &name, control).await?;
-                        driver.fleet.set_state(&name, RunState::Finished);
+                        driver.fleet.set_control(&name, control);
                         tracing::info!(run = name, "run finished");
                     }
                     Err(error) => tracing::error!(run = name, error, "the run's tables cannot be written; tried again"),
@@ -461,6 +454,22 @@ impl Service {
         }
         let (priority, per_minute) = (request.priority, request.per_minute);
         Ok((record, Control { priority, per_minute, ..Control::default() }))
+    }
+
+    /// A finished run that is to go on.
+    async fn retried(&self, name: &str) -> Result<(RunRecord, Control), Refusal> {
+        let unavailable = |e: Error| Refusal::Unavailable(chain(&e));
+        let known = keys::check_run(name).is_ok()
+            && self.config.home.exists(&keys::index(name)).await.map_err(|e| unavailable(e.into()))?;
+        if !known {
+            return Err(Refusal::NotFound(format!("there is no run {name}")));
+        }
+        let control = read_control(&self.config.home, name).await.map_err(unavailable)?;
+        if control.state != RunState::Finished || self.preparing.contains(name) {
+            return Err(Refusal::Conflict(format!("run {name} is not finished: it cannot be retried")));
+        }
+        let record = run::read_json(&self.config.home, &keys::index(name)).await.map_err(unavailable)?;
+        Ok((record, Control { state: RunState::Running, ..control }))
     }
 
     async fn change(&mut self, driver: &mut Driver, name: &str, change: Change) -> Result<Result<RunStatus, Refusal>, Error> {
@@ -565,17 +574,4 @@ async fn read_control(home: &Store, run: &str) -> Result<Control, Error> {
 
 async fn write_control(home: &Store, run: &str, control: Control) -> Result<(), Error> {
     Ok(home.put(&keys::control(run), serde_json::to_vec_pretty(&control).expect("a record serialises")).await?)
-}
-
-/// An error with everything that caused it, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string);
-    let mut text = String::new();
-    for cause in causes {
-        if !text.ends_with(&cause) {
-            text.push_str(if text.is_empty() { "" } else { ": " });
-            text.push_str(&cause);
-        }
-    }
-    text
 }

@@ -44,6 +44,8 @@ pub struct Measured {
 /// there a checkpoint, is there a marker still; at the end the marker twice. The pictures of those that the report shows come on top.
 pub const REQUESTS: (u64, u64) = (9, 7);
 
+const WORKER: &str = "simulated";
+
 /// Plans and drives a run.
 pub fn simulate(simulation: &Simulation) -> Measured {
     let classes: Vec<String> = (0..1000).map(|i| format!("class {i}")).collect();
@@ -79,9 +81,9 @@ pub fn simulate(simulation: &Simulation) -> Measured {
         while busy.len() < simulation.slots {
             let Some(message) = queue.pop_front() else { break };
             let job = Job::decode(&message).expect("our own message");
-            tell(&mut fleet, &event(&job, What::Started), now, &mut messages, &mut bytes);
+            tell(&mut fleet, &Event::about(&job, WORKER, What::Started), now, &mut messages, &mut bytes);
             let what = What::Succeeded { loss: 1.0, seconds: simulation.seconds, lane_steps: 1, l1: 0.5, lpips: 0.25 };
-            busy.push_back((now + simulation.seconds, event(&job, what)));
+            busy.push_back((now + simulation.seconds, Event::about(&job, WORKER, what)));
         }
         let Some((end, event)) = busy.pop_front() else { break };
         now = end;
@@ -96,17 +98,6 @@ fn tell(fleet: &mut Fleet, event: &Event, now: f64, messages: &mut u64, bytes: &
     *messages += 1;
     *bytes += message.len() as u64;
     fleet.apply(&Event::decode(&message).expect("our own message"), now);
-}
-
-fn event(job: &Job, what: What) -> Event {
-    Event {
-        job: job.id().to_string(),
-        run: job.run.clone(),
-        image: job.image.clone(),
-        class: job.class,
-        worker: "simulated-0".into(),
-        what,
-    }
 }
 
 fn record() -> RunRecord {

@@ -3,7 +3,7 @@
 use prost::Message;
 use serde::Serialize;
 
-use crate::{DecodeError, wire};
+use crate::{DecodeError, Job, wire};
 
 const VERSION: u32 = 1;
 
@@ -80,6 +80,18 @@ pub struct Alive {
 }
 
 impl Event {
+    /// `worker` says what happened to `job`.
+    pub fn about(job: &Job, worker: &str, what: What) -> Event {
+        Event {
+            job: job.id().to_string(),
+            run: job.run.clone(),
+            image: job.image.clone(),
+            class: job.class,
+            worker: worker.to_owned(),
+            what,
+        }
+    }
+
     /// A sign of life of `worker`.
     pub fn alive(worker: &str, alive: Alive) -> Event {
         let (job, run, image) = (String::new(), String::new(), String::new());

@@ -19,7 +19,7 @@ pub use params::{
     ColourTransform, Descent, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params, SpatialTransform, Told,
     TransformChoice, TransformSearch, TransformStart,
 };
-pub use result::{Failure, FailureReason, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform};
+pub use result::{Failure, FailureReason, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain};
 pub use run::{Control, RunRecord, RunState};
 
 /// The generated protobuf messages.

@@ -222,6 +222,12 @@ pub struct Descent {
 }
 
 impl Params {
+    /// Name of the profile, and whether something was changed since: `fast` or `fast (changed)`.
+    pub fn described(&self) -> String {
+        let changed = Params::profile(&self.profile).is_some_and(|named| named != *self);
+        format!("{}{}", self.profile, if changed { " (changed)" } else { "" })
+    }
+
     /// The paper's method in the semantics of the authors' first code (branch `legacy`). The default.
     pub fn paper() -> Params {
         Params {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Box2d, ColourTransform, JobId, Params};
+use crate::{Box2d, ColourTransform, Job, JobId, Params};
 
 /// `result.json`: the commit marker of a job. It exists if and only if all other objects of the job are in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,6 +126,27 @@ pub struct Failure {
     pub message: String,
     /// Class name, if known.
     pub class_name: Option<String>,
+}
+
+impl Failure {
+    /// Of a job.
+    pub fn of(job: &Job, reason: FailureReason, message: String) -> Failure {
+        let (image, class_name) = (job.image.clone(), Some(job.class_name.clone()));
+        Failure { format: 1, job: Some(job.id()), image, reason, message, class_name }
+    }
+}
+
+/// An error with everything that caused it, in one line, for records and logs.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string) {
+        // Some errors repeat their cause in their own text.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Kinds of failures; what a person would group by.

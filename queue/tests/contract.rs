@@ -47,6 +47,7 @@ macro_rules! contract {
             many_messages_are_handed_over_at_once
             what_a_dropped_consumer_did_not_take_comes_back_uncounted
             reset_empties_a_channel
+            purge_forgets_what_waits_and_leaves_what_is_held
             one_leads_at_a_time
             close_ends_consumers_and_refuses_the_rest
             many_consumers_lose_nothing_and_settle_once
@@ -368,6 +369,21 @@ async fn reset_empties_a_channel<F: Future<Output = Queue>>(open: impl Fn(u32) -
     let delivery = next(&mut jobs).await;
     assert_eq!(delivery.payload(), b"after");
     delivery.ack().await.unwrap();
+}
+
+async fn purge_forgets_what_waits_and_leaves_what_is_held<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+    let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
+    queue.publish_all(Channel::Jobs, vec![b"before".to_vec(); 10]).await.unwrap();
+    let held = next(&mut jobs).await;
+    assert_depth(&queue, Channel::Jobs, 9).await;
+    queue.purge(Channel::Jobs).await.unwrap();
+    assert_depth(&queue, Channel::Jobs, 0).await;
+    held.release().await.unwrap();
+    let again = next(&mut jobs).await;
+    assert_eq!((again.payload(), again.attempt()), (b"before".as_slice(), 1));
+    again.ack().await.unwrap();
+    assert_depth(&queue, Channel::Jobs, 0).await;
 }
 
 async fn one_leads_at_a_time<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {

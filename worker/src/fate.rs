@@ -136,18 +136,3 @@ pub fn fate(error: &LoadError) -> Fate {
 pub fn results(error: &store::Error) -> Fate {
     if error.is_retryable() { Fate::Retry } else { Fate::Crash }
 }
-
-/// An error with everything that caused it, in one line, for records.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}

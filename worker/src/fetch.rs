@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proto::keys::Marker;
-use proto::{Box2d, Event, Failure, FailureReason, Job, JobId, ModelRef, What, keys};
+use proto::{Box2d, Event, Failure, FailureReason, Job, JobId, ModelRef, What, chain, keys};
 use queue::{Channel, Consumer, Delivery, Queue};
 use store::{ErrorKind, Runs, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -161,7 +161,7 @@ impl Fetcher {
                 }
                 Err(error) => {
                     for image in images {
-                        self.fail(image.delivery, &image.job, &image.id, &error).await?;
+                        self.fail(image.delivery, &image.job, &error).await?;
                     }
                     // A model that cannot be kept on this machine is no fault of the images.
                     return if let LoadError::Cache { .. } = error { Err(Error::Cache(Box::new(error))) } else { Ok(()) };
@@ -184,7 +184,7 @@ impl Fetcher {
             let (Ok(()), Some(results)) = (asked.await, results) else { return };
             for key in keys {
                 if let Err(error) = results.put(&key, worker.clone().into_bytes()).await {
-                    tracing::warn!(error = fate::chain(&error), "an attempt could not be recorded");
+                    tracing::warn!(error = chain(&error), "an attempt could not be recorded");
                 }
             }
             let _ = tell.send(());
@@ -202,32 +202,32 @@ impl Fetcher {
                 return Ok(None);
             }
             Err(error) => {
-                delivery.reject(&fate::chain(&LoadError::from(error))).await?;
+                delivery.reject(&chain(&LoadError::from(error))).await?;
                 return Ok(None);
             }
         };
         let id = job.id();
         if !self.controls.may_compute(&job.run).await {
             // It is not wanted now: the coordinator keeps it.
-            self.tell(&job, &id, What::Released { queued: false }).await?;
+            self.tell(&job, What::Released { queued: false }).await?;
             delivery.ack().await?;
             return Ok(None);
         }
         match self.load(&job, &id).await {
             Ok(Some(Fetched { decoded, model, checkpoint, suspect })) => {
-                self.tell(&job, &id, What::Started).await?;
+                self.tell(&job, What::Started).await?;
                 let (attempt, seconds) = (attempt_name(&self.config.name), 0.0);
                 let Decoded { pixels, bbox, .. } = decoded;
                 Ok(Some(Loaded { delivery, job, id, attempt, model, pixels, bbox, checkpoint, seconds, suspect }))
             }
             Ok(None) => {
                 let what = What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN };
-                self.tell(&job, &id, what).await?;
+                self.tell(&job, what).await?;
                 delivery.ack().await?;
                 Ok(None)
             }
             Err(error) => {
-                self.fail(delivery, &job, &id, &error).await?;
+                self.fail(delivery, &job, &error).await?;
                 match error {
                     LoadError::Results(source) if fate::results(&source) == Fate::Crash => Err(source.into()),
                     LoadError::Cache { .. } => Err(Error::Cache(Box::new(error))),
@@ -238,8 +238,8 @@ impl Fetcher {
     }
 
     /// Does with a job what its error means.
-    async fn fail(&self, delivery: Delivery, job: &Job, id: &JobId, error: &LoadError) -> Result<(), Error> {
-        let message = fate::chain(error);
+    async fn fail(&self, delivery: Delivery, job: &Job, error: &LoadError) -> Result<(), Error> {
+        let message = chain(error);
         let fate = match fate::fate(error) {
             // What the results' store does not take can not be recorded there either.
             Fate::Retry if delivery.attempt() >= RETRIES && !matches!(error, LoadError::Results(_)) => {
@@ -259,7 +259,7 @@ impl Fetcher {
             }
             Fate::Reject(reason) => {
                 let results = self.runs.of(&job.run)?;
-                reject(&self.config, &self.queue, &results, delivery, job, id, reason, message).await?;
+                reject(&self.config, &self.queue, &results, delivery, job, (reason, message)).await?;
             }
             // Nothing is settled; the caller ends the worker.
             Fate::Crash => drop(delivery),
@@ -267,8 +267,8 @@ impl Fetcher {
         Ok(())
     }
 
-    async fn tell(&self, job: &Job, id: &JobId, what: What) -> Result<(), Error> {
-        Ok(self.queue.publish(Channel::Events, event(&self.config, job, id, what).encode()).await?)
+    async fn tell(&self, job: &Job, what: What) -> Result<(), Error> {
+        Ok(self.queue.publish(Channel::Events, Event::about(job, &self.config.name, what).encode()).await?)
     }
 
     /// Reads everything that the devices need; `None`: there is a result already.
@@ -334,41 +334,20 @@ fn attempt_name(worker: &str) -> String {
     proto::hex_sha256(format!("{worker} {} {time} {count}", std::process::id()).as_bytes())[..12].to_owned()
 }
 
-pub(crate) fn event(config: &Config, job: &Job, id: &JobId, what: What) -> Event {
-    Event {
-        job: id.to_string(),
-        run: job.run.clone(),
-        image: job.image.clone(),
-        class: job.class,
-        worker: config.name.clone(),
-        what,
-    }
-}
-
 /// The failure record first, then the event, then the dead letter.
-#[allow(clippy::too_many_arguments)]
 pub(crate) async fn reject(
     config: &Config,
     queue: &Queue,
     results: &Store,
     delivery: Delivery,
     job: &Job,
-    id: &JobId,
-    reason: FailureReason,
-    message: String,
+    (reason, message): (FailureReason, String),
 ) -> Result<(), Error> {
-    let failure = Failure {
-        format: 1,
-        job: Some(id.clone()),
-        image: job.image.clone(),
-        reason,
-        message: message.clone(),
-        class_name: Some(job.class_name.clone()),
-    };
+    let failure = Failure::of(job, reason, message);
     let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
     results.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
-    let what = What::Failed { reason: reason.as_str().into(), message: message.clone() };
-    queue.publish(Channel::Events, event(config, job, id, what).encode()).await?;
-    delivery.reject(&message).await?;
+    let what = What::Failed { reason: reason.as_str().into(), message: failure.message.clone() };
+    queue.publish(Channel::Events, Event::about(job, &config.name, what).encode()).await?;
+    delivery.reject(&failure.message).await?;
     Ok(())
 }

@@ -53,7 +53,6 @@ pub struct Saved {
 pub struct Released {
     pub delivery: Delivery,
     pub job: Job,
-    pub id: JobId,
     pub attempt: String,
     pub checkpoint: Vec<u8>,
     /// To the queue; if not, its run is not to be computed now.
@@ -186,8 +185,8 @@ impl Thread {
         let images = batch.len();
         for (i, image) in batch.into_iter().enumerate() {
             let checkpoint = kept(projection, i, &image, started, images);
-            let Loaded { delivery, job, id, attempt, .. } = image;
-            let released = Released { delivery, job, id, attempt, checkpoint, queued };
+            let Loaded { delivery, job, attempt, .. } = image;
+            let released = Released { delivery, job, attempt, checkpoint, queued };
             let _ = self.done.blocking_send(Done::Released(Box::new(released)));
         }
     }

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use projector::Solution;
 use proto::keys::{Item, Marker};
-use proto::{FailureReason, ObjectRef, ResultRecord, SeedResult, What, hex_sha256, keys};
+use proto::{Event, FailureReason, ObjectRef, ResultRecord, SeedResult, What, chain, hex_sha256, keys};
 use queue::{Channel, Queue};
 use store::{PutNew, Runs, Store};
 use tokio::sync::mpsc;
 
 use crate::fate::{self, Fate};
-use crate::fetch::{event, reject};
+use crate::fetch::reject;
 use crate::project::{Done, Released, Saved, Solved};
 use crate::{Config, Error, codec};
 
@@ -29,10 +29,10 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
                 forgive(saved)?;
             }
             Done::Released(released) => {
-                let Released { delivery, job, id, attempt, checkpoint, queued } = *released;
+                let Released { delivery, job, attempt, checkpoint, queued } = *released;
                 let results = runs.of(&job.run)?;
                 forgive(save(&results, &job.image, &attempt, checkpoint).await)?;
-                queue.publish(Channel::Events, event(&config, &job, &id, What::Released { queued }).encode()).await?;
+                queue.publish(Channel::Events, Event::about(&job, &config.name, What::Released { queued }).encode()).await?;
                 if queued {
                     delivery.release().await?;
                 } else {
@@ -53,7 +53,7 @@ async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) 
 fn forgive(saved: Result<(), store::Error>) -> Result<(), store::Error> {
     match saved {
         Err(error) if error.is_retryable() => {
-            tracing::warn!(error = fate::chain(&error), "a checkpoint could not be written");
+            tracing::warn!(error = chain(&error), "a checkpoint could not be written");
             Ok(())
         }
         other => other,
@@ -67,7 +67,7 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
         Err(error) => {
             let message = format!("image {}: {error}", job.image);
             results.delete(&keys::attempt(&job.image, &attempt)).await?;
-            reject(config, queue, results, delivery, &job, &id, FailureReason::Diverged, message).await?;
+            reject(config, queue, results, delivery, &job, (FailureReason::Diverged, message)).await?;
             return Ok(());
         }
     };
@@ -107,7 +107,7 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
     }
     let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
     let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips };
-    queue.publish(Channel::Events, event(config, &job, &id, what).encode()).await?;
+    queue.publish(Channel::Events, Event::about(&job, &config.name, what).encode()).await?;
     delivery.ack().await?;
     Ok(())
 }
