@@ -1,21 +1,22 @@
 //! A directory as a store: a key is the path of a file below the root.
 //!
 //! Writing goes through a temporary file beside the target, which is synced, renamed and made durable by syncing the
-//! directory; a temporary file left by a killed process is no object and can be deleted at any time. Links are followed
+//! directory; a temporary file left by a killed process is no object, and is swept when it is old. Links are followed
 //! as long as they stay below the root, except that listing does not descend into linked directories.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind as Io, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
 use crate::error::{ErrorKind, Failure, Result};
 use crate::key::{self, TEMPORARY_PREFIX, TEMPORARY_SUFFIX};
+use crate::stream::PIECE;
 use crate::{Object, Page, PutNew, Skipped};
 
 #[derive(Clone, Debug)]
@@ -53,9 +54,33 @@ impl Directory {
     pub(crate) async fn put(&self, key: String, bytes: Bytes) -> Result<()> {
         self.blocking(move |directory| {
             let (parent, name) = directory.place_for(&key)?;
-            let file = write_temporary(&parent, &bytes)?;
-            file.persist(parent.join(name)).map_err(|e| e.error)?;
-            sync_directory(&parent)
+            replace(write_temporary(&parent, &bytes)?, &parent, name)
+        })
+        .await
+    }
+
+    pub(crate) async fn upload(&self, key: String) -> Result<Upload> {
+        self.blocking(move |directory| {
+            let (parent, name) = directory.place_for(&key)?;
+            Ok(Upload { file: create_temporary(&parent)?, name: name.to_owned(), parent })
+        })
+        .await
+    }
+
+    pub(crate) async fn download(&self, key: String) -> Result<Download> {
+        self.blocking(move |directory| {
+            let file = File::open(directory.find(&key)?)?;
+            let metadata = file.metadata()?;
+            Ok(Download { file: file.into(), size: metadata.len(), identity: identity(&metadata)?, at: 0 })
+        })
+        .await
+    }
+
+    pub(crate) async fn sweep_uploads(&self, prefix: String, written_before: SystemTime) -> Result<usize> {
+        self.blocking(move |directory| match directory.resolve(&prefix) {
+            Ok(path) => sweep(&path, written_before),
+            Err(failure) if failure.kind() == ErrorKind::NotFound => Ok(0),
+            Err(failure) => Err(failure),
         })
         .await
     }
@@ -121,7 +146,7 @@ impl Directory {
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(Directory) -> Result<T> + Send + 'static) -> Result<T> {
         let directory = self.clone();
-        tokio::task::spawn_blocking(move || work(directory)).await.expect("file operations do not panic")
+        blocking(move || work(directory)).await
     }
 
     /// The file that `key` names, links resolved. Anything but a file below the root is not found or denied.
@@ -164,6 +189,96 @@ impl Directory {
     }
 }
 
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.expect("file operations do not panic")
+}
+
+/// An object being written.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    file: NamedTempFile,
+    parent: PathBuf,
+    name: String,
+}
+
+impl Upload {
+    pub(crate) async fn write(mut self, bytes: Bytes) -> Result<Upload> {
+        blocking(move || {
+            self.file.write_all(&bytes)?;
+            Ok(self)
+        })
+        .await
+    }
+
+    pub(crate) async fn finish(self) -> Result<()> {
+        blocking(move || {
+            self.file.as_file().sync_all()?;
+            replace(self.file, &self.parent, &self.name)
+        })
+        .await
+    }
+}
+
+/// An object being read.
+#[derive(Debug)]
+pub(crate) struct Download {
+    file: Arc<File>,
+    size: u64,
+    identity: String,
+    at: u64,
+}
+
+impl Download {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
+        let (file, at, size) = (self.file.clone(), self.at, self.size);
+        let found = self.identity.clone();
+        let piece = blocking(move || {
+            let mut piece = vec![0; PIECE.min(usize::try_from(size - at).unwrap_or(PIECE))];
+            match file.read_exact_at(&mut piece, at) {
+                Err(e) if e.kind() == Io::UnexpectedEof => Err(Failure::changed()),
+                Err(e) => Err(e.into()),
+                // We replace files and never write into them; others may.
+                Ok(()) if at + piece.len() as u64 == size && identity(&file.metadata()?)? != found => Err(Failure::changed()),
+                Ok(()) => Ok(piece),
+            }
+        })
+        .await?;
+        self.at += piece.len() as u64;
+        Ok((!piece.is_empty()).then(|| piece.into()))
+    }
+}
+
+/// Removes temporary files below `path`; does not follow links.
+fn sweep(path: &Path, written_before: SystemTime) -> Result<usize> {
+    let listing = match fs::read_dir(path) {
+        Err(e) if matches!(e.kind(), Io::NotFound | Io::PermissionDenied) => return Ok(0),
+        listing => listing?,
+    };
+    let mut swept = 0;
+    for entry in listing {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            swept += sweep(&entry.path(), written_before)?;
+        } else if entry.file_name().to_str().is_some_and(key::is_temporary) {
+            match remove_older(&entry, written_before) {
+                Ok(removed) => swept += usize::from(removed),
+                // Renamed or removed since.
+                Err(e) if e.kind() == Io::NotFound => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(swept)
+}
+
+fn remove_older(file: &fs::DirEntry, written_before: SystemTime) -> io::Result<bool> {
+    let older = file.metadata()?.modified()? < written_before;
+    if older {
+        fs::remove_file(file.path())?;
+    }
+    Ok(older)
+}
+
 fn leads_out() -> Failure {
     Failure::new(ErrorKind::Denied, "a link leads out of the store")
 }
@@ -188,16 +303,27 @@ fn create_directory(path: &Path) -> Result<()> {
     }
 }
 
-fn write_temporary(parent: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
-    let mut file = tempfile::Builder::new()
+fn create_temporary(parent: &Path) -> Result<NamedTempFile> {
+    let file = tempfile::Builder::new()
         .prefix(TEMPORARY_PREFIX)
         .suffix(TEMPORARY_SUFFIX)
         // Less what the umask takes away, as for any new file.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(parent)?;
+    Ok(file)
+}
+
+fn write_temporary(parent: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
+    let mut file = create_temporary(parent)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     Ok(file)
+}
+
+/// Puts a file that is synced in the place of `name`.
+fn replace(file: NamedTempFile, parent: &Path, name: &str) -> Result<()> {
+    file.persist(parent.join(name)).map_err(|e| e.error)?;
+    sync_directory(parent)
 }
 
 fn sync_directory(path: &Path) -> Result<()> {

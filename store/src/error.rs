@@ -19,6 +19,8 @@ pub enum ErrorKind {
     Denied,
     /// No space or no quota left.
     NoSpace,
+    /// The object was replaced while it was read; works when begun again.
+    Changed,
     /// The store does not answer or is overloaded; may work later.
     Unavailable,
     /// Anything else.
@@ -49,7 +51,7 @@ impl Error {
 
     /// Whether the same operation may work later.
     pub fn is_retryable(&self) -> bool {
-        self.kind == ErrorKind::Unavailable
+        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Changed)
     }
 }
 
@@ -75,6 +77,10 @@ impl Failure {
 
     pub(crate) fn too_large(size: u64, max_bytes: u64) -> Failure {
         Failure::new(ErrorKind::TooLarge, format!("it has {size} bytes, and at most {max_bytes} are allowed"))
+    }
+
+    pub(crate) fn changed() -> Failure {
+        Failure::new(ErrorKind::Changed, "it was replaced while it was read")
     }
 
     pub(crate) fn kind(&self) -> ErrorKind {

@@ -8,16 +8,19 @@
 //! * [`Store::put_new`] creates a key once, whoever races for it.
 //! * No key, prefix or link leads out of the store.
 //!
-//! Limits: objects are read and written whole, in memory. In a directory a key cannot be both an object and the first
-//! part of another (`a` and `a/b`); several processes of one machine may share it, but nobody may rearrange its links
-//! while it is in use.
+//! Limits: `get` and `put` hold an object in memory; [`Download`] and [`Upload`] hold a few pieces of it. In a directory a key
+//! cannot be both an object and the first part of another (`a` and `a/b`); several processes of one machine may share it, but
+//! nobody may rearrange its links while it is in use.
 
 mod directory;
 mod error;
 mod examine;
 mod key;
 #[cfg(feature = "s3")]
+mod multipart;
+#[cfg(feature = "s3")]
 mod s3;
+mod stream;
 mod url;
 
 use std::path::PathBuf;
@@ -27,6 +30,7 @@ use bytes::Bytes;
 use directory::Directory;
 pub use error::{Error, ErrorKind};
 use error::{Failure, Result as BackendResult};
+pub use stream::{Download, Upload};
 
 /// Handle to a store; clones share it.
 #[derive(Clone, Debug)]
@@ -96,7 +100,8 @@ impl Store {
     ///
     /// Options of a bucket, all of which may be left out: `endpoint`; `region`; `path_style=true|false`, true where an
     /// endpoint is given and false elsewhere; `anonymous=true` to send no credentials; `checksums=when_required` for
-    /// servers that know no others than S3 requires.
+    /// servers that know no others than S3 requires; `sse=AES256` or `sse=aws:kms`, and for the latter `kms_key`, to have
+    /// objects encrypted by the server.
     pub async fn open(url: &str) -> Result<Store, Error> {
         let failed = |failure: Failure| failure.into_error("open the store", url::without_secrets(url));
         match url::parse(url).map_err(failed)? {
@@ -142,7 +147,7 @@ impl Store {
         }
     }
 
-    /// Reads an object.
+    /// Reads an object. What may be large is better read with [`Store::download`].
     pub async fn get(&self, key: &str) -> Result<Bytes, Error> {
         self.get_limited(key, u64::MAX).await
     }

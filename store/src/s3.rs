@@ -1,7 +1,7 @@
 //! A bucket as a store: S3, and servers that speak its language.
 //!
-//! The SDK repeats requests that fail in passing; what still fails is named by what a caller can do about it. An object
-//! is one request, so at most 5 GiB.
+//! The SDK repeats requests that fail in passing; what still fails is named by what a caller can do about it. What is larger
+//! than a part goes the way of `multipart.rs`.
 
 use std::time::Duration;
 
@@ -11,20 +11,29 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
+use aws_sdk_s3::primitives::ByteStreamError;
+use aws_sdk_s3::types::ServerSideEncryption;
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{ErrorKind, Failure, Result};
+use crate::stream::PIECE;
 use crate::url::BucketOptions;
 use crate::{Object, Page, PutNew};
 
-/// How often `put_new` is repeated when the server says that another request for the key is under way.
-const CONFLICT_RETRIES: u32 = 6;
-const CONFLICT_PAUSE: Duration = Duration::from_millis(50);
+/// How often `put_new` is repeated when the server says that another request for the key is under way, and a range is read on
+/// when the connection broke. The pause doubles each time.
+pub(crate) const RETRIES: u32 = 6;
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Debug)]
 pub(crate) struct S3 {
-    client: Client,
-    bucket: String,
+    pub(crate) client: Client,
+    pub(crate) bucket: String,
+    /// Whether parts get checksums.
+    pub(crate) checksums: bool,
+    pub(crate) encryption: Option<ServerSideEncryption>,
+    pub(crate) kms_key: Option<String>,
 }
 
 impl S3 {
@@ -54,7 +63,13 @@ impl S3 {
                 .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
                 .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         }
-        Ok(S3 { client: Client::from_conf(config.build()), bucket })
+        Ok(S3 {
+            client: Client::from_conf(config.build()),
+            bucket,
+            checksums: !options.checksums_when_required,
+            encryption: options.sse.as_deref().map(ServerSideEncryption::from),
+            kms_key: options.kms_key,
+        })
     }
 
     pub(crate) async fn get(&self, key: &str, max_bytes: u64) -> Result<Bytes> {
@@ -65,10 +80,7 @@ impl S3 {
         }
         let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or(0));
         while let Some(part) = answer.body.next().await {
-            let part = part.map_err(|e| {
-                Failure::new(ErrorKind::Unavailable, "the connection broke, or the content was damaged on the way").with_source(e)
-            })?;
-            bytes.extend_from_slice(&part);
+            bytes.extend_from_slice(&part?);
             if bytes.len() as u64 > max_bytes {
                 return Err(Failure::too_large(bytes.len() as u64, max_bytes));
             }
@@ -77,21 +89,28 @@ impl S3 {
     }
 
     pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
-        self.client.put_object().bucket(&self.bucket).key(key).body(bytes.into()).send().await?;
+        if bytes.len() > PIECE {
+            return self.upload(key.to_owned()).write(bytes).await?.finish().await;
+        }
+        self.put_request(key, bytes).send().await?;
         Ok(())
     }
 
+    pub(crate) fn put_request(&self, key: &str, bytes: Bytes) -> PutObjectFluentBuilder {
+        let request = self.client.put_object().bucket(&self.bucket).key(key).body(bytes.into());
+        request.set_server_side_encryption(self.encryption.clone()).set_ssekms_key_id(self.kms_key.clone())
+    }
+
     pub(crate) async fn put_new(&self, key: &str, bytes: Bytes) -> Result<PutNew> {
-        let mut pause = CONFLICT_PAUSE;
+        let mut pause = PAUSE;
         for turn in 0.. {
-            let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
-            let error = match request.body(bytes.clone().into()).send().await {
+            let error = match self.put_request(key, bytes.clone()).if_none_match("*").send().await {
                 Ok(_) => return Ok(PutNew::Created),
                 Err(error) => error,
             };
             match status(&error) {
                 Some(412) => return Ok(PutNew::Exists),
-                Some(409) if turn < CONFLICT_RETRIES => tokio::time::sleep(pause).await,
+                Some(409) if turn < RETRIES => tokio::time::sleep(pause).await,
                 _ => return Err(error.into()),
             }
             pause *= 2;
@@ -143,7 +162,7 @@ impl Walk {
         if self.last {
             return Ok(page);
         }
-        let S3 { client, bucket } = &self.bucket;
+        let S3 { client, bucket, .. } = &self.bucket;
         let request = client.list_objects_v2().bucket(bucket).prefix(&self.prefix);
         let request = request.max_keys(i32::try_from(size_limit).unwrap_or(i32::MAX));
         let answer = request.set_continuation_token(self.token.clone()).send().await?;
@@ -163,11 +182,11 @@ fn identity(e_tag: Option<&str>) -> String {
     e_tag.unwrap_or_default().trim_matches('"').to_owned()
 }
 
-fn size(of_answer: Option<i64>) -> u64 {
+pub(crate) fn size(of_answer: Option<i64>) -> u64 {
     of_answer.and_then(|s| u64::try_from(s).ok()).unwrap_or(0)
 }
 
-fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+pub(crate) fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
     error.raw_response().map(|r| r.status().as_u16())
 }
 
@@ -208,8 +227,10 @@ fn of_answer(status: u16, code: &str, message: Option<&str>) -> (ErrorKind, Stri
     };
     match (status, code) {
         (_, "NoSuchBucket") => (ErrorKind::NotFound, "there is no such bucket".into()),
+        (_, "NoSuchUpload") => (ErrorKind::Unavailable, format!("its upload was swept, or answered before ({answer})")),
         (404, _) => (ErrorKind::NotFound, "there is none".into()),
         (_, "KeyTooLongError") => (ErrorKind::InvalidKey, "the server takes no key this long".into()),
+        (412, _) => (ErrorKind::Changed, "it was replaced while it was read".into()),
         (401 | 403, _) | (_, "ExpiredToken" | "InvalidToken") => (ErrorKind::Denied, format!("the server denies it ({answer})")),
         (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull") => {
             (ErrorKind::NoSpace, format!("the server has no space left ({answer})"))
@@ -218,10 +239,16 @@ fn of_answer(status: u16, code: &str, message: Option<&str>) -> (ErrorKind, Stri
         (501, _) | (_, "XAmzContentSHA256Mismatch") => {
             (ErrorKind::Other, format!("the server does not know the request; try checksums=when_required in the URL ({answer})"))
         }
-        (408 | 409 | 429 | 500.., _) | (_, "RequestTimeout" | "SlowDown") => {
+        (408 | 409 | 429 | 500.., _) | (_, "InternalError" | "RequestTimeout" | "SlowDown") => {
             (ErrorKind::Unavailable, format!("the server cannot do it now ({answer})"))
         }
         _ => (ErrorKind::Other, format!("the server refuses it ({answer})")),
+    }
+}
+
+impl From<ByteStreamError> for Failure {
+    fn from(error: ByteStreamError) -> Failure {
+        Failure::new(ErrorKind::Unavailable, "the connection broke, or the content was damaged on the way").with_source(error)
     }
 }
 

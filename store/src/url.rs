@@ -26,6 +26,10 @@ pub(crate) struct BucketOptions {
     pub(crate) anonymous: bool,
     /// Checksums only where S3 requires them, for servers that know no others.
     pub(crate) checksums_when_required: bool,
+    /// How the server encrypts objects: `AES256` or `aws:kms`.
+    pub(crate) sse: Option<String>,
+    /// Name of the key for `aws:kms`.
+    pub(crate) kms_key: Option<String>,
 }
 
 pub(crate) fn parse(url: &str) -> Result<Location> {
@@ -100,13 +104,19 @@ fn bucket(rest: &str) -> Result<Location> {
             ("anonymous", "false") => options.anonymous = false,
             ("checksums", "when_supported") => options.checksums_when_required = false,
             ("checksums", "when_required") => options.checksums_when_required = true,
+            ("sse", "AES256" | "aws:kms") => options.sse = Some(value),
+            ("kms_key", v) if is_key_name(v) => options.kms_key = Some(value),
+            ("kms_key", _) => return Err(invalid("kms_key must be the id, the ARN or the alias (alias/…) of a key")),
             _ => {
                 return Err(invalid(
                     "options are endpoint, region, path_style=true|false, anonymous=true|false, \
-                     checksums=when_supported|when_required",
+                     checksums=when_supported|when_required, sse=AES256|aws:kms, kms_key",
                 ));
             }
         }
+    }
+    if options.kms_key.is_some() && options.sse.as_deref() != Some("aws:kms") {
+        return Err(invalid("kms_key needs sse=aws:kms"));
     }
     Ok(Location::Bucket { bucket: bucket.to_owned(), prefix, options })
 }
@@ -115,6 +125,11 @@ fn bucket(rest: &str) -> Result<Location> {
 fn is_plain_http(endpoint: &str) -> bool {
     let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
     host.is_some_and(|h| !h.is_empty() && !h.contains(['@', '?', '#', '&', '%']) && h.chars().all(|c| c.is_ascii_graphic()))
+}
+
+#[cfg(feature = "s3")]
+fn is_key_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_/:".contains(c))
 }
 
 #[cfg(feature = "s3")]
@@ -127,6 +142,8 @@ impl BucketOptions {
         options.extend(self.path_style.map(|p| format!("path_style={p}")));
         options.extend(self.anonymous.then(|| "anonymous=true".to_owned()));
         options.extend(self.checksums_when_required.then(|| "checksums=when_required".to_owned()));
+        options.extend(self.sse.as_ref().map(|s| format!("sse={s}")));
+        options.extend(self.kms_key.as_ref().map(|k| format!("kms_key={k}")));
         if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) }
     }
 }

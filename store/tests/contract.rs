@@ -3,6 +3,7 @@
 //! A back-end joins with one more `contract!` line; its function opens an empty store, with whatever keeps that alive.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use store::{ErrorKind, Object, PutNew, Store};
@@ -35,6 +36,12 @@ macro_rules! contract {
             invalid_keys_are_refused
             get_limited_refuses_what_is_larger
             a_large_object_is_read_back
+            an_object_is_written_and_read_piece_by_piece
+            an_upload_is_seen_when_it_is_finished
+            an_upload_that_is_given_up_leaves_nothing
+            an_upload_that_was_broken_off_is_swept
+            an_upload_that_began_lately_goes_on
+            an_object_that_is_replaced_while_it_is_read_is_no_mixture
             odd_names_are_names
             a_listing_is_sorted_by_key
             a_listing_has_what_starts_with_the_prefix
@@ -75,7 +82,7 @@ mod open {
             return (store.with_prefix(&format!("contract-{}-{next}", std::process::id())).unwrap(), None);
         }
         let server = crate::s3_server::Server::start(crate::s3_server::Auth::Anonymous).await;
-        (Store::open(&server.url("bucket/some/prefix", "anonymous=true")).await.unwrap(), Some(server))
+        (server.store("").await, Some(server))
     }
 }
 
@@ -168,6 +175,7 @@ async fn a_missing_object_is_not_found(store: Store) {
     for key in ["none", "a", "a/c", "a/b/c"] {
         assert_eq!(store.get(key).await.unwrap_err().kind(), ErrorKind::NotFound, "{key}");
         assert_eq!(store.get_limited(key, 10).await.unwrap_err().kind(), ErrorKind::NotFound, "{key}");
+        assert_eq!(store.download(key).await.unwrap_err().kind(), ErrorKind::NotFound, "{key}");
     }
 }
 
@@ -182,8 +190,10 @@ async fn invalid_keys_are_refused(store: Store) {
             store.put_new(key, "").await.unwrap_err().kind(),
             store.exists(key).await.unwrap_err().kind(),
             store.delete(key).await.unwrap_err().kind(),
+            store.upload(key).await.unwrap_err().kind(),
+            store.download(key).await.unwrap_err().kind(),
         ];
-        assert_eq!(kinds, [ErrorKind::InvalidKey; 6], "{key:?}");
+        assert_eq!(kinds, [ErrorKind::InvalidKey; 8], "{key:?}");
         assert_eq!(store.local_path(key), None, "{key:?}");
     }
     for prefix in ["/", "../", "a/../", "a//", "./a", "a\nb"] {
@@ -203,8 +213,133 @@ async fn get_limited_refuses_what_is_larger(store: Store) {
     assert_eq!(store.get_limited("empty", 0).await.unwrap(), "");
 }
 
+/// Bytes that differ everywhere, and with `seed`.
+fn content(bytes: usize, seed: u32) -> Bytes {
+    let words = (seed..).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes());
+    words.take(bytes.div_ceil(4)).flatten().take(bytes).collect()
+}
+
+async fn download(store: &Store, key: &str) -> Vec<u8> {
+    let mut download = store.download(key).await.unwrap();
+    let mut content = Vec::new();
+    while let Some(piece) = download.next().await.unwrap() {
+        assert!(!piece.is_empty());
+        content.extend_from_slice(&piece);
+    }
+    assert_eq!(download.next().await.unwrap(), None);
+    content
+}
+
+/// Size of what is sent and read in one piece.
+const PIECE: usize = 8 << 20;
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn in_an_hour() -> SystemTime {
+    SystemTime::now() + HOUR
+}
+
+async fn an_object_is_written_and_read_piece_by_piece(store: Store) {
+    for bytes in [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, 3 * PIECE + 5] {
+        let content = content(bytes, bytes as u32);
+        // Smaller, as large, and larger than what is sent at once.
+        for piece in [1_000_003, PIECE, 2 * PIECE + 7] {
+            let mut upload = store.upload("dir/large").await.unwrap();
+            let mut rest = content.clone();
+            while !rest.is_empty() {
+                upload.write(rest.split_to(piece.min(rest.len()))).await.unwrap();
+            }
+            upload.finish().await.unwrap();
+            assert!(store.get("dir/large").await.unwrap() == content, "{bytes} in pieces of {piece}");
+            assert!(download(&store, "dir/large").await == content, "{bytes} in pieces of {piece}");
+            store.delete("dir/large").await.unwrap();
+        }
+    }
+}
+
+async fn an_upload_is_seen_when_it_is_finished(store: Store) {
+    store.put("old", "old").await.unwrap();
+    for key in ["old", "new"] {
+        let mut upload = store.upload(key).await.unwrap();
+        upload.write(content(2 * PIECE, 1)).await.unwrap();
+        assert_eq!(keys(&list(&store, "").await), ["old"]);
+        assert_eq!(store.get("old").await.unwrap(), "old");
+        upload.abort().await.unwrap();
+    }
+    let mut upload = store.upload("old").await.unwrap();
+    upload.write("new").await.unwrap();
+    assert_eq!(store.get("old").await.unwrap(), "old");
+    upload.finish().await.unwrap();
+    assert_eq!(store.get("old").await.unwrap(), "new");
+}
+
+async fn an_upload_that_is_given_up_leaves_nothing(store: Store) {
+    for bytes in [0, 1, 3 * PIECE] {
+        let mut upload = store.upload("a/b").await.unwrap();
+        upload.write(content(bytes, 1)).await.unwrap();
+        upload.abort().await.unwrap();
+        assert_eq!(list(&store, "").await, []);
+        assert_eq!(store.sweep_uploads(in_an_hour()).await.unwrap(), 0, "{bytes}");
+
+        let mut upload = store.upload("a/b").await.unwrap();
+        upload.write(content(bytes, 1)).await.unwrap();
+        drop(upload);
+        assert_eq!(list(&store, "").await, []);
+        store.sweep_uploads(in_an_hour()).await.unwrap();
+    }
+}
+
+async fn an_upload_that_was_broken_off_is_swept(store: Store) {
+    let inner = store.with_prefix("inner").unwrap();
+    for store in [&store, &inner] {
+        // Three of them, since listings come in pages.
+        for key in ["dir/a", "dir/b", "dir/b-c"] {
+            let mut upload = store.upload(key).await.unwrap();
+            upload.write(content(2 * PIECE, 1)).await.unwrap();
+            // As when the process is killed.
+            std::mem::forget(upload);
+        }
+    }
+    let mut running = store.upload("running").await.unwrap();
+    running.write(content(2 * PIECE, 2)).await.unwrap();
+    store.put("dir/object", "value").await.unwrap();
+    assert_eq!(inner.sweep_uploads(in_an_hour()).await.unwrap(), 3);
+    assert_eq!(inner.sweep_uploads(in_an_hour()).await.unwrap(), 0);
+    assert_eq!(store.with_prefix("none").unwrap().sweep_uploads(in_an_hour()).await.unwrap(), 0);
+    running.finish().await.unwrap();
+    assert_eq!(store.sweep_uploads(in_an_hour()).await.unwrap(), 3);
+    assert_eq!(store.sweep_uploads(in_an_hour()).await.unwrap(), 0);
+    assert_eq!(keys(&list(&store, "").await), ["dir/object", "running"]);
+    assert!(store.get("running").await.unwrap() == content(2 * PIECE, 2));
+}
+
+async fn an_upload_that_began_lately_goes_on(store: Store) {
+    let mut running = store.upload("dir/running").await.unwrap();
+    running.write(content(2 * PIECE, 1)).await.unwrap();
+    assert_eq!(store.sweep_uploads(SystemTime::now() - HOUR).await.unwrap(), 0);
+    running.finish().await.unwrap();
+    assert!(store.get("dir/running").await.unwrap() == content(2 * PIECE, 1));
+}
+
+async fn an_object_that_is_replaced_while_it_is_read_is_no_mixture(store: Store) {
+    let old = content(6 * PIECE, 1);
+    store.put("key", old.clone()).await.unwrap();
+    let mut download = store.download("key").await.unwrap();
+    let mut read = download.next().await.unwrap().unwrap().to_vec();
+    store.put("key", content(6 * PIECE, 2)).await.unwrap();
+    let end = loop {
+        match download.next().await {
+            Ok(Some(piece)) => read.extend_from_slice(&piece),
+            end => break end,
+        }
+    };
+    match end {
+        Ok(_) => assert!(read == old),
+        Err(error) => assert!(error.kind() == ErrorKind::Changed && error.is_retryable(), "{error:?}"),
+    }
+}
+
 async fn a_large_object_is_read_back(store: Store) {
-    let content: Bytes = (0..6_000_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    let content = content(24_000_000, 0);
     store.put("large", content.clone()).await.unwrap();
     assert!(store.get("large").await.unwrap() == content);
     assert_eq!(list(&store, "").await[0].size, content.len() as u64);

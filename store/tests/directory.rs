@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use store::{ErrorKind, PutNew, Store};
 use tempfile::TempDir;
@@ -95,6 +95,49 @@ async fn temporary_files_are_no_objects_and_do_not_disturb() {
     let _ = store.put_new("a", "other").await.unwrap();
     assert_eq!(keys(&store).await, ["a"]);
     assert_eq!(file_names(&root), [".basin-123.tmp", "a"]);
+}
+
+#[tokio::test]
+async fn old_temporary_files_are_swept_and_nothing_else() {
+    let (store, temporary) = open().await;
+    let (root, outside) = (temporary.path().join("root"), temporary.path().join("outside"));
+    let day_ago = SystemTime::now() - Duration::from_secs(24 * 3600);
+    fs::create_dir(root.join("dir")).unwrap();
+    for (file, old) in [
+        (root.join(".basin-new.tmp"), false),
+        (root.join(".basin-old.tmp"), true),
+        (root.join("dir/.basin-old.tmp"), true),
+        (root.join("dir/.other-old.tmp"), true),
+        (root.join("dir/old"), true),
+        (outside.join(".basin-old.tmp"), true),
+    ] {
+        fs::write(&file, "half").unwrap();
+        if old {
+            fs::File::options().write(true).open(file).unwrap().set_modified(day_ago).unwrap();
+        }
+    }
+    symlink(&outside, root.join("link")).unwrap();
+    let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+    assert_eq!(store.sweep_uploads(hour_ago).await.unwrap(), 2);
+    assert_eq!(file_names(&root), [".basin-new.tmp", "dir", "link"]);
+    assert_eq!(file_names(&root.join("dir")), [".other-old.tmp", "old"]);
+    assert_eq!(file_names(&outside), [".basin-old.tmp"]);
+    let error = store.with_prefix("link").unwrap().sweep_uploads(hour_ago).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_into_while_it_is_read_is_an_error() {
+    let (store, temporary) = open().await;
+    let file = temporary.path().join("root/file");
+    for change in [|file: &fs::File| file.set_len(3), |file: &fs::File| file.set_len(20 << 20)] {
+        fs::write(&file, vec![1; 10 << 20]).unwrap();
+        let mut download = store.download("file").await.unwrap();
+        let _ = download.next().await.unwrap().unwrap();
+        change(&fs::File::options().write(true).open(&file).unwrap()).unwrap();
+        let error = download.next().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Changed, "{error}");
+    }
 }
 
 #[tokio::test]

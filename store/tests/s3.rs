@@ -83,7 +83,8 @@ async fn a_server_that_is_not_there_is_unavailable() {
 
 #[tokio::test]
 async fn urls_of_buckets() {
-    let whole = "s3://bucket/a/b?endpoint=http://127.0.0.1:9000&region=x&path_style=true&anonymous=true&checksums=when_required";
+    let whole = "s3://bucket/a/b?endpoint=http://127.0.0.1:9000&region=x&path_style=true&anonymous=true&checksums=when_required\
+                 &sse=aws:kms&kms_key=alias/a-key_1";
     assert_eq!(Store::open(whole).await.unwrap().url(), whole);
     let escaped = Store::open("s3://bucket/?endpoint=http%3A%2F%2F127.0.0.1%3A9000").await.unwrap();
     assert_eq!(escaped.url(), "s3://bucket?endpoint=http://127.0.0.1:9000");
@@ -97,6 +98,10 @@ async fn urls_of_buckets() {
         "s3://bucket?path_style=maybe&secret=1",
         "s3://bucket?endpoint=ftp://secret",
         "s3://bucket?endpoint=",
+        "s3://bucket?region=x&sse=secret",
+        "s3://bucket?region=x&kms_key=secret",
+        "s3://bucket?region=x&sse=AES256&kms_key=secret",
+        "s3://bucket?region=x&sse=aws:kms&kms_key=secret%26",
     ] {
         let error = Store::open(url).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidUrl, "{url}");
@@ -108,7 +113,111 @@ async fn urls_of_buckets() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_examination_finds_that_two_can_create_a_key() {
     let server = Server::start_racy().await;
-    let store = Store::open(&server.url("bucket/prefix", "anonymous=true")).await.unwrap();
+    let store = server.store("").await;
     let problems = store.examine().await.unwrap();
     assert!(problems.len() == 1 && problems[0].contains("put-if-absent"), "{problems:?}");
+}
+
+/// Size of what is sent and read in one piece.
+const PIECE: usize = 8 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_goes_on_after_the_connection_broke() {
+    let server = Server::start(Auth::Anonymous).await;
+    let store = server.store("").await;
+    let content: Vec<u8> = (0..5 * PIECE).map(|i| (i / 1000) as u8).collect();
+    store.put("key", content.clone()).await.unwrap();
+    server.state().broken_reads = 8;
+    let mut download = store.download("key").await.unwrap();
+    let mut read = Vec::new();
+    while let Some(piece) = download.next().await.unwrap() {
+        read.extend_from_slice(&piece);
+    }
+    assert!(read == content);
+    assert_eq!(server.state().broken_reads, 0);
+
+    server.state().broken_reads = usize::MAX;
+    let error = store.download("key").await.unwrap().next().await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_what_was_replaced_is_an_error() {
+    let server = Server::start(Auth::Anonymous).await;
+    let store = server.store("").await;
+    store.put("key", vec![1; 6 * PIECE]).await.unwrap();
+    let mut download = store.download("key").await.unwrap();
+    store.put("key", vec![2; 6 * PIECE]).await.unwrap();
+    // The first piece was asked for before.
+    assert_eq!(download.next().await.unwrap().unwrap(), vec![1; PIECE]);
+    let error = download.next().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Changed, "{error:?}");
+    assert!(error.to_string().ends_with("key: it was replaced while it was read"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_fails_leaves_nothing_and_does_not_go_on() {
+    let server = Server::start(Auth::Anonymous).await;
+    let store = server.store("").await;
+    server.state().full = true;
+    let mut upload = store.upload("key").await.unwrap();
+    let error = loop {
+        if let Err(error) = upload.write(vec![0; PIECE]).await {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+    assert!(server.state().uploads.is_empty());
+    server.state().full = false;
+    assert!(upload.write("more").await.unwrap_err().to_string().contains("begin a new one"));
+    assert!(upload.finish().await.is_err());
+    assert!(!store.exists("key").await.unwrap());
+
+    // A failure that shows only at the end.
+    server.state().full = true;
+    assert_eq!(store.put("key", vec![0; 2 * PIECE]).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert!(server.state().uploads.is_empty() && !store.exists("key").await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_is_gone_can_be_tried_again() {
+    let server = Server::start(Auth::Anonymous).await;
+    let store = server.store("").await;
+    let mut upload = store.upload("key").await.unwrap();
+    upload.write(vec![0; 2 * PIECE]).await.unwrap();
+    // Swept, or its end was answered and the answer lost.
+    server.state().uploads.clear();
+    let error = upload.finish().await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_have_checksums_unless_the_url_says_otherwise() {
+    let server = Server::start(Auth::Anonymous).await;
+    for (options, expected) in [("", true), ("checksums=when_required", false)] {
+        server.state().checksums.clear();
+        server.store(options).await.put("key", vec![0; 2 * PIECE]).await.unwrap();
+        let found: Vec<bool> = server.state().checksums.iter().map(Option::is_some).collect();
+        assert_eq!(found, [expected; 2], "{options}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_written_is_encrypted_as_the_url_says() {
+    let server = Server::start(Auth::Anonymous).await;
+    let key = "arn:aws:kms:eu-west-1:1234:key/ab-cd";
+    for (options, expected) in [
+        (String::new(), ("", "")),
+        ("sse=AES256".into(), ("AES256", "")),
+        (format!("sse=aws:kms&kms_key={key}"), ("aws:kms", key)),
+    ] {
+        let store = server.store(&options).await;
+        server.state().encryption.clear();
+        store.put("put", "value").await.unwrap();
+        let _ = store.put_new("put-new", "value").await.unwrap();
+        store.put("large", vec![0; 2 * PIECE]).await.unwrap();
+        store.upload("upload").await.unwrap().finish().await.unwrap();
+        let found = server.state().encryption.clone();
+        assert_eq!(found, vec![(expected.0.to_owned(), expected.1.to_owned()); 4], "{options}");
+    }
 }

@@ -2,27 +2,31 @@
 //! memory.
 //!
 //! Not s3s-fs, whose bucket is a directory: two racing `If-None-Match: *` both win, asking for a part of a key answers
-//! 500, and listings have no ETag.
+//! 500, listings have no ETag, and uploads cannot be listed.
+
+#![allow(dead_code, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Bound;
-use std::sync::Mutex;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
 
+use futures_util::stream;
+use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use s3s::auth::SimpleAuth;
 use s3s::dto::*;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
+use store::Store;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 const BUCKET: &str = "bucket";
 
 /// Whom the server lets in.
-#[allow(dead_code, reason = "not each test program uses both")]
 pub enum Auth {
     Anonymous,
     /// Access key and secret key.
@@ -33,33 +37,51 @@ pub enum Auth {
 pub struct Server {
     address: String,
     accepting: JoinHandle<()>,
+    memory: Memory,
 }
 
 impl Server {
     pub async fn start(auth: Auth) -> Server {
-        Server::serve(auth, Memory::default()).await
+        let memory = Memory::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        Server { address, accepting: tokio::spawn(accept(listener, service(auth, memory.clone()))), memory }
     }
 
     /// A server as some are: it looks whether a key is taken, and writes later.
-    #[allow(dead_code, reason = "not each test program uses both")]
     pub async fn start_racy() -> Server {
-        Server::serve(Auth::Anonymous, Memory { racy: true, ..Memory::default() }).await
+        let server = Server::start(Auth::Anonymous).await;
+        server.state().racy = true;
+        server
     }
 
-    async fn serve(auth: Auth, memory: Memory) -> Server {
-        let mut builder = S3ServiceBuilder::new(memory);
-        if let Auth::Keys(access, secret) = auth {
-            builder.set_auth(SimpleAuth::from_single(access, secret));
-        }
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        Server { address, accepting: tokio::spawn(accept(listener, builder.build())) }
+    /// What the server holds, and how it behaves.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.memory.state()
+    }
+
+    /// A store on this server, which lets everybody in.
+    pub async fn store(&self, options: &str) -> Store {
+        Store::open(&self.url("bucket/some/prefix", &format!("anonymous=true&{options}"))).await.unwrap()
     }
 
     /// URL of a store on this server; `options` are joined with '&'.
     pub fn url(&self, place: &str, options: &str) -> String {
         format!("s3://{place}?endpoint=http://{}&{options}", self.address)
     }
+}
+
+/// An empty bucket that waits for requests, for a server that does something of its own with them.
+pub fn bucket() -> S3Service {
+    service(Auth::Anonymous, Memory::default())
+}
+
+fn service(auth: Auth, memory: Memory) -> S3Service {
+    let mut builder = S3ServiceBuilder::new(memory);
+    if let Auth::Keys(access, secret) = auth {
+        builder.set_auth(SimpleAuth::from_single(access, secret));
+    }
+    builder.build()
 }
 
 impl Drop for Server {
@@ -78,20 +100,71 @@ async fn accept(listener: TcpListener, service: S3Service) {
     }
 }
 
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<State>>);
+
 #[derive(Default)]
-struct Memory {
-    objects: Mutex<BTreeMap<String, hyper::body::Bytes>>,
+pub struct State {
+    objects: BTreeMap<String, Stored>,
+    /// By key and name, as they are listed.
+    pub uploads: BTreeMap<(String, String), Upload>,
+    /// How many there ever were.
+    begun: usize,
+    /// It looks whether a key is taken, and writes later.
     racy: bool,
+    /// So many of the next answers to reads break off half-way.
+    pub broken_reads: usize,
+    /// It takes no part after the first.
+    pub full: bool,
+    /// Of each write and each upload that began: how it is to be encrypted, and with which key.
+    pub encryption: Vec<(String, String)>,
+    /// Of each part: its checksum.
+    pub checksums: Vec<Option<String>>,
+}
+
+struct Stored {
+    content: Bytes,
+    e_tag: ETag,
+}
+
+pub struct Upload {
+    began: SystemTime,
+    parts: BTreeMap<i32, Bytes>,
+}
+
+impl State {
+    fn insert(&mut self, key: String, content: Bytes) -> Option<ETag> {
+        let mut hasher = DefaultHasher::new();
+        content.hash(&mut hasher);
+        let e_tag = ETag::Strong(format!("{:016x}", hasher.finish()));
+        self.objects.insert(key, Stored { content, e_tag: e_tag.clone() });
+        Some(e_tag)
+    }
+
+    fn encrypt(&mut self, how: Option<ServerSideEncryption>, key: Option<String>) {
+        self.encryption.push((how.map_or_else(String::new, |how| how.as_str().to_owned()), key.unwrap_or_default()));
+    }
+}
+
+impl Memory {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
 }
 
 fn check_bucket(bucket: &str) -> S3Result<()> {
     if bucket == BUCKET { Ok(()) } else { Err(s3_error!(NoSuchBucket)) }
 }
 
-fn e_tag(content: &[u8]) -> Option<ETag> {
-    let mut hasher = DefaultHasher::new();
-    content.hash(&mut hasher);
-    Some(ETag::Strong(format!("{:016x}", hasher.finish())))
+async fn whole(body: Option<StreamingBlob>) -> S3Result<Bytes> {
+    let mut body = body.map_or_else(Body::empty, Body::from);
+    body.store_all_limited(usize::MAX).await.map_err(|_| s3_error!(IncompleteBody))
+}
+
+/// Half of what it should be.
+fn broken(content: &Bytes) -> StreamingBlob {
+    let half = content.slice(..content.len() / 2);
+    StreamingBlob::wrap(stream::iter([Ok(half), Err(std::io::Error::other("the connection breaks"))]))
 }
 
 #[async_trait::async_trait]
@@ -99,53 +172,148 @@ impl S3 for Memory {
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let input = request.input;
         check_bucket(&input.bucket)?;
-        let mut body = input.body.map_or_else(Body::empty, Body::from);
-        let content = body.store_all_limited(usize::MAX).await.map_err(|_| s3_error!(IncompleteBody))?;
-        if self.racy && input.if_none_match.is_some() {
-            let taken = self.objects.lock().unwrap().contains_key(&input.key);
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let content = whole(input.body).await?;
+        let new = input.if_none_match.is_some();
+        self.state().encrypt(input.server_side_encryption, input.ssekms_key_id);
+        if new && self.state().racy {
+            let taken = self.state().objects.contains_key(&input.key);
+            tokio::time::sleep(Duration::from_millis(5)).await;
             if taken {
                 return Err(s3_error!(PreconditionFailed));
             }
-            let e_tag = e_tag(&content);
-            self.objects.lock().unwrap().insert(input.key, content);
+            let e_tag = self.state().insert(input.key, content);
             return Ok(S3Response::new(PutObjectOutput { e_tag, ..Default::default() }));
         }
-        let mut objects = self.objects.lock().unwrap();
-        if input.if_none_match.is_some() && objects.contains_key(&input.key) {
+        let mut state = self.state();
+        if new && state.objects.contains_key(&input.key) {
             return Err(s3_error!(PreconditionFailed));
         }
-        let e_tag = e_tag(&content);
-        objects.insert(input.key, content);
+        let e_tag = state.insert(input.key, content);
         Ok(S3Response::new(PutObjectOutput { e_tag, ..Default::default() }))
     }
 
-    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        check_bucket(&request.input.bucket)?;
-        let content = self.objects.lock().unwrap().get(&request.input.key).cloned();
-        let content = content.ok_or_else(|| s3_error!(NoSuchKey))?;
-        Ok(S3Response::new(GetObjectOutput {
-            content_length: Some(content.len() as i64),
-            e_tag: e_tag(&content),
-            body: Some(Body::from(content).into()),
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let mut state = self.state();
+        state.encrypt(input.server_side_encryption, input.ssekms_key_id);
+        state.begun += 1;
+        let id = format!("upload-{}", state.begun);
+        state.uploads.insert((input.key, id.clone()), Upload { began: SystemTime::now(), parts: BTreeMap::new() });
+        Ok(S3Response::new(CreateMultipartUploadOutput { upload_id: Some(id), ..Default::default() }))
+    }
+
+    async fn upload_part(&self, request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let content = whole(input.body).await?;
+        let mut state = self.state();
+        if state.full && input.part_number > 1 {
+            return Err(s3_error!(AccessDenied));
+        }
+        state.checksums.push(input.checksum_crc32.clone());
+        let upload = state.uploads.get_mut(&(input.key, input.upload_id)).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.parts.insert(input.part_number, content);
+        let e_tag = Some(ETag::Strong(input.part_number.to_string()));
+        Ok(S3Response::new(UploadPartOutput { e_tag, checksum_crc32: input.checksum_crc32, ..Default::default() }))
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let name = (input.key, input.upload_id);
+        let mut state = self.state();
+        let upload = state.uploads.get(&name).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
+        if !named.iter().filter_map(|part| part.part_number).eq(upload.parts.keys().copied()) {
+            return Err(s3_error!(InvalidPart));
+        }
+        if upload.parts.values().rev().skip(1).any(|part| part.len() < 5 << 20) {
+            return Err(s3_error!(EntityTooSmall));
+        }
+        let content = upload.parts.values().cloned().collect::<Vec<_>>().concat();
+        state.uploads.remove(&name);
+        let e_tag = state.insert(name.0, content.into());
+        Ok(S3Response::new(CompleteMultipartUploadOutput { e_tag, ..Default::default() }))
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        self.state().uploads.remove(&(input.key, input.upload_id)).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        Ok(S3Response::new(AbortMultipartUploadOutput::default()))
+    }
+
+    /// Pages of two.
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let prefix = input.prefix.unwrap_or_default();
+        let after = input.key_marker.map(|key| (key, input.upload_id_marker.unwrap_or_default()));
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let state = self.state();
+        let mut rest = state.uploads.range((start, Bound::Unbounded)).filter(|((key, _), _)| key.starts_with(&prefix));
+        let page: Vec<_> = rest.by_ref().take(2).collect();
+        let is_truncated = rest.next().is_some();
+        let (next_key_marker, next_upload_id_marker) = page.last().map(|(name, _)| (*name).clone()).unzip();
+        let uploads = page.into_iter().map(|((key, id), upload)| MultipartUpload {
+            key: Some(key.clone()),
+            upload_id: Some(id.clone()),
+            initiated: Some(upload.began.into()),
+            ..Default::default()
+        });
+        Ok(S3Response::new(ListMultipartUploadsOutput {
+            uploads: Some(uploads.collect()),
+            is_truncated: Some(is_truncated),
+            next_key_marker,
+            next_upload_id_marker,
             ..Default::default()
         }))
+    }
+
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let mut state = self.state();
+        let Stored { content, e_tag } = state.objects.get(&input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        if input.if_match.is_some_and(|condition| condition.as_etag() != Some(e_tag)) {
+            return Err(s3_error!(PreconditionFailed));
+        }
+        // As some servers do: of the whole object, whatever is asked for.
+        let checksum_crc32 = input.checksum_mode.and(input.range).map(|_| "AAAAAA==".to_owned());
+        let range = input.range.map(|range| range.check(content.len() as u64)).transpose()?;
+        let content_range = range.as_ref().map(|r| format!("bytes {}-{}/{}", r.start, r.end - 1, content.len()));
+        let content = range.map_or_else(|| content.clone(), |r| content.slice(r.start as usize..r.end as usize));
+        let (content_length, e_tag) = (Some(content.len() as i64), Some(e_tag.clone()));
+        let body = if state.broken_reads > 0 { broken(&content) } else { Body::from(content).into() };
+        state.broken_reads = state.broken_reads.saturating_sub(1);
+        let body = Some(body);
+        Ok(S3Response::new(GetObjectOutput { body, content_length, content_range, e_tag, checksum_crc32, ..Default::default() }))
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         check_bucket(&request.input.bucket)?;
-        let content = self.objects.lock().unwrap().get(&request.input.key).cloned();
-        let content = content.ok_or_else(|| s3_error!(NoSuchKey))?;
-        Ok(S3Response::new(HeadObjectOutput {
-            content_length: Some(content.len() as i64),
-            e_tag: e_tag(&content),
-            ..Default::default()
-        }))
+        let state = self.state();
+        let object = state.objects.get(&request.input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        let (content_length, e_tag) = (Some(object.content.len() as i64), Some(object.e_tag.clone()));
+        Ok(S3Response::new(HeadObjectOutput { content_length, e_tag, ..Default::default() }))
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         check_bucket(&request.input.bucket)?;
-        self.objects.lock().unwrap().remove(&request.input.key);
+        self.state().objects.remove(&request.input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
@@ -156,15 +324,15 @@ impl S3 for Memory {
         let size = usize::try_from(input.max_keys.unwrap_or(1000)).map_err(|_| s3_error!(InvalidArgument))?;
         // The token is the last key of the page before.
         let start = input.continuation_token.map_or(Bound::Included(prefix.clone()), Bound::Excluded);
-        let objects = self.objects.lock().unwrap();
-        let mut rest = objects.range((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&prefix));
+        let state = self.state();
+        let mut rest = state.objects.range((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&prefix));
         let contents: Vec<Object> = rest
             .by_ref()
             .take(size)
-            .map(|(key, content)| Object {
+            .map(|(key, object)| Object {
                 key: Some(key.clone()),
-                size: Some(content.len() as i64),
-                e_tag: e_tag(content),
+                size: Some(object.content.len() as i64),
+                e_tag: Some(object.e_tag.clone()),
                 last_modified: Some(SystemTime::now().into()),
                 ..Default::default()
             })

@@ -1,0 +1,144 @@
+//! Large objects: written and read piece by piece, in bounded memory.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::error::{ErrorKind, Failure};
+#[cfg(feature = "s3")]
+use crate::multipart;
+use crate::{Backend, Error, Store, directory};
+
+/// Bytes of a piece that is read, and of a part in a bucket.
+pub(crate) const PIECE: usize = 8 << 20;
+
+impl Store {
+    /// Begins to write an object, which appears, in the place of any before it, when the upload is finished.
+    pub async fn upload(&self, key: &str) -> Result<Upload, Error> {
+        let full = self.full_key(Upload::DOING, key)?;
+        let sending = match &self.backend {
+            Backend::Directory(directory) => directory.upload(full).await.map(Sending::Directory),
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => Ok(Sending::S3(Box::new(bucket.upload(full)))),
+        };
+        let sending = Some(self.explain(Upload::DOING, key, sending)?);
+        Ok(Upload { store: self.clone(), key: key.to_owned(), sending })
+    }
+
+    /// Begins to read an object.
+    pub async fn download(&self, key: &str) -> Result<Download, Error> {
+        let full = self.full_key(Download::DOING, key)?;
+        let receiving = match &self.backend {
+            Backend::Directory(directory) => directory.download(full).await.map(Receiving::Directory),
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.download(full).await.map(Receiving::S3),
+        };
+        let receiving = self.explain(Download::DOING, key, receiving)?;
+        Ok(Download { store: self.clone(), key: key.to_owned(), receiving })
+    }
+
+    /// Removes what uploads left that began before `began_before` (in a directory: that wrote last before it) and were neither
+    /// finished nor aborted, as those of killed processes. Returns how many there were. An upload that is still going on and
+    /// is older fails.
+    pub async fn sweep_uploads(&self, began_before: SystemTime) -> Result<usize, Error> {
+        let swept = match &self.backend {
+            Backend::Directory(directory) => directory.sweep_uploads(self.prefix.clone(), began_before).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.sweep_uploads(&self.prefix, began_before).await,
+        };
+        self.explain("sweep unfinished uploads to", "", swept)
+    }
+}
+
+/// An object that is written piece by piece. Made by [`Store::upload`].
+///
+/// Dropped before it is finished it leaves no object; in a bucket it may leave parts, for [`Upload::abort`] or
+/// [`Store::sweep_uploads`] to remove. After an error it has been aborted.
+#[derive(Debug)]
+pub struct Upload {
+    store: Store,
+    key: String,
+    /// `None` after an error, or when a piece was not waited for.
+    sending: Option<Sending>,
+}
+
+#[derive(Debug)]
+enum Sending {
+    Directory(directory::Upload),
+    #[cfg(feature = "s3")]
+    S3(Box<multipart::Upload>),
+}
+
+impl Upload {
+    const DOING: &str = "write";
+
+    /// Appends to the object. Returns when there is room for more, which may be before the bytes are stored.
+    pub async fn write(&mut self, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        let result = match self.sending.take() {
+            Some(Sending::Directory(upload)) => upload.write(bytes.into()).await.map(Sending::Directory),
+            #[cfg(feature = "s3")]
+            Some(Sending::S3(upload)) => upload.write(bytes.into()).await.map(|upload| Sending::S3(Box::new(upload))),
+            None => Err(broken_off()),
+        };
+        self.sending = Some(self.store.explain(Upload::DOING, &self.key, result)?);
+        Ok(())
+    }
+
+    /// Makes what was written the object. It is whole, and there after a crash, when this returns.
+    pub async fn finish(self) -> Result<(), Error> {
+        let result = match self.sending {
+            Some(Sending::Directory(upload)) => upload.finish().await,
+            #[cfg(feature = "s3")]
+            Some(Sending::S3(upload)) => upload.finish().await,
+            None => Err(broken_off()),
+        };
+        self.store.explain(Upload::DOING, &self.key, result)
+    }
+
+    /// Gives the object up and leaves nothing.
+    pub async fn abort(self) -> Result<(), Error> {
+        let result = match self.sending {
+            #[cfg(feature = "s3")]
+            Some(Sending::S3(upload)) => upload.abort().await,
+            // A temporary file is removed when it is dropped.
+            Some(Sending::Directory(_)) | None => Ok(()),
+        };
+        self.store.explain("give up writing", &self.key, result)
+    }
+}
+
+fn broken_off() -> Failure {
+    Failure::new(ErrorKind::Other, "this upload was broken off: begin a new one")
+}
+
+/// An object that is read piece by piece. Made by [`Store::download`].
+///
+/// All pieces are of one object: if it is replaced meanwhile they go on being of the old one, or there is an error of kind
+/// [`ErrorKind::Changed`].
+#[derive(Debug)]
+pub struct Download {
+    store: Store,
+    key: String,
+    receiving: Receiving,
+}
+
+#[derive(Debug)]
+enum Receiving {
+    Directory(directory::Download),
+    #[cfg(feature = "s3")]
+    S3(multipart::Download),
+}
+
+impl Download {
+    const DOING: &str = "read";
+
+    /// The next piece, never an empty one; `None` after the last. Do not go on after an error.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        let result = match &mut self.receiving {
+            Receiving::Directory(download) => download.next().await,
+            #[cfg(feature = "s3")]
+            Receiving::S3(download) => download.next().await,
+        };
+        self.store.explain(Download::DOING, &self.key, result)
+    }
+}
