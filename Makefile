@@ -5,7 +5,7 @@ CARGO ?= cargo
 BASIN := target/debug/basin
 DEMO ?= out/demo
 
-.PHONY: help setup services build demo up-local down-local demo-fleet test check validate chaos bench models samples clean
+.PHONY: help setup services build demo up-local down-local demo-fleet test check validate chaos bench throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,13 +47,17 @@ validate: setup ## Heavy checks of the method (planted targets, ordering of meth
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench validate
 
-chaos: setup services ## Kill everything 200 times during a run of 1000 images (an hour)
+chaos: setup services ## 300 faults of 14 kinds during a run of 1000 images (an hour)
 	@$(CARGO) build --locked --workspace
 	@$(CARGO) test --locked -p cli --test fleet -- --ignored --nocapture a_long_run
 
 bench: setup ## Measure lane-steps per second and images per hour
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench speed
+
+throughput: setup services ## Measure messages and objects each second against lapin and the S3 SDK alone
+	@$(CARGO) build --locked -p bench
+	@target/debug/basin-bench fleet
 
 samples: setup ## Make samples/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
 	@$(CARGO) run --locked -p trainer -- samples

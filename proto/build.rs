@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=basin");
-    let files = protox::compile(["basin/v1/job.proto", "basin/v1/event.proto"], ["."])?;
+    let files = protox::compile(["basin/v1/job.proto", "basin/v1/event.proto", "basin/v1/snapshot.proto"], ["."])?;
     prost_build::Config::new().compile_fds(files)?;
     Ok(())
 }

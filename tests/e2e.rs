@@ -136,7 +136,8 @@ fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
             assert_eq!(found.iter().filter(|path| path.ends_with(file)).count(), 1, "{image} has no single {file}");
         }
     }
-    for file in ["run.json", "results.csv", "results.parquet", "summary.json", "report.html"] {
+    for file in ["run.json", "results.csv", "results.parquet", "summary.json", "report.html", "manifest.json", "objects.jsonl.gz"]
+    {
         assert!(scene.path("out").join(file).is_file(), "no {file}");
     }
     for folder in ["out/checkpoints", "out/attempts"] {
@@ -148,20 +149,30 @@ fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
     assert_eq!(scene.losses("out"), before);
 }
 
-#[test]
-fn the_python_example_of_the_documentation_reads_a_run() {
+/// What an example of the documentation prints.
+fn python_example(scene: &Scene, name: &str, argument: &str) -> String {
     let docs = fs::read_to_string(root().join("docs/results.md")).expect("readable");
-    let example = docs.split("```python results-example\n").nth(1).and_then(|t| t.split("```").next()).expect("the example");
-    let scene = Scene::new().with_samples(2).file("example.py", example);
-    fs::rename(scene.path("data/example.py"), scene.path("example.py")).expect("moves");
-    scene.expect(0, "out", &[]);
+    let example = docs.split(&format!("```python {name}\n")).nth(1).and_then(|t| t.split("```").next()).expect("the example");
+    fs::write(scene.path("example.py"), example).expect("writable");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let python = target.join("docs-python/bin/python");
     assert!(python.exists(), "no {}: run infra/docs-python.sh (make test does)", python.display());
-    let output = Command::new(python).arg(scene.path("example.py")).arg(scene.path("out")).output().expect("Python starts");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let output = Command::new(python).arg(scene.path("example.py")).arg(scene.path(argument)).output().expect("Python starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_python_examples_of_the_documentation_read_a_run_and_an_export() {
+    let scene = Scene::new().with_samples(2);
+    scene.expect(0, "out", &[]);
+    let text = python_example(&scene, "results-example", "out");
     assert!(text.starts_with("2 of 2 projected") && text.contains("Bag/0.png (64,)"), "{text}");
+    let mut export = Command::new(env!("CARGO_BIN_EXE_basin"));
+    export.arg("export").arg(scene.path("out")).arg("--out").arg(scene.path("export"));
+    assert!(export.stdout(Stdio::null()).status().expect("basin starts").success());
+    let text = python_example(&scene, "export-example", "export/shard-000000.tar");
+    assert!(text.starts_with("Bag/0.json Bag/0.png loss ") && text.contains("Coat/1.json Coat/1.png loss "), "{text}");
 }
 
 #[test]

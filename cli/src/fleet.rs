@@ -1,22 +1,28 @@
 //! What a person says to a fleet: through the coordinator's API, or to its home directly.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use coordinator::service::{Change, RetryRequest, RunRequest};
+use coordinator::run::ABANDONED;
+use coordinator::service::{Change, RedriveRequest, RunRequest};
+use coordinator::webdataset::{self, Cut};
 use futures_util::{StreamExt, stream};
-use proto::{ModelManifest, RunState, keys};
+use proto::{ModelManifest, RunState, RunningSha256, keys};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use store::Store;
+use store::{Object, Store, Upload};
 
 use crate::asked::Asked;
 
-/// Objects that are copied at a time.
+/// Objects that are copied at a time, of at most so many bytes; larger ones go piece by piece.
 const COPIES: usize = 16;
+const PIECE: u64 = 8 << 20;
 
 /// Where the coordinator is.
 #[derive(clap::Args)]
@@ -86,7 +92,7 @@ enum What {
     },
     /// Start at most so many jobs each minute; 0 lifts the limit.
     Rate { run: String, per_minute: f64 },
-    /// Try failures of a finished run again.
+    /// Try failures of a finished run again: a short form of `basin redrive`.
     Retry {
         run: String,
         /// Only of this class (may be given several times).
@@ -96,6 +102,45 @@ enum What {
         #[arg(long)]
         reason: Vec<String>,
     },
+}
+
+/// Options of `basin redrive`.
+#[derive(clap::Args)]
+pub struct Redrive {
+    /// The run, which must be finished.
+    run: String,
+    /// Conditions joined by commas, all of which an image must meet (given several times: one of them). Fields: class, reason,
+    /// image (in which `*` stands for anything), loss, inverted_loss, l1, l2, lpips. Operators: = != < <= > >=. A value with a comma
+    /// stands in double quotes. Left out: all failures.
+    #[arg(long = "where", value_name = "CONDITIONS")]
+    wheres: Vec<String>,
+    /// Project them with another seed: results too, which else would come out the same. They are deleted first.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+/// Options of `basin export`.
+#[derive(clap::Args)]
+pub struct Export {
+    /// Folder or bucket of the run (in a fleet's home: `<home>/runs/<run>`).
+    run: String,
+    /// Folder or bucket for the export, which holds nothing else.
+    #[arg(long, value_name = "URL")]
+    out: String,
+    /// The form.
+    #[arg(long, value_enum, default_value_t = Format::Webdataset)]
+    format: Format,
+    /// Images in a shard, at most. A shard has 256 MiB at most in any case.
+    #[arg(long, value_name = "N")]
+    shard_images: Option<NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    /// Tar files with six members for each image.
+    Webdataset,
 }
 
 /// Options of `basin push`.
@@ -228,13 +273,17 @@ pub fn runs(args: Runs) -> anyhow::Result<ExitCode> {
             print_runs(std::slice::from_ref(&status));
             for class in status["classes"].as_array().into_iter().flatten() {
                 say!(
-                    "  {:24} {:>7} images   L1 {:.4}   LPIPS {:.4} ± {:.4}",
+                    "  {:24} {:>7} images   loss {:.4}   L1 {:.4}   LPIPS {:.4} ± {:.4}",
                     class["class"].as_str().unwrap_or_default(),
                     class["images"],
+                    class["loss"].as_f64().unwrap_or(f64::NAN),
                     class["l1"].as_f64().unwrap_or(f64::NAN),
                     class["lpips"].as_f64().unwrap_or(f64::NAN),
                     class["lpips_standard_error"].as_f64().unwrap_or(f64::NAN),
                 );
+            }
+            if let Some(unread) = status["unread"].as_u64().filter(|n| *n > 0) {
+                say!("  {unread} results are still being read");
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -245,12 +294,32 @@ pub fn runs(args: Runs) -> anyhow::Result<ExitCode> {
         What::Priority { run, priority } => change(&run, Change { priority: Some(priority), ..Change::default() }),
         What::Rate { run, per_minute } => change(&run, Change { per_minute: Some(per_minute), ..Change::default() }),
         What::Retry { run, class, reason } => {
-            let request = RetryRequest { classes: class, reasons: reason };
-            let answer: Value = client.send("POST", &format!("/v1/runs/{run}/retry"), &request)?;
-            say!("{}", answer["note"].as_str().unwrap_or_default());
-            Ok(ExitCode::SUCCESS)
+            redriven(&client, &run, &RedriveRequest { wheres: conditions(&class, &reason), seed: None })
         }
     }
+}
+
+/// `basin redrive`.
+pub fn redrive(args: Redrive) -> anyhow::Result<ExitCode> {
+    redriven(&Client::new(&args.coordinator)?, &args.run, &RedriveRequest { wheres: args.wheres, seed: args.seed })
+}
+
+fn redriven(client: &Client, run: &str, request: &RedriveRequest) -> anyhow::Result<ExitCode> {
+    let answer: Value = client.send("POST", &format!("/v1/runs/{run}/redrive"), request)?;
+    say!("{}", answer["note"].as_str().unwrap_or_default());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One of the classes and one of the reasons; an empty list stands for all.
+fn conditions(classes: &[String], reasons: &[String]) -> Vec<String> {
+    let alternatives = |field: &str, values: &[String]| -> Vec<Option<String>> {
+        let condition = |value: &String| Some(format!("{field}={}", Value::from(value.as_str())));
+        if values.is_empty() { vec![None] } else { values.iter().map(condition).collect() }
+    };
+    let (classes, reasons) = (alternatives("class", classes), alternatives("reason", reasons));
+    let pairs = classes.iter().flat_map(|class| reasons.iter().map(move |reason| [class, reason]));
+    let joined = pairs.map(|pair| pair.into_iter().flatten().cloned().collect::<Vec<_>>().join(","));
+    joined.filter(|text| !text.is_empty()).collect()
 }
 
 /// `basin workers`.
@@ -347,16 +416,36 @@ pub async fn push(args: Push) -> anyhow::Result<ExitCode> {
     }
     for (file, expected) in &manifest.sha256 {
         let path = args.model.join(file);
-        let content = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        if proto::hex_sha256(&content) != *expected {
-            bail!("{} is not the file that model.json names: it is damaged or was replaced", path.display());
+        let mut upload = place.upload(file).await?;
+        let sent = send(&path, &mut upload).await;
+        if sent.as_ref().is_ok_and(|digest| digest == expected) {
+            upload.finish().await?;
+            continue;
         }
-        place.put(file, content).await?;
+        let aborted = upload.abort().await;
+        sent?;
+        aborted?;
+        bail!("{} is not the file that model.json names: it is damaged or was replaced", path.display());
     }
     // Last, so that a model is seen whole or not at all.
     place.put("model.json", bytes).await?;
     say!("model {} ({}) is in {}", manifest.name, &digest[..12], place.url());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a file to `upload`; returns its SHA-256.
+async fn send(path: &Path, upload: &mut Upload) -> anyhow::Result<String> {
+    let reading = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(reading)?;
+    let mut digest = RunningSha256::default();
+    loop {
+        let mut piece = Vec::new();
+        if (&mut file).take(PIECE).read_to_end(&mut piece).with_context(reading)? == 0 {
+            return Ok(digest.hex());
+        }
+        digest.update(&piece);
+        upload.write(piece).await?;
+    }
 }
 
 /// `basin copy`.
@@ -368,14 +457,34 @@ pub async fn copy(args: Copy) -> anyhow::Result<ExitCode> {
     let (mut objects, mut bytes) = (0, 0);
     let mut lister = from.list("")?;
     while let Some(page) = lister.next_page().await? {
-        let copies = page.iter().map(async |object| to.put(&object.key, from.get(&object.key).await?).await);
+        let (small, large): (Vec<&Object>, Vec<&Object>) = page.iter().partition(|object| object.size <= PIECE);
+        let copies = small.iter().map(async |object| to.put(&object.key, from.get(&object.key).await?).await);
         let copies: Vec<Result<(), store::Error>> = stream::iter(copies).buffer_unordered(COPIES).collect().await;
         copies.into_iter().collect::<Result<(), _>>()?;
+        // One by one: the pieces of one fill the connection.
+        for object in large {
+            copy_large(&from, &to, &object.key).await?;
+        }
         objects += page.len();
         bytes += page.iter().map(|object| object.size).sum::<u64>();
     }
     say!("copied {objects} objects ({:.1} MB) to {}", bytes as f64 / 1e6, to.url());
     Ok(ExitCode::SUCCESS)
+}
+
+async fn copy_large(from: &Store, to: &Store, key: &str) -> Result<(), store::Error> {
+    let (mut download, mut upload) = (from.download(key).await?, to.upload(key).await?);
+    loop {
+        match download.next().await {
+            Ok(Some(piece)) => upload.write(piece).await?,
+            Ok(None) => return upload.finish().await,
+            Err(error) => {
+                // What cannot be removed now is swept some day.
+                let _ = upload.abort().await;
+                return Err(error);
+            }
+        }
+    }
 }
 
 /// `basin verify`.
@@ -386,10 +495,26 @@ pub async fn verify(args: Verify) -> anyhow::Result<ExitCode> {
     report(&found.problems, "the run is complete and whole")
 }
 
+/// `basin export`.
+pub async fn export(args: Export) -> anyhow::Result<ExitCode> {
+    let (run, out) = (Store::open(&args.run).await?, Store::open(&args.out).await.context("cannot open --out")?);
+    let Format::Webdataset = args.format;
+    let cut = Cut { samples: args.shard_images.map(Into::into), ..Cut::default() };
+    let exported = webdataset::export(&run, &out, cut).await?;
+    let (samples, shards, megabytes) = (exported.samples, exported.shards, exported.bytes as f64 / 1e6);
+    say!("exported {samples} images in {shards} shards ({megabytes:.1} MB) to {}", out.url());
+    Ok(ExitCode::SUCCESS)
+}
+
 /// `basin doctor`.
 pub async fn doctor(args: Doctor) -> anyhow::Result<ExitCode> {
     let store = Store::open(&args.store).await?;
     let problems = store.examine().await?;
+    match store.sweep_uploads(SystemTime::now() - ABANDONED).await {
+        Ok(0) => {}
+        Ok(uploads) => say!("removed what {uploads} uploads left that were never finished"),
+        Err(error) => say!("uploads that were never finished cannot be removed: {error}"),
+    }
     report(&problems, "the store does what a fleet needs")
 }
 

@@ -53,12 +53,18 @@ enum Command {
     Submit(fleet::Submit),
     /// Show and steer the runs of a fleet.
     Runs(fleet::Runs),
+    /// Project images of a finished run again: failures as they are, or images that conditions select with another seed.
+    Redrive(fleet::Redrive),
     /// Show the workers of a fleet.
     Workers(fleet::Coordinator),
     /// Copy a model folder to a fleet's home.
     Push(fleet::Push),
     /// Copy a run, or anything else, from one store to another.
     Copy(fleet::Copy),
+    /// Write the results of a run as shards that training programs read.
+    ///
+    /// A WebDataset: tar files, and manifest.json with size and SHA-256 of everything. The same run gives the same bytes.
+    Export(fleet::Export),
     /// Prove that a run is complete: every image has one result or one failure, and every object is whole.
     ///
     /// Exit code: 0 it is; 2 it is not, see the list.
@@ -105,9 +111,11 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Report(args) => runtime()?.block_on(report::run(args)),
         Command::Submit(args) => fleet::submit(args),
         Command::Runs(args) => fleet::runs(args),
+        Command::Redrive(args) => fleet::redrive(args),
         Command::Workers(args) => fleet::workers(&args),
         Command::Push(args) => runtime()?.block_on(fleet::push(args)),
         Command::Copy(args) => runtime()?.block_on(fleet::copy(args)),
+        Command::Export(args) => runtime()?.block_on(fleet::export(args)),
         Command::Verify(args) => runtime()?.block_on(fleet::verify(args)),
         Command::Simulate(args) => fleet::simulate(&args),
         Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),

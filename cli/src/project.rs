@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use coordinator::drive::{self, Status};
 use coordinator::plan::RunSpec;
-use coordinator::run::{self, Retry};
+use coordinator::redrive::Redrive;
+use coordinator::run;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{JobId, ModelManifest, RunRecord};
 use queue::Queue;
@@ -80,8 +82,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
         classes: manifest.classes.clone(),
     };
-    let retry = if args.retry_failed { Retry::all() } else { Retry::Nothing };
-    let (mut plan, notes) = run::prepare(&spec, &retry, &dataset, &results).await?;
+    let redrive = args.retry_failed.then(Redrive::failures);
+    let (mut plan, notes) = run::prepare(&spec, redrive.as_ref(), &dataset, &results).await?;
     for note in notes {
         note!("{note}");
     }
@@ -109,11 +111,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     // From here on a signal ends the process: `basin report` makes again what it leaves unwritten.
     let record = run::read_run(&results).await?.context("run.json has vanished")?;
-    let (records, failures) = run::read_records(&results).await?;
+    let records = Arc::new(run::read_records(&results).await?);
     if !interrupted {
-        run::sweep(&records, &results).await?;
+        run::sweep(&records.results, &results).await?;
     }
-    let summary = coordinator::finish::finish(&record, Some(total), &results).await?;
+    let summary = coordinator::finish::finish(&record, Some(total), &records, &results).await?;
+    let failures = &records.failures;
     let (succeeded, failed) = (summary.images.succeeded, summary.images.failed);
     let left = (total as u64).saturating_sub(succeeded + failed);
     let left = if left > 0 { format!(", {left} left") } else { String::new() };
@@ -124,7 +127,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if failures.len() > LISTED {
         say!("  and {} more, see results.csv", failures.len() - LISTED);
     }
-    let stale = records.iter().filter(|r| expected.get(&r.image).is_some_and(|id| *id != r.job)).count();
+    let stale = records.results.iter().filter(|r| expected.get(&r.image).is_some_and(|id| *id != r.job)).count();
     if stale > 0 {
         note!(
             "{stale} results are of another file, class or box than the data set has now; to make them again, delete their folders \

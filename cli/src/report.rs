@@ -1,6 +1,7 @@
 //! `basin report`: tables and report of a run, again.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use store::Store;
@@ -17,7 +18,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let results = Store::open(&args.out).await?;
     let run = coordinator::run::read_run(&results).await?;
     let run = run.with_context(|| format!("{} holds no run (there is no run.json)", results.url()))?;
-    let summary = coordinator::finish::finish(&run, None, &results).await?;
+    let records = Arc::new(coordinator::run::read_records(&results).await?);
+    let summary = coordinator::finish::finish(&run, None, &records, &results).await?;
     say!("{} images: {} projected, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
     say!("report: {}", place(&results, "report.html"));
     Ok(ExitCode::SUCCESS)

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::fleet::RunStatus;
-use crate::service::{Change, Handle, Refusal, RetryRequest, RunRequest};
+use crate::service::{Change, Handle, RedriveRequest, Refusal, RunRequest};
 
 /// The description of this interface.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -45,7 +45,7 @@ pub fn router(handle: Handle, token: Option<&str>) -> Router {
     let guarded = Router::new()
         .route("/v1/runs", get(runs).post(submit))
         .route("/v1/runs/{run}", get(run).patch(change))
-        .route("/v1/runs/{run}/retry", post(retry))
+        .route("/v1/runs/{run}/redrive", post(redrive))
         .route("/v1/workers", get(workers))
         .route("/v1/backlog", get(backlog))
         .route("/v1/events", get(events))
@@ -97,12 +97,12 @@ async fn change(
     Ok(Json(handle.change(name, change).await?))
 }
 
-async fn retry(
+async fn redrive(
     State(handle): State<Handle>,
     Path(name): Path<String>,
-    Json(which): Json<RetryRequest>,
+    Json(which): Json<RedriveRequest>,
 ) -> Result<Json<serde_json::Value>, Refusal> {
-    Ok(Json(json!({ "note": handle.retry(name, which).await? })))
+    Ok(Json(json!({ "note": handle.redrive(name, which).await? })))
 }
 
 async fn workers(State(handle): State<Handle>) -> Result<Json<serde_json::Value>, Refusal> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use proto::keys::Marker;
-use proto::{Alive, Event, Failure, FailureReason, Job, What, hex_sha256, keys};
+use proto::{Alive, CrashPoint, Event, Failure, FailureReason, Job, What, hex_sha256, keys};
 use queue::{Channel, Consumer, Delivery, Queue};
 use store::{Runs, Store};
 use tokio::sync::{broadcast, watch};
@@ -15,6 +15,7 @@ use crate::fleet::{Fleet, Silent};
 use crate::ledger::Settled;
 use crate::plan::{Plan, RunSpec};
 use crate::run::{Error, write_failure};
+use crate::tally::Tally;
 
 /// Jobs that are published and not settled, at most. The queue is not the plan: a lost queue costs nothing.
 pub const WINDOW: usize = 1000;
@@ -104,6 +105,7 @@ impl Driver {
                 return Ok(());
             }
             self.queue.publish_all(Channel::Jobs, jobs).await?;
+            CrashPoint::JobsPublished.pass();
         }
     }
 
@@ -148,6 +150,9 @@ impl Driver {
             }
         }
         self.fleet.apply(&event, now);
+        if !matches!(event.what, What::Alive(_)) {
+            CrashPoint::EventTaken.pass();
+        }
         // Nobody need listen.
         let _ = self.listeners.send(event);
     }
@@ -181,6 +186,7 @@ impl Driver {
             }
         };
         self.apply(Event::about(&job, "coordinator", what));
+        CrashPoint::DeadLetterTaken.pass();
         delivery.ack().await?;
         Ok(())
     }
@@ -211,10 +217,11 @@ impl Driver {
         let runs = &self.runs;
         let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image).await);
         let markers: Vec<Result<Option<Settled>, Error>> = stream::iter(asks).buffered(ASK).collect().await;
-        for (Silent { run, job, image, worker }, marker) in asked.iter().zip(markers) {
+        for (silent, marker) in asked.iter().zip(markers) {
+            let Silent { run, job, image, worker } = silent;
             let present = worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
             match marker? {
-                Some(how) => self.fleet.settle(run, job, how),
+                Some(how) => self.fleet.settle(silent, how),
                 None if present || !empty => self.fleet.hear(run, job, now),
                 None => {
                     tracing::warn!(run, image, "the job is neither on the queue nor in a worker's hands; it is published again");
@@ -267,7 +274,8 @@ pub async fn drive(
 ) -> Result<(), Error> {
     let name = spec.record.name.clone();
     let mut driver = Driver::new(queue.clone(), runs, WINDOW).await?;
-    driver.fleet.add(spec, plan, proto::Control::default());
+    // Nobody asks for errors by class here: the summary has them.
+    driver.fleet.add(spec, plan, proto::Control::default(), Tally::default());
     loop {
         if let Some(s) = driver.fleet.status(&name) {
             status.send_replace(Status { images: s.images, skipped: s.skipped, succeeded: s.succeeded, failed: s.failed });

@@ -6,11 +6,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
-use proto::{Control, Event, Job, RunState, What};
+use proto::{ClassSums, Control, Event, Job, RunState, Snapshot, What};
 use serde::Serialize;
 
 use crate::ledger::{Ledger, Open, Settled};
 use crate::plan::{Plan, Planned, RunSpec};
+use crate::tally::{Errors, Tally};
 
 /// All runs and the window.
 #[derive(Debug)]
@@ -32,15 +33,7 @@ struct Run {
     total: usize,
     /// No job before this time, where a rate is set.
     not_before: f64,
-    classes: BTreeMap<u32, Sums>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    n: usize,
-    l1: f64,
-    lpips: f64,
-    lpips_squares: f64,
+    tally: Tally,
 }
 
 /// A published job that nothing was heard of for a while.
@@ -81,8 +74,10 @@ pub struct RunStatus {
     pub queued: usize,
     /// Not on the queue yet.
     pub waiting: usize,
-    /// By class, of the images projected since the start.
+    /// By class, of the images with a result.
     pub classes: Vec<ClassStatus>,
+    /// Results that are not in `classes` yet: they are read one after another.
+    pub unread: usize,
     /// Why it cannot go on now.
     pub problem: Option<String>,
 }
@@ -93,13 +88,15 @@ pub struct ClassStatus {
     /// Name of the class.
     pub class: String,
     /// Images.
-    pub images: usize,
+    pub images: u64,
+    /// Mean training loss of the best seed.
+    pub loss: Option<f64>,
     /// Mean L1 of the best seed.
-    pub l1: f64,
+    pub l1: Option<f64>,
     /// Mean LPIPS of the best seed.
-    pub lpips: f64,
+    pub lpips: Option<f64>,
     /// Standard error of that mean.
-    pub lpips_standard_error: f64,
+    pub lpips_standard_error: Option<f64>,
 }
 
 impl Fleet {
@@ -108,8 +105,8 @@ impl Fleet {
         Fleet { runs: BTreeMap::new(), window: window.max(1) }
     }
 
-    /// Adds a run with what is left of it, in the place of one of the same name.
-    pub fn add(&mut self, spec: RunSpec, plan: Plan, control: Control) {
+    /// Adds a run with what is left of it and what is known of its results, in the place of one of the same name.
+    pub fn add(&mut self, spec: RunSpec, plan: Plan, control: Control, tally: Tally) {
         let run = Run {
             total: plan.total(),
             skipped: plan.skipped() - plan.settled_failed,
@@ -118,7 +115,7 @@ impl Fleet {
             waiting: plan.images.into(),
             ledger: Ledger::default(),
             not_before: 0.0,
-            classes: BTreeMap::new(),
+            tally,
             spec,
         };
         self.runs.insert(run.spec.record.name.clone(), run);
@@ -175,24 +172,50 @@ impl Fleet {
     pub fn apply(&mut self, event: &Event, now: f64) -> Option<Settled> {
         let run = self.runs.get_mut(&event.run)?;
         let settled = run.ledger.apply(event, now);
-        if let (Some(Settled::Succeeded), What::Succeeded { l1, lpips, .. }) = (settled, &event.what)
-            && l1.is_finite()
-            && lpips.is_finite()
+        // Not of a stranger, which is no result of this run.
+        if let What::Succeeded { loss, l1, lpips, .. } = event.what
+            && (settled.is_some() || run.tally.wants(&event.job))
         {
-            let sums = run.classes.entry(event.class).or_default();
-            sums.n += 1;
-            sums.l1 += l1;
-            sums.lpips += lpips;
-            sums.lpips_squares += lpips * lpips;
+            let errors = Errors { loss, l1, lpips };
+            if errors.are_known() {
+                run.tally.count(&event.job, event.class, errors);
+            } else {
+                run.tally.want(&event.job, &event.image);
+            }
         }
         settled
     }
 
-    /// What the store says of a job.
-    pub fn settle(&mut self, run: &str, job: &str, how: Settled) {
-        if let Some(run) = self.runs.get_mut(run) {
-            run.ledger.settle(job, how);
+    /// What the store says of a job that was silent.
+    pub fn settle(&mut self, silent: &Silent, how: Settled) {
+        if let Some(run) = self.runs.get_mut(&silent.run)
+            && run.ledger.settle(&silent.job, how) == Some(Settled::Succeeded)
+        {
+            run.tally.want(&silent.job, &silent.image);
         }
+    }
+
+    /// Results that are to be read for their errors: of one run up to `n`, each with a number for its job and its image.
+    pub fn unread(&self, n: usize) -> Option<(String, Vec<(u64, String)>)> {
+        let (name, run) = self.runs.iter().find(|(_, run)| run.tally.left() > 0)?;
+        Some((name.clone(), run.tally.unread(n)))
+    }
+
+    /// What was read of a result that [`Fleet::unread`] named; `None`: it is not there, or cannot be read.
+    pub fn read(&mut self, run: &str, job: u64, found: Option<(u32, Errors)>) {
+        if let Some(run) = self.runs.get_mut(run) {
+            run.tally.read(job, found);
+        }
+    }
+
+    /// Results whose errors are known.
+    pub fn counted(&self, run: &str) -> usize {
+        self.runs.get(run).map_or(0, |r| r.tally.counted())
+    }
+
+    /// What is known of the results, for a later start.
+    pub fn snapshot(&self, run: &str) -> Option<Snapshot> {
+        self.runs.get(run).map(|r| r.tally.snapshot())
     }
 
     /// The job is lost on the way: it is published again.
@@ -255,23 +278,23 @@ impl Fleet {
             started,
             queued: r.ledger.open() - started,
             waiting: r.waiting.len() + r.ledger.returned(),
-            classes: r.classes.iter().map(|(class, sums)| sums.status(&r.spec.classes[*class as usize])).collect(),
+            classes: r.tally.classes().iter().map(|(class, sums)| ClassStatus::new(&r.spec.classes, *class, sums)).collect(),
+            unread: r.tally.left(),
             problem: None,
         })
     }
 }
 
-impl Sums {
-    fn status(&self, class: &str) -> ClassStatus {
-        let n = self.n as f64;
-        let lpips = self.lpips / n;
-        let variance = ((self.lpips_squares - n * lpips * lpips) / (n - 1.0).max(1.0)).max(0.0);
+impl ClassStatus {
+    fn new(names: &[String], class: u32, sums: &ClassSums) -> ClassStatus {
         ClassStatus {
-            class: class.to_owned(),
-            images: self.n,
-            l1: self.l1 / n,
-            lpips,
-            lpips_standard_error: (variance / n).sqrt(),
+            // A record or a message could name any class.
+            class: names.get(class as usize).cloned().unwrap_or_else(|| class.to_string()),
+            images: sums.images,
+            loss: sums.loss.mean(),
+            l1: sums.l1.mean(),
+            lpips: sums.lpips.mean(),
+            lpips_standard_error: sums.lpips.standard_error(),
         }
     }
 }
@@ -291,7 +314,8 @@ mod tests {
         let mut fleet = Fleet::new(window);
         for &(name, images, priority) in runs {
             let images = (0..images).map(|i| planned(&format!("{i}.png"))).collect();
-            fleet.add(spec(name), Plan { images, ..Plan::default() }, Control { priority, ..Control::default() });
+            let plan = Plan { images, ..Plan::default() };
+            fleet.add(spec(name), plan, Control { priority, ..Control::default() }, Tally::default());
         }
         fleet
     }
@@ -406,10 +430,10 @@ mod tests {
                 }
                 // The timer: what the store knows counts, what is silent for long is published again.
                 if step % 50 == 0 {
-                    for Silent { run, job, .. } in fleet.silent(now - 40.0) {
-                        match store.get(&job) {
-                            Some(&(how, _)) => fleet.settle(&run, &job, how),
-                            None => fleet.take_back(&run, &job),
+                    for silent in fleet.silent(now - 40.0) {
+                        match store.get(&silent.job) {
+                            Some(&(how, _)) => fleet.settle(&silent, how),
+                            None => fleet.take_back(&silent.run, &silent.job),
                         }
                     }
                 }
@@ -421,6 +445,136 @@ mod tests {
             let status = fleet.status("r").expect("there is a run");
             assert_eq!(status.succeeded + status.failed, images, "seed {seed}");
             assert_eq!(store.len(), images, "seed {seed}: every image has one marker");
+        }
+    }
+
+    /// What a store and the planning would say, for the next test.
+    #[derive(Default)]
+    struct World {
+        /// Seeds of the images, which a redrive changes.
+        seeds: Vec<u64>,
+        /// By image: the job that made the result, and its errors. A power of two in all, so that sums are exact.
+        results: BTreeMap<String, (Job, Errors)>,
+        /// Some are damaged.
+        snapshots: Vec<Vec<u8>>,
+    }
+
+    impl World {
+        fn planned(&self) -> Vec<Planned> {
+            let planned = |(i, seed): (usize, &u64)| Planned { class: i as u32 % 2, seed: *seed, ..planned(&format!("{i}.png")) };
+            self.seeds.iter().enumerate().map(planned).collect()
+        }
+
+        fn commit(&mut self, job: &Job) -> Errors {
+            let errors = |n: u64| Errors { loss: n as f64 / 4.0, l1: n as f64 / 8.0, lpips: n as f64 / 16.0 };
+            let n = self.results.len() as u64 + job.seed * 16;
+            self.results.entry(job.image.clone()).or_insert((job.clone(), errors(n))).1
+        }
+
+        /// A coordinator that starts now, with one of the snapshots or none.
+        fn start(&mut self, rng: &mut ChaCha8Rng) -> Fleet {
+            let (spec, all) = (spec("r"), self.planned());
+            // As a start does: a result of another seed is none, and no snapshot outlives a result.
+            let before = self.results.len();
+            self.results.retain(|image, (job, _)| all.iter().any(|p| p.image == *image && p.seed == job.seed));
+            if self.results.len() < before {
+                self.snapshots.clear();
+            }
+            let (settled, images): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| self.results.contains_key(&p.image));
+            let choice = rng.random_range(0..=self.snapshots.len());
+            let snapshot = self.snapshots.get(choice).and_then(|bytes| Snapshot::decode(bytes).ok());
+            let results = settled.iter().map(|p| (spec.job(p).id().to_string(), p.image.clone()));
+            let tally = Tally::resume(snapshot, results.collect::<Vec<_>>());
+            let mut fleet = Fleet::new(4);
+            fleet.add(spec, Plan { images, settled, ..Plan::default() }, Control::default(), tally);
+            fleet
+        }
+
+        fn truth(&self) -> Vec<ClassStatus> {
+            let mut classes: BTreeMap<u32, ClassSums> = BTreeMap::new();
+            for (job, errors) in self.results.values() {
+                let sums = classes.entry(job.class).or_default();
+                sums.images += 1;
+                sums.loss.add(errors.loss);
+                sums.l1.add(errors.l1);
+                sums.lpips.add(errors.lpips);
+            }
+            classes.iter().map(|(class, sums)| ClassStatus::new(&spec("r").classes, *class, sums)).collect()
+        }
+    }
+
+    /// Events come twice, late or never, results are found and read, coordinators start again with old or damaged snapshots, and
+    /// images are redriven: at the end every result counts once.
+    #[test]
+    fn errors_by_class_are_those_of_the_results_under_any_schedule() {
+        for seed in 0..1000 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut world = World { seeds: vec![0; rng.random_range(1..10)], ..World::default() };
+            let mut fleet = world.start(&mut rng);
+            let (mut jobs, mut events): (Vec<Job>, Vec<Event>) = Default::default();
+            let mut now = 0.0;
+            for step in 0..5000 {
+                now += 1.0;
+                jobs.extend(fill(&mut fleet, now));
+                match rng.random_range(0..16) {
+                    0..=4 if !jobs.is_empty() => {
+                        let job = jobs.swap_remove(rng.random_range(0..jobs.len()));
+                        let found = world.results.contains_key(&job.image);
+                        let Errors { loss, l1, lpips } = world.commit(&job);
+                        // Who only finds a result knows no numbers.
+                        let loss = if found { f64::NAN } else { loss };
+                        let what = What::Succeeded { loss, seconds: 1.0, lane_steps: 1, l1, lpips };
+                        events.push(Event::about(&job, "w", what));
+                        if rng.random_bool(0.2) {
+                            jobs.push(job);
+                        }
+                    }
+                    5..=8 if !events.is_empty() => {
+                        let event = events.swap_remove(rng.random_range(0..events.len()));
+                        if rng.random_bool(0.8) {
+                            fleet.apply(&event, now);
+                        }
+                        if rng.random_bool(0.3) {
+                            events.push(event);
+                        }
+                    }
+                    9 | 10 => {
+                        let (_, batch) = fleet.unread(2).unwrap_or_default();
+                        for (number, image) in batch {
+                            fleet.read("r", number, world.results.get(&image).map(|(job, errors)| (job.class, *errors)));
+                        }
+                    }
+                    11 => {
+                        let mut bytes = fleet.snapshot("r").expect("the run").encode();
+                        if rng.random_bool(0.2) {
+                            let at = rng.random_range(0..bytes.len());
+                            bytes[at] ^= 1 << rng.random_range(0..8);
+                        }
+                        world.snapshots.push(bytes);
+                    }
+                    12 if step < 1000 && rng.random_bool(0.1) => fleet = world.start(&mut rng),
+                    13 if step < 1000 && rng.random_bool(0.1) => {
+                        let image = rng.random_range(0..world.seeds.len());
+                        world.seeds[image] += 1;
+                        fleet = world.start(&mut rng);
+                    }
+                    _ => {}
+                }
+                if step % 50 == 0 {
+                    for silent in fleet.silent(now - 40.0) {
+                        match world.results.contains_key(&silent.image) {
+                            true => fleet.settle(&silent, Settled::Succeeded),
+                            false => fleet.take_back("r", &silent.job),
+                        }
+                    }
+                }
+                if step >= 1000 && fleet.settled("r") && fleet.unread(1).is_none() {
+                    break;
+                }
+            }
+            let status = fleet.status("r").expect("the run");
+            assert_eq!((fleet.settled("r"), status.unread, world.results.len()), (true, 0, world.seeds.len()), "seed {seed}");
+            assert_eq!(status.classes, world.truth(), "seed {seed}");
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), which [`drive`]
 //! (io) asks for the jobs to publish and tells the events -> [`finish`](mod@finish) (io), which writes what [`summary`],
-//! [`export`] and [`report`] (pure) make of the records. [`service`] keeps many runs going, and [`api`] lets people say which.
+//! [`export`], [`report`] and [`manifest`] (pure) make of the records. [`service`] keeps many runs going, and [`api`] lets people
+//! say which; [`tally`] and [`redrive`] (pure) say how they stand and what is done again. [`webdataset`] (io) takes results out.
 
 pub mod api;
 pub mod dataset;
@@ -10,11 +11,16 @@ pub mod drive;
 pub mod export;
 pub mod finish;
 pub mod fleet;
+pub mod home;
 pub mod ledger;
+pub mod manifest;
 pub mod plan;
+pub mod redrive;
 pub mod report;
 pub mod run;
 pub mod service;
 pub mod simulate;
 pub mod summary;
+pub mod tally;
 pub mod verify;
+pub mod webdataset;

@@ -3,9 +3,14 @@
 //! Everything that must survive is in the home before anybody is told that it is done. A second coordinator waits until the first
 //! is gone; should both act for a moment, they do the same things, none of which harms when done twice.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use proto::{Control, Event, ModelManifest, Params, RunRecord, RunState, chain, keys};
+use futures_util::future::join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use proto::keys::Marker;
+use proto::{Control, CrashPoint, Event, ModelManifest, Params, ResultRecord, RunRecord, RunState, Snapshot, chain, keys};
 use queue::Queue;
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, PutNew, Runs, Store};
@@ -13,14 +18,25 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::drive::Driver;
 use crate::finish::finish;
-use crate::fleet::RunStatus;
+use crate::fleet::{ClassStatus, RunStatus};
+use crate::home;
 use crate::plan::{Plan, RunSpec};
-use crate::run::{self, Error, Retry};
+use crate::redrive::Redrive;
+use crate::run::{self, AT_ONCE, Error};
+use crate::summary::{ClassSummary, Metric, Summary};
+use crate::tally::{Errors, Tally};
 
 /// Commands that wait for the loop.
 const COMMANDS: usize = 64;
-/// A run that cannot be read is read again after this time.
-const TRY_AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
+/// What the store did not do is asked for again after this time.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// Results that are read for their errors until the loop hears of them.
+const READ: usize = 1024;
+/// A snapshot is written this long after the last, and earlier when so many results have come since.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
+const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
+/// A coordinator that stops waits this long for its last snapshots.
+const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
 
 /// How to run.
 #[derive(Clone)]
@@ -87,16 +103,16 @@ pub struct Change {
     pub per_minute: Option<f64>,
 }
 
-/// Which failures are tried again; an empty list stands for all.
+/// What of a finished run is projected again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RetryRequest {
-    /// Names of classes.
+pub struct RedriveRequest {
+    /// Images that meet one of these; each is conditions joined by commas. None stands for all failures.
+    #[serde(default, rename = "where")]
+    pub wheres: Vec<String>,
+    /// Takes the place of the run's seed for them; without it only failures are meant.
     #[serde(default)]
-    pub classes: Vec<String>,
-    /// Short names of reasons.
-    #[serde(default)]
-    pub reasons: Vec<String>,
+    pub seed: Option<u64>,
 }
 
 /// A worker, for people.
@@ -130,13 +146,35 @@ enum Command {
     Submit(Box<RunRequest>, Reply<String>),
     Runs(Reply<Vec<RunStatus>>),
     Change(String, Change, Reply<RunStatus>),
-    Retry(String, RetryRequest, Reply<String>),
+    Redrive(String, RedriveRequest, Reply<String>),
     Workers(Reply<Vec<WorkerStatus>>),
     Backlog(Reply<usize>),
     Listen(Reply<broadcast::Receiver<Event>>),
-    Prepared(String, Result<Box<(RunSpec, Plan, Control)>, String>, Option<Reply<String>>),
+    Prepared(String, Result<Box<Prepared>, String>, Option<Reply<String>>),
     Finished(String, Result<(), String>),
+    Read(String, Vec<Found>),
+    Saved(String, Option<usize>),
     Again(Box<RunRecord>, Control),
+}
+
+/// A run that can be handed out.
+struct Prepared {
+    spec: RunSpec,
+    plan: Plan,
+    control: Control,
+    tally: Tally,
+}
+
+/// What was read of a result: the number of its job, and class and errors if there are any.
+type Found = (u64, Option<(u32, Errors)>);
+
+/// The last snapshot of a run.
+struct Saved {
+    at: Instant,
+    /// Results that count in it.
+    counted: usize,
+    /// Another is being written.
+    writing: bool,
 }
 
 /// A clonable handle by which others ask the service.
@@ -177,9 +215,9 @@ impl Handle {
         self.ask(|reply| Command::Change(run, change, reply)).await
     }
 
-    /// Tries failures again.
-    pub async fn retry(&self, run: String, which: RetryRequest) -> Result<String, Refusal> {
-        self.ask(|reply| Command::Retry(run, which, reply)).await
+    /// Projects images of a finished run again.
+    pub async fn redrive(&self, run: String, which: RedriveRequest) -> Result<String, Refusal> {
+        self.ask(|reply| Command::Redrive(run, which, reply)).await
     }
 
     /// Workers that were heard of lately.
@@ -210,6 +248,9 @@ pub struct Service {
     finishing: HashSet<String>,
     /// Runs that are not handed out: over at the start, or in trouble.
     over: BTreeMap<String, RunStatus>,
+    /// Results are read for their errors now.
+    reading: bool,
+    saved: HashMap<String, Saved>,
 }
 
 impl Service {
@@ -218,8 +259,8 @@ impl Service {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (leads, leading) = watch::channel(false);
         let handle = Handle { commands: sender.clone(), leads: leading };
-        let (preparing, finishing, over) = Default::default();
-        (Service { config, commands, sender, leads, preparing, finishing, over }, handle)
+        let (preparing, finishing, over, reading, saved) = Default::default();
+        (Service { config, commands, sender, leads, preparing, finishing, over, reading, saved }, handle)
     }
 
     /// Waits for the lead, then acts until `stop` becomes true. An error means that the process should end and start again.
@@ -227,8 +268,9 @@ impl Service {
         self.config.home.check_writable().await?;
         let mut lead = tokio::select! {
             lead = self.config.queue.lead("coordinator") => lead?,
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            () = stopped(&mut stop) => return Ok(()),
         };
+        home::check(&self.config.home).await?;
         let runs = Runs::Home(self.config.home.clone());
         let mut driver = Driver::new(self.config.queue.clone(), runs, self.config.window).await?;
         // What an earlier coordinator left on the queue is planned again: it would only come twice.
@@ -239,6 +281,8 @@ impl Service {
         loop {
             driver.top_up().await?;
             self.finish_settled(&driver);
+            self.read_results(&driver);
+            self.save_snapshots(&driver);
             tokio::select! {
                 happening = driver.wait() => {
                     if !driver.take(happening?).await? {
@@ -250,64 +294,46 @@ impl Service {
                         self.obey(&mut driver, command).await?;
                     }
                 }
-                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 () = lead.lost() => return Err(Error::LostLead),
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = stopped(&mut stop) => {
+                    self.save_last(&driver).await;
+                    return Ok(());
+                }
             }
         }
     }
 
     async fn load_runs(&mut self) -> Result<(), Error> {
-        let names = self.config.home.list(keys::INDEX)?.all().await?;
-        for name in names.iter().filter_map(|object| keys::parse_index(&object.key)) {
-            let record: RunRecord = run::read_json(&self.config.home, &keys::index(name)).await?;
-            let control = read_control(&self.config.home, name).await?;
-            match control.state {
-                RunState::Running | RunState::Paused => self.prepare(record, control, Retry::Nothing, None),
-                RunState::Finished | RunState::Cancelled => {
-                    let status = self.over_status(name, control).await?;
-                    self.over.insert(name.to_owned(), status);
-                }
+        let home = &self.config.home;
+        let objects = home.list(keys::INDEX)?.all().await?;
+        let names: Vec<String> = objects.iter().filter_map(|o| keys::parse_index(&o.key)).map(str::to_owned).collect();
+        let read = async |name: String| {
+            let record: RunRecord = run::read_json(home, &keys::index(&name)).await?;
+            let control = read_control(home, &name).await?;
+            let over = match control.state {
+                RunState::Running | RunState::Paused => None,
+                RunState::Finished | RunState::Cancelled => Some(over_status(home, &name, control).await?),
+            };
+            Ok::<_, Error>((record, control, over))
+        };
+        let runs: Vec<_> = stream::iter(names).map(read).buffered(AT_ONCE).try_collect().await?;
+        for (record, control, over) in runs {
+            match over {
+                Some(status) => drop(self.over.insert(record.name, status)),
+                None => self.prepare(record, control, None, None),
             }
         }
         Ok(())
     }
 
-    /// A finished run as its summary tells.
-    async fn over_status(&self, name: &str, control: Control) -> Result<RunStatus, Error> {
-        let results = Runs::Home(self.config.home.clone()).of(name)?;
-        let count = match results.get("summary.json").await {
-            Ok(bytes) => {
-                let summary: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-                let count = |what: &str| summary["images"][what].as_u64().unwrap_or(0) as usize;
-                (count("total"), count("succeeded"), count("failed"))
-            }
-            Err(_) => (0, 0, 0),
-        };
-        Ok(RunStatus {
-            name: name.to_owned(),
-            state: control.state,
-            priority: control.priority,
-            per_minute: control.per_minute,
-            images: count.0,
-            skipped: 0,
-            succeeded: count.1,
-            failed: count.2,
-            started: 0,
-            queued: 0,
-            waiting: 0,
-            classes: vec![],
-            problem: None,
-        })
-    }
-
     /// Reads and plans a run beside the loop.
-    fn prepare(&mut self, record: RunRecord, control: Control, retry: Retry, reply: Option<Reply<String>>) {
+    fn prepare(&mut self, record: RunRecord, control: Control, redrive: Option<Redrive>, reply: Option<Reply<String>>) {
         let name = record.name.clone();
         self.preparing.insert(name.clone());
         let (home, sender) = (self.config.home.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let prepared = prepare(&home, record.clone(), control, &retry).await;
+            let prepared = prepare(&home, record.clone(), control, redrive.as_ref()).await;
             if prepared.is_err() && reply.is_none() {
                 // A run that was accepted before: its data set may only be away for a while.
                 let sender = sender.clone();
@@ -323,25 +349,27 @@ impl Service {
     async fn obey(&mut self, driver: &mut Driver, command: Command) -> Result<(), Error> {
         match command {
             Command::Submit(request, reply) => match self.record(driver, *request).await {
-                Ok((record, control)) => self.prepare(record, control, Retry::Nothing, Some(reply)),
+                Ok((record, control)) => self.prepare(record, control, None, Some(reply)),
                 Err(refusal) => drop(reply.send(Err(refusal))),
             },
             Command::Prepared(name, prepared, reply) => {
                 self.preparing.remove(&name);
                 let note = match prepared {
                     Ok(prepared) => {
-                        let (spec, plan, control) = *prepared;
+                        let Prepared { spec, plan, control, tally } = *prepared;
                         let note = format!("run {name}: {} images, {} to be projected", plan.total(), plan.images.len());
                         tracing::info!(run = name, images = plan.total(), left = plan.images.len(), "run planned");
                         self.over.remove(&name);
-                        driver.fleet.add(spec, plan, control);
+                        let saved = Saved { at: Instant::now(), counted: tally.counted(), writing: false };
+                        self.saved.insert(name, saved);
+                        driver.fleet.add(spec, plan, control, tally);
                         Ok(note)
                     }
                     Err(error) => {
                         tracing::error!(run = name, error, "the run cannot be planned");
                         if reply.is_none() {
                             let control = read_control(&self.config.home, &name).await?;
-                            let status = self.over_status(&name, control).await?;
+                            let status = over_status(&self.config.home, &name, control).await?;
                             self.over.insert(name, RunStatus { problem: Some(error.clone()), ..status });
                         }
                         Err(Refusal::Invalid(error))
@@ -362,11 +390,8 @@ impl Service {
                 let changed = self.change(driver, &name, change).await?;
                 let _ = reply.send(changed);
             }
-            Command::Retry(name, which, reply) => match self.retried(&name).await {
-                Ok((record, control)) => {
-                    let retry = Retry::Failures { classes: which.classes, reasons: which.reasons };
-                    self.prepare(record, control, retry, Some(reply));
-                }
+            Command::Redrive(name, which, reply) => match self.redriven(driver, &name, &which).await {
+                Ok((record, control, redrive)) => self.prepare(record, control, Some(redrive), Some(reply)),
                 Err(refusal) => drop(reply.send(Err(refusal))),
             },
             Command::Workers(reply) => {
@@ -384,7 +409,7 @@ impl Service {
             Command::Listen(reply) => drop(reply.send(Ok(driver.listen().subscribe()))),
             Command::Again(record, control) => {
                 if self.over.get(&record.name).is_some_and(|s| s.problem.is_some()) {
-                    self.prepare(*record, control, Retry::Nothing, None);
+                    self.prepare(*record, control, None, None);
                 }
             }
             Command::Finished(name, outcome) => {
@@ -393,10 +418,21 @@ impl Service {
                     Ok(()) => {
                         let control = Control { state: RunState::Finished, ..driver.fleet.control(&name).unwrap_or_default() };
                         write_control(&self.config.home, &name, control).await?;
+                        CrashPoint::RunFinished.pass();
                         driver.fleet.set_control(&name, control);
                         tracing::info!(run = name, "run finished");
                     }
                     Err(error) => tracing::error!(run = name, error, "the run's tables cannot be written; tried again"),
+                }
+            }
+            Command::Read(name, found) => {
+                self.reading = false;
+                found.into_iter().for_each(|(job, found)| driver.fleet.read(&name, job, found));
+            }
+            Command::Saved(name, counted) => {
+                if let Some(saved) = self.saved.get_mut(&name) {
+                    saved.writing = false;
+                    saved.counted = counted.unwrap_or(saved.counted);
                 }
             }
         }
@@ -457,19 +493,27 @@ impl Service {
     }
 
     /// A finished run that is to go on.
-    async fn retried(&self, name: &str) -> Result<(RunRecord, Control), Refusal> {
+    async fn redriven(
+        &self,
+        driver: &Driver,
+        name: &str,
+        which: &RedriveRequest,
+    ) -> Result<(RunRecord, Control, Redrive), Refusal> {
         let unavailable = |e: Error| Refusal::Unavailable(chain(&e));
+        let redrive = Redrive::parse(&which.wheres, which.seed).map_err(Refusal::Invalid)?;
         let known = keys::check_run(name).is_ok()
             && self.config.home.exists(&keys::index(name)).await.map_err(|e| unavailable(e.into()))?;
         if !known {
             return Err(Refusal::NotFound(format!("there is no run {name}")));
         }
-        let control = read_control(&self.config.home, name).await.map_err(unavailable)?;
-        if control.state != RunState::Finished || self.preparing.contains(name) {
-            return Err(Refusal::Conflict(format!("run {name} is not finished: it cannot be retried")));
+        // Not as the home says, where a redrive that failed halfway has set it going.
+        let state = driver.fleet.control(name).map(|c| c.state).or_else(|| self.over.get(name).map(|s| s.state));
+        if state != Some(RunState::Finished) || self.preparing.contains(name) {
+            return Err(Refusal::Conflict(format!("run {name} is not finished: it cannot be redriven")));
         }
+        let control = read_control(&self.config.home, name).await.map_err(unavailable)?;
         let record = run::read_json(&self.config.home, &keys::index(name)).await.map_err(unavailable)?;
-        Ok((record, Control { state: RunState::Running, ..control }))
+        Ok((record, Control { state: RunState::Running, ..control }, redrive))
     }
 
     async fn change(&mut self, driver: &mut Driver, name: &str, change: Change) -> Result<Result<RunStatus, Refusal>, Error> {
@@ -515,15 +559,153 @@ impl Service {
             tokio::spawn(async move {
                 let outcome = close(&home, &spec, images).await.map_err(|e| chain(&e));
                 if outcome.is_err() {
-                    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+                    tokio::time::sleep(Duration::from_secs(10)).await;
                 }
                 let _ = sender.send(Command::Finished(name, outcome)).await;
             });
         }
     }
+
+    /// Reads results whose errors no event and no snapshot told, beside the loop.
+    fn read_results(&mut self, driver: &Driver) {
+        if self.reading {
+            return;
+        }
+        let Some((name, wanted)) = driver.fleet.unread(READ) else { return };
+        self.reading = true;
+        let (home, sender) = (self.config.home.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let found = match read_errors(&home, &name, wanted).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(run = name, error = chain(&error), "results cannot be read; tried again");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    vec![]
+                }
+            };
+            let _ = sender.send(Command::Read(name, found)).await;
+        });
+    }
+
+    /// Writes down what is known of the results where enough is new, beside the loop.
+    fn save_snapshots(&mut self, driver: &Driver) {
+        for (name, saved) in &mut self.saved {
+            let new = driver.fleet.counted(name).abs_diff(saved.counted);
+            let due = new > 0 && saved.at.elapsed() >= SNAPSHOT_EVERY
+                || new >= SNAPSHOT_SOON.0 && saved.at.elapsed() >= SNAPSHOT_SOON.1;
+            if saved.writing || !due {
+                continue;
+            }
+            let Some(snapshot) = driver.fleet.snapshot(name) else { continue };
+            (saved.at, saved.writing) = (Instant::now(), true);
+            let (home, sender, name) = (self.config.home.clone(), self.sender.clone(), name.clone());
+            tokio::spawn(async move {
+                let counted = save(&home, &name, snapshot).await;
+                let _ = sender.send(Command::Saved(name, counted)).await;
+            });
+        }
+    }
+
+    /// Writes down what is new, before the end.
+    async fn save_last(&self, driver: &Driver) {
+        let new = self.saved.iter().filter(|(name, saved)| driver.fleet.counted(name) != saved.counted);
+        let snapshots = new.filter_map(|(name, _)| Some((name, driver.fleet.snapshot(name)?)));
+        let saves = join_all(snapshots.map(|(name, snapshot)| save(&self.config.home, name, snapshot)));
+        let _ = tokio::time::timeout(SNAPSHOT_LAST, saves).await;
+    }
 }
 
-async fn prepare(home: &Store, record: RunRecord, control: Control, retry: &Retry) -> Result<(RunSpec, Plan, Control), Error> {
+/// Waits until `stop` becomes true, or nobody can say so any more.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// A run that is over, as its summary tells.
+async fn over_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
+    let summary = Runs::Home(home.clone()).of(name)?.get("summary.json").await.ok();
+    let summary = summary.and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
+    let count = summary.as_ref().map_or((0, 0, 0), |s| (s.images.total, s.images.succeeded, s.images.failed));
+    let class = |class: ClassSummary| {
+        let mean = |metric| class.error.get(&metric).and_then(|spread| spread.mean);
+        let lpips = class.error.get(&Metric::Lpips).and_then(|spread| spread.standard_error);
+        ClassStatus {
+            images: class.images,
+            loss: mean(Metric::Loss),
+            l1: mean(Metric::L1),
+            lpips: mean(Metric::Lpips),
+            lpips_standard_error: lpips,
+            class: class.name,
+        }
+    };
+    Ok(RunStatus {
+        name: name.to_owned(),
+        state: control.state,
+        priority: control.priority,
+        per_minute: control.per_minute,
+        images: count.0 as usize,
+        skipped: 0,
+        succeeded: count.1 as usize,
+        failed: count.2 as usize,
+        started: 0,
+        queued: 0,
+        waiting: 0,
+        classes: summary.map_or(vec![], |s| s.classes.into_iter().map(class).collect()),
+        unread: 0,
+        problem: None,
+    })
+}
+
+/// Class and errors of results; nothing for those that are gone, or that cannot be read at the end of the run either.
+async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, String)>) -> Result<Vec<Found>, Error> {
+    let results = Runs::Home(home.clone()).of(name)?;
+    let read = move |(job, image): (u64, String)| {
+        let results = results.clone();
+        async move {
+            match run::read_json::<ResultRecord>(&results, &keys::marker(&image, Marker::Result)).await {
+                Ok(record) => Ok((job, Some((record.class, Errors::of(&record))))),
+                Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok((job, None)),
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::warn!(error = chain(&error), "a result does not count among the errors by class");
+                    Ok((job, None))
+                }
+                Err(error) => Err(error),
+            }
+        }
+    };
+    stream::iter(wanted).map(read).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// Writes a snapshot; how many results count in it, if that went well. It costs time only where it did not.
+async fn save(home: &Store, name: &str, snapshot: Snapshot) -> Option<usize> {
+    let counted = snapshot.jobs.len();
+    let write = async {
+        let bytes = tokio::task::spawn_blocking(move || snapshot.encode()).await.expect("encoding does not panic");
+        Runs::Home(home.clone()).of(name)?.put(keys::SNAPSHOT, bytes).await
+    };
+    match write.await {
+        Ok(()) => Some(counted),
+        Err(error) => {
+            tracing::warn!(run = name, error = chain(&error), "a snapshot could not be written");
+            None
+        }
+    }
+}
+
+/// The snapshot of a run, if there is one that is whole. Without it the results are read.
+async fn read_snapshot(results: &Store) -> Option<Snapshot> {
+    let bytes = match results.get(keys::SNAPSHOT).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "the snapshot cannot be read");
+            return None;
+        }
+    };
+    let decoded = Snapshot::decode(&bytes);
+    decoded.inspect_err(|error| tracing::warn!(at = results.url(), error = chain(error), "the snapshot is not used")).ok()
+}
+
+async fn prepare(home: &Store, record: RunRecord, control: Control, redrive: Option<&Redrive>) -> Result<Prepared, Error> {
     let name = record.name.clone();
     let (manifest, digest) = read_model(home, &record.model).await?;
     if digest != record.model_digest {
@@ -533,23 +715,40 @@ async fn prepare(home: &Store, record: RunRecord, control: Control, retry: &Retr
     let dataset = Store::open(&record.dataset).await?;
     let results = Runs::Home(home.clone()).of(&name)?;
     let spec = RunSpec { classes: manifest.classes, record };
-    let (plan, notes) = run::prepare(&spec, retry, &dataset, &results).await?;
+    if redrive.is_some() {
+        // Before anything is deleted: should this process die, the next one goes on with it.
+        write_control(home, &name, control).await?;
+    }
+    let (plan, notes) = run::prepare(&spec, redrive, &dataset, &results).await?;
     for note in notes {
         tracing::info!(run = name, "{note}");
     }
     let bytes = serde_json::to_vec_pretty(&spec.record).expect("a record serialises");
     // Written by this or an earlier start; begin() has compared run.json already.
     let (PutNew::Created | PutNew::Exists) = home.put_new(&keys::index(&name), bytes).await?;
+    CrashPoint::RunIndexed.pass();
     write_control(home, &name, control).await?;
-    Ok((spec, plan, control))
+    CrashPoint::RunControlled.pass();
+    let snapshot = read_snapshot(&results).await;
+    let resume = move || {
+        let results = plan.settled.iter().map(|planned| (spec.job(planned).id().to_string(), planned.image.clone()));
+        let tally = Tally::resume(snapshot, results);
+        Prepared { spec, plan, control, tally }
+    };
+    let prepared = tokio::task::spawn_blocking(resume).await.expect("no value of a plan makes it panic");
+    let (counted, unread) = (prepared.tally.counted(), prepared.tally.left());
+    tracing::info!(run = name, counted, unread, "errors by class go on");
+    Ok(prepared)
 }
 
 /// Tables, report, and what lost attempts left.
 async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
     let results = Runs::Home(home.clone()).of(&spec.record.name)?;
-    finish(&spec.record, Some(images), &results).await?;
-    let (records, _) = run::read_records(&results).await?;
-    let swept = run::sweep(&records, &results).await?;
+    let records = Arc::new(run::read_records(&results).await?);
+    finish(&spec.record, Some(images), &records, &results).await?;
+    CrashPoint::TablesWritten.pass();
+    let swept = run::sweep(&records.results, &results).await?;
+    CrashPoint::Swept.pass();
     tracing::info!(run = spec.record.name, swept, "removed what lost attempts left");
     Ok(())
 }

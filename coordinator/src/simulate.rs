@@ -8,7 +8,8 @@ use proto::{Control, Event, Job, Params, RunRecord, What};
 
 use crate::dataset::{DatasetImage, Entry};
 use crate::fleet::Fleet;
-use crate::plan::{RunSpec, plan};
+use crate::plan::{RunSpec, Seeds, plan};
+use crate::tally::Tally;
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +42,8 @@ pub struct Measured {
 /// Requests to the store for one image: (writes and listings, reads). As `worker` makes them, without checkpoints.
 ///
 /// Writes: the attempt, six objects, the marker; one listing of attempts. Reads: is there a marker, the image, its identity, is
-/// there a checkpoint, is there a marker still; at the end the marker twice. The pictures of those that the report shows come on top.
-pub const REQUESTS: (u64, u64) = (9, 7);
+/// there a checkpoint, is there a marker still; at the end the marker. The pictures of those that the report shows come on top.
+pub const REQUESTS: (u64, u64) = (9, 6);
 
 const WORKER: &str = "simulated";
 
@@ -61,12 +62,12 @@ pub fn simulate(simulation: &Simulation) -> Measured {
     let entries: Vec<Entry> = (0..simulation.images).map(entry).collect();
     let spec = RunSpec { record: record(), classes };
     let started = Instant::now();
-    let plan = plan(entries, &spec, &HashMap::new());
+    let plan = plan(entries, &spec, &HashMap::new(), &Seeds::default());
     let planning = started.elapsed();
 
     let started = Instant::now();
     let mut fleet = Fleet::new(4 * simulation.slots);
-    fleet.add(spec, plan, Control::default());
+    fleet.add(spec, plan, Control::default(), Tally::default());
     let (mut now, mut messages, mut bytes) = (0.0, 0, 0);
     // On the queue; and in the workers' hands with the time at which each ends.
     let mut queue: VecDeque<Vec<u8>> = VecDeque::new();

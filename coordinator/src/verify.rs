@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::keys::{Item, Kind, Marker};
 use proto::{Failure, ResultRecord, hex_sha256, keys};
-use store::Store;
+use store::{ErrorKind, Store};
 
 use crate::dataset::{self, Annotations};
-use crate::run::{Error, read_json, read_run, spread};
+use crate::manifest::{Manifest, Object};
+use crate::run::{AT_ONCE, Error, read_each, read_json, read_run, read_seeds, spread};
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,8 +24,8 @@ pub struct Found {
     pub problems: Vec<String>,
 }
 
-/// Compares the run with its data set: every image has one result or one failure, and every object of a result is there with
-/// its size; `deep`: and its digest.
+/// Compares the run with its data set: every image has one result, of its seed, or one failure, and every object of a result is
+/// there with its size; `deep`: and its digest, and so is what the manifest names.
 pub async fn verify(results: &Store, deep: bool) -> Result<Found, Error> {
     let mut found = Found::default();
     let Some(run) = read_run(results).await? else {
@@ -60,21 +62,36 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Found, Error> {
             found.problems.push(format!("{image:?} has neither a result nor a failure"));
         }
     }
-    for (image, its) in &markers {
-        if !expected.contains_key(image) {
-            found.problems.push(format!("{image:?} is no image of the data set any more"));
+    let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
+    for (place, its) in markers {
+        if !expected.contains_key(&place) {
+            found.problems.push(format!("{place:?} is no image of the data set any more"));
         }
-        let result = its.iter().find(|(marker, _)| *marker == Marker::Result);
-        let Some((_, key)) = result else {
-            found.failed += 1;
-            let _: Failure = read_json(results, &its[0].1).await?;
-            continue;
-        };
-        found.succeeded += 1;
-        let record: ResultRecord = read_json(results, key).await?;
-        let there = objects.remove(&(image.clone(), record.attempt.clone())).unwrap_or_default();
-        check(&record, &there, results, deep, &mut found.problems).await?;
+        match its.iter().find(|(marker, _)| *marker == Marker::Result) {
+            Some((_, key)) => succeeded.push(key.clone()),
+            None => failed.extend(its.into_iter().map(|(_, key)| key)),
+        }
     }
+    (found.succeeded, found.failed) = (succeeded.len(), failed.len());
+    let mut failures = read_each::<Failure>(results, failed);
+    while failures.try_next().await?.is_some() {}
+    let seeds = &read_seeds(&run, results).await?;
+    let records = read_each::<ResultRecord>(results, succeeded).map(|read| {
+        let there = match &read {
+            Ok((record, _)) => objects.remove(&(keys::place(&record.image), record.attempt.clone())).unwrap_or_default(),
+            Err(_) => BTreeMap::new(),
+        };
+        async move {
+            let (record, _) = read?;
+            let mut problems = check(&record, &there, results, deep).await?;
+            if record.seed != seeds.of(&record.image) {
+                problems.push(format!("the result of {:?} is of another seed than the run gives it", record.image));
+            }
+            Ok::<_, Error>(problems)
+        }
+    });
+    let problems: Vec<Vec<String>> = records.buffered(AT_ONCE).try_collect().await?;
+    found.problems.extend(problems.into_iter().flatten());
     for (image, attempt) in objects.keys() {
         found.problems.push(format!("attempt {attempt} at {image:?} left objects and is not the one that counts"));
     }
@@ -84,16 +101,20 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Found, Error> {
             found.problems.push(format!("{left} objects are left in {prefix}"));
         }
     }
+    if deep {
+        found.problems.extend(check_manifest(results).await?);
+    }
     Ok(found)
 }
 
+/// What is wrong with the objects of a result.
 async fn check(
     record: &ResultRecord,
     there: &BTreeMap<&'static str, u64>,
     results: &Store,
     deep: bool,
-    problems: &mut Vec<String>,
-) -> Result<(), Error> {
+) -> Result<Vec<String>, Error> {
+    let mut problems = Vec::new();
     for item in Item::ALL {
         let image = &record.image;
         let Some(object) = record.objects.iter().find(|o| o.file == item.file()) else {
@@ -114,5 +135,21 @@ async fn check(
             Some(_) => {}
         }
     }
-    Ok(())
+    Ok(problems)
+}
+
+/// Which of the objects beside the manifest are not as it says; a run that has not ended may have no manifest.
+async fn check_manifest(results: &Store) -> Result<Vec<String>, Error> {
+    let manifest: Manifest = match read_json(results, keys::MANIFEST).await {
+        Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
+        other => other?,
+    };
+    let checks = manifest.objects.into_iter().map(async |object| match results.get(&object.key).await {
+        Ok(bytes) if Object::new(object.key.clone(), &bytes) == object => Ok(None),
+        Ok(_) => Ok(Some(format!("{} is not what {} says", object.key, keys::MANIFEST))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(format!("{} is missing", object.key))),
+        Err(error) => Err(error),
+    });
+    let problems: Vec<Option<String>> = stream::iter(checks).buffered(AT_ONCE).try_collect().await?;
+    Ok(problems.into_iter().flatten().collect())
 }

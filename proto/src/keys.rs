@@ -12,7 +12,9 @@
 //! images/<image>/attempt-<id>/history.json     loss curves
 //! checkpoints/<image>.checkpoint               state of an unfinished projection
 //! attempts/<image>/<id>                        an attempt that has begun, and neither ended nor saved anything yet
-//! results.parquet results.csv summary.json report.html
+//! redrives/<n>.json                            images that are projected with another seed
+//! snapshot                                     what a coordinator knows of the results, for its next start
+//! results.parquet results.csv summary.json report.html manifest.json objects.jsonl.gz
 //! ```
 //!
 //! `<image>` is the image's *place*: its key in the data set with every byte but letters, digits, `.`, `_`, `-` and `/` written
@@ -31,6 +33,14 @@ pub const IMAGES: &str = "images/";
 pub const CHECKPOINTS: &str = "checkpoints/";
 /// Prefix of the attempts that have begun.
 pub const ATTEMPTS: &str = "attempts/";
+/// Prefix of the redrives.
+pub const REDRIVES: &str = "redrives/";
+/// What a coordinator knows of the results, for its next start.
+pub const SNAPSHOT: &str = "snapshot";
+/// What the run or the export consists of, with digests.
+pub const MANIFEST: &str = "manifest.json";
+/// The objects of images, with digests: a part of the manifest, one line for each.
+pub const OBJECTS: &str = "objects.jsonl.gz";
 /// Prefix of the runs' index in a fleet's home.
 pub const INDEX: &str = "index/";
 
@@ -94,12 +104,22 @@ impl Item {
 
 /// Key of the marker of `image`.
 pub fn marker(image: &str, marker: Marker) -> String {
-    format!("{IMAGES}{}/{}", place(image), marker.file())
+    marker_at(&place(image), marker)
+}
+
+/// Key of the marker at a place.
+pub fn marker_at(place: &str, marker: Marker) -> String {
+    format!("{IMAGES}{place}/{}", marker.file())
+}
+
+/// Prefix of the objects of `image` that `attempt` writes.
+pub fn items(image: &str, attempt: &str) -> String {
+    format!("{IMAGES}{}/{ATTEMPT}{attempt}/", place(image))
 }
 
 /// Key of an object of `image` that `attempt` writes.
 pub fn item(image: &str, attempt: &str, item: Item) -> String {
-    format!("{IMAGES}{}/{ATTEMPT}{attempt}/{}", place(image), item.file())
+    format!("{}{}", items(image, attempt), item.file())
 }
 
 /// Key of the checkpoint of `image`.
@@ -135,6 +155,16 @@ pub fn parse(key: &str) -> Option<Kind<'_>> {
     let item = Item::ALL.into_iter().find(|i| i.file() == file)?;
     let (place, attempt) = place.rsplit_once('/')?;
     Some(Kind::Item(place, attempt.strip_prefix(ATTEMPT)?, item))
+}
+
+/// Key of the n-th redrive of a run.
+pub fn redrive(n: u64) -> String {
+    format!("{REDRIVES}{n:06}.json")
+}
+
+/// Number of the redrive of a key made by [`redrive`].
+pub fn parse_redrive(key: &str) -> Option<u64> {
+    key.strip_prefix(REDRIVES)?.strip_suffix(".json")?.parse().ok()
 }
 
 /// Key of a run's description in a fleet's home.
@@ -263,6 +293,7 @@ mod tests {
         for bad in ["", ".x", "a/b", "a b", "é", &"x".repeat(64)] {
             assert!(check_run(bad).is_err(), "{bad:?}");
         }
+        assert_eq!([1, 2_000_000].map(|n| parse_redrive(&redrive(n))), [Some(1), Some(2_000_000)]);
         assert_eq!(parse_index(&index("r1")), Some("r1"));
         assert_eq!(parse_index("index/a/b.json"), None);
     }

@@ -2,6 +2,7 @@
 //!
 //! Plain data. Decoding validates; a value that exists is a value that makes sense. No torch, no tokio, no I/O.
 
+mod crash;
 mod event;
 mod history;
 mod job;
@@ -10,17 +11,20 @@ mod model;
 mod params;
 mod result;
 mod run;
+mod snapshot;
 
+pub use crash::CrashPoint;
 pub use event::{Alive, Event, What};
 pub use history::History;
 pub use job::{Box2d, Job, JobId};
-pub use model::{GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest, hex_sha256};
+pub use model::{GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256};
 pub use params::{
     ColourTransform, Descent, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params, SpatialTransform, Told,
     TransformChoice, TransformSearch, TransformStart,
 };
 pub use result::{Failure, FailureReason, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain};
-pub use run::{Control, RunRecord, RunState};
+pub use run::{Control, RedriveRecord, RunRecord, RunState};
+pub use snapshot::{ClassSums, Snapshot, Sum};
 
 /// The generated protobuf messages.
 #[allow(missing_docs)]

@@ -102,5 +102,23 @@ impl ModelManifest {
 
 /// SHA-256 as 64 hexadecimal digits.
 pub fn hex_sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    let mut running = RunningSha256::default();
+    running.update(bytes);
+    running.hex()
+}
+
+/// SHA-256 of what comes in pieces.
+#[derive(Clone, Default)]
+pub struct RunningSha256(Sha256);
+
+impl RunningSha256 {
+    /// The next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Of all pieces, as 64 hexadecimal digits.
+    pub fn hex(self) -> String {
+        self.0.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
 }

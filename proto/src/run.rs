@@ -31,6 +31,21 @@ pub struct RunRecord {
     pub version: String,
 }
 
+/// `redrives/<n>.json`: images of a run that are projected with another seed. Never changes once written; of several that name an
+/// image the last counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RedriveRecord {
+    /// Of this file: 1.
+    pub format: u32,
+    /// The conditions that were asked for, one of which each image met.
+    #[serde(rename = "where")]
+    pub wheres: Vec<String>,
+    /// Takes the place of the run's seed for these images.
+    pub seed: u64,
+    /// Keys of the images in the data set.
+    pub images: Vec<String>,
+}
+
 /// `control/<run>.json`: what a fleet should do with a run now.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Control {

@@ -1,6 +1,8 @@
 //! Bytes that version 0.1.0 wrote are read for ever. A change of a message adds a line here and changes none.
 
-use proto::{Alive, Event, Job, What};
+use std::collections::BTreeMap;
+
+use proto::{Alive, ClassSums, Event, Job, Snapshot, Sum, What};
 
 fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hexadecimal")).collect()
@@ -35,6 +37,20 @@ fn old_events_are_read() {
     for (event, hex) in events.iter().zip(written) {
         assert_eq!(Event::decode(&bytes(hex)).expect("an old event"), *event);
         assert_eq!(event.encode(), bytes(hex), "and written as it was");
+    }
+}
+
+#[test]
+fn old_snapshots_are_read_and_damaged_ones_are_not() {
+    let sum = |n: u64| Sum { n, sum: n as f64 / 4.0, squares: 0.5 };
+    let of = |images| ClassSums { images, loss: sum(images), l1: sum(images), lpips: sum(0) };
+    let snapshot = Snapshot { jobs: vec![3, 7, u64::MAX], classes: BTreeMap::from([(0, of(1)), (8, of(2))]) };
+    let old = bytes(include_str!("compat/snapshot-1.hex").trim());
+    assert_eq!(Snapshot::decode(&old).expect("an old snapshot"), snapshot);
+    assert_eq!(snapshot.encode(), old, "and written as it was");
+    for i in 0..old.len() {
+        let flipped: Vec<u8> = old.iter().enumerate().map(|(j, b)| if i == j { b ^ 1 } else { *b }).collect();
+        assert!(Snapshot::decode(&flipped).is_err() && Snapshot::decode(&old[..i]).is_err(), "byte {i}");
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 /// A cold start takes 6 s on an idle machine of 2 cores.
 const START: Duration = Duration::from_secs(120);
+const HELP: &str = "apt-get install rabbitmq-server, or let BASIN_TEST_RABBITMQ name the `rabbitmq-server` of another one";
 
 /// A running broker.
 pub struct RabbitMq {
@@ -107,7 +108,11 @@ impl RabbitMq {
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", file("enabled_plugins"))
             .env("RABBITMQ_CONFIG_FILE", file("rabbitmq"))
             .env("RABBITMQ_CONF_ENV_FILE", file("no-environment"))
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}")
+            // The tick: how often it looks for deliveries older than its `consumer_timeout`.
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "+S 1:1 +sbwt none -rabbit channel_tick_interval 500 -kernel inet_dist_use_interface {127,0,0,1}",
+            )
             .env_remove("NOTIFY_SOCKET");
         self.node = Some(Group::start(&mut server, None));
         let end = Instant::now() + START;
@@ -156,9 +161,10 @@ impl Drop for RabbitMq {
     }
 }
 
-fn server() -> &'static Path {
-    let server = Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server");
-    assert!(server.exists(), "this test needs a RabbitMQ: apt-get install rabbitmq-server");
+/// Where Debian has it, or where `BASIN_TEST_RABBITMQ` says.
+fn server() -> PathBuf {
+    let server = std::env::var_os("BASIN_TEST_RABBITMQ").map_or("/usr/lib/rabbitmq/bin/rabbitmq-server".into(), PathBuf::from);
+    assert!(server.exists(), "this test needs a RabbitMQ, but {} is not there; {HELP}", server.display());
     server
 }
 
@@ -179,7 +185,7 @@ impl Group {
     fn start(command: &mut Command, directory: Option<&Path>) -> Group {
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = quiet.process_group(0).spawn();
-        let leader = started.unwrap_or_else(|e| panic!("{e}: this test needs a RabbitMQ: apt-get install rabbitmq-server"));
+        let leader = started.unwrap_or_else(|e| panic!("this test needs a RabbitMQ with its epmd: {e}; {HELP}"));
         let script = r#"read -r _; kill -s KILL -- "-$0" 2>/dev/null; [ -z "$1" ] || until rm -rf -- "$1"; do sleep 0.1; done"#;
         let mut reaper = Command::new("sh");
         reaper.args(["-c", script, &leader.id().to_string()]).args(directory);

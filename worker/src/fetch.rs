@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proto::keys::Marker;
-use proto::{Box2d, Event, Failure, FailureReason, Job, JobId, ModelRef, What, chain, keys};
+use proto::{Box2d, CrashPoint, Event, Failure, FailureReason, Job, JobId, ModelRef, What, chain, keys};
 use queue::{Channel, Consumer, Delivery, Queue};
 use store::{ErrorKind, Runs, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -187,6 +187,7 @@ impl Fetcher {
                     tracing::warn!(error = chain(&error), "an attempt could not be recorded");
                 }
             }
+            CrashPoint::AttemptRecorded.pass();
             let _ = tell.send(());
         });
         Ok(Begin { ask, written })
@@ -206,6 +207,7 @@ impl Fetcher {
                 return Ok(None);
             }
         };
+        CrashPoint::JobTaken.pass();
         let id = job.id();
         if !self.controls.may_compute(&job.run).await {
             // It is not wanted now: the coordinator keeps it.
@@ -216,6 +218,7 @@ impl Fetcher {
         match self.load(&job, &id).await {
             Ok(Some(Fetched { decoded, model, checkpoint, suspect })) => {
                 self.tell(&job, What::Started).await?;
+                CrashPoint::StartTold.pass();
                 let (attempt, seconds) = (attempt_name(&self.config.name), 0.0);
                 let Decoded { pixels, bbox, .. } = decoded;
                 Ok(Some(Loaded { delivery, job, id, attempt, model, pixels, bbox, checkpoint, seconds, suspect }))
@@ -346,8 +349,11 @@ pub(crate) async fn reject(
     let failure = Failure::of(job, reason, message);
     let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
     results.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
+    CrashPoint::FailureRecorded.pass();
     let what = What::Failed { reason: reason.as_str().into(), message: failure.message.clone() };
     queue.publish(Channel::Events, Event::about(job, &config.name, what).encode()).await?;
+    CrashPoint::FailureTold.pass();
     delivery.reject(&failure.message).await?;
+    CrashPoint::FailureSettled.pass();
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! work: [`fetch`](mod@fetch) (io) -> [`project`](mod@project) (device threads) -> [`publish`](mod@publish) (io). Each image
 //! travels with its [`queue::Delivery`], which is settled last. [`fate`] says what an error means for its job.
 
+mod cache;
 pub mod checkpoint;
 pub mod codec;
 mod controls;
@@ -25,6 +26,7 @@ use queue::{Channel, Queue};
 use store::Runs;
 use tokio::sync::{mpsc, watch};
 
+pub use cache::Cache;
 pub use devices::Devices;
 pub use models::Models;
 pub use project::Working;
@@ -92,6 +94,10 @@ pub async fn run(
     shutdown: Shutdown,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
+    if let Runs::Home(home) = &runs {
+        // A worker that could not write its results must not use up the jobs' attempts.
+        home.check_writable().await?;
+    }
     let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images).min(u16::MAX.into()) as u16).await?;
     let (loaded_sender, loaded) = mpsc::channel(1);
     // Room for a batch: its images are sent one by one.

@@ -10,7 +10,7 @@ use clap::Parser;
 use queue::Queue;
 use store::{Runs, Store};
 use tokio::sync::watch;
-use worker::{Config, Devices, Models, Shutdown, Working};
+use worker::{Cache, Config, Devices, Models, Shutdown, Working};
 
 /// Takes jobs from the queue and projects their images on the local devices.
 ///
@@ -36,6 +36,9 @@ struct Args {
     /// Folder for models, shared by the workers of a machine.
     #[arg(long, env = "BASIN_MODEL_CACHE", value_name = "DIR")]
     model_cache: Option<PathBuf>,
+    /// Bytes of models in that folder, at most; those in use are kept even if they are more.
+    #[arg(long, default_value_t = 20_000_000_000, env = "BASIN_MODEL_CACHE_BYTES", value_name = "N")]
+    model_cache_bytes: u64,
     /// Leave with 0 when there was no job for this many seconds.
     #[arg(long, env = "BASIN_DRAIN_AFTER", value_name = "SECONDS")]
     drain_after: Option<u64>,
@@ -71,6 +74,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let host = || std::fs::read_to_string("/etc/hostname").unwrap_or_else(|_| "worker".into()).trim().to_owned();
     let name = args.name.clone().unwrap_or_else(|| format!("{}-{}", host(), std::process::id()));
     let cache = args.model_cache.clone().unwrap_or_else(|| std::env::temp_dir().join("basin-models"));
+    let cache = Cache::new(cache, args.model_cache_bytes);
     tracing::info!(name, home = home.url(), queue = queue.server(), %devices, "started");
     let config = Config {
         name,

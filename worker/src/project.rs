@@ -133,6 +133,7 @@ impl Thread {
         let mut saved = Instant::now();
         let mut last = projection.progress().done;
         self.resumed += last;
+        tracing::info!(run, images = batch.len(), lane_steps = projection.progress().total, resumed = last, "projecting");
         self.show(&projection, &run);
         while !projection.finished() {
             let (stop, withdrawn) = (self.shutdown.requested(), self.withdrawn.load(Ordering::SeqCst));
@@ -143,6 +144,7 @@ impl Thread {
             let progress = projection.step(lanes)?;
             self.computed += progress.done.saturating_sub(last);
             last = progress.done;
+            tracing::debug!(computed = self.computed, done = progress.done, of = progress.total, loss = progress.loss, "step");
             self.show(&projection, &run);
             if saved.elapsed() >= self.checkpoint_every && !projection.finished() {
                 saved = Instant::now();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use projector::Solution;
 use proto::keys::{Item, Marker};
-use proto::{Event, FailureReason, ObjectRef, ResultRecord, SeedResult, What, chain, hex_sha256, keys};
+use proto::{CrashPoint, Event, FailureReason, ObjectRef, ResultRecord, SeedResult, What, chain, hex_sha256, keys};
 use queue::{Channel, Queue};
 use store::{PutNew, Runs, Store};
 use tokio::sync::mpsc;
@@ -33,11 +33,13 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
                 let results = runs.of(&job.run)?;
                 forgive(save(&results, &job.image, &attempt, checkpoint).await)?;
                 queue.publish(Channel::Events, Event::about(&job, &config.name, What::Released { queued }).encode()).await?;
+                CrashPoint::ReleaseTold.pass();
                 if queued {
                     delivery.release().await?;
                 } else {
                     delivery.ack().await?;
                 }
+                CrashPoint::ReleaseSettled.pass();
             }
         }
     }
@@ -47,7 +49,10 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
 /// A checkpoint is progress: the attempt counts no longer as one that never ended.
 async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) -> Result<(), store::Error> {
     results.put(&keys::checkpoint(image), checkpoint).await?;
-    results.delete(&keys::attempt(image, attempt)).await
+    CrashPoint::CheckpointSaved.pass();
+    results.delete(&keys::attempt(image, attempt)).await?;
+    CrashPoint::CheckpointCounted.pass();
+    Ok(())
 }
 
 fn forgive(saved: Result<(), store::Error>) -> Result<(), store::Error> {
@@ -106,9 +111,12 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
         Err(error) => return Err(error.into()),
     }
     let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
+    tracing::info!(run = job.run, image = job.image, loss, lpips, seconds, "projected");
     let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips };
     queue.publish(Channel::Events, Event::about(&job, &config.name, what).encode()).await?;
+    CrashPoint::SuccessTold.pass();
     delivery.ack().await?;
+    CrashPoint::SuccessSettled.pass();
     Ok(())
 }
 
@@ -119,16 +127,22 @@ async fn commit(results: &Store, objects: Vec<(Item, Vec<u8>)>, record: &ResultR
     if !results.exists(&marker).await? {
         for (item, bytes) in objects {
             results.put(&keys::item(image, attempt, item), bytes).await?;
+            CrashPoint::ObjectUploaded.pass();
         }
+        CrashPoint::ObjectsUploaded.pass();
         let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
         if results.put_new(&marker, bytes).await? == PutNew::Exists && !is_ours(results, &marker, attempt).await? {
             for item in Item::ALL {
                 results.delete(&keys::item(image, attempt, item)).await?;
             }
         }
+        CrashPoint::Committed.pass();
     }
     results.delete(&keys::checkpoint(image)).await?;
-    results.delete(&keys::attempt(image, attempt)).await
+    CrashPoint::CheckpointDeleted.pass();
+    results.delete(&keys::attempt(image, attempt)).await?;
+    CrashPoint::AttemptDeleted.pass();
+    Ok(())
 }
 
 /// Whether the marker is this attempt's, whose first request may have succeeded without an answer.
@@ -183,4 +197,147 @@ fn projection(solution: &Solution, record: &ResultRecord) -> Vec<u8> {
     });
     let metadata = HashMap::from([("basin projection".to_owned(), about.to_string())]);
     safetensors::serialize(tensors, Some(metadata)).expect("three tensors serialise")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+    use std::time::Duration;
+
+    use proto::{History, Job, ModelRef, Params};
+    use queue::{Consumer, Delivery};
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::Devices;
+
+    /// A future that is dropped after some polls, as a process that dies at an await.
+    struct Mortal<F> {
+        life: Pin<Box<F>>,
+        polls: u32,
+    }
+
+    impl<F: Future> Future for Mortal<F> {
+        type Output = Option<F::Output>;
+
+        fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+            if self.polls == 0 {
+                return Poll::Ready(None);
+            }
+            self.polls -= 1;
+            self.life.as_mut().poll(context).map(Some)
+        }
+    }
+
+    fn job() -> Job {
+        Job {
+            run: "r".into(),
+            image: "a/1.png".into(),
+            identity: "i".into(),
+            dataset: "/data".into(),
+            class: 0,
+            class_name: "Bag".into(),
+            bbox: None,
+            model: "m".into(),
+            model_digest: "d".into(),
+            params: Params::fast(),
+            seed: 0,
+        }
+    }
+
+    /// As the devices' thread hands it over. Each attempt has other bytes, so that a mixture would be seen.
+    fn solved(delivery: Delivery, attempt: u32) -> Solved {
+        let job = Job::decode(delivery.payload()).expect("ours");
+        let loss = f64::from(attempt);
+        let pixels = vec![(attempt % 7) as f32 / 7.0; 3 * 4 * 4];
+        let seed = projector::projection::Seed {
+            z: vec![loss as f32],
+            c: vec![0.0],
+            loss,
+            inverted_loss: loss,
+            l1: loss,
+            l2: loss,
+            lpips: loss,
+        };
+        let history = History { transform: vec![], latent: vec![loss], descent: vec![vec![loss]] };
+        let solution = Solution {
+            transform: None,
+            best: 0,
+            seeds: vec![seed],
+            generated: pixels.clone(),
+            inverted: pixels.clone(),
+            transformed: pixels.clone(),
+            history,
+            lane_steps: 1,
+        };
+        let model = ModelRef { name: "m".into(), digest: "d".into(), resolution: 4 };
+        let (id, attempt) = (job.id(), format!("{attempt:012x}"));
+        Solved { delivery, job, id, attempt, model, pixels, solution: Ok(solution), seconds: 1.0 }
+    }
+
+    fn config() -> Config {
+        Config {
+            name: "w".into(),
+            devices: Devices(vec![]),
+            batch_images: 1,
+            checkpoint_every: Duration::from_secs(1),
+            drain_after: None,
+            max_runtime: None,
+            version: "0".into(),
+        }
+    }
+
+    async fn next(consumer: &mut Consumer) -> Option<Delivery> {
+        tokio::time::timeout(Duration::from_millis(1), consumer.next()).await.ok()?.expect("the queue lives")
+    }
+
+    /// A job comes several times to workers that die at any await, two at a time; what was in flight may still be written later.
+    #[test]
+    fn under_any_schedule_of_deaths_and_repeats_one_whole_result_is_committed_and_told() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        for seed in 0..300 {
+            runtime.block_on(schedule(seed));
+        }
+    }
+
+    async fn schedule(seed: u64) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let dir = tempfile::tempdir().expect("writable");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a folder");
+        let queue = Queue::open("embedded:?delivery_limit=1000").await.expect("in memory");
+        for _ in 0..rng.random_range(1..4) {
+            queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
+        }
+        let (config, mut attempts) = (config(), 0);
+        loop {
+            let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
+            let (first, second) = (next(&mut consumer).await, next(&mut consumer).await);
+            if first.is_none() {
+                break;
+            }
+            let lives = [first, second].into_iter().flatten().map(|delivery| {
+                attempts += 1;
+                let life = publish(&config, &queue, &results, solved(delivery, attempts));
+                // Later ones live longer, so that it ends.
+                Mortal { life: Box::pin(life), polls: rng.random_range(0..40 + 4 * attempts) }
+            });
+            for ended in futures_util::future::join_all(lives.collect::<Vec<_>>()).await {
+                assert!(matches!(ended, None | Some(Ok(()))), "seed {seed}: {ended:?}");
+            }
+        }
+        let marker = results.get(&keys::marker("a/1.png", Marker::Result)).await.expect("a result");
+        let record: ResultRecord = serde_json::from_slice(&marker).expect("a record");
+        for object in &record.objects {
+            let item = Item::ALL.into_iter().find(|item| item.file() == object.file).expect("a known file");
+            let bytes = results.get(&keys::item(&record.image, &record.attempt, item)).await.expect("it is there");
+            assert_eq!(hex_sha256(&bytes), object.sha256, "seed {seed}: {}", object.file);
+        }
+        assert_eq!(record.objects.len(), Item::ALL.len());
+        let mut events = queue.consume(Channel::Events, 100).await.expect("in memory");
+        let told = next(&mut events).await.expect("an event");
+        assert!(matches!(Event::decode(told.payload()).expect("ours").what, What::Succeeded { .. }), "seed {seed}");
+        assert_eq!(queue.depth(Channel::DeadLetters).await.expect("in memory"), 0, "seed {seed}");
+    }
 }

@@ -10,6 +10,8 @@ use projector::{Generator, Model};
 use proto::{ModelManifest, ModelRef, hex_sha256};
 use tch::Tensor;
 
+use crate::cache::Held;
+
 /// A model ready to project, and what is known about it.
 pub struct LoadedModel {
     /// The networks, on the CPU.
@@ -22,6 +24,8 @@ pub struct LoadedModel {
     pub statistics: ObjectStatistics,
     /// Class predictor on top of the perceptual network, if the model has one.
     pub classifier: Option<Classifier>,
+    /// Its place in this machine's cache, if it has one.
+    pub(crate) _held: Option<Held>,
 }
 
 /// A linear layer on the flattened last feature map of the perceptual network.
@@ -148,6 +152,7 @@ pub fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
         classes: manifest.classes,
         statistics,
         classifier,
+        _held: None,
     })
 }
 

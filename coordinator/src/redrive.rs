@@ -1,0 +1,289 @@
+//! Which settled images are projected again. Pure.
+//!
+//! A failure can be tried again as it is: what was wrong may be mended. A result cannot, since the same job gives the same answer:
+//! it is projected again with another seed only (`docs/adr/0007-redrive.md`).
+
+use proto::{Failure, FailureReason, ResultRecord};
+use serde_json::Value;
+
+use crate::summary::Metric;
+
+/// What is projected again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Redrive {
+    /// Images that meet one of these; none stands for all failures.
+    wheres: Vec<Where>,
+    seed: Option<u64>,
+}
+
+/// Conditions, all of which must hold.
+#[derive(Clone, Debug, PartialEq)]
+struct Where {
+    text: String,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Condition {
+    Class(Is, String),
+    Reason(Is, FailureReason),
+    Image(Is, String),
+    Error(Metric, Operator, f64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Is {
+    Equal,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Operator {
+    Equal,
+    Other,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
+
+/// The longer ones first.
+const OPERATORS: [(&str, Operator); 6] = [
+    ("!=", Operator::Other),
+    ("<=", Operator::LessOrEqual),
+    (">=", Operator::GreaterOrEqual),
+    ("=", Operator::Equal),
+    ("<", Operator::Less),
+    (">", Operator::Greater),
+];
+
+impl Redrive {
+    /// All failures, as they are.
+    pub fn failures() -> Redrive {
+        Redrive::default()
+    }
+
+    /// Images that meet one of `wheres`, each of which is conditions joined by commas; with `seed` in the place of the run's.
+    /// Without a seed only failures are meant. An error is for the person who asked.
+    pub fn parse(wheres: &[String], seed: Option<u64>) -> Result<Redrive, String> {
+        let wheres = wheres.iter().map(|text| Where::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        for Where { text, conditions } in &wheres {
+            let errors = conditions.iter().any(|c| matches!(c, Condition::Error(..)));
+            if errors && conditions.iter().any(|c| matches!(c, Condition::Reason(..))) {
+                return Err(format!("nothing meets {text:?}: failures have a reason, and only results have a loss or an error"));
+            }
+            if errors && seed.is_none() {
+                return Err(format!(
+                    "{text:?} selects results, and the same job gives the same answer: give another seed (--seed N)"
+                ));
+            }
+        }
+        if seed.is_some() && wheres.is_empty() {
+            return Err("another seed for every image is another run: say which images (--where), or submit a run".into());
+        }
+        Ok(Redrive { wheres, seed })
+    }
+
+    /// The seed that takes the place of the run's.
+    pub fn seed(&self) -> Option<u64> {
+        self.seed
+    }
+
+    /// The conditions, as they were asked for.
+    pub fn wheres(&self) -> Vec<String> {
+        self.wheres.iter().map(|w| w.text.clone()).collect()
+    }
+
+    /// Whether the failure is meant.
+    pub fn wants_failure(&self, failure: &Failure) -> bool {
+        self.wheres.is_empty() || self.wheres.iter().any(|w| w.conditions.iter().all(|c| c.holds_for_failure(failure)))
+    }
+
+    /// Whether the result is meant.
+    pub fn wants_result(&self, record: &ResultRecord) -> bool {
+        self.seed.is_some() && self.wheres.iter().any(|w| w.conditions.iter().all(|c| c.holds_for_result(record)))
+    }
+}
+
+impl Where {
+    fn parse(text: &str) -> Result<Where, String> {
+        let conditions = split(text).into_iter().map(Condition::parse).collect::<Result<_, _>>()?;
+        Ok(Where { text: text.to_owned(), conditions })
+    }
+}
+
+impl Condition {
+    fn parse(text: &str) -> Result<Condition, String> {
+        let text = text.trim();
+        let shape = || format!("{text:?} is no condition, as class=Bag or loss>1.5 are");
+        let name = text.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
+        let (field, rest) = text.split_at(name);
+        let rest = rest.trim_start();
+        let (sign, operator) = *OPERATORS.iter().find(|(sign, _)| rest.starts_with(sign)).ok_or_else(shape)?;
+        let value = unquote(rest[sign.len()..].trim()).ok_or_else(shape)?;
+        let is = || match operator {
+            Operator::Equal => Ok(Is::Equal),
+            Operator::Other => Ok(Is::Other),
+            _ => Err(format!("{text:?}: {field} can be compared with = and != only")),
+        };
+        if let Some(metric) = Metric::ALL.into_iter().find(|m| m.as_str() == field) {
+            let number = value.parse().ok().filter(|v: &f64| v.is_finite());
+            return Ok(Condition::Error(metric, operator, number.ok_or_else(|| format!("{text:?}: {value:?} is no number"))?));
+        }
+        match field {
+            "class" => Ok(Condition::Class(is()?, value)),
+            "image" => Ok(Condition::Image(is()?, value)),
+            "reason" => {
+                let reason = serde_json::from_value(Value::String(value)).map_err(|error| format!("{text:?}: {error}"))?;
+                Ok(Condition::Reason(is()?, reason))
+            }
+            _ => {
+                let known = Metric::ALL.map(Metric::as_str).join(", ");
+                Err(format!("{text:?}: {field:?} is none of class, image, reason, {known}"))
+            }
+        }
+    }
+
+    fn holds_for_failure(&self, failure: &Failure) -> bool {
+        match self {
+            Condition::Class(is, class) => is.holds(same(class, failure.class_name.as_deref().unwrap_or_default())),
+            Condition::Reason(is, reason) => is.holds(failure.reason == *reason),
+            Condition::Image(is, pattern) => is.holds(fits(pattern, &failure.image)),
+            Condition::Error(..) => false,
+        }
+    }
+
+    fn holds_for_result(&self, record: &ResultRecord) -> bool {
+        match self {
+            Condition::Class(is, class) => is.holds(same(class, &record.class_name)),
+            Condition::Reason(..) => false,
+            Condition::Image(is, pattern) => is.holds(fits(pattern, &record.image)),
+            Condition::Error(metric, operator, number) => {
+                metric.best_seed(record).is_some_and(|value| operator.holds(value, *number))
+            }
+        }
+    }
+}
+
+impl Is {
+    fn holds(self, equal: bool) -> bool {
+        equal == (self == Is::Equal)
+    }
+}
+
+impl Operator {
+    fn holds(self, value: f64, number: f64) -> bool {
+        match self {
+            Operator::Equal => value == number,
+            Operator::Other => value != number,
+            Operator::Less => value < number,
+            Operator::LessOrEqual => value <= number,
+            Operator::Greater => value > number,
+            Operator::GreaterOrEqual => value >= number,
+        }
+    }
+}
+
+/// Class names are compared as the data sets' are.
+fn same(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b)
+}
+
+/// At the commas that are not inside of quotes.
+fn split(text: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
+    for (i, c) in text.char_indices() {
+        match c {
+            '"' if !escaped => quoted = !quoted,
+            ',' if !quoted => {
+                parts.push(&text[start..i]);
+                start = i + 1;
+            }
+            _ => {}
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    parts.push(&text[start..]);
+    parts
+}
+
+/// A value in quotes is a JSON string, any other is what it is; `None`: there is none, or the quotes do not close.
+fn unquote(value: &str) -> Option<String> {
+    if value.starts_with('"') { serde_json::from_str(value).ok() } else { Some(value.to_owned()).filter(|v| !v.is_empty()) }
+}
+
+/// Whether `text` is `pattern`, in which `*` stands for anything.
+fn fits(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(first) else { return false };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    for part in middle.split('*') {
+        match text.find(part) {
+            Some(at) => text = &text[at + part.len()..],
+            None => return false,
+        }
+    }
+    text.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::summary::tests::{failure, record, seed};
+
+    fn parse(wheres: &[&str], seed: Option<u64>) -> Result<Redrive, String> {
+        Redrive::parse(&wheres.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>(), seed)
+    }
+
+    fn bag(image: &str, loss: f64) -> ResultRecord {
+        record(image, 0, "Bag, small", 0, vec![seed(loss, 0.5, 0.25)])
+    }
+
+    #[test]
+    fn every_condition_of_one_where_must_hold() {
+        let wants = |wheres: &[&str]| {
+            let redrive = parse(wheres, Some(1)).expect("conditions");
+            let results = [bag("a/1.png", 1.0), bag("b/2.png", 2.0), bag("b/3.jpg", f64::NAN)];
+            results.iter().map(|r| redrive.wants_result(r)).collect::<Vec<_>>()
+        };
+        assert_eq!(wants(&["loss>1"]), [false, true, false]);
+        assert_eq!(wants(&["loss >= 1", "image=b/3.jpg"]), [true, true, true]);
+        assert_eq!(wants(&["image=b/*,loss!=1"]), [false, true, false]);
+        assert_eq!(wants(&[r#"class="bag, SMALL",image!=*.png"#]), [false, false, true]);
+        assert_eq!(wants(&["lpips<=0.25,l1<0.5"]), [false; 3]);
+        assert_eq!(wants(&["reason=diverged"]), [false; 3]);
+        assert_eq!(wants(&["image=*/*.p*g"]), [true, true, false]);
+    }
+
+    #[test]
+    fn a_failure_needs_no_seed_and_a_result_does() {
+        let mut odd = failure("a.png", FailureReason::Diverged, "m");
+        assert!(parse(&[], None).expect("all failures").wants_failure(&odd));
+        assert!(parse(&["reason=diverged"], None).expect("failures").wants_failure(&odd));
+        assert!(!parse(&["reason!=diverged"], None).expect("failures").wants_failure(&odd));
+        assert!(!parse(&["reason=diverged,class=Bag"], None).expect("failures").wants_failure(&odd));
+        odd.class_name = Some("BAG".into());
+        assert!(parse(&["reason=diverged,class=Bag"], None).expect("failures").wants_failure(&odd));
+        assert!(!parse(&["image=a*"], None).expect("failures").wants_result(&bag("a.png", 1.0)));
+        assert!(!parse(&["loss>0"], Some(1)).expect("results").wants_failure(&odd));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_reason() {
+        let every: [(&[&str], Option<u64>, &str); 9] = [
+            (&["loss>1"], None, "--seed"),
+            (&[], Some(1), "--where"),
+            (&["loss>1,reason=diverged"], Some(1), "failures have a reason"),
+            (&["reason=sad"], None, "diverged"),
+            (&["size>3"], Some(1), "inverted_loss"),
+            (&["loss>much"], Some(1), "no number"),
+            (&["class<Bag"], None, "= and != only"),
+            (&["class="], None, "no condition"),
+            (&["class=\"Bag"], None, "no condition"),
+        ];
+        for (wheres, seed, why) in every {
+            let refusal = parse(wheres, seed).expect_err("is refused");
+            assert!(refusal.contains(why), "{refusal}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Results as a WebDataset (*io*): tar files of samples, which training programs read as a stream.
+//!
+//! One shard is in memory at a time. The same run and the same cut make the same bytes: samples in the order of their places,
+//! members in the order of their names, no times and no owners.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use proto::keys::{Item, Marker};
+use proto::{ResultRecord, hex_sha256, keys};
+use serde::Serialize;
+use store::Store;
+
+use crate::manifest::{Lines, Manifest, Object};
+use crate::run::{AT_ONCE, Error, Markers, read_run};
+use crate::summary::Counts;
+
+/// Ends of the members' names, sorted, and what they are; no item: the result's record.
+const MEMBERS: [(&str, Option<Item>); 6] = [
+    ("generated.png", Some(Item::Generated)),
+    ("inverted.png", Some(Item::Inverted)),
+    ("json", None),
+    ("safetensors", Some(Item::Projection)),
+    ("target.png", Some(Item::Target)),
+    ("transformed.png", Some(Item::Transformed)),
+];
+/// Bytes of the longest name of a sample, so that its members fit into the 100 of a plain tar header; and of what is kept of a
+/// longer one, before its digest.
+const LONGEST: (usize, usize) = (84, 50);
+const BLOCK: u64 = 512;
+
+/// Where a shard ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    /// Before it has more bytes, unless a single sample has.
+    pub bytes: u64,
+    /// After so many samples.
+    pub samples: Option<usize>,
+}
+
+impl Default for Cut {
+    fn default() -> Cut {
+        Cut { bytes: 256 << 20, samples: None }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exported {
+    /// Tar files.
+    pub shards: usize,
+    /// Images in them.
+    pub samples: usize,
+    /// Bytes of the tar files.
+    pub bytes: u64,
+}
+
+/// A line of an export's `objects.jsonl.gz`.
+#[derive(Serialize)]
+struct Line<'a> {
+    /// As it is in the run.
+    #[serde(flatten)]
+    object: &'a Object,
+    shard: &'a str,
+    member: &'a str,
+}
+
+struct Sample {
+    members: Vec<Member>,
+}
+
+struct Member {
+    name: String,
+    object: Object,
+    bytes: Bytes,
+}
+
+/// Writes the run's results to `out`, which holds nothing else: shards, `objects.jsonl.gz`, and last `manifest.json`.
+pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, Error> {
+    if results.contains(out) {
+        return Err(Error::ExportInside { out: out.url(), run: results.url() });
+    }
+    let run = read_run(results).await?.ok_or_else(|| Error::NoRun { url: results.url() })?;
+    out.check_writable().await?;
+    out.delete(keys::MANIFEST).await?;
+    let markers = Markers::list(results).await?;
+    let names = names(&markers.results);
+    let load = |(place, name)| {
+        let results = results.clone();
+        async move { load(&results, place, name).await }
+    };
+    let places: Vec<(String, String)> = markers.results.into_iter().zip(names).collect();
+    let mut samples = stream::iter(places).map(load).buffered(AT_ONCE);
+    let (mut exported, mut objects, mut lines) = (Exported::default(), Vec::new(), Lines::new());
+    let mut shard = Shard::default();
+    while let Some(sample) = samples.try_next().await? {
+        if shard.is_full(&sample, cut) {
+            objects.push(std::mem::take(&mut shard).write(&mut exported, &mut lines, out).await?);
+        }
+        shard.bytes += sample.tar_bytes();
+        shard.samples.push(sample);
+    }
+    if !shard.samples.is_empty() {
+        objects.push(shard.write(&mut exported, &mut lines, out).await?);
+    }
+    // Of an earlier export that was cut otherwise.
+    for old in out.list("shard-")?.all().await? {
+        if is_shard(&old.key) && !objects.iter().any(|o| o.key == old.key) {
+            out.delete(&old.key).await?;
+        }
+    }
+    let lines = lines.finish();
+    objects.push(Object::new(keys::OBJECTS.into(), &lines));
+    out.put(keys::OBJECTS, lines).await?;
+    let (succeeded, failed) = (exported.samples as u64, markers.failures.len() as u64);
+    let images = Counts { planned: None, total: succeeded + failed, succeeded, failed };
+    out.put(keys::MANIFEST, Manifest::new(run, images, objects).to_json()).await?;
+    Ok(exported)
+}
+
+#[derive(Default)]
+struct Shard {
+    samples: Vec<Sample>,
+    /// In the tar file, before its end.
+    bytes: u64,
+}
+
+impl Shard {
+    fn is_full(&self, next: &Sample, cut: Cut) -> bool {
+        let bytes = self.bytes + next.tar_bytes() + 2 * BLOCK;
+        !self.samples.is_empty() && (bytes > cut.bytes || cut.samples.is_some_and(|n| self.samples.len() >= n))
+    }
+
+    async fn write(self, exported: &mut Exported, lines: &mut Lines, out: &Store) -> Result<Object, Error> {
+        let key = shard_name(exported.shards);
+        for member in self.samples.iter().flat_map(|s| &s.members) {
+            lines.add(&Line { object: &member.object, shard: &key, member: &member.name });
+        }
+        exported.shards += 1;
+        exported.samples += self.samples.len();
+        let name = key.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let bytes = self.tar();
+            (Object::new(name, &bytes), bytes)
+        });
+        let (object, bytes) = made.await.expect("making a shard does not panic");
+        exported.bytes += object.size;
+        out.put(&key, bytes).await?;
+        Ok(object)
+    }
+
+    fn tar(self) -> Vec<u8> {
+        let takes = "a Vec takes every write, and the names are short";
+        let mut tar = tar::Builder::new(Vec::with_capacity((self.bytes + 2 * BLOCK) as usize));
+        for Member { name, bytes, .. } in self.samples.into_iter().flat_map(|s| s.members) {
+            let mut header = tar::Header::new_ustar();
+            header.set_path(&name).expect(takes);
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header.set_cksum();
+            tar.append(&header, bytes.as_ref()).expect(takes);
+        }
+        tar.into_inner().expect(takes)
+    }
+}
+
+impl Sample {
+    fn tar_bytes(&self) -> u64 {
+        self.members.iter().map(|m| BLOCK + m.object.size.next_multiple_of(BLOCK)).sum()
+    }
+}
+
+/// Reads what belongs to a sample, and compares it with what the result says.
+async fn load(results: &Store, place: String, name: String) -> Result<Sample, Error> {
+    let marker = keys::marker_at(&place, Marker::Result);
+    let content = results.get(&marker).await?;
+    let parsed = serde_json::from_slice::<ResultRecord>(&content);
+    let record = parsed.map_err(|source| Error::Damaged { key: marker.clone(), source })?;
+    let mut members = Vec::with_capacity(MEMBERS.len());
+    for (end, item) in MEMBERS {
+        let (object, bytes) = match item {
+            None => (Object::new(marker.clone(), &content), content.clone()),
+            Some(item) => {
+                let key = keys::item(&record.image, &record.attempt, item);
+                let altered = || Error::Altered { key: key.clone() };
+                let object = Object::of(&record).find(|o| o.key == key).ok_or_else(altered)?;
+                let bytes = results.get(&key).await?;
+                if bytes.len() as u64 != object.size || hex_sha256(&bytes) != object.sha256 {
+                    return Err(altered());
+                }
+                (object, bytes)
+            }
+        };
+        members.push(Member { name: format!("{name}.{end}"), object, bytes });
+    }
+    Ok(Sample { members })
+}
+
+fn shard_name(number: usize) -> String {
+    format!("shard-{number:06}.tar")
+}
+
+fn is_shard(key: &str) -> bool {
+    let number = key.strip_prefix("shard-").and_then(|rest| rest.strip_suffix(".tar"));
+    number.and_then(|n| n.parse().ok()).is_some_and(|n| shard_name(n) == key)
+}
+
+/// Names of the samples: places without their last extension and without dots, which in a WebDataset end a name. Where that would
+/// be too long, or the same for several, a digest of the place is part of it.
+fn names(places: &[String]) -> Vec<String> {
+    let plain: Vec<String> = places.iter().map(|place| plain_name(place)).collect();
+    let mut count: HashMap<&str, usize> = HashMap::new();
+    plain.iter().for_each(|name| *count.entry(name).or_default() += 1);
+    let name = |(plain, place): (&String, &String)| {
+        if plain.len() <= LONGEST.0 && count[plain.as_str()] == 1 {
+            return plain.clone();
+        }
+        format!("{}%~{}", &plain[..plain.len().min(LONGEST.1)], &hex_sha256(place.as_bytes())[..32])
+    };
+    plain.iter().zip(places).map(name).collect()
+}
+
+fn plain_name(place: &str) -> String {
+    let start = place.rfind('/').map_or(0, |slash| slash + 1);
+    let end = place[start..].rfind('.').filter(|dot| *dot > 0).map_or(place.len(), |dot| start + dot);
+    place[..end].replace('.', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_short_names_without_dots_and_no_two_the_same() {
+        let long = "x".repeat(120);
+        let places = ["Bag/0.png", "Bag/1.jpg", "Bag/1.png", "a.b/c.d.png", "plain", &long].map(str::to_owned);
+        let names = names(&places);
+        assert_eq!([&names[0], &names[3], &names[4]], ["Bag/0", "a_b/c_d", "plain"]);
+        assert!(names[1].starts_with("Bag/1%~") && names[2].starts_with("Bag/1%~"), "{names:?}");
+        let different: std::collections::HashSet<&String> = names.iter().collect();
+        assert!(different.len() == names.len() && names.iter().all(|n| !n.contains('.') && n.len() <= LONGEST.0), "{names:?}");
+    }
+}

@@ -1,0 +1,184 @@
+//! A home with a model and a data set, a coordinator, and workers that compute nothing: they write what a worker writes.
+
+#![allow(dead_code, reason = "not each test program uses all of it")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use coordinator::fleet::RunStatus;
+use coordinator::run::{Error, write_failure};
+use coordinator::service::{Config, Handle, RunRequest, Service};
+use proto::keys::{Item, Marker};
+use proto::{
+    Event, Failure, FailureReason, Job, ModelRef, ObjectRef, Params, ResultRecord, RunState, SeedResult, What, hex_sha256, keys,
+};
+use queue::{Channel, Queue};
+use store::{PutNew, Runs, Store};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub struct World {
+    pub dir: TempDir,
+    pub home: Store,
+    queue: Queue,
+}
+
+/// A coordinator that acts.
+pub struct Acting {
+    pub handle: Handle,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+/// Something is asked for again and again until it is there.
+pub async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+impl World {
+    /// With `images` in two classes.
+    pub async fn new(images: usize) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..images {
+            let folder = dir.path().join("data").join(["Bag", "Coat"][i % 2]);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(format!("{i}.png")), "bytes").unwrap();
+        }
+        let model = dir.path().join("home/models/fashion32");
+        std::fs::create_dir_all(&model).unwrap();
+        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion32/model.json");
+        std::fs::copy(bundled, model.join("model.json")).unwrap();
+        let home = Store::open(dir.path().join("home").to_str().unwrap()).await.unwrap();
+        World { dir, home, queue: Queue::open("embedded:").await.unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub async fn start(&self) -> Acting {
+        let config = Config { home: self.home.clone(), queue: self.queue.clone(), window: 100, version: "test".into() };
+        let (service, handle) = Service::new(config);
+        let (stop, stopped) = watch::channel(false);
+        let runtime = tokio::runtime::Handle::current();
+        let task = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
+        wait_for("the lead", async || handle.leads().then_some(())).await;
+        Acting { handle, stop, task }
+    }
+
+    pub fn results(&self) -> Store {
+        Runs::Home(self.home.clone()).of("r").unwrap()
+    }
+
+    pub async fn record(&self, image: &str) -> ResultRecord {
+        serde_json::from_slice(&self.results().get(&keys::marker(image, Marker::Result)).await.unwrap()).unwrap()
+    }
+
+    /// Does the next `n` jobs. An image of class Coat with a seed of the run's fails where `coats_fail`.
+    pub async fn work(&self, n: usize, coats_fail: bool) {
+        let mut jobs = self.queue.consume(Channel::Jobs, 1).await.unwrap();
+        for _ in 0..n {
+            let delivery = jobs.next().await.unwrap().unwrap();
+            let job = Job::decode(delivery.payload()).unwrap();
+            let results = self.results();
+            let what = if coats_fail && job.class_name == "Coat" {
+                let failure = Failure::of(&job, FailureReason::Diverged, "as it was told to".into());
+                write_failure(&results, &failure).await.unwrap();
+                What::Failed { reason: failure.reason.as_str().into(), message: failure.message }
+            } else {
+                let record = commit(&results, &job).await;
+                let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
+                What::Succeeded { loss, seconds: 1.0, lane_steps: 1, l1, lpips }
+            };
+            self.queue.publish(Channel::Events, Event::about(&job, "w", what).encode()).await.unwrap();
+            delivery.ack().await.unwrap();
+        }
+    }
+}
+
+/// Writes a result as a worker does. The loss is the number in the image's name, or 100 with another seed than run 0 gives it.
+pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
+    let number: f64 = job.image.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0.0);
+    let loss = if job.seed == coordinator::plan::image_seed(0, &job.image) { number } else { 100.0 };
+    let attempt = &hex_sha256(job.id().as_str().as_bytes())[..12];
+    let mut objects = Vec::new();
+    for item in Item::ALL {
+        let bytes = format!("{} of {} {}", item.file(), job.image, "x".repeat(100)).into_bytes();
+        objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
+        results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();
+    }
+    let record = ResultRecord {
+        format: 1,
+        job: job.id(),
+        image: job.image.clone(),
+        identity: job.identity.clone(),
+        class: job.class,
+        class_name: job.class_name.clone(),
+        bbox: None,
+        model: ModelRef { name: job.model.clone(), digest: job.model_digest.clone(), resolution: 32 },
+        params: job.params.clone(),
+        seed: job.seed,
+        version: "test".into(),
+        transform: None,
+        best: 0,
+        seeds: vec![SeedResult { loss, inverted_loss: loss, l1: loss / 2.0, l2: loss / 4.0, lpips: loss / 8.0 }],
+        lane_steps: 1,
+        seconds: 1.0,
+        attempt: attempt.into(),
+        objects,
+    };
+    let bytes = serde_json::to_vec_pretty(&record).unwrap();
+    assert_eq!(results.put_new(&keys::marker(&job.image, Marker::Result), bytes).await.unwrap(), PutNew::Created);
+    record
+}
+
+impl Acting {
+    pub async fn submit(&self, world: &World) -> String {
+        let request = RunRequest {
+            name: "r".into(),
+            dataset: world.path("data").to_str().unwrap().into(),
+            annotations: "auto".into(),
+            model: "fashion32".into(),
+            profile: None,
+            params: Some(Params::fast()),
+            seed: 0,
+            limit: None,
+            priority: 0,
+            per_minute: None,
+        };
+        self.handle.submit(request).await.unwrap()
+    }
+
+    pub async fn status(&self) -> Option<RunStatus> {
+        self.handle.runs().await.unwrap().into_iter().find(|r| r.name == "r")
+    }
+
+    /// Waits until the run's status is as wanted.
+    pub async fn until(&self, what: &str, mut wanted: impl FnMut(&RunStatus) -> bool) -> RunStatus {
+        wait_for(what, async || self.status().await.filter(|status| wanted(status))).await
+    }
+
+    pub async fn finished(&self) -> RunStatus {
+        self.until("the end of the run", |status| status.state == RunState::Finished).await
+    }
+
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+/// The lines of `objects.jsonl.gz`.
+pub async fn lines<T: serde::de::DeserializeOwned>(store: &Store) -> Vec<T> {
+    let bytes = store.get(keys::OBJECTS).await.unwrap();
+    let text = std::io::read_to_string(flate2::read::GzDecoder::new(bytes.as_ref())).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}

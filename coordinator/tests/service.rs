@@ -1,0 +1,166 @@
+//! The service through its front door: a home in a folder, a queue in memory, workers that compute nothing.
+
+mod harness;
+#[path = "../../store/tests/s3_server/mod.rs"]
+mod s3_server;
+
+use coordinator::fleet::ClassStatus;
+use coordinator::manifest::Manifest;
+use coordinator::plan::image_seed;
+use coordinator::service::{Config, RedriveRequest, Refusal, Service};
+use coordinator::verify::verify;
+use harness::World;
+use proto::keys::Marker;
+use proto::{RedriveRecord, Snapshot, keys};
+use queue::Queue;
+use s3_server::Server;
+use store::Store;
+use tokio::sync::watch;
+
+fn redrive(wheres: &[&str], seed: Option<u64>) -> RedriveRequest {
+    RedriveRequest { wheres: wheres.iter().map(|w| (*w).to_owned()).collect(), seed }
+}
+
+fn losses(classes: &[ClassStatus]) -> Vec<(&str, u64, f64)> {
+    classes.iter().map(|c| (c.class.as_str(), c.images, c.loss.expect("all have numbers"))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_by_class_survive_a_restart_whatever_becomes_of_the_snapshot() {
+    let world = World::new(7).await;
+    let acting = world.start().await;
+    assert!(acting.submit(&world).await.contains("7 images, 7 to be projected"));
+    world.work(5, false).await;
+    let before = acting.until("five results", |s| s.succeeded == 5 && s.unread == 0).await;
+    let images: u64 = before.classes.iter().map(|c| c.images).sum();
+    assert_eq!((before.classes.len(), images), (2, 5));
+    acting.stop().await;
+
+    let results = world.results();
+    let whole = results.get(keys::SNAPSHOT).await.unwrap();
+    assert_eq!(Snapshot::decode(&whole).unwrap().jobs.len(), 5);
+    let damaged: Vec<u8> = whole.iter().enumerate().map(|(i, b)| if i == 20 { b ^ 1 } else { *b }).collect();
+    let of_others = Snapshot { jobs: vec![7], classes: [(0, proto::ClassSums { images: 1, ..Default::default() })].into() };
+    let older = Snapshot::default().encode();
+    for snapshot in [Some(damaged), Some(of_others.encode()), Some(older), None, Some(whole.to_vec())] {
+        match snapshot {
+            Some(bytes) => results.put(keys::SNAPSHOT, bytes).await.unwrap(),
+            None => results.delete(keys::SNAPSHOT).await.unwrap(),
+        }
+        let acting = world.start().await;
+        let after = acting.until("all that is there", |s| s.unread == 0).await;
+        assert_eq!((after.skipped, &after.classes), (5, &before.classes));
+        acting.stop().await;
+        assert_eq!(results.get(keys::SNAPSHOT).await.unwrap(), whole, "what was read is written down");
+    }
+
+    // What the snapshot covers is not read again.
+    let lister = results.list(keys::IMAGES).unwrap();
+    for object in lister.all().await.unwrap().iter().filter(|o| o.key.ends_with(Marker::Result.file())) {
+        results.put(&object.key, "unreadable").await.unwrap();
+    }
+    let acting = world.start().await;
+    let after = acting.until("the run", |_| true).await;
+    assert_eq!((after.unread, &after.classes), (0, &before.classes));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_are_projected_again_with_another_seed_and_failures_as_they_are() {
+    let world = World::new(6).await;
+    let acting = world.start().await;
+    acting.submit(&world).await;
+    world.work(6, true).await;
+    let status = acting.finished().await;
+    assert_eq!((status.succeeded, status.failed, losses(&status.classes)), (3, 3, vec![("Bag", 3, 2.0)]));
+
+    let again = async |wheres: &[&str], seed| acting.handle.redrive("r".into(), redrive(wheres, seed)).await;
+    match again(&["loss>1"], None).await {
+        Err(Refusal::Invalid(why)) => assert!(why.contains("--seed"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    // What cannot be done now can be asked for again.
+    std::fs::rename(world.path("data"), world.path("away")).unwrap();
+    assert!(matches!(again(&[], None).await, Err(Refusal::Invalid(_))));
+    std::fs::rename(world.path("away"), world.path("data")).unwrap();
+    // Some of the failures, as they are.
+    assert!(again(&["image=Coat/1*", "image=Coat/3*"], None).await.unwrap().contains(" 2 to be projected"));
+    world.work(2, false).await;
+    let status = acting.finished().await;
+    assert_eq!((status.skipped + status.succeeded, status.failed), (5, 1));
+    assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 2.0)]);
+    assert_eq!(world.record("Coat/1.png").await.seed, image_seed(0, "Coat/1.png"));
+
+    // Results, with another seed. The coordinator dies before anybody works, and the next one plans the same.
+    assert!(again(&["class=Bag,loss>=2"], Some(5)).await.unwrap().contains(" 2 to be projected"));
+    let results = world.results();
+    let record: RedriveRecord = serde_json::from_slice(&results.get(&keys::redrive(1)).await.unwrap()).unwrap();
+    assert_eq!((record.seed, record.images), (5, vec!["Bag/2.png".to_owned(), "Bag/4.png".to_owned()]));
+    assert!(!results.exists(&keys::marker("Bag/2.png", Marker::Result)).await.unwrap());
+    acting.stop().await;
+    let acting = world.start().await;
+    acting.until("the plan", |s| s.images == 6 && s.queued + s.waiting == 2).await;
+    world.work(2, false).await;
+    let status = acting.finished().await;
+    let record = world.record("Bag/2.png").await;
+    assert_eq!((record.seed, record.best_seed().loss), (image_seed(5, "Bag/2.png"), 100.0));
+    assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 200.0 / 3.0)]);
+
+    // The same once more changes nothing: they have that seed.
+    let note = acting.handle.redrive("r".into(), redrive(&["class=Bag,loss>=2"], Some(5))).await.unwrap();
+    assert!(note.contains(" 0 to be projected"), "{note}");
+    acting.finished().await;
+    let found = verify(&results, true).await.unwrap();
+    assert_eq!((found.succeeded, found.failed, found.problems), (5, 1, vec![]));
+
+    // A failure with another seed; and nothing of this without the record of it.
+    let note = acting.handle.redrive("r".into(), redrive(&["reason=diverged"], Some(6))).await.unwrap();
+    assert!(note.contains(" 1 to be projected"), "{note}");
+    world.work(1, false).await;
+    acting.finished().await;
+    assert_eq!(world.record("Coat/5.png").await.seed, image_seed(6, "Coat/5.png"));
+    assert_eq!(verify(&results, true).await.unwrap().problems, Vec::<String>::new());
+    results.delete(&keys::redrive(1)).await.unwrap();
+    let problems = verify(&results, false).await.unwrap().problems;
+    assert!(problems.len() == 2 && problems.iter().all(|p| p.contains("Bag/") && p.contains("another seed")), "{problems:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_a_restart() {
+    let world = World::new(3).await;
+    let acting = world.start().await;
+    acting.submit(&world).await;
+    world.work(3, false).await;
+    let before = acting.finished().await;
+    acting.stop().await;
+
+    let results = world.results();
+    let manifest: Manifest = serde_json::from_slice(&results.get(keys::MANIFEST).await.unwrap()).unwrap();
+    let names: Vec<&str> = manifest.objects.iter().map(|o| o.key.as_str()).collect();
+    assert_eq!(names, ["run.json", "results.csv", "results.parquet", "summary.json", "report.html", keys::OBJECTS]);
+    let lines = harness::lines(&results).await;
+    // A marker and six objects of each image.
+    assert_eq!((lines.len(), manifest.images.succeeded, manifest.run.name.as_str()), (21, 3, "r"));
+    for object in manifest.objects.iter().chain(&lines) {
+        let bytes = results.get(&object.key).await.unwrap();
+        assert_eq!(*object, coordinator::manifest::Object::new(object.key.clone(), &bytes));
+    }
+    let acting = world.start().await;
+    assert_eq!(acting.status().await.unwrap().classes, before.classes);
+    acting.stop().await;
+
+    results.put("results.csv", "altered").await.unwrap();
+    assert_eq!(verify(&results, true).await.unwrap().problems, ["results.csv is not what manifest.json says"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_where_two_can_create_a_key_is_refused() {
+    let server = Server::start_racy().await;
+    let home = Store::open(&server.url("bucket/home", "anonymous=true")).await.unwrap();
+    let queue = Queue::open("embedded:").await.unwrap();
+    let (service, handle) = Service::new(Config { home: home.clone(), queue, window: 1, version: "test".into() });
+    let (_stop, stopped) = watch::channel(false);
+    let error = service.run(stopped).await.unwrap_err().to_string();
+    assert!(!handle.leads());
+    assert!(error.contains("bucket/home") && error.contains("basin doctor"), "{error}");
+    assert_eq!(home.list("").unwrap().all().await.unwrap(), []);
+}
