@@ -569,8 +569,8 @@ fn chaos(images: usize, faults: usize, seed: u64) {
     let latent = LatentSearch::BasinCma { generations: 20, steps: 4, final_steps: 20, told: Told::Refined, sigma: 1.0 };
     let data = fleet.data(images, latent);
     (0..3).for_each(|_| fleet.start_chaos_worker());
-    // So few that the run is not over before the faults, each of which takes some 5 s.
-    let per_minute = (9 * images / faults).to_string();
+    // So few that the run is not over before the faults, each of which takes some 3.5 s.
+    let per_minute = (17 * images / faults).to_string();
     fleet.submit(&data, "r", &["--per-minute", &per_minute]);
     wait_for("the queues on the broker's disk", 60, || {
         fleet.broker.has_on_disk("basin.jobs") && fleet.broker.has_on_disk("basin.dead")
@@ -592,7 +592,7 @@ fn chaos(images: usize, faults: usize, seed: u64) {
             eprintln!("{count} faults, {} results", fleet.losses(&fleet.run_url("r")).len());
         }
     }
-    wait_for("the run to end", 1200, || {
+    wait_for("the run to end", 1800, || {
         fleet.restart_what_ended();
         let output = fleet.try_basin(&["runs", "show", "r"]);
         String::from_utf8_lossy(&output.stdout).contains("finished")

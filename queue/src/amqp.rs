@@ -271,11 +271,6 @@ async fn supervise(options: Arc<Options>, state: watch::Sender<State>, mut close
         let reason = match connected {
             Ok(link) => {
                 info!(at = options.address(), server = link.server().name(), "connected to the queue");
-                if !link.server().takes_consumer_timeout() {
-                    warn!(
-                        "this broker limits deliveries by its own consumer_timeout (30 min unless configured), not by the URL's"
-                    );
-                }
                 patience = Patience::new(options.give_up);
                 connected_before = true;
                 state.send_replace(State::Up(Arc::clone(&link)));

@@ -112,7 +112,7 @@ impl Queue {
     /// | `delivery_limit` | 20 | counted deliveries after which a message becomes a dead letter |
     /// | `give_up` | 600 | seconds without the broker until operations and consumers fail |
     /// | `heartbeat` | 30 | seconds; also how long one answer of the broker may take |
-    /// | `consumer_timeout` | 21600 | seconds a delivery may be unsettled (RabbitMQ 3.12 or later) |
+    /// | `consumer_timeout` | 21600 | seconds a delivery may be unsettled (RabbitMQ 3.12 or later; before, jobs have no limit) |
     /// | `password_file` | | file with the password, read at each connect |
     /// | `ca_file` | | PEM file with authorities trusted besides the system's |
     ///
@@ -403,7 +403,7 @@ impl Drop for Delivery {
             Some(Receipt::Embedded(receipt)) => {
                 let _ = receipt.settle("return a dropped delivery", message, Outcome::Failed);
             }
-            Some(Receipt::Amqp(receipt)) => receipt.abandon(),
+            Some(Receipt::Amqp(receipt)) => receipt.abandon(message),
             None => {}
         }
     }

@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::Acker;
-use lapin::options::{BasicCancelOptions, BasicRejectOptions};
+use lapin::types::DeliveryTag;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use super::link::{Failure, Link};
+use super::link::{Failure, Lane, Link};
 use super::message::received;
 use super::patience::Patience;
 use super::{Broker, describe, failed, publish};
@@ -22,8 +21,6 @@ use crate::{Channel, Error, Message, Outcome};
 const SUCCESS: Duration = Duration::from_secs(5);
 /// How long giving back what nobody took may take.
 pub(super) const TIDY: Duration = Duration::from_secs(5);
-/// A dead letter that came back unsettled so often is published afresh, before a default limit of a broker drops it.
-const STALE_LETTER: u32 = 8;
 
 #[derive(Debug)]
 pub(crate) struct Consumer {
@@ -139,7 +136,7 @@ impl Pump {
             let reason = match link.subscribe(self.channel, self.prefetch).await {
                 Ok((lane, deliveries)) => {
                     ready.take().map(|ready| ready.send(()));
-                    match self.receive(&link, lane, deliveries).await {
+                    match self.receive(&link, &Arc::new(lane), deliveries).await {
                         End::Stopped => return,
                         End::Lost(reason) => reason,
                     }
@@ -168,13 +165,13 @@ impl Pump {
         }
     }
 
-    async fn receive(&self, link: &Arc<Link>, lane: lapin::Channel, mut deliveries: lapin::Consumer) -> End {
+    async fn receive(&self, link: &Arc<Link>, lane: &Arc<Lane>, mut deliveries: lapin::Consumer) -> End {
         let mut checks = tokio::time::interval(self.broker.0.options.watch_interval());
         checks.reset();
         loop {
             let delivery = tokio::select! {
                 () = self.stopped() => {
-                    if timeout(TIDY, self.tidy(link, &lane, &mut deliveries)).await.is_err() {
+                    if !matches!(timeout(TIDY, self.tidy(link, lane, &mut deliveries)).await, Ok(Ok(()))) {
                         debug!(channel = %self.channel, "some deliveries are left to the broker");
                     }
                     return End::Stopped;
@@ -190,8 +187,11 @@ impl Pump {
             };
             match delivery {
                 Some(Ok(delivery)) => {
-                    let (message, unsettled, receipt) = self.open(link, &lane, delivery);
-                    if let Err(failure) = self.place(message, unsettled, receipt).await {
+                    let placed = async {
+                        let (message, receipt) = self.open(link, lane, delivery).await?;
+                        self.place(message, receipt).await
+                    };
+                    if let Err(failure) = placed.await {
                         return End::Lost(describe(failure));
                     }
                 }
@@ -201,28 +201,34 @@ impl Pump {
         }
     }
 
-    fn open(&self, link: &Arc<Link>, lane: &lapin::Channel, delivery: lapin::message::Delivery) -> (Message, u32, Receipt) {
-        let options = &self.broker.0.options;
-        let (message, unsettled) = received(options, self.channel, &delivery.properties, delivery.data);
+    async fn open(
+        &self,
+        link: &Arc<Link>,
+        lane: &Arc<Lane>,
+        delivery: lapin::message::Delivery,
+    ) -> Result<(Message, Receipt), Failure> {
+        link.hold(lane, delivery.delivery_tag).await?;
+        let message = received(self.channel, &delivery.properties, delivery.redelivered, delivery.data);
         let receipt = Receipt {
             broker: self.broker.clone(),
             link: Arc::clone(link),
             channel: self.channel,
-            acker: delivery.acker,
-            _lane: lane.clone(),
+            lane: Arc::clone(lane),
+            tag: delivery.delivery_tag,
+            again: delivery.redelivered,
         };
-        (message, unsettled, receipt)
+        Ok((message, receipt))
     }
 
-    /// Puts a delivery into the inbox, or where it belongs if it came back too often.
-    async fn place(&self, message: Message, unsettled: u32, receipt: Receipt) -> Result<(), Failure> {
+    /// Puts a delivery into the inbox; or, if it came back, a copy with our count of it where it belongs.
+    async fn place(&self, message: Message, receipt: Receipt) -> Result<(), Failure> {
         let dead = self.channel == Channel::DeadLetters;
-        if dead && unsettled >= STALE_LETTER {
-            return receipt.replace(self.channel, message).await;
-        }
         if !dead && message.failures >= self.broker.0.options.delivery_limit {
             warn!(channel = %self.channel, attempts = message.failures, "a message came back too often");
             return receipt.replace(Channel::DeadLetters, message.given_up(self.channel)).await;
+        }
+        if receipt.again {
+            return receipt.replace(self.channel, message).await;
         }
         self.subscription.inbox().push_back((message, receipt));
         self.subscription.changed.notify_one();
@@ -230,21 +236,17 @@ impl Pump {
     }
 
     /// Ends the subscription, and gives back what nobody took without counting it.
-    async fn tidy(&self, link: &Arc<Link>, lane: &lapin::Channel, deliveries: &mut lapin::Consumer) {
-        let cancelled = lane.basic_cancel(deliveries.tag(), BasicCancelOptions::default());
-        if link.ask("end a subscription", cancelled).await.is_err() {
-            return;
-        }
+    async fn tidy(&self, link: &Arc<Link>, lane: &Arc<Lane>, deliveries: &mut lapin::Consumer) -> Result<(), Failure> {
+        link.ask("end a subscription", lane.cancel(deliveries)).await?;
         let mut left = std::mem::take(&mut *self.subscription.inbox());
         while let Some(Ok(delivery)) = deliveries.next().await {
-            let (message, _, receipt) = self.open(link, lane, delivery);
+            let (message, receipt) = self.open(link, lane, delivery).await?;
             left.push_back((message, receipt));
         }
         for (message, receipt) in left {
-            if receipt.apply(message, Outcome::Returned).await.is_err() {
-                return;
-            }
+            receipt.apply(message, Outcome::Returned).await?;
         }
+        Ok(())
     }
 }
 
@@ -253,9 +255,10 @@ pub(crate) struct Receipt {
     broker: Broker,
     link: Arc<Link>,
     channel: Channel,
-    acker: Acker,
-    /// Closed by lapin, and its deliveries returned by the broker, when the last clone is dropped.
-    _lane: lapin::Channel,
+    lane: Arc<Lane>,
+    tag: DeliveryTag,
+    /// The broker delivered it before.
+    again: bool,
 }
 
 impl fmt::Debug for Receipt {
@@ -286,7 +289,7 @@ impl Receipt {
     async fn apply(&self, message: Message, outcome: Outcome) -> Result<(), Failure> {
         let limit = self.broker.0.options.delivery_limit;
         match message.settled(self.channel, limit, outcome) {
-            None => self.link.acknowledge(&self.acker).await,
+            None => self.link.acknowledge(&self.lane, self.tag).await,
             Some((to, copy)) => self.replace(to, copy).await,
         }
     }
@@ -301,18 +304,19 @@ impl Receipt {
                 return Err(failure);
             }
         }
-        self.link.acknowledge(&self.acker).await
+        self.link.acknowledge(&self.lane, self.tag).await
     }
 
-    /// Dropped: the broker counts it.
-    pub(crate) fn abandon(self) {
+    /// Dropped: counted as failed.
+    pub(crate) fn abandon(self, message: Message) {
         if self.broker.is_closed() || self.link.is_lost() {
             return;
         }
         self.broker.0.runtime.clone().spawn(async move {
-            let rejected = self.acker.reject(BasicRejectOptions { requeue: true });
-            // If that fails, the link is lost, and with it the delivery.
-            let _ = self.link.ask("return a dropped delivery", rejected).await;
+            // What cannot go back so, the broker returns and counts when the connection ends.
+            if let Err(failure) = self.apply(message, Outcome::Failed).await {
+                self.link.fail(describe(failure));
+            }
         });
     }
 }

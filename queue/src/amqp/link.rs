@@ -3,6 +3,7 @@
 //! Whatever goes wrong ends the link as a whole, and `amqp.rs` makes a new one. Every wait for the broker has a limit
 //! here, and a watchdog asks for an answer when nobody else does, so that a connection into nowhere is noticed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -11,15 +12,16 @@ use std::time::Duration;
 
 use async_rs::TokioRuntime;
 use async_rs::traits::Reactor;
+use futures_util::future::try_join4;
 use futures_util::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
-    QueueDeleteOptions, QueuePurgeOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, DeliveryTag, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{Acker, Confirmation, ConnectionProperties, ErrorKind};
+use lapin::{Confirmation, ConnectionProperties, ErrorKind};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -37,6 +39,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// How long a deleted queue stays away. A broker that sees the name in use again at once forgets to tell the consumers
 /// (seen with RabbitMQ 3.10.8, which needs less than 50 ms).
 pub(super) const NEWS: Duration = Duration::from_secs(1);
+/// Returns that a broker allows for each failure that we allow. One that dies returns a message from every consumer that waits.
+const RETURNS: i64 = 1000;
 /// AMQP reply codes.
 const ACCESS_REFUSED: u16 = 403;
 const RESOURCE_LOCKED: u16 = 405;
@@ -69,7 +73,7 @@ impl Server {
     }
 
     /// Whether the time to settle a delivery can be set for a queue.
-    pub(super) fn takes_consumer_timeout(&self) -> bool {
+    fn takes_consumer_timeout(&self) -> bool {
         self.is_at_least(3, 12)
     }
 
@@ -77,6 +81,23 @@ impl Server {
     fn is_at_least(&self, major: u32, minor: u32) -> bool {
         let mut numbers = self.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
         self.product == "RabbitMQ" && (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+    }
+}
+
+/// An AMQP channel with a subscription. lapin closes it when it is dropped, and the broker takes back what is unsettled.
+pub(super) struct Lane {
+    channel: lapin::Channel,
+    /// What we have in our hands, if the broker's clock must not run for it ([`Link::hold`]).
+    held: Option<tokio::sync::Mutex<BTreeSet<DeliveryTag>>>,
+}
+
+impl Lane {
+    async fn acknowledge(&self, tag: DeliveryTag, multiple: bool) -> lapin::Result<()> {
+        self.channel.basic_ack(tag, BasicAckOptions { multiple }).await
+    }
+
+    pub(super) async fn cancel(&self, subscription: &lapin::Consumer) -> lapin::Result<()> {
+        self.channel.basic_cancel(subscription.tag(), BasicCancelOptions::default()).await
     }
 }
 
@@ -249,12 +270,16 @@ impl Link {
         if let Some(timeout) = self.consumer_timeout() {
             arguments.insert("x-consumer-timeout".into(), timeout);
         }
+        // Ours comes first; the broker's limit is for messages that no consumer of ours looks at. A RabbitMQ 4 has one, of 20,
+        // for a queue that says nothing.
+        let limit = match channel {
+            Channel::DeadLetters => i64::from(u32::MAX),
+            Channel::Jobs | Channel::Events => RETURNS * i64::from(self.options.delivery_limit),
+        };
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
         if channel == Channel::DeadLetters {
             return arguments;
         }
-        // Ours comes first; the broker's limit is for messages that no consumer of ours looks at.
-        let limit = i64::from(self.options.delivery_limit);
-        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
         arguments.insert("x-dead-letter-exchange".into(), text(""));
         let dead = queue_name(&self.options.prefix, Channel::DeadLetters);
         arguments.insert("x-dead-letter-routing-key".into(), text(&dead));
@@ -360,9 +385,13 @@ impl Link {
         Ok(channel)
     }
 
-    pub(super) async fn subscribe(&self, channel: Channel, prefetch: u16) -> Result<(lapin::Channel, lapin::Consumer), Failure> {
+    pub(super) async fn subscribe(&self, channel: Channel, prefetch: u16) -> Result<(Lane, lapin::Consumer), Failure> {
         let name = queue_name(&self.options.prefix, channel);
         let lane = self.ask("open a channel", self.connection.create_channel()).await?;
+        let holds = channel == Channel::Jobs && !self.server.takes_consumer_timeout();
+        if holds {
+            self.ask("begin a transaction", lane.tx_select()).await?;
+        }
         self.ask("set the prefetch", lane.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
         let mut arguments = FieldTable::default();
         if let Some(timeout) = self.consumer_timeout() {
@@ -370,15 +399,40 @@ impl Link {
         }
         let subscribed = lane.basic_consume(name.as_str().into(), "".into(), BasicConsumeOptions::default(), arguments);
         let consumer = self.ask(&format!("consume {name}"), subscribed).await?;
-        Ok((lane, consumer))
+        Ok((Lane { channel: lane, held: holds.then(Default::default) }, consumer))
     }
 
-    pub(super) async fn acknowledge(&self, acker: &Acker) -> Result<(), Failure> {
-        // lapin says `false`, and no error, of a delivery that it cannot settle any more.
-        match self.ask("acknowledge", acker.ack(BasicAckOptions::default())).await? {
-            true => Ok(()),
-            false => Err(self.fail("cannot acknowledge: the delivery is of a closed channel")),
-        }
+    /// Takes a delivery that has come into our hands.
+    ///
+    /// A RabbitMQ before 3.12 has one time limit for all acknowledgements, in its configuration, and closes the AMQP channel
+    /// of a job that takes longer. It does not look at what was acknowledged in a transaction; and yet that comes again if
+    /// the channel ends before the commit. So jobs are acknowledged when they come, and committed one by one when they end.
+    pub(super) async fn hold(&self, lane: &Lane, tag: DeliveryTag) -> Result<(), Failure> {
+        let Some(held) = &lane.held else { return Ok(()) };
+        let mut held = held.lock().await;
+        self.ask("hold a delivery", lane.acknowledge(tag, false)).await?;
+        held.insert(tag);
+        Ok(())
+    }
+
+    /// Lets the broker forget a delivery.
+    pub(super) async fn acknowledge(&self, lane: &Lane, tag: DeliveryTag) -> Result<(), Failure> {
+        let Some(held) = &lane.held else {
+            return self.ask("acknowledge", lane.acknowledge(tag, false)).await;
+        };
+        let mut held = held.lock().await;
+        held.remove(&tag);
+        let others = held.last().copied();
+        let hold_others = async {
+            match others {
+                Some(last) => lane.acknowledge(last, true).await,
+                None => Ok(()),
+            }
+        };
+        // Sent in this order and at once, so that the broker hardly has the time to look in between.
+        let (undo, commit) = (lane.channel.tx_rollback(), lane.channel.tx_commit());
+        self.ask("acknowledge", try_join4(undo, lane.acknowledge(tag, false), commit, hold_others)).await?;
+        Ok(())
     }
 }
 

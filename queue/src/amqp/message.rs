@@ -1,12 +1,12 @@
 //! What a message says about itself in its headers.
 //!
-//! The brokers count deliveries differently (4.3 changed which), so we count failures ourselves: a message that is
-//! tried again is a copy with a higher count. The broker's own count only tells of deliveries that nobody settled.
+//! We count failures ourselves: a message that is tried again is a copy with a higher count. Of the broker we only ask whether
+//! a message comes again, because its count has another meaning in each version, and one that dies adds a return for each
+//! consumer that waits: it offers the message to all of them before it finds that they are gone.
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString};
 
-use super::options::Options;
 use crate::{Channel, DeadLetter, Message};
 
 /// Failures counted by us.
@@ -14,8 +14,6 @@ const FAILURES: &str = "x-basin-failures";
 const REASON: &str = "x-basin-reason";
 const CHANNEL: &str = "x-basin-channel";
 const ATTEMPTS: &str = "x-basin-attempts";
-/// Deliveries that ended unsettled, counted by the broker.
-const DELIVERY_COUNT: &str = "x-delivery-count";
 /// Where the broker took a message from that it made a dead letter itself.
 const DEATH: &str = "x-death";
 
@@ -53,17 +51,17 @@ pub(super) fn properties(message: &Message) -> BasicProperties {
     BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
 }
 
-/// The message in a delivery on `channel`, and how often the broker itself saw it come back.
-pub(super) fn received(options: &Options, channel: Channel, properties: &BasicProperties, payload: Vec<u8>) -> (Message, u32) {
+/// The message in a delivery on `channel`. One that comes again failed once more.
+pub(super) fn received(channel: Channel, properties: &BasicProperties, again: bool, payload: Vec<u8>) -> Message {
     let none = FieldTable::default();
     let headers = properties.headers().as_ref().unwrap_or(&none);
     let counted = number(headers, FAILURES);
-    let unsettled = number(headers, DELIVERY_COUNT);
-    let dead_letter = (channel == Channel::DeadLetters)
-        .then(|| own_letter(headers).unwrap_or_else(|| brokers_letter(options, headers, counted)));
-    // The count of a broker's own dead letter is of its life before.
-    let before = if dead_letter.is_some() && !headers.contains_key(CHANNEL) { 0 } else { counted };
-    (Message { payload, failures: before.saturating_add(unsettled), dead_letter }, unsettled)
+    let dead_letter =
+        (channel == Channel::DeadLetters).then(|| own_letter(headers).unwrap_or_else(|| brokers_letter(headers, counted)));
+    // What a broker's own dead letter brings is of its life before; a RabbitMQ 4 even says of it that it comes again.
+    let brokers = dead_letter.is_some() && !headers.contains_key(CHANNEL);
+    let failures = if brokers { 0 } else { counted.saturating_add(again.into()) };
+    Message { payload, failures, dead_letter }
 }
 
 fn own_letter(headers: &FieldTable) -> Option<DeadLetter> {
@@ -71,20 +69,15 @@ fn own_letter(headers: &FieldTable) -> Option<DeadLetter> {
     Some(DeadLetter { channel, reason: text(headers, REASON).unwrap_or_default(), attempts: number(headers, ATTEMPTS) })
 }
 
-fn brokers_letter(options: &Options, headers: &FieldTable, counted: u32) -> DeadLetter {
+fn brokers_letter(headers: &FieldTable, counted: u32) -> DeadLetter {
     let death = match headers.inner().get(DEATH) {
         Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice().iter().find_map(AMQPValue::as_field_table),
         _ => None,
     };
     let queue = death.and_then(|death| text(death, "queue")).unwrap_or_default();
     let channel = queue.rsplit('.').next().and_then(channel_named).unwrap_or(Channel::Jobs);
-    let (reason, unsettled) = match death.and_then(|death| text(death, "reason")).as_deref() {
-        // The broker's limit is of returns, so one delivery more.
-        Some("delivery_limit") => ("given up by the broker: nobody settled it".to_owned(), options.delivery_limit + 1),
-        Some(other) => (format!("given up by the broker: {other}"), 1),
-        None => ("given up for an unknown reason".to_owned(), 1),
-    };
-    DeadLetter { channel, reason, attempts: counted.saturating_add(unsettled) }
+    let reason = death.and_then(|death| text(death, "reason")).unwrap_or_else(|| "it does not say why".into());
+    DeadLetter { channel, reason: format!("given up by the broker: {reason}"), attempts: counted.saturating_add(1) }
 }
 
 fn number(headers: &FieldTable, name: &str) -> u32 {
@@ -119,23 +112,21 @@ mod tests {
 
     use super::*;
 
-    fn options() -> Options {
-        Options::parse("amqp://localhost?prefix=a.b&delivery_limit=3").unwrap()
-    }
-
     #[test]
     fn headers_survive_the_journey() {
         let letter = DeadLetter { channel: Channel::Events, reason: "ü\nno".into(), attempts: 4 };
         let sent = Message { payload: b"x".to_vec(), failures: 2, dead_letter: Some(letter.clone()) };
-        let (got, unsettled) = received(&options(), Channel::DeadLetters, &properties(&sent), b"x".to_vec());
-        assert_eq!((got.failures, got.dead_letter, unsettled), (2, Some(letter), 0));
+        let got = received(Channel::DeadLetters, &properties(&sent), false, b"x".to_vec());
+        assert_eq!((got.failures, got.dead_letter.as_ref()), (2, Some(&letter)));
+        let again = received(Channel::DeadLetters, &properties(&sent), true, b"x".to_vec());
+        assert_eq!((again.failures, again.dead_letter), (3, Some(letter)));
     }
 
     #[test]
     fn a_long_reason_is_cut_between_characters() {
         let letter = DeadLetter { channel: Channel::Jobs, reason: "ü".repeat(REASON_BYTES), attempts: 1 };
         let sent = Message { dead_letter: Some(letter), ..Message::default() };
-        let (got, _) = received(&options(), Channel::DeadLetters, &properties(&sent), Vec::new());
+        let got = received(Channel::DeadLetters, &properties(&sent), false, Vec::new());
         let reason = got.dead_letter.unwrap().reason;
         assert!(reason.len() <= REASON_BYTES && reason.chars().all(|c| c == 'ü'));
     }
@@ -149,9 +140,10 @@ mod tests {
         headers.insert(FAILURES.into(), AMQPValue::LongUInt(2));
         headers.insert(DEATH.into(), AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])));
         let properties = BasicProperties::default().with_headers(headers);
-        let (got, _) = received(&options(), Channel::DeadLetters, &properties, Vec::new());
+        let got = received(Channel::DeadLetters, &properties, true, Vec::new());
         assert_eq!(got.failures, 0);
         let letter = got.dead_letter.unwrap();
-        assert_eq!((letter.channel, letter.attempts), (Channel::Events, 2 + 3 + 1));
+        assert_eq!((letter.channel, letter.attempts), (Channel::Events, 2 + 1));
+        assert!(letter.reason.contains("delivery_limit"), "{}", letter.reason);
     }
 }

@@ -91,7 +91,7 @@ impl Options {
         match name {
             "prefix" => self.prefix = name_part(value).ok_or_else(|| invalid("prefix must be 1 to 60 of a-z A-Z 0-9 . _ -"))?,
             "delivery_limit" => self.delivery_limit = number("delivery_limit", value, 1..=1_000_000)?,
-            "consumer_timeout" => self.consumer_timeout = seconds("consumer_timeout", value, 60..=2_000_000)?,
+            "consumer_timeout" => self.consumer_timeout = seconds("consumer_timeout", value, 1..=2_000_000)?,
             "heartbeat" => self.heartbeat = seconds("heartbeat", value, 1..=3600)?,
             "give_up" => self.give_up = seconds("give_up", value, 1..=1_000_000)?,
             "password_file" if password_in_url => return Err(invalid("give the password or password_file, not both")),
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_url_is_read() {
         let options = Options::parse(
-            "amqps://us%20er:p%40ss@[::1]/a%2fb?prefix=x.y&delivery_limit=7&consumer_timeout=60&heartbeat=5&give_up=9&ca_file=/ca",
+            "amqps://us%20er:p%40ss@[::1]/a%2fb?prefix=x.y&delivery_limit=7&consumer_timeout=1&heartbeat=5&give_up=9&ca_file=/ca",
         )
         .unwrap();
         assert!(options.tls);
