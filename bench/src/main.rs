@@ -1,10 +1,16 @@
-//! What is measured: planted targets and the ordering of the methods (`validate`), and speed (`speed`).
+//! What is measured: planted targets and the ordering of the methods (`validate`), speed (`speed`), and what messages and
+//! objects cost a fleet (`fleet`).
 //!
 //! Long work: every finished case is appended to a file under `--work`, and a later start goes on from there.
 
 mod cases;
+mod fleet;
+mod messages;
+mod objects;
 mod ordering;
 mod planted;
+#[path = "../../tests/harness/rabbitmq.rs"]
+mod rabbitmq;
 mod speed;
 
 use std::path::PathBuf;
@@ -23,7 +29,7 @@ struct Args {
     #[arg(long, default_value = "samples", global = true)]
     samples: PathBuf,
     /// Where finished cases are kept.
-    #[arg(long, default_value = "target/validation", global = true)]
+    #[arg(long, default_value = "docs/validation", global = true)]
     work: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -49,12 +55,27 @@ enum Command {
         #[arg(long, default_value = "docs/speed.md")]
         out: PathBuf,
     },
+    /// Messages and objects each second, and what they cost, against the client libraries alone; needs a RabbitMQ.
+    Fleet {
+        /// The table.
+        #[arg(long, default_value = "docs/throughput.md")]
+        out: PathBuf,
+        /// A little of everything, to see that it works; writes nothing.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// The part of `fleet` with objects, as lines of JSON.
+    #[command(hide = true)]
+    Objects {
+        endpoint: String,
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let model = worker::load(&args.model).context("cannot load the model")?;
-    std::fs::create_dir_all(&args.work).with_context(|| format!("cannot create {}", args.work.display()))?;
+    let model = || worker::load(&args.model).context("cannot load the model");
     let write = |out: &PathBuf, text: String| {
         std::fs::write(out, &text).with_context(|| format!("cannot write {}", out.display()))?;
         println!("{text}");
@@ -62,6 +83,8 @@ fn main() -> Result<()> {
     };
     match args.command {
         Command::Validate { out, planted, real } => {
+            let model = model()?;
+            std::fs::create_dir_all(&args.work).with_context(|| format!("cannot create {}", args.work.display()))?;
             let lanes = projector::Lanes::new(&model.model, &Devices::automatic().0);
             let planted = planted::run(&model, &lanes, &args.work, planted)?;
             let ordering = ordering::run(&model, &lanes, &args.samples, &args.work, real)?;
@@ -72,6 +95,17 @@ fn main() -> Result<()> {
             );
             write(&out, format!("{head}\n{planted}\n{ordering}"))
         }
-        Command::Speed { out } => write(&out, speed::run(&model)?),
+        Command::Speed { out } => write(&out, speed::run(&model()?)?),
+        Command::Fleet { quick: true, .. } => {
+            println!("{}", fleet::run(true)?);
+            Ok(())
+        }
+        Command::Fleet { out, .. } => write(&out, fleet::run(false)?),
+        Command::Objects { endpoint, quick } => {
+            let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
+            let rows = runtime.block_on(objects::measure(&endpoint, fleet::Extent::new(quick)))?;
+            println!("{}", serde_json::to_string(&rows)?);
+            Ok(())
+        }
     }
 }

@@ -1,0 +1,158 @@
+//! Messages: the queue against lapin alone, which works on other queues of the same broker, declared by ours too.
+
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use proto::{Box2d, Event, Job, Params, What};
+use queue::{Channel, Queue};
+
+use crate::fleet::{Cost, Extent, Row, timed};
+use crate::rabbitmq::RabbitMq;
+
+/// Messages that wait for their confirmation, as in the queue.
+const WINDOW: usize = 256;
+/// Events published at the same time, as in the queue.
+const PUBLISHERS: usize = 64;
+/// What a worker with a batch of 8 images has in its hands.
+const JOBS_HELD: u16 = 16;
+/// What a coordinator has in its hands.
+const EVENTS_HELD: u16 = 256;
+const PERSISTENT: u8 = 2;
+const UNIT: &str = "messages";
+
+fn job(number: usize) -> Job {
+    Job {
+        run: "coco-val2017-paper".into(),
+        image: format!("images/{number:012}.jpg"),
+        identity: format!("{number:032x}"),
+        dataset: "s3://datasets/coco/val2017?region=eu-west-1".into(),
+        class: (number % 80) as u32,
+        class_name: "traffic light".into(),
+        bbox: Some(Box2d { x: 12.5, y: 73.25, width: 200.0, height: 145.5 }),
+        model: "biggan-deep-256".into(),
+        model_digest: format!("{number:064x}"),
+        params: Params::paper(),
+        seed: number as u64,
+    }
+}
+
+fn event(number: usize) -> Event {
+    let what = What::Succeeded { loss: 1.25, seconds: 61.5, lane_steps: 28_800, l1: 0.125, lpips: 0.25 };
+    Event::about(&job(number), "worker-7f9c4d5b6-x2x8q", what)
+}
+
+/// Both sides of the comparison.
+struct Sides {
+    ours: Queue,
+    /// Makes, fills and empties the queues of the other side.
+    keeper: Queue,
+    alone: Connection,
+    /// Its channel to publish.
+    publisher: lapin::Channel,
+    extent: Extent,
+}
+
+/// Name and version of the broker, and the lines.
+pub async fn measure(broker: &RabbitMq, extent: Extent) -> Result<(String, Vec<Row>)> {
+    let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", broker.port());
+    let alone = Connection::connect(&url, ConnectionProperties::default()).await?;
+    let publisher = alone.create_channel().await?;
+    publisher.confirm_select(ConfirmSelectOptions::default()).await?;
+    let ours = Queue::open(&broker.url("prefix=ours")).await?;
+    let keeper = Queue::open(&broker.url("prefix=alone")).await?;
+    let sides = Sides { ours, keeper, alone, publisher, extent };
+
+    let jobs: Vec<Vec<u8>> = (0..extent.of(20_000)).map(|i| job(i).encode()).collect();
+    let events: Vec<Vec<u8>> = (0..extent.of(20_000)).map(|i| event(i).encode()).collect();
+    let rows = vec![
+        sides.publish_all(&jobs).await?,
+        sides.publish(&events[..extent.of(2_000)], 1).await?,
+        sides.publish(&events, PUBLISHERS).await?,
+        sides.consume(Channel::Jobs, &jobs[..extent.of(10_000)], JOBS_HELD).await?,
+        sides.consume(Channel::Events, &events, EVENTS_HELD).await?,
+    ];
+    Ok((sides.ours.server().context("a broker has a name")?, rows))
+}
+
+impl Sides {
+    async fn publish_all(&self, jobs: &[Vec<u8>]) -> Result<Row> {
+        let what = format!("jobs of {} bytes published in one call, {WINDOW} unconfirmed", jobs[0].len());
+        let ours = async || {
+            let cost = timed(self.ours.publish_all(Channel::Jobs, jobs.to_vec())).await;
+            self.ours.purge(Channel::Jobs).await?;
+            cost
+        };
+        let alone = async || {
+            let cost = timed(self.publish_alone("alone.jobs", jobs)).await;
+            self.keeper.purge(Channel::Jobs).await?;
+            cost
+        };
+        Row::measure((&what, UNIT), self.extent, jobs.len() as f64, ours, alone).await
+    }
+
+    async fn publish(&self, events: &[Vec<u8>], at_once: usize) -> Result<Row> {
+        let what = format!("events of {} bytes published singly, {at_once} at a time", events[0].len());
+        let ours = async || {
+            let publish = |event: &Vec<u8>| self.ours.publish(Channel::Events, event.clone());
+            let cost = timed(stream::iter(events).map(Ok).try_for_each_concurrent(at_once, publish)).await;
+            self.ours.purge(Channel::Events).await?;
+            cost
+        };
+        let alone = async || {
+            let publish = |event| self.publish_alone("alone.events", std::slice::from_ref(event));
+            let cost = timed(stream::iter(events).map(Ok).try_for_each_concurrent(at_once, publish)).await;
+            self.keeper.purge(Channel::Events).await?;
+            cost
+        };
+        Row::measure((&what, UNIT), self.extent, events.len() as f64, ours, alone).await
+    }
+
+    async fn publish_alone(&self, queue: &str, payloads: &[Vec<u8>]) -> Result<()> {
+        let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+        for window in payloads.chunks(WINDOW) {
+            let mut confirmations = Vec::with_capacity(window.len());
+            for payload in window {
+                let options = BasicPublishOptions::default();
+                let sent = self.publisher.basic_publish("".into(), queue.into(), options, payload, properties.clone());
+                confirmations.push(sent.await?);
+            }
+            for confirmation in confirmations {
+                ensure!(confirmation.await?.is_ack(), "{queue} did not take a message");
+            }
+        }
+        Ok(())
+    }
+
+    async fn consume(&self, channel: Channel, payloads: &[Vec<u8>], held: u16) -> Result<Row> {
+        let what = format!("{channel} consumed and acknowledged, {held} unsettled");
+        let lane = self.alone.create_channel().await?;
+        lane.basic_qos(held, BasicQosOptions::default()).await?;
+        let options = BasicConsumeOptions::default();
+        let mut alone = lane.basic_consume(format!("alone.{channel}").into(), "".into(), options, FieldTable::default()).await?;
+        let mut ours = self.ours.consume(channel, held).await?;
+        let count = payloads.len();
+        let take_ours = async || -> Result<Cost> {
+            self.ours.publish_all(channel, payloads.to_vec()).await?;
+            timed(async {
+                for _ in 0..count {
+                    ours.next().await?.context("the queue is closed")?.ack().await?;
+                }
+                anyhow::Ok(())
+            })
+            .await
+        };
+        let take_alone = async || -> Result<Cost> {
+            self.keeper.publish_all(channel, payloads.to_vec()).await?;
+            timed(async {
+                for _ in 0..count {
+                    alone.next().await.context("the subscription ended")??.ack(BasicAckOptions::default()).await?;
+                }
+                anyhow::Ok(())
+            })
+            .await
+        };
+        Row::measure((&what, UNIT), self.extent, count as f64, take_ours, take_alone).await
+    }
+}
