@@ -191,6 +191,9 @@ pub struct Simulate {
     /// Seconds that one image takes in its slot.
     #[arg(long, default_value_t = 20.0)]
     seconds: f64,
+    /// Equal parts into which images and workers are cut, each with a coordinator and a queue of its own; one is simulated.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    partitions: usize,
 }
 
 /// Dollars for a million requests that write or list, and that read (S3 standard, us-east-1).
@@ -199,13 +202,17 @@ const REQUEST_PRICE: (f64, f64) = (5.0, 0.4);
 /// `basin simulate`.
 pub fn simulate(args: &Simulate) -> anyhow::Result<ExitCode> {
     use coordinator::simulate::{REQUESTS, Simulation, simulate};
-    if args.images == 0 || args.slots == 0 || !(args.seconds.is_finite() && args.seconds > 0.0) {
-        bail!("images, slots and seconds must be above 0");
+    if args.images == 0 || args.slots == 0 || args.partitions == 0 || !(args.seconds.is_finite() && args.seconds > 0.0) {
+        bail!("images, slots, seconds and partitions must be above 0");
     }
-    let m = simulate(&Simulation { images: args.images, slots: args.slots, seconds: args.seconds });
-    let (images, run) = (args.images as f64, m.run_seconds);
+    let (part, slots) = (args.images.div_ceil(args.partitions), args.slots.div_ceil(args.partitions));
+    let m = simulate(&Simulation { images: part, slots, seconds: args.seconds });
+    let (images, run) = (part as f64, m.run_seconds);
     let cpu = (m.planning + m.driving).as_secs_f64();
-    say!("{} images, {} at a time, {} s each", args.images, args.slots, args.seconds);
+    if args.partitions > 1 {
+        say!("one of {} partitions of {} images, {} at a time:", args.partitions, args.images, args.slots);
+    }
+    say!("{part} images, {slots} at a time, {} s each", args.seconds);
     say!("the run takes             {:.1} h, {:.1} images/s", run / 3600.0, images / run);
     say!("planning                  {:.2} s", m.planning.as_secs_f64());
     let share = 100.0 * cpu / run;
@@ -221,6 +228,17 @@ pub fn simulate(args: &Simulate) -> anyhow::Result<ExitCode> {
     let (writes, reads) = (images * REQUESTS.0 as f64, images * REQUESTS.1 as f64);
     let cost = (writes * REQUEST_PRICE.0 + reads * REQUEST_PRICE.1) / 1e6;
     say!("store                     {:.0} writes/s, {:.0} reads/s; requests cost about ${cost:.0}", writes / run, reads / run);
+    if args.partitions > 1 {
+        let n = args.partitions as f64;
+        say!(
+            "all partitions            {:.1} images/s, {:.1} messages/s, {:.0} writes/s, {:.0} reads/s; requests cost about ${:.0}",
+            n * images / run,
+            n * m.messages as f64 / run,
+            n * writes / run,
+            n * reads / run,
+            n * cost
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use coordinator::service::{Config, Service};
-use queue::Queue;
+use queue::{Channel, Queue};
 use store::Store;
 use tokio::sync::watch;
 
@@ -30,6 +30,10 @@ struct Args {
     /// Jobs published and not settled, at most: at least four for each image that all workers together can hold.
     #[arg(long, env = "BASIN_WINDOW", default_value_t = coordinator::drive::WINDOW, value_name = "N")]
     window: usize,
+    /// Delete the queues and make them anew first: the way out when one is broken, or is of another version of basin or of
+    /// RabbitMQ. Stop all other services before. What was on them is planned again from the home.
+    #[arg(long)]
+    reset_queues: bool,
 }
 
 #[tokio::main(worker_threads = 2)]
@@ -50,6 +54,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
         bail!("--listen {} can be reached from other machines: set BASIN_TOKEN or --token-file", args.listen);
     }
     let home = Store::open(&args.home).await.context("cannot open --home")?;
+    if args.reset_queues {
+        for channel in Channel::ALL {
+            Queue::reset_at(&args.queue, channel).await.context("cannot reset --queue")?;
+        }
+        tracing::info!("the queues are new and empty");
+    }
     let queue = Queue::open(&args.queue).await.context("cannot open --queue")?;
     let listener = tokio::net::TcpListener::bind(args.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", args.listen))?;

@@ -36,6 +36,7 @@ use crate::{Channel, Error, Message};
 const WINDOW: usize = 256;
 /// Between two attempts to become the leader.
 const CANDIDATE_PAUSE: Duration = Duration::from_secs(1);
+
 #[derive(Clone)]
 pub(crate) struct Broker(Arc<Shared>);
 

@@ -34,6 +34,11 @@ pub enum Channel {
     DeadLetters,
 }
 
+impl Channel {
+    /// All of them.
+    pub const ALL: [Channel; 3] = [Channel::Jobs, Channel::Events, Channel::DeadLetters];
+}
+
 impl fmt::Display for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -76,7 +81,8 @@ pub enum Error {
     },
     /// A queue is there already, with other settings than this URL gives it.
     #[error(
-        "a queue of the broker at {at} has other settings: {reason}; give the settings it has, or reset it (which empties it)"
+        "a queue of the broker at {at} has other settings: {reason}; give the settings it has, or start the coordinator once with \
+        --reset-queues (which loses nothing but time)"
     )]
     Mismatch {
         /// Host and port.

@@ -34,7 +34,7 @@ fn short_name(channel: Channel) -> &'static str {
 }
 
 fn channel_named(name: &str) -> Option<Channel> {
-    [Channel::Jobs, Channel::Events, Channel::DeadLetters].into_iter().find(|channel| short_name(*channel) == name)
+    Channel::ALL.into_iter().find(|channel| short_name(*channel) == name)
 }
 
 /// The properties with which `message` is published.
