@@ -428,6 +428,18 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
         queue.publish(Channel::Events, vec![8, 99]).await.expect("published");
         queue.close().await;
     });
+    // What is wrong with a worker's machine is no fault of the images: it leaves, and nothing fails.
+    let no_folder = fleet.path("token").to_string_lossy().into_owned();
+    fleet.start_worker_with(&[], &[("BASIN_MODEL_CACHE", &no_folder)]);
+    wait_for("the worker without a cache to leave", 60, || fleet.workers[0].ended());
+    fs::rename(fleet.path("data"), fleet.path("elsewhere")).expect("writable");
+    fs::create_dir(fleet.path("data")).expect("writable");
+    fleet.start_worker(&[]);
+    wait_for("the worker without data to leave", 60, || fleet.workers[1].ended());
+    assert!(fleet.logs().contains("cannot see the data set"), "{}", fleet.logs());
+    fs::remove_dir(fleet.path("data")).expect("writable");
+    fs::rename(fleet.path("elsewhere"), fleet.path("data")).expect("writable");
+
     fleet.start_worker(&[]);
     fleet.basin(0, &["runs", "wait", "r"]);
     fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);

@@ -486,6 +486,12 @@ pub async fn copy(args: Copy) -> anyhow::Result<ExitCode> {
         objects += page.len();
         bytes += page.iter().map(|object| object.size).sum::<u64>();
     }
+    for skipped in lister.skipped() {
+        eprintln!("not copied: {:?}, {}", skipped.name, skipped.why);
+    }
+    if objects == 0 {
+        bail!("there is nothing at {}", from.url());
+    }
     say!("copied {objects} objects ({:.1} MB) to {}", bytes as f64 / 1e6, to.url());
     Ok(ExitCode::SUCCESS)
 }

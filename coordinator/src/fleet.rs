@@ -139,6 +139,10 @@ impl Fleet {
     /// Changes what should be done with the run, from the next job on.
     pub fn set_control(&mut self, run: &str, control: Control) {
         if let Some(r) = self.runs.get_mut(run) {
+            if r.control.per_minute != control.per_minute {
+                // What an earlier, lower rate put off.
+                r.not_before = 0.0;
+            }
             r.control = control;
         }
     }

@@ -68,11 +68,25 @@ pub enum Error {
         /// Why.
         source: proto::DecodeError,
     },
+    /// A record in the index is of another run.
+    #[error("{key} is the record of a run named {name:?}")]
+    OtherName {
+        /// Key of the record.
+        key: String,
+        /// The name in it.
+        name: String,
+    },
+    /// The place of an export holds something else.
+    #[error("{out} is not empty, and holds no export of this run: choose an empty place")]
+    ExportTaken {
+        /// URL of the place.
+        out: String,
+    },
     /// Another coordinator may act now.
     #[error("the connection that made this coordinator the acting one is lost")]
     LostLead,
     /// An object of the run cannot be read.
-    #[error("{key} is damaged: delete it and run again")]
+    #[error("{key} is damaged: put a whole one there; or delete it, and what it held is forgotten")]
     Damaged {
         /// Key of the object.
         key: String,

@@ -309,19 +309,28 @@ impl Service {
         let objects = home.list(keys::INDEX)?.all().await?;
         let names: Vec<String> = objects.iter().filter_map(|o| keys::parse_index(&o.key)).map(str::to_owned).collect();
         let read = async |name: String| {
-            let record: RunRecord = run::read_json(home, &keys::index(&name)).await?;
-            let control = read_control(home, &name).await?;
-            let over = match control.state {
-                RunState::Running | RunState::Paused => None,
-                RunState::Finished | RunState::Cancelled => Some(over_status(home, &name, control).await?),
+            let found = read_order(home, &name).await;
+            let over = match &found {
+                Ok((_, control)) if matches!(control.state, RunState::Running | RunState::Paused) => None,
+                Ok((_, control)) => Some(over_status(home, &name, *control).await?),
+                // The others go on.
+                Err(error @ (Error::Damaged { .. } | Error::OtherName { .. })) => {
+                    tracing::error!(run = name, error = chain(error), "the run is left alone");
+                    let stopped = Control { state: RunState::Paused, ..Control::default() };
+                    Some(RunStatus { problem: Some(chain(error)), ..over_status(home, &name, stopped).await? })
+                }
+                Err(_) => None,
             };
-            Ok::<_, Error>((record, control, over))
+            match over {
+                Some(status) => Ok::<_, Error>(Err(status)),
+                None => found.map(Ok),
+            }
         };
         let runs: Vec<_> = stream::iter(names).map(read).buffered(AT_ONCE).try_collect().await?;
-        for (record, control, over) in runs {
-            match over {
-                Some(status) => drop(self.over.insert(record.name, status)),
-                None => self.prepare(record, control, None, None),
+        for run in runs {
+            match run {
+                Ok((record, control)) => self.prepare(record, control, None, None),
+                Err(over) => drop(self.over.insert(over.name.clone(), over)),
             }
         }
         Ok(())
@@ -689,6 +698,16 @@ async fn save(home: &Store, name: &str, snapshot: Snapshot) -> Option<usize> {
             None
         }
     }
+}
+
+/// What a run is, and what should be done with it.
+async fn read_order(home: &Store, name: &str) -> Result<(RunRecord, Control), Error> {
+    let key = keys::index(name);
+    let record: RunRecord = run::read_json(home, &key).await?;
+    if record.name != name {
+        return Err(Error::OtherName { key, name: record.name });
+    }
+    Ok((record, read_control(home, name).await?))
 }
 
 /// The snapshot of a run, if there is one that is whole. Without it the results are read.

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::keys::{Item, Marker};
-use proto::{ResultRecord, hex_sha256, keys};
+use proto::{ResultRecord, RunRecord, hex_sha256, keys};
 use serde::Serialize;
-use store::Store;
+use store::{ErrorKind, Store};
 
 use crate::manifest::{Lines, Manifest, Object};
-use crate::run::{AT_ONCE, Error, Markers, read_run};
+use crate::run::{AT_ONCE, Error, Markers, read_json, read_run};
 use crate::summary::Counts;
 
 /// Ends of the members' names, sorted, and what they are; no item: the result's record.
@@ -83,6 +83,7 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     }
     let run = read_run(results).await?.ok_or_else(|| Error::NoRun { url: results.url() })?;
     out.check_writable().await?;
+    let claimed = claim(out, &run).await?;
     out.delete(keys::MANIFEST).await?;
     let markers = Markers::list(results).await?;
     let names = names(&markers.results);
@@ -92,7 +93,7 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     };
     let places: Vec<(String, String)> = markers.results.into_iter().zip(names).collect();
     let mut samples = stream::iter(places).map(load).buffered(AT_ONCE);
-    let (mut exported, mut objects, mut lines) = (Exported::default(), Vec::new(), Lines::new());
+    let (mut exported, mut objects, mut lines) = (Exported::default(), vec![claimed], Lines::new());
     let mut shard = Shard::default();
     while let Some(sample) = samples.try_next().await? {
         if shard.is_full(&sample, cut) {
@@ -117,6 +118,21 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     let images = Counts { planned: None, total: succeeded + failed, succeeded, failed };
     out.put(keys::MANIFEST, Manifest::new(run, images, objects).to_json()).await?;
     Ok(exported)
+}
+
+/// Takes a place that is empty, or that an earlier export of this run has taken: what else lies there would be replaced.
+async fn claim(out: &Store, run: &RunRecord) -> Result<Object, Error> {
+    let record = serde_json::to_vec_pretty(run).expect("a record serialises");
+    let object = Object::new(keys::EXPORT.into(), &record);
+    match read_json::<RunRecord>(out, keys::EXPORT).await {
+        Ok(there) if there == *run => {}
+        Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound && out.list("")?.next_page().await?.is_none() => {
+            out.put(keys::EXPORT, record).await?;
+        }
+        Err(Error::Store(error)) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+        _ => return Err(Error::ExportTaken { out: out.url() }),
+    }
+    Ok(object)
 }
 
 #[derive(Default)]

@@ -148,6 +148,16 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
     assert_eq!(acting.status().await.unwrap().classes, before.classes);
     acting.stop().await;
 
+    // A run whose order cannot be read is left alone, and shown; it stops nothing else.
+    let home = Store::open(world.path("home").to_str().unwrap()).await.unwrap();
+    let control = home.get(&keys::control("r")).await.unwrap();
+    home.put(&keys::control("r"), r#"{"state":"canc"#).await.unwrap();
+    let acting = world.start().await;
+    let problem = acting.status().await.unwrap().problem.unwrap();
+    assert!(problem.contains("control/r.json is damaged"), "{problem}");
+    acting.stop().await;
+    home.put(&keys::control("r"), control).await.unwrap();
+
     results.put("results.csv", "altered").await.unwrap();
     assert_eq!(verify(&results, true).await.unwrap().problems, ["results.csv is not what manifest.json says"]);
 }

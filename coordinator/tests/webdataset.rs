@@ -61,7 +61,7 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     let first = content(&out).await;
     assert_eq!(
         first.keys().collect::<Vec<_>>(),
-        ["manifest.json", "objects.jsonl.gz", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
+        ["export.json", "manifest.json", "objects.jsonl.gz", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
     );
     let bytes = first.iter().filter(|(key, _)| key.ends_with(".tar")).map(|(_, bytes)| bytes.len() as u64).sum();
     assert_eq!(exported, Exported { shards: 3, samples: 5, bytes });
@@ -97,9 +97,16 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     let tight = Cut { bytes: 1, ..Cut::default() };
     assert_eq!(export(&results, &out, tight).await.unwrap().shards, 5);
     assert_eq!(export(&results, &out, Cut::default()).await.unwrap().shards, 1);
-    assert_eq!(content(&out).await.len(), 3);
+    assert_eq!(content(&out).await.len(), 4);
     export(&results, &out, pairs).await.unwrap();
     assert_eq!(content(&out).await, first);
+
+    // Nothing of anybody else is replaced.
+    let taken = Store::open(world.path("taken").to_str().unwrap()).await.unwrap();
+    taken.put("shard-000007.tar", "somebody's").await.unwrap();
+    let error = export(&results, &taken, pairs).await.unwrap_err().to_string();
+    assert!(error.contains("taken") && error.contains("empty"), "{error}");
+    assert_eq!(content(&taken).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,8 @@ pub const ATTEMPTS: &str = "attempts/";
 pub const REDRIVES: &str = "redrives/";
 /// What a coordinator knows of the results, for its next start.
 pub const SNAPSHOT: &str = "snapshot";
+/// In the place of an export: the run that it is of.
+pub const EXPORT: &str = "export.json";
 /// What the run or the export consists of, with digests.
 pub const MANIFEST: &str = "manifest.json";
 /// The objects of images, with digests: a part of the manifest, one line for each.

@@ -96,6 +96,14 @@ pub enum LoadError {
         /// What the store says.
         source: store::Error,
     },
+    /// This machine cannot see the data set.
+    #[error("cannot see the data set {dataset} from this machine: is it mounted, and may this user read it?")]
+    Dataset {
+        /// Its URL.
+        dataset: String,
+        /// What the store says of an image.
+        source: store::Error,
+    },
     /// The bytes are no image.
     #[error("image {image} {source}")]
     Decode {
@@ -117,7 +125,7 @@ pub fn fate(error: &LoadError) -> Fate {
         }
         LoadError::ModelStore { source, .. } if source.is_retryable() => Fate::Retry,
         LoadError::ModelStore { .. } => Fate::Reject(FailureReason::BadJob),
-        LoadError::Cache { .. } => Fate::Crash,
+        LoadError::Cache { .. } | LoadError::Dataset { .. } => Fate::Crash,
         LoadError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
         LoadError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),
         LoadError::Class { .. } => Fate::Reject(FailureReason::UnknownClass),

@@ -234,6 +234,7 @@ impl Fetcher {
                 match error {
                     LoadError::Results(source) if fate::results(&source) == Fate::Crash => Err(source.into()),
                     LoadError::Cache { .. } => Err(Error::Cache(Box::new(error))),
+                    LoadError::Dataset { .. } => Err(Error::Dataset(Box::new(error))),
                     _ => Ok(None),
                 }
             }
@@ -264,8 +265,8 @@ impl Fetcher {
                 let results = self.runs.of(&job.run)?;
                 reject(&self.config, &self.queue, &results, delivery, job, (reason, message)).await?;
             }
-            // Nothing is settled; the caller ends the worker.
-            Fate::Crash => drop(delivery),
+            // No fault of the job's: it goes back uncounted, and the caller ends the worker.
+            Fate::Crash => delivery.release().await?,
         }
         Ok(())
     }
@@ -304,7 +305,10 @@ impl Fetcher {
                 self.datasets.entry(job.dataset.clone()).or_insert(store).clone()
             }
         };
-        let bytes = dataset.get_limited(&job.image, MAX_IMAGE_BYTES).await.map_err(image_error)?;
+        let bytes = match dataset.get_limited(&job.image, MAX_IMAGE_BYTES).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(self.image_or_dataset(&dataset, job, error).await),
+        };
         let found = dataset.identity(&job.image).await.map_err(image_error)?.unwrap_or_default();
         if found != job.identity {
             let (image, planned) = (job.image.clone(), job.identity.clone());
@@ -313,6 +317,19 @@ impl Fetcher {
         let (bbox, resolution) = (job.bbox, facts.resolution);
         let decoded = tokio::task::spawn_blocking(move || codec::decode(&bytes, bbox, resolution)).await;
         decoded.expect("decoding does not panic").map_err(|source| LoadError::Decode { image: job.image.clone(), source })
+    }
+
+    /// An image that cannot be read may be at fault; or this machine, if it cannot see the data set at all.
+    async fn image_or_dataset(&self, dataset: &Store, job: &Job, error: store::Error) -> LoadError {
+        let of_image = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::InvalidKey | ErrorKind::TooLarge);
+        let seen = match dataset.list("") {
+            Ok(mut list) if !of_image => list.next_page().await.is_ok_and(|page| page.is_some()),
+            _ => true,
+        };
+        match seen {
+            true => LoadError::Image { image: job.image.clone(), source: error },
+            false => LoadError::Dataset { dataset: job.dataset.clone(), source: error },
+        }
     }
 
     /// Whether earlier attempts at the image began and never ended; refuses one where they always do.
@@ -346,6 +363,7 @@ pub(crate) async fn reject(
     job: &Job,
     (reason, message): (FailureReason, String),
 ) -> Result<(), Error> {
+    tracing::warn!(run = job.run, image = job.image, reason = reason.as_str(), message, "failed");
     let failure = Failure::of(job, reason, message);
     let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
     results.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;

@@ -64,6 +64,9 @@ pub enum Error {
     /// This machine has no place for models.
     #[error("cannot load models")]
     Cache(#[source] Box<fate::LoadError>),
+    /// This machine cannot see a data set.
+    #[error("cannot fetch images")]
+    Dataset(#[source] Box<fate::LoadError>),
     /// A device failed.
     #[error("cannot compute")]
     Device(#[from] projector::DeviceError),
@@ -98,6 +101,7 @@ pub async fn run(
         // A worker that could not write its results must not use up the jobs' attempts.
         home.check_writable().await?;
     }
+    models.check().map_err(|error| Error::Cache(Box::new(error)))?;
     let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images).min(u16::MAX.into()) as u16).await?;
     let (loaded_sender, loaded) = mpsc::channel(1);
     // Room for a batch: its images are sent one by one.

@@ -93,8 +93,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     tokio::spawn(on_signal(shutdown.clone()));
     let models = Models::Home { home: home.clone(), cache };
-    worker::run(config, models, queue.clone(), Runs::Home(home), shutdown, working).await?;
+    let worked = worker::run(config, models, queue.clone(), Runs::Home(home), shutdown, working).await;
+    // Also after an error: what was given back must leave before the process does.
     queue.close().await;
+    worked?;
     tracing::info!("left");
     Ok(())
 }

@@ -37,6 +37,16 @@ pub enum Models {
     },
 }
 
+impl Models {
+    /// Whether the cache can be used.
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        let Models::Home { cache, .. } = self else { return Ok(()) };
+        let dir = cache.dir();
+        let probed = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
+        probed.map(drop).map_err(|source| LoadError::Cache { dir: dir.to_owned(), source })
+    }
+}
+
 /// Hands models out by digest.
 pub(crate) struct Supply {
     source: Source,
