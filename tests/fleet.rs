@@ -600,8 +600,8 @@ fn chaos(images: usize, faults: usize, seed: u64) {
     let latent = LatentSearch::BasinCma { generations: 10, steps: 4, final_steps: 20, told: Told::Refined, sigma: 1.0 };
     let data = fleet.data(images, latent);
     (0..3).for_each(|_| fleet.start_chaos_worker());
-    // So few that the run is not over before the faults, each of which takes some 3.5 s.
-    let per_minute = (17 * images / faults).to_string();
+    // So few that the run is not over before the faults, each of which takes some 4 s.
+    let per_minute = (14 * images / faults).to_string();
     fleet.submit(&data, "r", &["--per-minute", &per_minute]);
     wait_for("the queues on the broker's disk", 60, || {
         fleet.broker.has_on_disk("basin.jobs") && fleet.broker.has_on_disk("basin.dead")
@@ -625,8 +625,7 @@ fn chaos(images: usize, faults: usize, seed: u64) {
     }
     wait_for("the run to end", 1800, || {
         fleet.restart_what_ended();
-        let output = fleet.try_basin(&["runs", "show", "r"]);
-        String::from_utf8_lossy(&output.stdout).contains("finished")
+        fleet.finished("r")
     });
     // Somebody may still hold a job that another has done: what is left of it goes with its end.
     let run = fleet.run_url("r");
@@ -704,23 +703,33 @@ impl Fleet {
                 proxy.set(Flow::Free);
             }
             Fault::StoreBusy | Fault::StoreFull | Fault::CredentialsExpired => {
-                let failed = || s3.failures().values().sum::<u64>();
-                let before = failed();
                 s3.set(match fault {
                     Fault::StoreBusy => Weather::Busy,
                     Fault::StoreFull => Weather::Full,
                     _ => Weather::Expired,
                 });
+                let before = self.failed_requests();
                 pass(time);
                 let end = Instant::now() + Duration::from_secs(120);
-                while failed() == before {
+                while self.failed_requests() == before && !self.finished("r") {
                     assert!(Instant::now() < end, "{fault:?}: nobody asked the store for two minutes\n{}", self.logs());
+                    // It may have found nobody alive.
+                    self.restart_what_ended();
                     pass(50);
                 }
-                s3.set(Weather::Fair);
+                self.hostile.as_ref().expect("it is hostile").1.set(Weather::Fair);
             }
             Fault::EventsShuffled => self.shuffle_events(rng),
         }
+    }
+
+    /// Whether the run is known to have ended.
+    fn finished(&self, run: &str) -> bool {
+        String::from_utf8_lossy(&self.try_basin(&["runs", "show", run]).stdout).contains("finished")
+    }
+
+    fn failed_requests(&self) -> u64 {
+        self.hostile.as_ref().map_or(0, |(_, s3)| s3.failures().values().sum())
     }
 
     /// Takes some events, and gives each back twice in another order.
