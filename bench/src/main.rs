@@ -89,7 +89,8 @@ fn main() -> Result<()> {
             let planted = planted::run(&model, &lanes, &args.work, planted)?;
             let ordering = ordering::run(&model, &lanes, &args.samples, &args.work, real)?;
             let head = format!(
-                "# Validation\n\nWritten by `make validate`; model {} ({}), profile `paper` unless said otherwise.\n",
+                "# Validation\n\nWritten by `make validate`; model {} ({}), profile `paper` unless said otherwise.\n\
+                Every case is a line in `docs/validation/`; what is there is not run again.\n",
                 model.reference.name,
                 &model.reference.digest[..12]
             );
