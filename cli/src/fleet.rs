@@ -217,7 +217,7 @@ pub fn simulate(args: &Simulate) -> anyhow::Result<ExitCode> {
     say!("planning                  {:.2} s", m.planning.as_secs_f64());
     let share = 100.0 * cpu / run;
     say!(
-        "handing out, taking in    {:.2} s of one core: {share:.2} % of it, {:.0} images/s at most",
+        "handing out, taking in    {:.2} s on one thread: {share:.2} % of it, {:.0} images/s at most",
         m.driving.as_secs_f64(),
         images / m.driving.as_secs_f64()
     );

@@ -323,7 +323,7 @@ impl Fetcher {
     async fn image_or_dataset(&self, dataset: &Store, job: &Job, error: store::Error) -> LoadError {
         let of_image = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::InvalidKey | ErrorKind::TooLarge);
         let seen = match dataset.list("") {
-            Ok(mut list) if !of_image => list.next_page().await.is_ok_and(|page| page.is_some()),
+            Ok(list) if !of_image => list.with_page_size(1).next_page().await.is_ok_and(|page| page.is_some()),
             _ => true,
         };
         match seen {
