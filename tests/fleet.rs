@@ -362,7 +362,19 @@ fn runs_are_paused_cancelled_and_retried_and_strangers_are_kept_out() {
         }
     }
     assert!(http(fleet.port, "GET", "/v1/backlog", Some(TOKEN), "").contains(r#""backlog":5"#));
-    assert!(http(fleet.port, "PATCH", "/v1/runs/slow", Some(TOKEN), r#"{"speed":3}"#).starts_with("HTTP/1.1 422"));
+    for (method, path, body, status, why) in [
+        ("PATCH", "/v1/runs/slow", r#"{"speed":3}"#, 422, "speed"),
+        ("PATCH", "/v1/runs/slow", r#"{"priority":"#, 422, "EOF"),
+        ("PATCH", "/v1/runs/none", "{}", 404, "no run none"),
+        ("GET", "/v2/runs", "", 404, "openapi.json"),
+        ("DELETE", "/v1/runs/slow", "", 405, "openapi.json"),
+    ] {
+        let answer = http(fleet.port, method, path, Some(TOKEN), body);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
+        let error: serde_json::Value = serde_json::from_str(body).expect("errors are JSON");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        assert!(error["error"].as_str().is_some_and(|e| e.contains(why)), "{answer}");
+    }
 
     // What contradicts or makes no sense is refused, with the reason.
     for (name, model, why) in [

@@ -19,7 +19,7 @@ pub struct Asked {
     #[arg(long, value_name = "FILE")]
     params: Option<PathBuf>,
     /// Everything random follows from it.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
     /// Project only this many images, evenly spread over the data set.
     #[arg(long, value_name = "N")]

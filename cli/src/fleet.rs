@@ -16,7 +16,7 @@ use proto::{ModelManifest, RunState, RunningSha256, keys};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use store::{Object, Store, Upload};
+use store::{ErrorKind, Object, Store, Upload};
 
 use crate::asked::Asked;
 
@@ -52,7 +52,7 @@ pub struct Submit {
     #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
     priority: i32,
     /// Start at most this many jobs each minute.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = rate)]
     per_minute: Option<f64>,
     /// Wait until the run is finished, showing how it goes.
     #[arg(long)]
@@ -91,7 +91,11 @@ enum What {
         priority: i32,
     },
     /// Start at most so many jobs each minute; 0 lifts the limit.
-    Rate { run: String, per_minute: f64 },
+    Rate {
+        run: String,
+        #[arg(value_parser = rate)]
+        per_minute: f64,
+    },
     /// Try failures of a finished run again: a short form of `basin redrive`.
     Retry {
         run: String,
@@ -115,7 +119,7 @@ pub struct Redrive {
     #[arg(long = "where", value_name = "CONDITIONS")]
     wheres: Vec<String>,
     /// Project them with another seed: results too, which else would come out the same. They are deleted first.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
     #[command(flatten)]
     coordinator: Coordinator,
@@ -167,7 +171,7 @@ pub struct Copy {
 pub struct Verify {
     /// Folder or bucket of the run (in a fleet's home: `<home>/runs/<run>`).
     out: String,
-    /// Read every object and compare its digest, instead of its size only.
+    /// Read every object and compare its digest, instead of its size only; and every record with the run's tables.
     #[arg(long)]
     deep: bool,
 }
@@ -240,6 +244,11 @@ pub fn simulate(args: &Simulate) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Jobs each minute.
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate >= 0.0).ok_or_else(|| "it is no number of at least 0".into())
 }
 
 /// `basin submit`.
@@ -425,19 +434,23 @@ pub async fn push(args: Push) -> anyhow::Result<ExitCode> {
     keys::check_run(&manifest.name).map_err(|p| anyhow::anyhow!("the model's name {:?} {p}", manifest.name))?;
     let home = Store::open(&args.home).await.context("cannot open --home")?;
     let place = home.with_prefix(&keys::model_prefix(&manifest.name))?;
-    if let Ok(there) = place.get("model.json").await {
-        if there == bytes {
-            say!("model {} ({}) is there already", manifest.name, &digest[..12]);
-            return Ok(ExitCode::SUCCESS);
-        }
-        bail!("{} holds another model of this name: give yours another name in model.json", place.url());
-    }
+    let known = match place.get("model.json").await {
+        Ok(there) if there == bytes => true,
+        Ok(_) => bail!("{} holds another model of this name: give yours another name in model.json", place.url()),
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(error.into()),
+    };
+    let mut written = Vec::new();
     for (file, expected) in &manifest.sha256 {
+        if is_whole(&place, file, expected).await? {
+            continue;
+        }
         let path = args.model.join(file);
         let mut upload = place.upload(file).await?;
         let sent = send(&path, &mut upload).await;
         if sent.as_ref().is_ok_and(|digest| digest == expected) {
             upload.finish().await?;
+            written.push(file.as_str());
             continue;
         }
         let aborted = upload.abort().await;
@@ -445,10 +458,30 @@ pub async fn push(args: Push) -> anyhow::Result<ExitCode> {
         aborted?;
         bail!("{} is not the file that model.json names: it is damaged or was replaced", path.display());
     }
-    // Last, so that a model is seen whole or not at all.
-    place.put("model.json", bytes).await?;
-    say!("model {} ({}) is in {}", manifest.name, &digest[..12], place.url());
+    let (name, digest) = (&manifest.name, &digest[..12]);
+    if !known {
+        // Last, so that a model is seen whole or not at all.
+        place.put("model.json", bytes).await?;
+        say!("model {name} ({digest}) is in {}", place.url());
+    } else if written.is_empty() {
+        say!("model {name} ({digest}) is there already");
+    } else {
+        say!("model {name} ({digest}) is repaired in {}: {}", place.url(), written.join(", "));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the object is there and has this SHA-256.
+async fn is_whole(place: &Store, key: &str, expected: &str) -> Result<bool, store::Error> {
+    let mut download = match place.download(key).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        download => download?,
+    };
+    let mut digest = RunningSha256::default();
+    while let Some(piece) = download.next().await? {
+        digest.update(&piece);
+    }
+    Ok(digest.hex() == expected)
 }
 
 /// Writes a file to `upload`; returns its SHA-256.
@@ -525,8 +558,11 @@ pub async fn export(args: Export) -> anyhow::Result<ExitCode> {
     let Format::Webdataset = args.format;
     let cut = Cut { samples: args.shard_images.map(Into::into), ..Cut::default() };
     let exported = webdataset::export(&run, &out, cut).await?;
-    let (samples, shards, megabytes) = (exported.samples, exported.shards, exported.bytes as f64 / 1e6);
-    say!("exported {samples} images in {shards} shards ({megabytes:.1} MB) to {}", out.url());
+    let (images, shards, megabytes) = (exported.images.succeeded, exported.shards, exported.bytes as f64 / 1e6);
+    say!("exported {images} images in {shards} shards ({megabytes:.1} MB) to {}", out.url());
+    if let Some(caveat) = exported.caveat() {
+        note!("{caveat}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -600,5 +636,54 @@ impl Client {
             bail!("the coordinator refuses: {}", error.unwrap_or_else(|| format!("{status} {text}")));
         }
         serde_json::from_str(&text).context("the coordinator's answer is not what this version expects")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_push_repairs_what_is_damaged_and_leaves_the_rest_and_other_models() {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, home) = (dir.path().join("model"), dir.path().join("home"));
+        fs::create_dir(&model).unwrap();
+        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion32");
+        for file in fs::read_dir(&bundled).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), model.join(file.file_name())).unwrap();
+        }
+        let push = || push(Push { model: model.clone(), home: home.to_str().unwrap().to_owned() });
+        let there = home.join("models/fashion32");
+        let read = |file: &str| fs::read(there.join(file)).unwrap();
+        let written = |file: &str| fs::metadata(there.join(file)).unwrap().modified().unwrap();
+        push().await.unwrap();
+
+        let files = ["config.json", "generator.safetensors", "perceptual.json", "perceptual.safetensors", "model.json"];
+        let whole = files.map(read);
+        let mut damaged = whole[1].clone();
+        damaged[5000] ^= 1;
+        fs::write(there.join("generator.safetensors"), damaged).unwrap();
+        fs::write(there.join("perceptual.json"), "").unwrap();
+        fs::remove_file(there.join("config.json")).unwrap();
+        let before = ["perceptual.safetensors", "model.json"].map(written);
+        push().await.unwrap();
+        assert!(files.map(read) == whole);
+        assert_eq!(["perceptual.safetensors", "model.json"].map(written), before);
+
+        // A folder that is damaged itself repairs nothing.
+        fs::write(there.join("generator.safetensors"), "half").unwrap();
+        fs::write(model.join("generator.safetensors"), "other half").unwrap();
+        let refused = push().await.unwrap_err().to_string();
+        assert!(refused.contains("is not the file that model.json names"), "{refused}");
+        assert_eq!(read("generator.safetensors"), b"half");
+
+        let other = String::from_utf8(whole[4].clone()).unwrap().replace("Bag", "Bags");
+        fs::write(model.join("model.json"), other).unwrap();
+        let refused = push().await.unwrap_err().to_string();
+        assert!(refused.contains("another model of this name"), "{refused}");
+        assert!(read("model.json") == whole[4]);
     }
 }

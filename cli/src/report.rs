@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use coordinator::summary::Summary;
 use store::Store;
 
 /// Options of `basin report`.
@@ -19,7 +20,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let run = coordinator::run::read_run(&results).await?;
     let run = run.with_context(|| format!("{} holds no run (there is no run.json)", results.url()))?;
     let records = Arc::new(coordinator::run::read_records(&results).await?);
-    let summary = coordinator::finish::finish(&run, None, &records, &results).await?;
+    // How many images the run has in all, only its data set and its earlier tables know.
+    let earlier = results.get("summary.json").await.ok().and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
+    let planned = earlier.and_then(|summary| summary.images.planned).map(|n| n as usize);
+    let summary = coordinator::finish::finish(&run, planned, &records, &results).await?;
     say!("{} images: {} projected, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
     say!("report: {}", place(&results, "report.html"));
     Ok(ExitCode::SUCCESS)

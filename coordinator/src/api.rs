@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{self, KeepAlive, Sse};
@@ -14,6 +14,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use proto::{Event, What};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast::error::RecvError;
@@ -39,6 +40,20 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// JSON of a request; what is none is refused as everything else is.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Body<T>, Refusal> {
+        match Json::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Body(body)),
+            Err(rejection) => Err(Refusal::Invalid(rejection.body_text())),
+        }
+    }
+}
+
 /// All routes. `token`: what clients must show; `None` lets everybody in.
 pub fn router(handle: Handle, token: Option<&str>) -> Router {
     let digest: Option<Arc<[u8]>> = token.map(|t| Sha256::digest(t.as_bytes()).as_slice().into());
@@ -55,6 +70,11 @@ pub fn router(handle: Handle, token: Option<&str>) -> Router {
         .route("/readyz", get(ready))
         .route("/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI)))
         .merge(guarded)
+        .fallback(async || Refusal::NotFound("there is no such thing: /openapi.json describes what there is".into()))
+        .method_not_allowed_fallback(async || {
+            let error = json!({ "error": "that cannot be done here: /openapi.json describes what can" });
+            (StatusCode::METHOD_NOT_ALLOWED, Json(error))
+        })
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .with_state(handle)
 }
@@ -84,7 +104,7 @@ async fn run(State(handle): State<Handle>, Path(name): Path<String>) -> Result<J
     found.map(Json).ok_or_else(|| Refusal::NotFound(format!("there is no run {name}")))
 }
 
-async fn submit(State(handle): State<Handle>, Json(request): Json<RunRequest>) -> Result<Response, Refusal> {
+async fn submit(State(handle): State<Handle>, Body(request): Body<RunRequest>) -> Result<Response, Refusal> {
     let note = handle.submit(request).await?;
     Ok((StatusCode::CREATED, Json(json!({ "note": note }))).into_response())
 }
@@ -92,7 +112,7 @@ async fn submit(State(handle): State<Handle>, Json(request): Json<RunRequest>) -
 async fn change(
     State(handle): State<Handle>,
     Path(name): Path<String>,
-    Json(change): Json<Change>,
+    Body(change): Body<Change>,
 ) -> Result<Json<RunStatus>, Refusal> {
     Ok(Json(handle.change(name, change).await?))
 }
@@ -100,7 +120,7 @@ async fn change(
 async fn redrive(
     State(handle): State<Handle>,
     Path(name): Path<String>,
-    Json(which): Json<RedriveRequest>,
+    Body(which): Body<RedriveRequest>,
 ) -> Result<Json<serde_json::Value>, Refusal> {
     Ok(Json(json!({ "note": handle.redrive(name, which).await? })))
 }

@@ -121,6 +121,11 @@ impl Fleet {
         self.runs.insert(run.spec.record.name.clone(), run);
     }
 
+    /// Forgets a run.
+    pub fn remove(&mut self, run: &str) {
+        self.runs.remove(run);
+    }
+
     /// Names of the runs.
     pub fn names(&self) -> impl Iterator<Item = &String> {
         self.runs.keys()
@@ -253,6 +258,11 @@ impl Fleet {
     /// Whether every image of the run is settled.
     pub fn settled(&self, run: &str) -> bool {
         self.runs.get(run).is_some_and(|r| r.ledger.open() + r.ledger.returned() + r.waiting.len() == 0)
+    }
+
+    /// Whether no job of the run is published and not settled.
+    pub fn at_rest(&self, run: &str) -> bool {
+        self.runs.get(run).is_some_and(|r| r.ledger.open() == 0)
     }
 
     /// Jobs published and not settled.

@@ -3,10 +3,10 @@
 //! `manifest.json` is small and names the objects beside it. One of those is `objects.jsonl.gz` with a line for each object of an
 //! image, since a large run has millions. The same objects make the same bytes.
 
-use std::io::Write;
+use std::io::{Error, ErrorKind, Write};
 
 use flate2::Compression;
-use flate2::write::GzEncoder;
+use flate2::write::{GzDecoder, GzEncoder};
 use proto::{ResultRecord, RunRecord, hex_sha256, keys};
 use serde::{Deserialize, Serialize};
 
@@ -94,5 +94,69 @@ impl Lines {
 impl Default for Lines {
     fn default() -> Lines {
         Lines::new()
+    }
+}
+
+/// The objects of `objects.jsonl.gz`, as its pieces come.
+#[derive(Debug)]
+pub struct ReadLines(GzDecoder<Vec<u8>>);
+
+impl ReadLines {
+    /// Before the first piece.
+    pub fn new() -> ReadLines {
+        ReadLines(GzDecoder::new(Vec::new()))
+    }
+
+    /// Those whose lines end in the next piece.
+    pub fn add(&mut self, piece: &[u8]) -> Result<Vec<Object>, Error> {
+        self.0.write_all(piece)?;
+        self.0.flush()?;
+        let text = self.0.get_mut();
+        let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let lines: Vec<u8> = text.drain(..end).collect();
+        Ok(serde_json::Deserializer::from_slice(&lines).into_iter().collect::<Result<_, _>>()?)
+    }
+
+    /// After the last piece: whether that was all.
+    pub fn finish(self) -> Result<(), Error> {
+        if self.0.finish()?.is_empty() { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+impl Default for ReadLines {
+    fn default() -> ReadLines {
+        ReadLines::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_in_pieces_and_only_whole_ones_count() {
+        let objects: Vec<Object> = (0..100_u32).map(|i| Object::new(format!("images/{i}"), &i.to_be_bytes())).collect();
+        let mut lines = Lines::new();
+        objects.iter().for_each(|object| lines.add(object));
+        let bytes = lines.finish();
+        let read = |bytes: &[u8]| {
+            let (mut reader, mut read) = (ReadLines::new(), Vec::new());
+            for piece in bytes.chunks(7) {
+                read.extend(reader.add(piece)?);
+            }
+            reader.finish().map(|()| read)
+        };
+        assert_eq!(read(&bytes).expect("it is whole"), objects);
+        for end in [0, 5, bytes.len() / 2, bytes.len() - 1] {
+            assert!(read(&bytes[..end]).is_err(), "{end}");
+        }
+        for at in [0, bytes.len() / 2, bytes.len() - 6] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(read(&damaged).is_err(), "{at}");
+        }
+        let mut cut = GzEncoder::new(Vec::new(), Compression::fast());
+        cut.write_all(br#"{"key":"#).expect(TAKES);
+        assert!(read(&cut.finish().expect(TAKES)).is_err());
     }
 }

@@ -209,7 +209,7 @@ fn split(text: &str) -> Vec<&str> {
 
 /// A value in quotes is a JSON string, any other is what it is; `None`: there is none, or the quotes do not close.
 fn unquote(value: &str) -> Option<String> {
-    if value.starts_with('"') { serde_json::from_str(value).ok() } else { Some(value.to_owned()).filter(|v| !v.is_empty()) }
+    if value.contains('"') { serde_json::from_str(value).ok() } else { Some(value.to_owned()).filter(|v| !v.is_empty()) }
 }
 
 /// Whether `text` is `pattern`, in which `*` stands for anything.
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_with_the_reason() {
-        let every: [(&[&str], Option<u64>, &str); 9] = [
+        let every: [(&[&str], Option<u64>, &str); 10] = [
             (&["loss>1"], None, "--seed"),
             (&[], Some(1), "--where"),
             (&["loss>1,reason=diverged"], Some(1), "failures have a reason"),
@@ -280,6 +280,7 @@ mod tests {
             (&["class<Bag"], None, "= and != only"),
             (&["class="], None, "no condition"),
             (&["class=\"Bag"], None, "no condition"),
+            (&["class=Bag\""], None, "no condition"),
         ];
         for (wheres, seed, why) in every {
             let refusal = parse(wheres, seed).expect_err("is refused");

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::keys::{Kind, Marker};
-use proto::{CrashPoint, Failure, FailureReason, Params, RedriveRecord, ResultRecord, RunRecord, chain, keys};
+use proto::{CrashPoint, Failure, FailureReason, JobId, Params, RedriveRecord, ResultRecord, RunRecord, chain, keys};
 use store::{ErrorKind, PutNew, Store};
 
 use crate::dataset::{self, Annotations, DatasetError, Entry};
@@ -33,7 +33,9 @@ pub enum Error {
     #[error("the queue failed")]
     Queue(#[from] queue::Error),
     /// The store holds another run.
-    #[error("{url} holds a run with another {what}: choose another --out, or the same {what} ({there} there, {here} asked for)")]
+    #[error(
+        "{url} holds a run with another {what}: choose another place or name, or the same {what} ({there} there, {here} asked for)"
+    )]
     OtherRun {
         /// URL of the store.
         url: String,
@@ -76,11 +78,11 @@ pub enum Error {
         /// The name in it.
         name: String,
     },
-    /// The place of an export holds something else.
-    #[error("{out} is not empty, and holds no export of this run: choose an empty place")]
-    ExportTaken {
-        /// URL of the place.
-        out: String,
+    /// A redrive has nothing to do.
+    #[error("run {run} has nothing that this selects: nothing is projected again")]
+    NothingMeant {
+        /// Name of the run.
+        run: String,
     },
     /// Another coordinator may act now.
     #[error("the connection that made this coordinator the acting one is lost")]
@@ -93,26 +95,6 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
-    /// An object is not the one that its result names.
-    #[error("{key} is not what its result says: it is damaged (basin verify --deep lists all such)")]
-    Altered {
-        /// Key of the object.
-        key: String,
-    },
-    /// There is no run.
-    #[error("{url} holds no run (there is no run.json)")]
-    NoRun {
-        /// URL of the store.
-        url: String,
-    },
-    /// The export would become part of the run.
-    #[error("{out} lies inside the run {run}: choose a place outside of it for the export")]
-    ExportInside {
-        /// URL of the export.
-        out: String,
-        /// URL of the run.
-        run: String,
-    },
     /// The store lets several create a key.
     #[error(
         "{url} lets two writers create the same key, so that two workers could both commit an image: basin doctor tells more; use \
@@ -124,6 +106,21 @@ pub enum Error {
     },
 }
 
+/// A run as its store and its data set show it, and what is to be projected again. Nothing of it has changed yet.
+pub struct Seen {
+    entries: Vec<Entry>,
+    seeds: Seeds,
+    /// What images have that stay as they are, by place.
+    settled: HashMap<String, Marker>,
+    /// Images that are redriven with another seed now.
+    redriven: Option<RedriveRecord>,
+    /// Places of results of another seed than their image's.
+    stale: HashSet<String>,
+    /// Keys of failures that are tried again, or that the data set knows no image of.
+    again: Vec<String>,
+    notes: Vec<String>,
+}
+
 /// Reads and plans, records what cannot be a job, and returns what is left. Notes are for people.
 pub async fn prepare(
     spec: &RunSpec,
@@ -131,6 +128,11 @@ pub async fn prepare(
     dataset: &Store,
     results: &Store,
 ) -> Result<(Plan, Vec<String>), Error> {
+    see(spec, redrive, dataset, results).await?.plan(spec, results).await
+}
+
+/// Reads the data set and what there is of the run, which begins if there is nothing.
+pub async fn see(spec: &RunSpec, redrive: Option<&Redrive>, dataset: &Store, results: &Store) -> Result<Seen, Error> {
     if dataset.contains(results) {
         return Err(Error::OutInside { out: results.url(), dataset: dataset.url() });
     }
@@ -144,24 +146,77 @@ pub async fn prepare(
         Some(limit) => spread(dataset.entries, limit),
         None => dataset.entries,
     };
-    let mut markers = Markers::list(results).await?;
+    let of = if entries.len() < all { format!(" of {all}") } else { String::new() };
+    let mut notes = dataset.notes;
+    notes.insert(0, format!("read {}{of} images from {}", entries.len(), dataset.source));
+
+    let markers = Markers::list(results).await?;
+    let mut seeds = read_seeds(&spec.record, results).await?;
+    let (ours, strangers): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
+    let key = |place: &String| keys::marker_at(place, Marker::Failure);
+    let failures: Vec<(Failure, Object)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
+    let mut redriven = None;
     if let Some(redrive) = redrive
         && let Some(seed) = redrive.seed()
     {
-        record_redrive(redrive, seed, &places(&entries), &markers, results).await?;
+        let planned = places(&entries);
+        let mut images = meant(redrive, seed, &planned, &markers.results, results).await?;
+        let meant = failures.iter().filter(|(f, _)| redrive.wants_failure(f) && planned.contains(&keys::place(&f.image)));
+        images.extend(meant.map(|(failure, _)| failure.image.clone()));
+        images.sort();
+        if !images.is_empty() {
+            seeds.redriven.extend(images.iter().map(|image| (image.clone(), seed)));
+            redriven = Some(RedriveRecord { format: 1, wheres: redrive.wheres(), seed, images });
+        }
     }
-    let seeds = read_seeds(&spec.record, results).await?;
-    remove_redriven(&seeds, &known, &mut markers, results).await?;
-    let settled = settled(redrive, &known, markers, results).await?;
-    let mut notes = dataset.notes;
-    let of = if entries.len() < all { format!(" of {all}") } else { String::new() };
-    notes.insert(0, format!("read {}{of} images from {}", entries.len(), dataset.source));
-    let plan = plan(entries, spec, &settled, &seeds);
-    for failures in plan.failures.chunks(AT_ONCE) {
-        let writes = failures.iter().map(|failure| write_failure(results, failure));
-        futures_util::future::try_join_all(writes).await?;
+    let stale = stale(&seeds, &known, &markers.results, results).await?;
+    let mut again: Vec<String> = strangers.iter().map(key).collect();
+    let mut settled: HashMap<String, Marker> = markers.results.into_iter().map(|place| (place, Marker::Result)).collect();
+    settled.retain(|place, _| !stale.contains(place));
+    let jobs = redriven_jobs(spec, &entries, &seeds);
+    for (place, (failure, object)) in ours.into_iter().zip(failures) {
+        let of_another_seed = jobs.get(&failure.image).is_some_and(|job| failure.job.as_ref().is_some_and(|j| j != job));
+        let wanted = redrive.is_some_and(|r| r.wants_failure(&failure));
+        if failure.reason == FailureReason::Unavailable || of_another_seed || wanted {
+            again.push(object.key);
+        } else {
+            settled.insert(place, Marker::Failure);
+        }
     }
-    Ok((plan, notes))
+    Ok(Seen { entries, seeds, settled, redriven, stale, again, notes })
+}
+
+impl Seen {
+    /// Images that have neither a result nor a failure that stays.
+    pub fn left(&self) -> usize {
+        self.entries.iter().filter(|entry| !self.settled.contains_key(&keys::place(entry.image()))).count()
+    }
+
+    /// Takes away what is to be projected again, records what cannot be a job, and returns what is left. Notes are for people.
+    pub async fn plan(self, spec: &RunSpec, results: &Store) -> Result<(Plan, Vec<String>), Error> {
+        if self.left() > 0 {
+            // It says that the tables are whole.
+            results.delete(keys::MANIFEST).await?;
+        }
+        // Before anything is deleted: whoever goes on knows what was meant.
+        if let Some(record) = &self.redriven {
+            record_redrive(record, results).await?;
+        }
+        if !self.stale.is_empty() {
+            // No snapshot outlives a result that it counts, and no failure comes to light when its result goes.
+            results.delete(keys::SNAPSHOT).await?;
+            for marker in [Marker::Failure, Marker::Result] {
+                delete_each(results, self.stale.iter().map(|place| keys::marker_at(place, marker)).collect()).await?;
+            }
+        }
+        delete_each(results, self.again).await?;
+        let plan = plan(self.entries, spec, &self.settled, &self.seeds);
+        for failures in plan.failures.chunks(AT_ONCE) {
+            let writes = failures.iter().map(|failure| write_failure(results, failure));
+            futures_util::future::try_join_all(writes).await?;
+        }
+        Ok((plan, self.notes))
+    }
 }
 
 fn places(entries: &[Entry]) -> HashSet<String> {
@@ -193,37 +248,27 @@ impl Markers {
     }
 }
 
-/// Writes down which images a redrive with another seed means, before anything of them is deleted.
-async fn record_redrive(
+/// Images whose results a redrive with another seed means.
+async fn meant(
     redrive: &Redrive,
     seed: u64,
     planned: &HashSet<String>,
-    markers: &Markers,
+    places: &[String],
     results: &Store,
-) -> Result<(), Error> {
-    let at = |places: &[String], marker| {
-        let planned = places.iter().filter(|place| planned.contains(*place));
-        planned.map(|place| keys::marker_at(place, marker)).collect()
-    };
+) -> Result<Vec<String>, Error> {
     let mut images = Vec::new();
-    let mut failures = read_each::<Failure>(results, at(&markers.failures, Marker::Failure));
-    while let Some((failure, _)) = failures.try_next().await? {
-        if redrive.wants_failure(&failure) {
-            images.push(failure.image);
-        }
-    }
-    let mut records = read_each::<ResultRecord>(results, at(&markers.results, Marker::Result));
+    let keys = places.iter().filter(|place| planned.contains(*place)).map(|place| keys::marker_at(place, Marker::Result));
+    let mut records = read_each::<ResultRecord>(results, keys.collect());
     while let Some((record, _)) = records.try_next().await? {
         if redrive.wants_result(&record) && record.seed != image_seed(seed, &record.image) {
             images.push(record.image);
         }
     }
-    if images.is_empty() {
-        return Ok(());
-    }
-    images.sort();
-    let record = RedriveRecord { format: 1, wheres: redrive.wheres(), seed, images };
-    let bytes = serde_json::to_vec_pretty(&record).expect("a record serialises");
+    Ok(images)
+}
+
+async fn record_redrive(record: &RedriveRecord, results: &Store) -> Result<(), Error> {
+    let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
     let mut number = redrives(results).await?.last_key_value().map_or(1, |(last, _)| last + 1);
     while results.put_new(&keys::redrive(number), bytes.clone()).await? == PutNew::Exists {
         number += 1;
@@ -248,52 +293,28 @@ pub(crate) async fn read_seeds(run: &RunRecord, results: &Store) -> Result<Seeds
     Ok(seeds)
 }
 
-/// A result of another seed than its image's is none any more; its objects are swept at the end of the run.
-async fn remove_redriven(seeds: &Seeds, known: &HashSet<String>, markers: &mut Markers, results: &Store) -> Result<(), Error> {
+/// Places of results of another seed than their image's: they are none any more, and their objects are swept at the end of the run.
+async fn stale(seeds: &Seeds, known: &HashSet<String>, places: &[String], results: &Store) -> Result<HashSet<String>, Error> {
     let redriven: HashSet<String> = seeds.redriven.keys().map(|image| keys::place(image)).collect();
-    let ours = markers.results.iter().filter(|place| redriven.contains(*place) && known.contains(*place));
+    let ours = places.iter().filter(|place| redriven.contains(*place) && known.contains(*place));
     let mut records = read_each::<ResultRecord>(results, ours.map(|place| keys::marker_at(place, Marker::Result)).collect());
-    let mut removed = HashSet::new();
+    let mut stale = HashSet::new();
     while let Some((record, _)) = records.try_next().await? {
         if record.seed != seeds.of(&record.image) {
-            removed.insert(keys::place(&record.image));
+            stale.insert(keys::place(&record.image));
         }
     }
-    if removed.is_empty() {
-        return Ok(());
-    }
-    // No snapshot outlives a result that it counts, and no failure comes to light when its result goes.
-    results.delete(keys::SNAPSHOT).await?;
-    for marker in [Marker::Failure, Marker::Result] {
-        delete_each(results, removed.iter().map(|place| keys::marker_at(place, marker)).collect()).await?;
-    }
-    markers.results.retain(|place| !removed.contains(place));
-    Ok(())
+    Ok(stale)
 }
 
-/// Places of images with a marker. A failure is taken away where it is to be tried again, where the data set did not answer, and
-/// where the data set has no such image any more.
-async fn settled(
-    redrive: Option<&Redrive>,
-    known: &HashSet<String>,
-    markers: Markers,
-    results: &Store,
-) -> Result<HashMap<String, Marker>, Error> {
-    let mut settled: HashMap<String, Marker> = markers.results.into_iter().map(|place| (place, Marker::Result)).collect();
-    let (ours, strangers): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
-    let key = |place: &String| keys::marker_at(place, Marker::Failure);
-    let mut again: Vec<String> = strangers.iter().map(key).collect();
-    let mut failures = read_each::<Failure>(results, ours.iter().map(key).collect());
-    for place in ours {
-        let (failure, object) = failures.try_next().await?.expect("there is one for each key");
-        if failure.reason == FailureReason::Unavailable || redrive.is_some_and(|r| r.wants_failure(&failure)) {
-            again.push(object.key);
-        } else {
-            settled.insert(place, Marker::Failure);
-        }
+/// The jobs of redriven images. A failure of another job is of an earlier seed.
+fn redriven_jobs(spec: &RunSpec, entries: &[Entry], seeds: &Seeds) -> HashMap<String, JobId> {
+    if seeds.redriven.is_empty() {
+        return HashMap::new();
     }
-    delete_each(results, again).await?;
-    Ok(settled)
+    let redriven = entries.iter().filter(|entry| seeds.redriven.contains_key(entry.image()));
+    let planned = plan(redriven.cloned().collect(), spec, &HashMap::new(), seeds).images;
+    planned.into_iter().map(|planned| (planned.image.clone(), spec.job(&planned).id())).collect()
 }
 
 /// Every n-th entry, `limit` of them.

@@ -4,6 +4,7 @@
 //! is gone; should both act for a moment, they do the same things, none of which harms when done twice.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,14 @@ use serde::{Deserialize, Serialize};
 use store::{ErrorKind, PutNew, Runs, Store};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use crate::dataset::DatasetError;
 use crate::drive::Driver;
 use crate::finish::finish;
 use crate::fleet::{ClassStatus, RunStatus};
 use crate::home;
 use crate::plan::{Plan, RunSpec};
 use crate::redrive::Redrive;
-use crate::run::{self, AT_ONCE, Error};
+use crate::run::{self, AT_ONCE, Error, Markers, Seen};
 use crate::summary::{ClassSummary, Metric, Summary};
 use crate::tally::{Errors, Tally};
 
@@ -140,6 +142,26 @@ pub enum Refusal {
     Unavailable(String),
 }
 
+impl Refusal {
+    /// For people.
+    pub fn message(&self) -> &str {
+        match self {
+            Refusal::NotFound(m) | Refusal::Conflict(m) | Refusal::Invalid(m) | Refusal::Unavailable(m) => m,
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        let message = chain(&error);
+        match error {
+            Error::Store(e) | Error::Dataset(DatasetError::Store(e)) if e.is_retryable() => Refusal::Unavailable(message),
+            Error::NothingMeant { .. } => Refusal::Conflict(message),
+            _ => Refusal::Invalid(message),
+        }
+    }
+}
+
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 enum Command {
@@ -150,11 +172,11 @@ enum Command {
     Workers(Reply<Vec<WorkerStatus>>),
     Backlog(Reply<usize>),
     Listen(Reply<broadcast::Receiver<Event>>),
-    Prepared(String, Result<Box<Prepared>, String>, Option<Reply<String>>),
+    Prepared(String, Result<Box<Prepared>, Trouble>, Option<Reply<String>>),
     Finished(String, Result<(), String>),
     Read(String, Vec<Found>),
     Saved(String, Option<usize>),
-    Again(Box<RunRecord>, Control),
+    Again(String),
 }
 
 /// A run that can be handed out.
@@ -164,6 +186,16 @@ struct Prepared {
     control: Control,
     tally: Tally,
 }
+
+/// Why a run cannot be planned.
+struct Trouble {
+    refusal: Refusal,
+    /// How it stands, if it is on record and is tried again.
+    again: Option<Box<RunStatus>>,
+}
+
+/// What is to be planned: the run, what should be done with it, and what of it is projected again.
+type Order = (RunRecord, Control, Option<Redrive>);
 
 /// What was read of a result: the number of its job, and class and errors if there are any.
 type Found = (u64, Option<(u32, Errors)>);
@@ -248,6 +280,10 @@ pub struct Service {
     finishing: HashSet<String>,
     /// Runs that are not handed out: over at the start, or in trouble.
     over: BTreeMap<String, RunStatus>,
+    /// Cancelled runs whose tables are written.
+    closed: HashSet<String>,
+    /// Why the tables of a run cannot be written.
+    problems: HashMap<String, String>,
     /// Results are read for their errors now.
     reading: bool,
     saved: HashMap<String, Saved>,
@@ -259,8 +295,20 @@ impl Service {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (leads, leading) = watch::channel(false);
         let handle = Handle { commands: sender.clone(), leads: leading };
-        let (preparing, finishing, over, reading, saved) = Default::default();
-        (Service { config, commands, sender, leads, preparing, finishing, over, reading, saved }, handle)
+        let service = Service {
+            config,
+            commands,
+            sender,
+            leads,
+            preparing: HashSet::new(),
+            finishing: HashSet::new(),
+            over: BTreeMap::new(),
+            closed: HashSet::new(),
+            problems: HashMap::new(),
+            reading: false,
+            saved: HashMap::new(),
+        };
+        (service, handle)
     }
 
     /// Waits for the lead, then acts until `stop` becomes true. An error means that the process should end and start again.
@@ -311,8 +359,12 @@ impl Service {
         let read = async |name: String| {
             let found = read_order(home, &name).await;
             let over = match &found {
-                Ok((_, control)) if matches!(control.state, RunState::Running | RunState::Paused) => None,
-                Ok((_, control)) => Some(over_status(home, &name, *control).await?),
+                Ok((_, control)) => match control.state {
+                    RunState::Running | RunState::Paused => None,
+                    // Its tables are still to be written.
+                    RunState::Cancelled if !Runs::Home(home.clone()).of(&name)?.exists(keys::MANIFEST).await? => None,
+                    RunState::Cancelled | RunState::Finished => Some(over_status(home, &name, *control).await?),
+                },
                 // The others go on.
                 Err(error @ (Error::Damaged { .. } | Error::OtherName { .. })) => {
                     tracing::error!(run = name, error = chain(error), "the run is left alone");
@@ -329,7 +381,10 @@ impl Service {
         let runs: Vec<_> = stream::iter(names).map(read).buffered(AT_ONCE).try_collect().await?;
         for run in runs {
             match run {
-                Ok((record, control)) => self.prepare(record, control, None, None),
+                Ok((record, control)) => {
+                    let name = record.name.clone();
+                    self.prepare(name, async move { Ok((record, control, None)) }, None);
+                }
                 Err(over) => drop(self.over.insert(over.name.clone(), over)),
             }
         }
@@ -337,30 +392,45 @@ impl Service {
     }
 
     /// Reads and plans a run beside the loop.
-    fn prepare(&mut self, record: RunRecord, control: Control, redrive: Option<Redrive>, reply: Option<Reply<String>>) {
-        let name = record.name.clone();
+    fn prepare(
+        &mut self,
+        name: String,
+        order: impl Future<Output = Result<Order, Refusal>> + Send + 'static,
+        reply: Option<Reply<String>>,
+    ) {
         self.preparing.insert(name.clone());
         let (home, sender) = (self.config.home.clone(), self.sender.clone());
+        let known = reply.is_none();
         tokio::spawn(async move {
-            let prepared = prepare(&home, record.clone(), control, redrive.as_ref()).await;
-            if prepared.is_err() && reply.is_none() {
-                // A run that was accepted before: its data set may only be away for a while.
-                let sender = sender.clone();
+            let prepared = match order.await {
+                Ok(order) => prepare(&home, &name, order, known).await,
+                Err(refusal) if known => Err(in_trouble(&home, &name, Control::default(), refusal).await),
+                Err(refusal) => Err(Trouble { refusal, again: None }),
+            };
+            if let Err(Trouble { again: Some(_), .. }) = prepared {
+                // Its data set may only be away for a while.
+                let (sender, name) = (sender.clone(), name.clone());
                 tokio::spawn(async move {
                     tokio::time::sleep(TRY_AGAIN).await;
-                    let _ = sender.send(Command::Again(Box::new(record), control)).await;
+                    let _ = sender.send(Command::Again(name)).await;
                 });
             }
-            let _ = sender.send(Command::Prepared(name, prepared.map(Box::new).map_err(|e| chain(&e)), reply)).await;
+            let _ = sender.send(Command::Prepared(name, prepared.map(Box::new), reply)).await;
         });
     }
 
     async fn obey(&mut self, driver: &mut Driver, command: Command) -> Result<(), Error> {
         match command {
-            Command::Submit(request, reply) => match self.record(driver, *request).await {
-                Ok((record, control)) => self.prepare(record, control, None, Some(reply)),
-                Err(refusal) => drop(reply.send(Err(refusal))),
-            },
+            Command::Submit(request, reply) => {
+                let name = request.name.clone();
+                if self.preparing.contains(&name) {
+                    let _ = reply.send(Err(Refusal::Conflict(format!("run {name} is being read now"))));
+                    return Ok(());
+                }
+                let known = driver.fleet.spec(&name).is_some() || self.over.contains_key(&name);
+                let config = self.config.clone();
+                self.prepare(name, async move { submitted(&config, *request, known).await }, Some(reply));
+            }
             Command::Prepared(name, prepared, reply) => {
                 self.preparing.remove(&name);
                 let note = match prepared {
@@ -374,14 +444,14 @@ impl Service {
                         driver.fleet.add(spec, plan, control, tally);
                         Ok(note)
                     }
-                    Err(error) => {
-                        tracing::error!(run = name, error, "the run cannot be planned");
-                        if reply.is_none() {
-                            let control = read_control(&self.config.home, &name).await?;
-                            let status = over_status(&self.config.home, &name, control).await?;
-                            self.over.insert(name, RunStatus { problem: Some(error.clone()), ..status });
+                    Err(Trouble { refusal, again }) => {
+                        if let Some(status) = again {
+                            tracing::error!(run = name, error = refusal.message(), "the run cannot be planned; tried again");
+                            driver.fleet.remove(&name);
+                            self.saved.remove(&name);
+                            self.over.insert(name, *status);
                         }
-                        Err(Refusal::Invalid(error))
+                        Err(refusal)
                     }
                 };
                 if let Some(reply) = reply {
@@ -389,8 +459,8 @@ impl Service {
                 }
             }
             Command::Runs(reply) => {
-                let active: Vec<String> = driver.fleet.names().cloned().collect();
-                let active = active.iter().filter_map(|name| driver.fleet.status(name));
+                let active = driver.fleet.names().filter_map(|name| driver.fleet.status(name));
+                let active = active.map(|status| RunStatus { problem: self.problems.get(&status.name).cloned(), ..status });
                 let mut all: Vec<RunStatus> = active.chain(self.over.values().cloned()).collect();
                 all.sort_by(|a, b| a.name.cmp(&b.name));
                 let _ = reply.send(Ok(all));
@@ -399,8 +469,15 @@ impl Service {
                 let changed = self.change(driver, &name, change).await?;
                 let _ = reply.send(changed);
             }
-            Command::Redrive(name, which, reply) => match self.redriven(driver, &name, &which).await {
-                Ok((record, control, redrive)) => self.prepare(record, control, Some(redrive), Some(reply)),
+            Command::Redrive(name, which, reply) => match self.redrivable(driver, &name, &which) {
+                Ok(redrive) => {
+                    let (home, run) = (self.config.home.clone(), name.clone());
+                    let order = async move {
+                        let (record, control) = read_order(&home, &run).await?;
+                        Ok((record, Control { state: RunState::Running, ..control }, Some(redrive)))
+                    };
+                    self.prepare(name, order, Some(reply));
+                }
                 Err(refusal) => drop(reply.send(Err(refusal))),
             },
             Command::Workers(reply) => {
@@ -416,22 +493,37 @@ impl Service {
             }
             Command::Backlog(reply) => drop(reply.send(Ok(driver.fleet.backlog()))),
             Command::Listen(reply) => drop(reply.send(Ok(driver.listen().subscribe()))),
-            Command::Again(record, control) => {
-                if self.over.get(&record.name).is_some_and(|s| s.problem.is_some()) {
-                    self.prepare(*record, control, None, None);
+            Command::Again(name) => {
+                if self.over.get(&name).is_some_and(|s| s.problem.is_some() && s.state != RunState::Cancelled) {
+                    let (home, run) = (self.config.home.clone(), name.clone());
+                    let order = async move {
+                        let (record, control) = read_order(&home, &run).await?;
+                        Ok((record, control, None))
+                    };
+                    self.prepare(name, order, None);
                 }
             }
             Command::Finished(name, outcome) => {
                 self.finishing.remove(&name);
                 match outcome {
                     Ok(()) => {
-                        let control = Control { state: RunState::Finished, ..driver.fleet.control(&name).unwrap_or_default() };
+                        self.problems.remove(&name);
+                        let control = driver.fleet.control(&name).unwrap_or_default();
+                        if control.state == RunState::Cancelled {
+                            tracing::info!(run = name, "tables of the cancelled run are written");
+                            self.closed.insert(name);
+                            return Ok(());
+                        }
+                        let control = Control { state: RunState::Finished, ..control };
                         write_control(&self.config.home, &name, control).await?;
                         CrashPoint::RunFinished.pass();
                         driver.fleet.set_control(&name, control);
                         tracing::info!(run = name, "run finished");
                     }
-                    Err(error) => tracing::error!(run = name, error, "the run's tables cannot be written; tried again"),
+                    Err(error) => {
+                        tracing::error!(run = name, error, "the run's tables cannot be written; tried again");
+                        self.problems.insert(name, format!("the run's tables cannot be written; tried again: {error}"));
+                    }
                 }
             }
             Command::Read(name, found) => {
@@ -448,85 +540,22 @@ impl Service {
         Ok(())
     }
 
-    /// Checks a request and turns it into the run's description.
-    async fn record(&mut self, driver: &Driver, request: RunRequest) -> Result<(RunRecord, Control), Refusal> {
-        let invalid = |what: String| Refusal::Invalid(what);
-        keys::check_run(&request.name).map_err(|p| invalid(format!("the run's name {:?} {p}", request.name)))?;
-        keys::check_run(&request.model).map_err(|p| invalid(format!("the model's name {:?} {p}", request.model)))?;
-        let params = match (&request.profile, &request.params) {
-            (Some(_), Some(_)) => return Err(invalid("give profile or params, not both".into())),
-            (None, Some(params)) => Params::from_json(&params.to_json()).map_err(|e| invalid(chain(&e)))?,
-            (profile, None) => {
-                let profile = profile.as_deref().unwrap_or("paper");
-                let known = || invalid(format!("profile {profile:?} is none of {}", Params::PROFILES.join(", ")));
-                Params::profile(profile).ok_or_else(known)?
-            }
-        };
-        if request.per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
-            return Err(invalid("per_minute is not above 0".into()));
-        }
-        let (manifest, digest) = read_model(&self.config.home, &request.model).await.map_err(|e| invalid(chain(&e)))?;
-        let dataset = Store::open(&request.dataset).await.map_err(|e| invalid(chain(&e)))?;
-        let record = RunRecord {
-            format: 1,
-            name: request.name.clone(),
-            dataset: dataset.url(),
-            annotations: request.annotations,
-            limit: request.limit,
-            model: request.model,
-            model_digest: digest,
-            resolution: manifest.generator.resolution,
-            params,
-            seed: request.seed,
-            version: self.config.version.clone(),
-        };
-        if self.preparing.contains(&request.name) {
-            return Err(Refusal::Conflict(format!("run {} is being read now", request.name)));
-        }
-        match run::read_json::<RunRecord>(&self.config.home, &keys::index(&request.name)).await {
-            Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
-                let known = driver.fleet.status(&request.name).or_else(|| self.over.get(&request.name).cloned());
-                if known.is_some() {
-                    return Err(Refusal::Conflict(format!("run {} is there already, with the same settings", request.name)));
-                }
-            }
-            Ok(_) => {
-                let name = &request.name;
-                return Err(Refusal::Conflict(format!("there is a run {name} with other settings: choose another name")));
-            }
-            Err(Error::Store(e)) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(Refusal::Unavailable(chain(&e))),
-        }
-        let (priority, per_minute) = (request.priority, request.per_minute);
-        Ok((record, Control { priority, per_minute, ..Control::default() }))
-    }
-
-    /// A finished run that is to go on.
-    async fn redriven(
-        &self,
-        driver: &Driver,
-        name: &str,
-        which: &RedriveRequest,
-    ) -> Result<(RunRecord, Control, Redrive), Refusal> {
-        let unavailable = |e: Error| Refusal::Unavailable(chain(&e));
+    /// Whether a run may be redriven, and how.
+    fn redrivable(&self, driver: &Driver, name: &str, which: &RedriveRequest) -> Result<Redrive, Refusal> {
         let redrive = Redrive::parse(&which.wheres, which.seed).map_err(Refusal::Invalid)?;
-        let known = keys::check_run(name).is_ok()
-            && self.config.home.exists(&keys::index(name)).await.map_err(|e| unavailable(e.into()))?;
-        if !known {
-            return Err(Refusal::NotFound(format!("there is no run {name}")));
-        }
-        // Not as the home says, where a redrive that failed halfway has set it going.
         let state = driver.fleet.control(name).map(|c| c.state).or_else(|| self.over.get(name).map(|s| s.state));
-        if state != Some(RunState::Finished) || self.preparing.contains(name) {
-            return Err(Refusal::Conflict(format!("run {name} is not finished: it cannot be redriven")));
+        match state {
+            _ if self.preparing.contains(name) => Err(Refusal::Conflict(format!("run {name} is being read now"))),
+            None => Err(Refusal::NotFound(format!("there is no run {name}"))),
+            Some(RunState::Finished) => Ok(redrive),
+            Some(_) => Err(Refusal::Conflict(format!("run {name} is not finished: it cannot be redriven"))),
         }
-        let control = read_control(&self.config.home, name).await.map_err(unavailable)?;
-        let record = run::read_json(&self.config.home, &keys::index(name)).await.map_err(unavailable)?;
-        Ok((record, Control { state: RunState::Running, ..control }, redrive))
     }
 
     async fn change(&mut self, driver: &mut Driver, name: &str, change: Change) -> Result<Result<RunStatus, Refusal>, Error> {
-        let Some(before) = driver.fleet.control(name) else {
+        let troubled = self.over.get(name).filter(|s| s.problem.is_some() && !self.preparing.contains(name));
+        let troubled = troubled.map(|s| Control { format: 1, state: s.state, priority: s.priority, per_minute: s.per_minute });
+        let Some(before) = driver.fleet.control(name).or(troubled) else {
             let known = self.over.contains_key(name) || self.preparing.contains(name);
             let refusal = if known {
                 Refusal::Conflict(format!("run {name} is over or being read"))
@@ -551,15 +580,23 @@ impl Service {
         driver.fleet.set_control(name, control);
         driver.withdraw().await?;
         tracing::info!(run = name, state = ?control.state, priority = control.priority, "run changed");
+        if let Some(status) = self.over.get_mut(name) {
+            (status.state, status.priority, status.per_minute) = (control.state, control.priority, control.per_minute);
+            return Ok(Ok(status.clone()));
+        }
         Ok(Ok(driver.fleet.status(name).expect("it was there a moment ago")))
     }
 
-    /// Writes the tables of runs that are settled.
+    /// Writes the tables of runs that are settled, or cancelled and in no worker's hands.
     fn finish_settled(&mut self, driver: &Driver) {
         let names: Vec<String> = driver.fleet.names().cloned().collect();
         for name in names {
-            let running = driver.fleet.control(&name).is_some_and(|c| c.state == RunState::Running);
-            if !running || !driver.fleet.settled(&name) || !self.finishing.insert(name.clone()) {
+            let over = match driver.fleet.control(&name).map(|c| c.state) {
+                Some(RunState::Running) => driver.fleet.settled(&name),
+                Some(RunState::Cancelled) => driver.fleet.at_rest(&name) && !self.closed.contains(&name),
+                _ => false,
+            };
+            if !over || self.preparing.contains(&name) || !self.finishing.insert(name.clone()) {
                 continue;
             }
             let Some(spec) = driver.fleet.spec(&name).cloned() else { continue };
@@ -633,7 +670,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 async fn over_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
     let summary = Runs::Home(home.clone()).of(name)?.get("summary.json").await.ok();
     let summary = summary.and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
-    let count = summary.as_ref().map_or((0, 0, 0), |s| (s.images.total, s.images.succeeded, s.images.failed));
+    let count = summary.as_ref().map_or((0, 0), |s| (s.images.succeeded, s.images.failed));
     let class = |class: ClassSummary| {
         let mean = |metric| class.error.get(&metric).and_then(|spread| spread.mean);
         let lpips = class.error.get(&Metric::Lpips).and_then(|spread| spread.standard_error);
@@ -646,18 +683,19 @@ async fn over_status(home: &Store, name: &str, control: Control) -> Result<RunSt
             class: class.name,
         }
     };
+    let images = summary.as_ref().map_or(0, |s| s.images.planned.unwrap_or(s.images.total));
     Ok(RunStatus {
         name: name.to_owned(),
         state: control.state,
         priority: control.priority,
         per_minute: control.per_minute,
-        images: count.0 as usize,
+        images: images as usize,
         skipped: 0,
-        succeeded: count.1 as usize,
-        failed: count.2 as usize,
+        succeeded: count.0 as usize,
+        failed: count.1 as usize,
         started: 0,
         queued: 0,
-        waiting: 0,
+        waiting: (images as usize).saturating_sub((count.0 + count.1) as usize),
         classes: summary.map_or(vec![], |s| s.classes.into_iter().map(class).collect()),
         unread: 0,
         problem: None,
@@ -724,21 +762,108 @@ async fn read_snapshot(results: &Store) -> Option<Snapshot> {
     decoded.inspect_err(|error| tracing::warn!(at = results.url(), error = chain(error), "the snapshot is not used")).ok()
 }
 
-async fn prepare(home: &Store, record: RunRecord, control: Control, redrive: Option<&Redrive>) -> Result<Prepared, Error> {
-    let name = record.name.clone();
-    let (manifest, digest) = read_model(home, &record.model).await?;
-    if digest != record.model_digest {
-        let (there, here) = (record.model_digest, digest);
-        return Err(Error::OtherRun { url: home.url(), what: "model", there, here });
+/// Checks a request and turns it into what is to be planned. `known`: there is a run of this name.
+async fn submitted(config: &Config, request: RunRequest, known: bool) -> Result<Order, Refusal> {
+    let invalid = |what: String| Refusal::Invalid(what);
+    keys::check_run(&request.name).map_err(|p| invalid(format!("the run's name {:?} {p}", request.name)))?;
+    keys::check_run(&request.model).map_err(|p| invalid(format!("the model's name {:?} {p}", request.model)))?;
+    let params = match (&request.profile, &request.params) {
+        (Some(_), Some(_)) => return Err(invalid("give profile or params, not both".into())),
+        (None, Some(params)) => Params::from_json(&params.to_json()).map_err(|e| invalid(chain(&e)))?,
+        (profile, None) => {
+            let profile = profile.as_deref().unwrap_or("paper");
+            let unknown = || invalid(format!("profile {profile:?} is none of {}", Params::PROFILES.join(", ")));
+            Params::profile(profile).ok_or_else(unknown)?
+        }
+    };
+    if request.per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
+        return Err(invalid("per_minute is not above 0".into()));
     }
-    let dataset = Store::open(&record.dataset).await?;
-    let results = Runs::Home(home.clone()).of(&name)?;
-    let spec = RunSpec { classes: manifest.classes, record };
-    if redrive.is_some() {
-        // Before anything is deleted: should this process die, the next one goes on with it.
-        write_control(home, &name, control).await?;
+    if request.limit == Some(0) {
+        return Err(invalid("limit is not above 0".into()));
     }
-    let (plan, notes) = run::prepare(&spec, redrive, &dataset, &results).await?;
+    if !request.dataset.contains("://") && !Path::new(&request.dataset).is_absolute() {
+        let dataset = &request.dataset;
+        return Err(invalid(format!(
+            "the data set {dataset:?} is neither a URL nor an absolute path: nobody knows where it begins"
+        )));
+    }
+    let dataset = Store::open(&request.dataset).await.map_err(Error::from)?;
+    let (manifest, digest) = read_model(&config.home, &request.model).await?;
+    let record = RunRecord {
+        format: 1,
+        name: request.name.clone(),
+        dataset: dataset.url(),
+        annotations: request.annotations,
+        limit: request.limit,
+        model: request.model,
+        model_digest: digest,
+        resolution: manifest.generator.resolution,
+        params,
+        seed: request.seed,
+        version: config.version.clone(),
+    };
+    match run::read_json::<RunRecord>(&config.home, &keys::index(&request.name)).await {
+        Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
+            if known {
+                return Err(Refusal::Conflict(format!("run {} is there already, with the same settings", request.name)));
+            }
+        }
+        Ok(_) => {
+            let name = &request.name;
+            return Err(Refusal::Conflict(format!("there is a run {name} with other settings: choose another name")));
+        }
+        Err(Error::Store(e)) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e.into()),
+    }
+    let (priority, per_minute) = (request.priority, request.per_minute);
+    Ok((record, Control { priority, per_minute, ..Control::default() }, None))
+}
+
+/// A run that is on record and cannot be planned now.
+async fn in_trouble(home: &Store, name: &str, control: Control, refusal: Refusal) -> Trouble {
+    let problem = Some(refusal.message().to_owned());
+    let again = over_status(home, name, control).await.ok().map(|status| Box::new(RunStatus { problem, ..status }));
+    Trouble { refusal, again }
+}
+
+/// `known`: somebody was told that the run is on record.
+async fn prepare(home: &Store, name: &str, order: Order, known: bool) -> Result<Prepared, Trouble> {
+    let (record, control, redrive) = order;
+    let look = async || {
+        let (manifest, digest) = read_model(home, &record.model).await?;
+        if digest != record.model_digest {
+            let (there, here) = (record.model_digest.clone(), digest);
+            return Err(Error::OtherRun { url: home.url(), what: "model", there, here });
+        }
+        let dataset = Store::open(&record.dataset).await?;
+        let results = Runs::Home(home.clone()).of(name)?;
+        let spec = RunSpec { classes: manifest.classes, record: record.clone() };
+        let seen = run::see(&spec, redrive.as_ref(), &dataset, &results).await?;
+        if redrive.is_some() && seen.left() == 0 {
+            return Err(Error::NothingMeant { run: name.to_owned() });
+        }
+        if redrive.is_some() {
+            // Before anything is deleted: should this process die, the next one goes on with it.
+            write_control(home, name, control).await?;
+        }
+        Ok((seen, spec, results))
+    };
+    let (seen, spec, results) = match look().await {
+        Ok(seen) => seen,
+        Err(error) if known => return Err(in_trouble(home, name, control, error.into()).await),
+        Err(error) => return Err(Trouble { refusal: error.into(), again: None }),
+    };
+    match plan(home, seen, spec, &results, control).await {
+        Ok(prepared) => Ok(prepared),
+        Err(error) if known || redrive.is_some() => Err(in_trouble(home, name, control, error.into()).await),
+        Err(error) => Err(Trouble { refusal: error.into(), again: None }),
+    }
+}
+
+async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control: Control) -> Result<Prepared, Error> {
+    let name = spec.record.name.clone();
+    let (plan, notes) = seen.plan(&spec, results).await?;
     for note in notes {
         tracing::info!(run = name, "{note}");
     }
@@ -748,7 +873,7 @@ async fn prepare(home: &Store, record: RunRecord, control: Control, redrive: Opt
     CrashPoint::RunIndexed.pass();
     write_control(home, &name, control).await?;
     CrashPoint::RunControlled.pass();
-    let snapshot = read_snapshot(&results).await;
+    let snapshot = read_snapshot(results).await;
     let resume = move || {
         let results = plan.settled.iter().map(|planned| (spec.job(planned).id().to_string(), planned.image.clone()));
         let tally = Tally::resume(snapshot, results);
@@ -763,13 +888,18 @@ async fn prepare(home: &Store, record: RunRecord, control: Control, redrive: Opt
 /// Tables, report, and what lost attempts left.
 async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
     let results = Runs::Home(home.clone()).of(&spec.record.name)?;
-    let records = Arc::new(run::read_records(&results).await?);
-    finish(&spec.record, Some(images), &records, &results).await?;
-    CrashPoint::TablesWritten.pass();
-    let swept = run::sweep(&records.results, &results).await?;
-    CrashPoint::Swept.pass();
-    tracing::info!(run = spec.record.name, swept, "removed what lost attempts left");
-    Ok(())
+    loop {
+        let records = Arc::new(run::read_records(&results).await?);
+        finish(&spec.record, Some(images), &records, &results).await?;
+        CrashPoint::TablesWritten.pass();
+        let swept = run::sweep(&records.results, &results).await?;
+        CrashPoint::Swept.pass();
+        tracing::info!(run = spec.record.name, swept, "removed what lost attempts left");
+        // An image that was given up may have got its result after all.
+        if Markers::list(&results).await?.results.len() == records.results.len() {
+            return Ok(());
+        }
+    }
 }
 
 async fn read_model(home: &Store, model: &str) -> Result<(ModelManifest, String), Error> {

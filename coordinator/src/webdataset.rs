@@ -9,11 +9,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::keys::{Item, Marker};
 use proto::{ResultRecord, RunRecord, hex_sha256, keys};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
 
 use crate::manifest::{Lines, Manifest, Object};
-use crate::run::{AT_ONCE, Error, Markers, read_json, read_run};
+use crate::run::{self, AT_ONCE, Markers, read_json, read_run};
 use crate::summary::Counts;
 
 /// Ends of the members' names, sorted, and what they are; no item: the result's record.
@@ -45,15 +45,81 @@ impl Default for Cut {
     }
 }
 
+/// Why there is no export.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The run, or the place of the export, cannot be read or written.
+    #[error(transparent)]
+    Run(#[from] run::Error),
+    /// There is no run.
+    #[error("{url} holds no run (there is no run.json)")]
+    NoRun {
+        /// URL of the store.
+        url: String,
+    },
+    /// The export would become part of the run.
+    #[error("{out} lies inside the run {run}: choose a place outside of it for the export")]
+    Inside {
+        /// URL of the export.
+        out: String,
+        /// URL of the run.
+        run: String,
+    },
+    /// The place of the export holds something else.
+    #[error("{out} is not empty, and holds no export of this run: choose an empty place")]
+    Taken {
+        /// URL of the place.
+        out: String,
+    },
+    /// An object is not the one that its result names.
+    #[error("{key} is not what the result of {image:?} says: it is damaged (basin verify --deep lists all such)")]
+    Altered {
+        /// Name of the image.
+        image: String,
+        /// Key of the object.
+        key: String,
+    },
+    /// There is no such object.
+    #[error("{key} of the result of {image:?} is missing (basin verify lists all such)")]
+    Missing {
+        /// Name of the image.
+        image: String,
+        /// Key of the object.
+        key: String,
+    },
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Error {
+        Error::Run(error.into())
+    }
+}
+
 /// What was written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exported {
     /// Tar files.
     pub shards: usize,
-    /// Images in them.
-    pub samples: usize,
     /// Bytes of the tar files.
     pub bytes: u64,
+    /// Of the run; those that succeeded are in the export.
+    pub images: Counts,
+    /// Whether the run has, if its tables tell.
+    pub ended: Option<bool>,
+}
+
+impl Exported {
+    /// What a person should know of an export of a run that may go on.
+    pub fn caveat(&self) -> Option<String> {
+        let Counts { planned, succeeded, .. } = self.images;
+        let planned = planned.map_or(String::new(), |planned| format!(" {planned}"));
+        let exported = format!("{succeeded} of its{planned} images have results, and are exported");
+        match self.ended {
+            Some(true) => None,
+            Some(false) => Some(format!("the run has not ended: {exported}")),
+            None => Some(format!("nothing tells whether the run has ended: {exported}")),
+        }
+    }
 }
 
 /// A line of an export's `objects.jsonl.gz`.
@@ -79,13 +145,18 @@ struct Member {
 /// Writes the run's results to `out`, which holds nothing else: shards, `objects.jsonl.gz`, and last `manifest.json`.
 pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, Error> {
     if results.contains(out) {
-        return Err(Error::ExportInside { out: out.url(), run: results.url() });
+        return Err(Error::Inside { out: out.url(), run: results.url() });
     }
-    let run = read_run(results).await?.ok_or_else(|| Error::NoRun { url: results.url() })?;
+    let Some(run) = read_run(results).await? else {
+        // A bucket or a folder that is not there says so.
+        results.list("")?.next_page().await?;
+        return Err(Error::NoRun { url: results.url() });
+    };
     out.check_writable().await?;
     let claimed = claim(out, &run).await?;
     out.delete(keys::MANIFEST).await?;
     let markers = Markers::list(results).await?;
+    let (images, ended) = tell(&markers, results).await?;
     let names = names(&markers.results);
     let load = |(place, name)| {
         let results = results.clone();
@@ -93,7 +164,8 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     };
     let places: Vec<(String, String)> = markers.results.into_iter().zip(names).collect();
     let mut samples = stream::iter(places).map(load).buffered(AT_ONCE);
-    let (mut exported, mut objects, mut lines) = (Exported::default(), vec![claimed], Lines::new());
+    let mut exported = Exported { shards: 0, bytes: 0, images, ended };
+    let (mut objects, mut lines) = (vec![claimed], Lines::new());
     let mut shard = Shard::default();
     while let Some(sample) = samples.try_next().await? {
         if shard.is_full(&sample, cut) {
@@ -114,10 +186,33 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     let lines = lines.finish();
     objects.push(Object::new(keys::OBJECTS.into(), &lines));
     out.put(keys::OBJECTS, lines).await?;
-    let (succeeded, failed) = (exported.samples as u64, markers.failures.len() as u64);
-    let images = Counts { planned: None, total: succeeded + failed, succeeded, failed };
     out.put(keys::MANIFEST, Manifest::new(run, images, objects).to_json()).await?;
     Ok(exported)
+}
+
+/// How many images have which end, and whether that is the run's: it has one when a manifest counts them all.
+async fn tell(markers: &Markers, results: &Store) -> Result<(Counts, Option<bool>), Error> {
+    let (succeeded, failed) = (markers.results.len() as u64, markers.failures.len() as u64);
+    let manifest = read_counts(results, keys::MANIFEST).await?;
+    // Of an earlier end, where the run goes on.
+    let tables = if manifest.is_some() { manifest } else { read_counts(results, "summary.json").await? };
+    let images = Counts { planned: tables.and_then(|t| t.planned), total: succeeded + failed, succeeded, failed };
+    let ended = if manifest.is_some() { images.planned.map(|_| images.left() == 0) } else { Some(false) };
+    Ok((images, ended))
+}
+
+/// What `manifest.json` or `summary.json` counts, if it is there and whole.
+async fn read_counts(results: &Store, key: &str) -> Result<Option<Counts>, Error> {
+    #[derive(Deserialize)]
+    struct Counting {
+        images: Counts,
+    }
+    match read_json::<Counting>(results, key).await {
+        Ok(counting) => Ok(Some(counting.images)),
+        Err(run::Error::Damaged { .. }) => Ok(None),
+        Err(run::Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Takes a place that is empty, or that an earlier export of this run has taken: what else lies there would be replaced.
@@ -126,11 +221,11 @@ async fn claim(out: &Store, run: &RunRecord) -> Result<Object, Error> {
     let object = Object::new(keys::EXPORT.into(), &record);
     match read_json::<RunRecord>(out, keys::EXPORT).await {
         Ok(there) if there == *run => {}
-        Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound && out.list("")?.next_page().await?.is_none() => {
+        Err(run::Error::Store(error)) if error.kind() == ErrorKind::NotFound && out.list("")?.next_page().await?.is_none() => {
             out.put(keys::EXPORT, record).await?;
         }
-        Err(Error::Store(error)) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
-        _ => return Err(Error::ExportTaken { out: out.url() }),
+        Err(run::Error::Store(error)) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+        _ => return Err(Error::Taken { out: out.url() }),
     }
     Ok(object)
 }
@@ -154,7 +249,6 @@ impl Shard {
             lines.add(&Line { object: &member.object, shard: &key, member: &member.name });
         }
         exported.shards += 1;
-        exported.samples += self.samples.len();
         let name = key.clone();
         let made = tokio::task::spawn_blocking(move || {
             let bytes = self.tar();
@@ -192,19 +286,24 @@ impl Sample {
 
 /// Reads what belongs to a sample, and compares it with what the result says.
 async fn load(results: &Store, place: String, name: String) -> Result<Sample, Error> {
+    let read = async |image: &str, key: &str| match results.get(key).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::Missing { image: image.into(), key: key.into() }),
+        read => Ok(read?),
+    };
     let marker = keys::marker_at(&place, Marker::Result);
-    let content = results.get(&marker).await?;
+    let content = read(&place, &marker).await?;
     let parsed = serde_json::from_slice::<ResultRecord>(&content);
-    let record = parsed.map_err(|source| Error::Damaged { key: marker.clone(), source })?;
+    let record = parsed.map_err(|source| run::Error::Damaged { key: marker.clone(), source })?;
+    let image = &record.image;
     let mut members = Vec::with_capacity(MEMBERS.len());
     for (end, item) in MEMBERS {
         let (object, bytes) = match item {
             None => (Object::new(marker.clone(), &content), content.clone()),
             Some(item) => {
-                let key = keys::item(&record.image, &record.attempt, item);
-                let altered = || Error::Altered { key: key.clone() };
+                let key = keys::item(image, &record.attempt, item);
+                let altered = || Error::Altered { image: image.clone(), key: key.clone() };
                 let object = Object::of(&record).find(|o| o.key == key).ok_or_else(altered)?;
-                let bytes = results.get(&key).await?;
+                let bytes = read(image, &key).await?;
                 if bytes.len() as u64 != object.size || hex_sha256(&bytes) != object.sha256 {
                     return Err(altered());
                 }

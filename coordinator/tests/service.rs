@@ -7,11 +7,11 @@ mod s3_server;
 use coordinator::fleet::ClassStatus;
 use coordinator::manifest::Manifest;
 use coordinator::plan::image_seed;
-use coordinator::service::{Config, RedriveRequest, Refusal, Service};
+use coordinator::service::{Change, Config, RedriveRequest, Refusal, RunRequest, Service};
 use coordinator::verify::verify;
 use harness::World;
 use proto::keys::Marker;
-use proto::{RedriveRecord, Snapshot, keys};
+use proto::{Control, RedriveRecord, RunState, Snapshot, keys};
 use queue::Queue;
 use s3_server::Server;
 use store::Store;
@@ -81,7 +81,17 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     // What cannot be done now can be asked for again.
     std::fs::rename(world.path("data"), world.path("away")).unwrap();
     assert!(matches!(again(&[], None).await, Err(Refusal::Invalid(_))));
+    // Nothing has changed by that, nor by what selects nothing.
     std::fs::rename(world.path("away"), world.path("data")).unwrap();
+    match again(&["image=Bag/*"], None).await {
+        Err(Refusal::Conflict(why)) => assert!(why.contains("nothing that this selects"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    acting.stop().await;
+    let acting = world.start().await;
+    assert_eq!(acting.status().await.unwrap().state, RunState::Finished);
+    assert!(world.results().exists(keys::MANIFEST).await.unwrap());
+    let again = async |wheres: &[&str], seed| acting.handle.redrive("r".into(), redrive(wheres, seed)).await;
     // Some of the failures, as they are.
     assert!(again(&["image=Coat/1*", "image=Coat/3*"], None).await.unwrap().contains(" 2 to be projected"));
     world.work(2, false).await;
@@ -106,9 +116,8 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 200.0 / 3.0)]);
 
     // The same once more changes nothing: they have that seed.
-    let note = acting.handle.redrive("r".into(), redrive(&["class=Bag,loss>=2"], Some(5))).await.unwrap();
-    assert!(note.contains(" 0 to be projected"), "{note}");
-    acting.finished().await;
+    let refusal = acting.handle.redrive("r".into(), redrive(&["class=Bag,loss>=2"], Some(5))).await;
+    assert!(matches!(refusal, Err(Refusal::Conflict(_))), "{refusal:?}");
     let found = verify(&results, true).await.unwrap();
     assert_eq!((found.succeeded, found.failed, found.problems), (5, 1, vec![]));
 
@@ -122,6 +131,103 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     results.delete(&keys::redrive(1)).await.unwrap();
     let problems = verify(&results, false).await.unwrap().problems;
     assert!(problems.len() == 2 && problems.iter().all(|p| p.contains("Bag/") && p.contains("another seed")), "{problems:?}");
+}
+
+/// A process died after it had written down which images have another seed, and had deleted nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_that_was_written_down_is_ended_by_the_next_start() {
+    let world = World::new(4).await;
+    let acting = world.start().await;
+    acting.submit(&world).await;
+    world.work(4, true).await;
+    acting.finished().await;
+    acting.stop().await;
+    let results = world.results();
+    let images = ["Bag/0.png", "Coat/1.png"].map(String::from).to_vec();
+    let record = RedriveRecord { format: 1, wheres: vec!["loss>=0".into()], seed: 7, images };
+    results.put(&keys::redrive(1), serde_json::to_vec(&record).unwrap()).await.unwrap();
+    world.order(Control::default()).await;
+
+    let acting = world.start().await;
+    acting.until("the plan", |s| s.images == 4 && s.queued + s.waiting == 2 && s.failed == 1).await;
+    world.work(2, false).await;
+    acting.finished().await;
+    for image in ["Bag/0.png", "Coat/1.png"] {
+        assert_eq!(world.record(image).await.seed, image_seed(7, image));
+    }
+    let found = verify(&results, true).await.unwrap();
+    assert_eq!((found.succeeded, found.failed, found.problems), (3, 1, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_run_gets_its_tables_and_still_tells_its_counts_after_a_restart() {
+    let world = World::new(5).await;
+    let acting = world.start().await;
+    acting.submit(&world).await;
+    world.work(3, true).await;
+    acting.until("three", |s| s.succeeded + s.failed == 3).await;
+    // What a worker left that released its job.
+    world.results().put(&keys::checkpoint("Bag/4.png"), "state").await.unwrap();
+    let cancel = Change { state: Some(RunState::Cancelled), ..Change::default() };
+    acting.handle.change("r".into(), cancel).await.unwrap();
+    let tables = async || world.results().exists(keys::MANIFEST).await.unwrap().then_some(());
+    harness::wait_for("the tables", tables).await;
+    let before = acting.status().await.unwrap();
+    acting.stop().await;
+
+    let acting = world.start().await;
+    let after = acting.status().await.unwrap();
+    assert_eq!((after.state, after.images, after.waiting), (RunState::Cancelled, 5, 2));
+    assert_eq!((after.succeeded, after.failed), (before.succeeded, before.failed));
+    assert_eq!((after.succeeded + after.failed, &after.classes), (3, &before.classes));
+    acting.stop().await;
+
+    // A coordinator that died before it wrote them writes them at the next start.
+    world.results().delete(keys::MANIFEST).await.unwrap();
+    let acting = world.start().await;
+    harness::wait_for("the tables", tables).await;
+    assert_eq!(acting.until("the counts", |s| s.images == 5).await.state, RunState::Cancelled);
+    assert!(!world.results().exists(&keys::checkpoint("Bag/4.png")).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_without_its_data_set_is_shown_tried_again_and_can_be_cancelled() {
+    let world = World::new(3).await;
+    let acting = world.start().await;
+    acting.submit(&world).await;
+    acting.stop().await;
+    std::fs::rename(world.path("data"), world.path("away")).unwrap();
+    let acting = world.start().await;
+    let problem = acting.until("the problem", |s| s.problem.is_some()).await.problem.unwrap();
+    assert!(problem.contains("data"), "{problem}");
+    let cancel = Change { state: Some(RunState::Cancelled), ..Change::default() };
+    assert_eq!(acting.handle.change("r".into(), cancel).await.unwrap().state, RunState::Cancelled);
+    acting.stop().await;
+    let control: Control = serde_json::from_slice(&world.home.get(&keys::control("r")).await.unwrap()).unwrap();
+    assert_eq!(control.state, RunState::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_sense_is_refused_before_anything_is_written() {
+    let world = World::new(2).await;
+    let acting = world.start().await;
+    let good = world.request();
+    let bad = [
+        (RunRequest { limit: Some(0), ..good.clone() }, "limit"),
+        (RunRequest { dataset: "data".into(), ..good.clone() }, "absolute"),
+        (RunRequest { name: "../r".into(), ..good.clone() }, "name"),
+        (RunRequest { model: "none".into(), ..good.clone() }, "no model none"),
+        (RunRequest { per_minute: Some(f64::NAN), ..good.clone() }, "per_minute"),
+        (RunRequest { dataset: world.path("home").to_str().unwrap().into(), ..good.clone() }, "lies inside"),
+    ];
+    for (request, why) in bad {
+        match acting.handle.submit(request).await {
+            Err(Refusal::Invalid(refusal)) => assert!(refusal.contains(why), "{refusal}"),
+            other => panic!("{why}: {other:?}"),
+        }
+    }
+    let kept: Vec<String> = world.home.list("").unwrap().all().await.unwrap().into_iter().map(|o| o.key).collect();
+    assert_eq!(kept, ["models/fashion32/model.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

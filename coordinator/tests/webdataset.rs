@@ -1,14 +1,22 @@
 //! An export, read back.
 
 mod harness;
+#[path = "../../store/tests/s3_server/mod.rs"]
+mod s3_server;
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::Arc;
 
+use coordinator::finish::finish;
 use coordinator::manifest::{Manifest, Object};
+use coordinator::run::{read_records, read_run};
+use coordinator::summary::Counts;
 use coordinator::webdataset::{Cut, Exported, export};
 use harness::World;
+use proto::keys::Item;
 use proto::{ResultRecord, hex_sha256, keys};
+use s3_server::{Auth, Server};
 use serde::Deserialize;
 use store::Store;
 
@@ -64,7 +72,9 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
         ["export.json", "manifest.json", "objects.jsonl.gz", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
     );
     let bytes = first.iter().filter(|(key, _)| key.ends_with(".tar")).map(|(_, bytes)| bytes.len() as u64).sum();
-    assert_eq!(exported, Exported { shards: 3, samples: 5, bytes });
+    let images = Counts { planned: Some(5), total: 5, succeeded: 5, failed: 0 };
+    assert_eq!(exported, Exported { shards: 3, bytes, images, ended: Some(true) });
+    assert_eq!(exported.caveat(), None);
 
     let shards: BTreeMap<&str, BTreeMap<String, Vec<u8>>> =
         first.iter().filter(|(key, _)| key.ends_with(".tar")).map(|(key, bytes)| (key.as_str(), members(bytes))).collect();
@@ -91,7 +101,7 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     let expected = first.iter().filter(|(key, _)| *key != keys::MANIFEST).map(|(key, b)| Object::new(key.clone(), b));
     let mut named = manifest.objects.clone();
     named.sort_by(|a, b| a.key.cmp(&b.key));
-    assert_eq!((named, manifest.images.succeeded), (expected.collect(), 5));
+    assert_eq!((named, manifest.images), (expected.collect(), images));
 
     // Over an export that was cut otherwise, too.
     let tight = Cut { bytes: 1, ..Cut::default() };
@@ -115,7 +125,7 @@ async fn a_damaged_object_is_named_and_the_export_is_not_called_whole() {
     let results = world.results();
     export(&results, &out, Cut::default()).await.unwrap();
     let record = world.record("Bag/2.png").await;
-    let key = keys::item("Bag/2.png", &record.attempt, keys::Item::Generated);
+    let key = keys::item("Bag/2.png", &record.attempt, Item::Generated);
     let mut bytes = results.get(&key).await.unwrap().to_vec();
     bytes[0] ^= 1;
     results.put(&key, bytes).await.unwrap();
@@ -124,4 +134,72 @@ async fn a_damaged_object_is_named_and_the_export_is_not_called_whole() {
     assert!(!out.exists(keys::MANIFEST).await.unwrap());
     let inside = results.with_prefix("export").unwrap();
     assert!(export(&results, &inside, Cut::default()).await.unwrap_err().to_string().contains("inside the run"));
+
+    results.delete(&key).await.unwrap();
+    let error = export(&results, &out, Cut::default()).await.unwrap_err().to_string();
+    for part in [key.as_str(), "\"Bag/2.png\"", "missing", "basin verify"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_a_run_that_has_not_ended_says_so() {
+    let world = World::new(5).await;
+    let acting = world.start().await;
+    acting.submit(&world).await;
+    world.work(4, true).await;
+    acting.until("four", |s| s.succeeded + s.failed == 4).await;
+    let results = world.results();
+    let run = read_run(&results).await.unwrap().unwrap();
+    let out = Store::open(world.path("export").to_str().unwrap()).await.unwrap();
+    let counts = |planned| Counts { planned, total: 4, succeeded: 3, failed: 1 };
+    let exported = async |planned, ended, caveat: &str| {
+        let exported = export(&results, &out, Cut::default()).await.unwrap();
+        assert_eq!((exported.images, exported.ended), (counts(planned), ended));
+        assert_eq!(exported.caveat().as_deref(), Some(caveat));
+        let manifest: Manifest = serde_json::from_slice(&out.get(keys::MANIFEST).await.unwrap()).unwrap();
+        assert_eq!(manifest.images, counts(planned));
+    };
+    exported(None, Some(false), "the run has not ended: 3 of its images have results, and are exported").await;
+    // Tables that were written on the way.
+    let tables = async |planned| {
+        let records = Arc::new(read_records(&results).await.unwrap());
+        finish(&run, planned, &records, &results).await.unwrap();
+    };
+    tables(Some(5)).await;
+    let caveat = "the run has not ended: 3 of its 5 images have results, and are exported";
+    exported(Some(5), Some(false), caveat).await;
+    // As they are when it goes on.
+    results.delete(keys::MANIFEST).await.unwrap();
+    exported(Some(5), Some(false), caveat).await;
+    results.put(keys::MANIFEST, "{").await.unwrap();
+    exported(Some(5), Some(false), caveat).await;
+    tables(None).await;
+    exported(None, None, "nothing tells whether the run has ended: 3 of its images have results, and are exported").await;
+    acting.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_is_not_there_is_not_taken_for_an_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Auth::Anonymous).await;
+    let folder = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(folder("empty")).unwrap();
+    let bucket = |place| server.url(place, "anonymous=true");
+    for (place, why) in [
+        (folder("none"), "there is none"),
+        (folder("empty"), "holds no run"),
+        (bucket("none/r"), "there is no such bucket"),
+        (bucket("bucket/r"), "holds no run"),
+    ] {
+        let (run, out) = (Store::open(&place).await.unwrap(), Store::open(&folder("export")).await.unwrap());
+        let error = proto::chain(&export(&run, &out, Cut::default()).await.unwrap_err());
+        assert!(error.contains(why) && error.contains(place.split('?').next().unwrap()), "{error}");
+        match coordinator::verify::verify(&run, false).await {
+            Ok(found) => {
+                assert!(why == "holds no run" && found.problems.len() == 1 && found.problems[0].contains(why), "{found:?}")
+            }
+            Err(error) => assert!(proto::chain(&error).contains(why), "{error}"),
+        }
+    }
 }

@@ -82,6 +82,6 @@ pub enum RunState {
 impl RunState {
     /// Whether workers may compute its jobs.
     pub fn may_compute(self) -> bool {
-        matches!(self, RunState::Running | RunState::Finished)
+        self == RunState::Running
     }
 }

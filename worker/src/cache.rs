@@ -22,6 +22,8 @@ pub struct Cache {
 pub(crate) enum Entry {
     There(Held),
     Missing(Blank),
+    /// Another process makes or removes it.
+    Busy,
 }
 
 /// A folder that stays while this value does.
@@ -51,7 +53,7 @@ impl Cache {
         &self.dir
     }
 
-    /// The folder `name`. Waits while another process makes it.
+    /// The folder `name`. Never waits for other processes.
     pub(crate) fn open(&self, name: &str) -> io::Result<Entry> {
         if !is_digest(name) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no SHA-256")));
@@ -59,20 +61,24 @@ impl Cache {
         fs::create_dir_all(&self.dir)?;
         let lock = self.lock_file(name)?;
         loop {
-            lock.lock_shared()?;
-            if self.dir.join(name).is_dir() {
-                lock.set_modified(SystemTime::now())?;
-                return Ok(Entry::There(Held { cache: self.clone(), name: name.to_owned(), lock }));
+            let there = self.dir.join(name).is_dir();
+            if !taken(if there { lock.try_lock_shared() } else { lock.try_lock() })? {
+                return Ok(Entry::Busy);
             }
-            lock.unlock()?;
-            lock.lock()?;
-            if !self.dir.join(name).is_dir() {
-                // A killed process may have left one.
-                remove_all(&self.part(name))?;
-                fs::create_dir(self.part(name))?;
-                return Ok(Entry::Missing(Blank { cache: self.clone(), name: name.to_owned(), _lock: lock }));
+            match (there, self.dir.join(name).is_dir()) {
+                (true, true) => {
+                    lock.set_modified(SystemTime::now())?;
+                    return Ok(Entry::There(Held { cache: self.clone(), name: name.to_owned(), lock }));
+                }
+                (false, false) => {
+                    // A killed process may have left one.
+                    remove_all(&self.part(name))?;
+                    fs::create_dir(self.part(name))?;
+                    return Ok(Entry::Missing(Blank { cache: self.clone(), name: name.to_owned(), _lock: lock }));
+                }
+                // It came or went before the lock was ours.
+                _ => lock.unlock()?,
             }
-            lock.unlock()?;
         }
     }
 
@@ -110,10 +116,8 @@ impl Cache {
 
     /// Removes a folder, unless somebody uses or makes it.
     fn remove(&self, lock: &File, name: &str) -> io::Result<bool> {
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(false),
-            Err(TryLockError::Error(error)) => return Err(error),
+        if !taken(lock.try_lock())? {
+            return Ok(false);
         }
         let part = self.part(name);
         remove_all(&part)?;
@@ -170,6 +174,15 @@ impl Drop for Blank {
     }
 }
 
+/// Whether the lock is ours now.
+fn taken(tried: Result<(), TryLockError>) -> io::Result<bool> {
+    match tried {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 fn is_digest(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -215,6 +228,7 @@ mod tests {
                     fs::write(blank.dir().join("file"), vec![0; bytes]).unwrap();
                     blank.keep().unwrap();
                 }
+                Entry::Busy => panic!("nobody else is here"),
             }
         }
     }
@@ -232,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn of_all_who_come_at_once_one_makes_and_the_others_wait() {
+    fn of_all_who_come_at_once_one_makes_and_the_others_are_told_to_wait() {
         let (cache, _alive) = open(1000);
         let makers = AtomicUsize::new(0);
         std::thread::scope(|scope| {
@@ -251,6 +265,7 @@ mod tests {
                                 fs::write(blank.dir().join("file"), "whole").unwrap();
                                 blank.keep().unwrap();
                             }
+                            Entry::Busy => std::thread::yield_now(),
                         }
                     }
                 });

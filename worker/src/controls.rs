@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use proto::{Control, keys};
+use proto::{Control, RunState, keys};
 use store::{Runs, Store};
 
 /// How long an answer holds.
@@ -34,12 +34,20 @@ impl Controls {
         {
             return may;
         }
-        let asked = match home.get(&keys::control(run)).await {
-            Ok(bytes) => serde_json::from_slice::<Control>(&bytes).ok().map(|c| c.state.may_compute()),
-            Err(_) => None,
-        };
+        let asked = state(home, run).await.map(RunState::may_compute);
         let may = asked.or(before.map(|(may, _)| may)).unwrap_or(true);
         self.known.insert(run.to_owned(), (may, Instant::now()));
         may
     }
+
+    /// Whether the run has ended by now.
+    pub async fn is_finished(&self, run: &str) -> bool {
+        let Some(home) = &self.home else { return false };
+        state(home, run).await == Some(RunState::Finished)
+    }
+}
+
+async fn state(home: &Store, run: &str) -> Option<RunState> {
+    let bytes = home.get(&keys::control(run)).await.ok()?;
+    serde_json::from_slice::<Control>(&bytes).ok().map(|control| control.state)
 }

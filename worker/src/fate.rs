@@ -30,13 +30,21 @@ pub enum LoadError {
         /// Digest of the loaded model.
         loaded: String,
     },
-    /// The home has no such model, or does not answer.
+    /// The home's model cannot be read.
     #[error("cannot read model {model}")]
     ModelStore {
         /// Name of the model.
         model: String,
         /// What the store says.
         source: store::Error,
+    },
+    /// A file of the model is missing in the home, or is another than when the run was planned.
+    #[error("model {model} is not whole in the home: {problem}")]
+    Damaged {
+        /// Name of the model.
+        model: String,
+        /// Which file, what is wrong with it, and what mends it.
+        problem: String,
     },
     /// The model's name cannot be a folder.
     #[error("the model's name {model:?} {problem}")]
@@ -55,7 +63,7 @@ pub enum LoadError {
         source: Box<crate::ModelError>,
     },
     /// The cache of models cannot be used.
-    #[error("cannot use the folder of models {}", dir.display())]
+    #[error("cannot use the folder of models {} (--model-cache or BASIN_MODEL_CACHE names another)", dir.display())]
     Cache {
         /// The folder.
         dir: std::path::PathBuf,
@@ -123,8 +131,10 @@ pub fn fate(error: &LoadError) -> Fate {
         LoadError::Job(_) | LoadError::Model { .. } | LoadError::ModelName { .. } | LoadError::Weights { .. } => {
             Fate::Reject(FailureReason::BadJob)
         }
-        LoadError::ModelStore { source, .. } if source.is_retryable() => Fate::Retry,
-        LoadError::ModelStore { .. } => Fate::Reject(FailureReason::BadJob),
+        LoadError::ModelStore { source, .. } if source.kind() == ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
+        // No fault of the images, and none of this machine: a crash would stop the other runs too. After minutes the image becomes
+        // `unavailable`, which is tried again by `basin runs retry`.
+        LoadError::ModelStore { .. } | LoadError::Damaged { .. } => Fate::Retry,
         LoadError::Cache { .. } | LoadError::Dataset { .. } => Fate::Crash,
         LoadError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
         LoadError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),

@@ -88,6 +88,7 @@ struct Fetcher {
     /// Digest of the model that the devices have.
     handed: String,
     batch: Vec<Loaded>,
+    shutdown: Shutdown,
 }
 
 /// Fetches batches until the queue closes, a stop is requested, or nothing has come for the time to drain.
@@ -102,11 +103,11 @@ pub async fn run(
 ) -> Result<(), Error> {
     let (supply, controls) = (Supply::new(models), Controls::new(&runs));
     let (datasets, handed, batch) = Default::default();
-    let mut fetcher = Fetcher { config, supply, controls, queue, runs, datasets, loaded, handed, batch };
+    let mut fetcher = Fetcher { config, supply, controls, queue, runs, datasets, loaded, handed, batch, shutdown };
     let started = Instant::now();
     let mut last = Instant::now();
     let over = |limit: Option<Duration>, since: Instant| limit.is_some_and(|limit| since.elapsed() >= limit);
-    while !shutdown.requested() && !fetcher.loaded.is_closed() && !over(fetcher.config.max_runtime, started) {
+    while !fetcher.shutdown.requested() && !fetcher.loaded.is_closed() && !over(fetcher.config.max_runtime, started) {
         // A batch that is not full waits a moment for more, not for ever.
         let Ok(next) = tokio::time::timeout(Duration::from_millis(100), consumer.next()).await else {
             fetcher.hand_over().await?;
@@ -154,7 +155,16 @@ impl Fetcher {
         let model = if first.job.model_digest == self.handed {
             None
         } else {
-            match self.supply.load(&first.job).await {
+            let loaded = tokio::select! {
+                biased;
+                () = self.shutdown.asked() => {
+                    // They go back at the end of `run`. A copy of a large model takes minutes.
+                    self.batch = images;
+                    return Ok(());
+                }
+                loaded = self.supply.load(&first.job) => loaded,
+            };
+            match loaded {
                 Ok(model) => {
                     self.handed = first.job.model_digest.clone();
                     Some(model)

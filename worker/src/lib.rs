@@ -86,6 +86,13 @@ impl Shutdown {
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
+
+    /// Waits until it was asked.
+    pub(crate) async fn asked(&self) {
+        while !self.requested() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }
 
 /// Works until the queue closes, a stop is requested, or it has drained. `working` shows what it does now.

@@ -5,13 +5,19 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use proto::{Job, ModelManifest, RunningSha256, keys};
-use store::Store;
+use proto::{Job, ModelManifest, RunningSha256, chain, hex_sha256, keys};
+use store::{ErrorKind, Store};
 
 use crate::cache::{Cache, Entry};
 use crate::fate::LoadError;
 use crate::weights::{self, LoadedModel, ModelError};
+
+/// While another process copies a model here, it is asked for so often.
+const PAUSE: Duration = Duration::from_millis(200);
+/// A model that is damaged in the home is not copied again for so long: meanwhile other runs get their images.
+const DAMAGE_HOLDS: Duration = Duration::from_secs(60);
 
 /// What jobs of a model are checked against.
 #[derive(Clone, Debug)]
@@ -51,6 +57,8 @@ impl Models {
 pub(crate) struct Supply {
     source: Source,
     facts: HashMap<String, Arc<Facts>>,
+    /// When a model was found damaged in the home, and how.
+    damaged: HashMap<String, (Instant, String)>,
 }
 
 enum Source {
@@ -73,11 +81,16 @@ impl Supply {
             }
             Models::Home { home, cache } => Source::Home { home, cache },
         };
-        Supply { source, facts }
+        Supply { source, facts, damaged: HashMap::new() }
     }
 
     /// What is known of the job's model.
     pub async fn facts(&mut self, job: &Job) -> Result<Arc<Facts>, LoadError> {
+        if let Some((when, problem)) = self.damaged.get(&job.model_digest)
+            && when.elapsed() < DAMAGE_HOLDS
+        {
+            return Err(LoadError::Damaged { model: job.model.clone(), problem: problem.clone() });
+        }
         if let Some(facts) = self.facts.get(&job.model_digest) {
             return Ok(facts.clone());
         }
@@ -102,25 +115,44 @@ impl Supply {
                 let loaded = || LoadError::Model { wanted: job.model_digest.clone(), loaded: "none".into() };
                 model.take().map(|model| *model).ok_or_else(loaded)
             }
-            Source::Home { home, cache } => cached(home, cache, &job.model, &job.model_digest).await,
+            Source::Home { home, cache } => {
+                let loaded = cached(home, cache, &job.model, &job.model_digest).await;
+                if let Err(LoadError::Damaged { problem, .. }) = &loaded {
+                    self.damaged.insert(job.model_digest.clone(), (Instant::now(), problem.clone()));
+                }
+                loaded
+            }
         }
     }
 }
 
 async fn manifest(home: &Store, model: &str, digest: &str) -> Result<ModelManifest, LoadError> {
-    let store_error = |source| LoadError::ModelStore { model: model.to_owned(), source };
-    let bytes = home.get(&format!("{}/model.json", keys::model_prefix(model))).await.map_err(store_error)?;
-    let (manifest, found) = ModelManifest::parse(&bytes)?;
+    let key = format!("{}/model.json", keys::model_prefix(model));
+    let bytes = home.get(&key).await.map_err(|source| unreadable(model, source))?;
+    let found = hex_sha256(&bytes);
     if found != digest {
-        return Err(LoadError::Model { wanted: digest.to_owned(), loaded: found });
+        let problem = format!("{key} has SHA-256 {found}, and the job says {digest}: it is damaged or was replaced");
+        return Err(LoadError::Damaged { model: model.to_owned(), problem });
     }
-    Ok(manifest)
+    Ok(ModelManifest::parse(&bytes)?.0)
+}
+
+fn unreadable(model: &str, source: store::Error) -> LoadError {
+    match source.kind() {
+        ErrorKind::NotFound => damaged(model, &source),
+        _ => LoadError::ModelStore { model: model.to_owned(), source },
+    }
+}
+
+fn damaged(model: &str, error: &dyn std::error::Error) -> LoadError {
+    let problem = format!("{}; `basin push` of the model's folder repairs it", chain(error));
+    LoadError::Damaged { model: model.to_owned(), problem }
 }
 
 /// The model from the cache. It is copied there if it is not there, and again if it was damaged there.
 async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str) -> Result<LoadedModel, LoadError> {
     let cache_error = |source| LoadError::Cache { dir: cache.dir().to_owned(), source };
-    let mut fresh = false;
+    let (mut fresh, mut waits) = (false, false);
     loop {
         let (there, name) = (cache.clone(), digest.to_owned());
         let held = match blocking(move || there.open(&name)).await.map_err(cache_error)? {
@@ -131,11 +163,23 @@ async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str) -> Resul
                 fresh = true;
                 continue;
             }
+            Entry::Busy => {
+                if !waits {
+                    tracing::info!(model, dir = %cache.dir().display(), "another process copies the model: waiting for it");
+                    waits = true;
+                }
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
         };
         let (dir, expected) = (held.dir(), digest.to_owned());
         match blocking(move || load(&dir, expected)).await {
             Ok(loaded) => return Ok(LoadedModel { _held: Some(held), ..loaded }),
-            Err(ModelError::Read { .. } | ModelError::Manifest { .. } | ModelError::Hash { .. }) if !fresh => {
+            Err(error @ (ModelError::Read { .. } | ModelError::Manifest { .. } | ModelError::Hash { .. })) => {
+                if fresh {
+                    // It was whole when it was copied.
+                    return Err(cache_error(io::Error::other(error)));
+                }
                 tracing::warn!(model, dir = %held.dir().display(), "a cached model is damaged: it is copied again");
                 if !held.discard().map_err(cache_error)? {
                     return Err(cache_error(io::Error::other("a model there is damaged, and other workers use it")));
@@ -157,7 +201,7 @@ fn load(dir: &Path, expected: String) -> Result<LoadedModel, ModelError> {
 /// Copies the model's files to `dir`, each checked while it is written.
 async fn copy(home: &Store, cache: &Cache, (model, digest): (&str, &str), dir: &Path) -> Result<(), LoadError> {
     keys::check_run(model).map_err(|problem| LoadError::ModelName { model: model.to_owned(), problem })?;
-    let store_error = |source| LoadError::ModelStore { model: model.to_owned(), source };
+    let store_error = |source| unreadable(model, source);
     let manifest = manifest(home, model, digest).await?;
     let prefix = keys::model_prefix(model);
     let objects = home.list(&format!("{prefix}/")).map_err(store_error)?.all().await.map_err(store_error)?;
@@ -180,8 +224,7 @@ async fn copy(home: &Store, cache: &Cache, (model, digest): (&str, &str), dir: &
         }
         let found = written.1.hex();
         if found != expected {
-            let source = ModelError::Hash { path: key.into(), found, expected: expected.to_owned() };
-            return Err(LoadError::Weights { model: model.to_owned(), source: Box::new(source) });
+            return Err(damaged(model, &ModelError::Hash { path: key.into(), found, expected: expected.to_owned() }));
         }
     }
     Ok(())
@@ -195,12 +238,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 mod tests {
     use std::fs;
     use std::path::PathBuf;
+    use std::sync::Mutex;
 
-    use proto::{ModelRef, hex_sha256};
+    use proto::{Event, LatentSearch, ModelRef, Params, What};
+    use queue::{Channel, Queue};
+    use store::Runs;
+    use tokio::sync::watch;
+    use tracing::span;
 
     use super::*;
+    use crate::{Config, Error, Shutdown, Working};
 
-    /// A home with the bundled model, in folders.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A home with the bundled model, and an image, in folders.
     struct Home {
         home: Store,
         cache: Cache,
@@ -211,17 +262,50 @@ mod tests {
     impl Home {
         async fn open() -> Home {
             let dir = tempfile::tempdir().unwrap();
-            let place = dir.path().join("home/models/fashion32");
-            fs::create_dir_all(&place).unwrap();
-            let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion32");
-            for file in fs::read_dir(bundled).unwrap() {
-                let file = file.unwrap();
-                fs::copy(file.path(), place.join(file.file_name())).unwrap();
-            }
-            let digest = hex_sha256(&fs::read(place.join("model.json")).unwrap());
+            fs::create_dir(dir.path().join("data")).unwrap();
+            let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../samples/images/bag_00_centred.png");
+            fs::copy(sample, dir.path().join("data/bag.png")).unwrap();
+            let model = push(dir.path(), "fashion32");
             let home = Store::open(dir.path().join("home").to_str().unwrap()).await.unwrap();
             let cache = Cache::new(dir.path().join("cache"), 1 << 30);
-            Home { home, cache, model: ModelRef { name: "fashion32".into(), digest, resolution: 32 }, dir }
+            Home { home, cache, model, dir }
+        }
+
+        /// A short job for the image.
+        async fn job(&self, run: &str, model: &ModelRef) -> Job {
+            let dataset = self.dir.path().join("data").to_str().unwrap().to_owned();
+            let identity = Store::open(&dataset).await.unwrap().identity("bag.png").await.unwrap().unwrap();
+            let params = Params { transform: None, latent: LatentSearch::Adam { steps: 2 }, seeds: 4, ..Params::paper() };
+            Job {
+                run: run.into(),
+                image: "bag.png".into(),
+                identity,
+                dataset,
+                class: 8,
+                class_name: "Bag".into(),
+                bbox: None,
+                model: model.name.clone(),
+                model_digest: model.digest.clone(),
+                params,
+                seed: 1,
+            }
+        }
+
+        /// A worker.
+        async fn work(&self, queue: &Queue, shutdown: Shutdown) -> Result<(), Error> {
+            let config = Config {
+                name: "worker".into(),
+                devices: "cpu".parse().unwrap(),
+                batch_images: 1,
+                checkpoint_every: LIMIT,
+                drain_after: None,
+                max_runtime: None,
+                version: "test".into(),
+            };
+            let models = Models::Home { home: self.home.clone(), cache: self.cache.clone() };
+            let (working, _) = watch::channel(Working::default());
+            let runs = Runs::Home(self.home.clone());
+            crate::run(config, models, queue.clone(), runs, shutdown, working).await
         }
 
         async fn load(&self) -> Result<LoadedModel, LoadError> {
@@ -237,6 +321,139 @@ mod tests {
 
         fn cached(&self) -> PathBuf {
             self.cache.dir().join(&self.model.digest)
+        }
+    }
+
+    /// A copy of the bundled model in the home.
+    fn push(dir: &Path, name: &str) -> ModelRef {
+        let place = dir.join("home/models").join(name);
+        fs::create_dir_all(&place).unwrap();
+        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion32");
+        for file in fs::read_dir(bundled).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), place.join(file.file_name())).unwrap();
+        }
+        let manifest = fs::read_to_string(place.join("model.json")).unwrap().replace("\"fashion32\"", &format!("{name:?}"));
+        fs::write(place.join("model.json"), &manifest).unwrap();
+        ModelRef { name: name.into(), digest: hex_sha256(manifest.as_bytes()), resolution: 32 }
+    }
+
+    /// What this thread logs.
+    #[derive(Clone, Default)]
+    struct Logged(Arc<Mutex<String>>);
+
+    impl tracing::Subscriber for Logged {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() <= tracing::Level::INFO
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                *self.0.lock().unwrap() += &format!("{value:?}\n");
+            });
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    /// Starts a worker, and waits until the run's image has a result. Nothing may fail, and the worker stays.
+    async fn succeeds(home: &Home, queue: &Queue, run: &str) {
+        let result = async {
+            let mut events = queue.consume(Channel::Events, 1).await.unwrap();
+            while let Some(delivery) = events.next().await.unwrap() {
+                let event = Event::decode(delivery.payload()).unwrap();
+                delivery.ack().await.unwrap();
+                match event.what {
+                    What::Failed { message, .. } => panic!("{message}"),
+                    What::Succeeded { .. } if event.run == run => return,
+                    _ => {}
+                }
+            }
+        };
+        tokio::select! {
+            left = home.work(queue, Shutdown::default()) => panic!("{left:?}"),
+            result = tokio::time::timeout(LIMIT, result) => result.expect("a result"),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_anothers_copy_says_so_and_leaves_when_asked() {
+        let logged = Logged::default();
+        let _here = tracing::subscriber::set_default(logged.clone());
+        let home = Home::open().await;
+        let Entry::Missing(_another) = home.cache.open(&home.model.digest).unwrap() else { panic!("nothing is there") };
+        let (queue, shutdown) = (Queue::open("embedded:").await.unwrap(), Shutdown::default());
+        queue.publish(Channel::Jobs, home.job("run", &home.model).await.encode()).await.unwrap();
+        let ask = async {
+            while !logged.0.lock().unwrap().contains("another process copies the model") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            shutdown.request();
+            Instant::now()
+        };
+        let both = async { tokio::join!(home.work(&queue, shutdown.clone()), ask) };
+        let (left, asked) = tokio::time::timeout(LIMIT, both).await.expect("it says that it waits, and leaves when asked");
+        left.unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(10));
+        let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
+        let back = tokio::time::timeout(LIMIT, jobs.next()).await.expect("the job is back").unwrap().unwrap();
+        assert_eq!(back.attempt(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_model_that_is_damaged_in_the_home_fails_no_image_and_stops_no_other_run() {
+        let home = Home::open().await;
+        let other = push(home.dir.path(), "other");
+        home.damage("home/models/fashion32");
+        let queue = Queue::open("embedded:").await.unwrap();
+        for (run, model) in [("damaged", &home.model), ("whole", &other)] {
+            queue.publish(Channel::Jobs, home.job(run, model).await.encode()).await.unwrap();
+        }
+        succeeds(&home, &queue, "whole").await;
+        push(home.dir.path(), "fashion32");
+        succeeds(&home, &queue, "damaged").await;
+    }
+
+    #[tokio::test]
+    async fn a_model_that_was_damaged_in_the_home_is_copied_again_after_a_while() {
+        let home = Home::open().await;
+        home.damage("home/models/fashion32");
+        let job = home.job("run", &home.model).await;
+        let mut supply = Supply::new(Models::Home { home: home.home.clone(), cache: home.cache.clone() });
+        assert!(supply.facts(&job).await.is_ok());
+        assert!(matches!(supply.load(&job).await, Err(LoadError::Damaged { .. })));
+        push(home.dir.path(), "fashion32");
+        assert!(matches!(supply.facts(&job).await, Err(LoadError::Damaged { .. })));
+        for (when, _) in supply.damaged.values_mut() {
+            *when = when.checked_sub(DAMAGE_HOLDS).unwrap();
+        }
+        assert!(supply.facts(&job).await.is_ok());
+        assert!(supply.load(&job).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_used_is_named_with_the_cause_and_the_way_out() {
+        let home = Home::open().await;
+        let text = |error: LoadError| chain(&Error::Cache(Box::new(error)));
+        let below_a_file = Cache::new(home.dir.path().join("data/bag.png/cache"), 1);
+        let models = Models::Home { home: home.home.clone(), cache: below_a_file };
+        let found = text(models.check().unwrap_err());
+        for part in ["data/bag.png/cache", "--model-cache", "BASIN_MODEL_CACHE", "Not a directory"] {
+            assert!(found.contains(part), "{found}");
+        }
+        // As on a full disk.
+        let full = home.dir.path().join("full");
+        fs::create_dir_all(home.cache.dir()).unwrap();
+        fs::create_dir(&full).unwrap();
+        std::os::unix::fs::symlink("/dev/full", full.join("generator.safetensors")).unwrap();
+        let copied = copy(&home.home, &home.cache, ("fashion32", &home.model.digest), &full).await;
+        let found = text(copied.unwrap_err());
+        for part in [home.cache.dir().to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
+            assert!(found.contains(part), "{found}");
         }
     }
 
@@ -270,11 +487,19 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_not_the_models_is_named_and_not_kept() {
         let home = Home::open().await;
+        let place = home.dir.path().join("home/models/fashion32");
+        let found = async |part: &str| {
+            let error = home.load().await.err().unwrap();
+            let text = chain(&error);
+            assert!(matches!(error, LoadError::Damaged { .. }) && text.contains(part), "{text}");
+            assert!(!home.cached().exists() && fs::read_dir(home.cache.dir()).unwrap().count() == 1, "only the lock is left");
+            text
+        };
         home.damage("home/models/fashion32");
-        let error = home.load().await.err().unwrap();
-        let text = proto::chain(&error);
-        assert!(matches!(error, LoadError::Weights { .. }), "{text}");
-        assert!(text.contains("fashion32") && text.contains("generator.safetensors has SHA-256"), "{text}");
-        assert!(!home.cached().exists() && fs::read_dir(home.cache.dir()).unwrap().count() == 1, "only the lock is left");
+        assert!(found("models/fashion32/generator.safetensors has SHA-256").await.contains("basin push"));
+        fs::remove_file(place.join("generator.safetensors")).unwrap();
+        assert!(found("models/fashion32/generator.safetensors").await.contains("basin push"));
+        fs::write(place.join("model.json"), "{}").unwrap();
+        found("models/fashion32/model.json has SHA-256").await;
     }
 }

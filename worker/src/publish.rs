@@ -9,6 +9,7 @@ use queue::{Channel, Queue};
 use store::{PutNew, Runs, Store};
 use tokio::sync::mpsc;
 
+use crate::controls::Controls;
 use crate::fate::{self, Fate};
 use crate::fetch::reject;
 use crate::project::{Done, Released, Saved, Solved};
@@ -16,10 +17,15 @@ use crate::{Config, Error, codec};
 
 /// Publishes until the devices' thread ends.
 pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Receiver<Done>) -> Result<(), Error> {
+    let controls = Controls::new(&runs);
     while let Some(done) = done.recv().await {
         match done {
             Done::Solved(solved) => {
                 let results = runs.of(&solved.job.run)?;
+                if controls.is_finished(&solved.job.run).await {
+                    discard(&results, *solved).await?;
+                    continue;
+                }
                 publish(&config, &queue, &results, *solved).await?;
             }
             Done::Saved(Saved { run, image, attempt, checkpoint }) => {
@@ -63,6 +69,16 @@ fn forgive(saved: Result<(), store::Error>) -> Result<(), store::Error> {
         }
         other => other,
     }
+}
+
+/// The image was given up, and its run ended since: a result would be in none of its tables.
+async fn discard(results: &Store, solved: Solved) -> Result<(), Error> {
+    let Solved { delivery, job, attempt, .. } = solved;
+    tracing::warn!(run = job.run, image = job.image, "the run ended without this image: its result is dropped");
+    results.delete(&keys::checkpoint(&job.image)).await?;
+    results.delete(&keys::attempt(&job.image, &attempt)).await?;
+    delivery.ack().await?;
+    Ok(())
 }
 
 async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
@@ -205,7 +221,7 @@ mod tests {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
-    use proto::{History, Job, ModelRef, Params};
+    use proto::{Control, History, Job, ModelRef, Params, RunState};
     use queue::{Consumer, Delivery};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -291,6 +307,33 @@ mod tests {
 
     async fn next(consumer: &mut Consumer) -> Option<Delivery> {
         tokio::time::timeout(Duration::from_millis(1), consumer.next()).await.ok()?.expect("the queue lives")
+    }
+
+    #[tokio::test]
+    async fn a_result_that_comes_after_the_end_of_its_run_is_dropped() {
+        let dir = tempfile::tempdir().expect("writable");
+        let home = Store::open(&dir.path().to_string_lossy()).await.expect("a folder");
+        let queue = Queue::open("embedded:").await.expect("in memory");
+        let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
+        let mut left = Vec::new();
+        for state in [RunState::Running, RunState::Finished] {
+            let control = serde_json::to_vec(&Control { state, ..Control::default() }).expect("a record");
+            home.put(&keys::control("r"), control).await.expect("writable");
+            queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
+            let solved = solved(next(&mut consumer).await.expect("a job"), 1);
+            let (sender, receiver) = mpsc::channel(1);
+            assert!(sender.send(Done::Solved(Box::new(solved))).await.is_ok(), "it listens");
+            drop(sender);
+            run(config(), queue.clone(), Runs::Home(home.clone()), receiver).await.expect("it goes well");
+            let results = home.with_prefix("runs/r").expect("a prefix");
+            let objects = results.list("").expect("a prefix").all().await.expect("readable");
+            left.push(objects.len());
+            for object in objects {
+                results.delete(&object.key).await.expect("writable");
+            }
+        }
+        assert_eq!(left, [1 + Item::ALL.len(), 0]);
+        assert_eq!(queue.depth(Channel::Events).await.expect("in memory"), 1);
     }
 
     /// A job comes several times to workers that die at any await, two at a time; what was in flight may still be written later.

@@ -10,7 +10,8 @@ use coordinator::run::{Error, write_failure};
 use coordinator::service::{Config, Handle, RunRequest, Service};
 use proto::keys::{Item, Marker};
 use proto::{
-    Event, Failure, FailureReason, Job, ModelRef, ObjectRef, Params, ResultRecord, RunState, SeedResult, What, hex_sha256, keys,
+    Control, Event, Failure, FailureReason, Job, ModelRef, ObjectRef, Params, ResultRecord, RunState, SeedResult, What,
+    hex_sha256, keys,
 };
 use queue::{Channel, Queue};
 use store::{PutNew, Runs, Store};
@@ -72,6 +73,25 @@ impl World {
         let task = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
         wait_for("the lead", async || handle.leads().then_some(())).await;
         Acting { handle, stop, task }
+    }
+
+    pub fn request(&self) -> RunRequest {
+        RunRequest {
+            name: "r".into(),
+            dataset: self.path("data").to_str().unwrap().into(),
+            annotations: "auto".into(),
+            model: "fashion32".into(),
+            profile: None,
+            params: Some(Params::fast()),
+            seed: 0,
+            limit: None,
+            priority: 0,
+            per_minute: None,
+        }
+    }
+
+    pub async fn order(&self, control: Control) {
+        self.home.put(&keys::control("r"), serde_json::to_vec(&control).unwrap()).await.unwrap();
     }
 
     pub fn results(&self) -> Store {
@@ -142,19 +162,7 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
 
 impl Acting {
     pub async fn submit(&self, world: &World) -> String {
-        let request = RunRequest {
-            name: "r".into(),
-            dataset: world.path("data").to_str().unwrap().into(),
-            annotations: "auto".into(),
-            model: "fashion32".into(),
-            profile: None,
-            params: Some(Params::fast()),
-            seed: 0,
-            limit: None,
-            priority: 0,
-            per_minute: None,
-        };
-        self.handle.submit(request).await.unwrap()
+        self.handle.submit(world.request()).await.unwrap()
     }
 
     pub async fn status(&self) -> Option<RunStatus> {
