@@ -5,7 +5,7 @@ CARGO ?= cargo
 BASIN := target/debug/basin
 DEMO ?= out/demo
 
-.PHONY: help setup services build demo up-local down-local demo-fleet test check validate chaos bench throughput models samples clean
+.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check validate chaos bench bench-dashboard throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ demo-fleet: setup services ## The demo through that fleet
 	@$(CARGO) build --locked -p cli -p coordinator -p worker
 	@infra/local/demo.sh
 
+observe: setup services ## A short run watched: each question of dashboards and alerts is put to a real Prometheus (Go builds it, once)
+	@$(CARGO) build --locked -p cli -p coordinator -p worker
+	@infra/observe/observe.sh
+
 check: setup ## Format, lints, architecture
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
@@ -51,9 +55,18 @@ chaos: setup services ## 300 faults of 14 kinds during a run of 1000 images (an 
 	@$(CARGO) build --locked --workspace
 	@$(CARGO) test --locked -p cli --test fleet -- --ignored --nocapture a_long_run
 
+browser: setup ## The dashboard in a real browser (Debian's chromium, and Node)
+	@tests/browser/setup.sh
+	@$(CARGO) test --locked --workspace --no-run
+	@$(CARGO) test --locked --workspace --test browser -- --ignored
+
 bench: setup ## Measure lane-steps per second and images per hour
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench speed
+
+bench-dashboard: setup ## Measure the dashboard of a run of 120,000 images
+	@$(CARGO) build --locked --workspace
+	@target/debug/basin-bench dashboard
 
 throughput: setup services ## Measure messages and objects each second against lapin and the S3 SDK alone
 	@$(CARGO) build --locked -p bench

@@ -33,7 +33,7 @@ graph = {
     "worker": {"proto", "queue", "store", "telemetry", "projector"},
     "cli": {"proto", "queue", "store", "telemetry", "coordinator", "worker"},
     "trainer": {"proto", "projector"},
-    "bench": {"proto", "projector", "worker", "queue", "store"},
+    "bench": {"coordinator", "proto", "projector", "worker", "queue", "store"},
 }
 problems = []
 for crate, needed in sorted(uses.items()):

@@ -1,5 +1,7 @@
 //! The fleet through its front door: real services, a real broker, a home in a directory or in a bucket with bad days.
 
+#[path = "harness/otlp.rs"]
+mod otlp;
 #[path = "harness/proxy.rs"]
 mod proxy;
 #[path = "harness/rabbitmq.rs"]
@@ -7,7 +9,7 @@ mod rabbitmq;
 #[path = "harness/s3.rs"]
 mod s3;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use otlp::{Heard, Otlp, Span};
 use proto::keys::{Kind, Marker};
 use proto::{CrashPoint, LatentSearch, Params, ResultRecord, Told, TransformSearch, keys};
 use proxy::{Flow, Proxy};
@@ -549,6 +552,203 @@ fn a_crash_between_any_two_steps_loses_nothing() {
         assert!(again.status.success() || text.contains("there already, with the same settings"), "{point:?}: {text}");
         complete(&fleet, point, &run);
     }
+}
+
+/// Every span of a job that goes well: who makes it, its kind, and what it is part of.
+const SPANS: [(&str, &str, i32, &str); 12] = [
+    ("basin-coordinator", "process basin.events", 5, "publish basin.events"),
+    ("basin-coordinator", "process basin.events", 5, "publish basin.events"),
+    ("basin-coordinator", "publish basin.jobs", 4, ""),
+    ("basin-worker", "fetch", 1, "process basin.jobs"),
+    ("basin-worker", "final_descent", 1, "project"),
+    ("basin-worker", "latent_search", 1, "project"),
+    ("basin-worker", "process basin.jobs", 5, "publish basin.jobs"),
+    ("basin-worker", "project", 1, "process basin.jobs"),
+    ("basin-worker", "publish", 1, "process basin.jobs"),
+    ("basin-worker", "publish basin.events", 4, "process basin.jobs"),
+    ("basin-worker", "publish basin.events", 4, "process basin.jobs"),
+    ("basin-worker", "transform_search", 1, "project"),
+];
+
+/// Metrics that need trouble, or a GPU.
+const OF_TROUBLE: [&str; 5] =
+    ["basin.retries", "basin.jobs.republished", "hw.gpu.utilization", "hw.gpu.memory.usage", "hw.gpu.memory.limit"];
+
+fn of_trace(heard: &Heard, trace: &str) -> Vec<Span> {
+    heard.spans.iter().filter(|span| span.trace == trace).cloned().collect()
+}
+
+/// As [`SPANS`].
+fn shape(spans: &[Span]) -> Vec<(&str, &str, i32, &str)> {
+    let name = |id: &str| spans.iter().find(|span| span.id == id).map_or("", |span| span.name.as_str());
+    let mut shape: Vec<_> =
+        spans.iter().map(|span| (span.service.as_str(), span.name.as_str(), span.kind, name(&span.parent))).collect();
+    shape.sort();
+    shape
+}
+
+fn pairs<'a>(variables: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
+    variables.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
+#[test]
+fn one_trace_per_job_and_every_metric_reaches_a_receiver() {
+    let receiver = Otlp::start();
+    let (grpc, http) = (receiver.grpc(), receiver.http());
+    let mut fleet = Fleet::start();
+    fleet.coordinator = None;
+    fleet.start_coordinator_with(&pairs(&grpc), &[]);
+    let data = fleet.data(5, short());
+    fs::write(fleet.path("data/Bag/bad.png"), b"").expect("writable");
+    fleet.submit(&data, "r", &[]);
+    // Only a run that goes on can stand still.
+    wait_for("a run that goes on", 60, || receiver.heard(|heard| heard.metrics.contains_key("basin.run.progress.time")));
+    fleet.start_worker_with(&["--checkpoint-every", "0"], &pairs(&http));
+    fleet.basin(2, &["runs", "wait", "r"]);
+
+    // One whole trace for each job, across both processes, which the result names.
+    let records = fleet.records(&fleet.run_path("r"));
+    assert_eq!(records.len(), 5);
+    let traces: BTreeSet<String> = records.iter().map(|record| record.trace.clone().expect("a trace")).collect();
+    assert_eq!(traces.len(), 5);
+    for record in &records {
+        let trace = record.trace.as_deref().expect("a trace");
+        wait_for("the whole trace", 30, || receiver.heard(|heard| of_trace(heard, trace).len() >= SPANS.len()));
+        let spans = receiver.heard(|heard| of_trace(heard, trace));
+        assert_eq!(shape(&spans), SPANS);
+        assert!(spans.iter().all(|span| span.status != 2 && span.links.is_empty()), "{spans:?}");
+        for span in spans.iter().filter(|span| span.kind != 1) {
+            let about = ["basin.image", "basin.job", "basin.run", "messaging.message.id", "messaging.system"];
+            let about = about.map(|name| span.attributes[name].as_str());
+            assert_eq!(about, [&*record.image, record.job.as_str(), "r", record.job.as_str(), "rabbitmq"], "{}", span.name);
+            let destination = &span.attributes["messaging.destination.name"];
+            assert_eq!(span.name, format!("{} {destination}", span.attributes["messaging.operation.name"]));
+        }
+    }
+    let lines = fleet.logged("projected");
+    let logged: BTreeSet<&str> = lines.iter().filter_map(|(_, line)| line["trace_id"].as_str()).collect();
+    assert_eq!(logged, traces.iter().map(String::as_str).collect());
+    // The job that fails has one too, which ends among the dead letters.
+    let failing = |span: &Span| span.attributes.get("basin.image").is_some_and(|image| image.ends_with("bad.png"));
+    let failing = |heard: &Heard| heard.spans.iter().filter(|span| failing(span)).cloned().collect::<Vec<Span>>();
+    wait_for("the dead letter", 30, || receiver.heard(failing).iter().any(|span| span.name == "process basin.dead"));
+    let failed = receiver.heard(failing);
+    assert_eq!(failed.iter().map(|span| &span.trace).collect::<BTreeSet<_>>().len(), 1);
+    let process = failed.iter().find(|span| span.name == "process basin.jobs").expect("it was tried");
+    assert_eq!((process.status, process.attributes["error.type"].as_str()), (2, "bad_image"));
+
+    // Every metric, as it is named in the code.
+    let ours = coordinator::metrics::ALL.iter().map(|metric| ("basin-coordinator", *metric));
+    let ours: Vec<_> = ours.chain(worker::metrics::ALL.iter().map(|metric| ("basin-worker", *metric))).collect();
+    let due: BTreeSet<&str> = ours.iter().map(|(_, metric)| metric.name).filter(|name| !OF_TROUBLE.contains(name)).collect();
+    let missing = || receiver.heard(|heard| due.iter().copied().filter(|name| !heard.metrics.contains_key(*name)).collect::<Vec<_>>());
+    let end = Instant::now() + Duration::from_secs(30);
+    while !missing().is_empty() {
+        assert!(Instant::now() < end, "never came: {:?}", missing());
+        pass(50);
+    }
+    receiver.heard(|heard| {
+        for (name, metric) in &heard.metrics {
+            let (service, constant) = ours.iter().find(|(_, metric)| metric.name == name).expect("it is named in the code");
+            let came = (metric.service.as_str(), metric.kind, metric.unit.as_str(), metric.description.as_str());
+            assert_eq!(came, (*service, constant.kind, constant.unit, constant.description), "{name}");
+            let values = metric.series.keys().flatten().map(|(_, value)| value);
+            let about_images = values.filter(|value| value.contains(".png")).collect::<Vec<_>>();
+            assert!(about_images.is_empty(), "{name} tells of {about_images:?}");
+        }
+        let instances: BTreeSet<_> = heard.resources.values().map(|who| &who["service.instance.id"]).collect();
+        assert_eq!(instances.len(), 2, "{:?}", heard.resources);
+    });
+    let last = |name: &str, of: &[(&str, &str)]| {
+        let of = of.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        receiver.heard(|heard| heard.metrics[name].series.get(&of).copied())
+    };
+    wait_for("the run's last numbers", 30, || {
+        last("basin.run.images", &[("run", "r"), ("state", "succeeded")]) == Some(5.0)
+            && last("basin.images", &[("outcome", "failed"), ("reason", "bad_image")]) == Some(1.0)
+            && last("basin.class.images", &[("run", "r"), ("class", "Bag")]) == Some(2.0)
+            && last("basin.lane.steps", &[]) == Some(records.iter().map(|record| record.lane_steps as f64).sum())
+    });
+
+    // A job that is given back and comes again: its attempts stand side by side, and the later one points at the first.
+    fleet.data(1, LatentSearch::Adam { steps: 300 });
+    fs::remove_file(fleet.path("data/Bag/bad.png")).expect("writable");
+    fleet.submit(&data, "again", &["--limit", "1"]);
+    let checkpoints = Path::new(&fleet.run_path("again")).join("checkpoints");
+    wait_for("a checkpoint", 60, || !files(&checkpoints).is_empty());
+    fleet.workers[0].signal("TERM");
+    wait_for("the worker to leave", 30, || fleet.workers[0].ended());
+    assert!(fleet.workers[0].0.wait().expect("our child").success());
+    fleet.start_worker_with(&[], &pairs(&http));
+    fleet.basin(0, &["runs", "wait", "again"]);
+    let record = &fleet.records(&fleet.run_path("again"))[0];
+    let attempts = || {
+        let spans = receiver.heard(|heard| of_trace(heard, record.trace.as_deref().expect("a trace")));
+        let publish = spans.iter().find(|span| span.name == "publish basin.jobs").map(|span| span.id.clone());
+        (publish, spans.into_iter().filter(|span| span.name == "process basin.jobs").collect::<Vec<_>>())
+    };
+    wait_for("both attempts", 30, || attempts().1.len() == 2);
+    let (publish, attempts) = attempts();
+    let publish = publish.expect("it was published");
+    assert!(attempts.iter().all(|span| span.parent == publish));
+    let links: Vec<_> = attempts.iter().flat_map(|span| &span.links).collect();
+    assert!(matches!(&links[..], [(id, about)] if *id == publish && about["basin.redelivered"] == "true"), "{links:?}");
+}
+
+/// The receiver goes in the middle: nothing waits for it, and everybody leaves as if it had never been.
+#[test]
+fn telemetry_that_is_cut_stops_nothing() {
+    let receiver = Otlp::start();
+    let (grpc, http) = (receiver.grpc(), receiver.http());
+    let mut fleet = Fleet::start();
+    fleet.coordinator = None;
+    fleet.start_coordinator_with(&pairs(&grpc), &[]);
+    let data = fleet.data(3, LatentSearch::Adam { steps: 300 });
+    fleet.start_worker_with(&["--batch-images", "1"], &pairs(&http));
+    fleet.start_worker_with(&["--batch-images", "1"], &pairs(&grpc));
+    fleet.submit(&data, "r", &[]);
+    wait_for("news of the run", 60, || receiver.heard(|heard| heard.metrics.contains_key("basin.lane.steps")));
+    assert!(!fleet.finished("r"), "the run was over too soon to show anything");
+    drop(receiver);
+    fleet.basin(0, &["runs", "wait", "r"]);
+    fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);
+    for worker in &fleet.workers {
+        worker.signal("TERM");
+    }
+    fleet.coordinator.as_ref().expect("it runs").signal("TERM");
+    for process in fleet.workers.iter_mut().chain(&mut fleet.coordinator) {
+        wait_for("the process to leave", 30, || process.ended());
+        assert!(process.0.wait().expect("our child").success());
+    }
+    let lost = fleet.logged("telemetry is lost until its receiver is back");
+    assert!(!lost.is_empty() && lost.len() <= 4, "once for each worker and signal: {lost:?}");
+}
+
+/// Dashboards and alerts ask for nothing that nobody measures.
+#[test]
+fn dashboards_and_alerts_know_only_metrics_that_there_are() {
+    let metrics = coordinator::metrics::ALL.into_iter().chain(worker::metrics::ALL);
+    let mut known = BTreeSet::from(["hw_id".to_owned()]);
+    for metric in metrics {
+        let name = metric.prometheus_name();
+        match metric.kind {
+            telemetry::Kind::Histogram => known.extend(["_bucket", "_sum", "_count"].map(|end| format!("{name}{end}"))),
+            _ => drop(known.insert(name)),
+        }
+    }
+    let mut used = BTreeSet::new();
+    for folder in ["infra/grafana", "infra/prometheus"] {
+        for file in files(&root().join(folder)) {
+            let text = fs::read_to_string(&file).expect("text");
+            let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            let names = words.filter(|word| word.starts_with("basin_") || word.starts_with("hw_")).map(str::to_owned);
+            let names: BTreeSet<String> = names.collect();
+            let unknown: Vec<_> = names.difference(&known).collect();
+            assert!(unknown.is_empty(), "{} asks for {unknown:?}", file.display());
+            used.extend(names);
+        }
+    }
+    assert!(used.len() >= 20, "they ask for almost nothing: {used:?}");
 }
 
 /// The short form of `make chaos`: each fault once; every image has one result at the end, the same as undisturbed, and the run

@@ -1,9 +1,10 @@
 //! What is measured: planted targets and the ordering of the methods (`validate`), speed (`speed`), and what messages and
-//! objects cost a fleet (`fleet`).
+//! objects cost a fleet (`fleet`), pages of a large run (`dashboard`).
 //!
 //! Long work: every finished case is appended to a file under `--work`, and a later start goes on from there.
 
 mod cases;
+mod dashboard;
 mod fleet;
 mod messages;
 mod objects;
@@ -64,6 +65,18 @@ enum Command {
         #[arg(long)]
         quick: bool,
     },
+    /// Pages of a large run, and what twenty that are open cost.
+    Dashboard {
+        /// The table.
+        #[arg(long, default_value = "docs/dashboard-speed.md")]
+        out: PathBuf,
+        /// Settled images.
+        #[arg(long, default_value_t = 120_000)]
+        images: usize,
+        /// Seconds that the pages are open.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// The part of `fleet` with objects, as lines of JSON.
     #[command(hide = true)]
     Objects {
@@ -102,6 +115,9 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Fleet { out, .. } => write(&out, fleet::run(false)?),
+        Command::Dashboard { out, images, seconds } => {
+            write(&out, dashboard::run(images, std::time::Duration::from_secs(seconds))?)
+        }
         Command::Objects { endpoint, quick } => {
             let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
             let rows = runtime.block_on(objects::measure(&endpoint, fleet::Extent::new(quick)))?;

@@ -39,7 +39,9 @@ fn job(number: usize) -> Job {
 }
 
 fn event(number: usize) -> Event {
-    let what = What::Succeeded { loss: 1.25, seconds: 61.5, lane_steps: 28_800, l1: 0.125, lpips: 0.25 };
+    let stages = ["fetch", "transform_search", "latent_search", "final_descent"];
+    let stage_seconds = stages.map(|stage| (stage.to_owned(), 15.375)).into();
+    let what = What::Succeeded { loss: 1.25, seconds: 61.5, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds };
     Event::about(&job(number), "worker-7f9c4d5b6-x2x8q", what)
 }
 

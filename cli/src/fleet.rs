@@ -362,7 +362,7 @@ pub fn workers(args: &Coordinator) -> anyhow::Result<ExitCode> {
 }
 
 /// Shows a run until it is over. Exit code as `basin project`'s.
-fn wait(client: &Client, run: &str) -> anyhow::Result<ExitCode> {
+pub fn wait(client: &Client, run: &str) -> anyhow::Result<ExitCode> {
     let mut last = String::new();
     loop {
         let status: Value = client.get(&format!("/v1/runs/{run}"))?;
@@ -590,19 +590,25 @@ fn report(problems: &[String], good: &str) -> anyhow::Result<ExitCode> {
 }
 
 /// Speaks to the coordinator.
-struct Client {
+pub struct Client {
     agent: ureq::Agent,
-    base: String,
+    pub base: String,
     token: Option<String>,
 }
 
 impl Client {
-    fn new(coordinator: &Coordinator) -> anyhow::Result<Client> {
+    /// For what may take long.
+    pub fn new(coordinator: &Coordinator) -> anyhow::Result<Client> {
+        Client::patient(coordinator, Duration::from_secs(600))
+    }
+
+    /// Waits so long for an answer.
+    pub fn patient(coordinator: &Coordinator, limit: Duration) -> anyhow::Result<Client> {
         let token = match &coordinator.token_file {
             Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
             None => std::env::var("BASIN_TOKEN").ok(),
         };
-        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(600)));
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(limit));
         Ok(Client {
             agent: config.build().into(),
             base: coordinator.coordinator.trim_end_matches('/').to_owned(),
@@ -610,7 +616,8 @@ impl Client {
         })
     }
 
-    fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+    /// What is at `path`.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let mut request = self.agent.get(format!("{}{path}", self.base));
         if let Some(token) = &self.token {
             request = request.header("Authorization", token);
@@ -618,7 +625,8 @@ impl Client {
         self.read(request.call())
     }
 
-    fn send<T: DeserializeOwned>(&self, method: &str, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+    /// The answer to `body`.
+    pub fn send<T: DeserializeOwned>(&self, method: &str, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
         let url = format!("{}{path}", self.base);
         let mut request = if method == "PATCH" { self.agent.patch(url) } else { self.agent.post(url) };
         if let Some(token) = &self.token {

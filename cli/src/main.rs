@@ -20,6 +20,7 @@ mod asked;
 mod fleet;
 mod project;
 mod report;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +54,10 @@ enum Command {
     Submit(fleet::Submit),
     /// Show and steer the runs of a fleet.
     Runs(fleet::Runs),
+    /// Watch a fleet, or a run, in the terminal.
+    ///
+    /// Exit code: 0 when you leave, 130 on Ctrl-C; without a terminal as `basin runs wait`'s: 2 if images failed.
+    Watch(watch::Args),
     /// Project images of a finished run again: failures as they are, or images that conditions select with another seed.
     Redrive(fleet::Redrive),
     /// Show the workers of a fleet.
@@ -94,7 +99,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    telemetry::init("warn");
+    let _telemetry = telemetry::init("basin", "warn");
     match run(Args::parse()) {
         Ok(code) => code,
         Err(error) => {
@@ -111,6 +116,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Report(args) => runtime()?.block_on(report::run(args)),
         Command::Submit(args) => fleet::submit(args),
         Command::Runs(args) => fleet::runs(args),
+        Command::Watch(args) => watch::run(args),
         Command::Redrive(args) => fleet::redrive(args),
         Command::Workers(args) => fleet::workers(&args),
         Command::Push(args) => runtime()?.block_on(fleet::push(args)),

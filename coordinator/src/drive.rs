@@ -1,20 +1,23 @@
 //! Keeps a window of jobs on the queue and takes in what comes back (*io*). What to do is decided by [`Fleet`].
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::{StreamExt, stream};
 use proto::keys::Marker;
-use proto::{Alive, CrashPoint, Event, Failure, FailureReason, Job, What, hex_sha256, keys};
-use queue::{Channel, Consumer, Delivery, Queue};
-use store::{Runs, Store};
+use proto::{Alive, CrashPoint, Event, Failure, FailureReason, Job, What, chain, hex_sha256, keys};
+use queue::{Channel, Consumer, DeadLetter, Delivery, Parcel, Queue};
+use store::{ErrorKind, Runs, Store};
+use telemetry::trace::{self, Message};
 use tokio::sync::{broadcast, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
+use tracing::{Instrument, Span};
 
-use crate::fleet::{Fleet, Silent};
-use crate::ledger::Settled;
+use crate::fleet::{Fleet, RunStatus, Silent};
+use crate::metrics::{self, Standing};
 use crate::plan::{Plan, RunSpec};
-use crate::run::{Error, write_failure};
+use crate::run::{self, Error, write_failure};
 use crate::tally::Tally;
 
 /// Jobs that are published and not settled, at most. The queue is not the plan: a lost queue costs nothing.
@@ -29,6 +32,8 @@ const SILENT: f64 = 30.0;
 const ASK: usize = 32;
 /// A worker counts as gone after this many seconds without a sign of life.
 const GONE: f64 = 60.0;
+/// How often the gauges are brought up to date, if anybody looks at them.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Events that a slow listener may lag behind.
 const LISTEN: usize = 1024;
 
@@ -49,6 +54,8 @@ pub enum Happening {
     DeadLetter(Delivery),
     /// Time to ask the store.
     Check,
+    /// Time to bring the gauges up to date.
+    Measure,
     /// The queue was closed.
     Closed,
 }
@@ -63,6 +70,11 @@ pub struct Driver {
     events: Consumer,
     dead_letters: Consumer,
     check: Interval,
+    measure: Interval,
+    /// When jobs were published that nobody has begun, if anybody wants to know.
+    published: HashMap<String, Instant>,
+    /// Asks the queue how much waits.
+    _depths: JoinSet<()>,
     /// By name.
     pub workers: HashMap<String, Worker>,
     listeners: broadcast::Sender<Event>,
@@ -73,6 +85,14 @@ impl Driver {
     pub async fn new(queue: Queue, runs: Runs, window: usize) -> Result<Driver, Error> {
         let mut check = interval(CHECK_EVERY);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut measure = interval(MEASURE_EVERY);
+        measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut depths = JoinSet::new();
+        if telemetry::measures() {
+            metrics::watch();
+            // Beside the loop, which a broker that is slow to count must not hold up.
+            depths.spawn(watch_depths(queue.clone()));
+        }
         Ok(Driver {
             fleet: Fleet::new(window),
             events: queue.consume(Channel::Events, 256).await?,
@@ -81,6 +101,9 @@ impl Driver {
             runs,
             clock: Instant::now(),
             check,
+            measure,
+            published: HashMap::new(),
+            _depths: depths,
             workers: HashMap::new(),
             listeners: broadcast::channel(LISTEN).0,
         })
@@ -100,11 +123,21 @@ impl Driver {
     pub async fn top_up(&mut self) -> Result<(), Error> {
         loop {
             let now = self.now();
-            let jobs: Vec<Vec<u8>> = std::iter::from_fn(|| self.fleet.next(now)).take(PUBLISH).map(|j| j.encode()).collect();
+            let jobs: Vec<Job> = std::iter::from_fn(|| self.fleet.next(now)).take(PUBLISH).collect();
             if jobs.is_empty() {
                 return Ok(());
             }
-            self.queue.publish_all(Channel::Jobs, jobs).await?;
+            let begin = |job: &Job| {
+                let id = job.id().to_string();
+                let span = trace::publish(None, &self.message(Channel::Jobs, &id, &job.run, &job.image));
+                (Parcel { payload: job.encode(), context: trace::context(&span) }, (id, span))
+            };
+            let (parcels, begun): (Vec<Parcel>, Vec<(String, Span)>) = jobs.iter().map(begin).unzip();
+            self.queue.publish_all(Channel::Jobs, parcels).await?;
+            metrics::PUBLISHED.record(begun.len() as f64, &[]);
+            if telemetry::measures() {
+                self.published.extend(begun.into_iter().map(|(id, _)| (id, Instant::now())));
+            }
             CrashPoint::JobsPublished.pass();
         }
     }
@@ -115,6 +148,7 @@ impl Driver {
             event = self.events.next() => event?.map_or(Happening::Closed, Happening::Event),
             letter = self.dead_letters.next() => letter?.map_or(Happening::Closed, Happening::DeadLetter),
             _ = self.check.tick() => Happening::Check,
+            _ = self.measure.tick(), if telemetry::measures() => Happening::Measure,
         })
     }
 
@@ -124,6 +158,7 @@ impl Driver {
             Happening::Event(delivery) => self.take_event(delivery).await?,
             Happening::DeadLetter(delivery) => self.bury(delivery).await?,
             Happening::Check => self.look_for_silent().await?,
+            Happening::Measure => self.measure(),
             Happening::Closed => return Ok(false),
         }
         Ok(true)
@@ -132,8 +167,12 @@ impl Driver {
     async fn take_event(&mut self, delivery: Delivery) -> Result<(), Error> {
         match Event::decode(delivery.payload()) {
             Ok(event) => {
-                self.apply(event);
-                delivery.ack().await?;
+                let message = self.message(Channel::Events, &event.job, &event.run, &event.image);
+                // A sign of life belongs to no trace.
+                let traced = !delivery.context().is_empty();
+                let span = if traced { trace::process(delivery.context(), &message) } else { Span::none() };
+                span.in_scope(|| self.apply(event));
+                delivery.ack().instrument(span).await?;
             }
             Err(error) => delivery.reject(&error.to_string()).await?,
         }
@@ -149,12 +188,49 @@ impl Driver {
                 self.workers.insert(event.worker.clone(), Worker { alive: alive.clone(), heard: now });
             }
         }
-        self.fleet.apply(&event, now);
+        let settled = self.fleet.apply(&event, now).is_some();
+        match &event.what {
+            What::Released { queued: true } if telemetry::measures() => {
+                self.published.entry(event.job.clone()).or_insert_with(Instant::now);
+            }
+            _ => drop(self.published.remove(&event.job)),
+        }
+        match &event.what {
+            What::Failed { reason, .. } if settled => metrics::settled(Some(reason)),
+            What::Released { queued: false } => metrics::REPUBLISHED.record(1.0, &[("reason", "returned")]),
+            _ if settled => metrics::settled(None),
+            _ => {}
+        }
+        if settled && telemetry::measures() && self.fleet.settled(&event.run) {
+            // Nothing more happens to the run: this is how it stays.
+            self.measure();
+        }
         if !matches!(event.what, What::Alive(_)) {
             CrashPoint::EventTaken.pass();
         }
         // Nobody need listen.
         let _ = self.listeners.send(event);
+    }
+
+    /// How a run stands, with its errors by class.
+    pub fn status(&self, run: &str) -> Option<RunStatus> {
+        self.fleet.status(run, self.now())
+    }
+
+    fn message<'a>(&self, channel: Channel, job: &'a str, run: &'a str, image: &'a str) -> Message<'a> {
+        Message { system: self.queue.system(), queue: channel.name(), job, run, image }
+    }
+
+    /// Brings the gauges up to date.
+    fn measure(&self) {
+        let oldest = self.published.values().min();
+        metrics::observe(Standing {
+            runs: self.fleet.names().filter_map(|name| self.status(name)).collect(),
+            workers: self.present().count(),
+            backlog: self.fleet.backlog(),
+            age: oldest.map_or(0.0, |when| when.elapsed().as_secs_f64()),
+            now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+        });
     }
 
     /// Workers that were heard of lately.
@@ -167,21 +243,31 @@ impl Driver {
     /// not send.
     async fn bury(&mut self, delivery: Delivery) -> Result<(), Error> {
         let Some(letter) = delivery.dead_letter().cloned() else { return Ok(delivery.ack().await?) };
+        metrics::DEAD_LETTERS.record(1.0, &[]);
         let job = match Job::decode(delivery.payload()) {
             Ok(job) if letter.channel == Channel::Jobs && keys::check_run(&job.run).is_ok() => job,
             _ => return self.keep_unreadable(delivery, &letter.reason).await,
         };
+        let id = job.id().to_string();
+        let message = self.message(Channel::DeadLetters, &id, &job.run, &job.image);
+        let span = trace::process(delivery.context(), &message);
+        self.bury_job(delivery, letter, job).instrument(span).await
+    }
+
+    async fn bury_job(&mut self, delivery: Delivery, letter: DeadLetter, job: Job) -> Result<(), Error> {
         let results = self.runs.of(&job.run)?;
         let what = match marked(&results, &job.image).await? {
-            Some(Settled::Succeeded) => {
-                What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN }
-            }
+            Some(Marked::Result) => What::found(),
             failed => {
                 let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
-                let failure = Failure::of(&job, FailureReason::Quarantined, message);
-                if failed.is_none() {
-                    write_failure(&results, &failure).await?;
-                }
+                let failure = match failed {
+                    Some(Marked::Failure(failure)) => failure,
+                    _ => {
+                        let failure = Failure::of(&job, FailureReason::Quarantined, message);
+                        write_failure(&results, &failure).await?;
+                        failure
+                    }
+                };
                 What::Failed { reason: failure.reason.as_str().into(), message: failure.message }
             }
         };
@@ -216,15 +302,26 @@ impl Driver {
         waiting.iter().for_each(|s| self.fleet.hear(&s.run, &s.job, now));
         let runs = &self.runs;
         let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image).await);
-        let markers: Vec<Result<Option<Settled>, Error>> = stream::iter(asks).buffered(ASK).collect().await;
+        let markers: Vec<Result<Option<Marked>, Error>> = stream::iter(asks).buffered(ASK).collect().await;
         for (silent, marker) in asked.iter().zip(markers) {
             let Silent { run, job, image, worker } = silent;
             let present = worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
             match marker? {
-                Some(how) => self.fleet.settle(silent, how),
+                Some(Marked::Result) => {
+                    metrics::settled(None);
+                    self.published.remove(job);
+                    self.fleet.settle(silent, None, now);
+                }
+                Some(Marked::Failure(failure)) => {
+                    metrics::settled(Some(failure.reason.as_str()));
+                    self.published.remove(job);
+                    self.fleet.settle(silent, Some(failure), now);
+                }
                 None if present || !empty => self.fleet.hear(run, job, now),
                 None => {
                     tracing::warn!(run, image, "the job is neither on the queue nor in a worker's hands; it is published again");
+                    metrics::REPUBLISHED.record(1.0, &[("reason", "lost")]);
+                    self.published.remove(job);
                     self.fleet.take_back(run, job);
                 }
             }
@@ -236,18 +333,44 @@ impl Driver {
     pub async fn withdraw(&mut self) -> Result<(), Error> {
         self.queue.purge(Channel::Jobs).await?;
         self.fleet.withdraw();
+        self.published.clear();
         Ok(())
     }
 }
 
-/// What the store says of an image.
-async fn marked(results: &Store, image: &str) -> Result<Option<Settled>, Error> {
-    for (marker, settled) in [(Marker::Result, Settled::Succeeded), (Marker::Failure, Settled::Failed)] {
-        if results.exists(&keys::marker(image, marker)).await? {
-            return Ok(Some(settled));
+/// Counts what waits on the queue again and again, until that is closed.
+async fn watch_depths(queue: Queue) {
+    loop {
+        let mut depths = [0; 3];
+        for (depth, channel) in depths.iter_mut().zip(Channel::ALL) {
+            // A queue that is closed or away for long ends the service elsewhere.
+            let Ok(found) = queue.depth(channel).await else { return };
+            *depth = found;
         }
+        metrics::observe_depths(depths);
+        tokio::time::sleep(MEASURE_EVERY).await;
     }
-    Ok(None)
+}
+
+/// What the store has of an image.
+enum Marked {
+    Result,
+    Failure(Failure),
+}
+
+async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
+    if results.exists(&keys::marker(image, Marker::Result)).await? {
+        return Ok(Some(Marked::Result));
+    }
+    match run::read_json(results, &keys::marker(image, Marker::Failure)).await {
+        Ok(failure) => Ok(Some(Marked::Failure(failure))),
+        Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error @ Error::Damaged { .. }) => {
+            let (job, image, reason, message) = (None, image.to_owned(), FailureReason::BadJob, chain(&error));
+            Ok(Some(Marked::Failure(Failure { format: 1, job, image, reason, message, class_name: None })))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// How a run stands.
@@ -277,7 +400,7 @@ pub async fn drive(
     // Nobody asks for errors by class here: the summary has them.
     driver.fleet.add(spec, plan, proto::Control::default(), Tally::default());
     loop {
-        if let Some(s) = driver.fleet.status(&name) {
+        if let Some(s) = driver.fleet.brief(&name, driver.now()) {
             status.send_replace(Status { images: s.images, skipped: s.skipped, succeeded: s.succeeded, failed: s.failed });
         }
         if driver.fleet.settled(&name) {

@@ -6,12 +6,14 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
-use proto::{ClassSums, Control, Event, Job, RunState, Snapshot, What};
+use proto::{Control, Errors, Event, Failure, FailureReason, Job, RunState, Snapshot, What};
 use serde::Serialize;
 
 use crate::ledger::{Ledger, Open, Settled};
+use crate::outcomes::Outcomes;
+use crate::pace::Pace;
 use crate::plan::{Plan, Planned, RunSpec};
-use crate::tally::{Errors, Tally};
+use crate::tally::{ClassSums, Tally, are_known};
 
 /// All runs and the window.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ struct Run {
     /// No job before this time, where a rate is set.
     not_before: f64,
     tally: Tally,
+    pace: Pace,
 }
 
 /// A published job that nothing was heard of for a while.
@@ -78,6 +81,14 @@ pub struct RunStatus {
     pub classes: Vec<ClassStatus>,
     /// Results that are not in `classes` yet: they are read one after another.
     pub unread: usize,
+    /// Images settled each hour, lately.
+    pub per_hour: Option<f64>,
+    /// Seconds until all are settled, at that rate.
+    pub eta_seconds: Option<f64>,
+    /// Mean seconds of each stage of an image, since the coordinator started.
+    pub stage_seconds: BTreeMap<String, f64>,
+    /// What all images may cost, in dollars, where the price of a worker's hour is known.
+    pub cost: Option<f64>,
     /// Why it cannot go on now.
     pub problem: Option<String>,
 }
@@ -116,6 +127,7 @@ impl Fleet {
             ledger: Ledger::default(),
             not_before: 0.0,
             tally,
+            pace: Pace::default(),
             spec,
         };
         self.runs.insert(run.spec.record.name.clone(), run);
@@ -182,25 +194,42 @@ impl Fleet {
         let run = self.runs.get_mut(&event.run)?;
         let settled = run.ledger.apply(event, now);
         // Not of a stranger, which is no result of this run.
-        if let What::Succeeded { loss, l1, lpips, .. } = event.what
-            && (settled.is_some() || run.tally.wants(&event.job))
-        {
-            let errors = Errors { loss, l1, lpips };
-            if errors.are_known() {
-                run.tally.count(&event.job, event.class, errors);
-            } else {
-                run.tally.want(&event.job, &event.image);
+        match &event.what {
+            // Not of a stranger, which is no result of this run.
+            What::Succeeded { loss, l1, lpips, stage_seconds, .. } if settled.is_some() || run.tally.wants(&event.job) => {
+                let errors = Errors { loss: *loss, l1: *l1, lpips: *lpips };
+                if are_known(&errors) {
+                    run.tally.count(&event.job, &event.image, event.class, errors);
+                    run.pace.took(stage_seconds);
+                } else {
+                    run.tally.want(&event.job, &event.image);
+                }
             }
+            What::Failed { reason, message } if settled.is_some() => {
+                let class_name = run.spec.classes.get(event.class as usize).cloned();
+                // A newer worker may know more reasons; the record tells at the next start.
+                let reason = FailureReason::named(reason).unwrap_or(FailureReason::BadJob);
+                let (job, image, message) = (None, event.image.clone(), message.clone());
+                run.tally.fail(Failure { format: 1, job, image, reason, message, class_name });
+            }
+            _ => {}
+        }
+        if settled.is_some() {
+            run.pace.settled(now);
         }
         settled
     }
 
-    /// What the store says of a job that was silent.
-    pub fn settle(&mut self, silent: &Silent, how: Settled) {
-        if let Some(run) = self.runs.get_mut(&silent.run)
-            && run.ledger.settle(&silent.job, how) == Some(Settled::Succeeded)
-        {
-            run.tally.want(&silent.job, &silent.image);
+    /// What the store says of a job that was silent; with its failure, if it has one.
+    pub fn settle(&mut self, silent: &Silent, failure: Option<Failure>, now: f64) {
+        let Some(run) = self.runs.get_mut(&silent.run) else { return };
+        let how = if failure.is_some() { Settled::Failed } else { Settled::Succeeded };
+        if run.ledger.settle(&silent.job, how).is_some() {
+            run.pace.settled(now);
+            match failure {
+                Some(failure) => run.tally.fail(failure),
+                None => run.tally.want(&silent.job, &silent.image),
+            }
         }
     }
 
@@ -215,6 +244,11 @@ impl Fleet {
         if let Some(run) = self.runs.get_mut(run) {
             run.tally.read(job, found);
         }
+    }
+
+    /// Images of a run one by one.
+    pub fn outcomes(&self, run: &str) -> Option<Outcomes<'_>> {
+        self.runs.get(run).map(|r| Outcomes { classes: &r.spec.classes, ..r.tally.outcomes() })
     }
 
     /// Results whose errors are known.
@@ -276,10 +310,19 @@ impl Fleet {
         running.map(|r| r.ledger.open() + r.ledger.returned() + r.waiting.len()).sum()
     }
 
-    /// How a run stands.
-    pub fn status(&self, run: &str) -> Option<RunStatus> {
+    /// How a run stands, with its errors by class.
+    pub fn status(&self, run: &str, now: f64) -> Option<RunStatus> {
+        let r = self.runs.get(run)?;
+        let classes = r.tally.classes().iter().map(|(class, sums)| ClassStatus::new(&r.spec.classes, *class, sums)).collect();
+        Some(RunStatus { classes, ..self.brief(run, now)? })
+    }
+
+    /// How a run stands, without errors by class.
+    pub fn brief(&self, run: &str, now: f64) -> Option<RunStatus> {
         let r = self.runs.get(run)?;
         let started = r.ledger.started();
+        let left = r.ledger.open() + r.ledger.returned() + r.waiting.len();
+        let per_hour = r.pace.per_hour(now).filter(|_| left > 0);
         Some(RunStatus {
             name: run.to_owned(),
             state: r.control.state,
@@ -292,8 +335,12 @@ impl Fleet {
             started,
             queued: r.ledger.open() - started,
             waiting: r.waiting.len() + r.ledger.returned(),
-            classes: r.tally.classes().iter().map(|(class, sums)| ClassStatus::new(&r.spec.classes, *class, sums)).collect(),
+            classes: vec![],
             unread: r.tally.left(),
+            per_hour,
+            eta_seconds: per_hour.filter(|rate| *rate > 0.0).map(|rate| left as f64 / rate * 3600.0),
+            stage_seconds: r.pace.stages(),
+            cost: None,
             problem: None,
         })
     }
@@ -323,6 +370,11 @@ mod tests {
     use super::*;
     use crate::ledger::tests::{about, failed, planned, succeeded};
     use crate::plan::tests::spec;
+
+    fn failure_of(image: &str) -> Failure {
+        let (image, message) = (image.to_owned(), "as the store says".into());
+        Failure { format: 1, job: None, image, reason: FailureReason::BadImage, message, class_name: None }
+    }
 
     fn fleet(window: usize, runs: &[(&str, usize, i32)]) -> Fleet {
         let mut fleet = Fleet::new(window);
@@ -446,7 +498,10 @@ mod tests {
                 if step % 50 == 0 {
                     for silent in fleet.silent(now - 40.0) {
                         match store.get(&silent.job) {
-                            Some(&(how, _)) => fleet.settle(&silent, how),
+                            Some(&(how, _)) => {
+                                let failure = (how == Settled::Failed).then(|| failure_of(&silent.image));
+                                fleet.settle(&silent, failure, now);
+                            }
                             None => fleet.take_back(&silent.run, &silent.job),
                         }
                     }
@@ -455,8 +510,8 @@ mod tests {
                     break;
                 }
             }
-            assert!(fleet.settled("r"), "seed {seed}: {:?}", fleet.status("r"));
-            let status = fleet.status("r").expect("there is a run");
+            assert!(fleet.settled("r"), "seed {seed}: {:?}", fleet.status("r", 0.0));
+            let status = fleet.status("r", 0.0).expect("there is a run");
             assert_eq!(status.succeeded + status.failed, images, "seed {seed}");
             assert_eq!(store.len(), images, "seed {seed}: every image has one marker");
         }
@@ -498,7 +553,7 @@ mod tests {
             let choice = rng.random_range(0..=self.snapshots.len());
             let snapshot = self.snapshots.get(choice).and_then(|bytes| Snapshot::decode(bytes).ok());
             let results = settled.iter().map(|p| (spec.job(p).id().to_string(), p.image.clone()));
-            let tally = Tally::resume(snapshot, results.collect::<Vec<_>>());
+            let tally = Tally::resume(snapshot, results.collect::<Vec<_>>(), []);
             let mut fleet = Fleet::new(4);
             fleet.add(spec, Plan { images, settled, ..Plan::default() }, Control::default(), tally);
             fleet
@@ -507,11 +562,7 @@ mod tests {
         fn truth(&self) -> Vec<ClassStatus> {
             let mut classes: BTreeMap<u32, ClassSums> = BTreeMap::new();
             for (job, errors) in self.results.values() {
-                let sums = classes.entry(job.class).or_default();
-                sums.images += 1;
-                sums.loss.add(errors.loss);
-                sums.l1.add(errors.l1);
-                sums.lpips.add(errors.lpips);
+                classes.entry(job.class).or_default().add(errors);
             }
             classes.iter().map(|(class, sums)| ClassStatus::new(&spec("r").classes, *class, sums)).collect()
         }
@@ -537,7 +588,8 @@ mod tests {
                         let Errors { loss, l1, lpips } = world.commit(&job);
                         // Who only finds a result knows no numbers.
                         let loss = if found { f64::NAN } else { loss };
-                        let what = What::Succeeded { loss, seconds: 1.0, lane_steps: 1, l1, lpips };
+                        let what =
+                            What::Succeeded { loss, seconds: 1.0, lane_steps: 1, l1, lpips, stage_seconds: BTreeMap::new() };
                         events.push(Event::about(&job, "w", what));
                         if rng.random_bool(0.2) {
                             jobs.push(job);
@@ -577,7 +629,7 @@ mod tests {
                 if step % 50 == 0 {
                     for silent in fleet.silent(now - 40.0) {
                         match world.results.contains_key(&silent.image) {
-                            true => fleet.settle(&silent, Settled::Succeeded),
+                            true => fleet.settle(&silent, None, now),
                             false => fleet.take_back("r", &silent.job),
                         }
                     }
@@ -586,7 +638,7 @@ mod tests {
                     break;
                 }
             }
-            let status = fleet.status("r").expect("the run");
+            let status = fleet.status("r", 0.0).expect("the run");
             assert_eq!((fleet.settled("r"), status.unread, world.results.len()), (true, 0, world.seeds.len()), "seed {seed}");
             assert_eq!(status.classes, world.truth(), "seed {seed}");
         }

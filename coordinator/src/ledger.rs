@@ -162,7 +162,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn succeeded() -> What {
-        What::Succeeded { loss: 1.0, seconds: 1.0, lane_steps: 1, l1: 0.1, lpips: 0.2 }
+        What::Succeeded { loss: 1.0, seconds: 1.0, lane_steps: 1, l1: 0.1, lpips: 0.2, stage_seconds: Default::default() }
     }
 
     pub(crate) fn failed() -> What {

@@ -6,6 +6,8 @@
 //! say which; [`tally`] and [`redrive`] (pure) say how they stand and what is done again. [`webdataset`] (io) takes results out.
 
 pub mod api;
+pub mod auth;
+mod dashboard;
 pub mod dataset;
 pub mod drive;
 pub mod export;
@@ -14,6 +16,9 @@ pub mod fleet;
 pub mod home;
 pub mod ledger;
 pub mod manifest;
+pub mod metrics;
+pub mod outcomes;
+mod pace;
 pub mod plan;
 pub mod redrive;
 pub mod report;

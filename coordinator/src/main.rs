@@ -1,11 +1,13 @@
 //! `basin-coordinator`: hands out the jobs of many runs. Never links torch.
 
+use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use coordinator::auth::Gate;
 use coordinator::service::{Config, Service};
 use queue::{Channel, Queue};
 use store::Store;
@@ -27,6 +29,12 @@ struct Args {
     /// File with the token that clients must show. BASIN_TOKEN holds the token itself.
     #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// File with another token, by which clients may look and change nothing. BASIN_VIEW_TOKEN holds the token itself.
+    #[arg(long, env = "BASIN_VIEW_TOKEN_FILE", value_name = "FILE")]
+    view_token_file: Option<PathBuf>,
+    /// Dollars for an hour of a worker, to show what runs may cost.
+    #[arg(long, env = "BASIN_WORKER_HOUR_PRICE", value_name = "DOLLARS")]
+    worker_hour_price: Option<f64>,
     /// Jobs published and not settled, at most: at least four for each image that all workers together can hold.
     #[arg(long, env = "BASIN_WINDOW", default_value_t = coordinator::drive::WINDOW, value_name = "N")]
     window: usize,
@@ -38,7 +46,7 @@ struct Args {
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
-    telemetry::init("info");
+    let _telemetry = telemetry::init("basin-coordinator", "info");
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -49,7 +57,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let token = token(&args)?;
+    let token = token(args.token_file.as_deref(), "BASIN_TOKEN")?;
+    let view = token_of_viewers(&args, token.as_deref())?;
     if token.is_none() && !args.listen.ip().is_loopback() {
         bail!("--listen {} can be reached from other machines: set BASIN_TOKEN or --token-file", args.listen);
     }
@@ -66,8 +75,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tracing::info!(home = home.url(), queue = queue.server(), listen = %listener.local_addr()?, "started");
 
     let version = env!("CARGO_PKG_VERSION").into();
-    let (service, handle) = Service::new(Config { home, queue: queue.clone(), window: args.window, version });
-    let api = axum::serve(listener, coordinator::api::router(handle, token.as_deref()));
+    let (service, handle) = Service::new(Config {
+        home,
+        queue: queue.clone(),
+        window: args.window,
+        version,
+        worker_hour_price: args.worker_hour_price,
+    });
+    let gate = Gate::new(token.as_deref(), view.as_deref(), &secret()?);
+    let routes = coordinator::api::router(handle, gate).into_make_service_with_connect_info::<SocketAddr>();
+    let api = axum::serve(listener, routes);
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
         if terminated().await.is_ok() {
@@ -83,10 +100,27 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn token(args: &Args) -> anyhow::Result<Option<String>> {
-    let text = match &args.token_file {
+/// Of viewers, who are only told from operators where there are such.
+fn token_of_viewers(args: &Args, operators: Option<&str>) -> anyhow::Result<Option<String>> {
+    let view = token(args.view_token_file.as_deref(), "BASIN_VIEW_TOKEN")?;
+    match (&view, operators) {
+        (Some(_), None) => bail!("there is a token for viewers, and none for operators: set BASIN_TOKEN or --token-file"),
+        (Some(view), Some(operators)) if view == operators => bail!("viewers and operators have the same token"),
+        _ => Ok(view),
+    }
+}
+
+/// Of this process.
+fn secret() -> anyhow::Result<[u8; 32]> {
+    let mut secret = [0; 32];
+    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut secret)).context("cannot read /dev/urandom")?;
+    Ok(secret)
+}
+
+fn token(file: Option<&Path>, variable: &str) -> anyhow::Result<Option<String>> {
+    let text = match file {
         Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
-        None => std::env::var("BASIN_TOKEN").ok(),
+        None => std::env::var(variable).ok(),
     };
     let token = text.map(|t| t.trim().to_owned());
     if token.as_deref().is_some_and(|t| t.len() < 16) {

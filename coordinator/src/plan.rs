@@ -87,6 +87,8 @@ pub struct Plan {
     pub settled_bad: usize,
     /// How many images have a failure already.
     pub settled_failed: usize,
+    /// Those failures, where the caller knows them.
+    pub settled_failures: Vec<Failure>,
 }
 
 impl Plan {

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use proto::{ColourTransform, Failure, History, ResultRecord, Transform};
 use sha2::{Digest, Sha256};
 
+use crate::fleet::ClassStatus;
 use crate::summary::{ClassSummary, Counts, Metric, Spread, Summary};
 
 mod chart;
@@ -212,6 +213,16 @@ fn write_classes(page: &mut String, classes: &[ClassSummary]) -> fmt::Result {
     }
     page.push_str("</tbody></table></div></details>\n</section>\n");
     Ok(())
+}
+
+/// Bars of the classes' mean LPIPS with standard errors, as in Figure 9 of the paper.
+pub(crate) fn lpips_bars(classes: &[&ClassStatus]) -> String {
+    let mut page = String::new();
+    let spread = |c: &ClassStatus| Spread { mean: c.lpips, standard_error: c.lpips_standard_error, ..Spread::over([]) };
+    let bars: Vec<chart::Bar> =
+        classes.iter().map(|c| chart::Bar { name: &c.class, images: c.images, spread: spread(c) }).collect();
+    chart::write_bars(&mut page, &bars).expect("a String takes every write");
+    page
 }
 
 const CLASS_METRICS: [Metric; 4] = [Metric::Lpips, Metric::L1, Metric::L2, Metric::Loss];
@@ -484,7 +495,7 @@ fn csp_hash(text: &str) -> String {
 
 /// A stranger's text, safe between tags and in a quoted attribute. Control characters, and those that turn the direction of
 /// the text around them, are written as Rust would.
-struct Text<'a>(&'a str);
+pub(crate) struct Text<'a>(pub(crate) &'a str);
 
 impl Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -507,7 +518,7 @@ impl Display for Text<'_> {
 }
 
 /// A stranger's name, which may be broken after `_`, `/` and `-`. Not for attributes.
-struct Name<'a>(&'a str);
+pub(crate) struct Name<'a>(pub(crate) &'a str);
 
 impl Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

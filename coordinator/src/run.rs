@@ -118,6 +118,8 @@ pub struct Seen {
     stale: HashSet<String>,
     /// Keys of failures that are tried again, or that the data set knows no image of.
     again: Vec<String>,
+    /// Failures that stay.
+    failures: Vec<Failure>,
     notes: Vec<String>,
 }
 
@@ -170,7 +172,8 @@ pub async fn see(spec: &RunSpec, redrive: Option<&Redrive>, dataset: &Store, res
         }
     }
     let stale = stale(&seeds, &known, &markers.results, results).await?;
-    let mut again: Vec<String> = strangers.iter().map(key).collect();
+    let planned = places(&entries);
+    let (mut again, mut stay): (Vec<String>, Vec<Failure>) = (strangers.iter().map(key).collect(), Vec::new());
     let mut settled: HashMap<String, Marker> = markers.results.into_iter().map(|place| (place, Marker::Result)).collect();
     settled.retain(|place, _| !stale.contains(place));
     let jobs = redriven_jobs(spec, &entries, &seeds);
@@ -180,10 +183,13 @@ pub async fn see(spec: &RunSpec, redrive: Option<&Redrive>, dataset: &Store, res
         if failure.reason == FailureReason::Unavailable || of_another_seed || wanted {
             again.push(object.key);
         } else {
+            if planned.contains(&place) {
+                stay.push(failure);
+            }
             settled.insert(place, Marker::Failure);
         }
     }
-    Ok(Seen { entries, seeds, settled, redriven, stale, again, notes })
+    Ok(Seen { entries, seeds, settled, redriven, stale, again, failures: stay, notes })
 }
 
 impl Seen {
@@ -210,7 +216,7 @@ impl Seen {
             }
         }
         delete_each(results, self.again).await?;
-        let plan = plan(self.entries, spec, &self.settled, &self.seeds);
+        let plan = Plan { settled_failures: self.failures, ..plan(self.entries, spec, &self.settled, &self.seeds) };
         for failures in plan.failures.chunks(AT_ONCE) {
             let writes = failures.iter().map(|failure| write_failure(results, failure));
             futures_util::future::try_join_all(writes).await?;

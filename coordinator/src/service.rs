@@ -3,17 +3,20 @@
 //! Everything that must survive is in the home before anybody is told that it is done. A second coordinator waits until the first
 //! is gone; should both act for a moment, they do the same things, none of which harms when done twice.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::keys::Marker;
-use proto::{Control, CrashPoint, Event, ModelManifest, Params, ResultRecord, RunRecord, RunState, Snapshot, chain, keys};
+use proto::{
+    Control, CrashPoint, Errors, Event, ModelManifest, Params, ResultRecord, RunRecord, RunState, Snapshot, chain, keys,
+};
 use queue::Queue;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use store::{ErrorKind, PutNew, Runs, Store};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -22,11 +25,12 @@ use crate::drive::Driver;
 use crate::finish::finish;
 use crate::fleet::{ClassStatus, RunStatus};
 use crate::home;
+use crate::outcomes::{Outcomes, Table};
 use crate::plan::{Plan, RunSpec};
 use crate::redrive::Redrive;
 use crate::run::{self, AT_ONCE, Error, Markers, Seen};
 use crate::summary::{ClassSummary, Metric, Summary};
-use crate::tally::{Errors, Tally};
+use crate::tally::{self, Tally};
 
 /// Commands that wait for the loop.
 const COMMANDS: usize = 64;
@@ -40,6 +44,9 @@ const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
 /// A coordinator that stops waits this long for its last snapshots.
 const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
 
+/// Who watches is told of changes so often, at most.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+
 /// How to run.
 #[derive(Clone)]
 pub struct Config {
@@ -51,6 +58,8 @@ pub struct Config {
     pub window: usize,
     /// Version of basin.
     pub version: String,
+    /// Dollars for an hour of a worker, to tell what runs may cost.
+    pub worker_hour_price: Option<f64>,
 }
 
 /// A run that a person asks for.
@@ -138,6 +147,10 @@ pub enum Refusal {
     Conflict(String),
     /// It makes no sense.
     Invalid(String),
+    /// Whoever asks may not.
+    Forbidden(String),
+    /// Whoever asks does so too often.
+    TooMany(String),
     /// Not now.
     Unavailable(String),
 }
@@ -146,7 +159,8 @@ impl Refusal {
     /// For people.
     pub fn message(&self) -> &str {
         match self {
-            Refusal::NotFound(m) | Refusal::Conflict(m) | Refusal::Invalid(m) | Refusal::Unavailable(m) => m,
+            Refusal::NotFound(m) | Refusal::Conflict(m) | Refusal::Invalid(m) => m,
+            Refusal::Forbidden(m) | Refusal::TooMany(m) | Refusal::Unavailable(m) => m,
         }
     }
 }
@@ -167,6 +181,7 @@ type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 enum Command {
     Submit(Box<RunRequest>, Reply<String>),
     Runs(Reply<Vec<RunStatus>>),
+    Look(String, Look),
     Change(String, Change, Reply<RunStatus>),
     Redrive(String, RedriveRequest, Reply<String>),
     Workers(Reply<Vec<WorkerStatus>>),
@@ -178,6 +193,9 @@ enum Command {
     Saved(String, Option<usize>),
     Again(String),
 }
+
+/// Looks at the images of a run, or is told why it cannot.
+type Look = Box<dyn FnOnce(Result<(RunStatus, &Outcomes), Refusal>) + Send>;
 
 /// A run that can be handed out.
 struct Prepared {
@@ -214,6 +232,8 @@ struct Saved {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     leads: watch::Receiver<bool>,
+    live: watch::Receiver<Arc<str>>,
+    home: Store,
 }
 
 impl Handle {
@@ -240,6 +260,38 @@ impl Handle {
     /// All runs.
     pub async fn runs(&self) -> Result<Vec<RunStatus>, Refusal> {
         self.ask(Command::Runs).await
+    }
+
+    /// One run.
+    pub async fn run(&self, run: String) -> Result<RunStatus, Refusal> {
+        Ok(self.look(run, |_| ()).await?.0)
+    }
+
+    /// How a run stands, and what `look` makes of its images.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        run: String,
+        look: impl FnOnce(&Outcomes) -> T + Send + 'static,
+    ) -> Result<(RunStatus, T), Refusal> {
+        self.ask(|reply: Reply<(RunStatus, T)>| {
+            let look = move |seen: Result<(RunStatus, &Outcomes), Refusal>| {
+                let _ = reply.send(seen.map(|(status, outcomes)| (status, look(outcomes))));
+            };
+            Command::Look(run, Box::new(look))
+        })
+        .await
+    }
+
+    /// Where a run's objects are.
+    pub fn results(&self, run: &str) -> Result<Store, Refusal> {
+        keys::check_run(run).map_err(|problem| Refusal::NotFound(format!("there is no run {run:?}: its name {problem}")))?;
+        Ok(Runs::Home(self.home.clone()).of(run).map_err(Error::from)?)
+    }
+
+    /// Numbers of runs and workers as JSON, whenever they change.
+    pub fn live(&self) -> Result<watch::Receiver<Arc<str>>, Refusal> {
+        let standby = || Refusal::Unavailable("this coordinator waits until the acting one is gone".into());
+        self.leads().then(|| self.live.clone()).ok_or_else(standby)
     }
 
     /// Changes what should be done with a run.
@@ -287,6 +339,34 @@ pub struct Service {
     /// Results are read for their errors now.
     reading: bool,
     saved: HashMap<String, Saved>,
+    live: watch::Sender<Arc<str>>,
+    told: Instant,
+    tables: Tables,
+}
+
+/// Tables of runs that are over, as they were asked for: the oldest makes room.
+#[derive(Clone, Default)]
+struct Tables(Arc<Mutex<VecDeque<Named>>>);
+
+type Named = (String, Arc<Table>);
+
+impl Tables {
+    const MOST: usize = 4;
+
+    fn get(&self, run: &str) -> Option<Arc<Table>> {
+        self.0.lock().expect("nobody panics with it").iter().find(|(name, _)| name == run).map(|(_, table)| table.clone())
+    }
+
+    fn put(&self, run: &str, table: &Arc<Table>) {
+        let mut tables = self.0.lock().expect("nobody panics with it");
+        tables.retain(|(name, _)| name != run);
+        tables.truncate(Self::MOST - 1);
+        tables.push_front((run.to_owned(), table.clone()));
+    }
+
+    fn forget(&self, run: &str) {
+        self.0.lock().expect("nobody panics with it").retain(|(name, _)| name != run);
+    }
 }
 
 impl Service {
@@ -294,7 +374,8 @@ impl Service {
     pub fn new(config: Config) -> (Service, Handle) {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (leads, leading) = watch::channel(false);
-        let handle = Handle { commands: sender.clone(), leads: leading };
+        let (live, ticks) = watch::channel(Arc::from("{\"runs\":[],\"workers\":[]}"));
+        let handle = Handle { commands: sender.clone(), leads: leading, live: ticks, home: config.home.clone() };
         let service = Service {
             config,
             commands,
@@ -307,6 +388,9 @@ impl Service {
             problems: HashMap::new(),
             reading: false,
             saved: HashMap::new(),
+            live,
+            told: Instant::now(),
+            tables: Tables::default(),
         };
         (service, handle)
     }
@@ -331,6 +415,7 @@ impl Service {
             self.finish_settled(&driver);
             self.read_results(&driver);
             self.save_snapshots(&driver);
+            self.tell(&driver);
             tokio::select! {
                 happening = driver.wait() => {
                     if !driver.take(happening?).await? {
@@ -342,7 +427,7 @@ impl Service {
                         self.obey(&mut driver, command).await?;
                     }
                 }
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = tokio::time::sleep(TELL_EVERY) => {}
                 () = lead.lost() => return Err(Error::LostLead),
                 () = stopped(&mut stop) => {
                     self.save_last(&driver).await;
@@ -439,6 +524,7 @@ impl Service {
                         let note = format!("run {name}: {} images, {} to be projected", plan.total(), plan.images.len());
                         tracing::info!(run = name, images = plan.total(), left = plan.images.len(), "run planned");
                         self.over.remove(&name);
+                        self.tables.forget(&name);
                         let saved = Saved { at: Instant::now(), counted: tally.counted(), writing: false };
                         self.saved.insert(name, saved);
                         driver.fleet.add(spec, plan, control, tally);
@@ -459,12 +545,13 @@ impl Service {
                 }
             }
             Command::Runs(reply) => {
-                let active = driver.fleet.names().filter_map(|name| driver.fleet.status(name));
-                let active = active.map(|status| RunStatus { problem: self.problems.get(&status.name).cloned(), ..status });
+                let active = driver.fleet.names().filter_map(|name| driver.status(name));
+                let active = active.map(|status| self.completed(status));
                 let mut all: Vec<RunStatus> = active.chain(self.over.values().cloned()).collect();
                 all.sort_by(|a, b| a.name.cmp(&b.name));
                 let _ = reply.send(Ok(all));
             }
+            Command::Look(run, look) => self.look(driver, run, look),
             Command::Change(name, change, reply) => {
                 let changed = self.change(driver, &name, change).await?;
                 let _ = reply.send(changed);
@@ -540,6 +627,53 @@ impl Service {
         Ok(())
     }
 
+    /// A run's images are here, or in its table in the home, which is read beside the loop.
+    fn look(&self, driver: &Driver, run: String, look: Look) {
+        if let (Some(status), Some(outcomes)) = (driver.status(&run), driver.fleet.outcomes(&run)) {
+            return look(Ok((self.completed(status), &outcomes)));
+        }
+        let Some(status) = self.over.get(&run).cloned() else {
+            return look(Err(Refusal::NotFound(format!("there is no run {run}"))));
+        };
+        let (home, tables) = (self.config.home.clone(), self.tables.clone());
+        tokio::spawn(async move {
+            let table = match tables.get(&run) {
+                Some(table) => Ok(table),
+                None => read_table(&home, &run).await.inspect(|table| tables.put(&run, table)),
+            };
+            match table {
+                Ok(table) => look(Ok((status, &table.outcomes()))),
+                Err(refusal) => look(Err(refusal)),
+            }
+        });
+    }
+
+    /// With what the fleet does not know.
+    fn completed(&self, status: RunStatus) -> RunStatus {
+        let seconds: f64 = status.stage_seconds.values().sum();
+        let hours = seconds / 3600.0 * status.images as f64;
+        let cost = self.config.worker_hour_price.map(|price| price * hours).filter(|_| seconds > 0.0);
+        RunStatus { cost, problem: self.problems.get(&status.name).cloned(), ..status }
+    }
+
+    /// Tells all who watch how everything stands, if that has changed.
+    fn tell(&mut self, driver: &Driver) {
+        if self.live.receiver_count() < 2 || self.told.elapsed() < TELL_EVERY {
+            return;
+        }
+        self.told = Instant::now();
+        let active = driver.fleet.names().filter_map(|name| driver.fleet.brief(name, driver.now()));
+        let over = self.over.values().map(|status| RunStatus { classes: vec![], ..status.clone() });
+        let runs: Vec<RunStatus> = active.map(|status| self.completed(status)).chain(over).collect();
+        let workers: Vec<_> = driver.present().map(|(name, worker)| json!({ "name": name, "alive": worker.alive })).collect();
+        let tick: Arc<str> = json!({ "runs": runs, "workers": workers }).to_string().into();
+        self.live.send_if_modified(|told| {
+            let news = *told != tick;
+            *told = tick;
+            news
+        });
+    }
+
     /// Whether a run may be redriven, and how.
     fn redrivable(&self, driver: &Driver, name: &str, which: &RedriveRequest) -> Result<Redrive, Refusal> {
         let redrive = Redrive::parse(&which.wheres, which.seed).map_err(Refusal::Invalid)?;
@@ -584,7 +718,7 @@ impl Service {
             (status.state, status.priority, status.per_minute) = (control.state, control.priority, control.per_minute);
             return Ok(Ok(status.clone()));
         }
-        Ok(Ok(driver.fleet.status(name).expect("it was there a moment ago")))
+        Ok(Ok(driver.status(name).expect("it was there a moment ago")))
     }
 
     /// Writes the tables of runs that are settled, or cancelled and in no worker's hands.
@@ -600,7 +734,7 @@ impl Service {
                 continue;
             }
             let Some(spec) = driver.fleet.spec(&name).cloned() else { continue };
-            let images = driver.fleet.status(&name).map_or(0, |s| s.images);
+            let images = driver.status(&name).map_or(0, |s| s.images);
             let (home, sender) = (self.config.home.clone(), self.sender.clone());
             tokio::spawn(async move {
                 let outcome = close(&home, &spec, images).await.map_err(|e| chain(&e));
@@ -666,6 +800,17 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
+/// The images of a run that is over; none, where it has no table.
+async fn read_table(home: &Store, run: &str) -> Result<Arc<Table>, Refusal> {
+    let bytes = match Runs::Home(home.clone()).of(run).map_err(Error::from)?.get("results.csv").await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Arc::default()),
+        Err(error) => return Err(Error::from(error).into()),
+    };
+    let read = tokio::task::spawn_blocking(move || Table::read(&bytes)).await.expect("reading does not panic");
+    read.map(Arc::new).map_err(|error| Refusal::Invalid(format!("results.csv of run {run} is damaged: {error}")))
+}
+
 /// A run that is over, as its summary tells.
 async fn over_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
     let summary = Runs::Home(home.clone()).of(name)?.get("summary.json").await.ok();
@@ -698,6 +843,10 @@ async fn over_status(home: &Store, name: &str, control: Control) -> Result<RunSt
         waiting: (images as usize).saturating_sub((count.0 + count.1) as usize),
         classes: summary.map_or(vec![], |s| s.classes.into_iter().map(class).collect()),
         unread: 0,
+        per_hour: None,
+        eta_seconds: None,
+        stage_seconds: BTreeMap::new(),
+        cost: None,
         problem: None,
     })
 }
@@ -709,7 +858,7 @@ async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, String)>) -> Re
         let results = results.clone();
         async move {
             match run::read_json::<ResultRecord>(&results, &keys::marker(&image, Marker::Result)).await {
-                Ok(record) => Ok((job, Some((record.class, Errors::of(&record))))),
+                Ok(record) => Ok((job, Some((record.class, tally::errors(&record))))),
                 Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok((job, None)),
                 Err(error @ Error::Damaged { .. }) => {
                     tracing::warn!(error = chain(&error), "a result does not count among the errors by class");
@@ -724,7 +873,7 @@ async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, String)>) -> Re
 
 /// Writes a snapshot; how many results count in it, if that went well. It costs time only where it did not.
 async fn save(home: &Store, name: &str, snapshot: Snapshot) -> Option<usize> {
-    let counted = snapshot.jobs.len();
+    let counted = snapshot.results.len();
     let write = async {
         let bytes = tokio::task::spawn_blocking(move || snapshot.encode()).await.expect("encoding does not panic");
         Runs::Home(home.clone()).of(name)?.put(keys::SNAPSHOT, bytes).await
@@ -874,9 +1023,12 @@ async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control:
     write_control(home, &name, control).await?;
     CrashPoint::RunControlled.pass();
     let snapshot = read_snapshot(results).await;
+    let mut plan = plan;
+    let failures =
+        std::mem::take(&mut plan.settled_failures).into_iter().chain(plan.failures.iter().cloned()).collect::<Vec<_>>();
     let resume = move || {
         let results = plan.settled.iter().map(|planned| (spec.job(planned).id().to_string(), planned.image.clone()));
-        let tally = Tally::resume(snapshot, results);
+        let tally = Tally::resume(snapshot, results, failures);
         Prepared { spec, plan, control, tally }
     };
     let prepared = tokio::task::spawn_blocking(resume).await.expect("no value of a plan makes it panic");

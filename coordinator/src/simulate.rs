@@ -47,6 +47,8 @@ pub struct Measured {
 pub const REQUESTS: (u64, u64) = (9, 7);
 
 const WORKER: &str = "simulated";
+/// Of an image, as a worker names them.
+const STAGES: [&str; 4] = ["fetch", "transform_search", "latent_search", "final_descent"];
 
 /// Plans and drives a run.
 pub fn simulate(simulation: &Simulation) -> Measured {
@@ -84,7 +86,9 @@ pub fn simulate(simulation: &Simulation) -> Measured {
             let Some(message) = queue.pop_front() else { break };
             let job = Job::decode(&message).expect("our own message");
             tell(&mut fleet, &Event::about(&job, WORKER, What::Started), now, &mut messages, &mut bytes);
-            let what = What::Succeeded { loss: 1.0, seconds: simulation.seconds, lane_steps: 1, l1: 0.5, lpips: 0.25 };
+            let stage_seconds = STAGES.map(|stage| (stage.to_owned(), simulation.seconds / STAGES.len() as f64)).into();
+            let what =
+                What::Succeeded { loss: 1.0, seconds: simulation.seconds, lane_steps: 1, l1: 0.5, lpips: 0.25, stage_seconds };
             busy.push_back((now + simulation.seconds, Event::about(&job, WORKER, what)));
         }
         let Some((end, event)) = busy.pop_front() else { break };

@@ -273,6 +273,7 @@ pub(crate) mod tests {
             seconds: 1.5,
             attempt: "0f".into(),
             objects: vec![],
+            trace: None,
         }
     }
 

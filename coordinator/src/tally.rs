@@ -1,65 +1,118 @@
-//! Errors by class of a run's results. Pure: each result counts once, whether its event, its record or a snapshot tells it first,
-//! and however often.
+//! What is known of the settled images of a run, one by one and by class. Pure: each counts once, whether its event, its record or a
+//! snapshot tells it first, and however often.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
-use proto::{ClassSums, ResultRecord, Snapshot};
+use proto::{Errors, Failure, KnownResult, ResultRecord, Snapshot};
 
+use crate::outcomes::{Failed, Outcomes, Succeeded};
 use crate::summary::Metric;
 
-/// Errors of a result: of its best seed. NaN where there is no number.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Errors {
+/// Errors of a record.
+pub fn errors(record: &ResultRecord) -> Errors {
+    let number = |metric: Metric| metric.best_seed(record).unwrap_or(f64::NAN);
+    Errors { loss: number(Metric::Loss), l1: number(Metric::L1), lpips: number(Metric::Lpips) }
+}
+
+/// Whether every number is there. An event of which one is not may come from somebody who only found the result.
+pub fn are_known(errors: &Errors) -> bool {
+    [errors.loss, errors.l1, errors.lpips].iter().all(|v| v.is_finite())
+}
+
+/// Sums over the results of a class, of their best seeds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ClassSums {
+    /// Results.
+    pub images: u64,
     /// Training loss.
-    pub loss: f64,
+    pub loss: Sum,
     /// L1 inside the box after inversion.
-    pub l1: f64,
+    pub l1: Sum,
     /// LPIPS of the same.
-    pub lpips: f64,
+    pub lpips: Sum,
 }
 
-impl Errors {
-    /// Of a record.
-    pub fn of(record: &ResultRecord) -> Errors {
-        let number = |metric: Metric| metric.best_seed(record).unwrap_or(f64::NAN);
-        Errors { loss: number(Metric::Loss), l1: number(Metric::L1), lpips: number(Metric::Lpips) }
-    }
-
-    /// Whether every number is there. An event of which one is not may come from somebody who only found the result.
-    pub fn are_known(&self) -> bool {
-        [self.loss, self.l1, self.lpips].iter().all(|v| v.is_finite())
+impl ClassSums {
+    /// Adds a result.
+    pub fn add(&mut self, errors: &Errors) {
+        self.images += 1;
+        self.loss.add(errors.loss);
+        self.l1.add(errors.l1);
+        self.lpips.add(errors.lpips);
     }
 }
 
-/// Sums over the results of a run, and which results those are. A job is remembered by the first eight bytes of its id.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// A sum of finite numbers, and of their squares.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sum {
+    n: u64,
+    sum: f64,
+    squares: f64,
+}
+
+impl Sum {
+    /// Adds a number, if it is one.
+    pub fn add(&mut self, value: f64) {
+        if value.is_finite() {
+            self.n += 1;
+            self.sum += value;
+            self.squares += value * value;
+        }
+    }
+
+    /// Their mean, if there are any.
+    pub fn mean(&self) -> Option<f64> {
+        (self.n > 0).then(|| self.sum / self.n as f64)
+    }
+
+    /// Standard error of the mean, if there are two.
+    pub fn standard_error(&self) -> Option<f64> {
+        let n = self.n as f64;
+        let mean = self.mean().filter(|_| self.n > 1)?;
+        Some(((self.squares - n * mean * mean).max(0.0) / (n - 1.0) / n).sqrt())
+    }
+}
+
+/// The settled images of a run. A job is remembered by the first eight bytes of its id.
+#[derive(Clone, Debug, Default)]
 pub struct Tally {
-    counted: HashSet<u64>,
+    results: HashMap<u64, Succeeded>,
+    failures: BTreeMap<Box<str>, Failed>,
     classes: BTreeMap<u32, ClassSums>,
     /// Results whose errors nobody told: the image of each job.
     unread: BTreeMap<u64, String>,
 }
 
 impl Tally {
-    /// Goes on from a snapshot. `results`: job and image of every result that there is. A snapshot that counts any other is worth
-    /// nothing: what it has too much cannot be taken out of its sums.
-    pub fn resume(snapshot: Option<Snapshot>, results: impl IntoIterator<Item = (String, String)>) -> Tally {
-        let mut unread: BTreeMap<u64, String> = results.into_iter().map(|(job, image)| (short(&job), image)).collect();
-        let whole = |s: &Snapshot| s.jobs.iter().all(|job| unread.contains_key(job));
-        let Snapshot { jobs, classes } = snapshot.filter(whole).unwrap_or_default();
-        jobs.iter().for_each(|job| drop(unread.remove(job)));
-        Tally { counted: jobs.into_iter().collect(), classes, unread }
+    /// Goes on from a snapshot. `results`: job and image of every result that there is; `failures`: every failure. A snapshot that
+    /// knows any other result is worth nothing: it is of another time.
+    pub fn resume(
+        snapshot: Option<Snapshot>,
+        results: impl IntoIterator<Item = (String, String)>,
+        failures: impl IntoIterator<Item = Failure>,
+    ) -> Tally {
+        let unread: BTreeMap<u64, String> = results.into_iter().map(|(job, image)| (short(&job), image)).collect();
+        let mut tally = Tally { unread, ..Tally::default() };
+        let whole = |s: &Snapshot| s.results.iter().all(|result| tally.unread.contains_key(&result.job));
+        for KnownResult { job, class, errors } in snapshot.filter(whole).unwrap_or_default().results {
+            tally.read(job, Some((class, errors)));
+        }
+        failures.into_iter().for_each(|failure| tally.fail(failure));
+        tally
     }
 
     /// A job has a result with these errors.
-    pub fn count(&mut self, job: &str, class: u32, errors: Errors) {
-        self.add(short(job), class, errors);
+    pub fn count(&mut self, job: &str, image: &str, class: u32, errors: Errors) {
+        self.unread.remove(&short(job));
+        self.add(short(job), image, class, errors);
     }
 
     /// A job has a result, and its errors are to be read.
     pub fn want(&mut self, job: &str, image: &str) {
-        if !self.counted.contains(&short(job)) {
+        if !self.results.contains_key(&short(job)) {
             self.unread.insert(short(job), image.to_owned());
+            self.failures.remove(image);
         }
     }
 
@@ -75,27 +128,31 @@ impl Tally {
 
     /// What was read of a job that [`Tally::unread`] named; `None`: there is nothing to be read.
     pub fn read(&mut self, job: u64, found: Option<(u32, Errors)>) {
-        if self.unread.remove(&job).is_some()
+        if let Some(image) = self.unread.remove(&job)
             && let Some((class, errors)) = found
         {
-            self.add(job, class, errors);
+            self.add(job, &image, class, errors);
         }
     }
 
-    fn add(&mut self, job: u64, class: u32, errors: Errors) {
-        self.unread.remove(&job);
-        if self.counted.insert(job) {
-            let sums = self.classes.entry(class).or_default();
-            sums.images += 1;
-            sums.loss.add(errors.loss);
-            sums.l1.add(errors.l1);
-            sums.lpips.add(errors.lpips);
+    fn add(&mut self, job: u64, image: &str, class: u32, errors: Errors) {
+        self.failures.remove(image);
+        if let Entry::Vacant(place) = self.results.entry(job) {
+            place.insert(Succeeded { image: image.into(), class, errors });
+            self.classes.entry(class).or_default().add(&errors);
         }
+    }
+
+    /// An image has a failure.
+    pub fn fail(&mut self, failure: Failure) {
+        let Failure { image, reason, message, class_name, .. } = failure;
+        self.failures.insert(image.into(), Failed { reason, message: message.into(), class: class_name.map(Into::into) });
     }
 
     /// What a later start can go on from.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { jobs: self.counted.iter().copied().collect(), classes: self.classes.clone() }
+        let known = |(job, result): (&u64, &Succeeded)| KnownResult { job: *job, class: result.class, errors: result.errors };
+        Snapshot { results: self.results.iter().map(known).collect() }
     }
 
     /// By index of the class.
@@ -103,9 +160,15 @@ impl Tally {
         &self.classes
     }
 
+    /// Images one by one.
+    pub fn outcomes(&self) -> Outcomes<'_> {
+        let failures = self.failures.iter().map(|(image, failed)| (&**image, failed)).collect();
+        Outcomes { results: self.results.values().collect(), failures, classes: &[] }
+    }
+
     /// Results that count.
     pub fn counted(&self) -> usize {
-        self.counted.len()
+        self.results.len()
     }
 
     /// Results that are to be read.

@@ -116,6 +116,7 @@ fn record(index: usize, image: String, random: &mut Random) -> ResultRecord {
         seconds: 37.5,
         attempt: "0f".into(),
         objects: vec![],
+        trace: None,
     }
 }
 

@@ -11,7 +11,7 @@ use coordinator::service::{Change, Config, RedriveRequest, Refusal, RunRequest, 
 use coordinator::verify::verify;
 use harness::World;
 use proto::keys::Marker;
-use proto::{Control, RedriveRecord, RunState, Snapshot, keys};
+use proto::{Control, KnownResult, RedriveRecord, RunState, Snapshot, keys};
 use queue::Queue;
 use s3_server::Server;
 use store::Store;
@@ -38,9 +38,9 @@ async fn errors_by_class_survive_a_restart_whatever_becomes_of_the_snapshot() {
 
     let results = world.results();
     let whole = results.get(keys::SNAPSHOT).await.unwrap();
-    assert_eq!(Snapshot::decode(&whole).unwrap().jobs.len(), 5);
+    assert_eq!(Snapshot::decode(&whole).unwrap().results.len(), 5);
     let damaged: Vec<u8> = whole.iter().enumerate().map(|(i, b)| if i == 20 { b ^ 1 } else { *b }).collect();
-    let of_others = Snapshot { jobs: vec![7], classes: [(0, proto::ClassSums { images: 1, ..Default::default() })].into() };
+    let of_others = Snapshot { results: vec![KnownResult { job: 7, ..KnownResult::default() }] };
     let older = Snapshot::default().encode();
     for snapshot in [Some(damaged), Some(of_others.encode()), Some(older), None, Some(whole.to_vec())] {
         match snapshot {
@@ -273,7 +273,8 @@ async fn a_home_where_two_can_create_a_key_is_refused() {
     let server = Server::start_racy().await;
     let home = Store::open(&server.url("bucket/home", "anonymous=true")).await.unwrap();
     let queue = Queue::open("embedded:").await.unwrap();
-    let (service, handle) = Service::new(Config { home: home.clone(), queue, window: 1, version: "test".into() });
+    let (service, handle) =
+        Service::new(Config { home: home.clone(), queue, window: 1, version: "test".into(), worker_hour_price: None });
     let (_stop, stopped) = watch::channel(false);
     let error = service.run(stopped).await.unwrap_err().to_string();
     assert!(!handle.leads());

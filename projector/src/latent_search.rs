@@ -142,6 +142,11 @@ impl LatentSearch {
         }
     }
 
+    /// Whether the first phase goes on.
+    pub fn explores(&self) -> bool {
+        matches!(self.phase, Phase::Explore { .. })
+    }
+
     /// z and c of all seeds, when finished. No c: that of the class.
     pub fn result(&self) -> Option<(&Rows, Option<&Rows>)> {
         match &self.phase {

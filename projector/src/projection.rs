@@ -196,6 +196,22 @@ impl Projection {
         }
     }
 
+    /// The stage that an image's next step belongs to: `transform_search`, `latent_search` or `final_descent`; `None`: it is finished.
+    pub fn stage(&self, image: usize) -> Option<&'static str> {
+        let image = &self.images[image];
+        match &image.stage {
+            _ if image.finished() => None,
+            Stage::Transform(_) => Some("transform_search"),
+            Stage::Latent(search) if search.explores() => Some("latent_search"),
+            Stage::Latent(_) => Some("final_descent"),
+        }
+    }
+
+    /// Smallest loss of an image in its last step; NaN if there is none.
+    pub fn loss(&self, image: usize) -> f64 {
+        self.images[image].last_loss
+    }
+
     /// Advances every unfinished image by one generation or one part of the long descent.
     pub fn step(&mut self, lanes: &Lanes) -> Result<Progress, DeviceError> {
         let mut asked = Vec::new();

@@ -1,5 +1,7 @@
 //! What happened to a job.
 
+use std::collections::BTreeMap;
+
 use prost::Message;
 use serde::Serialize;
 
@@ -41,6 +43,8 @@ pub enum What {
         l1: f64,
         /// LPIPS of the same.
         lpips: f64,
+        /// Seconds of each stage, by its name.
+        stage_seconds: BTreeMap<String, f64>,
     },
     /// A failure record is in the store.
     Failed {
@@ -79,6 +83,14 @@ pub struct Alive {
     pub leaving: bool,
 }
 
+impl What {
+    /// Somebody found a result: that there is one is all that is known.
+    pub fn found() -> What {
+        let stage_seconds = BTreeMap::new();
+        What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN, stage_seconds }
+    }
+}
+
 impl Event {
     /// `worker` says what happened to `job`.
     pub fn about(job: &Job, worker: &str, what: What) -> Event {
@@ -103,8 +115,8 @@ impl Event {
         use wire::event::What as W;
         let what = match self.what.clone() {
             What::Started => W::Started(wire::Started {}),
-            What::Succeeded { loss, seconds, lane_steps, l1, lpips } => {
-                W::Succeeded(wire::Succeeded { loss, seconds, lane_steps, l1, lpips })
+            What::Succeeded { loss, seconds, lane_steps, l1, lpips, stage_seconds } => {
+                W::Succeeded(wire::Succeeded { loss, seconds, lane_steps, l1, lpips, stage_seconds })
             }
             What::Failed { reason, message } => W::Failed(wire::Failed { reason, message }),
             What::Released { queued } => W::Released(wire::Released { queued }),
@@ -146,9 +158,14 @@ impl Event {
         }
         let what = match what {
             W::Started(_) => What::Started,
-            W::Succeeded(s) => {
-                What::Succeeded { loss: s.loss, seconds: s.seconds, lane_steps: s.lane_steps, l1: s.l1, lpips: s.lpips }
-            }
+            W::Succeeded(s) => What::Succeeded {
+                loss: s.loss,
+                seconds: s.seconds,
+                lane_steps: s.lane_steps,
+                l1: s.l1,
+                lpips: s.lpips,
+                stage_seconds: s.stage_seconds,
+            },
             W::Failed(f) => What::Failed { reason: f.reason, message: f.message },
             W::Released(r) => What::Released { queued: r.queued },
             W::Alive(a) => What::Alive(Alive {

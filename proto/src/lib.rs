@@ -24,7 +24,7 @@ pub use params::{
 };
 pub use result::{Failure, FailureReason, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain};
 pub use run::{Control, RedriveRecord, RunRecord, RunState};
-pub use snapshot::{ClassSums, Snapshot, Sum};
+pub use snapshot::{Errors, KnownResult, Snapshot};
 
 /// The generated protobuf messages.
 #[allow(missing_docs)]

@@ -43,6 +43,9 @@ pub struct ResultRecord {
     pub attempt: String,
     /// Those objects.
     pub objects: Vec<ObjectRef>,
+    /// Id of the trace of the attempt, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 /// An object of the winning attempt, so that a reader can tell that it is whole.
@@ -178,6 +181,11 @@ pub enum FailureReason {
 }
 
 impl FailureReason {
+    /// The reason of that name in JSON, if there is one.
+    pub fn named(name: &str) -> Option<FailureReason> {
+        serde_json::from_value(name.into()).ok()
+    }
+
     /// The name used in JSON.
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -1,92 +1,63 @@
 //! What is known of a run's results, in a form that a restart can go on from.
 
-use std::collections::BTreeMap;
-
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::{DecodeError, wire};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MESSAGE: &str = "snapshot";
 const DIGEST_BYTES: usize = 32;
 
-/// Sums over results, and over which ones. The results are the truth: a snapshot that is not there costs time only.
+/// What pages and tables say of each result. The results are the truth: a snapshot that is not there costs time only.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// The results that are in the sums: the first eight bytes of their jobs' ids, each once.
-    pub jobs: Vec<u64>,
-    /// By index of the class.
-    pub classes: BTreeMap<u32, ClassSums>,
+    /// Each once.
+    pub results: Vec<KnownResult>,
 }
 
-/// Sums over the results of a class, of their best seeds.
+/// Of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ClassSums {
-    /// Results.
-    pub images: u64,
+pub struct KnownResult {
+    /// The first eight bytes of its job's id.
+    pub job: u64,
+    /// Index of its class.
+    pub class: u32,
+    /// Errors of its best seed.
+    pub errors: Errors,
+}
+
+/// Errors of a result: of its best seed. NaN where there is no number.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Errors {
     /// Training loss.
-    pub loss: Sum,
+    pub loss: f64,
     /// L1 inside the box after inversion.
-    pub l1: Sum,
+    pub l1: f64,
     /// LPIPS of the same.
-    pub lpips: Sum,
-}
-
-/// A sum of finite numbers, and of their squares.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Sum {
-    /// How many.
-    pub n: u64,
-    /// Their sum.
-    pub sum: f64,
-    /// The sum of their squares.
-    pub squares: f64,
-}
-
-impl Sum {
-    /// Adds a number, if it is one.
-    pub fn add(&mut self, value: f64) {
-        if value.is_finite() {
-            self.n += 1;
-            self.sum += value;
-            self.squares += value * value;
-        }
-    }
-
-    /// Their mean, if there are any.
-    pub fn mean(&self) -> Option<f64> {
-        (self.n > 0).then(|| self.sum / self.n as f64)
-    }
-
-    /// Standard error of the mean, if there are two.
-    pub fn standard_error(&self) -> Option<f64> {
-        let n = self.n as f64;
-        let mean = self.mean().filter(|_| self.n > 1)?;
-        Some(((self.squares - n * mean * mean).max(0.0) / (n - 1.0) / n).sqrt())
-    }
+    pub lpips: f64,
 }
 
 impl Snapshot {
     /// The bytes: the message and its SHA-256.
     pub fn encode(mut self) -> Vec<u8> {
-        self.jobs.sort_unstable();
-        let sum = |s: Sum| Some(wire::Sum { n: s.n, sum: s.sum, squares: s.squares });
-        let class = |(class, s): (u32, ClassSums)| wire::ClassSums {
-            class,
-            images: s.images,
-            loss: sum(s.loss),
-            l1: sum(s.l1),
-            lpips: sum(s.lpips),
+        self.results.sort_unstable_by_key(|result| result.job);
+        let of = |value: fn(&KnownResult) -> f64| self.results.iter().map(value).collect();
+        let message = wire::Snapshot {
+            version: VERSION,
+            jobs: self.results.iter().map(|r| r.job).collect(),
+            classes: self.results.iter().map(|r| r.class).collect(),
+            losses: of(|r| r.errors.loss),
+            l1: of(|r| r.errors.l1),
+            lpips: of(|r| r.errors.lpips),
         };
-        let classes = self.classes.into_iter().map(class).collect();
-        let mut bytes = wire::Snapshot { version: VERSION, jobs: self.jobs, classes }.encode_to_vec();
+        let mut bytes = message.encode_to_vec();
         let digest = Sha256::digest(&bytes);
         bytes.extend_from_slice(&digest);
         bytes
     }
 
-    /// Reads and validates what [`Snapshot::encode`] wrote.
+    /// Reads and validates what [`Snapshot::encode`] wrote. One of version 1 knows no result alone, and counts as empty.
     pub fn decode(bytes: &[u8]) -> Result<Snapshot, DecodeError> {
         let field = |field, problem: &str| DecodeError::Field { message: MESSAGE, field, problem: problem.to_owned() };
         let content = bytes.len().checked_sub(DIGEST_BYTES).map(|end| bytes.split_at(end));
@@ -94,20 +65,23 @@ impl Snapshot {
             return Err(field("digest", "is not that of the content"));
         };
         let malformed = |source| DecodeError::Malformed { message: MESSAGE, source };
-        let wire::Snapshot { version, jobs, classes } = wire::Snapshot::decode(content).map_err(malformed)?;
-        if version != VERSION {
-            return Err(DecodeError::Version { message: MESSAGE, found: version, known: VERSION });
+        let wire::Snapshot { version, jobs, classes, losses, l1, lpips } = wire::Snapshot::decode(content).map_err(malformed)?;
+        match version {
+            1 => return Ok(Snapshot::default()),
+            VERSION => {}
+            found => return Err(DecodeError::Version { message: MESSAGE, found, known: VERSION }),
         }
-        let sum = |s: Option<wire::Sum>| s.map_or(Sum::default(), |s| Sum { n: s.n, sum: s.sum, squares: s.squares });
-        let class =
-            |s: wire::ClassSums| (s.class, ClassSums { images: s.images, loss: sum(s.loss), l1: sum(s.l1), lpips: sum(s.lpips) });
-        let classes: BTreeMap<u32, ClassSums> = classes.into_iter().map(class).collect();
         if !jobs.is_sorted_by(|a, b| a < b) {
             return Err(field("jobs", "are not sorted"));
         }
-        if classes.values().map(|c| c.images).sum::<u64>() != jobs.len() as u64 {
-            return Err(field("classes", "have another number of images than there are jobs"));
+        if [classes.len(), losses.len(), l1.len(), lpips.len()] != [jobs.len(); 4] {
+            return Err(field("results", "have not all the same fields"));
         }
-        Ok(Snapshot { jobs, classes })
+        let known = |(i, job)| KnownResult {
+            job,
+            class: classes[i],
+            errors: Errors { loss: losses[i], l1: l1[i], lpips: lpips[i] },
+        };
+        Ok(Snapshot { results: jobs.into_iter().enumerate().map(known).collect() })
     }
 }

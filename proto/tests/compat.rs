@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::{Alive, ClassSums, Event, Job, Snapshot, Sum, What};
+use proto::{Alive, Errors, Event, Job, KnownResult, Snapshot, What};
 
 fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hexadecimal")).collect()
@@ -21,7 +21,7 @@ fn old_jobs_are_read() {
 fn old_events_are_read() {
     let kinds = [
         What::Started,
-        What::Succeeded { loss: 1.5, seconds: 2.0, lane_steps: 3, l1: 0.25, lpips: 0.125 },
+        What::Succeeded { loss: 1.5, seconds: 2.0, lane_steps: 3, l1: 0.25, lpips: 0.125, stage_seconds: BTreeMap::new() },
         What::Failed { reason: "bad_image".into(), message: "m".into() },
         What::Released { queued: true },
         What::Released { queued: false },
@@ -42,16 +42,18 @@ fn old_events_are_read() {
 
 #[test]
 fn old_snapshots_are_read_and_damaged_ones_are_not() {
-    let sum = |n: u64| Sum { n, sum: n as f64 / 4.0, squares: 0.5 };
-    let of = |images| ClassSums { images, loss: sum(images), l1: sum(images), lpips: sum(0) };
-    let snapshot = Snapshot { jobs: vec![3, 7, u64::MAX], classes: BTreeMap::from([(0, of(1)), (8, of(2))]) };
-    let old = bytes(include_str!("compat/snapshot-1.hex").trim());
+    let known = |job, class, loss| KnownResult { job, class, errors: Errors { loss, l1: 0.25, lpips: 0.125 } };
+    let snapshot = Snapshot { results: vec![known(3, 0, 1.5), known(7, 8, -2.0), known(u64::MAX, 8, f64::INFINITY)] };
+    let old = bytes(include_str!("compat/snapshot-2.hex").trim());
     assert_eq!(Snapshot::decode(&old).expect("an old snapshot"), snapshot);
     assert_eq!(snapshot.encode(), old, "and written as it was");
     for i in 0..old.len() {
         let flipped: Vec<u8> = old.iter().enumerate().map(|(j, b)| if i == j { b ^ 1 } else { *b }).collect();
         assert!(Snapshot::decode(&flipped).is_err() && Snapshot::decode(&old[..i]).is_err(), "byte {i}");
     }
+    // The first version knew sums only.
+    let first = bytes(include_str!("compat/snapshot-1.hex").trim());
+    assert_eq!(Snapshot::decode(&first).expect("an old snapshot"), Snapshot::default());
 }
 
 #[test]

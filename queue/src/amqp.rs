@@ -156,12 +156,10 @@ impl Broker {
         }
     }
 
-    pub(crate) async fn publish_all(&self, channel: Channel, payloads: Vec<Vec<u8>>) -> Result<(), Error> {
-        let mut messages = payloads.into_iter().map(|payload| Message { payload, ..Message::default() }).peekable();
+    pub(crate) async fn publish_all(&self, channel: Channel, messages: Vec<Message>) -> Result<(), Error> {
         self.check_open("publish")?;
-        while messages.peek().is_some() {
-            let window: Vec<Message> = messages.by_ref().take(WINDOW).collect();
-            self.on_link("publish", |link| publish(link, channel, &window)).await?;
+        for window in messages.chunks(WINDOW) {
+            self.on_link("publish", |link| publish(link, channel, window)).await?;
         }
         Ok(())
     }

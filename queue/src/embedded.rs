@@ -76,11 +76,9 @@ impl Broker {
         }))
     }
 
-    pub(crate) fn publish_all(&self, channel: Channel, payloads: Vec<Vec<u8>>) -> Result<(), Error> {
+    pub(crate) fn publish_all(&self, channel: Channel, messages: Vec<Message>) -> Result<(), Error> {
         self.check_open("publish")?;
-        for payload in payloads {
-            self.list(channel).push_back(Message { payload, ..Message::default() });
-        }
+        messages.into_iter().for_each(|message| self.list(channel).push_back(message));
         Ok(())
     }
 

@@ -17,6 +17,7 @@
 mod amqp;
 mod embedded;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -37,6 +38,15 @@ pub enum Channel {
 impl Channel {
     /// All of them.
     pub const ALL: [Channel; 3] = [Channel::Jobs, Channel::Events, Channel::DeadLetters];
+
+    /// Last part of its queue's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Channel::Jobs => "jobs",
+            Channel::Events => "events",
+            Channel::DeadLetters => "dead",
+        }
+    }
 }
 
 impl fmt::Display for Channel {
@@ -46,6 +56,27 @@ impl fmt::Display for Channel {
             Channel::Events => "events",
             Channel::DeadLetters => "dead letters",
         })
+    }
+}
+
+/// What travels beside a payload and stays with it through copies and dead letters; the queue reads none of it.
+pub type Context = BTreeMap<String, String>;
+
+/// The names that a context may have: those of W3C trace context. Others are dropped.
+pub const CONTEXT: [&str; 2] = ["traceparent", "tracestate"];
+
+/// What is published: a payload, and its context if there is one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parcel {
+    /// The bytes.
+    pub payload: Vec<u8>,
+    /// See [`CONTEXT`].
+    pub context: Context,
+}
+
+impl From<Vec<u8>> for Parcel {
+    fn from(payload: Vec<u8>) -> Parcel {
+        Parcel { payload, context: Context::new() }
     }
 }
 
@@ -142,6 +173,14 @@ impl Queue {
         }
     }
 
+    /// Name of the system behind it, as telemetry calls it.
+    pub fn system(&self) -> &'static str {
+        match &self.backend {
+            Backend::Embedded(_) => "basin",
+            Backend::Amqp(_) => "rabbitmq",
+        }
+    }
+
     /// Product and version of the broker; `None` if there is none.
     pub fn server(&self) -> Option<String> {
         match &self.backend {
@@ -150,17 +189,18 @@ impl Queue {
         }
     }
 
-    /// Hands `payload` over; when this returns, the queue owns it.
-    pub async fn publish(&self, channel: Channel, payload: Vec<u8>) -> Result<(), Error> {
-        self.publish_all(channel, vec![payload]).await
+    /// Hands `parcel` over; when this returns, the queue owns it.
+    pub async fn publish(&self, channel: Channel, parcel: impl Into<Parcel>) -> Result<(), Error> {
+        self.publish_all(channel, vec![parcel]).await
     }
 
-    /// Hands all `payloads` over, faster than one by one. After an error or a lost connection, some may be there, and
+    /// Hands all `parcels` over, faster than one by one. After an error or a lost connection, some may be there, and
     /// some twice.
-    pub async fn publish_all(&self, channel: Channel, payloads: Vec<Vec<u8>>) -> Result<(), Error> {
+    pub async fn publish_all(&self, channel: Channel, parcels: Vec<impl Into<Parcel>>) -> Result<(), Error> {
+        let messages = parcels.into_iter().map(|parcel| Message::of(parcel.into())).collect();
         match &self.backend {
-            Backend::Embedded(broker) => broker.publish_all(channel, payloads),
-            Backend::Amqp(broker) => broker.publish_all(channel, payloads).await,
+            Backend::Embedded(broker) => broker.publish_all(channel, messages),
+            Backend::Amqp(broker) => broker.publish_all(channel, messages).await,
         }
     }
 
@@ -274,12 +314,18 @@ impl Consumer {
 #[derive(Debug, Default)]
 struct Message {
     payload: Vec<u8>,
+    context: Context,
     /// Deliveries that failed and were counted.
     failures: u32,
     dead_letter: Option<DeadLetter>,
 }
 
 impl Message {
+    fn of(Parcel { payload, mut context }: Parcel) -> Message {
+        context.retain(|name, _| CONTEXT.contains(&name.as_str()));
+        Message { payload, context, ..Message::default() }
+    }
+
     /// Where the message goes, and as what, when a delivery of `here` ended so; `None`: it is done.
     fn settled(mut self, here: Channel, delivery_limit: u32, outcome: Outcome) -> Option<(Channel, Message)> {
         match outcome {
@@ -311,7 +357,7 @@ impl Message {
             Some(before) => (before.channel, before.attempts),
             None => (here, self.failures),
         };
-        Message { payload: self.payload, failures: 0, dead_letter: Some(DeadLetter { channel, reason, attempts }) }
+        Message { failures: 0, dead_letter: Some(DeadLetter { channel, reason, attempts }), ..self }
     }
 }
 
@@ -357,6 +403,11 @@ impl Delivery {
     /// What was published.
     pub fn payload(&self) -> &[u8] {
         &self.message.payload
+    }
+
+    /// What was published beside it.
+    pub fn context(&self) -> &Context {
+        &self.message.context
     }
 
     /// 1 for the first delivery, one more after each counted failure. Starts again at 1 among the dead letters.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::select_all;
-use queue::{Channel, Consumer, Delivery, Error, Queue};
+use queue::{Channel, Consumer, Delivery, Error, Parcel, Queue};
 use rabbitmq::RabbitMq;
 
 /// Longest wait for something that must happen.
@@ -48,7 +48,7 @@ fn number(delivery: &Delivery) -> u32 {
 async fn open_for_long(broker: &RabbitMq, prefix: &str, options: &str) -> Queue {
     let queue = Queue::open(&broker.url(&format!("prefix={prefix}&{options}"))).await.unwrap();
     for channel in [Channel::Jobs, Channel::Events] {
-        queue.publish(channel, Vec::new()).await.unwrap();
+        queue.publish(channel, Parcel::default()).await.unwrap();
         let mut consumer = queue.consume(channel, 1).await.unwrap();
         next(&mut consumer).await.ack().await.unwrap();
     }
@@ -67,14 +67,14 @@ async fn a_killed_broker_loses_nothing_and_work_goes_on() {
     let mut broker = RabbitMq::start();
     let queue = open_for_long(&broker, "kill", "give_up=120&heartbeat=5").await;
     let mut jobs = queue.consume(Channel::Jobs, 3).await.unwrap();
-    queue.publish(Channel::Jobs, u32::MAX.to_le_bytes().into()).await.unwrap();
+    queue.publish(Channel::Jobs, u32::MAX.to_le_bytes().to_vec()).await.unwrap();
     let stale = next(&mut jobs).await;
 
     let publisher = tokio::spawn({
         let queue = queue.clone();
         async move {
             for number in 0..MESSAGES {
-                queue.publish(Channel::Jobs, number.to_le_bytes().into()).await.unwrap();
+                queue.publish(Channel::Jobs, number.to_le_bytes().to_vec()).await.unwrap();
             }
         }
     });
@@ -108,7 +108,7 @@ async fn a_killed_broker_loses_nothing_and_work_goes_on() {
     held.pop().unwrap().ack().await.unwrap();
 
     // The prefetch is still 3.
-    let window = (0..10u32).map(|number| number.to_le_bytes().into()).collect();
+    let window = (0..10u32).map(|number| number.to_le_bytes().to_vec()).collect();
     queue.publish_all(Channel::Jobs, window).await.unwrap();
     let mut unsettled = Vec::new();
     for _ in 0..3 {
@@ -151,7 +151,7 @@ async fn a_frozen_broker_is_noticed_and_work_goes_on_after_it() {
     within("the loss of the leadership", leadership.lost()).await;
     assert!(matches!(within("giving up", hasty_jobs.next()).await, Err(Error::Unreachable { .. })));
     assert!(matches!(within("giving up", hasty_jobs.next()).await, Err(Error::Unreachable { .. })));
-    assert!(matches!(within("giving up", hasty.publish(Channel::Jobs, Vec::new())).await, Err(Error::Unreachable { .. })));
+    assert!(matches!(within("giving up", hasty.publish(Channel::Jobs, Parcel::default())).await, Err(Error::Unreachable { .. })));
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     let publishing = tokio::spawn({
         let queue = queue.clone();
@@ -362,7 +362,7 @@ async fn a_job_that_takes_longer_than_the_broker_waits_is_delivered_once() {
     quick.ack().await.unwrap();
     // The clock: each time the broker is out of patience, an event comes again.
     let mut events = other.consume(Channel::Events, 1).await.unwrap();
-    other.publish(Channel::Events, Vec::new()).await.unwrap();
+    other.publish(Channel::Events, Parcel::default()).await.unwrap();
     let mut held = Vec::new();
     while held.len() < 3 {
         held.push(next(&mut events).await);

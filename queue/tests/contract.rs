@@ -10,7 +10,7 @@ use std::time::Duration;
 #[path = "../../tests/harness/rabbitmq.rs"]
 mod rabbitmq;
 
-use queue::{Channel, Consumer, DEFAULT_DELIVERY_LIMIT, DeadLetter, Delivery, Error, Queue};
+use queue::{Channel, Consumer, Context, DEFAULT_DELIVERY_LIMIT, DeadLetter, Delivery, Error, Parcel, Queue};
 
 /// Longest wait for something that must happen.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -43,6 +43,7 @@ macro_rules! contract {
             a_rejected_message_carries_its_reason
             a_dead_letter_waits_until_acked
             an_empty_and_a_large_payload_arrive_as_they_were
+            a_context_stays_with_its_message
             depth_counts_what_waits
             many_messages_are_handed_over_at_once
             what_a_dropped_consumer_did_not_take_comes_back_uncounted
@@ -100,7 +101,7 @@ async fn assert_depth(queue: &Queue, channel: Channel, expected: usize) {
 }
 
 async fn publish(queue: &Queue, payload: &str) {
-    queue.publish(Channel::Jobs, payload.into()).await.unwrap();
+    queue.publish(Channel::Jobs, payload.as_bytes().to_vec()).await.unwrap();
 }
 
 async fn published_messages_arrive_once_and_are_gone_after_ack<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
@@ -190,7 +191,7 @@ async fn a_dropped_wait_loses_nothing<F: Future<Output = Queue>>(open: impl Fn(u
     for round in 0..200u32 {
         let publisher = tokio::spawn({
             let queue = queue.clone();
-            async move { queue.publish(Channel::Jobs, round.to_string().into()).await.unwrap() }
+            async move { queue.publish(Channel::Jobs, round.to_string().into_bytes()).await.unwrap() }
         });
         let got = loop {
             // Gives up waiting at once, again and again, while the message arrives.
@@ -311,6 +312,36 @@ async fn an_empty_and_a_large_payload_arrive_as_they_were<F: Future<Output = Que
     }
 }
 
+/// Through every way back and into the dead letters, and without names that are not of a trace.
+async fn a_context_stays_with_its_message<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+    let queue = open(2).await;
+    let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
+    let context = |of: &[(&str, &str)]| of.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect::<Context>();
+    let trace =
+        context(&[("traceparent", "00-62c2df4b519604ee8c8d776f7b64893d-805f176aff450ce0-01"), ("tracestate", "a=1,b=ü")]);
+    let more = [trace.clone(), context(&[("x-death", "of a stranger")])].into_iter().flatten().collect();
+    queue.publish(Channel::Jobs, Parcel { payload: b"a".to_vec(), context: more }).await.unwrap();
+    for end in ["release", "retry", "drop"] {
+        let delivery = next(&mut jobs).await;
+        assert_eq!(*delivery.context(), trace, "before {end}");
+        match end {
+            "release" => delivery.release().await.unwrap(),
+            "retry" => delivery.retry().await.unwrap(),
+            _ => drop(delivery),
+        }
+    }
+    let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
+    let letter = next(&mut dead).await;
+    assert_eq!((letter.payload(), letter.context()), (&b"a"[..], &trace));
+    letter.reject("still bad").await.unwrap();
+    let letter = next(&mut dead).await;
+    assert_eq!(*letter.context(), trace);
+    letter.ack().await.unwrap();
+
+    publish(&queue, "b").await;
+    assert!(next(&mut jobs).await.context().is_empty());
+}
+
 async fn depth_counts_what_waits<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
     let queue = open(DEFAULT_DELIVERY_LIMIT).await;
     for payload in ["a", "b", "c"] {
@@ -327,8 +358,8 @@ async fn depth_counts_what_waits<F: Future<Output = Queue>>(open: impl Fn(u32) -
 async fn many_messages_are_handed_over_at_once<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
     const MESSAGES: u32 = 1000;
     let queue = open(DEFAULT_DELIVERY_LIMIT).await;
-    queue.publish_all(Channel::Events, (0..MESSAGES).map(|id| id.to_le_bytes().into()).collect()).await.unwrap();
-    queue.publish_all(Channel::Events, Vec::new()).await.unwrap();
+    queue.publish_all(Channel::Events, (0..MESSAGES).map(|id| id.to_le_bytes().to_vec()).collect()).await.unwrap();
+    queue.publish_all(Channel::Events, Vec::<Parcel>::new()).await.unwrap();
     let mut events = queue.consume(Channel::Events, 100).await.unwrap();
     let mut seen = Vec::new();
     for _ in 0..MESSAGES {
@@ -414,7 +445,7 @@ async fn close_ends_consumers_and_refuses_the_rest<F: Future<Output = Queue>>(op
     assert!(within("the end of the idle consumer", idle).await.unwrap());
     assert!(within("the end of the full consumer", held).await.unwrap());
     assert!(matches!(delivery.ack().await, Err(Error::Closed(_))));
-    assert!(matches!(queue.publish(Channel::Jobs, Vec::new()).await, Err(Error::Closed(_))));
+    assert!(matches!(queue.publish(Channel::Jobs, Parcel::default()).await, Err(Error::Closed(_))));
     assert!(matches!(queue.consume(Channel::Jobs, 1).await, Err(Error::Closed(_))));
     assert!(matches!(queue.depth(Channel::Jobs).await, Err(Error::Closed(_))));
     assert!(matches!(queue.reset(Channel::Jobs).await, Err(Error::Closed(_))));
@@ -430,7 +461,7 @@ async fn many_consumers_lose_nothing_and_settle_once<F: Future<Output = Queue>>(
         let queue = queue.clone();
         tokio::spawn(async move {
             for id in (p..MESSAGES).step_by(4) {
-                queue.publish(Channel::Jobs, id.to_le_bytes().into()).await.unwrap();
+                queue.publish(Channel::Jobs, id.to_le_bytes().to_vec()).await.unwrap();
             }
         })
     });

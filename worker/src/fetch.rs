@@ -5,16 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proto::keys::Marker;
-use proto::{Box2d, CrashPoint, Event, Failure, FailureReason, Job, JobId, ModelRef, What, chain, keys};
-use queue::{Channel, Consumer, Delivery, Queue};
+use proto::{Box2d, CrashPoint, Failure, FailureReason, Job, JobId, ModelRef, What, chain, keys};
+use queue::{Consumer, Delivery, Queue};
 use store::{ErrorKind, Runs, Store};
+use telemetry::trace;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 use crate::codec::{self, Decoded};
 use crate::controls::Controls;
 use crate::fate::{self, Fate, LoadError};
+use crate::hand::{Hand, tell};
 use crate::models::{Facts, Models, Supply};
-use crate::{Config, Error, LoadedModel, Shutdown, checkpoint};
+use crate::{Config, Error, LoadedModel, Shutdown, checkpoint, metrics};
 
 /// Largest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
@@ -30,6 +33,7 @@ const RETRIES: u32 = 13;
 /// An image ready for the devices.
 pub struct Loaded {
     pub delivery: Delivery,
+    pub hand: Hand,
     pub job: Job,
     pub id: JobId,
     /// Name of this attempt.
@@ -73,7 +77,8 @@ struct Fetched {
     decoded: Decoded,
     model: ModelRef,
     checkpoint: Option<checkpoint::Saved>,
-    suspect: bool,
+    /// Earlier attempts that began and did not end.
+    before: usize,
 }
 
 /// What fetching needs.
@@ -171,7 +176,7 @@ impl Fetcher {
                 }
                 Err(error) => {
                     for image in images {
-                        self.fail(image.delivery, &image.job, &error).await?;
+                        self.fail(image.delivery, &image.hand, &image.job, &error).await?;
                     }
                     // A model that cannot be kept on this machine is no fault of the images.
                     return if let LoadError::Cache { .. } = error { Err(Error::Cache(Box::new(error))) } else { Ok(()) };
@@ -219,28 +224,42 @@ impl Fetcher {
         };
         CrashPoint::JobTaken.pass();
         let id = job.id();
+        let hand = Hand::take(&delivery, &job, &id, &self.queue);
+        let span = hand.span.clone();
+        self.take_up(delivery, hand, job, id).instrument(span).await
+    }
+
+    /// One job; `None` if it is settled already.
+    async fn take_up(&mut self, delivery: Delivery, mut hand: Hand, job: Job, id: JobId) -> Result<Option<Loaded>, Error> {
         if !self.controls.may_compute(&job.run).await {
             // It is not wanted now: the coordinator keeps it.
-            self.tell(&job, What::Released { queued: false }).await?;
+            tell(&self.config, &self.queue, &hand, &job, What::Released { queued: false }).await?;
             delivery.ack().await?;
             return Ok(None);
         }
-        match self.load(&job, &id).await {
-            Ok(Some(Fetched { decoded, model, checkpoint, suspect })) => {
-                self.tell(&job, What::Started).await?;
+        let begun = Instant::now();
+        let loaded = self.load(&job, &id).instrument(trace::child(&hand.span, "fetch")).await;
+        hand.took("fetch", begun.elapsed().as_secs_f64());
+        match loaded {
+            Ok(Some(Fetched { decoded, model, checkpoint, before })) => {
+                hand.ended("fetch");
+                if delivery.attempt() > 1 || before > 0 || checkpoint.is_some() {
+                    trace::redelivered(&hand.span, delivery.context());
+                }
+                tell(&self.config, &self.queue, &hand, &job, What::Started).await?;
                 CrashPoint::StartTold.pass();
                 let (attempt, seconds) = (attempt_name(&self.config.name), 0.0);
                 let Decoded { pixels, bbox, .. } = decoded;
-                Ok(Some(Loaded { delivery, job, id, attempt, model, pixels, bbox, checkpoint, seconds, suspect }))
+                let suspect = before >= SUSPECT;
+                Ok(Some(Loaded { delivery, hand, job, id, attempt, model, pixels, bbox, checkpoint, seconds, suspect }))
             }
             Ok(None) => {
-                let what = What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN };
-                self.tell(&job, what).await?;
+                tell(&self.config, &self.queue, &hand, &job, What::found()).await?;
                 delivery.ack().await?;
                 Ok(None)
             }
             Err(error) => {
-                self.fail(delivery, &job, &error).await?;
+                self.fail(delivery, &hand, &job, &error).await?;
                 match error {
                     LoadError::Results(source) if fate::results(&source) == Fate::Crash => Err(source.into()),
                     LoadError::Cache { .. } => Err(Error::Cache(Box::new(error))),
@@ -252,7 +271,7 @@ impl Fetcher {
     }
 
     /// Does with a job what its error means.
-    async fn fail(&self, delivery: Delivery, job: &Job, error: &LoadError) -> Result<(), Error> {
+    async fn fail(&self, delivery: Delivery, hand: &Hand, job: &Job, error: &LoadError) -> Result<(), Error> {
         let message = chain(error);
         let fate = match fate::fate(error) {
             // What the results' store does not take can not be recorded there either.
@@ -264,6 +283,7 @@ impl Fetcher {
         match fate {
             Fate::Retry => {
                 tracing::warn!(run = job.run, image = job.image, error = message, "tried again in a moment");
+                metrics::RETRIES.record(1.0, &[("reason", missing(error))]);
                 let pause = RETRY_PAUSE.0 * 2u32.saturating_pow(delivery.attempt().min(16) - 1);
                 // It waits in the delivery's place, so that a store that is away does not spin the queue.
                 tokio::spawn(async move {
@@ -273,16 +293,12 @@ impl Fetcher {
             }
             Fate::Reject(reason) => {
                 let results = self.runs.of(&job.run)?;
-                reject(&self.config, &self.queue, &results, delivery, job, (reason, message)).await?;
+                reject(&self.config, &self.queue, &results, delivery, hand, job, (reason, message)).await?;
             }
             // No fault of the job's: it goes back uncounted, and the caller ends the worker.
             Fate::Crash => delivery.release().await?,
         }
         Ok(())
-    }
-
-    async fn tell(&self, job: &Job, what: What) -> Result<(), Error> {
-        Ok(self.queue.publish(Channel::Events, Event::about(job, &self.config.name, what).encode()).await?)
     }
 
     /// Reads everything that the devices need; `None`: there is a result already.
@@ -301,9 +317,9 @@ impl Fetcher {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(LoadError::Results(error)),
         };
-        let suspect = self.suspect(&results, job).await?;
+        let before = self.unended(&results, job).await?;
         let model = ModelRef { name: job.model.clone(), digest: facts.digest.clone(), resolution: facts.resolution };
-        Ok(Some(Fetched { decoded, model, checkpoint, suspect }))
+        Ok(Some(Fetched { decoded, model, checkpoint, before }))
     }
 
     async fn decode(&mut self, job: &Job, facts: &Facts) -> Result<Decoded, LoadError> {
@@ -342,8 +358,8 @@ impl Fetcher {
         }
     }
 
-    /// Whether earlier attempts at the image began and never ended; refuses one where they always do.
-    async fn suspect(&self, results: &Store, job: &Job) -> Result<bool, LoadError> {
+    /// How many earlier attempts at the image began and never ended; refuses one where they always do.
+    async fn unended(&self, results: &Store, job: &Job) -> Result<usize, LoadError> {
         let before = results.list(&keys::attempts(&job.image)).map_err(LoadError::Results)?;
         let before = before.all().await.map_err(LoadError::Results)?;
         if before.len() >= MAX_UNENDED {
@@ -352,7 +368,16 @@ impl Fetcher {
             }
             return Err(LoadError::Quarantined { image: job.image.clone(), attempts: before.len() });
         }
-        Ok(before.len() >= SUSPECT)
+        Ok(before.len())
+    }
+}
+
+/// What was not there, of errors that are tried again.
+fn missing(error: &LoadError) -> &'static str {
+    match error {
+        LoadError::Image { .. } => "image",
+        LoadError::Results(_) => "results",
+        _ => "model",
     }
 }
 
@@ -370,16 +395,18 @@ pub(crate) async fn reject(
     queue: &Queue,
     results: &Store,
     delivery: Delivery,
+    hand: &Hand,
     job: &Job,
     (reason, message): (FailureReason, String),
 ) -> Result<(), Error> {
+    hand.fail(reason);
     tracing::warn!(run = job.run, image = job.image, reason = reason.as_str(), message, "failed");
     let failure = Failure::of(job, reason, message);
     let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
     results.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
     CrashPoint::FailureRecorded.pass();
     let what = What::Failed { reason: reason.as_str().into(), message: failure.message.clone() };
-    queue.publish(Channel::Events, Event::about(job, &config.name, what).encode()).await?;
+    tell(config, queue, hand, job, what).await?;
     CrashPoint::FailureTold.pass();
     delivery.reject(&failure.message).await?;
     CrashPoint::FailureSettled.pass();

@@ -11,7 +11,10 @@ mod controls;
 pub mod devices;
 pub mod fate;
 mod fetch;
+mod gpu;
+mod hand;
 pub mod health;
+pub mod metrics;
 pub mod models;
 mod project;
 mod publish;
@@ -108,6 +111,7 @@ pub async fn run(
         // A worker that could not write its results must not use up the jobs' attempts.
         home.check_writable().await?;
     }
+    metrics::watch();
     models.check().map_err(|error| Error::Cache(Box::new(error)))?;
     let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images).min(u16::MAX.into()) as u16).await?;
     let (loaded_sender, loaded) = mpsc::channel(1);

@@ -54,7 +54,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    telemetry::init("info");
+    let _telemetry = telemetry::init("basin-worker", "info");
     let args = Args::parse();
     // Heartbeats of the queue need a thread even while others wait for the disk.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

@@ -12,7 +12,8 @@ use tch::Tensor;
 use tokio::sync::{mpsc, watch};
 
 use crate::fetch::{Batch, Loaded};
-use crate::{Config, LoadedModel, Shutdown, checkpoint};
+use crate::hand::{Course, Hand};
+use crate::{Config, LoadedModel, Shutdown, checkpoint, metrics};
 
 /// What the devices do now.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,6 +53,7 @@ pub struct Saved {
 /// An image that is given back unfinished.
 pub struct Released {
     pub delivery: Delivery,
+    pub hand: Hand,
     pub job: Job,
     pub attempt: String,
     pub checkpoint: Vec<u8>,
@@ -62,6 +64,7 @@ pub struct Released {
 /// An image with its answer.
 pub struct Solved {
     pub delivery: Delivery,
+    pub hand: Hand,
     pub job: Job,
     pub id: JobId,
     pub attempt: String,
@@ -125,6 +128,7 @@ impl Thread {
                 // A checkpoint that does not fit costs the work it held, nothing else.
                 if projection.resume(i, saved.state).is_ok() {
                     image.seconds = saved.seconds;
+                    metrics::CHECKPOINTS.record(1.0, &[("outcome", "resumed")]);
                 }
             }
         }
@@ -135,14 +139,24 @@ impl Thread {
         self.resumed += last;
         tracing::info!(run, images = batch.len(), lane_steps = projection.progress().total, resumed = last, "projecting");
         self.show(&projection, &run);
+        let mut courses: Vec<Course> =
+            batch.iter().enumerate().map(|(i, image)| Course::begin(&image.hand, projection.stage(i))).collect();
         while !projection.finished() {
             let (stop, withdrawn) = (self.shutdown.requested(), self.withdrawn.load(Ordering::SeqCst));
             if stop || withdrawn {
                 self.release(&projection, batch, started, !withdrawn);
                 return Ok(());
             }
+            let begun = Instant::now();
             let progress = projection.step(lanes)?;
-            self.computed += progress.done.saturating_sub(last);
+            let (seconds, steps) = (begun.elapsed().as_secs_f64(), progress.done.saturating_sub(last));
+            metrics::DEVICE_BUSY.record(seconds * lanes.devices() as f64, &[]);
+            metrics::LANE_STEPS.record(steps as f64, &[]);
+            let stepped = courses.iter().filter(|course| course.goes_on()).count();
+            for (i, (course, image)) in courses.iter_mut().zip(&mut batch).enumerate() {
+                course.stepped(&mut image.hand, seconds / stepped as f64, projection.loss(i), projection.stage(i));
+            }
+            self.computed += steps;
             last = progress.done;
             tracing::debug!(computed = self.computed, done = progress.done, of = progress.total, loss = progress.loss, "step");
             self.show(&projection, &run);
@@ -152,11 +166,12 @@ impl Thread {
             }
         }
         let solutions = projection.finish(lanes)?;
+        drop(courses);
         let seconds = started.elapsed().as_secs_f64() / batch.len() as f64;
         for (image, solution) in batch.into_iter().zip(solutions) {
-            let Loaded { delivery, job, id, attempt, model, pixels, .. } = image;
+            let Loaded { delivery, hand, job, id, attempt, model, pixels, .. } = image;
             let seconds = image.seconds + seconds;
-            let solved = Solved { delivery, job, id, attempt, model, pixels, solution, seconds };
+            let solved = Solved { delivery, hand, job, id, attempt, model, pixels, solution, seconds };
             // Nobody receives any more when publishing failed; that error is the one to report.
             let _ = self.done.blocking_send(Done::Solved(Box::new(solved)));
         }
@@ -187,8 +202,8 @@ impl Thread {
         let images = batch.len();
         for (i, image) in batch.into_iter().enumerate() {
             let checkpoint = kept(projection, i, &image, started, images);
-            let Loaded { delivery, job, attempt, .. } = image;
-            let released = Released { delivery, job, attempt, checkpoint, queued };
+            let Loaded { delivery, hand, job, attempt, .. } = image;
+            let released = Released { delivery, hand, job, attempt, checkpoint, queued };
             let _ = self.done.blocking_send(Done::Released(Box::new(released)));
         }
     }

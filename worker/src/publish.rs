@@ -1,19 +1,23 @@
 //! Solved images become objects (*io*): data first, the commit marker last, then the event, then the acknowledgement.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use projector::Solution;
 use proto::keys::{Item, Marker};
-use proto::{CrashPoint, Event, FailureReason, ObjectRef, ResultRecord, SeedResult, What, chain, hex_sha256, keys};
-use queue::{Channel, Queue};
+use proto::{CrashPoint, FailureReason, ObjectRef, ResultRecord, SeedResult, What, chain, hex_sha256, keys};
+use queue::Queue;
 use store::{PutNew, Runs, Store};
+use telemetry::trace;
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 use crate::controls::Controls;
 use crate::fate::{self, Fate};
 use crate::fetch::reject;
+use crate::hand::tell;
 use crate::project::{Done, Released, Saved, Solved};
-use crate::{Config, Error, codec};
+use crate::{Config, Error, codec, metrics};
 
 /// Publishes until the devices' thread ends.
 pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Receiver<Done>) -> Result<(), Error> {
@@ -26,7 +30,8 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
                     discard(&results, *solved).await?;
                     continue;
                 }
-                publish(&config, &queue, &results, *solved).await?;
+                let span = solved.hand.span.clone();
+                publish(&config, &queue, &results, *solved).instrument(span).await?;
             }
             Done::Saved(Saved { run, image, attempt, checkpoint }) => {
                 let results = runs.of(&run)?;
@@ -35,10 +40,10 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
                 forgive(saved)?;
             }
             Done::Released(released) => {
-                let Released { delivery, job, attempt, checkpoint, queued } = *released;
+                let Released { delivery, hand, job, attempt, checkpoint, queued } = *released;
                 let results = runs.of(&job.run)?;
                 forgive(save(&results, &job.image, &attempt, checkpoint).await)?;
-                queue.publish(Channel::Events, Event::about(&job, &config.name, What::Released { queued }).encode()).await?;
+                tell(&config, &queue, &hand, &job, What::Released { queued }).await?;
                 CrashPoint::ReleaseTold.pass();
                 if queued {
                     delivery.release().await?;
@@ -54,7 +59,10 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
 
 /// A checkpoint is progress: the attempt counts no longer as one that never ended.
 async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) -> Result<(), store::Error> {
+    let size = checkpoint.len();
     results.put(&keys::checkpoint(image), checkpoint).await?;
+    metrics::UPLOAD.record(size as f64, &[]);
+    metrics::CHECKPOINTS.record(1.0, &[("outcome", "saved")]);
     CrashPoint::CheckpointSaved.pass();
     results.delete(&keys::attempt(image, attempt)).await?;
     CrashPoint::CheckpointCounted.pass();
@@ -65,6 +73,7 @@ fn forgive(saved: Result<(), store::Error>) -> Result<(), store::Error> {
     match saved {
         Err(error) if error.is_retryable() => {
             tracing::warn!(error = chain(&error), "a checkpoint could not be written");
+            metrics::CHECKPOINTS.record(1.0, &[("outcome", "failed")]);
             Ok(())
         }
         other => other,
@@ -82,13 +91,13 @@ async fn discard(results: &Store, solved: Solved) -> Result<(), Error> {
 }
 
 async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
-    let Solved { delivery, job, id, attempt, model, pixels, solution, seconds } = solved;
+    let Solved { delivery, mut hand, job, id, attempt, model, pixels, solution, seconds } = solved;
     let solution = match solution {
         Ok(solution) => solution,
         Err(error) => {
             let message = format!("image {}: {error}", job.image);
             results.delete(&keys::attempt(&job.image, &attempt)).await?;
-            reject(config, queue, results, delivery, &job, (FailureReason::Diverged, message)).await?;
+            reject(config, queue, results, delivery, &hand, &job, (FailureReason::Diverged, message)).await?;
             return Ok(());
         }
     };
@@ -115,21 +124,32 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
         seconds,
         attempt,
         objects: vec![],
+        trace: trace::id(&hand.span),
     };
-    let encode = move || objects(&pixels, &solution, record);
-    let (objects, record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
-    match commit(results, objects, &record).await {
-        Ok(()) => {}
+    let begun = Instant::now();
+    let publish = async {
+        let encode = move || objects(&pixels, &solution, record);
+        let (objects, record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
+        commit(results, objects, &record).await.map(|()| record)
+    };
+    let record = match publish.instrument(trace::child(&hand.span, "publish")).await {
+        Ok(record) => record,
         Err(error) if fate::results(&error) == Fate::Retry => {
+            metrics::RETRIES.record(1.0, &[("reason", "publish")]);
             delivery.retry().await?;
             return Ok(());
         }
         Err(error) => return Err(error.into()),
-    }
+    };
+    let stage_seconds = hand.seconds.clone();
+    hand.took("publish", begun.elapsed().as_secs_f64());
+    hand.ended("publish");
     let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
+    metrics::LOSS.record(loss, &[("stage", "final")]);
+    metrics::LPIPS.record(lpips, &[("stage", "final")]);
     tracing::info!(run = job.run, image = job.image, loss, lpips, seconds, "projected");
-    let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips };
-    queue.publish(Channel::Events, Event::about(&job, &config.name, what).encode()).await?;
+    let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips, stage_seconds };
+    tell(config, queue, &hand, &job, what).await?;
     CrashPoint::SuccessTold.pass();
     delivery.ack().await?;
     CrashPoint::SuccessSettled.pass();
@@ -142,7 +162,9 @@ async fn commit(results: &Store, objects: Vec<(Item, Vec<u8>)>, record: &ResultR
     // Somebody else's result of the same job is as good as ours, and comes first.
     if !results.exists(&marker).await? {
         for (item, bytes) in objects {
+            let size = bytes.len();
             results.put(&keys::item(image, attempt, item), bytes).await?;
+            metrics::UPLOAD.record(size as f64, &[]);
             CrashPoint::ObjectUploaded.pass();
         }
         CrashPoint::ObjectsUploaded.pass();
@@ -221,13 +243,14 @@ mod tests {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
-    use proto::{Control, History, Job, ModelRef, Params, RunState};
-    use queue::{Consumer, Delivery};
+    use proto::{Control, Event, History, Job, ModelRef, Params, RunState};
+    use queue::{Channel, Consumer, Delivery};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
     use crate::Devices;
+    use crate::hand::Hand;
 
     /// A future that is dropped after some polls, as a process that dies at an await.
     struct Mortal<F> {
@@ -264,7 +287,7 @@ mod tests {
     }
 
     /// As the devices' thread hands it over. Each attempt has other bytes, so that a mixture would be seen.
-    fn solved(delivery: Delivery, attempt: u32) -> Solved {
+    fn solved(queue: &Queue, delivery: Delivery, attempt: u32) -> Solved {
         let job = Job::decode(delivery.payload()).expect("ours");
         let loss = f64::from(attempt);
         let pixels = vec![(attempt % 7) as f32 / 7.0; 3 * 4 * 4];
@@ -290,7 +313,8 @@ mod tests {
         };
         let model = ModelRef { name: "m".into(), digest: "d".into(), resolution: 4 };
         let (id, attempt) = (job.id(), format!("{attempt:012x}"));
-        Solved { delivery, job, id, attempt, model, pixels, solution: Ok(solution), seconds: 1.0 }
+        let hand = Hand::take(&delivery, &job, &id, queue);
+        Solved { delivery, hand, job, id, attempt, model, pixels, solution: Ok(solution), seconds: 1.0 }
     }
 
     fn config() -> Config {
@@ -320,7 +344,7 @@ mod tests {
             let control = serde_json::to_vec(&Control { state, ..Control::default() }).expect("a record");
             home.put(&keys::control("r"), control).await.expect("writable");
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
-            let solved = solved(next(&mut consumer).await.expect("a job"), 1);
+            let solved = solved(&queue, next(&mut consumer).await.expect("a job"), 1);
             let (sender, receiver) = mpsc::channel(1);
             assert!(sender.send(Done::Solved(Box::new(solved))).await.is_ok(), "it listens");
             drop(sender);
@@ -362,7 +386,7 @@ mod tests {
             }
             let lives = [first, second].into_iter().flatten().map(|delivery| {
                 attempts += 1;
-                let life = publish(&config, &queue, &results, solved(delivery, attempts));
+                let life = publish(&config, &queue, &results, solved(&queue, delivery, attempts));
                 // Later ones live longer, so that it ends.
                 Mortal { life: Box::pin(life), polls: rng.random_range(0..40 + 4 * attempts) }
             });

@@ -7,7 +7,7 @@
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString};
 
-use crate::{Channel, DeadLetter, Message};
+use crate::{CONTEXT, Channel, DeadLetter, Message};
 
 /// Failures counted by us.
 const FAILURES: &str = "x-basin-failures";
@@ -22,19 +22,11 @@ const REASON_BYTES: usize = 16 * 1024;
 const PERSISTENT: u8 = 2;
 
 pub(super) fn queue_name(prefix: &str, channel: Channel) -> String {
-    format!("{prefix}.{}", short_name(channel))
-}
-
-fn short_name(channel: Channel) -> &'static str {
-    match channel {
-        Channel::Jobs => "jobs",
-        Channel::Events => "events",
-        Channel::DeadLetters => "dead",
-    }
+    format!("{prefix}.{}", channel.name())
 }
 
 fn channel_named(name: &str) -> Option<Channel> {
-    Channel::ALL.into_iter().find(|channel| short_name(*channel) == name)
+    Channel::ALL.into_iter().find(|channel| channel.name() == name)
 }
 
 /// The properties with which `message` is published.
@@ -45,8 +37,11 @@ pub(super) fn properties(message: &Message) -> BasicProperties {
     }
     if let Some(letter) = &message.dead_letter {
         headers.insert(REASON.into(), AMQPValue::LongString(LongString::from(cut(&letter.reason))));
-        headers.insert(CHANNEL.into(), AMQPValue::LongString(LongString::from(short_name(letter.channel))));
+        headers.insert(CHANNEL.into(), AMQPValue::LongString(LongString::from(letter.channel.name())));
         headers.insert(ATTEMPTS.into(), AMQPValue::LongUInt(letter.attempts));
+    }
+    for (name, value) in &message.context {
+        headers.insert(name.as_str().into(), AMQPValue::LongString(LongString::from(value.as_str())));
     }
     BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
 }
@@ -61,7 +56,8 @@ pub(super) fn received(channel: Channel, properties: &BasicProperties, again: bo
     // What a broker's own dead letter brings is of its life before; a RabbitMQ 4 even says of it that it comes again.
     let brokers = dead_letter.is_some() && !headers.contains_key(CHANNEL);
     let failures = if brokers { 0 } else { counted.saturating_add(again.into()) };
-    Message { payload, failures, dead_letter }
+    let context = CONTEXT.into_iter().filter_map(|name| Some((name.to_owned(), text(headers, name)?))).collect();
+    Message { payload, context, failures, dead_letter }
 }
 
 fn own_letter(headers: &FieldTable) -> Option<DeadLetter> {
@@ -115,7 +111,7 @@ mod tests {
     #[test]
     fn headers_survive_the_journey() {
         let letter = DeadLetter { channel: Channel::Events, reason: "ü\nno".into(), attempts: 4 };
-        let sent = Message { payload: b"x".to_vec(), failures: 2, dead_letter: Some(letter.clone()) };
+        let sent = Message { payload: b"x".to_vec(), failures: 2, dead_letter: Some(letter.clone()), ..Message::default() };
         let got = received(Channel::DeadLetters, &properties(&sent), false, b"x".to_vec());
         assert_eq!((got.failures, got.dead_letter.as_ref()), (2, Some(&letter)));
         let again = received(Channel::DeadLetters, &properties(&sent), true, b"x".to_vec());

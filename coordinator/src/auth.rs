@@ -1,0 +1,197 @@
+//! Who may do what: tokens and the roles they give, sessions of browsers, and how often somebody may ask. Pure, but for the digests'
+//! randomness at the start; time is an argument, in seconds.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use axum::http::{HeaderMap, header};
+use proto::hex_sha256;
+
+/// What somebody may do. Who may do more may do less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// See everything.
+    View,
+    /// Change runs, too.
+    Operate,
+}
+
+/// Tokens of both roles; without any, everybody on this machine may do everything.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// Digests of each token and of its session, with the role. What is shown is digested and then compared, so that the time it takes
+    /// says nothing about what would be right.
+    keys: Vec<(Role, String, String)>,
+    /// Part of every form, so that no other site's page can send one.
+    form_key: String,
+}
+
+/// The cookie of a session.
+const COOKIE: &str = "basin_session";
+
+impl Gate {
+    /// `secret`: random bytes of this process.
+    pub fn new(operate: Option<&str>, view: Option<&str>, secret: &[u8]) -> Gate {
+        let key = |role, token: &str| (role, hex_sha256(token.as_bytes()), hex_sha256(session(token).as_bytes()));
+        let keys = operate.map(|token| key(Role::Operate, token)).into_iter();
+        let keys = keys.chain(view.map(|token| key(Role::View, token))).collect();
+        Gate { keys, form_key: hex_sha256(&[b"form", secret].concat()) }
+    }
+
+    /// Whether no token is asked for.
+    pub fn is_open(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// What whoever sent these headers may do; `None`: nothing, since no token or a wrong one is shown.
+    pub fn role(&self, headers: &HeaderMap) -> Option<Role> {
+        if self.is_open() {
+            return Some(Role::Operate).filter(|_| is_local(headers));
+        }
+        let shown = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
+        if let Some(token) = shown {
+            let digest = hex_sha256(token.as_bytes());
+            return self.keys.iter().filter(|(_, key, _)| *key == digest).map(|(role, ..)| *role).max();
+        }
+        let digest = hex_sha256(cookie(headers)?.as_bytes());
+        self.keys.iter().filter(|(_, _, key)| *key == digest).map(|(role, ..)| *role).max()
+    }
+
+    /// The `Set-Cookie` of a session, if the token is right. It ends with the browser, and with the token.
+    pub fn enter(&self, token: &str) -> Option<String> {
+        let digest = hex_sha256(token.as_bytes());
+        let known = self.keys.iter().any(|(_, key, _)| *key == digest);
+        known.then(|| format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict", session(token)))
+    }
+
+    /// The `Set-Cookie` that ends a session.
+    pub fn leave() -> String {
+        format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0")
+    }
+
+    /// What every form must hold.
+    pub fn form_key(&self) -> &str {
+        &self.form_key
+    }
+}
+
+/// What a browser keeps instead of the token.
+fn session(token: &str) -> String {
+    hex_sha256(format!("basin session {token}").as_bytes())
+}
+
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
+    cookies.flat_map(|v| v.split(';')).find_map(|c| c.trim().strip_prefix(COOKIE)?.strip_prefix('='))
+}
+
+/// Whether the host asked for is this machine: a page of elsewhere whose name was pointed here asks for that name.
+fn is_local(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// How often each address may ask: `burst` at once, and `per_second` in the long run.
+#[derive(Debug)]
+pub struct Limiter {
+    per_second: f64,
+    burst: f64,
+    /// What each may still do at once, and when that was counted.
+    left: HashMap<IpAddr, (f64, f64)>,
+}
+
+/// Addresses that are remembered; one that is forgotten may ask anew.
+const ADDRESSES: usize = 10_000;
+
+impl Limiter {
+    /// Nobody has asked yet.
+    pub fn new(per_second: f64, burst: f64) -> Limiter {
+        Limiter { per_second, burst, left: HashMap::new() }
+    }
+
+    /// Whether `who` may ask now; if so, it counts.
+    pub fn take(&mut self, who: IpAddr, now: f64) -> bool {
+        let allowed = self.may(who, now);
+        if allowed {
+            self.left.get_mut(&who).expect("it was put there").0 -= 1.0;
+        }
+        allowed
+    }
+
+    /// Whether `who` may ask now.
+    pub fn may(&mut self, who: IpAddr, now: f64) -> bool {
+        if self.left.len() >= ADDRESSES && !self.left.contains_key(&who) {
+            self.left.retain(|_, (left, when)| *left + (now - *when) * self.per_second < self.burst);
+            if self.left.len() >= ADDRESSES {
+                self.left.clear();
+            }
+        }
+        let (left, when) = self.left.entry(who).or_insert((self.burst, now));
+        *left = (*left + (now - *when) * self.per_second).min(self.burst);
+        *when = now;
+        *left >= 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value"))).collect()
+    }
+
+    #[test]
+    fn a_token_gives_its_role_by_header_and_by_cookie_and_nothing_else_does() {
+        let gate = Gate::new(Some("operate-token-of-ours"), Some("view-token-of-ours"), b"secret");
+        let by_header = |token: &str| gate.role(&headers(&[("authorization", &format!("Bearer {token}"))]));
+        assert_eq!(by_header("operate-token-of-ours"), Some(Role::Operate));
+        assert_eq!(by_header("view-token-of-ours"), Some(Role::View));
+        assert_eq!([by_header("operate-token-of-our"), by_header("")], [None; 2]);
+        let by_cookie = |token: &str| {
+            let cookie = gate.enter(token)?;
+            assert!(!cookie.contains(token) && cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+            gate.role(&headers(&[("cookie", &format!("other=1; {}", cookie.split(';').next()?))]))
+        };
+        assert_eq!(
+            (by_cookie("operate-token-of-ours"), by_cookie("view-token-of-ours")),
+            (Some(Role::Operate), Some(Role::View))
+        );
+        assert_eq!(by_cookie("wrong"), None);
+        assert_eq!(gate.role(&headers(&[("host", "127.0.0.1"), ("cookie", "basin_session=")])), None);
+    }
+
+    #[test]
+    fn without_tokens_only_this_machine_is_served() {
+        let gate = Gate::new(None, None, b"secret");
+        for (host, role) in [
+            ("127.0.0.1:8470", Some(Role::Operate)),
+            ("localhost", Some(Role::Operate)),
+            ("[::1]:8470", Some(Role::Operate)),
+            ("evil.example:8470", None),
+            ("127.0.0.1.evil.example", None),
+            ("", None),
+        ] {
+            assert_eq!(gate.role(&headers(&[("host", host)])), role, "{host}");
+        }
+    }
+
+    #[test]
+    fn who_asks_too_often_waits_and_the_others_do_not() {
+        let mut limiter = Limiter::new(2.0, 3.0);
+        let (one, other) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let taken: Vec<bool> = (0..5).map(|_| limiter.take(one, 0.0)).collect();
+        assert_eq!(taken, [true, true, true, false, false]);
+        assert!(limiter.take(other, 0.0));
+        assert!(limiter.take(one, 0.5) && !limiter.take(one, 0.5));
+        assert_eq!((0..9).filter(|_| limiter.take(one, 1000.0)).count(), 3);
+        for i in 0..20_000u32 {
+            limiter.take(IpAddr::from(i.to_be_bytes()), 1000.0);
+        }
+        assert!(limiter.left.len() <= ADDRESSES);
+    }
+}

@@ -1,0 +1,386 @@
+//! Settled images of a run as people ask for them: filtered, sorted, a page at a time. Pure.
+
+use std::collections::HashMap;
+
+use proto::{Errors, FailureReason};
+use serde::{Deserialize, Serialize};
+
+/// An image with a result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Succeeded {
+    /// Its key in the data set.
+    pub image: Box<str>,
+    /// Index into the model's classes.
+    pub class: u32,
+    /// Of its best seed.
+    pub errors: Errors,
+}
+
+/// What is known of an image with a failure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failed {
+    /// Kind of the failure.
+    pub reason: FailureReason,
+    /// For people.
+    pub message: Box<str>,
+    /// Name of the class, if known.
+    pub class: Option<Box<str>>,
+}
+
+/// All settled images of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Outcomes<'a> {
+    /// In no order.
+    pub results: Vec<&'a Succeeded>,
+    /// With their keys, in their order.
+    pub failures: Vec<(&'a str, &'a Failed)>,
+    /// Names of the model's classes.
+    pub classes: &'a [String],
+}
+
+/// Which images, in which order. What is absent asks for nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Query {
+    /// Name of a class, in any case.
+    pub class: String,
+    /// With a result, or with a failure.
+    pub state: Option<State>,
+    /// Kind of the failure.
+    pub reason: Option<FailureReason>,
+    /// Part of the image's key, in any case.
+    pub image: String,
+    /// Smallest loss.
+    pub min_loss: Option<f64>,
+    /// Largest loss.
+    pub max_loss: Option<f64>,
+    /// What comes first.
+    pub sort: Sort,
+    /// The other way round.
+    pub descending: bool,
+    /// Images that are left out at the beginning.
+    pub offset: usize,
+    /// Images at most; 0: [`Query::LIMIT`].
+    pub limit: usize,
+}
+
+impl Query {
+    /// Images of a page, where none is asked for; and at most.
+    pub const LIMIT: usize = 100;
+    /// Images of a page at most.
+    pub const MOST: usize = 1000;
+}
+
+/// How an image ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// With a result.
+    Succeeded,
+    /// With a failure.
+    Failed,
+}
+
+/// By what images are sorted; images that have it not come last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sort {
+    /// Key in the data set.
+    #[default]
+    Image,
+    /// Name of the class.
+    Class,
+    /// Training loss.
+    Loss,
+    /// L1.
+    L1,
+    /// LPIPS.
+    Lpips,
+}
+
+/// An image for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Key in the data set.
+    pub image: String,
+    /// Name of the class, if known.
+    pub class: Option<String>,
+    /// How it ended.
+    pub state: State,
+    /// Training loss of the best seed.
+    pub loss: Option<f64>,
+    /// L1 of the best seed.
+    pub l1: Option<f64>,
+    /// LPIPS of the best seed.
+    pub lpips: Option<f64>,
+    /// Kind of the failure.
+    pub reason: Option<FailureReason>,
+    /// What the failure says.
+    pub message: Option<String>,
+}
+
+/// Some of the images that meet a query.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Page {
+    /// Images that meet it in all.
+    pub total: usize,
+    /// Those that were asked for.
+    pub images: Vec<Row>,
+}
+
+/// Failures of one kind.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FailureGroup {
+    /// The kind.
+    pub reason: FailureReason,
+    /// How many.
+    pub images: usize,
+    /// Some of them.
+    pub examples: Vec<Row>,
+}
+
+/// How many results have a loss in each of some intervals of one width.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Histogram {
+    /// Beginning of the first interval.
+    pub from: f64,
+    /// Width of each.
+    pub width: f64,
+    /// Results in each; the last has all that are larger, too.
+    pub counts: Vec<usize>,
+}
+
+/// The images of a run that is over, from its table.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    results: Vec<Succeeded>,
+    failures: Vec<(Box<str>, Failed)>,
+    classes: Vec<String>,
+}
+
+impl Table {
+    /// Reads `results.csv`.
+    pub fn read(csv: &[u8]) -> Result<Table, csv::Error> {
+        #[derive(Deserialize)]
+        struct Line {
+            image: Box<str>,
+            state: State,
+            class_name: Option<String>,
+            loss: Option<f64>,
+            l1: Option<f64>,
+            lpips: Option<f64>,
+            failure_reason: Option<FailureReason>,
+            failure_message: Option<Box<str>>,
+        }
+        let mut table = Table::default();
+        let mut known: HashMap<String, u32> = HashMap::new();
+        for line in csv::Reader::from_reader(csv).into_deserialize() {
+            let line: Line = line?;
+            match line.state {
+                State::Succeeded => {
+                    let name = line.class_name.unwrap_or_default();
+                    let class = *known.entry(name.clone()).or_insert_with(|| {
+                        table.classes.push(name);
+                        table.classes.len() as u32 - 1
+                    });
+                    let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
+                    let errors = Errors { loss: number(line.loss), l1: number(line.l1), lpips: number(line.lpips) };
+                    table.results.push(Succeeded { image: line.image, class, errors });
+                }
+                State::Failed => {
+                    let reason = line.failure_reason.unwrap_or(FailureReason::BadJob);
+                    let message = line.failure_message.unwrap_or_default();
+                    table.failures.push((line.image, Failed { reason, message, class: line.class_name.map(Into::into) }));
+                }
+            }
+        }
+        Ok(table)
+    }
+
+    /// Its images.
+    pub fn outcomes(&self) -> Outcomes<'_> {
+        let failures = self.failures.iter().map(|(image, failed)| (&**image, failed)).collect();
+        Outcomes { results: self.results.iter().collect(), failures, classes: &self.classes }
+    }
+}
+
+impl<'a> Outcomes<'a> {
+    /// Names of the classes that images with a result have, sorted.
+    pub fn class_names(&self) -> Vec<String> {
+        let mut there: Vec<bool> = vec![false; self.classes.len()];
+        self.results.iter().for_each(|r| {
+            if let Some(there) = there.get_mut(r.class as usize) {
+                *there = true
+            }
+        });
+        let mut names: Vec<String> =
+            self.classes.iter().zip(there).filter(|(_, there)| *there).map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    /// All of them as a CSV table: fewer columns than `results.csv` has at the end of the run.
+    pub fn csv(&self) -> Vec<u8> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let written = "a Vec takes every write";
+        writer
+            .write_record(["image", "state", "class_name", "loss", "l1", "lpips", "failure_reason", "failure_message"])
+            .expect(written);
+        let all = Query { limit: usize::MAX, ..Query::default() };
+        for row in self.rows(&all).1 {
+            let number = |value: Option<f64>| value.map_or_else(String::new, |v| format!("{v:?}"));
+            let state = if row.state == State::Succeeded { "succeeded" } else { "failed" };
+            let (loss, l1, lpips) = (number(row.loss), number(row.l1), number(row.lpips));
+            let reason = row.reason.map_or("", |reason| reason.as_str());
+            let class = row.class.unwrap_or_default();
+            writer
+                .write_record([&row.image, state, &class, &loss, &l1, &lpips, reason, &row.message.unwrap_or_default()])
+                .expect(written);
+        }
+        writer.into_inner().expect(written)
+    }
+
+    fn name(&self, class: u32) -> String {
+        // A record or a message could name any class.
+        self.classes.get(class as usize).cloned().unwrap_or_else(|| class.to_string())
+    }
+
+    /// The images that meet `query`.
+    pub fn page(&self, query: &Query) -> Page {
+        let limit = if query.limit == 0 { Query::LIMIT } else { query.limit.min(Query::MOST) };
+        let (total, images) = self.rows(&Query { limit, ..query.clone() });
+        Page { total, images }
+    }
+
+    /// How many meet `query`, and those that it asks for.
+    fn rows(&self, query: &Query) -> (usize, Vec<Row>) {
+        let holds = |text: &str, part: &str| part.is_empty() || text.to_lowercase().contains(&part.to_lowercase());
+        let of_class = |class: &str| query.class.is_empty() || class.eq_ignore_ascii_case(&query.class);
+        let classes: Vec<bool> = self.classes.iter().map(|c| of_class(c)).collect();
+        let wanted = |r: &&&Succeeded| {
+            query.state != Some(State::Failed)
+                && query.reason.is_none()
+                && classes.get(r.class as usize).copied().unwrap_or(query.class.is_empty())
+                && query.min_loss.is_none_or(|least| r.errors.loss >= least)
+                && query.max_loss.is_none_or(|most| r.errors.loss <= most)
+                && holds(&r.image, &query.image)
+        };
+        let mut results: Vec<&Succeeded> = self.results.iter().filter(wanted).copied().collect();
+        let of_loss = query.min_loss.is_some() || query.max_loss.is_some();
+        let failed = |(image, failed): &&(&str, &Failed)| {
+            query.state != Some(State::Succeeded)
+                && !of_loss
+                && query.reason.is_none_or(|reason| failed.reason == reason)
+                && of_class(failed.class.as_deref().unwrap_or_default())
+                && holds(image, &query.image)
+        };
+        let failures: Vec<(&str, &Failed)> = self.failures.iter().filter(failed).copied().collect();
+        let total = results.len() + failures.len();
+        let limit = query.limit;
+        let images = match query.sort {
+            Sort::Image | Sort::Class => {
+                let result =
+                    |r: &&'a Succeeded| ((query.sort == Sort::Class).then(|| self.name(r.class)), &*r.image, Some(*r), None);
+                let failure = |(image, f): &(&'a str, &'a Failed)| {
+                    let class = f.class.as_deref().unwrap_or_default().to_owned();
+                    ((query.sort == Sort::Class).then_some(class), *image, None, Some(*f))
+                };
+                let mut all: Vec<_> = results.iter().map(result).chain(failures.iter().map(failure)).collect();
+                all.sort_unstable_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+                if query.descending {
+                    all.reverse();
+                }
+                let row = |(_, image, result, failure): (_, &str, Option<&Succeeded>, Option<&Failed>)| match (result, failure) {
+                    (Some(result), _) => self.succeeded(result),
+                    (_, Some(failure)) => Self::failed(image, failure),
+                    _ => unreachable!("each is one of them"),
+                };
+                all.into_iter().skip(query.offset).take(limit).map(row).collect()
+            }
+            Sort::Loss | Sort::L1 | Sort::Lpips => {
+                let value = |r: &Succeeded| match query.sort {
+                    Sort::L1 => r.errors.l1,
+                    Sort::Lpips => r.errors.lpips,
+                    _ => r.errors.loss,
+                };
+                let missing = |r: &Succeeded| !value(r).is_finite();
+                results.sort_unstable_by(|a, b| {
+                    let order = value(a).total_cmp(&value(b));
+                    let order = if query.descending { order.reverse() } else { order };
+                    missing(a).cmp(&missing(b)).then(order).then_with(|| a.image.cmp(&b.image))
+                });
+                let results = results.into_iter().map(|r| self.succeeded(r));
+                let failures = failures.into_iter().map(|(image, failure)| Self::failed(image, failure));
+                results.chain(failures).skip(query.offset).take(limit).collect()
+            }
+        };
+        (total, images)
+    }
+
+    /// One image.
+    pub fn image(&self, image: &str) -> Option<Row> {
+        let result = self.results.iter().find(|r| &*r.image == image).map(|r| self.succeeded(r));
+        result.or_else(|| self.failures.iter().find(|(key, _)| *key == image).map(|(key, failed)| Self::failed(key, failed)))
+    }
+
+    /// The failures by kind, the most frequent first, with up to `examples` of each.
+    pub fn failure_groups(&self, examples: usize) -> Vec<FailureGroup> {
+        let mut groups: Vec<FailureGroup> = Vec::new();
+        for (image, failed) in &self.failures {
+            let at = groups.iter().position(|g| g.reason == failed.reason).unwrap_or_else(|| {
+                groups.push(FailureGroup { reason: failed.reason, images: 0, examples: Vec::new() });
+                groups.len() - 1
+            });
+            let group = &mut groups[at];
+            group.images += 1;
+            if group.examples.len() < examples {
+                group.examples.push(Self::failed(image, failed));
+            }
+        }
+        groups.sort_by(|a, b| b.images.cmp(&a.images).then(a.reason.as_str().cmp(b.reason.as_str())));
+        groups
+    }
+
+    /// The losses in `intervals` of one width, from the smallest to the one that a hundredth exceeds.
+    pub fn losses(&self, intervals: usize) -> Histogram {
+        let mut losses: Vec<f64> = self.results.iter().map(|r| r.errors.loss).filter(|v| v.is_finite()).collect();
+        losses.sort_unstable_by(f64::total_cmp);
+        let (Some(&from), Some(&last)) = (losses.first(), losses.get((losses.len() * 99 / 100).min(losses.len().max(1) - 1)))
+        else {
+            return Histogram::default();
+        };
+        let width = ((last - from) / intervals as f64).max(f64::MIN_POSITIVE);
+        let mut counts = vec![0; intervals];
+        for loss in losses {
+            counts[(((loss - from) / width) as usize).min(intervals - 1)] += 1;
+        }
+        Histogram { from, width, counts }
+    }
+
+    fn succeeded(&self, result: &Succeeded) -> Row {
+        let finite = |v: f64| v.is_finite().then_some(v);
+        Row {
+            image: result.image.to_string(),
+            class: Some(self.name(result.class)),
+            state: State::Succeeded,
+            loss: finite(result.errors.loss),
+            l1: finite(result.errors.l1),
+            lpips: finite(result.errors.lpips),
+            reason: None,
+            message: None,
+        }
+    }
+
+    fn failed(image: &str, failed: &Failed) -> Row {
+        Row {
+            image: image.to_owned(),
+            class: failed.class.as_deref().map(str::to_owned),
+            state: State::Failed,
+            loss: None,
+            l1: None,
+            lpips: None,
+            reason: Some(failed.reason),
+            message: Some(failed.message.to_string()),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The dashboard in a real browser: `make browser`. The script of `tests/browser` looks and clicks; this does what it asks for.
+
+mod harness;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+
+use coordinator::api::router;
+use coordinator::auth::Gate;
+use harness::{Acting, World};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+async fn serve(acting: &Acting, address: &str) -> (SocketAddr, JoinHandle<()>) {
+    let gate = Gate::new(Some("operate-token-of-the-test"), Some("view-token-of-the-test"), b"secret");
+    let routes = router(acting.handle.clone(), gate).into_make_service_with_connect_info::<SocketAddr>();
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (address, tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Chromium and Node: make browser"]
+async fn pages_in_a_browser() {
+    let world = World::new(11).await;
+    std::fs::write(world.path("data/Bag/<img src=x onerror=alert(1)>.png"), "bytes").unwrap();
+    let mut acting = world.start().await;
+    acting.submit(&world).await;
+    let (address, mut site) = serve(&acting, "127.0.0.1:0").await;
+
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/browser");
+    let mut node = Command::new("node");
+    node.current_dir(folder).arg("pages.mjs").arg(format!("http://{address}")).args(std::env::var("BASIN_SHOTS"));
+    let mut node = node.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Node is installed");
+    let mut answers = node.stdin.take().unwrap();
+    let mut last = String::new();
+    for line in BufReader::new(node.stdout.take().unwrap()).lines() {
+        last = line.unwrap();
+        match last.split(' ').collect::<Vec<_>>()[..] {
+            ["work", n] => world.work(n.parse().unwrap(), false).await,
+            ["fail", n] => world.work(n.parse().unwrap(), true).await,
+            ["restart"] => {
+                site.abort();
+                acting.stop().await;
+                acting = world.start().await;
+                site = serve(&acting, &address.to_string()).await.1;
+            }
+            _ => continue,
+        }
+        writeln!(answers, "done {last}").unwrap();
+    }
+    assert!(node.wait().unwrap().success() && last == "end", "the script says why");
+}

@@ -1,0 +1,61 @@
+//! The metrics of a worker: every name, once.
+
+use std::sync::atomic::Ordering;
+
+use telemetry::Metric;
+
+use crate::hand::IN_HAND;
+
+const LOSS_BOUNDS: &[f64] = &[0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0];
+const LPIPS_BOUNDS: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0];
+const SECOND_BOUNDS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+
+/// Attribute `stage`: `transform_search` and `latent_search` tell the least loss of their last step, `final` that of the answer.
+pub static LOSS: Metric = Metric::histogram("basin.projection.loss", "1", "Loss of an image at the end of a stage", LOSS_BOUNDS);
+/// Attribute `stage`: `final`.
+pub static LPIPS: Metric = Metric::histogram("basin.projection.lpips", "1", "LPIPS of the inverted image", LPIPS_BOUNDS);
+/// Attribute `stage`: `fetch`, `transform_search`, `latent_search`, `final_descent` and `publish`. Images of a batch share the
+/// devices' time, so that the stages of an image add up to what it cost.
+pub static STAGE: Metric = Metric::histogram("basin.stage.duration", "s", "Time that a stage of an image took", SECOND_BOUNDS);
+/// Forward and backward passes of one lane.
+pub static LANE_STEPS: Metric = Metric::counter("basin.lane.steps", "{step}", "Passes of one lane computed");
+/// All devices together: its rate is the number of busy devices.
+pub static DEVICE_BUSY: Metric = Metric::counter("basin.device.busy", "s", "Time that devices computed, over all devices");
+/// Results and checkpoints.
+pub static UPLOAD: Metric = Metric::counter("basin.upload.size", "By", "Bytes written to the store");
+/// Attribute `reason`: what was not there: `image`, `model`, `results`, or `publish` for an upload.
+pub static RETRIES: Metric = Metric::counter("basin.retries", "{retry}", "Jobs given back to be tried again");
+/// Attribute `outcome`: `saved`, `failed` or `resumed`.
+pub static CHECKPOINTS: Metric = Metric::counter("basin.checkpoints", "{checkpoint}", "States of unfinished images written and read");
+/// From the message until it is settled.
+pub static IMAGES: Metric = Metric::gauge("basin.worker.images", "{image}", "Images in the worker's hands");
+/// Attribute `hw.id`, as of all that tell of GPUs.
+pub static GPU_UTILIZATION: Metric = Metric::gauge("hw.gpu.utilization", "1", "Part of the time in which the GPU computed");
+/// In use.
+pub static GPU_MEMORY: Metric = Metric::gauge("hw.gpu.memory.usage", "By", "Memory of the GPU in use");
+/// In all.
+pub static GPU_MEMORY_LIMIT: Metric = Metric::gauge("hw.gpu.memory.limit", "By", "Memory of the GPU");
+
+/// All of them.
+pub static ALL: [&Metric; 12] = [
+    &LOSS,
+    &LPIPS,
+    &STAGE,
+    &LANE_STEPS,
+    &DEVICE_BUSY,
+    &UPLOAD,
+    &RETRIES,
+    &CHECKPOINTS,
+    &IMAGES,
+    &GPU_UTILIZATION,
+    &GPU_MEMORY,
+    &GPU_MEMORY_LIMIT,
+];
+
+/// Begins to tell what is asked for when it is sent.
+pub(crate) fn watch() {
+    if telemetry::measures() {
+        IMAGES.observe(|see| see(IN_HAND.load(Ordering::Relaxed) as f64, &[]));
+        crate::gpu::watch();
+    }
+}
