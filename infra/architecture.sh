@@ -19,6 +19,12 @@ wrappers = {
     "aws-config": {"store", "bench"},
     "lapin": {"queue", "bench"},
     "tracing-subscriber": {"telemetry"},
+    "opentelemetry": {"telemetry"},
+    "opentelemetry-http": {"telemetry"},
+    "opentelemetry-otlp": {"telemetry"},
+    "opentelemetry_sdk": {"telemetry"},
+    "tracing-opentelemetry": {"telemetry"},
+    "nvml-wrapper": {"worker"},
     "parquet": {"coordinator"},
     "image": {"worker", "coordinator", "trainer"},
 }

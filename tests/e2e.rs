@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -268,6 +270,35 @@ fn an_interrupted_run_saves_and_goes_on_to_the_same_answer() {
     scene.expect(0, "out", &[]);
     assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
     assert_eq!(files(&scene.path("out/checkpoints")), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_run_can_be_watched_in_a_browser_while_it_goes_on() {
+    // One result is there from before.
+    let scene = Scene::new().with_samples(1);
+    scene.expect(0, "out", &[]);
+    let scene = scene.with_samples(3);
+    fs::write(scene.path("data/Bag/empty.png"), "").expect("writable");
+    let mut child = scene.command("out", &["--batch-images", "1", "--watch", "127.0.0.1:0"]).spawn().expect("basin starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("text"));
+    let address = lines.find_map(|line| line.split_once("dashboard: http://").map(|(_, address)| address.to_owned()));
+    let address = address.expect("it says where");
+    let get = |path: &str| {
+        let mut socket = TcpStream::connect(&address).ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).ok()?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).ok()?;
+        Some(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let page = get("/").expect("the page");
+    assert!(page.contains("/runs/out") && page.contains("of <span data-f=\"images\">4</span>"), "{page}");
+    let earlier = get("/v1/runs/out/images").expect("the images");
+    assert!(earlier.contains("Bag/0.png"), "{earlier}");
+    let picture = get("/runs/out/picture?key=Bag/0.png&item=generated").expect("the picture");
+    assert!(picture.contains("image/png"), "{picture}");
+    assert!(lines.count() > 0);
+    assert_eq!(child.wait().expect("our child").code(), Some(2), "the empty image failed");
 }
 
 #[test]

@@ -641,7 +641,8 @@ fn one_trace_per_job_and_every_metric_reaches_a_receiver() {
     let ours = coordinator::metrics::ALL.iter().map(|metric| ("basin-coordinator", *metric));
     let ours: Vec<_> = ours.chain(worker::metrics::ALL.iter().map(|metric| ("basin-worker", *metric))).collect();
     let due: BTreeSet<&str> = ours.iter().map(|(_, metric)| metric.name).filter(|name| !OF_TROUBLE.contains(name)).collect();
-    let missing = || receiver.heard(|heard| due.iter().copied().filter(|name| !heard.metrics.contains_key(*name)).collect::<Vec<_>>());
+    let missing =
+        || receiver.heard(|heard| due.iter().copied().filter(|name| !heard.metrics.contains_key(*name)).collect::<Vec<_>>());
     let end = Instant::now() + Duration::from_secs(30);
     while !missing().is_empty() {
         assert!(Instant::now() < end, "never came: {:?}", missing());
@@ -687,12 +688,17 @@ fn one_trace_per_job_and_every_metric_reaches_a_receiver() {
         let publish = spans.iter().find(|span| span.name == "publish basin.jobs").map(|span| span.id.clone());
         (publish, spans.into_iter().filter(|span| span.name == "process basin.jobs").collect::<Vec<_>>())
     };
-    wait_for("both attempts", 30, || attempts().1.len() == 2);
+    // A worker that leaves may see its own job again for a moment.
+    wait_for("both attempts", 30, || {
+        [true, false].iter().all(|first| attempts().1.iter().any(|span| span.links.is_empty() == *first))
+    });
     let (publish, attempts) = attempts();
     let publish = publish.expect("it was published");
     assert!(attempts.iter().all(|span| span.parent == publish));
-    let links: Vec<_> = attempts.iter().flat_map(|span| &span.links).collect();
-    assert!(matches!(&links[..], [(id, about)] if *id == publish && about["basin.redelivered"] == "true"), "{links:?}");
+    let (first, later): (Vec<&Span>, Vec<&Span>) = attempts.iter().partition(|span| span.links.is_empty());
+    assert_eq!(first.len(), 1, "{attempts:?}");
+    let is_link = |(id, about): &(String, otlp::Attributes)| *id == publish && about["basin.redelivered"] == "true";
+    assert!(later.iter().flat_map(|span| &span.links).all(is_link), "{later:?}");
 }
 
 /// The receiver goes in the middle: nothing waits for it, and everybody leaves as if it had never been.

@@ -37,9 +37,11 @@ pub fn run(images: usize, watched: Duration) -> Result<String> {
 async fn measure(images: usize, watched: Duration) -> Result<String> {
     let dir = tempfile::tempdir().context("cannot create a folder")?;
     let later = (watched.as_secs_f64() * RATE) as usize + 1;
-    let classes: Vec<String> = proto::ModelManifest::parse(&std::fs::read("models/fashion32/model.json")?)?.0.classes;
+    let classes = proto::ModelManifest::parse(&std::fs::read("models/fashion32/model.json")?)?.0.classes;
+    // The folders' names.
+    let classes: Vec<String> = classes.into_iter().filter(|class| !class.contains('/')).collect();
     for i in 0..images + later {
-        let folder = dir.path().join("data").join(classes[i % classes.len()].replace('/', " "));
+        let folder = dir.path().join("data").join(&classes[i % classes.len()]);
         if i < classes.len() {
             std::fs::create_dir_all(&folder)?;
         }
@@ -74,7 +76,7 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
     let key = key.map_err(|r| anyhow::anyhow!("{}", r.message()))?.1;
 
     let mut rows = String::new();
-    let class = classes[0].replace(['/', ' '], "%20");
+    let class = &classes[0];
     for path in [
         "/".to_owned(),
         "/runs/large".into(),

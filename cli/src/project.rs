@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use coordinator::auth::Gate;
+use coordinator::desk::Desk;
 use coordinator::drive::{self, Status};
 use coordinator::plan::RunSpec;
 use coordinator::redrive::Redrive;
@@ -16,6 +19,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{JobId, ModelManifest, RunRecord};
 use queue::Queue;
 use store::{Runs, Store};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use worker::{Devices, Models, Shutdown, Working};
 
@@ -50,6 +54,9 @@ pub struct Args {
     /// Seconds between checkpoints: what a kill costs at most.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     checkpoint_every: u64,
+    /// Serve a dashboard of the run while it goes on, to browsers of this machine.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:8470")]
+    watch: Option<SocketAddr>,
 }
 
 /// Runs it.
@@ -107,7 +114,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             max_runtime: None,
             version: spec.record.version.clone(),
         };
-        drive(spec, plan, worker, model, &results).await?
+        let desk = match args.watch {
+            Some(address) => Some(open_desk(address, &results).await?),
+            None => None,
+        };
+        drive(spec, plan, worker, model, &results, desk).await?
     };
     // From here on a signal ends the process: `basin report` makes again what it leaves unwritten.
     let record = run::read_run(&results).await?.context("run.json has vanished")?;
@@ -167,6 +178,7 @@ async fn drive(
     config: worker::Config,
     model: worker::LoadedModel,
     results: &Store,
+    desk: Option<Desk>,
 ) -> anyhow::Result<bool> {
     let queue = Queue::open("embedded:").await?;
     let shutdown = Shutdown::default();
@@ -194,7 +206,7 @@ async fn drive(
     let coordinate = {
         let queue = queue.clone();
         async move {
-            let outcome = drive::drive(spec, plan, &queue, runs, stopped, status).await;
+            let outcome = drive::drive(spec, plan, &queue, runs, stopped, status, desk).await;
             // The worker gives back what it holds before the queue closes.
             if outcome.is_ok() && !shutdown.requested() {
                 queue.close().await;
@@ -208,6 +220,20 @@ async fn drive(
     progress.await?;
     worked?;
     Ok(coordinated?)
+}
+
+/// The dashboard of the run, until the process ends.
+async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<Desk> {
+    if !address.ip().is_loopback() {
+        bail!("--watch {address} can be reached from other machines, and asks for no token: use 127.0.0.1");
+    }
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("--watch cannot listen on {address} (give another address)"))?;
+    let (desk, handle) = Desk::open(results).await?;
+    note!("dashboard: http://{}", listener.local_addr()?);
+    let gate = Gate::local().context("cannot read /dev/urandom")?;
+    tokio::spawn(coordinator::api::serve(listener, handle, gate));
+    Ok(desk)
 }
 
 /// The first signal asks to stop, the second leaves at once.

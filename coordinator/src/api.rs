@@ -18,6 +18,7 @@ use futures_util::{Stream, StreamExt, stream};
 use proto::{Event, What};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::auth::{Gate, Limiter, Role};
@@ -162,6 +163,11 @@ pub fn router(handle: Handle, gate: Gate) -> Router {
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(door.clone(), limit))
         .with_state(door)
+}
+
+/// Serves all routes, until it is dropped.
+pub async fn serve(listener: TcpListener, handle: Handle, gate: Gate) -> std::io::Result<()> {
+    axum::serve(listener, router(handle, gate).into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
 async fn limit(State(door): State<Door>, mut request: Request, next: Next) -> Response {

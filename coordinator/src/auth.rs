@@ -2,6 +2,8 @@
 //! randomness at the start; time is an argument, in seconds.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::net::IpAddr;
 
 use axum::http::{HeaderMap, header};
@@ -30,7 +32,12 @@ pub struct Gate {
 const COOKIE: &str = "basin_session";
 
 impl Gate {
-    /// `secret`: random bytes of this process.
+    /// For this machine only, without a token.
+    pub fn local() -> std::io::Result<Gate> {
+        Ok(Gate::new(None, None, &secret()?))
+    }
+
+    /// `secret`: random bytes of this process ([`secret`]).
     pub fn new(operate: Option<&str>, view: Option<&str>, secret: &[u8]) -> Gate {
         let key = |role, token: &str| (role, hex_sha256(token.as_bytes()), hex_sha256(session(token).as_bytes()));
         let keys = operate.map(|token| key(Role::Operate, token)).into_iter();
@@ -73,6 +80,13 @@ impl Gate {
     pub fn form_key(&self) -> &str {
         &self.form_key
     }
+}
+
+/// Random bytes.
+pub fn secret() -> std::io::Result<[u8; 32]> {
+    let mut secret = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut secret)?;
+    Ok(secret)
 }
 
 /// What a browser keeps instead of the token.

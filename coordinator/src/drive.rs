@@ -14,10 +14,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{Instrument, Span};
 
+use crate::desk::Desk;
 use crate::fleet::{Fleet, RunStatus, Silent};
 use crate::metrics::{self, Standing};
 use crate::plan::{Plan, RunSpec};
 use crate::run::{self, Error, write_failure};
+use crate::service::Command;
 use crate::tally::Tally;
 
 /// Jobs that are published and not settled, at most. The queue is not the plan: a lost queue costs nothing.
@@ -386,7 +388,15 @@ pub struct Status {
     pub failed: usize,
 }
 
-/// Publishes one run's jobs and collects events until every job is settled or `stop` becomes true.
+/// Where nobody watches, nobody asks.
+async fn asked(desk: &mut Option<Desk>) -> Option<Command> {
+    match desk {
+        Some(desk) => desk.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Publishes one run's jobs and collects events until every job is settled or `stop` becomes true; `desk` answers whoever watches.
 pub async fn drive(
     spec: RunSpec,
     plan: Plan,
@@ -394,11 +404,15 @@ pub async fn drive(
     runs: Runs,
     mut stop: watch::Receiver<bool>,
     status: watch::Sender<Status>,
+    mut desk: Option<Desk>,
 ) -> Result<(), Error> {
     let name = spec.record.name.clone();
     let mut driver = Driver::new(queue.clone(), runs, WINDOW).await?;
-    // Nobody asks for errors by class here: the summary has them.
-    driver.fleet.add(spec, plan, proto::Control::default(), Tally::default());
+    match &mut desk {
+        Some(desk) => desk.add(&mut driver, spec, plan),
+        // Nobody asks for errors by class: the summary has them.
+        None => driver.fleet.add(spec, plan, proto::Control::default(), Tally::default()),
+    }
     loop {
         if let Some(s) = driver.fleet.brief(&name, driver.now()) {
             status.send_replace(Status { images: s.images, skipped: s.skipped, succeeded: s.succeeded, failed: s.failed });
@@ -407,8 +421,17 @@ pub async fn drive(
             return Ok(());
         }
         driver.top_up().await?;
+        if let Some(desk) = &mut desk {
+            desk.tell(&driver);
+        }
         let happening = tokio::select! {
             happening = driver.wait() => happening?,
+            asked = asked(&mut desk) => {
+                if let (Some(desk), Some(command)) = (&desk, asked) {
+                    desk.answer(&driver, command);
+                }
+                continue;
+            }
             changed = stop.changed() => {
                 if changed.is_err() || *stop.borrow() {
                     return Ok(());

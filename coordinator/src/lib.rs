@@ -9,6 +9,7 @@ pub mod api;
 pub mod auth;
 mod dashboard;
 pub mod dataset;
+pub mod desk;
 pub mod drive;
 pub mod export;
 pub mod finish;

@@ -1,13 +1,12 @@
 //! `basin-coordinator`: hands out the jobs of many runs. Never links torch.
 
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use coordinator::auth::Gate;
+use coordinator::auth::{Gate, secret};
 use coordinator::service::{Config, Service};
 use queue::{Channel, Queue};
 use store::Store;
@@ -82,9 +81,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         version,
         worker_hour_price: args.worker_hour_price,
     });
-    let gate = Gate::new(token.as_deref(), view.as_deref(), &secret()?);
-    let routes = coordinator::api::router(handle, gate).into_make_service_with_connect_info::<SocketAddr>();
-    let api = axum::serve(listener, routes);
+    let gate = Gate::new(token.as_deref(), view.as_deref(), &secret().context("cannot read /dev/urandom")?);
+    let api = coordinator::api::serve(listener, handle, gate);
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
         if terminated().await.is_ok() {
@@ -93,7 +91,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
     });
     tokio::select! {
-        served = async { api.await } => served.context("the API failed")?,
+        served = api => served.context("the API failed")?,
         outcome = service.run(stopped) => outcome?,
     }
     queue.close().await;
@@ -108,13 +106,6 @@ fn token_of_viewers(args: &Args, operators: Option<&str>) -> anyhow::Result<Opti
         (Some(view), Some(operators)) if view == operators => bail!("viewers and operators have the same token"),
         _ => Ok(view),
     }
-}
-
-/// Of this process.
-fn secret() -> anyhow::Result<[u8; 32]> {
-    let mut secret = [0; 32];
-    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut secret)).context("cannot read /dev/urandom")?;
-    Ok(secret)
 }
 
 fn token(file: Option<&Path>, variable: &str) -> anyhow::Result<Option<String>> {

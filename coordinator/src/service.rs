@@ -33,7 +33,7 @@ use crate::summary::{ClassSummary, Metric, Summary};
 use crate::tally::{self, Tally};
 
 /// Commands that wait for the loop.
-const COMMANDS: usize = 64;
+pub(crate) const COMMANDS: usize = 64;
 /// What the store did not do is asked for again after this time.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// Results that are read for their errors until the loop hears of them.
@@ -45,7 +45,7 @@ const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
 const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
 
 /// Who watches is told of changes so often, at most.
-const TELL_EVERY: Duration = Duration::from_millis(200);
+pub(crate) const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// How to run.
 #[derive(Clone)]
@@ -176,9 +176,9 @@ impl From<Error> for Refusal {
     }
 }
 
-type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
-enum Command {
+pub(crate) enum Command {
     Submit(Box<RunRequest>, Reply<String>),
     Runs(Reply<Vec<RunStatus>>),
     Look(String, Look),
@@ -195,10 +195,10 @@ enum Command {
 }
 
 /// Looks at the images of a run, or is told why it cannot.
-type Look = Box<dyn FnOnce(Result<(RunStatus, &Outcomes), Refusal>) + Send>;
+pub(crate) type Look = Box<dyn FnOnce(Result<(RunStatus, &Outcomes), Refusal>) + Send>;
 
 /// A run that can be handed out.
-struct Prepared {
+pub(crate) struct Prepared {
     spec: RunSpec,
     plan: Plan,
     control: Control,
@@ -206,7 +206,7 @@ struct Prepared {
 }
 
 /// Why a run cannot be planned.
-struct Trouble {
+pub(crate) struct Trouble {
     refusal: Refusal,
     /// How it stands, if it is on record and is tried again.
     again: Option<Box<RunStatus>>,
@@ -216,7 +216,7 @@ struct Trouble {
 type Order = (RunRecord, Control, Option<Redrive>);
 
 /// What was read of a result: the number of its job, and class and errors if there are any.
-type Found = (u64, Option<(u32, Errors)>);
+pub(crate) type Found = (u64, Option<(u32, Errors)>);
 
 /// The last snapshot of a run.
 struct Saved {
@@ -233,10 +233,19 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     leads: watch::Receiver<bool>,
     live: watch::Receiver<Arc<str>>,
-    home: Store,
+    runs: Runs,
 }
 
 impl Handle {
+    pub(crate) fn new(
+        commands: mpsc::Sender<Command>,
+        leads: watch::Receiver<bool>,
+        live: watch::Receiver<Arc<str>>,
+        runs: Runs,
+    ) -> Handle {
+        Handle { commands, leads, live, runs }
+    }
+
     /// Whether this coordinator acts; a standby does not.
     pub fn leads(&self) -> bool {
         *self.leads.borrow()
@@ -285,7 +294,7 @@ impl Handle {
     /// Where a run's objects are.
     pub fn results(&self, run: &str) -> Result<Store, Refusal> {
         keys::check_run(run).map_err(|problem| Refusal::NotFound(format!("there is no run {run:?}: its name {problem}")))?;
-        Ok(Runs::Home(self.home.clone()).of(run).map_err(Error::from)?)
+        Ok(self.runs.of(run).map_err(Error::from)?)
     }
 
     /// Numbers of runs and workers as JSON, whenever they change.
@@ -339,9 +348,42 @@ pub struct Service {
     /// Results are read for their errors now.
     reading: bool,
     saved: HashMap<String, Saved>,
+    ticks: Ticks,
+    tables: Tables,
+}
+
+/// What all who watch are told.
+pub(crate) struct Ticks {
     live: watch::Sender<Arc<str>>,
     told: Instant,
-    tables: Tables,
+}
+
+impl Ticks {
+    pub(crate) fn new(live: watch::Sender<Arc<str>>) -> Ticks {
+        Ticks { live, told: Instant::now() }
+    }
+
+    /// Whether anybody watches, and it is time. The time counts from then on.
+    pub(crate) fn due(&mut self) -> bool {
+        let late = self.told.elapsed().as_secs_f64() / TELL_EVERY.as_secs_f64();
+        if self.live.receiver_count() < 2 || late < 1.0 {
+            return false;
+        }
+        // By the clock, and not by when the last one was ready.
+        self.told += TELL_EVERY.mul_f64(late.floor());
+        true
+    }
+
+    /// Tells how runs and workers stand, if that has changed.
+    pub(crate) fn tell(&self, driver: &Driver, runs: &[RunStatus]) {
+        let workers: Vec<_> = driver.present().map(|(name, worker)| json!({ "name": name, "alive": worker.alive })).collect();
+        let tick: Arc<str> = json!({ "runs": runs, "workers": workers }).to_string().into();
+        self.live.send_if_modified(|told| {
+            let news = *told != tick;
+            *told = tick;
+            news
+        });
+    }
 }
 
 /// Tables of runs that are over, as they were asked for: the oldest makes room.
@@ -374,8 +416,8 @@ impl Service {
     pub fn new(config: Config) -> (Service, Handle) {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (leads, leading) = watch::channel(false);
-        let (live, ticks) = watch::channel(Arc::from("{\"runs\":[],\"workers\":[]}"));
-        let handle = Handle { commands: sender.clone(), leads: leading, live: ticks, home: config.home.clone() };
+        let (live, told) = watch::channel(Arc::from(""));
+        let handle = Handle::new(sender.clone(), leading, told, Runs::Home(config.home.clone()));
         let service = Service {
             config,
             commands,
@@ -388,8 +430,7 @@ impl Service {
             problems: HashMap::new(),
             reading: false,
             saved: HashMap::new(),
-            live,
-            told: Instant::now(),
+            ticks: Ticks::new(live),
             tables: Tables::default(),
         };
         (service, handle)
@@ -567,17 +608,7 @@ impl Service {
                 }
                 Err(refusal) => drop(reply.send(Err(refusal))),
             },
-            Command::Workers(reply) => {
-                let now = driver.now();
-                let status = |(name, w): (&String, &crate::drive::Worker)| WorkerStatus {
-                    name: name.clone(),
-                    silent_seconds: now - w.heard,
-                    alive: w.alive.clone(),
-                };
-                let mut workers: Vec<WorkerStatus> = driver.present().map(status).collect();
-                workers.sort_by(|a, b| a.name.cmp(&b.name));
-                let _ = reply.send(Ok(workers));
-            }
+            Command::Workers(reply) => drop(reply.send(Ok(workers(driver)))),
             Command::Backlog(reply) => drop(reply.send(Ok(driver.fleet.backlog()))),
             Command::Listen(reply) => drop(reply.send(Ok(driver.listen().subscribe()))),
             Command::Again(name) => {
@@ -658,20 +689,13 @@ impl Service {
 
     /// Tells all who watch how everything stands, if that has changed.
     fn tell(&mut self, driver: &Driver) {
-        if self.live.receiver_count() < 2 || self.told.elapsed() < TELL_EVERY {
+        if !self.ticks.due() {
             return;
         }
-        self.told = Instant::now();
         let active = driver.fleet.names().filter_map(|name| driver.fleet.brief(name, driver.now()));
         let over = self.over.values().map(|status| RunStatus { classes: vec![], ..status.clone() });
         let runs: Vec<RunStatus> = active.map(|status| self.completed(status)).chain(over).collect();
-        let workers: Vec<_> = driver.present().map(|(name, worker)| json!({ "name": name, "alive": worker.alive })).collect();
-        let tick: Arc<str> = json!({ "runs": runs, "workers": workers }).to_string().into();
-        self.live.send_if_modified(|told| {
-            let news = *told != tick;
-            *told = tick;
-            news
-        });
+        self.ticks.tell(driver, &runs);
     }
 
     /// Whether a run may be redriven, and how.
@@ -792,6 +816,29 @@ impl Service {
         let snapshots = new.filter_map(|(name, _)| Some((name, driver.fleet.snapshot(name)?)));
         let saves = join_all(snapshots.map(|(name, snapshot)| save(&self.config.home, name, snapshot)));
         let _ = tokio::time::timeout(SNAPSHOT_LAST, saves).await;
+    }
+}
+
+/// Workers that were heard of lately, by name.
+pub(crate) fn workers(driver: &Driver) -> Vec<WorkerStatus> {
+    let now = driver.now();
+    let status = |(name, w): (&String, &crate::drive::Worker)| WorkerStatus {
+        name: name.clone(),
+        silent_seconds: now - w.heard,
+        alive: w.alive.clone(),
+    };
+    let mut workers: Vec<WorkerStatus> = driver.present().map(status).collect();
+    workers.sort_by(|a, b| a.name.cmp(&b.name));
+    workers
+}
+
+/// Tells whoever asked to change something why that is not done.
+pub(crate) fn refuse_all(command: Command, why: &str) {
+    let refusal = || Refusal::Conflict(why.to_owned());
+    match command {
+        Command::Submit(_, reply) | Command::Redrive(_, _, reply) => drop(reply.send(Err(refusal()))),
+        Command::Change(_, _, reply) => drop(reply.send(Err(refusal()))),
+        _ => {}
     }
 }
 

@@ -77,11 +77,8 @@ impl Snapshot {
         if [classes.len(), losses.len(), l1.len(), lpips.len()] != [jobs.len(); 4] {
             return Err(field("results", "have not all the same fields"));
         }
-        let known = |(i, job)| KnownResult {
-            job,
-            class: classes[i],
-            errors: Errors { loss: losses[i], l1: l1[i], lpips: lpips[i] },
-        };
+        let known =
+            |(i, job)| KnownResult { job, class: classes[i], errors: Errors { loss: losses[i], l1: l1[i], lpips: lpips[i] } };
         Ok(Snapshot { results: jobs.into_iter().enumerate().map(known).collect() })
     }
 }

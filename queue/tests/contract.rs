@@ -317,8 +317,7 @@ async fn a_context_stays_with_its_message<F: Future<Output = Queue>>(open: impl 
     let queue = open(2).await;
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let context = |of: &[(&str, &str)]| of.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect::<Context>();
-    let trace =
-        context(&[("traceparent", "00-62c2df4b519604ee8c8d776f7b64893d-805f176aff450ce0-01"), ("tracestate", "a=1,b=ü")]);
+    let trace = context(&[("traceparent", "00-62c2df4b519604ee8c8d776f7b64893d-805f176aff450ce0-01"), ("tracestate", "a=1,b=ü")]);
     let more = [trace.clone(), context(&[("x-death", "of a stranger")])].into_iter().flatten().collect();
     queue.publish(Channel::Jobs, Parcel { payload: b"a".to_vec(), context: more }).await.unwrap();
     for end in ["release", "retry", "drop"] {

@@ -43,7 +43,13 @@ enum Recorder {
 pub type Attributes<'a> = &'a [(&'static str, &'a str)];
 
 impl Metric {
-    const fn new(name: &'static str, kind: Kind, unit: &'static str, description: &'static str, boundaries: &'static [f64]) -> Metric {
+    const fn new(
+        name: &'static str,
+        kind: Kind,
+        unit: &'static str,
+        description: &'static str,
+        boundaries: &'static [f64],
+    ) -> Metric {
         Metric { name, kind, unit, description, boundaries, instrument: OnceLock::new(), observer: OnceLock::new() }
     }
 
@@ -120,7 +126,8 @@ fn key_values(attributes: Attributes) -> Vec<KeyValue> {
 
 /// What Prometheus calls a metric, as its own OTLP receiver and the collector translate it.
 pub fn prometheus_name(name: &str, unit: &str, kind: Kind) -> String {
-    let mut words: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric() && c != ':').filter(|word| !word.is_empty()).collect();
+    let mut words: Vec<&str> =
+        name.split(|c: char| !c.is_ascii_alphanumeric() && c != ':').filter(|word| !word.is_empty()).collect();
     let suffix = match unit {
         "s" => "seconds",
         "By" => "bytes",

@@ -96,8 +96,7 @@ fn a_receiver_that_is_away_or_silent_holds_nobody_up() {
             let (listener, url) = listener();
             // Connections are taken by the kernel and answered by nobody; or refused.
             let _held = silent.then_some(listener);
-            let mut speaker =
-                Speaker::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url), ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)]);
+            let mut speaker = Speaker::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url), ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)]);
             speaker.leaves();
         }
     }

@@ -135,10 +135,7 @@ struct Ear(Arc<Mutex<Heard>>);
 
 #[tonic::async_trait]
 impl TraceService for Ear {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+    async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
         self.spans(request.into_inner());
         Ok(Response::new(Default::default()))
     }

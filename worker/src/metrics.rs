@@ -26,7 +26,8 @@ pub static UPLOAD: Metric = Metric::counter("basin.upload.size", "By", "Bytes wr
 /// Attribute `reason`: what was not there: `image`, `model`, `results`, or `publish` for an upload.
 pub static RETRIES: Metric = Metric::counter("basin.retries", "{retry}", "Jobs given back to be tried again");
 /// Attribute `outcome`: `saved`, `failed` or `resumed`.
-pub static CHECKPOINTS: Metric = Metric::counter("basin.checkpoints", "{checkpoint}", "States of unfinished images written and read");
+pub static CHECKPOINTS: Metric =
+    Metric::counter("basin.checkpoints", "{checkpoint}", "States of unfinished images written and read");
 /// From the message until it is settled.
 pub static IMAGES: Metric = Metric::gauge("basin.worker.images", "{image}", "Images in the worker's hands");
 /// Attribute `hw.id`, as of all that tell of GPUs.
