@@ -299,14 +299,15 @@ pub fn runs(args: Runs) -> anyhow::Result<ExitCode> {
             let status: Value = client.get(&format!("/v1/runs/{run}"))?;
             print_runs(std::slice::from_ref(&status));
             for class in status["classes"].as_array().into_iter().flatten() {
+                let real = |key: &str| class[key].as_f64().map_or_else(|| "–".into(), |v| format!("{v:.4}"));
                 say!(
-                    "  {:24} {:>7} images   loss {:.4}   L1 {:.4}   LPIPS {:.4} ± {:.4}",
+                    "  {:24} {:>7} images   loss {}   L1 {}   LPIPS {} ± {}",
                     class["class"].as_str().unwrap_or_default(),
                     class["images"],
-                    class["loss"].as_f64().unwrap_or(f64::NAN),
-                    class["l1"].as_f64().unwrap_or(f64::NAN),
-                    class["lpips"].as_f64().unwrap_or(f64::NAN),
-                    class["lpips_standard_error"].as_f64().unwrap_or(f64::NAN),
+                    real("loss"),
+                    real("l1"),
+                    real("lpips"),
+                    real("lpips_standard_error"),
                 );
             }
             if let Some(unread) = status["unread"].as_u64().filter(|n| *n > 0) {
@@ -368,13 +369,14 @@ pub fn wait(client: &Client, run: &str) -> anyhow::Result<ExitCode> {
         let status: Value = client.get(&format!("/v1/runs/{run}"))?;
         let number = |key: &str| status[key].as_u64().unwrap_or(0);
         let line = format!(
-            "{run}: {}/{} images ({} failed), {} with workers, {} queued, {} waiting",
+            "{run}: {}/{} images ({} failed), {} with workers, {} queued, {} waiting{}",
             number("skipped") + number("succeeded") + number("failed"),
             number("images"),
             number("failed"),
             number("started"),
             number("queued"),
-            number("waiting")
+            number("waiting"),
+            if status["state"] == "paused" { ", paused" } else { "" }
         );
         if line != last {
             note!("{line}");
@@ -383,7 +385,7 @@ pub fn wait(client: &Client, run: &str) -> anyhow::Result<ExitCode> {
         match status["state"].as_str() {
             Some("finished") => {
                 let failed = number("failed");
-                say!("run {run} is finished: {failed} images failed");
+                say!("run {run} is finished: {} projected, {failed} failed", number("skipped") + number("succeeded"));
                 return Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) });
             }
             Some("cancelled") => bail!("run {run} is cancelled"),

@@ -97,24 +97,18 @@ impl Door {
     /// What whoever asks may do, if it is enough.
     fn role(&self, request: &Request) -> Result<Role, Denied> {
         let wanted = if matches!(*request.method(), Method::GET | Method::HEAD) { Role::View } else { Role::Operate };
-        let who = address(request);
-        // A wrong token costs a try; without any left, a right one does not help.
-        let shows = [header::AUTHORIZATION, header::COOKIE].iter().any(|name| request.headers().contains_key(name));
-        if shows && !self.gate.is_open() && !self.tries.lock().expect("nobody panics with it").may(who, self.now()) {
-            return Err(Denied::Refused(Refusal::TooMany("too many wrong tokens from this address: wait a minute".into())));
-        }
         match self.gate.role(request.headers()) {
             Some(role) if role >= wanted => Ok(role),
             Some(_) => Err(Denied::Refused(Refusal::Forbidden("this token lets you look, and change nothing".into()))),
             None if self.gate.is_open() => {
                 Err(Denied::Refused(Refusal::Forbidden("without a token only localhost is served: use http://127.0.0.1".into())))
             }
-            None => {
-                if request.headers().contains_key(header::AUTHORIZATION) {
-                    let _ = self.count_try(who);
-                }
-                Err(Denied::Unknown)
-            }
+            // A right token is never refused: only wrong ones count.
+            None if Gate::shows_one(request.headers()) => match self.count_try(address(request)) {
+                Ok(()) => Err(Denied::Unknown),
+                Err(refusal) => Err(Denied::Refused(refusal)),
+            },
+            None => Err(Denied::Unknown),
         }
     }
 }
@@ -160,6 +154,7 @@ pub fn router(handle: Handle, gate: Gate) -> Router {
             let error = json!({ "error": "that cannot be done here: /openapi.json describes what can" });
             (StatusCode::METHOD_NOT_ALLOWED, Json(error))
         })
+        .layer(middleware::map_response(dashboard::protect))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(door.clone(), limit))
         .with_state(door)

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
 
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, header};
 use proto::hex_sha256;
 
@@ -64,16 +65,22 @@ impl Gate {
         self.keys.iter().filter(|(_, _, key)| *key == digest).map(|(role, ..)| *role).max()
     }
 
+    /// Whether a token or a session is shown, right or wrong.
+    pub fn shows_one(headers: &HeaderMap) -> bool {
+        let bearer = headers.get(header::AUTHORIZATION).is_some_and(|v| v.as_bytes().starts_with(b"Bearer "));
+        bearer || cookie(headers).is_some()
+    }
+
     /// The `Set-Cookie` of a session, if the token is right. It ends with the browser, and with the token.
     pub fn enter(&self, token: &str) -> Option<String> {
         let digest = hex_sha256(token.as_bytes());
         let known = self.keys.iter().any(|(_, key, _)| *key == digest);
-        known.then(|| format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict", session(token)))
+        known.then(|| format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Lax", session(token)))
     }
 
     /// The `Set-Cookie` that ends a session.
     pub fn leave() -> String {
-        format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0")
+        format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
     }
 
     /// What every form must hold.
@@ -102,10 +109,11 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 /// Whether the host asked for is this machine: a page of elsewhere whose name was pointed here asks for that name.
 fn is_local(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    if host.contains('@') {
+        return false;
+    }
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
@@ -129,15 +137,6 @@ impl Limiter {
 
     /// Whether `who` may ask now; if so, it counts.
     pub fn take(&mut self, who: IpAddr, now: f64) -> bool {
-        let allowed = self.may(who, now);
-        if allowed {
-            self.left.get_mut(&who).expect("it was put there").0 -= 1.0;
-        }
-        allowed
-    }
-
-    /// Whether `who` may ask now.
-    pub fn may(&mut self, who: IpAddr, now: f64) -> bool {
         if self.left.len() >= ADDRESSES && !self.left.contains_key(&who) {
             self.left.retain(|_, (left, when)| *left + (now - *when) * self.per_second < self.burst);
             if self.left.len() >= ADDRESSES {
@@ -147,7 +146,11 @@ impl Limiter {
         let (left, when) = self.left.entry(who).or_insert((self.burst, now));
         *left = (*left + (now - *when) * self.per_second).min(self.burst);
         *when = now;
-        *left >= 1.0
+        let allowed = *left >= 1.0;
+        if allowed {
+            *left -= 1.0;
+        }
+        allowed
     }
 }
 
@@ -168,7 +171,7 @@ mod tests {
         assert_eq!([by_header("operate-token-of-our"), by_header("")], [None; 2]);
         let by_cookie = |token: &str| {
             let cookie = gate.enter(token)?;
-            assert!(!cookie.contains(token) && cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+            assert!(!cookie.contains(token) && cookie.contains("HttpOnly") && cookie.contains("SameSite=Lax"), "{cookie}");
             gate.role(&headers(&[("cookie", &format!("other=1; {}", cookie.split(';').next()?))]))
         };
         assert_eq!(
@@ -188,6 +191,9 @@ mod tests {
             ("[::1]:8470", Some(Role::Operate)),
             ("evil.example:8470", None),
             ("127.0.0.1.evil.example", None),
+            ("[::1]evil.example", None),
+            ("localhost:80@evil.example", None),
+            ("evil.example@localhost", None),
             ("", None),
         ] {
             assert_eq!(gate.role(&headers(&[("host", host)])), role, "{host}");

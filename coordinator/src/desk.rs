@@ -33,8 +33,8 @@ impl Desk {
         }
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (leads, leading) = watch::channel(true);
-        let (live, told) = watch::channel(Arc::from(""));
-        let handle = Handle::new(sender, leading, told, Runs::One(results.clone()));
+        let live = watch::Sender::new(Arc::from(""));
+        let handle = Handle::new(sender, leading, live.clone(), Runs::One(results.clone()));
         Ok((Desk { commands, ticks: Ticks::new(live), tally, _leads: leads }, handle))
     }
 

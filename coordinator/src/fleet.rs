@@ -193,6 +193,9 @@ impl Fleet {
     pub fn apply(&mut self, event: &Event, now: f64) -> Option<Settled> {
         let run = self.runs.get_mut(&event.run)?;
         let settled = run.ledger.apply(event, now);
+        if event.what == What::Started {
+            run.pace.begun(now);
+        }
         // Not of a stranger, which is no result of this run.
         match &event.what {
             // Not of a stranger, which is no result of this run.
@@ -322,7 +325,7 @@ impl Fleet {
         let r = self.runs.get(run)?;
         let started = r.ledger.started();
         let left = r.ledger.open() + r.ledger.returned() + r.waiting.len();
-        let per_hour = r.pace.per_hour(now).filter(|_| left > 0);
+        let per_hour = r.pace.per_hour(now).filter(|_| left > 0 && r.control.state == RunState::Running);
         Some(RunStatus {
             name: run.to_owned(),
             state: r.control.state,

@@ -112,21 +112,31 @@ fn standing() -> Arc<Standing> {
 }
 
 /// Remembers how the fleet stands, for the gauges.
-pub fn observe(mut standing: Standing) {
-    let mut seen = seen();
-    let seen = seen.get_or_insert_default();
-    seen.progress.retain(|name, _| standing.runs.iter().any(|run| run.name == *name));
-    for run in &standing.runs {
-        let settled = run.succeeded + run.failed;
-        let progress = seen.progress.entry(run.name.clone()).or_insert((settled, standing.now));
-        if progress.0 != settled {
-            *progress = (settled, standing.now);
+pub fn observe(standing: Standing) {
+    seen().get_or_insert_default().see(standing);
+}
+
+impl Seen {
+    fn see(&mut self, mut standing: Standing) {
+        self.progress.retain(|name, _| standing.runs.iter().any(|run| run.name == *name));
+        for run in &standing.runs {
+            let settled = run.succeeded + run.failed;
+            let progress = self.progress.entry(run.name.clone()).or_insert((settled, standing.now));
+            if progress.0 != settled {
+                *progress = (settled, standing.now);
+            }
         }
+        let last = |run: &RunStatus| self.progress.get(&run.name).map_or(0.0, |(_, since)| *since);
+        standing.runs.sort_by(|a, b| goes_on(b).cmp(&goes_on(a)).then(last(b).total_cmp(&last(a))));
+        standing.runs.truncate(RUNS);
+        self.standing = Arc::new(standing);
     }
-    let last = |run: &RunStatus| seen.progress.get(&run.name).map_or(0.0, |(_, since)| *since);
-    standing.runs.sort_by(|a, b| goes_on(b).cmp(&goes_on(a)).then(last(b).total_cmp(&last(a))));
-    standing.runs.truncate(RUNS);
-    seen.standing = Arc::new(standing);
+
+    /// When images of the runs that go on were settled last.
+    fn progress(&self) -> Vec<(String, f64)> {
+        let runs = self.standing.runs.iter().filter(|run| goes_on(run));
+        runs.filter_map(|run| Some((run.name.clone(), self.progress.get(&run.name)?.1))).collect()
+    }
 }
 
 /// Remembers how many messages wait, in the order of [`Channel::ALL`].
@@ -164,12 +174,7 @@ pub(crate) fn watch() {
         }
     });
     RUN_PROGRESS.observe(|see| {
-        let times: Vec<(String, f64)> = {
-            let seen = seen();
-            let Some(seen) = seen.as_ref() else { return };
-            let of = |run: &RunStatus| Some((run.name.clone(), seen.progress.get(&run.name)?.1));
-            seen.standing.runs.iter().filter(|run| goes_on(run)).filter_map(of).collect()
-        };
+        let times = seen().as_ref().map(Seen::progress).unwrap_or_default();
         times.iter().for_each(|(run, time)| see(*time, &[("run", run)]));
     });
     let by_class = |metric: &'static Metric, value: fn(&ClassStatus) -> Option<f64>| {
@@ -188,4 +193,54 @@ pub(crate) fn watch() {
     by_class(&CLASS_L1, |class| class.l1);
     by_class(&CLASS_LPIPS, |class| class.lpips);
     by_class(&CLASS_LPIPS_ERROR, |class| class.lpips_standard_error);
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Control;
+
+    use super::*;
+    use crate::fleet::Fleet;
+    use crate::ledger::tests::planned;
+    use crate::plan::Plan;
+    use crate::plan::tests::spec;
+    use crate::tally::Tally;
+
+    #[test]
+    fn a_run_stands_still_since_its_last_image_and_only_while_it_goes_on() {
+        let mut fleet = Fleet::new(10);
+        for name in ["a", "b"] {
+            let plan = Plan { images: vec![planned("1.png")], ..Plan::default() };
+            fleet.add(spec(name), plan, Control::default(), Tally::default());
+        }
+        let runs = |succeeded: [usize; 2]| {
+            let status = |(name, succeeded)| RunStatus { succeeded, ..fleet.status(name, 0.0).expect("it was added") };
+            ["a", "b"].into_iter().zip(succeeded).map(status).collect::<Vec<_>>()
+        };
+        let mut seen = Seen::default();
+        for (now, succeeded) in [(10.0, [0, 0]), (20.0, [0, 1]), (30.0, [0, 1])] {
+            seen.see(Standing { runs: runs(succeeded), now, ..Standing::default() });
+        }
+        assert_eq!(seen.progress(), [("b".to_owned(), 20.0), ("a".to_owned(), 10.0)]);
+        let mut over = runs([0, 1]);
+        over[0].state = RunState::Finished;
+        seen.see(Standing { runs: over, now: 40.0, ..Standing::default() });
+        assert_eq!(seen.progress(), [("b".to_owned(), 20.0)]);
+    }
+
+    #[test]
+    fn of_many_runs_those_that_go_on_and_changed_last_are_shown() {
+        let mut fleet = Fleet::new(10);
+        let plan = Plan { images: vec![planned("1.png")], ..Plan::default() };
+        fleet.add(spec("r"), plan, Control::default(), Tally::default());
+        let run = |i: usize, state| RunStatus { name: i.to_string(), state, ..fleet.status("r", 0.0).expect("it was added") };
+        let mut seen = Seen::default();
+        let old: Vec<RunStatus> = (0..2 * RUNS).map(|i| run(i, RunState::Finished)).collect();
+        seen.see(Standing { runs: old.clone(), now: 1.0, ..Standing::default() });
+        let runs = [old, vec![run(1000, RunState::Running)]].concat();
+        let runs = runs.into_iter().map(|r| RunStatus { failed: usize::from(r.name == "7"), ..r }).collect();
+        seen.see(Standing { runs, now: 2.0, ..Standing::default() });
+        let shown: Vec<&str> = seen.standing.runs.iter().map(|run| run.name.as_str()).collect();
+        assert_eq!((&shown[..2], shown.len()), (&["1000", "7"][..], RUNS));
+    }
 }

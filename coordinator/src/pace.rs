@@ -20,6 +20,13 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// A job was begun: from the first on, time counts.
+    pub fn begun(&mut self, now: f64) {
+        if self.marks.is_empty() {
+            self.marks.push_back((now, 0));
+        }
+    }
+
     /// One more image.
     pub fn settled(&mut self, now: f64) {
         if self.marks.back().is_none_or(|(when, _)| now - when >= MARK) {
@@ -68,6 +75,11 @@ mod tests {
     fn the_rate_is_of_the_last_minutes_and_falls_when_nothing_comes() {
         let mut pace = Pace::default();
         assert_eq!(pace.per_hour(100.0), None);
+        // What the first images took counts.
+        let mut batch = Pace::default();
+        batch.begun(0.0);
+        (0..4).for_each(|_| batch.settled(60.0));
+        assert_eq!(batch.per_hour(60.0), Some(240.0));
         for second in 0..1000 {
             pace.settled(f64::from(second));
         }

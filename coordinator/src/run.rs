@@ -55,7 +55,7 @@ pub enum Error {
         dataset: String,
     },
     /// The home has no such model.
-    #[error("there is no model {model} in {url}: copy its folder to models/{model}/ there")]
+    #[error("there is no model {model} in {url}: basin push FOLDER puts a model folder there")]
     NoModel {
         /// Name of the model.
         model: String,
@@ -130,11 +130,18 @@ pub async fn prepare(
     dataset: &Store,
     results: &Store,
 ) -> Result<(Plan, Vec<String>), Error> {
-    see(spec, redrive, dataset, results).await?.plan(spec, results).await
+    see(spec, redrive, true, dataset, results).await?.plan(spec, results).await
 }
 
-/// Reads the data set and what there is of the run, which begins if there is nothing.
-pub async fn see(spec: &RunSpec, redrive: Option<&Redrive>, dataset: &Store, results: &Store) -> Result<Seen, Error> {
+/// Reads the data set and what there is of the run, which begins if there is nothing. `goes_on`: images where the data set did not
+/// answer are tried again.
+pub async fn see(
+    spec: &RunSpec,
+    redrive: Option<&Redrive>,
+    goes_on: bool,
+    dataset: &Store,
+    results: &Store,
+) -> Result<Seen, Error> {
     if dataset.contains(results) {
         return Err(Error::OutInside { out: results.url(), dataset: dataset.url() });
     }
@@ -180,7 +187,7 @@ pub async fn see(spec: &RunSpec, redrive: Option<&Redrive>, dataset: &Store, res
     for (place, (failure, object)) in ours.into_iter().zip(failures) {
         let of_another_seed = jobs.get(&failure.image).is_some_and(|job| failure.job.as_ref().is_some_and(|j| j != job));
         let wanted = redrive.is_some_and(|r| r.wants_failure(&failure));
-        if failure.reason == FailureReason::Unavailable || of_another_seed || wanted {
+        if failure.reason == FailureReason::Unavailable && goes_on || of_another_seed || wanted {
             again.push(object.key);
         } else {
             if planned.contains(&place) {
@@ -465,6 +472,22 @@ pub async fn read_records(results: &Store) -> Result<Records, Error> {
     Ok(records)
 }
 
+/// An image that was given up may have got its result just now: what is beside it stays.
+async fn without_late(lost: Vec<String>, winners: &HashMap<String, &str>, results: &Store) -> Result<Vec<String>, Error> {
+    let mut late: HashMap<String, bool> = HashMap::new();
+    for key in &lost {
+        if let Some(Kind::Item(place, ..)) = keys::parse(key)
+            && !winners.contains_key(place)
+            && !late.contains_key(place)
+        {
+            let committed = results.exists(&keys::marker_at(place, Marker::Result)).await?;
+            late.insert(place.to_owned(), committed);
+        }
+    }
+    let stays = |key: &String| matches!(keys::parse(key), Some(Kind::Item(place, ..)) if late.get(place) == Some(&true));
+    Ok(lost.into_iter().filter(|key| !stays(key)).collect())
+}
+
 /// Deletes what attempts left that did not win, marks and checkpoints of images that are settled, and uploads that were never
 /// finished; returns how many objects.
 pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, Error> {
@@ -479,6 +502,7 @@ pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, E
                 None => prefix == keys::IMAGES,
             };
             let lost: Vec<String> = page.into_iter().map(|object| object.key).filter(|key| !keep(key)).collect();
+            let lost = without_late(lost, &winners, results).await?;
             swept += lost.len();
             delete_each(results, lost).await?;
         }

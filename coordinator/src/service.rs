@@ -232,7 +232,7 @@ struct Saved {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     leads: watch::Receiver<bool>,
-    live: watch::Receiver<Arc<str>>,
+    live: watch::Sender<Arc<str>>,
     runs: Runs,
 }
 
@@ -240,7 +240,7 @@ impl Handle {
     pub(crate) fn new(
         commands: mpsc::Sender<Command>,
         leads: watch::Receiver<bool>,
-        live: watch::Receiver<Arc<str>>,
+        live: watch::Sender<Arc<str>>,
         runs: Runs,
     ) -> Handle {
         Handle { commands, leads, live, runs }
@@ -300,7 +300,7 @@ impl Handle {
     /// Numbers of runs and workers as JSON, whenever they change.
     pub fn live(&self) -> Result<watch::Receiver<Arc<str>>, Refusal> {
         let standby = || Refusal::Unavailable("this coordinator waits until the acting one is gone".into());
-        self.leads().then(|| self.live.clone()).ok_or_else(standby)
+        self.leads().then(|| self.live.subscribe()).ok_or_else(standby)
     }
 
     /// Changes what should be done with a run.
@@ -341,8 +341,8 @@ pub struct Service {
     finishing: HashSet<String>,
     /// Runs that are not handed out: over at the start, or in trouble.
     over: BTreeMap<String, RunStatus>,
-    /// Cancelled runs whose tables are written.
-    closed: HashSet<String>,
+    /// Cancelled runs whose tables are written, or are being written, and how many images are settled in them.
+    closed: HashMap<String, usize>,
     /// Why the tables of a run cannot be written.
     problems: HashMap<String, String>,
     /// Results are read for their errors now.
@@ -366,7 +366,12 @@ impl Ticks {
     /// Whether anybody watches, and it is time. The time counts from then on.
     pub(crate) fn due(&mut self) -> bool {
         let late = self.told.elapsed().as_secs_f64() / TELL_EVERY.as_secs_f64();
-        if self.live.receiver_count() < 2 || late < 1.0 {
+        if self.live.receiver_count() == 0 {
+            // Whoever comes next is not told what was.
+            self.live.send_if_modified(|told| !std::mem::replace(told, Arc::from("")).is_empty());
+            return false;
+        }
+        if late < 1.0 {
             return false;
         }
         // By the clock, and not by when the last one was ready.
@@ -388,7 +393,10 @@ impl Ticks {
 
 /// Tables of runs that are over, as they were asked for: the oldest makes room.
 #[derive(Clone, Default)]
-struct Tables(Arc<Mutex<VecDeque<Named>>>);
+struct Tables {
+    known: Arc<Mutex<VecDeque<Named>>>,
+    reading: Arc<tokio::sync::Mutex<()>>,
+}
 
 type Named = (String, Arc<Table>);
 
@@ -396,18 +404,18 @@ impl Tables {
     const MOST: usize = 4;
 
     fn get(&self, run: &str) -> Option<Arc<Table>> {
-        self.0.lock().expect("nobody panics with it").iter().find(|(name, _)| name == run).map(|(_, table)| table.clone())
+        self.known.lock().expect("nobody panics with it").iter().find(|(name, _)| name == run).map(|(_, table)| table.clone())
     }
 
     fn put(&self, run: &str, table: &Arc<Table>) {
-        let mut tables = self.0.lock().expect("nobody panics with it");
+        let mut tables = self.known.lock().expect("nobody panics with it");
         tables.retain(|(name, _)| name != run);
         tables.truncate(Self::MOST - 1);
         tables.push_front((run.to_owned(), table.clone()));
     }
 
     fn forget(&self, run: &str) {
-        self.0.lock().expect("nobody panics with it").retain(|(name, _)| name != run);
+        self.known.lock().expect("nobody panics with it").retain(|(name, _)| name != run);
     }
 }
 
@@ -416,8 +424,8 @@ impl Service {
     pub fn new(config: Config) -> (Service, Handle) {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (leads, leading) = watch::channel(false);
-        let (live, told) = watch::channel(Arc::from(""));
-        let handle = Handle::new(sender.clone(), leading, told, Runs::Home(config.home.clone()));
+        let live = watch::Sender::new(Arc::from(""));
+        let handle = Handle::new(sender.clone(), leading, live.clone(), Runs::Home(config.home.clone()));
         let service = Service {
             config,
             commands,
@@ -426,7 +434,7 @@ impl Service {
             preparing: HashSet::new(),
             finishing: HashSet::new(),
             over: BTreeMap::new(),
-            closed: HashSet::new(),
+            closed: HashMap::new(),
             problems: HashMap::new(),
             reading: false,
             saved: HashMap::new(),
@@ -527,19 +535,15 @@ impl Service {
         self.preparing.insert(name.clone());
         let (home, sender) = (self.config.home.clone(), self.sender.clone());
         let known = reply.is_none();
+        let before = self.over.get(&name).map(control_of).unwrap_or_default();
         tokio::spawn(async move {
             let prepared = match order.await {
                 Ok(order) => prepare(&home, &name, order, known).await,
-                Err(refusal) if known => Err(in_trouble(&home, &name, Control::default(), refusal).await),
+                Err(refusal) if known => Err(in_trouble(&home, &name, before, refusal).await),
                 Err(refusal) => Err(Trouble { refusal, again: None }),
             };
             if let Err(Trouble { again: Some(_), .. }) = prepared {
-                // Its data set may only be away for a while.
-                let (sender, name) = (sender.clone(), name.clone());
-                tokio::spawn(async move {
-                    tokio::time::sleep(TRY_AGAIN).await;
-                    let _ = sender.send(Command::Again(name)).await;
-                });
+                again_later(sender.clone(), name.clone());
             }
             let _ = sender.send(Command::Prepared(name, prepared.map(Box::new), reply)).await;
         });
@@ -612,7 +616,9 @@ impl Service {
             Command::Backlog(reply) => drop(reply.send(Ok(driver.fleet.backlog()))),
             Command::Listen(reply) => drop(reply.send(Ok(driver.listen().subscribe()))),
             Command::Again(name) => {
-                if self.over.get(&name).is_some_and(|s| s.problem.is_some() && s.state != RunState::Cancelled) {
+                if self.preparing.contains(&name) {
+                    again_later(self.sender.clone(), name);
+                } else if self.over.get(&name).is_some_and(|s| s.problem.is_some()) {
                     let (home, run) = (self.config.home.clone(), name.clone());
                     let order = async move {
                         let (record, control) = read_order(&home, &run).await?;
@@ -629,16 +635,25 @@ impl Service {
                         let control = driver.fleet.control(&name).unwrap_or_default();
                         if control.state == RunState::Cancelled {
                             tracing::info!(run = name, "tables of the cancelled run are written");
-                            self.closed.insert(name);
                             return Ok(());
                         }
                         let control = Control { state: RunState::Finished, ..control };
-                        write_control(&self.config.home, &name, control).await?;
+                        if let Err(error) = write_control(&self.config.home, &name, control).await {
+                            tracing::error!(
+                                run = name,
+                                error = chain(&error),
+                                "the run's end cannot be written down; tried again"
+                            );
+                            self.problems
+                                .insert(name, format!("the run's end cannot be written down; tried again: {}", chain(&error)));
+                            return Ok(());
+                        }
                         CrashPoint::RunFinished.pass();
                         driver.fleet.set_control(&name, control);
                         tracing::info!(run = name, "run finished");
                     }
                     Err(error) => {
+                        self.closed.remove(&name);
                         tracing::error!(run = name, error, "the run's tables cannot be written; tried again");
                         self.problems.insert(name, format!("the run's tables cannot be written; tried again: {error}"));
                     }
@@ -668,14 +683,18 @@ impl Service {
         };
         let (home, tables) = (self.config.home.clone(), self.tables.clone());
         tokio::spawn(async move {
+            // One table is read at a time, and by one of all who ask for it.
+            let reading = tables.reading.lock().await;
             let table = match tables.get(&run) {
                 Some(table) => Ok(table),
                 None => read_table(&home, &run).await.inspect(|table| tables.put(&run, table)),
             };
-            match table {
+            drop(reading);
+            let looked = tokio::task::spawn_blocking(move || match table {
                 Ok(table) => look(Ok((status, &table.outcomes()))),
                 Err(refusal) => look(Err(refusal)),
-            }
+            });
+            let _ = looked.await;
         });
     }
 
@@ -693,7 +712,9 @@ impl Service {
             return;
         }
         let active = driver.fleet.names().filter_map(|name| driver.fleet.brief(name, driver.now()));
-        let over = self.over.values().map(|status| RunStatus { classes: vec![], ..status.clone() });
+        // Those that are over stay as they are.
+        let over = self.over.values().filter(|status| status.problem.is_some());
+        let over = over.map(|status| RunStatus { classes: vec![], ..status.clone() });
         let runs: Vec<RunStatus> = active.map(|status| self.completed(status)).chain(over).collect();
         self.ticks.tell(driver, &runs);
     }
@@ -712,7 +733,7 @@ impl Service {
 
     async fn change(&mut self, driver: &mut Driver, name: &str, change: Change) -> Result<Result<RunStatus, Refusal>, Error> {
         let troubled = self.over.get(name).filter(|s| s.problem.is_some() && !self.preparing.contains(name));
-        let troubled = troubled.map(|s| Control { format: 1, state: s.state, priority: s.priority, per_minute: s.per_minute });
+        let troubled = troubled.map(control_of);
         let Some(before) = driver.fleet.control(name).or(troubled) else {
             let known = self.over.contains_key(name) || self.preparing.contains(name);
             let refusal = if known {
@@ -734,7 +755,10 @@ impl Service {
             priority: change.priority.unwrap_or(before.priority),
             per_minute: change.per_minute.map_or(before.per_minute, |r| (r > 0.0).then_some(r)),
         };
-        write_control(&self.config.home, name, control).await?;
+        if let Err(error) = write_control(&self.config.home, name, control).await {
+            // Nothing has changed.
+            return Ok(Err(error.into()));
+        }
         driver.fleet.set_control(name, control);
         driver.withdraw().await?;
         tracing::info!(run = name, state = ?control.state, priority = control.priority, "run changed");
@@ -749,13 +773,18 @@ impl Service {
     fn finish_settled(&mut self, driver: &Driver) {
         let names: Vec<String> = driver.fleet.names().cloned().collect();
         for name in names {
-            let over = match driver.fleet.control(&name).map(|c| c.state) {
+            let state = driver.fleet.control(&name).map(|c| c.state);
+            let settled = driver.fleet.brief(&name, driver.now()).map_or(0, |s| s.skipped + s.succeeded + s.failed);
+            let over = match state {
                 Some(RunState::Running) => driver.fleet.settled(&name),
-                Some(RunState::Cancelled) => driver.fleet.at_rest(&name) && !self.closed.contains(&name),
+                Some(RunState::Cancelled) => driver.fleet.at_rest(&name) && self.closed.get(&name) != Some(&settled),
                 _ => false,
             };
             if !over || self.preparing.contains(&name) || !self.finishing.insert(name.clone()) {
                 continue;
+            }
+            if state == Some(RunState::Cancelled) {
+                self.closed.insert(name.clone(), settled);
             }
             let Some(spec) = driver.fleet.spec(&name).cloned() else { continue };
             let images = driver.status(&name).map_or(0, |s| s.images);
@@ -840,6 +869,10 @@ pub(crate) fn refuse_all(command: Command, why: &str) {
         Command::Change(_, _, reply) => drop(reply.send(Err(refusal()))),
         _ => {}
     }
+}
+
+fn control_of(status: &RunStatus) -> Control {
+    Control { format: 1, state: status.state, priority: status.priority, per_minute: status.per_minute }
 }
 
 /// Waits until `stop` becomes true, or nobody can say so any more.
@@ -1016,6 +1049,14 @@ async fn submitted(config: &Config, request: RunRequest, known: bool) -> Result<
     Ok((record, Control { priority, per_minute, ..Control::default() }, None))
 }
 
+/// Its data set may only be away for a while.
+fn again_later(sender: mpsc::Sender<Command>, name: String) {
+    tokio::spawn(async move {
+        tokio::time::sleep(TRY_AGAIN).await;
+        let _ = sender.send(Command::Again(name)).await;
+    });
+}
+
 /// A run that is on record and cannot be planned now.
 async fn in_trouble(home: &Store, name: &str, control: Control, refusal: Refusal) -> Trouble {
     let problem = Some(refusal.message().to_owned());
@@ -1035,7 +1076,7 @@ async fn prepare(home: &Store, name: &str, order: Order, known: bool) -> Result<
         let dataset = Store::open(&record.dataset).await?;
         let results = Runs::Home(home.clone()).of(name)?;
         let spec = RunSpec { classes: manifest.classes, record: record.clone() };
-        let seen = run::see(&spec, redrive.as_ref(), &dataset, &results).await?;
+        let seen = run::see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, &results).await?;
         if redrive.is_some() && seen.left() == 0 {
             return Err(Error::NothingMeant { run: name.to_owned() });
         }

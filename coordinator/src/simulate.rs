@@ -42,9 +42,9 @@ pub struct Measured {
 /// Requests to the store for one image: (writes and listings, reads). As `worker` makes them, without checkpoints.
 ///
 /// Writes: the attempt, six objects, the marker; one listing of attempts. Reads: is there a marker, the image, its identity, is
-/// there a checkpoint, has the run ended, is there a marker still; at the end the marker. The pictures of those that the report
+/// there a checkpoint, has the run ended, is there a marker still, was it given up; at the end the marker. The pictures of those that the report
 /// shows come on top.
-pub const REQUESTS: (u64, u64) = (9, 7);
+pub const REQUESTS: (u64, u64) = (9, 8);
 
 const WORKER: &str = "simulated";
 /// Of an image, as a worker names them.

@@ -165,7 +165,13 @@ async fn only_who_has_a_token_sees_anything_and_viewers_change_nothing() {
 
     // A session by cookie; where it leads is here.
     let form = "Content-Type: application/x-www-form-urlencoded";
-    for (to, place) in [("/fleet", "/fleet"), ("//evil.example/", "/"), ("https://evil.example/", "/"), ("/%0d%0aX: y", "/")] {
+    for (to, place) in [
+        ("/fleet", "/fleet"),
+        ("//evil.example/", "/"),
+        ("/%5cevil.example/", "/"),
+        ("https://evil.example/", "/"),
+        ("/%0d%0aX: y", "/"),
+    ] {
         let body = format!("form_key={key}&token={OPERATE}&to={to}");
         let entered = site.ask("POST", "/login", &[form], &body).await;
         assert_eq!(entered.status, 303, "{}", entered.body);
@@ -181,6 +187,10 @@ async fn only_who_has_a_token_sees_anything_and_viewers_change_nothing() {
         last = guesses().await;
     }
     assert_eq!(last, 429);
+    // And by cookie.
+    assert_eq!(site.ask("GET", "/v1/runs", &["Cookie: basin_session=wrong"], "").await.status, 429);
+    // Who has the token is not locked out.
+    assert_eq!(site.get("/v1/runs", OPERATE).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,6 +81,7 @@ until_works 60 "a worker" bash -c "target/debug/basin workers | grep -q worker-1
 trap - ERR
 cat <<TEXT
 a local fleet runs: RabbitMQ on $queue_port, S3 on $s3_port, coordinator on $api_port, $workers workers; logs in target/local/log
-  source target/local/env     then: basin submit, basin runs, basin workers
+  source target/local/env     then: basin submit, basin runs, basin watch
+  http://127.0.0.1:$api_port       the dashboard; its token: cat target/local/token
   make down-local             stops it
 TEXT

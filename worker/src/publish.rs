@@ -27,7 +27,7 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
             Done::Solved(solved) => {
                 let results = runs.of(&solved.job.run)?;
                 if controls.is_finished(&solved.job.run).await {
-                    discard(&results, *solved).await?;
+                    discard(&config, &queue, &results, *solved).await?;
                     continue;
                 }
                 let span = solved.hand.span.clone();
@@ -35,6 +35,10 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
             }
             Done::Saved(Saved { run, image, attempt, checkpoint }) => {
                 let results = runs.of(&run)?;
+                if controls.is_finished(&run).await {
+                    // Its last sweep has been; the devices hear of it within seconds.
+                    continue;
+                }
                 let saved = save(&results, &image, &attempt, checkpoint).await;
                 // The next one may succeed; only time is lost until then.
                 forgive(saved)?;
@@ -42,7 +46,11 @@ pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Recei
             Done::Released(released) => {
                 let Released { delivery, hand, job, attempt, checkpoint, queued } = *released;
                 let results = runs.of(&job.run)?;
-                forgive(save(&results, &job.image, &attempt, checkpoint).await)?;
+                if controls.is_finished(&job.run).await {
+                    forget(&results, &job.image, &attempt).await?;
+                } else {
+                    forgive(save(&results, &job.image, &attempt, checkpoint).await)?;
+                }
                 tell(&config, &queue, &hand, &job, What::Released { queued }).await?;
                 CrashPoint::ReleaseTold.pass();
                 if queued {
@@ -69,6 +77,12 @@ async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) 
     Ok(())
 }
 
+/// Takes away what an attempt saved at an image whose run has ended.
+async fn forget(results: &Store, image: &str, attempt: &str) -> Result<(), store::Error> {
+    results.delete(&keys::checkpoint(image)).await?;
+    results.delete(&keys::attempt(image, attempt)).await
+}
+
 fn forgive(saved: Result<(), store::Error>) -> Result<(), store::Error> {
     match saved {
         Err(error) if error.is_retryable() => {
@@ -81,11 +95,12 @@ fn forgive(saved: Result<(), store::Error>) -> Result<(), store::Error> {
 }
 
 /// The image was given up, and its run ended since: a result would be in none of its tables.
-async fn discard(results: &Store, solved: Solved) -> Result<(), Error> {
-    let Solved { delivery, job, attempt, .. } = solved;
+async fn discard(config: &Config, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
+    let Solved { delivery, job, attempt, hand, .. } = solved;
     tracing::warn!(run = job.run, image = job.image, "the run ended without this image: its result is dropped");
-    results.delete(&keys::checkpoint(&job.image)).await?;
-    results.delete(&keys::attempt(&job.image, &attempt)).await?;
+    forget(results, &job.image, &attempt).await?;
+    // Should the run go on after all, the coordinator has it again.
+    tell(config, queue, &hand, &job, What::Released { queued: false }).await?;
     delivery.ack().await?;
     Ok(())
 }
@@ -161,10 +176,9 @@ async fn commit(results: &Store, objects: Vec<(Item, Vec<u8>)>, record: &ResultR
     let marker = keys::marker(image, Marker::Result);
     // Somebody else's result of the same job is as good as ours, and comes first.
     if !results.exists(&marker).await? {
-        for (item, bytes) in objects {
-            let size = bytes.len();
-            results.put(&keys::item(image, attempt, item), bytes).await?;
-            metrics::UPLOAD.record(size as f64, &[]);
+        for (item, bytes) in &objects {
+            results.put(&keys::item(image, attempt, *item), bytes.clone()).await?;
+            metrics::UPLOAD.record(bytes.len() as f64, &[]);
             CrashPoint::ObjectUploaded.pass();
         }
         CrashPoint::ObjectsUploaded.pass();
@@ -172,6 +186,14 @@ async fn commit(results: &Store, objects: Vec<(Item, Vec<u8>)>, record: &ResultR
         if results.put_new(&marker, bytes).await? == PutNew::Exists && !is_ours(results, &marker, attempt).await? {
             for item in Item::ALL {
                 results.delete(&keys::item(image, attempt, item)).await?;
+            }
+        } else if results.exists(&keys::marker(image, Marker::Failure)).await? {
+            // The image was given up: the end of its run may have swept what nobody had claimed yet.
+            for (item, bytes) in objects {
+                let key = keys::item(image, attempt, item);
+                if !results.exists(&key).await? {
+                    results.put(&key, bytes).await?;
+                }
             }
         }
         CrashPoint::Committed.pass();
@@ -357,7 +379,7 @@ mod tests {
             }
         }
         assert_eq!(left, [1 + Item::ALL.len(), 0]);
-        assert_eq!(queue.depth(Channel::Events).await.expect("in memory"), 1);
+        assert_eq!(queue.depth(Channel::Events).await.expect("in memory"), 2);
     }
 
     /// A job comes several times to workers that die at any await, two at a time; what was in flight may still be written later.

@@ -81,9 +81,12 @@ function listen() {
   if (source) return;
   source = new EventSource("/ui/live");
   source.onopen = () => state(true, "live");
-  source.onerror = () => state(false, "connection lost, trying again");
+  source.onerror = () => {
+    state(false, "connection lost, trying again");
+    // After an answer that is none, a browser gives up.
+    if (source.readyState === EventSource.CLOSED) { source = null; setTimeout(listen, 2000); }
+  };
   source.addEventListener("tick", (event) => { state(true, "live"); take(JSON.parse(event.data)); });
-  source.addEventListener("bye", () => state(false, "this coordinator waits for the acting one"));
 }
 
 function colour(name) {

@@ -71,11 +71,11 @@ pub fn router(door: &Door) -> Router<Door> {
         .route("/ui/live.js", get(async || asset("text/javascript", include_str!("live.js"))))
         .route("/ui/uplot.css", get(async || asset("text/css", include_str!("vendor/uplot.css"))))
         .route("/ui/uplot.js", get(async || asset("text/javascript", include_str!("vendor/uplot.js"))));
-    pages.merge(open).layer(middleware::map_response(protect))
+    pages.merge(open)
 }
 
 /// Headers of every answer. A report has a policy of its own.
-async fn protect(mut response: Response) -> Response {
+pub(crate) async fn protect(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let every: [(HeaderName, &str); 4] = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -265,11 +265,16 @@ async fn fleet(State(door): State<Door>, Extension(role): Extension<Role>, FromQ
 
 /// The table as it is now; of a finished run the one that its end wrote, which has every column.
 async fn csv(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
-    let (status, text) = door.handle.look(run.clone(), |outcomes: &Outcomes| outcomes.csv()).await?;
-    if status.state == RunState::Finished {
+    if is_over(door.handle.run(run.clone()).await?.state) {
         return download(&door.handle, &run, "results.csv", "text/csv").await;
     }
+    let text = door.handle.look(run.clone(), |outcomes: &Outcomes| outcomes.csv()).await?.1;
     Ok(attached(&run, "results.csv", "text/csv", text))
+}
+
+/// Whether the tables are, or are about to be, in the run's place.
+fn is_over(state: RunState) -> bool {
+    matches!(state, RunState::Finished | RunState::Cancelled)
 }
 
 async fn parquet(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
@@ -290,7 +295,7 @@ fn attached(run: &str, key: &str, kind: &'static str, bytes: Vec<u8>) -> Respons
     ([(header::CONTENT_TYPE, kind.to_owned()), (header::CONTENT_DISPOSITION, disposition)], bytes).into_response()
 }
 
-/// The report holds its own style and script, and says so by digests.
+/// The report holds its own style and script, so it is put into a sandbox: it is of no place, and no cookie is its own.
 async fn report(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
     let bytes = door.handle.results(&run)?.get("report.html").await.map_err(|error| match error.kind() {
         ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no report yet: it is written at its end")),
@@ -308,7 +313,11 @@ async fn live(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Result<
         if !first {
             ticks.changed().await.ok()?;
         }
-        let tick = ticks.borrow_and_update().clone();
+        let mut tick = ticks.borrow_and_update().clone();
+        while tick.is_empty() {
+            ticks.changed().await.ok()?;
+            tick = ticks.borrow_and_update().clone();
+        }
         Some((Ok(Event::default().event("tick").retry(RETRY).data(&*tick)), (ticks, false)))
     });
     Ok(Sse::new(Box::pin(stream)).keep_alive(KeepAlive::default()))
@@ -395,17 +404,15 @@ struct Enter {
 
 async fn enter(State(door): State<Door>, Extension(who): Extension<Who>, Form(form): Form<Enter>) -> Result<Response, Trouble> {
     form.key.check(&door.gate)?;
-    door.count_try(who.0)?;
     match door.gate.enter(form.token.trim()) {
         Some(cookie) => {
-            let to = form
-                .to
-                .parse::<Uri>()
-                .ok()
-                .filter(|uri| uri.authority().is_none() && form.to.starts_with('/') && !form.to.starts_with("//"));
+            let to = form.to.parse::<Uri>().ok().filter(|uri| {
+                uri.authority().is_none() && form.to.starts_with('/') && !form.to.starts_with("//") && !form.to.contains('\\')
+            });
             Ok(([(header::SET_COOKIE, cookie)], Redirect::to(if to.is_some() { &form.to } else { "/" })).into_response())
         }
         None => {
+            door.count_try(who.0)?;
             let note = Note { refused: Some("That is not the token.".into()), done: None };
             Ok((StatusCode::UNAUTHORIZED, door.frame(Role::View, note).login(&form.to)).into_response())
         }

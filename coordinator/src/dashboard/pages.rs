@@ -63,7 +63,7 @@ impl Frame<'_> {
                         }
                         @if place != Place::Outside { span #line role="status" { "connecting" } }
                         button #theme type="button" { "Dark / light" }
-                        @if self.session {
+                        @if self.session && place != Place::Outside {
                             form method="post" action="/logout" { (self.key()) button { "Log out" } }
                         }
                     }
@@ -112,8 +112,10 @@ impl Frame<'_> {
                 div.run-head.soft {
                     span { span data-f="done" { (percent(settled, run.images)) } " of " span data-f="images" { (run.images) } " images" }
                     span { span data-f="succeeded" { (run.skipped + run.succeeded) } " projected, " span data-f="failed" { (run.failed) } " failed" }
-                    span { span data-f="rate" { (optional(run.per_hour.map(|r| format!("{r:.0}")))) } " images/hour" }
-                    span { "ready in " span data-f="eta" { (optional(run.eta_seconds.map(duration))) } }
+                    @if matches!(run.state, RunState::Running | RunState::Paused) {
+                        span { span data-f="rate" { (optional(run.per_hour.map(|r| format!("{r:.0}")))) } " images/hour" }
+                        span { "ready in " span data-f="eta" { (optional(run.eta_seconds.map(duration))) } }
+                    }
                     @if run.cost.is_some() {
                         span { "about " span data-f="cost" { (optional(run.cost.map(|c| format!("${c:.2}")))) } }
                     }
@@ -144,7 +146,7 @@ impl Frame<'_> {
                 a.button href={ (at) "/images" } { "Images" }
                 a.button href={ (at) "/failures" } { "Failures" }
                 a.button href={ (at) "/results.csv" } { "results.csv" }
-                @if run.state == RunState::Finished {
+                @if matches!(run.state, RunState::Finished | RunState::Cancelled) {
                     a.button href={ (at) "/results.parquet" } { "results.parquet" }
                     a.button href={ (at) "/report.html" } { "Report" }
                 }
@@ -196,7 +198,7 @@ impl Frame<'_> {
                     }
                     form.row method="post" action=(act) {
                         (self.key())
-                        label { "Priority" input type="number" name="priority" value=(run.priority) required; }
+                        label { "Priority" input type="number" min=(i32::MIN) max=(i32::MAX) name="priority" value=(run.priority) required; }
                         button { "Set" }
                     }
                     form.row method="post" action=(act) {
@@ -308,7 +310,7 @@ impl Frame<'_> {
             div #workers data-refresh {
                 dl.tiles {
                     div { dt { "workers" } dd { (workers.len()) } }
-                    div { dt { "images in their hands" } dd { (workers.iter().map(|w| w.alive.images).sum::<u32>()) } }
+                    div { dt { "images in their hands" } dd { (workers.iter().map(|w| u64::from(w.alive.images)).sum::<u64>()) } }
                     div { dt { "lane-steps/s" } dd { (format!("{:.0}", workers.iter().map(|w| w.alive.lane_steps_per_second).sum::<f64>())) } }
                     div { dt { "images to be done" } dd { (backlog) } }
                 }
@@ -388,6 +390,8 @@ impl Frame<'_> {
                             label { "Seed (optional)" input type="number" min="0" name="seed"; }
                             button { "Try these again" }
                         }
+                    } @else if run.state == RunState::Cancelled {
+                        p.soft { "The run is cancelled." }
                     } @else {
                         p.soft { "They can be tried again when the run has ended." }
                     }
@@ -412,7 +416,11 @@ impl Frame<'_> {
 
     /// Something went wrong.
     pub fn trouble(&self, what: &str) -> Markup {
-        self.page("Not done", Place::Outside, &html! { h1 { "Not done" } p.note.error { (text(what)) } })
+        self.page(
+            "Not done",
+            Place::Outside,
+            &html! { h1 { "Not done" } p.note.error { (text(what)) } p { a href="/" { "All runs" } } },
+        )
     }
 }
 
@@ -527,9 +535,11 @@ fn classes(at: &str, classes: &[ClassStatus]) -> Markup {
 
 fn histogram(losses: &Histogram) -> Markup {
     let from = |i: usize| losses.from + losses.width * i as f64;
-    let edges: Vec<f64> = (0..losses.counts.len()).map(from).collect();
+    // One empty interval more, or the last bar is cut.
+    let edges: Vec<f64> = (0..=losses.counts.len()).map(from).collect();
+    let counts: Vec<Option<usize>> = losses.counts.iter().map(|n| Some(*n)).chain([None]).collect();
     let chart = json!({
-        "title": "", "bars": true, "x": { "label": "loss", "values": edges }, "series": [{ "label": "images", "values": losses.counts }]
+        "title": "", "bars": true, "x": { "label": "loss", "values": edges }, "series": [{ "label": "images", "values": counts }]
     });
     html! {
         @if losses.counts.is_empty() {
@@ -549,12 +559,15 @@ fn histogram(losses: &Histogram) -> Markup {
 
 fn stages(run: &RunStatus) -> Markup {
     let sum: f64 = run.stage_seconds.values().sum();
+    let order = ["fetch", "transform_search", "latent_search", "final_descent"];
+    let mut in_order: Vec<(&String, &f64)> = run.stage_seconds.iter().collect();
+    in_order.sort_by_key(|(stage, _)| order.iter().position(|known| known == stage).unwrap_or(order.len()));
     html! {
         table {
             thead { tr { th { "stage" } th.num { "seconds an image" } th.num { "share" } } }
             tbody {
-                @for (stage, seconds) in &run.stage_seconds {
-                    tr { td { (stage) } td.num { (format!("{seconds:.2}")) } td.num { (format!("{:.0} %", 100.0 * seconds / sum.max(f64::MIN_POSITIVE))) } }
+                @for (stage, seconds) in in_order {
+                    tr { td { (text(&stage.replace('_', " "))) } td.num { (format!("{seconds:.2}")) } td.num { (format!("{:.0} %", 100.0 * seconds / sum.max(f64::MIN_POSITIVE))) } }
                 }
             }
         }
