@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
 
-use axum::http::uri::Authority;
 use axum::http::{HeaderMap, header};
 use proto::hex_sha256;
 
@@ -109,12 +108,15 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 /// Whether the host asked for is this machine: a page of elsewhere whose name was pointed here asks for that name.
 fn is_local(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let Ok(authority) = host.parse::<Authority>() else { return false };
-    if host.contains('@') {
-        return false;
-    }
-    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.parse::<u16>().is_ok() => name,
+        _ => host,
+    };
+    let ip = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(six) => six.parse().map(IpAddr::V6),
+        None => name.parse().map(IpAddr::V4),
+    };
+    name.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.is_loopback())
 }
 
 /// How often each address may ask: `burst` at once, and `per_second` in the long run.

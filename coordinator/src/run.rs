@@ -34,7 +34,7 @@ pub enum Error {
     Queue(#[from] queue::Error),
     /// The store holds another run.
     #[error(
-        "{url} holds a run with another {what}: choose another place or name, or the same {what} ({there} there, {here} asked for)"
+        "{url} holds a run with another {what}: choose another place (--out) or name, or the same {what} ({there} there, {here} asked for)"
     )]
     OtherRun {
         /// URL of the store.

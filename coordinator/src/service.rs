@@ -298,9 +298,10 @@ impl Handle {
     }
 
     /// Numbers of runs and workers as JSON, whenever they change.
-    pub fn live(&self) -> Result<watch::Receiver<Arc<str>>, Refusal> {
+    pub fn live(&self) -> Result<Live, Refusal> {
         let standby = || Refusal::Unavailable("this coordinator waits until the acting one is gone".into());
-        self.leads().then(|| self.live.subscribe()).ok_or_else(standby)
+        let live = || Live { ticks: self.live.subscribe(), leads: self.leads.clone() };
+        self.leads().then(live).ok_or_else(standby)
     }
 
     /// Changes what should be done with a run.
@@ -326,6 +327,28 @@ impl Handle {
     /// Events from now on.
     pub async fn listen(&self) -> Result<broadcast::Receiver<Event>, Refusal> {
         self.ask(Command::Listen).await
+    }
+}
+
+/// Numbers of runs and workers, as they change.
+pub struct Live {
+    ticks: watch::Receiver<Arc<str>>,
+    leads: watch::Receiver<bool>,
+}
+
+impl Live {
+    /// The next ones; `None`: this coordinator acts no more.
+    pub async fn next(&mut self) -> Option<Arc<str>> {
+        loop {
+            tokio::select! {
+                changed = self.ticks.changed() => changed.ok()?,
+                _ = self.leads.wait_for(|leads| !leads) => return None,
+            }
+            let tick = self.ticks.borrow_and_update().clone();
+            if !tick.is_empty() {
+                return Some(tick);
+            }
+        }
     }
 }
 

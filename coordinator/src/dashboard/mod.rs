@@ -308,17 +308,9 @@ async fn report(State(door): State<Door>, Path(run): Path<String>) -> Result<Res
 
 /// Numbers of all runs and workers, whenever they change, a few times each second at most. Made once for all who listen.
 async fn live(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
-    let ticks = door.handle.live()?;
-    let stream = stream::unfold((ticks, true), async |(mut ticks, first)| {
-        if !first {
-            ticks.changed().await.ok()?;
-        }
-        let mut tick = ticks.borrow_and_update().clone();
-        while tick.is_empty() {
-            ticks.changed().await.ok()?;
-            tick = ticks.borrow_and_update().clone();
-        }
-        Some((Ok(Event::default().event("tick").retry(RETRY).data(&*tick)), (ticks, false)))
+    let stream = stream::unfold(door.handle.live()?, async |mut live| {
+        let tick = live.next().await?;
+        Some((Ok(Event::default().event("tick").retry(RETRY).data(&*tick)), live))
     });
     Ok(Sse::new(Box::pin(stream)).keep_alive(KeepAlive::default()))
 }
