@@ -716,7 +716,7 @@ fn provenance(record: &ResultRecord) -> Markup {
     ];
     html! {
         h2 { "Where it comes from" }
-        div.scroll { table { tbody { @for (label, value) in fields { tr { th scope="row" { (label) } td { (text(&value)) } } } } } }
+        div.scroll tabindex="0" role="region" aria-label="Where it comes from" { table.values { tbody { @for (label, value) in fields { tr { th scope="row" { (label) } td { (text(&value)) } } } } } }
         details data-key="params" { summary { "Parameters" } pre { (serde_json::to_string_pretty(&record.params).expect("plain structs serialise")) } }
     }
 }
