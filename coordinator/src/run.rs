@@ -164,11 +164,11 @@ pub async fn see(
     let (ours, strangers): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
     let key = |place: &String| keys::marker_at(place, Marker::Failure);
     let failures: Vec<(Failure, Object)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
+    let planned = places(&entries);
     let mut redriven = None;
     if let Some(redrive) = redrive
         && let Some(seed) = redrive.seed()
     {
-        let planned = places(&entries);
         let mut images = meant(redrive, seed, &planned, &markers.results, results).await?;
         let meant = failures.iter().filter(|(f, _)| redrive.wants_failure(f) && planned.contains(&keys::place(&f.image)));
         images.extend(meant.map(|(failure, _)| failure.image.clone()));
@@ -179,7 +179,6 @@ pub async fn see(
         }
     }
     let stale = stale(&seeds, &known, &markers.results, results).await?;
-    let planned = places(&entries);
     let (mut again, mut stay): (Vec<String>, Vec<Failure>) = (strangers.iter().map(key).collect(), Vec::new());
     let mut settled: HashMap<String, Marker> = markers.results.into_iter().map(|place| (place, Marker::Result)).collect();
     settled.retain(|place, _| !stale.contains(place));

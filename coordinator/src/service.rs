@@ -273,7 +273,9 @@ impl Handle {
 
     /// One run.
     pub async fn run(&self, run: String) -> Result<RunStatus, Refusal> {
-        Ok(self.look(run, |_| ()).await?.0)
+        // Not by `look`, which would read the table of a run that is over.
+        let found = self.runs().await?.into_iter().find(|status| status.name == run);
+        found.ok_or_else(|| Refusal::NotFound(format!("there is no run {run}")))
     }
 
     /// How a run stands, and what `look` makes of its images.
@@ -797,17 +799,17 @@ impl Service {
         let names: Vec<String> = driver.fleet.names().cloned().collect();
         for name in names {
             let state = driver.fleet.control(&name).map(|c| c.state);
-            let settled = driver.fleet.brief(&name, driver.now()).map_or(0, |s| s.skipped + s.succeeded + s.failed);
+            let images = || driver.fleet.brief(&name, driver.now()).map_or(0, |s| s.skipped + s.succeeded + s.failed);
             let over = match state {
                 Some(RunState::Running) => driver.fleet.settled(&name),
-                Some(RunState::Cancelled) => driver.fleet.at_rest(&name) && self.closed.get(&name) != Some(&settled),
+                Some(RunState::Cancelled) => driver.fleet.at_rest(&name) && self.closed.get(&name) != Some(&images()),
                 _ => false,
             };
             if !over || self.preparing.contains(&name) || !self.finishing.insert(name.clone()) {
                 continue;
             }
             if state == Some(RunState::Cancelled) {
-                self.closed.insert(name.clone(), settled);
+                self.closed.insert(name.clone(), images());
             }
             let Some(spec) = driver.fleet.spec(&name).cloned() else { continue };
             let images = driver.status(&name).map_or(0, |s| s.images);

@@ -29,7 +29,11 @@ let asked = 0;
 let waiting = false;
 
 function take(tick) {
-  let news = tick.runs.length !== settled.size && settled.size > 0;
+  const names = new Set(tick.runs.map((run) => run.name));
+  let news = false;
+  for (const name of settled.keys()) {
+    if (!names.has(name)) { settled.delete(name); news = true; }
+  }
   for (const run of tick.runs) {
     for (const place of all("[data-run]")) {
       if (place.dataset.run !== run.name) continue;
@@ -38,7 +42,7 @@ function take(tick) {
       for (const badge of all(".badge[data-f=state]", place)) badge.className = `badge ${run.state}`;
     }
     const mark = `${run.state} ${run.succeeded} ${run.failed} ${run.unread}`;
-    if (settled.has(run.name) && settled.get(run.name) !== mark) news = true;
+    if (settled.get(run.name) !== mark) news = true;
     settled.set(run.name, mark);
   }
   const workers = document.getElementById("workers");
