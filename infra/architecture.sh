@@ -27,6 +27,9 @@ wrappers = {
     "nvml-wrapper": {"worker"},
     "parquet": {"coordinator"},
     "image": {"worker", "coordinator", "trainer"},
+    "openh264": {"worker"},
+    "rustfft": {"projector"},
+    "zstd": {"projector"},
 }
 # Crate: our crates that it may use.
 graph = {

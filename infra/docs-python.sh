@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The Python that a reader of docs/results.md has, for the test that runs its example. A second run does nothing.
+# The Python that a reader of docs/results.md and docs/editing.md has, for the test that runs its example. A second run does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 into="${CARGO_TARGET_DIR:-target}/docs-python"
 python=${PYTHON:-python3}
-packages=(numpy==2.3.5 pandas==2.3.3 pyarrow==22.0.0 safetensors==0.7.0)
+packages=(numpy==2.3.5 pandas==2.3.3 pyarrow==22.0.0 safetensors==0.7.0 zstandard==0.25.0)
 if [ "$(cat "$into/.installed" 2>/dev/null)" != "${packages[*]}" ]; then
     rm -rf "$into"
     "$python" -m venv "$into"

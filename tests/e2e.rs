@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use proto::{LatentSearch, Params, ResultRecord, Told, TransformSearch};
+use proto::{FineTune, FineTuned, LatentSearch, Params, ResultRecord, Told, TransformSearch};
+use store::Store;
+use worker::edit::{EditRequest, Projected};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("cli is in the workspace").to_owned()
@@ -123,7 +125,7 @@ fn signal(child: &std::process::Child, name: &str) {
 fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
     let scene = Scene::new().with_samples(2);
     let text = scene.expect(0, "out", &[]);
-    assert!(text.contains("2 images: 2 projected, 0 failed"), "{text}");
+    assert!(text.contains("2 images: 2 succeeded, 0 failed"), "{text}");
     for image in ["Bag/0.png", "Coat/1.png"] {
         for file in [
             "result.json",
@@ -153,7 +155,8 @@ fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
 
 /// What an example of the documentation prints.
 fn python_example(scene: &Scene, name: &str, argument: &str) -> String {
-    let docs = fs::read_to_string(root().join("docs/results.md")).expect("readable");
+    let docs =
+        ["docs/results.md", "docs/editing.md"].map(|file| fs::read_to_string(root().join(file)).expect("readable")).concat();
     let example = docs.split(&format!("```python {name}\n")).nth(1).and_then(|t| t.split("```").next()).expect("the example");
     fs::write(scene.path("example.py"), example).expect("writable");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
@@ -169,7 +172,7 @@ fn the_python_examples_of_the_documentation_read_a_run_and_an_export() {
     let scene = Scene::new().with_samples(2);
     scene.expect(0, "out", &[]);
     let text = python_example(&scene, "results-example", "out");
-    assert!(text.starts_with("2 of 2 projected") && text.contains("Bag/0.png (64,)"), "{text}");
+    assert!(text.starts_with("2 of 2 succeeded") && text.contains("Bag/0.png (64,)"), "{text}");
     let mut export = Command::new(env!("CARGO_BIN_EXE_basin"));
     export.arg("export").arg(scene.path("out")).arg("--out").arg(scene.path("export"));
     assert!(export.stdout(Stdio::null()).status().expect("basin starts").success());
@@ -208,7 +211,7 @@ fn bad_images_become_failures_with_reasons_and_the_good_ones_are_projected() {
         .file("Bag/text.png", "not an image")
         .file("Umbrella/unknown.png", &png);
     let text = scene.expect(2, "out", &[]);
-    assert!(text.contains("8 images: 2 projected, 6 failed"), "{text}");
+    assert!(text.contains("8 images: 2 succeeded, 6 failed"), "{text}");
     for (name, reason) in [
         ("Bag/empty.png", "bad_image"),
         ("Bag/cut.jpg", "bad_image"),
@@ -226,8 +229,8 @@ fn bad_images_become_failures_with_reasons_and_the_good_ones_are_projected() {
     assert_eq!(rows, 8, "{csv}");
     // A mended image is projected when that is asked for, and only then.
     fs::write(scene.path("data/Bag/empty.png"), &png).expect("writable");
-    assert!(scene.expect(2, "out", &[]).contains("2 projected, 6 failed"));
-    assert!(scene.expect(2, "out", &["--retry-failed"]).contains("3 projected, 5 failed"));
+    assert!(scene.expect(2, "out", &[]).contains("2 succeeded, 6 failed"));
+    assert!(scene.expect(2, "out", &["--retry-failed"]).contains("3 succeeded, 5 failed"));
 }
 
 #[test]
@@ -249,7 +252,7 @@ fn coco_annotations_with_bad_entries_lose_only_those() {
         scene = scene.file(name, &png);
     }
     let text = scene.expect(2, "out", &[]);
-    assert!(text.contains("5 images: 1 projected, 4 failed"), "{text}");
+    assert!(text.contains("5 images: 1 succeeded, 4 failed"), "{text}");
     for reason in ["bad_box", "bad_name"] {
         assert!(text.contains(reason), "{text}");
     }
@@ -366,4 +369,229 @@ fn a_store_that_refuses_a_result_ends_the_run_with_an_error() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("images/Bag/"), "{text}");
+}
+
+/// A run of two bags and coats whose generator was fitted to each.
+fn tuned_run() -> Scene {
+    let mut scene = Scene::new().with_samples(2);
+    scene.params.fine_tune = Some(FineTune { steps: 30, lr: 1e-3, ..FineTune::default() });
+    scene.expect(0, "out", &[]);
+    scene
+}
+
+fn basin(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_basin")).args(arguments).output().expect("basin starts");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), text)
+}
+
+fn edit(scene: &Scene, image: &str, more: &[&str]) -> (Option<i32>, String) {
+    let (out, model) = (scene.path("out"), root().join("models/fashion32"));
+    let run = ["edit", out.to_str().expect("text"), image, "--model", model.to_str().expect("text")];
+    basin(&run.into_iter().chain(more.iter().copied()).collect::<Vec<_>>())
+}
+
+fn read_record(scene: &Scene, image: &str) -> (ResultRecord, PathBuf) {
+    let place = scene.path("out/images").join(image);
+    let record: ResultRecord =
+        serde_json::from_slice(&fs::read(place.join("result.json")).expect("it is there")).expect("a record");
+    let objects = place.join(format!("attempt-{}", record.attempt));
+    (record, objects)
+}
+
+#[test]
+fn a_generator_is_fitted_to_each_image_and_its_edits_are_blended_back() {
+    let scene = tuned_run();
+    let (record, objects) = read_record(&scene, "Bag/0.png");
+    let Some(FineTuned::Kept { steps: 30, distances, lpips, psnr, codes }) = &record.fine_tuned else {
+        panic!("{:?}", record.fine_tuned)
+    };
+    assert!(distances.loss < record.best_seed().loss && lpips.1 < lpips.0 && psnr.is_some_and(|psnr| psnr >= 45.0), "{record:?}");
+    assert!(!codes.is_empty());
+    let (code, text) = basin(&["verify", scene.path("out").to_str().expect("text"), "--deep"]);
+    assert_eq!(code, Some(0), "{text}");
+
+    let delta = objects.join("delta.safetensors.zst");
+    let printed = python_example(&scene, "delta-example", delta.to_str().expect("text"));
+    assert!(printed.contains("gen_z.weight (4096, 128)") && printed.contains("z (64,) of model"), "{printed}");
+
+    let model = worker::load(&root().join("models/fashion32")).expect("bundled");
+    let directions = worker::edit::directions(&model);
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let results = runtime.block_on(Store::open(scene.path("out").to_str().expect("text"))).expect("there");
+    let projected = runtime.block_on(Projected::read(&results, "Bag/0.png", &model)).expect("a result");
+    let edit = |request: EditRequest| projected.edit(&model, &directions, &request).expect("it can be done");
+    let stored =
+        |file: &str| worker::codec::decode(&fs::read(objects.join(file)).expect("there"), None, 32).expect("a PNG").pixels;
+    let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    // A PNG has steps of 1/127.5.
+    let (tuned, untuned) = (edit(EditRequest::default()), edit(EditRequest { fine_tuned: false, ..EditRequest::default() }));
+    assert!(apart(&tuned.inverted, &stored("tuned.png")) < 0.005, "nothing changed: the stored picture");
+    assert!(apart(&untuned.inverted, &stored("inverted.png")) < 0.005);
+    assert!(apart(&untuned.generated, &stored("generated.png")) < 0.005);
+    assert!(apart(&tuned.inverted, &untuned.inverted) > 0.05);
+    let coat = edit(EditRequest { class: Some("Coat".into()), ..EditRequest::default() });
+    assert!(apart(&coat.generated, &tuned.generated) > 0.2);
+    let moved = edit(EditRequest { moves: [("pc1".to_owned(), 3.0)].into(), ..EditRequest::default() });
+    assert!(apart(&moved.generated, &tuned.generated) > 0.05);
+
+    // Outside of the box the blended picture is the target.
+    let bbox = record.target_bbox;
+    let inside = |i: usize| {
+        let (x, y) = ((i % 32) as f64, (i % 1024 / 32) as f64);
+        bbox.is_none_or(|b| x >= b.x - 1.0 && x <= b.x + b.width + 1.0 && y >= b.y - 1.0 && y <= b.y + b.height + 1.0)
+    };
+    assert!((0..3 * 1024).all(|i| inside(i) || coat.blended[i] == projected.target[i]));
+    assert!(apart(&coat.blended, &projected.target) > 0.2);
+}
+
+#[test]
+fn edits_are_written_as_sheets_and_films() {
+    let scene = tuned_run();
+    let file = |name: &str| scene.path(name).to_str().expect("text").to_owned();
+    let (sheet, gif, webp) = (file("sheet.png"), file("sweep.gif"), file("sweep.webp"));
+    let more = ["--class", "all", "--move", "pc1=1", "--sweep", "4", "--out", &sheet, "--out", &gif, "--out", &webp];
+    let (code, text) = edit(&scene, "Coat/1.png", &more);
+    assert_eq!(code, Some(0), "{text}");
+    assert!([&sheet, &gif, &webp].iter().all(|file| text.contains(*file)), "{text}");
+    let sheet = image::open(sheet).expect("a PNG");
+    assert!(
+        sheet.width() > 6 * 100 && sheet.height() > 10 * 100,
+        "six pictures in ten rows: {} x {}",
+        sheet.width(),
+        sheet.height()
+    );
+    let bytes = fs::read(gif).expect("there");
+    let decoder = image::codecs::gif::GifDecoder::new(std::io::Cursor::new(bytes)).expect("a GIF");
+    let frames = image::AnimationDecoder::into_frames(decoder).collect_frames().expect("whole");
+    assert_eq!(frames.len(), 10 * 4 * 2, "each class there and back");
+    assert!(fs::read(webp).expect("there").starts_with(b"RIFF"));
+}
+
+#[test]
+fn an_edit_that_cannot_be_is_refused_with_what_there_is() {
+    let scene = tuned_run();
+    let refused = |image: &str, more: &[&str], word: &str| {
+        let (code, text) = edit(&scene, image, more);
+        assert!(code == Some(1) && text.contains(word), "{image} {more:?}: {text}");
+    };
+    refused("Bag/0.png", &["--class", "Dog"], "T-shirt/top");
+    refused("Bag/0.png", &["--move", "sideways=1"], "pc16");
+    refused("Bag/0.png", &["--class", "Bag", "--strength", "NaN"], "strength");
+    refused("Bag/0.png", &["--class", "Bag", "--out", "x.bmp"], "bmp");
+    refused("Bag/0.png", &[], "--class NAME");
+    refused("Bag/9.png", &["--class", "Coat"], "no result");
+    refused("../../Bag/0.png", &["--class", "Coat"], "..");
+    assert!(!Path::new("x.bmp").exists() && !Path::new("edit.png").exists());
+    let (code, text) = edit(&scene, "Bag/0.png", &["--list"]);
+    assert!(code == Some(0) && text.contains("Ankle boot") && text.contains("pc1"), "{text}");
+
+    let other = scene.path("model");
+    fs::create_dir(&other).expect("writable");
+    for entry in fs::read_dir(root().join("models/fashion32")).expect("there") {
+        let path = entry.expect("readable").path();
+        fs::copy(&path, other.join(path.file_name().expect("a file"))).expect("writable");
+    }
+    let manifest = fs::read_to_string(other.join("model.json")).expect("there").replace("fashion32", "fashion33");
+    fs::write(other.join("model.json"), manifest).expect("writable");
+    let (out, other) = (scene.path("out"), other);
+    let run = ["edit", out.to_str().expect("text"), "Bag/0.png", "--class", "Coat", "--model", other.to_str().expect("text")];
+    let (code, text) = basin(&run);
+    assert!(code == Some(1) && text.contains("fashion33") && text.contains("fashion32"), "{text}");
+
+    let delta = read_record(&scene, "Bag/0.png").1.join("delta.safetensors.zst");
+    let mut bytes = fs::read(&delta).expect("there");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&delta, bytes).expect("writable");
+    refused("Bag/0.png", &["--class", "Coat"], "tuned weights of image");
+    let (code, text) = basin(&["verify", out.to_str().expect("text"), "--deep"]);
+    assert!(code == Some(2) && text.contains("delta.safetensors.zst of \"Bag/0.png\" is damaged"), "{text}");
+}
+
+#[test]
+fn a_search_can_be_filmed() {
+    let scene = Scene::new().with_samples(2);
+    scene.expect(0, "out", &["--record", scene.path("films").to_str().expect("text")]);
+    let unfilmed = scene.losses("out");
+    for image in ["Bag/0.png", "Coat/1.png"] {
+        let bytes = fs::read(scene.path("films").join(format!("{image}.webp"))).expect("a film");
+        let frames = bytes.windows(4).filter(|w| w == b"ANMF").count();
+        // Two generations of each search, one descent, and the answer for some time.
+        assert!(frames > 5, "{frames} frames");
+    }
+    scene.expect(0, "again", &[]);
+    assert_eq!(scene.losses("again"), unfilmed, "looking changes nothing");
+}
+
+/// `basin serve-edits` of a run, on a port that the system gives.
+struct Edits {
+    child: std::process::Child,
+    address: String,
+}
+
+impl Drop for Edits {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serve_edits(scene: &Scene) -> Edits {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_basin"));
+    command.arg("serve-edits").arg(scene.path("out")).arg("--model").arg(root().join("models/fashion32"));
+    command.args(["--listen", "127.0.0.1:0"]).env_remove("BASIN_TOKEN").stderr(Stdio::piped());
+    let mut child = command.spawn().expect("basin starts");
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("readable");
+    let address = line.trim().rsplit_once("http://").unwrap_or_else(|| panic!("{line}")).1.to_owned();
+    Edits { child, address }
+}
+
+#[test]
+fn edits_are_served_to_programs_of_this_machine() {
+    let scene = tuned_run();
+    let edits = serve_edits(&scene);
+    let get = |path: &str| {
+        let url = format!("http://{}/v1/runs/out/edit{path}", edits.address);
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut answer = agent.get(url).call().expect("it answers");
+        (answer.status().as_u16(), answer.body_mut().read_to_vec().expect("whole"))
+    };
+    let (status, options) = get("/options?image=Bag/0.png");
+    let options: serde_json::Value = serde_json::from_slice(&options).expect("JSON");
+    assert_eq!((status, &options["class"], &options["tuned"]), (200, &"Bag".into(), &true.into()), "{options}");
+    assert_eq!(options["classes"].as_array().map(Vec::len), Some(10));
+
+    let picture = |path: &str| {
+        let (status, bytes) = get(path);
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&bytes));
+        image::load_from_memory(&bytes).expect("a PNG").to_rgb8()
+    };
+    let tuned = image::open(read_record(&scene, "Bag/0.png").1.join("tuned.png")).expect("there").to_rgb8();
+    assert_eq!(picture("?image=Bag/0.png&view=inverted"), tuned, "nothing changed: the stored picture");
+    let coat = picture("?image=Bag/0.png&class=Coat&strength=0.8&move.pc1=1&truncation=0.9");
+    assert_ne!(coat, picture("?image=Bag/0.png"));
+    assert_eq!(coat, picture("?image=Bag/0.png&class=Coat&strength=0.8&move.pc1=1&truncation=0.9"));
+
+    for (path, expected, word) in [
+        ("?image=Bag/9.png", 404, "no result"),
+        ("?image=../../../etc/passwd", 422, ".."),
+        ("?image=Bag/0.png&class=Dog", 422, "Ankle boot"),
+        ("?image=Bag/0.png&strength=much", 422, "strength"),
+        ("?image=Bag/0.png&strength=1e300&class=Bag", 422, "strength"),
+        ("?image=Bag/0.png&move.up=1", 422, "pc1"),
+        ("?image=Bag/0.png&view=all", 422, "blended"),
+        ("?class=Bag", 422, "image"),
+    ] {
+        let (status, body) = get(path);
+        let body = String::from_utf8_lossy(&body);
+        assert!(status == expected && body.contains(word), "{path}: {status} {body}");
+    }
+    let mut stream = TcpStream::connect(&edits.address).expect("listens");
+    let request = "GET /v1/runs/out/edit/options?image=Bag/0.png HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("readable");
+    assert!(answer.starts_with("HTTP/1.1 401"), "another name for this machine is not served: {answer}");
 }

@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use coordinator::auth::Gate;
+use coordinator::outcomes::{Query, State};
 use coordinator::service::{Config, Handle, RunRequest, Service};
-use proto::{Event, Job, What};
+use proto::keys::{Item, Marker};
+use proto::{Event, Job, Params, What, keys};
 use queue::{Channel, Queue};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use store::Store;
+use serde_json::json;
+use store::{Runs, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -53,7 +56,8 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
 
     let home = Store::open(&dir.path().join("home").to_string_lossy()).await?;
     let queue = Queue::open("embedded:").await?;
-    let config = Config { home, queue: queue.clone(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
+    let config =
+        Config { home: home.clone(), queue: queue.clone(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
     let (service, handle) = Service::new(config);
     let (stop, stopped) = watch::channel(false);
     let runtime = tokio::runtime::Handle::current();
@@ -64,16 +68,16 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
     let planned = submitted.elapsed();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let routes = coordinator::api::router(handle.clone(), Gate::new(None, None, b"bench"));
-    let site =
-        tokio::spawn(async move { axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>()).await });
+    let site = tokio::spawn(coordinator::api::serve(listener, handle.clone(), Gate::new(None, None, b"bench"), None));
 
     let settled = Instant::now();
     work(&queue, images, None).await?;
     until(|| async { settled_images(&handle).await >= images }).await?;
     let settled = settled.elapsed();
-    let key = handle.look("large".into(), |outcomes| outcomes.page(&Default::default()).images[0].image.clone()).await;
+    let succeeded = Query { state: Some(State::Succeeded), ..Query::default() };
+    let key = handle.look("large".into(), move |outcomes| outcomes.page(&succeeded).images[0].image.clone()).await;
     let key = key.map_err(|r| anyhow::anyhow!("{}", r.message()))?.1;
+    store_result(&Runs::Home(home).of("large")?, &key).await?;
 
     let mut rows = String::new();
     let class = &classes[0];
@@ -86,6 +90,7 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
         "/failures".into(),
         "/fleet".into(),
         format!("/v1/runs/large/images?image={}", key.rsplit('/').next().unwrap_or_default()),
+        format!("/runs/large/image?key={}", key.replace(' ', "%20")),
     ] {
         let mut times = Vec::new();
         for _ in 0..ASKED {
@@ -138,6 +143,21 @@ fn request(dataset: &str) -> RunRequest {
         priority: 0,
         per_minute: None,
     }
+}
+
+/// What the page of an image reads: a record of 18 seeds, and their curves.
+async fn store_result(results: &Store, image: &str) -> Result<()> {
+    const ATTEMPT: &str = "0123456789abcdef";
+    let (seed, params) = (json!({ "loss": 1.0, "inverted_loss": 1.0, "l1": 0.5, "l2": 0.25, "lpips": 0.125 }), Params::paper());
+    let record = json!({
+        "format": 1, "job": ATTEMPT, "image": image, "identity": "1", "class": 0, "class_name": "Bag", "bbox": null,
+        "model": { "name": "fashion32", "digest": ATTEMPT, "resolution": 32 }, "params": params, "seed": 0, "version": "bench",
+        "transform": null, "best": 0, "seeds": vec![seed; 18], "lane_steps": 28_800, "seconds": 12.0, "attempt": ATTEMPT, "objects": [],
+    });
+    let curve = |steps: u32| (0..steps).map(|step| 4.0 / f64::from(step + 1)).collect::<Vec<_>>();
+    let history = json!({ "transform": curve(30), "latent": curve(30), "descent": vec![curve(300); 18] });
+    results.put(&keys::item(image, ATTEMPT, Item::History), history.to_string()).await?;
+    Ok(results.put(&keys::marker(image, Marker::Result), record.to_string()).await?)
 }
 
 async fn settled_images(handle: &Handle) -> usize {

@@ -1,10 +1,13 @@
 //! What is measured: planted targets and the ordering of the methods (`validate`), speed (`speed`), and what messages and
-//! objects cost a fleet (`fleet`), pages of a large run (`dashboard`).
+//! objects cost a fleet (`fleet`), pages of a large run (`dashboard`), blending (`blend`).
 //!
 //! Long work: every finished case is appended to a file under `--work`, and a later start goes on from there.
 
+mod blend;
 mod cases;
 mod dashboard;
+mod deltas;
+mod editing;
 mod fleet;
 mod messages;
 mod objects;
@@ -12,6 +15,7 @@ mod ordering;
 mod planted;
 #[path = "../../tests/harness/rabbitmq.rs"]
 mod rabbitmq;
+mod samples;
 mod speed;
 
 use std::path::PathBuf;
@@ -56,6 +60,20 @@ enum Command {
         #[arg(long, default_value = "docs/speed.md")]
         out: PathBuf,
     },
+    /// Fine-tuning, editability after it, and the codecs of weight deltas.
+    Editing {
+        /// The table.
+        #[arg(long, default_value = "docs/editing-figures.md")]
+        out: PathBuf,
+        /// Real images.
+        #[arg(long, default_value_t = 16)]
+        real: usize,
+        /// Parameters of fine-tuning, as JSON.
+        #[arg(long)]
+        fine_tune: Option<String>,
+    },
+    /// Milliseconds of a Poisson blend.
+    Blend,
     /// Messages and objects each second, and what they cost, against the client libraries alone; needs a RabbitMQ.
     Fleet {
         /// The table.
@@ -110,6 +128,17 @@ fn main() -> Result<()> {
             write(&out, format!("{head}\n{planted}\n{ordering}"))
         }
         Command::Speed { out } => write(&out, speed::run(&model()?)?),
+        Command::Editing { out, real, fine_tune } => {
+            let tune = fine_tune.map(|json| serde_json::from_str(&json)).transpose().context("cannot parse --fine-tune")?;
+            // Searches, to go on from: too large to be kept with the cases.
+            let work = PathBuf::from("target/editing");
+            std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+            write(&out, editing::run(&model()?, &args.samples, &work, real, &tune.unwrap_or_default())?)
+        }
+        Command::Blend => {
+            println!("{}", blend::run()?);
+            Ok(())
+        }
         Command::Fleet { quick: true, .. } => {
             println!("{}", fleet::run(true)?);
             Ok(())

@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use projector::{Lanes, Target};
-use proto::{Box2d, LatentSearch, Params};
+use anyhow::Result;
+use projector::Lanes;
+use proto::{LatentSearch, Params};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 use worker::LoadedModel;
 
 use crate::cases::{Cases, project};
+use crate::samples::targets;
 
 const METHODS: [&str; 3] = ["BasinCMA + transform", "BasinCMA", "Adam"];
 /// Gradient steps of the Adam row (the authors' code).
@@ -27,59 +27,6 @@ struct Case {
     best: [f64; 3],
 }
 
-#[derive(Deserialize)]
-struct Coco {
-    images: Vec<CocoImage>,
-    annotations: Vec<CocoAnnotation>,
-    categories: Vec<CocoCategory>,
-}
-
-#[derive(Deserialize)]
-struct CocoImage {
-    id: u64,
-    file_name: String,
-}
-
-#[derive(Deserialize)]
-struct CocoAnnotation {
-    image_id: u64,
-    category_id: u64,
-    bbox: [f64; 4],
-}
-
-#[derive(Deserialize)]
-struct CocoCategory {
-    id: u64,
-    name: String,
-}
-
-/// The off-centre images, in the order of the annotations.
-fn targets(model: &LoadedModel, samples: &Path, n: usize) -> Result<Vec<(String, Target)>> {
-    let path = samples.join("annotations.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let coco: Coco = serde_json::from_str(&text).with_context(|| format!("cannot parse {}", path.display()))?;
-    let r = model.reference.resolution;
-    coco.images
-        .iter()
-        .filter(|i| i.file_name.contains("offcentre"))
-        .take(n)
-        .enumerate()
-        .map(|(seed, image)| {
-            let found = coco.annotations.iter().find(|a| a.image_id == image.id);
-            let annotation = found.with_context(|| format!("{} has no annotation", image.file_name))?;
-            let category = coco.categories.iter().find(|c| c.id == annotation.category_id).context("unknown category")?;
-            let class = model.classes.iter().position(|c| *c == category.name).context("a class of another model")?;
-            let [x, y, width, height] = annotation.bbox;
-            let path = samples.join("images").join(&image.file_name);
-            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let decoded = worker::codec::decode(&bytes, Some(Box2d { x, y, width, height }), r)?;
-            let pixels = Tensor::from_slice(&decoded.pixels).view([3, i64::from(r), i64::from(r)]);
-            let target = Target { image: pixels, bbox: decoded.bbox, class: class as i64, seed: seed as u64 };
-            Ok((image.file_name.clone(), target))
-        })
-        .collect()
-}
-
 /// Runs what is not done, and tells the table.
 pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: usize) -> Result<String> {
     let mut cases: Cases<Case> = Cases::open(work, "ordering", model)?;
@@ -87,7 +34,8 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: u
     let basin = Params { transform: None, ..paper.clone() };
     let adam = Params { latent: LatentSearch::Adam { steps: ADAM_STEPS }, ..basin.clone() };
     let methods = [paper, basin, adam];
-    let all = targets(model, samples, n)?;
+    let mut all = targets(model, samples, |file| file.contains("offcentre"))?;
+    all.truncate(n);
     let left: Vec<usize> = (0..all.len()).filter(|i| !cases.done.contains_key(i)).collect();
     for batch in left.chunks(BATCH) {
         let mut mean = vec![[0.0; 3]; batch.len()];

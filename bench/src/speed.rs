@@ -36,11 +36,11 @@ fn rate(model: &LoadedModel, devices: &[Device], images: i64, seeds: u32, block:
     Ok(best)
 }
 
-/// One forward and backward pass through the generator as a training framework would do it: every weight asks for its gradient.
+/// One forward and backward pass through the generator as a training framework would do it: the weights ask for their gradients.
 fn unfrozen_ratio(model: &LoadedModel) -> f64 {
     let time = |weights: bool| {
         let generator = model.model.generator.replicate(Device::Cpu);
-        let parameters = generator.weights();
+        let parameters: Vec<Tensor> = generator.weights().into_iter().map(|(_, weight)| weight).collect();
         for p in &parameters {
             let _ = p.set_requires_grad(weights);
         }

@@ -18,6 +18,9 @@ pub struct Asked {
     /// Parameters from a JSON file (see `basin params`).
     #[arg(long, value_name = "FILE")]
     params: Option<PathBuf>,
+    /// Fit the generator to each image after the search, and keep what that changed: edits need it.
+    #[arg(long)]
+    fine_tune: bool,
     /// Everything random follows from it.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
@@ -29,11 +32,17 @@ pub struct Asked {
 impl Asked {
     /// The parameters: of the profile, or from the file.
     pub fn params(&self) -> anyhow::Result<Params> {
-        let Some(path) = &self.params else {
-            return Ok(Params::profile(&self.profile).expect("clap allows known names only"));
+        let mut params = match &self.params {
+            None => Params::profile(&self.profile).expect("clap allows known names only"),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Params::from_json(&text).with_context(|| format!("{} holds no valid parameters", path.display()))?
+            }
         };
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Params::from_json(&text).with_context(|| format!("{} holds no valid parameters", path.display()))
+        if self.fine_tune {
+            params.fine_tune.get_or_insert_default();
+        }
+        Ok(params)
     }
 
     /// Images at most.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use proto::keys::{Item, Kind, Marker};
+use proto::keys::{Kind, Marker};
 use proto::{Failure, RedriveRecord, ResultRecord, RunningSha256, chain, hex_sha256, keys};
 use store::{ErrorKind, Store};
 
@@ -204,7 +204,7 @@ async fn check(
     deep: bool,
 ) -> Result<Vec<String>, Error> {
     let mut problems = Vec::new();
-    for item in Item::ALL {
+    for item in record.items() {
         let image = &record.image;
         let Some(object) = record.objects.iter().find(|o| o.file == item.file()) else {
             problems.push(format!("the result of {image:?} does not name its {}", item.file()));

@@ -12,9 +12,9 @@ use crate::lanes::{rows, to_rows};
 use crate::loss::LossTarget;
 use crate::nn::lpips::Lpips;
 
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.999;
-const EPS: f64 = 1e-8;
+pub(crate) const BETA1: f64 = 0.9;
+pub(crate) const BETA2: f64 = 0.999;
+pub(crate) const EPS: f64 = 1e-8;
 
 /// Adam's moments as plain numbers, one row for each lane: `[z | c]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -14,10 +14,12 @@ pub trait Generator: Send {
     fn embed_dim(&self) -> i64;
     /// Number of classes.
     fn num_classes(&self) -> i64;
+    /// Weight of the linear layer that reads z, `[features, latent_dim]`.
+    fn latent_layer(&self) -> Tensor;
     /// Width and height r of the images.
     fn resolution(&self) -> i64;
-    /// The weights (theta), other than embeddings.
-    fn weights(&self) -> Vec<Tensor>;
+    /// The weights theta that fine-tuning moves, by name: all but embeddings and normalisations. Handles, not copies.
+    fn weights(&self) -> Vec<(String, Tensor)>;
     /// A copy with its own weights on a device.
     fn replicate(&self, device: Device) -> Box<dyn Generator>;
 }

@@ -5,6 +5,7 @@
 //! on however many devices. So the kernels see the same shapes and the answer is the same, bit for bit, on one device or three,
 //! for one image or eight. Nothing random happens here.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -141,15 +142,8 @@ pub struct DeviceError {
     pub message: String,
 }
 
-type Reply = (usize, Result<Outcome, DeviceError>);
-
-struct Job {
-    index: usize,
-    target: Target,
-    request: Request,
-    method: Arc<Method>,
-    reply: mpsc::Sender<Reply>,
-}
+/// One piece of work for whichever device is free first.
+type Job = Box<dyn FnOnce(&Model, Device) + Send>;
 
 /// The devices and their threads.
 pub struct Lanes {
@@ -194,33 +188,43 @@ impl Lanes {
     /// Computes all requests and returns their outcomes in order.
     pub fn run(&self, method: &Method, requests: Vec<(&Target, Request)>) -> Result<Vec<Outcome>, DeviceError> {
         let method = Arc::new(method.clone());
-        let (reply, replies) = mpsc::channel();
         let mut parts = Vec::new();
-        let mut index = 0;
+        let mut works = Vec::new();
         for (target, request) in requests {
             let lanes = request.z.len();
             let blocks = cut(request, self.block);
             parts.push((lanes, blocks.len()));
             for block in blocks {
-                let job =
-                    Job { index, target: target.shallow_clone(), request: block, method: method.clone(), reply: reply.clone() };
-                self.jobs.as_ref().expect("open until drop").send(job).map_err(|_| gone())?;
-                index += 1;
+                let (target, method) = (target.shallow_clone(), method.clone());
+                works.push(move |model: &Model, device| compute(model, device, &method, &target, &block));
             }
         }
-        drop(reply);
-        let mut done: Vec<Option<Outcome>> = (0..index).map(|_| None).collect();
-        for (i, outcome) in replies {
-            done[i] = Some(outcome?);
+        let mut done = self.each(works)?.into_iter();
+        Ok(parts.into_iter().map(|(lanes, blocks)| join(done.by_ref().take(blocks).collect(), lanes)).collect())
+    }
+
+    /// Does each work on one of the devices, and returns the answers in order.
+    pub(crate) fn each<T: Send + 'static>(
+        &self,
+        works: Vec<impl FnOnce(&Model, Device) -> T + Send + 'static>,
+    ) -> Result<Vec<T>, DeviceError> {
+        let (reply, replies) = mpsc::channel();
+        let count = works.len();
+        for (index, work) in works.into_iter().enumerate() {
+            let reply = reply.clone();
+            let job: Job = Box::new(move |model, device| {
+                let done = catch_unwind(AssertUnwindSafe(|| work(model, device)));
+                // Nobody waits any more if another device failed first.
+                let _ = reply.send((index, done.map_err(|panic| failed(device, &*panic))));
+            });
+            self.jobs.as_ref().expect("open until drop").send(job).map_err(|_| gone())?;
         }
-        let mut done = done.into_iter();
-        parts
-            .into_iter()
-            .map(|(lanes, blocks)| {
-                let outcomes: Option<Vec<Outcome>> = done.by_ref().take(blocks).collect();
-                Ok(join(outcomes.ok_or_else(gone)?, lanes))
-            })
-            .collect()
+        drop(reply);
+        let mut done: Vec<Option<T>> = (0..count).map(|_| None).collect();
+        for (index, answer) in replies {
+            done[index] = Some(answer?);
+        }
+        done.into_iter().collect::<Option<_>>().ok_or_else(gone)
     }
 }
 
@@ -237,20 +241,19 @@ fn gone() -> DeviceError {
     DeviceError { device: "all".into(), message: "the device threads have ended".into() }
 }
 
+fn failed(device: Device, panic: &(dyn Any + Send)) -> DeviceError {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    DeviceError { device: format!("{device:?}"), message: text.unwrap_or_else(|| "unknown error".into()) }
+}
+
 fn serve(model: &Model, device: Device, queue: &Mutex<mpsc::Receiver<Job>>) {
     loop {
         let job = match queue.lock().expect("no thread panics while it holds the lock").recv() {
             Ok(job) => job,
             Err(_) => return,
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| compute(model, device, &job.method, &job.target, &job.request)));
-        let outcome = outcome.map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            DeviceError { device: format!("{device:?}"), message: text.unwrap_or_else(|| "unknown error".into()) }
-        });
-        // Nobody waits any more if another device failed first.
-        let _ = job.reply.send((job.index, outcome));
+        job(model, device);
     }
 }
 
@@ -339,6 +342,66 @@ impl Inverse {
     }
 }
 
+/// What a target's losses are taken against, on a device.
+pub(crate) struct View {
+    /// `[1, 3, r, r]`
+    pub image: Tensor,
+    /// `[1, 1, r, r]`: one inside the box, the background's weight outside.
+    pub weights: Tensor,
+    /// `[1, 1, r, r]`: one inside the box.
+    binary: Tensor,
+    /// Of the transformed target, with the background's weight: what is minimised.
+    pub forward: LossTarget,
+    /// Of the inverted image, inside the box.
+    inverse: Inverse,
+}
+
+impl View {
+    pub fn new(model: &Model, device: Device, method: &Method, target: &Target, transforms: &Transforms) -> View {
+        let lpips = &model.lpips;
+        let image = target.image.to_device(device).unsqueeze(0);
+        let binary = mask::binary(target.bbox, model.generator.resolution()).to_device(device);
+        let weights = mask::weights(&binary, method.loss.background);
+        let transforms = match transforms {
+            Transforms::None => None,
+            Transforms::Shared(t) => Some(vec![t.clone()]),
+            Transforms::Each(each) => Some(each.clone()),
+        };
+        let forward = match &transforms {
+            None => LossTarget::new(lpips, &method.loss, &image, &weights),
+            Some(ts) => LossTarget::new(
+                lpips,
+                &method.loss,
+                &transform::apply(&image, ts, method.align_corners),
+                &transform::apply_to_mask(&weights, ts, method.align_corners),
+            ),
+        };
+        let inverse = Inverse {
+            target: LossTarget::new(lpips, &method.loss, &image, &binary),
+            transforms,
+            align_corners: method.align_corners,
+        };
+        View { image, weights, binary, forward, inverse }
+    }
+
+    /// Losses, distances and pictures of generated images `[n, 3, r, r]`.
+    pub fn render(&self, lpips: &Lpips, method: &Method, images: &Tensor) -> (Vec<f64>, Vec<f64>, Vec<Rendered>) {
+        let inverted = self.inverse.images(images);
+        let metrics = proto::Loss { l1: proto::L1Scale::ChannelSum, ..method.loss.clone() };
+        let inside = LossTarget::new(lpips, &metrics, &self.image, &self.binary);
+        let (l1, distance) = inside.terms(lpips, &inverted);
+        let (l1, l2, distance) = (to_numbers(&l1), to_numbers(&inside.squared(&inverted)), to_numbers(&distance));
+        let (generated, back) = (to_rows(&images.flatten(1, -1)), to_rows(&inverted.flatten(1, -1)));
+        let rendered = generated
+            .into_iter()
+            .zip(back)
+            .enumerate()
+            .map(|(i, (generated, inverted))| Rendered { generated, inverted, l1: l1[i], l2: l2[i], lpips: distance[i] })
+            .collect();
+        (to_numbers(&self.forward.loss(lpips, images)), to_numbers(&self.inverse.loss(lpips, images)), rendered)
+    }
+}
+
 /// One block on one device.
 fn compute(model: &Model, device: Device, method: &Method, target: &Target, request: &Request) -> Outcome {
     let _no_grad = tch::no_grad_guard();
@@ -351,28 +414,8 @@ fn compute(model: &Model, device: Device, method: &Method, target: &Target, requ
         None => generator.embed(target.class).unsqueeze(0).repeat([lanes, 1]),
     };
 
-    let image = target.image.to_device(device).unsqueeze(0);
-    let binary = mask::binary(target.bbox, generator.resolution()).to_device(device);
-    let weights = mask::weights(&binary, method.loss.background);
-    let transforms = match &request.transforms {
-        Transforms::None => None,
-        Transforms::Shared(t) => Some(vec![t.clone()]),
-        Transforms::Each(each) => Some(each.clone()),
-    };
-    let forward = match &transforms {
-        None => LossTarget::new(lpips, &method.loss, &image, &weights),
-        Some(ts) => LossTarget::new(
-            lpips,
-            &method.loss,
-            &transform::apply(&image, ts, method.align_corners),
-            &transform::apply_to_mask(&weights, ts, method.align_corners),
-        ),
-    };
-    let inverse = Inverse {
-        target: LossTarget::new(lpips, &method.loss, &image, &binary),
-        transforms,
-        align_corners: method.align_corners,
-    };
+    let view = View::new(model, device, method, target, &request.transforms);
+    let View { forward, inverse, .. } = &view;
 
     match &request.work {
         Work::Descend { steps, adam, track_inverted, record } => {
@@ -385,7 +428,7 @@ fn compute(model: &Model, device: Device, method: &Method, target: &Target, requ
             let (mut z, mut c) = (z, c);
             for _ in 0..*steps {
                 z = descent::clamp(&z, method.descent.limit);
-                let (gz, gc, loss, images) = descent::gradient(generator, lpips, &forward, &z, &c);
+                let (gz, gc, loss, images) = descent::gradient(generator, lpips, forward, &z, &c);
                 if *track_inverted {
                     let now = inverse.loss(lpips, &images);
                     least = Some(match least {
@@ -425,7 +468,7 @@ fn compute(model: &Model, device: Device, method: &Method, target: &Target, requ
         }
         Work::Gradient => {
             let z = descent::clamp(&z, method.descent.limit);
-            let (gz, gc, loss, _) = descent::gradient(generator, lpips, &forward, &z, &c);
+            let (gz, gc, loss, _) = descent::gradient(generator, lpips, forward, &z, &c);
             Outcome {
                 loss: to_numbers(&loss),
                 gradient: to_rows(&Tensor::cat(&[gz, gc], 1)),
@@ -436,26 +479,8 @@ fn compute(model: &Model, device: Device, method: &Method, target: &Target, requ
         }
         Work::Render => {
             let images = generator.generate(&descent::clamp(&z, method.descent.limit), &c);
-            let inverted = inverse.images(&images);
-            let metrics = proto::Loss { l1: proto::L1Scale::ChannelSum, ..method.loss.clone() };
-            let inside = LossTarget::new(lpips, &metrics, &image, &binary);
-            let (l1, lpips_distance) = inside.terms(lpips, &inverted);
-            let (l1, l2, distance) = (to_numbers(&l1), to_numbers(&inside.squared(&inverted)), to_numbers(&lpips_distance));
-            let (generated, back) = (to_rows(&images.flatten(1, -1)), to_rows(&inverted.flatten(1, -1)));
-            let rendered = generated
-                .into_iter()
-                .zip(back)
-                .enumerate()
-                .map(|(i, (generated, inverted))| Rendered { generated, inverted, l1: l1[i], l2: l2[i], lpips: distance[i] })
-                .collect();
-            Outcome {
-                loss: to_numbers(&forward.loss(lpips, &images)),
-                inverted: to_numbers(&inverse.loss(lpips, &images)),
-                z: to_rows(&z),
-                c: to_rows(&c),
-                rendered,
-                ..Default::default()
-            }
+            let (loss, inverted, rendered) = view.render(lpips, method, &images);
+            Outcome { loss, inverted, rendered, z: to_rows(&z), c: to_rows(&c), ..Default::default() }
         }
     }
 }

@@ -3,10 +3,14 @@
 //!
 //! Tensors in, tensors out. No files, no clock, no network, no global random numbers. Read in this order: [`projection`] is the
 //! method as a whole; [`transform_search`] and [`latent_search`] are its two stages; [`cma`], [`descent`] and [`lbfgs`] are the
-//! optimisers; [`lanes`] computes batches on devices; [`loss`], [`transform`], [`mask`] and [`nn`] are what is computed.
+//! optimisers; [`fine_tune`] fits the generator to an image, and [`delta`] keeps what that changed; [`lanes`] computes batches on devices; [`loss`], [`transform`], [`mask`] and [`nn`] are what is computed.
 
+pub mod blend;
 pub mod cma;
+pub mod delta;
 mod descent;
+pub mod edit;
+pub mod fine_tune;
 pub mod generator;
 pub mod lanes;
 mod latent;
@@ -20,6 +24,9 @@ pub mod target;
 pub mod transform;
 pub mod transform_search;
 
+pub use delta::Delta;
+pub use edit::Edit;
+pub use fine_tune::{Dropped, Tuned};
 pub use generator::Generator;
 pub use lanes::{DeviceError, Lanes, Model};
 pub use mask::ObjectStatistics;

@@ -17,11 +17,10 @@ pub struct LossTarget {
 }
 
 impl LossTarget {
-    /// Computes the target's features once.
+    /// Computes the target's features once, with gradients where these are on.
     ///
     /// `image` `[k, 3, r, r]` in [-1, 1], `weights` `[k, 1, r, r]` not negative; k is 1 or the number of lanes.
     pub fn new(lpips: &Lpips, params: &proto::Loss, image: &Tensor, weights: &Tensor) -> LossTarget {
-        let _no_grad = tch::no_grad_guard();
         let features = lpips.features(image);
         let map_weights = lpips.map_weights(weights, &features, params.mask);
         let total = weights.sum_dim_intlist(&[1i64, 2, 3][..], true, Kind::Float).clamp_min(1e-12);

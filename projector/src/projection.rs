@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::cma::Cma;
+use crate::fine_tune::{self, Dropped, Setting, Tuned, Tuning};
 use crate::lanes::{DeviceError, Lanes, Method, Model, Outcome, Request, Transforms, Work};
 use crate::latent_search::{self, LatentSearch, Rows};
 use crate::mask::{self, ObjectStatistics};
@@ -24,7 +25,11 @@ struct Shape {
     resolution: usize,
 }
 
-/// State of one image between two steps. Serialise it to go on elsewhere.
+/// Steps of fine-tuning at a time.
+const PART: u32 = 25;
+
+/// State of one image between two steps, but for fine-tuning, which is a small part of the work and starts again from the search's
+/// answer: its weights and moments are three times the generator. Serialise it to go on elsewhere.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Checkpoint {
     shape: Shape,
@@ -62,7 +67,7 @@ pub struct Progress {
 }
 
 /// The answer for one image.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Solution {
     /// phi*, if there was a stage one.
     pub transform: Option<Transform>,
@@ -76,6 +81,8 @@ pub struct Solution {
     pub inverted: Vec<f32>,
     /// T_phi*(y): the target as the descent saw it.
     pub transformed: Vec<f32>,
+    /// The generator fitted to the image, if that was asked for.
+    pub fine_tuned: Option<Result<Tuned, Dropped>>,
     /// Loss curves.
     pub history: History,
     /// Forward and backward passes of one lane.
@@ -111,6 +118,13 @@ pub struct Diverged;
 #[error("the checkpoint does not fit this model and these parameters")]
 pub struct Mismatch;
 
+/// The best lane of an image's last step.
+struct Glimpse {
+    z: Vec<f32>,
+    c: Vec<f32>,
+    transforms: Transforms,
+}
+
 /// Images being projected under the same parameters.
 pub struct Projection {
     params: Params,
@@ -119,6 +133,10 @@ pub struct Projection {
     /// Embedding of each image's class.
     embeddings: Vec<Vec<f32>>,
     images: Vec<Checkpoint>,
+    /// Where each image's search is, for those who look.
+    glimpses: Vec<Option<Glimpse>>,
+    /// Fine-tuning of images whose search is finished.
+    tunings: Vec<Option<Tuning>>,
     per_image: u64,
     limit: f32,
 }
@@ -139,6 +157,8 @@ impl Projection {
                 align_corners: params.transform.as_ref().is_some_and(|t| t.align_corners),
             },
             params: params.clone(),
+            glimpses: targets.iter().map(|_| None).collect(),
+            tunings: targets.iter().map(|_| None).collect(),
             targets,
             embeddings,
             images,
@@ -168,6 +188,7 @@ impl Projection {
             return Err(Mismatch);
         }
         self.images[image] = checkpoint;
+        self.tunings[image] = None;
         Ok(())
     }
 
@@ -181,26 +202,34 @@ impl Projection {
 
     /// Whether every image is finished.
     pub fn finished(&self) -> bool {
-        self.images.iter().all(|i| i.finished())
+        (0..self.images.len()).all(|i| self.image_finished(i))
+    }
+
+    fn image_finished(&self, image: usize) -> bool {
+        let tuned = || self.params.fine_tune.is_none() || self.tunings[image].as_ref().is_some_and(|t| t.finished);
+        self.images[image].diverged || (self.images[image].finished() && tuned())
     }
 
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        let losses: Vec<f64> = self.images.iter().map(|i| i.last_loss).filter(|l| l.is_finite()).collect();
-        // An image that diverged needs no more steps.
-        let done = |i: &Checkpoint| if i.diverged { self.per_image } else { i.lane_steps };
+        let losses: Vec<f64> = (0..self.images.len()).map(|i| self.loss(i)).filter(|l| l.is_finite()).collect();
+        // An image that ended early needs no more steps.
+        let done = |i: usize| if self.image_finished(i) { self.per_image } else { self.lane_steps(i) };
         Progress {
-            done: self.images.iter().map(done).sum(),
+            done: (0..self.images.len()).map(done).sum(),
             total: self.per_image * self.images.len() as u64,
             loss: losses.iter().sum::<f64>() / losses.len() as f64,
         }
     }
 
-    /// The stage that an image's next step belongs to: `transform_search`, `latent_search` or `final_descent`; `None`: it is finished.
+    /// The stage that an image's next step belongs to: `transform_search`, `latent_search`, `final_descent` or `fine_tune`;
+    /// `None`: it is finished.
     pub fn stage(&self, image: usize) -> Option<&'static str> {
+        let finished = self.image_finished(image);
         let image = &self.images[image];
         match &image.stage {
-            _ if image.finished() => None,
+            _ if finished => None,
+            _ if image.finished() => Some("fine_tune"),
             Stage::Transform(_) => Some("transform_search"),
             Stage::Latent(search) if search.explores() => Some("latent_search"),
             Stage::Latent(_) => Some("final_descent"),
@@ -209,55 +238,123 @@ impl Projection {
 
     /// Smallest loss of an image in its last step; NaN if there is none.
     pub fn loss(&self, image: usize) -> f64 {
-        self.images[image].last_loss
+        self.tunings[image].as_ref().map_or(self.images[image].last_loss, Tuning::loss)
     }
 
-    /// Advances every unfinished image by one generation or one part of the long descent.
+    fn lane_steps(&self, image: usize) -> u64 {
+        self.images[image].lane_steps + self.tunings[image].as_ref().map_or(0, |t| u64::from(t.steps))
+    }
+
+    /// What fine-tuning of these images needs, if they are to be tuned.
+    fn setting(&self) -> Option<Setting> {
+        let (method, search) = (self.method.clone(), self.params.transform.clone());
+        self.params.fine_tune.clone().map(|tune| Setting { method, tune, search })
+    }
+
+    /// Advances every unfinished image by one generation, or one part of the long descent or of fine-tuning.
     pub fn step(&mut self, lanes: &Lanes) -> Result<Progress, DeviceError> {
         let mut asked = Vec::new();
-        let mut requests = Vec::new();
+        let (mut requests, mut transforms) = (Vec::new(), Vec::new());
         for (i, image) in self.images.iter_mut().enumerate() {
             if let Some(request) = image.ask(&self.params) {
                 asked.push((i, passes(&request)));
+                transforms.push(request.transforms.clone());
                 requests.push((&self.targets[i], request));
             }
         }
         let outcomes = lanes.run(&self.method, requests)?;
-        for ((i, passes), outcome) in asked.into_iter().zip(outcomes) {
+        self.tune(lanes, &asked)?;
+        for (((i, passes), outcome), transforms) in asked.into_iter().zip(outcomes).zip(transforms) {
+            self.glimpses[i] = Some(Glimpse::of(&outcome, transforms));
             self.images[i].tell(&self.params, &self.embeddings[i], &outcome, passes);
         }
         Ok(self.progress())
     }
 
+    /// What each image looks like now, in the target's frame: G at the best lane of the last step, `[3, r, r]` flat in [-1, 1].
+    pub fn look(&self, lanes: &Lanes) -> Result<Vec<Option<Vec<f32>>>, DeviceError> {
+        let seen = self.glimpses.iter().zip(&self.targets).filter_map(|(g, target)| Some((target, g.as_ref()?)));
+        let requests = seen.map(|(target, Glimpse { z, c, transforms })| {
+            let z: Vec<f32> = z.iter().map(|v| v.clamp(-self.limit, self.limit)).collect();
+            (target, Request { z: vec![z], c: Some(vec![c.clone()]), transforms: transforms.clone(), work: Work::Render })
+        });
+        let mut outcomes = lanes.run(&self.method, requests.collect())?.into_iter();
+        let mut inverted = || outcomes.next().map(|outcome| outcome.rendered.into_iter().next().expect("one lane").inverted);
+        Ok(self.glimpses.iter().map(|g| g.as_ref().and_then(|_| inverted())).collect())
+    }
+
+    /// Advances fine-tuning of the images that are neither `searching` nor finished.
+    fn tune(&mut self, lanes: &Lanes, searching: &[(usize, u64)]) -> Result<(), DeviceError> {
+        let Some(setting) = self.setting() else { return Ok(()) };
+        let due = |i: &usize| !self.image_finished(*i) && !searching.iter().any(|(s, _)| s == i);
+        let images: Vec<usize> = (0..self.images.len()).filter(due).collect();
+        let begins: Vec<usize> = images.iter().copied().filter(|i| self.tunings[*i].is_none()).collect();
+        let answers = begins.iter().map(|&i| (&self.targets[i], self.images[i].answer(self.limit))).collect();
+        for (&i, outcome) in begins.iter().zip(lanes.run(&self.method, answers)?) {
+            let (before, best) = latent::least(&outcome.loss);
+            if before.is_finite() {
+                let (z, c) = (outcome.z[best].clone(), outcome.c[best].clone());
+                self.tunings[i] = Some(Tuning::new(z, c, self.images[i].transform.clone(), before));
+            } else {
+                self.images[i].diverged = true;
+            }
+        }
+        let ready: Vec<usize> = images.into_iter().filter(|i| self.tunings[*i].is_some()).collect();
+        let works = ready.iter().map(|&i| {
+            let (setting, target) = (setting.clone(), self.targets[i].shallow_clone());
+            let tuning = self.tunings[i].take().expect("it is ready");
+            move |model: &Model, device| fine_tune::advance(model, device, &setting, &target, tuning, PART)
+        });
+        let works = works.collect();
+        for (i, tuning) in ready.into_iter().zip(lanes.each(works)?) {
+            self.tunings[i] = Some(tuning);
+        }
+        Ok(())
+    }
+
     /// Renders and measures the answers. All images must be finished.
     pub fn finish(self, lanes: &Lanes) -> Result<Vec<Result<Solution, Diverged>>, DeviceError> {
         assert!(self.finished(), "step until finished");
-        let limit = self.limit;
-        let requests = self
-            .images
-            .iter()
-            .zip(&self.targets)
-            .filter(|(image, _)| !image.diverged)
-            .map(|(image, target)| {
-                let (z, c) = image.result().expect("a finished image that has not diverged has a result");
-                let z = z.iter().map(|z| z.iter().map(|v| v.clamp(-limit, limit)).collect()).collect();
-                (target, Request { z, c: c.cloned(), transforms: image.transforms(), work: Work::Render })
-            })
-            .collect();
+        let requests = self.images.iter().zip(&self.targets).filter(|(image, _)| !image.diverged);
+        let requests = requests.map(|(image, target)| (target, image.answer(self.limit))).collect();
         let mut outcomes = lanes.run(&self.method, requests)?.into_iter();
+        let lane_steps: Vec<u64> = (0..self.images.len()).map(|i| self.lane_steps(i)).collect();
+        let setting = self.setting();
+        let curves: Vec<Vec<f64>> = self.tunings.iter().map(|t| t.as_ref().map_or(vec![], |t| t.curve.clone())).collect();
+        let works = self.tunings.into_iter().zip(&self.targets).zip(&self.images).filter_map(|((tuning, target), image)| {
+            let (setting, target) = (setting.clone()?, target.shallow_clone());
+            let tuning = tuning.filter(|_| !image.diverged)?;
+            Some(move |model: &Model, device| fine_tune::finish(model, device, &setting, &target, &tuning))
+        });
+        let mut tuned = lanes.each(works.collect())?.into_iter();
         let align_corners = self.method.align_corners;
         Ok(self
             .images
             .into_iter()
             .zip(&self.targets)
-            .map(|(image, target)| {
+            .zip(curves.into_iter().zip(lane_steps))
+            .map(|((image, target), (curve, lane_steps))| {
                 if image.diverged {
                     return Err(Diverged);
                 }
                 let outcome = outcomes.next().expect("one outcome for each image that has not diverged");
-                solution(image, target, outcome, align_corners)
+                let solution = solution(image, target, outcome, align_corners)?;
+                let history = History { fine_tune: curve, ..solution.history };
+                Ok(Solution { fine_tuned: tuned.next(), history, lane_steps, ..solution })
             })
             .collect())
+    }
+}
+
+impl Glimpse {
+    fn of(outcome: &Outcome, transforms: Transforms) -> Glimpse {
+        let losses = if outcome.inverted.is_empty() { &outcome.loss } else { &outcome.inverted };
+        let best = latent::least(losses).1;
+        let transforms = match transforms {
+            Transforms::Each(each) => Transforms::Shared(each[best].clone()),
+            other => other,
+        };
+        Glimpse { z: outcome.z[best].clone(), c: outcome.c[best].clone(), transforms }
     }
 }
 
@@ -268,7 +365,8 @@ pub fn lane_steps(params: &Params) -> u64 {
         let cma = Cma::new(vec![0.0; dim], t.sigma, t.population.map(|p| p as usize));
         u64::from(t.generations) * u64::from(t.steps) * cma.population() as u64
     });
-    stage_one + latent_search::lane_steps(&params.latent, u64::from(params.seeds))
+    let tuning = params.fine_tune.as_ref().map_or(0, |tune| u64::from(tune.steps));
+    stage_one + latent_search::lane_steps(&params.latent, u64::from(params.seeds)) + tuning
 }
 
 /// Passes of one lane in a request.
@@ -319,6 +417,13 @@ impl Checkpoint {
             Stage::Latent(search) => search.result(),
             Stage::Transform(_) => None,
         }
+    }
+
+    /// The search's answer in all seeds, z within the limit: to be rendered.
+    fn answer(&self, limit: f32) -> Request {
+        let (z, c) = self.result().expect("a finished image that has not diverged has a result");
+        let z = z.iter().map(|z| z.iter().map(|v| v.clamp(-limit, limit)).collect()).collect();
+        Request { z, c: c.cloned(), transforms: self.transforms(), work: Work::Render }
     }
 
     fn transforms(&self) -> Transforms {
@@ -377,6 +482,7 @@ fn solution(image: Checkpoint, target: &Target, outcome: Outcome, align_corners:
         transform: image.transform_history,
         latent: search.history,
         descent: search.curves.into_iter().map(|c| c.into_iter().map(f64::from).collect()).collect(),
+        fine_tune: vec![],
     };
     let rendered = &outcome.rendered;
     let seeds = (0..outcome.z.len())
@@ -397,6 +503,7 @@ fn solution(image: Checkpoint, target: &Target, outcome: Outcome, align_corners:
         generated: rendered[best].generated.clone(),
         inverted: rendered[best].inverted.clone(),
         transformed: flat(&transformed),
+        fine_tuned: None,
         history,
         lane_steps: image.lane_steps,
     })

@@ -93,6 +93,50 @@ impl Space {
     }
 }
 
+/// Transforms as tensors, so that gradients reach them.
+pub struct Tensors {
+    /// `[n, 2]`: scales and shifts of x and y. `None`: the identity.
+    spatial: Option<(Tensor, Tensor)>,
+    /// In order, `[n, 1, 1, 1]` each.
+    colour: Vec<(ColourTransform, Tensor)>,
+}
+
+impl Tensors {
+    /// Of numbers; all transforms have the same colours in the same order.
+    fn new(transforms: &[Transform], like: &Tensor) -> Tensors {
+        let tensor = |values: Vec<f64>| Tensor::from_slice(&values).to_device(like.device());
+        let moves = transforms.iter().any(|t| t.scale != [1.0, 1.0] || t.shift != [0.0, 0.0]);
+        let axes = |pick: fn(&Transform) -> [f64; 2]| tensor(transforms.iter().flat_map(pick).collect()).view([-1, 2]);
+        let colour = kinds(transforms).into_iter().enumerate().map(|(i, kind)| {
+            let values = tensor(transforms.iter().map(|t| t.colour[i].1).collect());
+            (kind, values.view([-1, 1, 1, 1]).to_kind(like.kind()))
+        });
+        Tensors { spatial: moves.then(|| (axes(|t| t.scale), axes(|t| t.shift))), colour: colour.collect() }
+    }
+}
+
+impl Space {
+    /// The transform of a vector as `transform` makes it, with gradients. The vector is double, `[dim]`.
+    pub fn tensors(&self, vector: &Tensor) -> Tensors {
+        let at = |i: usize| vector.narrow(0, i as i64, 1);
+        let scale = |i: usize| at(i).clamp(SCALE_LIMITS.0, SCALE_LIMITS.1);
+        let shift = |i: usize| at(i).clamp(SHIFT_LIMITS.0, SHIFT_LIMITS.1);
+        let axes = |x: Tensor, y: Tensor| Tensor::stack(&[x, y], 1);
+        let spatial = match self.spatial {
+            SpatialTransform::None => None,
+            SpatialTransform::Isotropic => Some((axes(scale(0), scale(0)), axes(shift(1), shift(2)))),
+            SpatialTransform::Anisotropic => Some((axes(scale(0), scale(1)), axes(shift(2), shift(3)))),
+        };
+        let first = self.dim() - self.colour.len();
+        let colour = self.colour.iter().enumerate().map(|(i, &kind)| {
+            let (low, high) = limits(kind);
+            let parameter = (at(first + i) - identity(kind)) * stretch(kind) + identity(kind);
+            (kind, parameter.clamp(low, high).view([-1, 1, 1, 1]).to_kind(tch::Kind::Float))
+        });
+        Tensors { spatial, colour: colour.collect() }
+    }
+}
+
 fn identity(kind: ColourTransform) -> f64 {
     if kind == ColourTransform::Hue { 0.0 } else { 1.0 }
 }
@@ -110,21 +154,30 @@ fn limits(kind: ColourTransform) -> (f64, f64) {
 /// One transform for each image, or one for all, or one image for all transforms. All transforms have the same colours in
 /// the same order.
 pub fn apply(images: &Tensor, transforms: &[Transform], align_corners: bool) -> Tensor {
-    let warped = warp(images, transforms, align_corners, |scale, shift| (scale, shift));
-    let kinds = kinds(transforms);
-    if kinds.is_empty() {
+    apply_tensors(images, &Tensors::new(transforms, images), align_corners)
+}
+
+/// As `apply`.
+pub fn apply_tensors(images: &Tensor, transforms: &Tensors, align_corners: bool) -> Tensor {
+    let warped = warp(images, transforms, align_corners, false);
+    if transforms.colour.is_empty() {
         return warped;
     }
     let mut x = to_unit(&warped);
-    for (i, &kind) in kinds.iter().enumerate() {
-        x = adjust(kind, &x, &parameters(transforms, i, &x));
+    for (kind, parameter) in &transforms.colour {
+        x = adjust(*kind, &x, parameter);
     }
     from_unit(&x)
 }
 
 /// The spatial part of T for weights `[n, 1, h, w]`; zero outside of the source.
 pub fn apply_to_mask(mask: &Tensor, transforms: &[Transform], align_corners: bool) -> Tensor {
-    warp(mask, transforms, align_corners, |scale, shift| (scale, shift))
+    apply_tensors_to_mask(mask, &Tensors::new(transforms, mask), align_corners)
+}
+
+/// As `apply_to_mask`.
+pub fn apply_tensors_to_mask(mask: &Tensor, transforms: &Tensors, align_corners: bool) -> Tensor {
+    warp(mask, transforms, align_corners, false)
 }
 
 /// T^-1: from the generator's frame into the image's. Shapes and broadcasting as for `apply`.
@@ -133,43 +186,39 @@ pub fn apply_to_mask(mask: &Tensor, transforms: &[Transform], align_corners: boo
 /// commute but for clipping, interpolation and what lies outside of the source. The colours' inverses are exact where
 /// nothing was clipped. Of brightness it is 1/gamma as in the authors' code; the paper's -gamma has no identity.
 pub fn invert(images: &Tensor, transforms: &[Transform], align_corners: bool) -> Tensor {
-    let warped = warp(images, transforms, align_corners, |scale, shift| (1.0 / scale, -shift / scale));
-    let kinds = kinds(transforms);
-    if kinds.is_empty() {
+    let transforms = Tensors::new(transforms, images);
+    let warped = warp(images, &transforms, align_corners, true);
+    if transforms.colour.is_empty() {
         return warped;
     }
     let mut x = to_unit(&warped);
     // The generator's frame, whose mean grey contrast was about.
     let mut frame = to_unit(images);
-    for (i, &kind) in kinds.iter().enumerate().rev() {
-        let parameter = parameters(transforms, i, &x);
-        x = restore(kind, &x, &parameter, &frame);
-        if kinds[..i].contains(&ColourTransform::Contrast) {
-            frame = restore(kind, &frame, &parameter, &frame);
+    for (i, (kind, parameter)) in transforms.colour.iter().enumerate().rev() {
+        x = restore(*kind, &x, parameter, &frame);
+        if transforms.colour[..i].iter().any(|(kind, _)| *kind == ColourTransform::Contrast) {
+            frame = restore(*kind, &frame, parameter, &frame);
         }
     }
     from_unit(&x)
 }
 
-/// Samples at `x_in = scale * x_out + shift`, after `map` of each axis' scale and shift.
-fn warp(images: &Tensor, transforms: &[Transform], align_corners: bool, map: fn(f64, f64) -> (f64, f64)) -> Tensor {
+/// Samples at `x_in = scale * x_out + shift`, or for the inverse at `x_in = (x_out - shift) / scale`.
+fn warp(images: &Tensor, transforms: &Tensors, align_corners: bool, inverse: bool) -> Tensor {
     let (count, channels, h, w) = images.size4().expect("images are [n, channels, h, w]");
-    let given = transforms.len() as i64;
+    let given = match (&transforms.spatial, transforms.colour.first()) {
+        (Some((scale, _)), _) => scale.size()[0],
+        (None, Some((_, parameter))) => parameter.size()[0],
+        (None, None) => 1,
+    };
     let n = count.max(given);
     assert!([1, n].contains(&count) && [1, n].contains(&given), "{count} images and {given} transforms");
     let images = images.expand([n, channels, h, w], false);
-    if transforms.iter().all(|t| t.scale == [1.0, 1.0] && t.shift == [0.0, 0.0]) {
-        return images;
-    }
-    let theta: Vec<f64> = transforms
-        .iter()
-        .flat_map(|t| {
-            let (sx, tx) = map(t.scale[0], t.shift[0]);
-            let (sy, ty) = map(t.scale[1], t.shift[1]);
-            [sx, 0.0, tx, 0.0, sy, ty]
-        })
-        .collect();
-    let theta = Tensor::from_slice(&theta).view([-1, 2, 3]).to_kind(images.kind()).to_device(images.device());
+    let Some((scale, shift)) = &transforms.spatial else { return images };
+    let (scale, shift) =
+        if inverse { (scale.reciprocal(), -shift / scale) } else { (scale.shallow_clone(), shift.shallow_clone()) };
+    // [[s_x, 0, t_x], [0, s_y, t_y]]
+    let theta = Tensor::cat(&[scale.diag_embed(0, 1, 2), shift.unsqueeze(-1)], 2).to_kind(images.kind());
     let theta = theta.expand([n, 2, 3], false);
     let grid = Tensor::affine_grid_generator(&theta, [n, channels, h, w], align_corners);
     let (bilinear, zeros) = (0, 0);
@@ -181,12 +230,6 @@ fn kinds(transforms: &[Transform]) -> Vec<ColourTransform> {
     let first = transforms.first().map_or(vec![], kinds);
     assert!(transforms.iter().all(|t| kinds(t) == first), "transforms with different colours in one batch");
     first
-}
-
-/// Parameters of the colour at a position, `[transforms, 1, 1, 1]`.
-fn parameters(transforms: &[Transform], position: usize, like: &Tensor) -> Tensor {
-    let values: Vec<f64> = transforms.iter().map(|t| t.colour[position].1).collect();
-    Tensor::from_slice(&values).view([-1, 1, 1, 1]).to_kind(like.kind()).to_device(like.device())
 }
 
 fn to_unit(images: &Tensor) -> Tensor {

@@ -15,6 +15,9 @@ pub struct History {
     /// Training loss at each step of the final descent, one curve per seed, in the order of `ResultRecord::seeds`.
     #[serde(deserialize_with = "curves")]
     pub descent: Vec<Vec<f64>>,
+    /// Training loss with the regulariser at each step of fine-tuning.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "curve")]
+    pub fine_tune: Vec<f64>,
 }
 
 fn curve<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
@@ -35,7 +38,12 @@ mod tests {
 
     #[test]
     fn a_seed_that_diverged_does_not_spoil_the_file() {
-        let history = History { transform: vec![], latent: vec![0.1 + 0.2], descent: vec![vec![1.5, f64::NAN], vec![2.0]] };
+        let history = History {
+            transform: vec![],
+            latent: vec![0.1 + 0.2],
+            descent: vec![vec![1.5, f64::NAN], vec![2.0]],
+            fine_tune: vec![],
+        };
         let json = serde_json::to_string(&history).expect("plain vectors serialise");
         assert_eq!(json, r#"{"transform":[],"latent":[0.30000000000000004],"descent":[[1.5,null],[2.0]]}"#);
         let read: History = serde_json::from_str(&json).expect("our own file");

@@ -10,6 +10,8 @@
 //! images/<image>/attempt-<id>/generated.png    the best projection
 //! images/<image>/attempt-<id>/inverted.png     the same, back in the target's frame
 //! images/<image>/attempt-<id>/history.json     loss curves
+//! images/<image>/attempt-<id>/tuned.png        after fine-tuning: as inverted.png, of the tuned generator
+//! images/<image>/attempt-<id>/delta.safetensors.zst    after fine-tuning: what it added to the weights
 //! checkpoints/<image>.checkpoint               state of an unfinished projection
 //! attempts/<image>/<id>                        an attempt that has begun, and neither ended nor saved anything yet
 //! redrives/<n>.json                            images that are projected with another seed
@@ -84,12 +86,24 @@ pub enum Item {
     Inverted,
     /// Loss curves.
     History,
+    /// The best projection of the fine-tuned generator, back in the target's frame. Only after fine-tuning.
+    Tuned,
+    /// What fine-tuning added to the generator's weights. Only after fine-tuning.
+    Delta,
 }
 
 impl Item {
     /// All of them.
-    pub const ALL: [Item; 6] =
-        [Item::Projection, Item::Target, Item::Transformed, Item::Generated, Item::Inverted, Item::History];
+    pub const ALL: [Item; 8] = [
+        Item::Projection,
+        Item::Target,
+        Item::Transformed,
+        Item::Generated,
+        Item::Inverted,
+        Item::History,
+        Item::Tuned,
+        Item::Delta,
+    ];
 
     /// Last part of the key.
     pub fn file(self) -> &'static str {
@@ -100,6 +114,8 @@ impl Item {
             Item::Generated => "generated.png",
             Item::Inverted => "inverted.png",
             Item::History => "history.json",
+            Item::Tuned => "tuned.png",
+            Item::Delta => "delta.safetensors.zst",
         }
     }
 }

@@ -19,10 +19,10 @@ pub use history::History;
 pub use job::{Box2d, Job, JobId};
 pub use model::{GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256};
 pub use params::{
-    ColourTransform, Descent, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params, SpatialTransform, Told,
-    TransformChoice, TransformSearch, TransformStart,
+    ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params,
+    Regulariser, SpatialTransform, Told, TransformChoice, TransformSearch, TransformStart,
 };
-pub use result::{Failure, FailureReason, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain};
+pub use result::{Failure, FailureReason, FineTuned, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain};
 pub use run::{Control, RedriveRecord, RunRecord, RunState};
 pub use snapshot::{Errors, KnownResult, Snapshot};
 

@@ -21,6 +21,12 @@ pub struct ModelManifest {
     pub perceptual: PerceptualManifest,
     /// Names of the classes, by index.
     pub classes: Vec<String>,
+    /// Name of the super-class of each class, in their order; empty: there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub super_classes: Vec<String>,
+    /// safetensors with directions of z for edits, each `[z_dim]` under the name that people use; one unit is a small step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directions: Option<String>,
     /// Where the generator puts its objects, in pixels of its images.
     pub objects: ObjectsManifest,
     /// SHA-256 of every other file, hexadecimal.
@@ -85,13 +91,21 @@ impl ModelManifest {
         if manifest.classes.is_empty() {
             return Err(problem("classes", "is empty".into()));
         }
+        let (classes, super_classes) = (manifest.classes.len(), &manifest.super_classes);
+        if !super_classes.is_empty() && super_classes.len() != classes {
+            return Err(problem("super_classes", format!("has {} names for {classes} classes", super_classes.len())));
+        }
+        if super_classes.iter().any(String::is_empty) {
+            return Err(problem("super_classes", "has an empty name".into()));
+        }
         let p = &manifest.perceptual;
         for file in manifest.sha256.keys() {
             if file.is_empty() || file.contains(['/', '\\']) || file.starts_with('.') {
                 return Err(problem("file", format!("name {file:?} is not a plain file name")));
             }
         }
-        for file in [&manifest.generator.config, &manifest.generator.weights, &p.config, &p.weights] {
+        let files = [&manifest.generator.config, &manifest.generator.weights, &p.config, &p.weights];
+        for file in files.into_iter().chain(&manifest.directions) {
             if !manifest.sha256.contains_key(file) {
                 return Err(problem("sha256", format!("has no entry for {file}")));
             }

@@ -22,6 +22,9 @@ pub struct Params {
     pub seeds: u32,
     /// Gradient steps on z and c.
     pub descent: Descent,
+    /// Equation 6 after the search; `None` leaves the generator as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fine_tune: Option<FineTune>,
 }
 
 /// Equation 4: masked L1 plus beta times masked LPIPS.
@@ -221,6 +224,81 @@ pub struct Descent {
     pub limit: f64,
 }
 
+/// Equation 6: the generator's weights are fitted to the image, and may not go far.
+///
+/// The authors' code has no fine-tuning: what the paper leaves open follows PTI (Roich et al. 2021) and the readings of Section 3.5.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FineTune {
+    /// Adam's steps at most.
+    pub steps: u32,
+    /// Learning rate of the weights.
+    pub lr: f64,
+    /// Learning rate of z and c; 0: they stay as they were found.
+    pub lr_latents: f64,
+    /// Learning rate of the transform, as the search's vector; 0: it stays as it was found.
+    pub lr_transform: f64,
+    /// Weight lambda of the regulariser (paper: 1e3).
+    pub lambda: f64,
+    /// What keeps the weights near those of the model.
+    pub regulariser: Regulariser,
+    /// It ends as soon as the target's LPIPS, weighted as in the loss, is not larger.
+    pub lpips_goal: f64,
+    /// How the change of the weights is stored.
+    pub delta: DeltaCodec,
+}
+
+/// Readings of the regulariser of Equation 6, for d = theta - theta_0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Regulariser {
+    /// Sum over the weight tensors of the mean of d^2 (a function of branch `master` that nothing calls).
+    MeanSquares,
+    /// ||d||, as printed.
+    Norm,
+    /// ||d||^2
+    SquaredNorm,
+}
+
+/// How a change of weights is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "codec", rename_all = "snake_case", deny_unknown_fields)]
+pub enum DeltaCodec {
+    /// As it is.
+    Float32,
+    /// Eight bits of mantissa.
+    Bfloat16,
+    /// Eight bits, a scale for each output channel.
+    Int8,
+    /// Four bits, a scale for each output channel.
+    Int4,
+    /// Two factors of each weight matrix, bfloat16.
+    LowRank {
+        /// Columns of the factors.
+        rank: u32,
+    },
+    /// For each layer the smallest of them, so that the image stays.
+    Auto {
+        /// Signal-to-noise ratio, in dB, between the image of the stored change and that of the change itself, at least.
+        psnr: f64,
+    },
+}
+
+impl Default for FineTune {
+    fn default() -> FineTune {
+        FineTune {
+            steps: 300,
+            lr: 1e-4,
+            lr_latents: 0.0,
+            lr_transform: 0.0,
+            lambda: 1e3,
+            regulariser: Regulariser::MeanSquares,
+            lpips_goal: 0.0,
+            delta: DeltaCodec::Auto { psnr: 45.0 },
+        }
+    }
+}
+
 impl Params {
     /// Name of the profile, and whether something was changed since: `fast` or `fast (changed)`.
     pub fn described(&self) -> String {
@@ -249,6 +327,7 @@ impl Params {
             latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told: Told::Refined, sigma: 1.0 },
             seeds: 18,
             descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
+            fine_tune: None,
         }
     }
 
@@ -274,6 +353,7 @@ impl Params {
             latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told: Told::Sampled, sigma: 1.0 },
             seeds: 18,
             descent: Descent { lr_c: 0.01, ..paper.descent },
+            fine_tune: None,
         }
     }
 
@@ -335,6 +415,22 @@ impl Params {
                 if t.colour[..i].contains(colour) {
                     return Err(problem("transform.colour", format!("has {colour:?} twice")));
                 }
+            }
+        }
+        if let Some(tune) = &self.fine_tune {
+            count("fine_tune.steps", tune.steps, 1, 1_000_000)?;
+            in_range("fine_tune.lr", tune.lr, 1e-9, 1.0)?;
+            in_range("fine_tune.lr_latents", tune.lr_latents, 0.0, 1.0)?;
+            in_range("fine_tune.lr_transform", tune.lr_transform, 0.0, 1.0)?;
+            in_range("fine_tune.lambda", tune.lambda, 0.0, 1e9)?;
+            in_range("fine_tune.lpips_goal", tune.lpips_goal, 0.0, 1e3)?;
+            if tune.lr_transform > 0.0 && self.transform.is_none() {
+                return Err(problem("fine_tune.lr_transform", "needs a transform search".into()));
+            }
+            match tune.delta {
+                DeltaCodec::LowRank { rank } => count("fine_tune.delta.rank", rank, 1, 4096)?,
+                DeltaCodec::Auto { psnr } => in_range("fine_tune.delta.psnr", psnr, 10.0, 100.0)?,
+                _ => {}
             }
         }
         match &self.latent {

@@ -1,7 +1,10 @@
 //! The records that end a job: a result or a failure. JSON, since people read them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::keys::Item;
 use crate::{Box2d, ColourTransform, Job, JobId, Params};
 
 /// `result.json`: the commit marker of a job. It exists if and only if all other objects of the job are in the store.
@@ -21,6 +24,9 @@ pub struct ResultRecord {
     pub class_name: String,
     /// Box of the object in pixels of the image.
     pub bbox: Option<Box2d>,
+    /// The same in pixels of `target.png`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bbox: Option<Box2d>,
     /// The generator and perceptual network.
     pub model: ModelRef,
     /// What was computed.
@@ -43,6 +49,9 @@ pub struct ResultRecord {
     pub attempt: String,
     /// Those objects.
     pub objects: Vec<ObjectRef>,
+    /// What fine-tuning came to, if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fine_tuned: Option<FineTuned>,
     /// Id of the trace of the attempt, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
@@ -60,10 +69,40 @@ pub struct ObjectRef {
 }
 
 impl ResultRecord {
+    /// The objects that must be there.
+    pub fn items(&self) -> impl Iterator<Item = Item> {
+        let tuned = matches!(self.fine_tuned, Some(FineTuned::Kept { .. }));
+        Item::ALL.into_iter().filter(move |item| tuned || !matches!(item, Item::Tuned | Item::Delta))
+    }
+
     /// The best seed's numbers.
     pub fn best_seed(&self) -> &SeedResult {
         &self.seeds[self.best]
     }
+}
+
+/// What fine-tuning came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum FineTuned {
+    /// The tuned generator is closer to the target: `tuned.png` and the delta are there.
+    Kept {
+        /// Adam's steps.
+        steps: u32,
+        /// Distances of the generator with the stored delta.
+        distances: SeedResult,
+        /// LPIPS of the transformed target, weighted as in the loss: before it, and of the generator with the stored delta.
+        lpips: (f64, f64),
+        /// Between its image and that of the change before it was stored, in dB; none if they are the same.
+        psnr: Option<f64>,
+        /// How many layers are stored in which code.
+        codes: BTreeMap<String, usize>,
+    },
+    /// It was no help: the answer is the search's.
+    Dropped {
+        /// Why.
+        why: String,
+    },
 }
 
 /// Which model made a result.

@@ -9,8 +9,11 @@ pub mod checkpoint;
 pub mod codec;
 mod controls;
 pub mod devices;
+pub mod edit;
+pub mod editor;
 pub mod fate;
 mod fetch;
+pub mod film;
 mod gpu;
 mod hand;
 pub mod health;
@@ -18,9 +21,11 @@ pub mod metrics;
 pub mod models;
 mod project;
 mod publish;
+mod record;
 mod signs;
 pub mod weights;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -51,6 +56,8 @@ pub struct Config {
     pub drain_after: Option<Duration>,
     /// Leave after this time; `None`: stay.
     pub max_runtime: Option<Duration>,
+    /// Folder for a film of each image's search.
+    pub record: Option<PathBuf>,
     /// Version of basin, for the results.
     pub version: String,
 }

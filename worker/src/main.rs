@@ -83,6 +83,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         checkpoint_every: Duration::from_secs(args.checkpoint_every),
         drain_after: args.drain_after.map(Duration::from_secs),
         max_runtime: args.max_runtime.map(Duration::from_secs),
+        record: None,
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let shutdown = Shutdown::default();

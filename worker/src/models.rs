@@ -150,7 +150,7 @@ fn damaged(model: &str, error: &dyn std::error::Error) -> LoadError {
 }
 
 /// The model from the cache. It is copied there if it is not there, and again if it was damaged there.
-async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str) -> Result<LoadedModel, LoadError> {
+pub(crate) async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str) -> Result<LoadedModel, LoadError> {
     let cache_error = |source| LoadError::Cache { dir: cache.dir().to_owned(), source };
     let (mut fresh, mut waits) = (false, false);
     loop {
@@ -300,6 +300,7 @@ mod tests {
                 checkpoint_every: LIMIT,
                 drain_after: None,
                 max_runtime: None,
+                record: None,
                 version: "test".into(),
             };
             let models = Models::Home { home: self.home.clone(), cache: self.cache.clone() };

@@ -1,18 +1,20 @@
 //! Loaded images become solved ones: the only stage that computes. No I/O; one thread drives the devices.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use projector::{DeviceError, Lanes, Projection, Solution, Target};
-use proto::{Job, JobId, ModelRef, Params};
+use proto::{Box2d, Job, JobId, ModelRef, Params};
 use queue::Delivery;
 use tch::Tensor;
 use tokio::sync::{mpsc, watch};
 
 use crate::fetch::{Batch, Loaded};
 use crate::hand::{Course, Hand};
+use crate::record::Recorder;
 use crate::{Config, LoadedModel, Shutdown, checkpoint, metrics};
 
 /// What the devices do now.
@@ -70,6 +72,8 @@ pub struct Solved {
     pub attempt: String,
     pub model: ModelRef,
     pub pixels: Vec<f32>,
+    /// In pixels of the target.
+    pub bbox: Option<Box2d>,
     pub solution: Result<Solution, projector::Diverged>,
     /// Seconds of device work of the batch, divided by its images.
     pub seconds: f64,
@@ -84,10 +88,10 @@ pub fn spawn(
     withdrawn: Arc<AtomicBool>,
     working: watch::Sender<Working>,
 ) -> JoinHandle<Result<(), DeviceError>> {
-    let (devices, checkpoint_every) = (config.devices.0.clone(), config.checkpoint_every);
+    let (devices, checkpoint_every, record) = (config.devices.0.clone(), config.checkpoint_every, config.record.clone());
     let body = move || {
         let mut devices_now: Option<(LoadedModel, Lanes)> = None;
-        let mut thread = Thread { checkpoint_every, done, shutdown, withdrawn, working, computed: 0, resumed: 0 };
+        let mut thread = Thread { checkpoint_every, record, done, shutdown, withdrawn, working, computed: 0, resumed: 0 };
         while let Some(Batch { model, images, begin }) = loaded.blocking_recv() {
             if let Some(model) = model {
                 // The old model leaves the devices before the new one comes.
@@ -108,6 +112,8 @@ pub fn spawn(
 /// What the thread has at hand.
 struct Thread {
     checkpoint_every: std::time::Duration,
+    /// Folder of the films.
+    record: Option<PathBuf>,
     done: mpsc::Sender<Done>,
     shutdown: Shutdown,
     withdrawn: Arc<AtomicBool>,
@@ -141,6 +147,8 @@ impl Thread {
         self.show(&projection, &run);
         let mut courses: Vec<Course> =
             batch.iter().enumerate().map(|(i, image)| Course::begin(&image.hand, projection.stage(i))).collect();
+        let images = batch.iter().map(|image| (image.job.image.as_str(), image.pixels.as_slice()));
+        let mut recorder = self.record.as_ref().map(|dir| Recorder::new(dir, model.reference.resolution, images));
         while !projection.finished() {
             let (stop, withdrawn) = (self.shutdown.requested(), self.withdrawn.load(Ordering::SeqCst));
             if stop || withdrawn {
@@ -149,6 +157,9 @@ impl Thread {
             }
             let begun = Instant::now();
             let progress = projection.step(lanes)?;
+            if let Some(recorder) = &mut recorder {
+                recorder.look(&projection, lanes)?;
+            }
             let (seconds, steps) = (begun.elapsed().as_secs_f64(), progress.done.saturating_sub(last));
             metrics::DEVICE_BUSY.record(seconds * lanes.devices() as f64, &[]);
             metrics::LANE_STEPS.record(steps as f64, &[]);
@@ -167,11 +178,14 @@ impl Thread {
         }
         let solutions = projection.finish(lanes)?;
         drop(courses);
+        if let Some(recorder) = recorder {
+            recorder.finish(solutions.iter().map(|solution| solution.as_ref().ok()));
+        }
         let seconds = started.elapsed().as_secs_f64() / batch.len() as f64;
         for (image, solution) in batch.into_iter().zip(solutions) {
-            let Loaded { delivery, hand, job, id, attempt, model, pixels, .. } = image;
+            let Loaded { delivery, hand, job, id, attempt, model, pixels, bbox, .. } = image;
             let seconds = image.seconds + seconds;
-            let solved = Solved { delivery, hand, job, id, attempt, model, pixels, solution, seconds };
+            let solved = Solved { delivery, hand, job, id, attempt, model, pixels, bbox, solution, seconds };
             // Nobody receives any more when publishing failed; that error is the one to report.
             let _ = self.done.blocking_send(Done::Solved(Box::new(solved)));
         }

@@ -1,11 +1,17 @@
 //! Solved images become objects (*io*): data first, the commit marker last, then the event, then the acknowledgement.
 
 use std::collections::HashMap;
+use std::io::{self, BufWriter, Write};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use projector::Solution;
+use bytes::Bytes;
+use projector::lanes::Rendered;
+use projector::{Delta, Dropped, Solution, Tuned};
 use proto::keys::{Item, Marker};
-use proto::{CrashPoint, FailureReason, ObjectRef, ResultRecord, SeedResult, What, chain, hex_sha256, keys};
+use proto::{
+    CrashPoint, FailureReason, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, What, chain, hex_sha256, keys,
+};
 use queue::Queue;
 use store::{PutNew, Runs, Store};
 use telemetry::trace;
@@ -18,6 +24,9 @@ use crate::fetch::reject;
 use crate::hand::tell;
 use crate::project::{Done, Released, Saved, Solved};
 use crate::{Config, Error, codec, metrics};
+
+/// Bytes of a delta that are sent at a time.
+const PIECE: usize = 8 << 20;
 
 /// Publishes until the devices' thread ends.
 pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Receiver<Done>) -> Result<(), Error> {
@@ -106,7 +115,7 @@ async fn discard(config: &Config, queue: &Queue, results: &Store, solved: Solved
 }
 
 async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
-    let Solved { delivery, mut hand, job, id, attempt, model, pixels, solution, seconds } = solved;
+    let Solved { delivery, mut hand, job, id, attempt, model, pixels, bbox, solution, seconds } = solved;
     let solution = match solution {
         Ok(solution) => solution,
         Err(error) => {
@@ -124,6 +133,7 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
         class: job.class,
         class_name: job.class_name.clone(),
         bbox: job.bbox,
+        target_bbox: bbox,
         model,
         params: job.params.clone(),
         seed: job.seed,
@@ -139,13 +149,14 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
         seconds,
         attempt,
         objects: vec![],
+        fine_tuned: solution.fine_tuned.as_ref().map(fine_tuned),
         trace: trace::id(&hand.span),
     };
     let begun = Instant::now();
     let publish = async {
-        let encode = move || objects(&pixels, &solution, record);
-        let (objects, record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
-        commit(results, objects, &record).await.map(|()| record)
+        let encode = move || (objects(&pixels, solution, &record), record);
+        let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
+        commit(results, objects, &mut record).await.map(|()| record)
     };
     let record = match publish.instrument(trace::child(&hand.span, "publish")).await {
         Ok(record) => record,
@@ -171,28 +182,83 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
     Ok(())
 }
 
-async fn commit(results: &Store, objects: Vec<(Item, Vec<u8>)>, record: &ResultRecord) -> Result<(), store::Error> {
+/// What an object holds.
+enum Content {
+    Bytes(Bytes),
+    /// Written while it is encoded: of a large generator, stored without loss, it is as large as that.
+    Delta(Arc<Mutex<Delta>>),
+}
+
+impl Content {
+    /// Stores it, and tells its size and digest.
+    async fn put(&self, results: &Store, key: &str, model: &str) -> Result<(u64, String), store::Error> {
+        let delta = match self {
+            Content::Bytes(bytes) => {
+                results.put(key, bytes.clone()).await?;
+                return Ok((bytes.len() as u64, hex_sha256(bytes)));
+            }
+            Content::Delta(delta) => delta.clone(),
+        };
+        let (sender, mut pieces) = mpsc::channel::<Vec<u8>>(1);
+        let model = model.to_owned();
+        let encoding = tokio::task::spawn_blocking(move || {
+            let mut to = BufWriter::with_capacity(PIECE, Pieces(sender));
+            let delta = delta.lock().expect("nobody panics with it");
+            delta.write(&model, &mut to).and_then(|()| to.flush())
+        });
+        let mut upload = results.upload(key).await?;
+        let (mut size, mut digest) = (0, RunningSha256::default());
+        while let Some(piece) = pieces.recv().await {
+            size += piece.len() as u64;
+            digest.update(&piece);
+            upload.write(piece).await?;
+        }
+        encoding.await.expect("encoding does not panic").expect("the receiver takes all pieces");
+        upload.finish().await?;
+        Ok((size, digest.hex()))
+    }
+}
+
+/// Hands what is written on, piece by piece.
+struct Pieces(mpsc::Sender<Vec<u8>>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.blocking_send(bytes.to_vec()).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn commit(results: &Store, objects: Vec<(Item, Content)>, record: &mut ResultRecord) -> Result<(), store::Error> {
     let (image, attempt) = (&record.image, &record.attempt);
+    let digest = &record.model.digest;
     let marker = keys::marker(image, Marker::Result);
     // Somebody else's result of the same job is as good as ours, and comes first.
     if !results.exists(&marker).await? {
-        for (item, bytes) in &objects {
-            results.put(&keys::item(image, attempt, *item), bytes.clone()).await?;
-            metrics::UPLOAD.record(bytes.len() as f64, &[]);
+        let mut stored = Vec::new();
+        for (item, content) in &objects {
+            let (size, sha256) = content.put(results, &keys::item(image, attempt, *item), digest).await?;
+            metrics::UPLOAD.record(size as f64, &[]);
+            stored.push(ObjectRef { file: item.file().into(), size, sha256 });
             CrashPoint::ObjectUploaded.pass();
         }
         CrashPoint::ObjectsUploaded.pass();
-        let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
+        record.objects = stored;
+        let bytes = serde_json::to_vec_pretty(&record).expect("a record serialises");
         if results.put_new(&marker, bytes).await? == PutNew::Exists && !is_ours(results, &marker, attempt).await? {
             for item in Item::ALL {
                 results.delete(&keys::item(image, attempt, item)).await?;
             }
         } else if results.exists(&keys::marker(image, Marker::Failure)).await? {
             // The image was given up: the end of its run may have swept what nobody had claimed yet.
-            for (item, bytes) in objects {
+            for (item, content) in objects {
                 let key = keys::item(image, attempt, item);
                 if !results.exists(&key).await? {
-                    results.put(&key, bytes).await?;
+                    content.put(results, &key, digest).await?;
                 }
             }
         }
@@ -211,23 +277,40 @@ async fn is_ours(results: &Store, marker: &str, attempt: &str) -> Result<bool, s
     Ok(serde_json::from_slice::<ResultRecord>(&there).is_ok_and(|record| record.attempt == attempt))
 }
 
-/// All objects of the attempt, and the record that names them.
-fn objects(target: &[f32], solution: &Solution, mut record: ResultRecord) -> (Vec<(Item, Vec<u8>)>, ResultRecord) {
+fn fine_tuned(outcome: &Result<Tuned, Dropped>) -> FineTuned {
+    match outcome {
+        Ok(tuned) => {
+            let Rendered { l1, l2, lpips, .. } = tuned.rendered;
+            FineTuned::Kept {
+                steps: tuned.steps,
+                distances: SeedResult { loss: tuned.loss, inverted_loss: tuned.inverted_loss, l1, l2, lpips },
+                lpips: tuned.lpips,
+                psnr: Some(tuned.psnr).filter(|psnr| psnr.is_finite()),
+                codes: tuned.delta.codes().into_iter().map(|(code, layers)| (code.to_owned(), layers)).collect(),
+            }
+        }
+        Err(dropped) => FineTuned::Dropped { why: dropped.to_string() },
+    }
+}
+
+/// All objects of the attempt.
+fn objects(target: &[f32], solution: Solution, record: &ResultRecord) -> Vec<(Item, Content)> {
     let png = |pixels: &[f32]| codec::encode_png(pixels, record.model.resolution);
     let history = serde_json::to_vec(&solution.history).expect("curves serialise");
-    let objects = vec![
-        (Item::Projection, projection(solution, &record)),
+    let mut objects = vec![
+        (Item::Projection, projection(&solution, record)),
         (Item::Target, png(target)),
         (Item::Transformed, png(&solution.transformed)),
         (Item::Generated, png(&solution.generated)),
         (Item::Inverted, png(&solution.inverted)),
         (Item::History, history),
     ];
-    record.objects = objects
-        .iter()
-        .map(|(item, bytes)| ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(bytes) })
-        .collect();
-    (objects, record)
+    let tuned = solution.fine_tuned.and_then(Result::ok);
+    if let Some(tuned) = &tuned {
+        objects.push((Item::Tuned, png(&tuned.rendered.inverted)));
+    }
+    let objects = objects.into_iter().map(|(item, bytes)| (item, Content::Bytes(bytes.into())));
+    objects.chain(tuned.map(|tuned| (Item::Delta, Content::Delta(Arc::new(Mutex::new(tuned.delta)))))).collect()
 }
 
 /// `projection.safetensors`: z `[seeds, z]`, c `[seeds, embed]`, losses `[seeds]`, all float32; the rest is JSON in the metadata.
@@ -322,7 +405,7 @@ mod tests {
             l2: loss,
             lpips: loss,
         };
-        let history = History { transform: vec![], latent: vec![loss], descent: vec![vec![loss]] };
+        let history = History { latent: vec![loss], descent: vec![vec![loss]], ..History::default() };
         let solution = Solution {
             transform: None,
             best: 0,
@@ -330,13 +413,14 @@ mod tests {
             generated: pixels.clone(),
             inverted: pixels.clone(),
             transformed: pixels.clone(),
+            fine_tuned: None,
             history,
             lane_steps: 1,
         };
         let model = ModelRef { name: "m".into(), digest: "d".into(), resolution: 4 };
         let (id, attempt) = (job.id(), format!("{attempt:012x}"));
         let hand = Hand::take(&delivery, &job, &id, queue);
-        Solved { delivery, hand, job, id, attempt, model, pixels, solution: Ok(solution), seconds: 1.0 }
+        Solved { delivery, hand, job, id, attempt, model, pixels, bbox: None, solution: Ok(solution), seconds: 1.0 }
     }
 
     fn config() -> Config {
@@ -347,8 +431,14 @@ mod tests {
             checkpoint_every: Duration::from_secs(1),
             drain_after: None,
             max_runtime: None,
+            record: None,
             version: "0".into(),
         }
+    }
+
+    /// Objects of an image whose generator was not tuned.
+    fn untuned_items() -> usize {
+        Item::ALL.len() - [Item::Tuned, Item::Delta].len()
     }
 
     async fn next(consumer: &mut Consumer) -> Option<Delivery> {
@@ -378,7 +468,7 @@ mod tests {
                 results.delete(&object.key).await.expect("writable");
             }
         }
-        assert_eq!(left, [1 + Item::ALL.len(), 0]);
+        assert_eq!(left, [1 + untuned_items(), 0]);
         assert_eq!(queue.depth(Channel::Events).await.expect("in memory"), 2);
     }
 
@@ -423,7 +513,7 @@ mod tests {
             let bytes = results.get(&keys::item(&record.image, &record.attempt, item)).await.expect("it is there");
             assert_eq!(hex_sha256(&bytes), object.sha256, "seed {seed}: {}", object.file);
         }
-        assert_eq!(record.objects.len(), Item::ALL.len());
+        assert_eq!(record.objects.len(), untuned_items());
         let mut events = queue.consume(Channel::Events, 100).await.expect("in memory");
         let told = next(&mut events).await.expect("an event");
         assert!(matches!(Event::decode(told.payload()).expect("ours").what, What::Succeeded { .. }), "seed {seed}");

@@ -1,5 +1,6 @@
 //! Loads a model folder (*io*): reads, checks hashes, builds the networks.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use projector::mask::ObjectStatistics;
@@ -22,6 +23,8 @@ pub struct LoadedModel {
     pub classes: Vec<String>,
     /// Where the generator puts its objects.
     pub statistics: ObjectStatistics,
+    /// Directions of z for edits, by name, each as long as z.
+    pub directions: BTreeMap<String, Vec<f32>>,
     /// Class predictor on top of the perceptual network, if the model has one.
     pub classifier: Option<Classifier>,
     /// Its place in this machine's cache, if it has one.
@@ -141,6 +144,10 @@ pub fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
         let (a, b) = (manifest.generator.resolution, generator.resolution());
         return Err(inconsistent(format!("says {a} pixels, and the generator makes {b}")));
     }
+    let directions = match &manifest.directions {
+        Some(file) => load_directions(dir, file, &manifest, generator.latent_dim())?,
+        None => BTreeMap::new(),
+    };
     let statistics = ObjectStatistics {
         resolution: f64::from(manifest.generator.resolution),
         center: manifest.objects.center,
@@ -151,9 +158,27 @@ pub fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
         reference: ModelRef { name: manifest.name, digest, resolution: manifest.generator.resolution },
         classes: manifest.classes,
         statistics,
+        directions,
         classifier,
         _held: None,
     })
+}
+
+fn load_directions(
+    dir: &Path,
+    file: &str,
+    manifest: &ModelManifest,
+    latent_dim: i64,
+) -> Result<BTreeMap<String, Vec<f32>>, ModelError> {
+    let path = dir.join(file);
+    checked(dir, file, manifest)?;
+    let tensors = Tensor::read_safetensors(&path).map_err(|source| ModelError::Tensors { path: path.clone(), source })?;
+    let mut weights = Weights::new(tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
+    let directions = tensors.iter().map(|(name, _)| {
+        let direction = weights.take(name, &[latent_dim])?;
+        Ok((name.clone(), Vec::try_from(direction).expect("a vector of floats")))
+    });
+    directions.collect::<Result<_, LoadError>>().map_err(|source| ModelError::Network { path, source })
 }
 
 fn load_classifier(weights: &mut Weights, classes: i64) -> Result<Option<Classifier>, LoadError> {

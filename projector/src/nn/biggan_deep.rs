@@ -221,17 +221,29 @@ impl Generator for BigganDeep {
         self.config.num_classes
     }
 
+    fn latent_layer(&self) -> Tensor {
+        self.gen_z.0.narrow(1, 0, self.config.z_dim)
+    }
+
     fn resolution(&self) -> i64 {
         self.config.output_dim
     }
 
-    fn weights(&self) -> Vec<Tensor> {
-        let pairs = [&self.gen_z, &self.norms, &self.to_rgb].into_iter();
-        let blocks = self.layers.iter().flat_map(|layer| match layer {
-            Layer::Block(block) => block.convs.iter().flat_map(|(w, b)| [w, b]).collect(),
-            Layer::Attention(a) => vec![&a.theta, &a.phi, &a.g, &a.o],
+    fn weights(&self) -> Vec<(String, Tensor)> {
+        let pair = |name: &str, (w, b): &(Tensor, Tensor)| {
+            vec![(format!("{name}.weight"), w.shallow_clone()), (format!("{name}.bias"), b.shallow_clone())]
+        };
+        let layers = self.layers.iter().enumerate().flat_map(|(i, layer)| match layer {
+            Layer::Block(block) => {
+                let convs = block.convs.iter().enumerate();
+                convs.flat_map(|(j, conv)| pair(&format!("layers.{i}.conv_{j}"), conv)).collect::<Vec<_>>()
+            }
+            Layer::Attention(a) => [("theta", &a.theta), ("phi", &a.phi), ("g", &a.g), ("o_conv", &a.o)]
+                .map(|(part, w)| (format!("layers.{i}.snconv1x1_{part}.weight"), w.shallow_clone()))
+                .into(),
         });
-        pairs.flat_map(|(w, b)| [w, b]).chain(blocks).map(Tensor::shallow_clone).collect()
+        let (first, last) = (pair("gen_z", &self.gen_z), pair("conv_to_rgb", &self.to_rgb));
+        first.into_iter().chain(layers).chain(last).collect()
     }
 
     fn replicate(&self, device: Device) -> Box<dyn Generator> {

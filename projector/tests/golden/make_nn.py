@@ -8,6 +8,7 @@ reference's state_dict. All float32 on the CPU, one thread.
 
 biggan_deep   the class BigGAN of huggingface/pytorch-pretrained-BigGAN, tiny and random, and the checkpoint's own
               config.json beside it
+fine_tune     some steps of Equation 6 on that BigGAN by torch.optim.Adam, with L1 alone for the image
 lpips_alex    the class LPIPS (v0.1) of richzhang/PerceptualSimilarity with its published heads. The trunk (AlexNet's
               `features`, 2.5 million floats) is not stored: `alexnet` below makes it, and so does `weights.rs`
 sampling      torch.nn.functional.affine_grid and grid_sample
@@ -130,6 +131,52 @@ def biggan_deep():
         },
     )
     (HERE / "biggan_deep.config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+
+
+# --- fine-tuning -----------------------------------------------------------------------------------------------------
+
+
+def fine_tune():
+    """Equation 6, with the reading of `weight_regularization` (mean of squares, added over the weights)."""
+    from safetensors.torch import load_file
+    from torch.nn.utils import remove_spectral_norm
+
+    stored = load_file(HERE / "biggan_deep.safetensors")
+    config_class, model_class = reference_biggan()
+    model = model_class(config_class.from_dict(CONFIG))
+    model.load_state_dict({key: value for key, value in stored.items() if not key.startswith("test.")})
+    model.eval()
+    for module in model.modules():
+        if hasattr(module, "weight_orig"):
+            remove_spectral_norm(module)
+    # As the generator is folded: gamma in the last convolution of attention, and the three channels that are used.
+    generator = model.generator
+    with torch.no_grad():
+        for layer in generator.layers:
+            if hasattr(layer, "gamma"):
+                layer.snconv1x1_o_conv.weight *= layer.gamma
+                layer.gamma.fill_(1.0)
+        generator.conv_to_rgb.weight = torch.nn.Parameter(generator.conv_to_rgb.weight[:3].clone())
+        generator.conv_to_rgb.bias = torch.nn.Parameter(generator.conv_to_rgb.bias[:3].clone())
+    names = [n for n, _ in generator.named_parameters() if ".bn" not in n and not n.startswith("bn") and "gamma" not in n]
+    theta = [dict(generator.named_parameters())[n] for n in names]
+    base = [t.detach().clone() for t in theta]
+    cond = torch.cat((stored["test.z"][:1].clamp(-2, 2), stored["test.c"][:1]), dim=1)
+    target = stored["test.output"][1:2]
+    optimiser = torch.optim.Adam(theta, lr=1e-3)
+    losses = []
+    for _ in range(6):
+        image = generator(cond, 1.0)
+        penalty = sum(((t - b) ** 2).mean() for t, b in zip(theta, base))
+        loss = (image - target).abs().sum(1).mean() + 1e3 * penalty
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    print("fine-tuning", losses, len(names), "weights")
+    with torch.no_grad():
+        image = generator(cond, 1.0)
+    save("fine_tune", {"test.losses": torch.tensor(losses), "test.image": image})
 
 
 # --- LPIPS -----------------------------------------------------------------------------------------------------------
@@ -282,6 +329,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     biggan_deep()
+    fine_tune()
     lpips_alex()
     sampling()
     colour()

@@ -1,0 +1,189 @@
+//! `basin edit`: another class, a shift, a zoom of a projected image, blended back into it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use store::Store;
+use worker::LoadedModel;
+use worker::edit::{EditRequest, Projected, directions};
+use worker::editor::View;
+use worker::film::{self, Frame};
+
+/// Milliseconds of a film's frame.
+const MILLIS: u32 = 80;
+/// Frames of a sweep, where it is not said.
+const STEPS: usize = 7;
+
+/// Options of `basin edit`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder or bucket of the run.
+    run: String,
+    /// Key of the image in the data set, as the report and the tables have it.
+    image: String,
+    /// Model folder that the run was made with.
+    #[arg(long, env = "BASIN_MODEL")]
+    model: PathBuf,
+    /// Another class; several: a row of the sheet for each. `all`: every class.
+    #[arg(long, value_name = "NAME")]
+    class: Vec<String>,
+    /// How much of the class: 1 is all of it, more exaggerates.
+    #[arg(long, value_name = "PART", default_value_t = 1.0, allow_negative_numbers = true)]
+    strength: f64,
+    /// Shift to the right.
+    #[arg(long, value_name = "FAR", allow_negative_numbers = true)]
+    shift: Option<f64>,
+    /// Zoom in; negative: out.
+    #[arg(long, value_name = "FAR", allow_negative_numbers = true)]
+    zoom: Option<f64>,
+    /// Any direction of the latent space; `basin edit … --list` names them.
+    #[arg(long = "move", value_name = "NAME=FAR", value_parser = parse_move)]
+    moves: Vec<(String, f64)>,
+    /// Factor of z: below 1 the image becomes more usual.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    truncation: f64,
+    /// With the model's own weights, where the run fitted them to the image.
+    #[arg(long)]
+    untuned: bool,
+    /// Which picture: blended into the image, in its frame, or as the generator made it.
+    #[arg(long, value_parser = ["blended", "inverted", "generated"], default_value = "blended")]
+    view: String,
+    /// Steps from nothing to the whole edit.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "7", value_parser = clap::value_parser!(u16).range(2..=240))]
+    sweep: Option<u16>,
+    /// File: .png is a sheet with everything, .webp, .gif and .mp4 a film of the sweep. Several may be given.
+    #[arg(long, value_name = "FILE", default_value = "edit.png")]
+    out: Vec<PathBuf>,
+    /// List the model's classes and directions, and do nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+fn parse_move(text: &str) -> Result<(String, f64), String> {
+    let (name, far) = text.split_once('=').ok_or("is not NAME=FAR, such as pc1=2")?;
+    Ok((name.to_owned(), far.parse().map_err(|_| format!("{far:?} is no number"))?))
+}
+
+/// Edits, and writes the files.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let out: Vec<Out> = args.out.iter().map(|path| Out::of(path)).collect::<anyhow::Result<_>>()?;
+    let dir = args.model.clone();
+    let model = tokio::task::spawn_blocking(move || worker::load(&dir)).await?.context("cannot load the model")?;
+    let directions = directions(&model);
+    if args.list {
+        say!("classes: {}", model.classes.join(", "));
+        say!("directions: {}", directions.keys().cloned().collect::<Vec<_>>().join(", "));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let results = Store::open(&args.run).await.context("cannot open the run")?;
+    let projected = Projected::read(&results, &args.image, &model).await?;
+    let tuned = projected.is_tuned() && !args.untuned;
+    note!("{} as {}, {}", args.image, projected.record.class_name, if tuned { "fine-tuned" } else { "not fine-tuned" });
+
+    let requests = args.requests(&model)?;
+    let films = out.iter().any(|out| matches!(out, Out::Film(_)));
+    let steps = args.sweep.map(usize::from).or(films.then_some(STEPS)).unwrap_or(1);
+    let view = View::named(&args.view).expect("clap allows known names only");
+    let r = model.reference.resolution;
+    let mut rows = Vec::new();
+    for (label, request) in &requests {
+        let mut frames = Vec::new();
+        for step in 0..steps {
+            let part = if steps == 1 { 1.0 } else { step as f64 / (steps - 1) as f64 };
+            let edited = projected.edit(&model, &directions, &partly(request, part))?;
+            frames.push(film::frame(&view.of(edited), r));
+        }
+        rows.push((label.clone(), frames));
+    }
+    let target = film::frame(&projected.target, r);
+    let none = EditRequest { fine_tuned: !args.untuned, ..EditRequest::default() };
+    let projection = film::frame(&projected.edit(&model, &directions, &none)?.inverted, r);
+    for (path, out) in args.out.iter().zip(out) {
+        match out {
+            Out::Sheet => sheet(path, &target, &projection, &rows, steps)?,
+            Out::Film(format) => {
+                // There and back, one edit after the other.
+                let frames: Vec<Frame> =
+                    rows.iter().flat_map(|(_, frames)| frames.iter().chain(frames.iter().rev()).cloned()).collect();
+                let bytes = film::encode(format, &frames, MILLIS)?;
+                std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+        }
+        say!("{}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+enum Out {
+    Sheet,
+    Film(film::Format),
+}
+
+impl Out {
+    fn of(path: &Path) -> anyhow::Result<Out> {
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+            return Ok(Out::Sheet);
+        }
+        Ok(Out::Film(film::Format::of(path)?))
+    }
+}
+
+impl Args {
+    /// One for each class, with its label; without a class one for the moves alone.
+    fn requests(&self, model: &LoadedModel) -> anyhow::Result<Vec<(String, EditRequest)>> {
+        let named = [("shift_x", self.shift), ("zoom", self.zoom)];
+        let named = named.into_iter().filter_map(|(name, far)| Some((name.to_owned(), far?)));
+        let mut moves = BTreeMap::new();
+        for (name, far) in named.chain(self.moves.iter().cloned()) {
+            if moves.insert(name.clone(), far).is_some() {
+                bail!("direction {name} is given twice");
+            }
+        }
+        let classes = match self.class.as_slice() {
+            [all] if all == "all" && !model.classes.contains(all) => model.classes.clone(),
+            classes => classes.to_vec(),
+        };
+        if classes.is_empty() && moves.is_empty() && self.truncation == 1.0 {
+            bail!(
+                "say what to change: --class NAME, --shift, --zoom, --move NAME=FAR or --truncation (--list names what there is)"
+            );
+        }
+        let request =
+            EditRequest { class: None, strength: self.strength, moves, truncation: self.truncation, fine_tuned: !self.untuned };
+        if classes.is_empty() {
+            let moves = request.moves.iter().map(|(name, far)| format!("{name} {far}"));
+            let truncation = (self.truncation != 1.0).then(|| format!("truncation {}", self.truncation));
+            return Ok(vec![(moves.chain(truncation).collect::<Vec<_>>().join(", "), request)]);
+        }
+        Ok(classes.into_iter().map(|class| (class.clone(), EditRequest { class: Some(class), ..request.clone() })).collect())
+    }
+}
+
+/// A part of an edit; 0 is none of it.
+fn partly(request: &EditRequest, part: f64) -> EditRequest {
+    EditRequest {
+        strength: request.strength * part,
+        moves: request.moves.iter().map(|(name, far)| (name.clone(), far * part)).collect(),
+        truncation: 1.0 + (request.truncation - 1.0) * part,
+        ..request.clone()
+    }
+}
+
+fn sheet(path: &Path, target: &Frame, projection: &Frame, rows: &[(String, Vec<Frame>)], steps: usize) -> anyhow::Result<()> {
+    let mut columns = vec!["image".to_owned(), "projection".to_owned()];
+    columns.extend((0..steps).map(|step| match steps {
+        1 => "edited".to_owned(),
+        _ => format!("{:.0} %", 100.0 * step as f64 / (steps - 1) as f64),
+    }));
+    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+    let rows: Vec<(&str, Vec<Frame>)> = rows
+        .iter()
+        .map(|(label, frames)| {
+            let all = [target, projection].into_iter().chain(frames).cloned().collect();
+            (label.as_str(), all)
+        })
+        .collect();
+    film::contact_sheet(&columns, &rows).save(path).with_context(|| format!("cannot write {}", path.display()))
+}

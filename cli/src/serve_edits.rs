@@ -1,0 +1,138 @@
+//! `basin serve-edits`: edits over HTTP, for the dashboard and for other programs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use coordinator::auth::Gate;
+use proto::chain;
+use serde_json::json;
+use store::{Runs, Store};
+use tokio::net::TcpListener;
+use worker::edit::{EditError, EditRequest};
+use worker::editor::{Editor, View};
+use worker::{Cache, Models};
+
+/// Options of `basin serve-edits`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Home of a fleet; with --model: folder or bucket of one run.
+    #[arg(env = "BASIN_HOME_URL")]
+    place: String,
+    /// Model folder that the run was made with. A fleet's models come from its home.
+    #[arg(long, env = "BASIN_MODEL")]
+    model: Option<PathBuf>,
+    /// Folder for models, shared by the workers of a machine.
+    #[arg(long, env = "BASIN_MODEL_CACHE", value_name = "DIR")]
+    model_cache: Option<PathBuf>,
+    /// Bytes of models in that folder, at most; those in use are kept even if they are more.
+    #[arg(long, default_value_t = 20_000_000_000, env = "BASIN_MODEL_CACHE_BYTES", value_name = "N")]
+    model_cache_bytes: u64,
+    /// Where to listen. Another machine needs BASIN_TOKEN.
+    #[arg(long, default_value = "127.0.0.1:8475", env = "BASIN_LISTEN", value_name = "ADDRESS")]
+    listen: SocketAddr,
+}
+
+/// Serves until it is interrupted.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let token = std::env::var("BASIN_TOKEN").ok().filter(|token| !token.is_empty());
+    let gate = match &token {
+        Some(token) => Gate::new(Some(token), None, &coordinator::auth::secret()?),
+        None if args.listen.ip().is_loopback() => Gate::local()?,
+        None => bail!("--listen {} can be reached from other machines: set BASIN_TOKEN", args.listen),
+    };
+    let place = Store::open(&args.place).await.context("cannot open the place of the results")?;
+    let (models, runs) = match args.model {
+        Some(dir) => {
+            let model = tokio::task::spawn_blocking(move || worker::load(&dir)).await?.context("cannot load the model")?;
+            (Models::One(Box::new(model)), Runs::One(place))
+        }
+        None => {
+            let dir = args.model_cache.unwrap_or_else(|| std::env::temp_dir().join("basin-models"));
+            (Models::Home { home: place.clone(), cache: Cache::new(dir, args.model_cache_bytes) }, Runs::Home(place))
+        }
+    };
+    let editor = Editor::start(models, runs).context("cannot start a thread")?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    note!("edits are served at http://{}", listener.local_addr()?);
+    tokio::select! {
+        served = axum::serve(listener, router(editor, gate)) => served?,
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn router(editor: Editor, gate: Gate) -> Router {
+    Router::new()
+        .route("/v1/runs/{run}/edit", get(picture))
+        .route("/v1/runs/{run}/edit/options", get(options))
+        .layer(middleware::from_fn_with_state(Arc::new(gate), guard))
+        .route("/healthz", get(async || "alive\n"))
+        .with_state(editor)
+}
+
+async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    match gate.role(request.headers()) {
+        Some(_) => next.run(request).await,
+        None => refused(StatusCode::UNAUTHORIZED, "show the token: Authorization: Bearer …"),
+    }
+}
+
+/// A picture: `image`, `view` (blended, inverted or generated) and the fields of `EditRequest`.
+async fn picture(State(editor): State<Editor>, Path(run): Path<String>, Query(fields): Query<Vec<(String, String)>>) -> Response {
+    let mut fields = fields;
+    let mut take = |name: &str| fields.iter().position(|(n, _)| n == name).map(|at| fields.remove(at).1);
+    let Some(image) = take("image") else { return refused(StatusCode::UNPROCESSABLE_ENTITY, "say which image: image=KEY") };
+    let view = take("view").unwrap_or_else(|| "blended".into());
+    let Some(view) = View::named(&view) else {
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, "view is none of blended, inverted and generated");
+    };
+    let edited = async { editor.picture(named(run)?, image, EditRequest::from_fields(fields)?, view).await };
+    match edited.await {
+        Ok(png) => ([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "no-store")], png).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+/// What can be asked of `image`.
+async fn options(State(editor): State<Editor>, Path(run): Path<String>, Query(fields): Query<Vec<(String, String)>>) -> Response {
+    let [(_, image)] = fields.as_slice() else {
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, "say which image, and nothing else: image=KEY");
+    };
+    let options = async { editor.options(named(run)?, image.clone()).await };
+    match options.await {
+        Ok(options) => Json(options).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+/// The run becomes a part of keys.
+fn named(run: String) -> Result<String, EditError> {
+    match proto::keys::check_run(&run) {
+        Ok(()) => Ok(run),
+        Err(problem) => Err(EditError::Request(format!("run {run:?} {problem}"))),
+    }
+}
+
+fn failed(error: &EditError) -> Response {
+    let status = match error {
+        EditError::Request(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        EditError::NoResult { .. } => StatusCode::NOT_FOUND,
+        EditError::OtherModel { .. } => StatusCode::CONFLICT,
+        EditError::Store { .. } | EditError::Model { .. } | EditError::Ended => StatusCode::SERVICE_UNAVAILABLE,
+        EditError::Damaged { .. } | EditError::Delta { .. } | EditError::Blend(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    refused(status, &chain(error))
+}
+
+fn refused(status: StatusCode, why: &str) -> Response {
+    (status, Json(json!({ "error": why }))).into_response()
+}

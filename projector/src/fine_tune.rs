@@ -1,0 +1,392 @@
+//! Fine-tuning (paper, Section 3.5, Equation 6): after the search, Adam on the generator's own weights.
+//!
+//! `min over theta of L(T_phi(y), G_theta(z, c)) + lambda R(theta - theta_0)`, for the best seed of one image. z, c and phi can move
+//! along. It is the only place that asks for gradients of weights; each image has a copy of them, on the CPU between two parts, so
+//! that any device can go on with it.
+
+use proto::{DeltaCodec, FineTune, Regulariser, Transform, TransformSearch};
+use tch::{Device, Kind, Tensor};
+
+use crate::delta::Delta;
+use crate::descent::{self, BETA1, BETA2, EPS};
+use crate::generator::Generator;
+use crate::lanes::{Method, Model, Rendered, Transforms, View, rows, to_rows};
+use crate::loss::LossTarget;
+use crate::nn::lpips::Lpips;
+use crate::target::Target;
+use crate::transform::{self, Space};
+
+/// `auto` starts by losing so much of each layer, as a part of its size; a worse image halves it.
+const TOLERANCE: f64 = 0.4;
+/// So often. The last is finer than eight bits.
+const HALVINGS: u32 = 7;
+
+/// The tuned generator of an image.
+#[derive(Debug)]
+pub struct Tuned {
+    /// What was added to the weights, as it is stored, with z, c and phi.
+    pub delta: Delta,
+    /// Adam's steps.
+    pub steps: u32,
+    /// Training loss of the generator with the stored delta.
+    pub loss: f64,
+    /// Its loss of the inverted image inside the box.
+    pub inverted_loss: f64,
+    /// LPIPS of the transformed target, weighted as in the loss: of the search's answer, and of the generator with the stored delta.
+    pub lpips: (f64, f64),
+    /// Its picture and distances.
+    pub rendered: Rendered,
+    /// Between its image and that of the change before it was stored, in dB; infinite if they are the same.
+    pub psnr: f64,
+}
+
+/// Fine-tuning was no help: the search's answer stays.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum Dropped {
+    /// The loss became infinite or undefined.
+    #[error("the loss became infinite or undefined at step {step}")]
+    Diverged {
+        /// Counted from zero.
+        step: u32,
+    },
+    /// There was nothing to do.
+    #[error("the target's LPIPS was within the goal without it")]
+    Needless,
+    /// The tuned generator is no closer to the target.
+    #[error("the loss is {after:.4} after it, and was {before:.4} before")]
+    Worse {
+        /// Training loss of the search's answer.
+        before: f64,
+        /// Training loss of the tuned generator.
+        after: f64,
+    },
+}
+
+/// Fine-tuning of one image between two parts. Plain tensors on the CPU.
+#[derive(Debug)]
+pub(crate) struct Tuning {
+    z: Vec<f32>,
+    c: Vec<f32>,
+    transform: Option<Transform>,
+    /// What moves, in the order of `Leaves`: value and Adam's two moments. Empty before the first part.
+    state: Vec<[Tensor; 3]>,
+    /// Training loss of the search's answer.
+    before: f64,
+    /// LPIPS of the search's answer, weighted as in the loss.
+    lpips_before: f64,
+    pub steps: u32,
+    /// Loss with the regulariser before each step.
+    pub curve: Vec<f64>,
+    pub finished: bool,
+}
+
+impl Tuning {
+    /// From the search's answer and its training loss.
+    pub fn new(z: Vec<f32>, c: Vec<f32>, transform: Option<Transform>, before: f64) -> Tuning {
+        Tuning { z, c, transform, state: vec![], before, lpips_before: f64::NAN, steps: 0, curve: vec![], finished: false }
+    }
+
+    /// Loss of the last step.
+    pub fn loss(&self) -> f64 {
+        self.curve.last().copied().unwrap_or(self.before)
+    }
+}
+
+/// What fine-tuning needs besides the image.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    pub method: Method,
+    pub tune: FineTune,
+    pub search: Option<TransformSearch>,
+}
+
+/// The tensors that move, with their learning rates.
+struct Leaves {
+    generator: Box<dyn Generator>,
+    names: Vec<String>,
+    /// theta, then z and c, then phi as a vector of the search's space.
+    tensors: Vec<Tensor>,
+    rates: Vec<f64>,
+}
+
+impl Leaves {
+    fn new(model: &Model, device: Device, setting: &Setting, tuning: &Tuning) -> Leaves {
+        let generator = model.generator.replicate(device);
+        let (names, mut tensors): (Vec<String>, Vec<Tensor>) = generator.weights().into_iter().unzip();
+        let space = setting.search.as_ref().map(Space::new);
+        tensors.push(rows(std::slice::from_ref(&tuning.z), device));
+        tensors.push(rows(std::slice::from_ref(&tuning.c), device));
+        if let (Some(space), Some(transform)) = (&space, &tuning.transform) {
+            tensors.push(Tensor::from_slice(&space.vector(transform)).to_device(device));
+        }
+        for (tensor, [value, ..]) in tensors.iter_mut().zip(&tuning.state) {
+            tensor.copy_(value);
+        }
+        let FineTune { lr, lr_latents, lr_transform, .. } = setting.tune;
+        let rates = names.iter().map(|_| lr).chain([lr_latents, lr_latents, lr_transform]).take(tensors.len()).collect();
+        Leaves { generator, names, tensors, rates }
+    }
+
+    fn theta(&self) -> &[Tensor] {
+        &self.tensors[..self.names.len()]
+    }
+
+    fn z(&self) -> &Tensor {
+        &self.tensors[self.names.len()]
+    }
+
+    fn c(&self) -> &Tensor {
+        &self.tensors[self.names.len() + 1]
+    }
+
+    fn phi(&self) -> Option<&Tensor> {
+        self.tensors.get(self.names.len() + 2)
+    }
+}
+
+/// At most `steps` more steps on one device.
+pub(crate) fn advance(
+    model: &Model,
+    device: Device,
+    setting: &Setting,
+    target: &Target,
+    mut tuning: Tuning,
+    steps: u32,
+) -> Tuning {
+    let _no_grad = tch::no_grad_guard();
+    let Setting { method, tune, search } = setting;
+    let leaves = Leaves::new(model, device, setting, &tuning);
+    let base: Vec<Tensor> = model.generator.weights().into_iter().map(|(_, w)| w).collect();
+    let moving: Vec<usize> = (0..leaves.tensors.len()).filter(|i| leaves.rates[*i] > 0.0).collect();
+    let mut moments: Vec<[Tensor; 2]> = match tuning.state.is_empty() {
+        true => leaves.tensors.iter().map(|t| [t.zeros_like(), t.zeros_like()]).collect(),
+        false => tuning.state.iter().map(|[_, m, v]| [m.to_device(device), v.to_device(device)]).collect(),
+    };
+    for &i in &moving {
+        let _ = leaves.tensors[i].set_requires_grad(true);
+    }
+    let view = View::new(model, device, method, target, &shared(tuning.transform.as_ref()));
+    let space = search.as_ref().map(Space::new).filter(|_| tune.lr_transform > 0.0);
+    for _ in 0..steps {
+        let _ = leaves.z().detach().clamp_(-method.descent.limit, method.descent.limit);
+        let (total, lpips) = tch::with_grad(|| {
+            let images = leaves.generator.generate(leaves.z(), leaves.c());
+            let (l1, lpips) = match (&space, leaves.phi()) {
+                (Some(space), Some(phi)) => moved(model, method, &view, &space.tensors(phi)).terms(&model.lpips, &images),
+                _ => view.forward.terms(&model.lpips, &images),
+            };
+            let penalty = penalty(tune.regulariser, leaves.theta(), &base);
+            ((l1 + &lpips * method.loss.beta).sum(Kind::Float) + penalty * tune.lambda, lpips)
+        });
+        let (loss, lpips) = (total.double_value(&[]), lpips.double_value(&[0]));
+        if tuning.curve.is_empty() {
+            tuning.lpips_before = lpips;
+        }
+        tuning.curve.push(loss);
+        tuning.finished = !loss.is_finite() || lpips <= tune.lpips_goal;
+        if tuning.finished {
+            break;
+        }
+        let wanted: Vec<&Tensor> = moving.iter().map(|i| &leaves.tensors[*i]).collect();
+        let gradients = Tensor::run_backward(&[&total], &wanted, false, false);
+        tuning.steps += 1;
+        for (&i, gradient) in moving.iter().zip(gradients) {
+            adam(&leaves.tensors[i], &gradient, &mut moments[i], tuning.steps, leaves.rates[i]);
+        }
+        if tuning.steps >= tune.steps {
+            tuning.finished = true;
+            break;
+        }
+    }
+    let kept =
+        leaves.tensors.iter().zip(moments).map(|(value, [m, v])| [value, &m, &v].map(|t| t.detach().to_device(Device::Cpu)));
+    tuning.state = kept.collect();
+    if let (Some(space), Some(phi)) = (&space, leaves.phi()) {
+        let phi: Vec<f64> = Vec::try_from(phi.detach().to_device(Device::Cpu)).expect("a vector");
+        tuning.transform = Some(space.transform(&phi));
+    }
+    tuning
+}
+
+/// Measures the tuned generator, and encodes what was added to it.
+pub(crate) fn finish(
+    model: &Model,
+    device: Device,
+    setting: &Setting,
+    target: &Target,
+    tuning: &Tuning,
+) -> Result<Tuned, Dropped> {
+    let _no_grad = tch::no_grad_guard();
+    if !tuning.loss().is_finite() {
+        return Err(Dropped::Diverged { step: tuning.steps });
+    }
+    if tuning.steps == 0 {
+        return Err(Dropped::Needless);
+    }
+    let Setting { method, tune, .. } = setting;
+    let leaves = Leaves::new(model, device, setting, tuning);
+    let base = model.generator.weights();
+    let view = View::new(model, device, method, target, &shared(tuning.transform.as_ref()));
+    let z = descent::clamp(leaves.z(), method.descent.limit);
+    let exact = leaves.generator.generate(&z, leaves.c());
+    let render = |images: &Tensor| {
+        let (loss, inverted_loss, mut rendered) = view.render(&model.lpips, method, images);
+        (loss[0], inverted_loss[0], rendered.remove(0))
+    };
+    let after = render(&exact).0;
+    // NaN is no improvement.
+    if !matches!(after.partial_cmp(&tuning.before), Some(std::cmp::Ordering::Less)) {
+        return Err(Dropped::Worse { before: tuning.before, after });
+    }
+    let differences: Vec<(String, Tensor)> = base.into_iter().zip(leaves.theta()).map(|((n, old), new)| (n, new - old)).collect();
+    let Packed { mut delta, images, psnr } = pack(&*model.generator, &differences, (&z, leaves.c()), &exact, &tune.delta);
+    let (loss, inverted_loss, rendered) = render(&images);
+    let first = |t: &Tensor| to_rows(t).remove(0);
+    (delta.z, delta.c, delta.transform) = (first(&z), first(leaves.c()), tuning.transform.clone());
+    let lpips = (tuning.lpips_before, view.forward.terms(&model.lpips, &images).1.double_value(&[0]));
+    Ok(Tuned { delta, steps: tuning.steps, loss, inverted_loss, lpips, rendered, psnr })
+}
+
+/// A change of weights as it is stored, and what it does.
+pub struct Packed {
+    /// Without z, c and phi.
+    pub delta: Delta,
+    /// Images of the generator with it.
+    pub images: Tensor,
+    /// Between them and those of the change itself, in dB.
+    pub psnr: f64,
+}
+
+/// Encodes `theta - theta_0` of `base`; `exact` are the images of theta at the latents `[n, ...]`, on the generator's device.
+pub fn pack(
+    base: &dyn Generator,
+    differences: &[(String, Tensor)],
+    (z, c): (&Tensor, &Tensor),
+    exact: &Tensor,
+    codec: &DeltaCodec,
+) -> Packed {
+    let _no_grad = tch::no_grad_guard();
+    let (mut tolerance, mut halvings) = (TOLERANCE, 0);
+    loop {
+        let delta = Delta::encode(differences, codec, tolerance);
+        let generator = base.replicate(exact.device());
+        delta.apply(&*generator);
+        let images = generator.generate(z, c);
+        let psnr = psnr(&images, exact);
+        match codec {
+            DeltaCodec::Auto { psnr: wanted } if psnr < *wanted && halvings < HALVINGS => {
+                (tolerance, halvings) = (tolerance / 2.0, halvings + 1);
+            }
+            _ => return Packed { delta, images, psnr },
+        }
+    }
+}
+
+fn shared(transform: Option<&Transform>) -> Transforms {
+    transform.cloned().map_or(Transforms::None, Transforms::Shared)
+}
+
+/// The target under a transform that has gradients.
+fn moved(model: &Model, method: &Method, view: &View, transform: &transform::Tensors) -> LossTarget {
+    let lpips: &Lpips = &model.lpips;
+    let image = transform::apply_tensors(&view.image, transform, method.align_corners);
+    let weights = transform::apply_tensors_to_mask(&view.weights, transform, method.align_corners);
+    LossTarget::new(lpips, &method.loss, &image, &weights)
+}
+
+/// R(theta - theta_0).
+fn penalty(regulariser: Regulariser, theta: &[Tensor], base: &[Tensor]) -> Tensor {
+    let squares = theta.iter().zip(base).map(|(new, old)| {
+        let square = (new - old).square();
+        match regulariser {
+            Regulariser::MeanSquares => square.mean(Kind::Float),
+            Regulariser::Norm | Regulariser::SquaredNorm => square.sum(Kind::Float),
+        }
+    });
+    let sum = Tensor::stack(&squares.collect::<Vec<_>>(), 0).sum(Kind::Float);
+    // The norm has no gradient at theta_0: it is taken to be zero.
+    if regulariser == Regulariser::Norm { (sum + 1e-24).sqrt() } else { sum }
+}
+
+/// One step of Adam (Kingma and Ba 2015, Algorithm 1), in place.
+fn adam(value: &Tensor, gradient: &Tensor, [m, v]: &mut [Tensor; 2], step: u32, rate: f64) {
+    let _ = m.lerp_(gradient, 1.0 - BETA1);
+    let _ = v.g_mul_scalar_(BETA2).addcmul_(&(gradient * (1.0 - BETA2)), gradient);
+    let correction1 = 1.0 - BETA1.powi(step as i32);
+    let correction2 = 1.0 - BETA2.powi(step as i32);
+    let update = (&*m / correction1) / ((&*v / correction2).sqrt() + EPS);
+    let _ = value.detach().g_sub_(&(update * rate));
+}
+
+/// Peak signal-to-noise ratio of images in [-1, 1], in dB.
+fn psnr(a: &Tensor, b: &Tensor) -> f64 {
+    10.0 * (4.0 / (a - b).square().mean(Kind::Double).double_value(&[])).log10()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+
+    use proto::{L1Scale, MaskMode, Params};
+
+    use super::*;
+    use crate::nn::Weights;
+    use crate::nn::biggan_deep::BigganDeep;
+    use crate::nn::lpips::{Config, Layer};
+
+    fn golden(name: &str) -> Vec<(String, Tensor)> {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        Tensor::read_safetensors(path).expect("golden")
+    }
+
+    /// The reference's generator, and any perceptual network: it has no weight here.
+    fn model() -> (Model, HashMap<String, Tensor>) {
+        let (tests, tensors): (Vec<_>, Vec<_>) =
+            golden("biggan_deep.safetensors").into_iter().partition(|(n, _)| n.starts_with("test."));
+        let config = serde_json::from_str(include_str!("../tests/golden/biggan_deep.config.json")).expect("config");
+        let generator = BigganDeep::load(&config, &mut Weights::new(tensors), 1.0).expect("loads");
+        let layers = vec![Layer::Conv { index: 0, channels: 2, kernel: 3, stride: 1, padding: 1, tap: true }];
+        let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+        let tensors = [
+            ("features.0.weight", ones(&[2, 3, 3, 3])),
+            ("features.0.bias", ones(&[2])),
+            ("lin0.model.1.weight", ones(&[1, 2, 1, 1])),
+        ];
+        let mut weights = Weights::new(tensors.map(|(n, t)| (n.to_owned(), t)));
+        let lpips = Lpips::load(&Config { shift: [0.0; 3], scale: [1.0; 3], layers }, &mut weights).expect("loads");
+        (Model { generator: Box::new(generator), lpips }, tests.into_iter().collect())
+    }
+
+    #[test]
+    fn steps_of_equation_6_are_those_of_torch() {
+        let (model, tests) = model();
+        let expected: HashMap<String, Tensor> = golden("fine_tune.safetensors").into_iter().collect();
+        let paper = Params::paper();
+        let loss = proto::Loss { beta: 0.0, l1: L1Scale::ChannelSum, mask: MaskMode::UpsampleFeatures, background: 1.0 };
+        let setting = Setting {
+            method: Method { loss, descent: paper.descent, align_corners: true },
+            tune: FineTune { steps: 6, lr: 1e-3, ..FineTune::default() },
+            search: None,
+        };
+        let row = |name: &str| Vec::<f32>::try_from(tests[name].get(0)).expect("floats");
+        let image = tests["test.output"].get(1);
+        let target = Target { image, bbox: None, class: 0, seed: 0 };
+        let mut tuning = Tuning::new(row("test.z"), row("test.c"), None, f64::INFINITY);
+        // In two parts, as between two checkpoints.
+        tuning = advance(&model, Device::Cpu, &setting, &target, tuning, 2);
+        tuning = advance(&model, Device::Cpu, &setting, &target, tuning, 100);
+        assert!(tuning.finished && tuning.steps == 6);
+        let losses = Vec::<f64>::try_from(expected["test.losses"].to_kind(Kind::Double)).expect("numbers");
+        for (step, (ours, theirs)) in tuning.curve.iter().zip(&losses).enumerate() {
+            let error = (ours - theirs).abs() / theirs;
+            println!("step {step}: {ours:.6}, {error:.1e}");
+            assert!(error < 1e-5, "step {step}: {ours} and {theirs}");
+        }
+        let tuned = finish(&model, Device::Cpu, &setting, &target, &tuning).expect("it is closer");
+        let ours = Tensor::from_slice(&tuned.rendered.generated).view([1, 3, 32, 32]);
+        let noise = 10.0 * (4.0 / (&ours - &expected["test.image"]).square().mean(Kind::Double).double_value(&[])).log10();
+        println!("image: {noise:.1} dB, stored with {:.1} dB", tuned.psnr);
+        assert!(noise > tuned.psnr.min(45.0) - 1.0, "only what storing loses: {noise} dB");
+    }
+}
