@@ -84,6 +84,7 @@ models: setup ## Train the bundled model from scratch (hours) into target/traini
 	@target/debug/trainer classifier
 	@target/debug/trainer gan
 	@target/debug/trainer export
+	@target/debug/trainer directions
 
 clean: ## Remove what was built and the demo's output
 	@rm -rf target out

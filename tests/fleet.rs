@@ -493,7 +493,7 @@ fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
     });
     assert_eq!(kills, 5);
     let text = fleet.basin(0, &["verify", &fleet.run_path("r")]);
-    assert!(text.contains("4 images, 3 projected, 1 failed"), "{text}");
+    assert!(text.contains("4 images, 3 succeeded, 1 failed"), "{text}");
     let failure = fs::read_to_string(Path::new(&fleet.run_path("r")).join("images/Coat/1.png/failure.json")).expect("a failure");
     assert!(failure.contains("quarantined") && failure.contains("5 attempts"), "{failure}");
 }
@@ -513,7 +513,7 @@ fn a_crash_between_any_two_steps_loses_nothing() {
         let whole = || fleet.try_basin(&["verify", "--deep", &fleet.run_path(run)]).status.success();
         wait_for("a whole run", 30, whole);
         let text = fleet.basin(0, &["verify", "--deep", &fleet.run_path(run)]);
-        assert!(text.contains("2 images, 1 projected, 1 failed"), "{point:?}: {text}");
+        assert!(text.contains("2 images, 1 succeeded, 1 failed"), "{point:?}: {text}");
         assert_eq!(fleet.losses(&fleet.run_path(run)), expected, "{point:?}");
     };
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use coordinator::auth::Gate;
+use coordinator::dashboard::Elsewhere;
 use coordinator::outcomes::{Query, State};
 use coordinator::service::{Config, Handle, RunRequest, Service};
 use proto::keys::{Item, Marker};
@@ -68,7 +69,8 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
     let planned = submitted.elapsed();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let site = tokio::spawn(coordinator::api::serve(listener, handle.clone(), Gate::new(None, None, b"bench"), None));
+    let site =
+        tokio::spawn(coordinator::api::serve(listener, handle.clone(), Gate::new(None, None, b"bench"), Elsewhere::default()));
 
     let settled = Instant::now();
     work(&queue, images, None).await?;

@@ -40,8 +40,8 @@ pub fn table(model: &Model, tuned: &[&Delta]) -> Result<String> {
     let base = &*model.generator;
     let theta_0 = base.weights();
     let megabytes = theta_0.iter().map(|(_, w)| w.numel() * 4).sum::<usize>() as f64 / 1e6;
-    let mut text = format!(
-        "| codec | bytes an image | of `float32` | PSNR, mean | least | encode, MB/s | decode, MB/s |\n|---|---|---|---|---|---|---|\n"
+    let mut text = String::from(
+        "| codec | bytes an image | of `float32` | PSNR, mean | least | encode, MB/s | decode, MB/s |\n|---|---|---|---|---|---|---|\n",
     );
     let mut whole = 0;
     for (name, codec) in CODECS {
@@ -72,7 +72,7 @@ pub fn table(model: &Model, tuned: &[&Delta]) -> Result<String> {
             whole = sums.bytes;
         }
         text += &format!(
-            "| {name} | {} | 1/{:.1} | {:.1} | {:.1} | {:.0} | {:.0} |\n",
+            "| {name} | {} | 1/{:.1} | {:.1} | {:.1} | {:.1} | {:.1} |\n",
             sums.bytes / n,
             whole as f64 / sums.bytes as f64,
             sums.psnr / n as f64,

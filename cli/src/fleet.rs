@@ -5,7 +5,7 @@ use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use coordinator::run::ABANDONED;
@@ -19,10 +19,16 @@ use serde_json::Value;
 use store::{ErrorKind, Object, Store, Upload};
 
 use crate::asked::Asked;
+use crate::watch::{duration, short};
 
 /// Objects that are copied at a time, of at most so many bytes; larger ones go piece by piece.
 const COPIES: usize = 16;
 const PIECE: u64 = 8 << 20;
+/// How often the coordinator is asked by who watches or waits, and how long an answer may take.
+pub const EVERY: Duration = Duration::from_secs(1);
+pub const LIMIT: Duration = Duration::from_secs(10);
+/// Who waits bears a silence of this length.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where the coordinator is.
 #[derive(clap::Args)]
@@ -76,7 +82,7 @@ enum What {
     List,
     /// Show a run, with its errors by class.
     Show { run: String },
-    /// Wait until a run is finished, showing how it goes.
+    /// Wait until a run is finished, showing how it goes. A coordinator that goes away is waited for, five minutes at most.
     Wait { run: String },
     /// Hand out no more jobs; workers save and give back what they hold.
     Pause { run: String },
@@ -114,8 +120,8 @@ pub struct Redrive {
     /// The run, which must be finished.
     run: String,
     /// Conditions joined by commas, all of which an image must meet (given several times: one of them). Fields: class, reason,
-    /// image (in which `*` stands for anything), loss, inverted_loss, l1, l2, lpips. Operators: = != < <= > >=. A value with a comma
-    /// stands in double quotes. Left out: all failures.
+    /// image (in which `*` stands for anything, and `\*` for a star), loss, inverted_loss, l1, l2, lpips. Operators: = != < <= > >=.
+    /// A value with a comma stands in double quotes, as JSON has them. Left out: all failures.
     #[arg(long = "where", value_name = "CONDITIONS")]
     wheres: Vec<String>,
     /// Project them with another seed: results too, which else would come out the same. They are deleted first.
@@ -268,7 +274,7 @@ pub fn submit(args: Submit) -> anyhow::Result<ExitCode> {
     };
     let answer: Value = client.send("POST", "/v1/runs", &request)?;
     say!("{}", answer["note"].as_str().unwrap_or_default());
-    if args.wait { wait(&client, &args.name) } else { Ok(ExitCode::SUCCESS) }
+    if args.wait { wait(&args.coordinator, &[args.name]) } else { Ok(ExitCode::SUCCESS) }
 }
 
 /// A folder as the coordinator must name it, who works elsewhere.
@@ -315,7 +321,7 @@ pub fn runs(args: Runs) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        What::Wait { run } => wait(&client, &run),
+        What::Wait { run } => wait(&args.coordinator, &[run]),
         What::Pause { run } => change(&run, state(RunState::Paused)),
         What::Resume { run } => change(&run, state(RunState::Running)),
         What::Cancel { run } => change(&run, state(RunState::Cancelled)),
@@ -362,65 +368,98 @@ pub fn workers(args: &Coordinator) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows a run until it is over. Exit code as `basin project`'s.
-pub fn wait(client: &Client, run: &str) -> anyhow::Result<ExitCode> {
-    let mut last = String::new();
-    loop {
-        let status: Value = client.get(&format!("/v1/runs/{run}"))?;
-        let number = |key: &str| status[key].as_u64().unwrap_or(0);
-        let line = format!(
-            "{run}: {}/{} images ({} failed), {} with workers, {} queued, {} waiting{}",
-            number("skipped") + number("succeeded") + number("failed"),
-            number("images"),
-            number("failed"),
-            number("started"),
-            number("queued"),
-            number("waiting"),
-            if status["state"] == "paused" { ", paused" } else { "" }
-        );
-        if line != last {
-            note!("{line}");
-            last = line;
-        }
-        match status["state"].as_str() {
-            Some("finished") => {
-                let failed = number("failed");
-                say!("run {run} is finished: {} projected, {failed} failed", number("skipped") + number("succeeded"));
-                return Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) });
+/// Shows runs until they are over, a line for each change. Exit code as `basin project`'s.
+pub fn wait(coordinator: &Coordinator, runs: &[String]) -> anyhow::Result<ExitCode> {
+    follow(&Client::patient(coordinator, LIMIT)?, runs, EVERY, PATIENCE)
+}
+
+fn follow(client: &Client, runs: &[String], every: Duration, patience: Duration) -> anyhow::Result<ExitCode> {
+    let mut open: Vec<(&String, String)> = runs.iter().map(|run| (run, String::new())).collect();
+    let (mut failed, mut cancelled) = (false, None);
+    // When it was heard last, and whether the silence since then was mentioned.
+    let (mut heard, mut silent) = (None::<Instant>, false);
+    while !open.is_empty() {
+        let asked: anyhow::Result<Vec<Value>> = open.iter().map(|(run, _)| client.get(&format!("/v1/runs/{run}"))).collect();
+        let statuses = match (asked, heard) {
+            (Ok(statuses), _) => statuses,
+            // What is wrong from the start, such as the URL or the token, ends it.
+            (Err(error), Some(heard)) if may_pass(&error) && heard.elapsed() < patience => {
+                if !std::mem::replace(&mut silent, true) {
+                    note!("basin: {error:#}; trying again for {}", duration(patience.as_secs_f64()));
+                }
+                std::thread::sleep(every);
+                continue;
             }
-            Some("cancelled") => bail!("run {run} is cancelled"),
-            _ => std::thread::sleep(Duration::from_secs(1)),
+            (Err(error), _) => return Err(error),
+        };
+        (heard, silent) = (Some(Instant::now()), false);
+        for ((run, last), status) in open.iter_mut().zip(&statuses) {
+            let line = line_of(run, status);
+            if line != *last {
+                say!("{line}");
+                *last = line;
+            }
+            match status["state"].as_str() {
+                Some("finished") => failed |= status["failed"].as_u64().unwrap_or(0) > 0,
+                Some("cancelled") => cancelled = Some(*run),
+                _ => {}
+            }
         }
+        let mut over = statuses.iter().map(|status| matches!(status["state"].as_str(), Some("finished" | "cancelled")));
+        open.retain(|_| !over.next().unwrap_or(false));
+        if !open.is_empty() {
+            std::thread::sleep(every);
+        }
+    }
+    match cancelled {
+        Some(run) => bail!("run {run} is cancelled"),
+        None => Ok(if failed { ExitCode::from(2) } else { ExitCode::SUCCESS }),
+    }
+}
+
+fn line_of(run: &str, status: &Value) -> String {
+    let number = |key: &str| status[key].as_u64().unwrap_or(0);
+    let succeeded = number("skipped") + number("succeeded");
+    let (images, failed) = (number("images"), number("failed"));
+    if status["state"] == "finished" {
+        return format!("run {run} is finished: {succeeded} succeeded, {failed} failed");
+    }
+    let (started, queued, waiting) = (number("started"), number("queued"), number("waiting"));
+    let paused = if status["state"] == "paused" { ", paused" } else { "" };
+    let settled = succeeded + failed;
+    format!(
+        "{run}: {settled}/{images} images ({failed} failed), {started} with workers, {queued} queued, {waiting} waiting{paused}"
+    )
+}
+
+/// Whether asking again may help: nobody answers, or somebody who cannot now. A coordinator that has just begun does not know its runs.
+fn may_pass(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<Refused>() {
+        Some(refused) => matches!(refused.status, 404 | 429 | 500..),
+        None => error.downcast_ref::<serde_json::Error>().is_none(),
     }
 }
 
 fn print_runs(runs: &[Value]) {
-    say!(
-        "{:24} {:10} {:>8} {:>9} {:>9} {:>7} {:>8} {:>7} {:>8}",
-        "run",
-        "state",
-        "priority",
-        "images",
-        "done",
-        "failed",
-        "working",
-        "queued",
-        "waiting"
-    );
+    let heads = ["priority", "images", "succeeded", "failed", "with workers", "queued", "waiting", "per hour", "time left"];
+    let row = |name: &str,
+               state: &str,
+               [priority, images, succeeded, failed, working, queued, waiting, rate, left]: [&str; 9]| {
+        say!(
+            "{name:24} {state:10} {priority:>8} {images:>9} {succeeded:>9} {failed:>7} {working:>12} {queued:>7} {waiting:>8} {rate:>8} {left:>10}"
+        );
+    };
+    row("run", "state", heads);
     for run in runs {
         let number = |key: &str| run[key].as_i64().unwrap_or(0);
-        say!(
-            "{:24} {:10} {:>8} {:>9} {:>9} {:>7} {:>8} {:>7} {:>8}",
-            run["name"].as_str().unwrap_or_default(),
-            run["state"].as_str().unwrap_or_default(),
-            number("priority"),
-            number("images"),
-            number("skipped") + number("succeeded"),
-            number("failed"),
-            number("started"),
-            number("queued"),
-            number("waiting")
-        );
+        let text = |key: &str| number(key).to_string();
+        let rate = run["per_hour"].as_f64().map(short).unwrap_or_default();
+        let left = run["eta_seconds"].as_f64().map(duration).unwrap_or_default();
+        let succeeded = (number("skipped") + number("succeeded")).to_string();
+        let [priority, images, failed, working, queued, waiting] =
+            ["priority", "images", "failed", "started", "queued", "waiting"].map(text);
+        let cells = [&priority, &images, &succeeded, &failed, &working, &queued, &waiting, &rate, &left];
+        row(run["name"].as_str().unwrap_or_default(), run["state"].as_str().unwrap_or_default(), cells.map(String::as_str));
         if let Some(problem) = run["problem"].as_str() {
             say!("  cannot go on now: {problem}");
         }
@@ -550,7 +589,7 @@ async fn copy_large(from: &Store, to: &Store, key: &str) -> Result<(), store::Er
 pub async fn verify(args: Verify) -> anyhow::Result<ExitCode> {
     let results = Store::open(&args.out).await?;
     let found = coordinator::verify::verify(&results, args.deep).await?;
-    say!("{}: {} images, {} projected, {} failed", results.url(), found.images, found.succeeded, found.failed);
+    say!("{}: {} images, {} succeeded, {} failed", results.url(), found.images, found.succeeded, found.failed);
     report(&found.problems, "the run is complete and whole")
 }
 
@@ -590,6 +629,22 @@ fn report(problems: &[String], good: &str) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::from(2))
 }
+
+/// An answer that is none.
+#[derive(Debug)]
+struct Refused {
+    /// As HTTP numbers it.
+    status: u16,
+    why: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the coordinator refuses: {}", self.why)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// Speaks to the coordinator.
 pub struct Client {
@@ -643,7 +698,8 @@ impl Client {
         let text = answer.body_mut().read_to_string().context("the coordinator's answer broke off")?;
         if !status.is_success() {
             let error: Option<String> = serde_json::from_str::<Value>(&text).ok().and_then(|v| Some(v["error"].as_str()?.into()));
-            bail!("the coordinator refuses: {}", error.unwrap_or_else(|| format!("{status} {text}")));
+            let why = error.unwrap_or_else(|| format!("{status} {text}"));
+            return Err(Refused { status: status.as_u16(), why }.into());
         }
         serde_json::from_str(&text).context("the coordinator's answer is not what this version expects")
     }
@@ -652,8 +708,33 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Write;
+    use std::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn a_coordinator_that_stays_away_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let coordinator = format!("http://{}", listener.local_addr().unwrap());
+        let client = Client::new(&Coordinator { coordinator, token_file: None }).unwrap();
+        let answering = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let _ = socket.read(&mut [0; 4096]);
+            let body = r#"{"state":"running"}"#;
+            write!(socket, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).unwrap();
+        });
+        let (every, patience) = (Duration::from_millis(10), Duration::from_millis(300));
+        let began = Instant::now();
+        let error = follow(&client, &["r".into()], every, patience).unwrap_err();
+        assert!(format!("{error:#}").contains("does not answer"), "{error:#}");
+        assert!((patience..Duration::from_secs(20)).contains(&began.elapsed()), "{:?}", began.elapsed());
+        answering.join().unwrap();
+        // Who was never there is not waited for.
+        let began = Instant::now();
+        follow(&client, &["r".into()], every, Duration::from_secs(60)).unwrap_err();
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
 
     #[tokio::test]
     async fn a_push_repairs_what_is_damaged_and_leaves_the_rest_and_other_models() {

@@ -17,9 +17,11 @@ macro_rules! note {
 }
 
 mod asked;
+mod edit;
 mod fleet;
 mod project;
 mod report;
+mod serve_edits;
 mod watch;
 
 use std::path::PathBuf;
@@ -50,6 +52,10 @@ enum Command {
     Project(Box<project::Args>),
     /// Write the tables and the report of a run again.
     Report(report::Args),
+    /// Change a projected image: another class, a shift, a zoom, blended back into it.
+    Edit(Box<edit::Args>),
+    /// Serve edits over HTTP, for the dashboard and for other programs.
+    ServeEdits(serve_edits::Args),
     /// Hand a run to a fleet.
     Submit(fleet::Submit),
     /// Show and steer the runs of a fleet.
@@ -114,6 +120,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Project(args) => runtime()?.block_on(project::run(*args)),
         Command::Report(args) => runtime()?.block_on(report::run(args)),
+        Command::Edit(args) => runtime()?.block_on(edit::run(*args)),
+        Command::ServeEdits(args) => runtime()?.block_on(serve_edits::run(args)),
         Command::Submit(args) => fleet::submit(args),
         Command::Runs(args) => fleet::runs(args),
         Command::Watch(args) => watch::run(args),

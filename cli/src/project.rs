@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use coordinator::auth::Gate;
+use coordinator::dashboard::Elsewhere;
 use coordinator::desk::Desk;
 use coordinator::drive::{self, Status};
 use coordinator::plan::RunSpec;
@@ -54,6 +55,9 @@ pub struct Args {
     /// Seconds between checkpoints: what a kill costs at most.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     checkpoint_every: u64,
+    /// Folder for a film of each image's search (WebP): the target, and what is closest to it so far.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
     /// Serve a dashboard of the run while it goes on, to browsers of this machine.
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:8470")]
     watch: Option<SocketAddr>,
@@ -88,7 +92,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             version: env!("CARGO_PKG_VERSION").into(),
         },
         classes: manifest.classes.clone(),
+        super_classes: manifest.super_classes.clone(),
     };
+    let super_classes = spec.super_class_of();
     let redrive = args.retry_failed.then(Redrive::failures);
     let (mut plan, notes) = run::prepare(&spec, redrive.as_ref(), &dataset, &results).await?;
     for note in notes {
@@ -112,6 +118,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             checkpoint_every: Duration::from_secs(args.checkpoint_every),
             drain_after: None,
             max_runtime: None,
+            record: args.record.clone(),
             version: spec.record.version.clone(),
         };
         let desk = match args.watch {
@@ -126,12 +133,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !interrupted {
         run::sweep(&records.results, &results).await?;
     }
-    let summary = coordinator::finish::finish(&record, Some(total), &records, &results).await?;
+    let summary = coordinator::finish::finish(&record, Some(total), super_classes, &records, &results).await?;
     let failures = &records.failures;
     let (succeeded, failed) = (summary.images.succeeded, summary.images.failed);
     let left = (total as u64).saturating_sub(succeeded + failed);
     let left = if left > 0 { format!(", {left} left") } else { String::new() };
-    say!("{total} images: {succeeded} projected, {failed} failed{left}");
+    say!("{total} images: {succeeded} succeeded, {failed} failed{left}");
     for failure in failures.iter().take(LISTED) {
         say!("  failed: {:?} ({}): {}", failure.image, failure.reason.as_str(), failure.message);
     }
@@ -232,7 +239,7 @@ async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<Desk>
     let (desk, handle) = Desk::open(results).await?;
     note!("dashboard: http://{}", listener.local_addr()?);
     let gate = Gate::local().context("cannot read /dev/urandom")?;
-    tokio::spawn(coordinator::api::serve(listener, handle, gate));
+    tokio::spawn(coordinator::api::serve(listener, handle, gate, Elsewhere::default()));
     Ok(desk)
 }
 

@@ -24,11 +24,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::fleet::{self, Client, Coordinator};
+use crate::fleet::{self, Client, Coordinator, EVERY, LIMIT};
 
-/// How often the coordinator is asked, and how long it may take to answer.
-const EVERY: Duration = Duration::from_secs(1);
-const LIMIT: Duration = Duration::from_secs(10);
 /// How long a key or a signal may wait.
 const BLINK: Duration = Duration::from_millis(100);
 /// Seconds after which a silence is mentioned: the coordinator's, a worker's.
@@ -412,7 +409,7 @@ fn view_runs(frame: &mut Frame, area: Rect, state: &State) {
         column("run", 0, &|run| Line::raw(run.name.0.clone())),
         column("state", 2, &|run| mark(state, run).into()),
         column("", 5, &|run| progress(state, run, bars)),
-        column("done", 1, &|run| Line::raw(run.percent()).right_aligned()),
+        column("settled", 1, &|run| Line::raw(run.percent()).right_aligned()),
         column("images", 6, &|run| Line::raw(format!("{}/{}", run.settled(), run.images)).right_aligned()),
         column("per hour", 7, &|run| Line::raw(run.rate().unwrap_or_default()).right_aligned()),
         column("left", 4, &|run| Line::raw(run.left().unwrap_or_default()).right_aligned()),
@@ -688,7 +685,8 @@ fn cells(n: usize) -> u16 {
     n.try_into().unwrap_or(u16::MAX)
 }
 
-fn short(number: f64) -> String {
+/// A number with two digits at least.
+pub fn short(number: f64) -> String {
     if number < 9.95 { format!("{number:.1}") } else { format!("{number:.0}") }
 }
 
@@ -696,7 +694,8 @@ fn counted(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-fn duration(seconds: f64) -> String {
+/// A time as a person says it.
+pub fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     match (seconds / 60, seconds / 3600) {
         (0, _) => format!("{seconds} s"),
@@ -714,7 +713,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
     if args.plain || dumb || !std::io::stdout().is_terminal() {
-        return plain(&Client::new(&args.coordinator)?, args.run.as_deref());
+        return plain(&args.coordinator, args.run);
     }
     let client = Client::patient(&args.coordinator, LIMIT)?;
     let open = args.run.map(Text::from);
@@ -826,20 +825,16 @@ fn set(client: &Client, run: &Text, state: RunState) -> anyhow::Result<String> {
 }
 
 /// Lines until the run is over, or all that are not over yet.
-fn plain(client: &Client, run: Option<&str>) -> anyhow::Result<ExitCode> {
+fn plain(coordinator: &Coordinator, run: Option<String>) -> anyhow::Result<ExitCode> {
     if let Some(run) = run {
-        return fleet::wait(client, run);
+        return fleet::wait(coordinator, &[run]);
     }
-    let runs: Vec<Run> = client.get("/v1/runs")?;
-    let runs: Vec<&Run> = runs.iter().filter(|run| !run.over()).collect();
+    let runs: Vec<Run> = Client::patient(coordinator, LIMIT)?.get("/v1/runs")?;
+    let runs: Vec<String> = runs.into_iter().filter(|run| !run.over()).map(|run| run.name.0).collect();
     if runs.is_empty() {
         say!("no run is going on");
     }
-    let codes: anyhow::Result<Vec<ExitCode>> = thread::scope(|scope| {
-        let waits: Vec<_> = runs.iter().map(|run| scope.spawn(|| fleet::wait(client, &run.name.0))).collect();
-        waits.into_iter().map(|wait| wait.join().expect("it does not panic")).collect()
-    });
-    Ok(codes?.into_iter().find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS))
+    fleet::wait(coordinator, &runs)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, FromRequest, Path, Query as FromQuery, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -22,7 +22,8 @@ use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::auth::{Gate, Limiter, Role};
-use crate::dashboard;
+use crate::connections::{self, Limits};
+use crate::dashboard::{self, Elsewhere};
 use crate::fleet::RunStatus;
 use crate::outcomes::{FailureGroup, Outcomes, Page};
 use crate::service::{Change, Handle, RedriveRequest, Refusal, RunRequest};
@@ -30,8 +31,9 @@ use crate::service::{Change, Handle, RedriveRequest, Refusal, RunRequest};
 /// The description of this interface.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
-/// Largest request, in bytes.
+/// Largest request, in bytes, and how long it may take to come.
 const MAX_BODY: usize = 1 << 20;
+const BODY: Duration = Duration::from_secs(20);
 /// Requests of one address: each second in the long run, and at once. A grid of images asks for some hundred pictures.
 const REQUESTS: (f64, f64) = (200.0, 2000.0);
 /// Wrong tokens of one address.
@@ -77,6 +79,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 pub struct Door {
     pub(crate) handle: Handle,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) elsewhere: Arc<Elsewhere>,
     requests: Arc<Mutex<Limiter>>,
     tries: Arc<Mutex<Limiter>>,
     clock: Instant,
@@ -129,10 +132,11 @@ fn address(request: &Request) -> IpAddr {
 }
 
 /// All routes.
-pub fn router(handle: Handle, gate: Gate) -> Router {
+pub fn router(handle: Handle, gate: Gate, elsewhere: Elsewhere) -> Router {
     let limiter = |(per_second, burst)| Arc::new(Mutex::new(Limiter::new(per_second, burst)));
     let (requests, tries) = (limiter(REQUESTS), limiter(TRIES));
-    let door = Door { handle, gate: Arc::new(gate), requests, tries, clock: Instant::now() };
+    let (gate, elsewhere) = (Arc::new(gate), Arc::new(elsewhere));
+    let door = Door { handle, gate, elsewhere, requests, tries, clock: Instant::now() };
     let guarded = Router::new()
         .route("/v1/runs", get(runs).post(submit))
         .route("/v1/runs/{run}", get(run).patch(change))
@@ -155,14 +159,13 @@ pub fn router(handle: Handle, gate: Gate) -> Router {
             (StatusCode::METHOD_NOT_ALLOWED, Json(error))
         })
         .layer(middleware::map_response(dashboard::protect))
-        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(door.clone(), limit))
         .with_state(door)
 }
 
 /// Serves all routes, until it is dropped.
-pub async fn serve(listener: TcpListener, handle: Handle, gate: Gate) -> std::io::Result<()> {
-    axum::serve(listener, router(handle, gate).into_make_service_with_connect_info::<SocketAddr>()).await
+pub async fn serve(listener: TcpListener, handle: Handle, gate: Gate, elsewhere: Elsewhere) -> Infallible {
+    connections::serve(listener, router(handle, gate, elsewhere), Limits::default()).await
 }
 
 async fn limit(State(door): State<Door>, mut request: Request, next: Next) -> Response {
@@ -172,7 +175,13 @@ async fn limit(State(door): State<Door>, mut request: Request, next: Next) -> Re
     if !allowed {
         return Refusal::TooMany("too many requests from this address: wait a moment".into()).into_response();
     }
-    next.run(request).await
+    // Whole, before anybody waits for it.
+    let (head, body) = request.into_parts();
+    match tokio::time::timeout(BODY, axum::body::to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(head, body.into())).await,
+        Ok(Err(_)) => Refusal::Invalid(format!("the request broke off, or has more than {MAX_BODY} bytes")).into_response(),
+        Err(_) => Refusal::Invalid(format!("the request did not come within {} s", BODY.as_secs())).into_response(),
+    }
 }
 
 async fn guard(State(door): State<Door>, mut request: Request, next: Next) -> Response {

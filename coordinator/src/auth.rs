@@ -26,10 +26,16 @@ pub struct Gate {
     keys: Vec<(Role, String, String)>,
     /// Part of every form, so that no other site's page can send one.
     form_key: String,
+    /// Nobody but this process knows it.
+    seal_key: String,
 }
 
 /// The cookie of a session.
 const COOKIE: &str = "basin_session";
+/// What a page says once, after something was done: its seal, and the text.
+const NOTE: &str = "basin_note";
+/// Bytes of the text, which a browser must keep.
+const NOTE_BYTES: usize = 3000;
 
 impl Gate {
     /// For this machine only, without a token.
@@ -42,7 +48,8 @@ impl Gate {
         let key = |role, token: &str| (role, hex_sha256(token.as_bytes()), hex_sha256(session(token).as_bytes()));
         let keys = operate.map(|token| key(Role::Operate, token)).into_iter();
         let keys = keys.chain(view.map(|token| key(Role::View, token))).collect();
-        Gate { keys, form_key: hex_sha256(&[b"form", secret].concat()) }
+        let of = |what: &[u8]| hex_sha256(&[what, secret].concat());
+        Gate { keys, form_key: of(b"form"), seal_key: of(b"seal") }
     }
 
     /// Whether no token is asked for.
@@ -60,14 +67,14 @@ impl Gate {
             let digest = hex_sha256(token.as_bytes());
             return self.keys.iter().filter(|(_, key, _)| *key == digest).map(|(role, ..)| *role).max();
         }
-        let digest = hex_sha256(cookie(headers)?.as_bytes());
+        let digest = hex_sha256(cookie(headers, COOKIE)?.as_bytes());
         self.keys.iter().filter(|(_, _, key)| *key == digest).map(|(role, ..)| *role).max()
     }
 
     /// Whether a token or a session is shown, right or wrong.
     pub fn shows_one(headers: &HeaderMap) -> bool {
         let bearer = headers.get(header::AUTHORIZATION).is_some_and(|v| v.as_bytes().starts_with(b"Bearer "));
-        bearer || cookie(headers).is_some()
+        bearer || cookie(headers, COOKIE).is_some()
     }
 
     /// The `Set-Cookie` of a session, if the token is right. It ends with the browser, and with the token.
@@ -80,6 +87,32 @@ impl Gate {
     /// The `Set-Cookie` that ends a session.
     pub fn leave() -> String {
         format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
+    }
+
+    /// The `Set-Cookie` of what the next page says. Letters, digits, `-_.~%` and `/` only.
+    pub fn tell(&self, note: &str) -> String {
+        let mut end = note.len().min(NOTE_BYTES);
+        // Not inside of an escape.
+        while !note.is_char_boundary(end) || note[..end].bytes().rev().take(2).any(|b| b == b'%') {
+            end -= 1;
+        }
+        let note = &note[..end];
+        format!("{NOTE}={}.{note}; Path=/; HttpOnly; SameSite=Strict; Max-Age=60", self.seal(note))
+    }
+
+    /// What a page is to say: nothing that another site, or another program of this machine, put there.
+    pub fn told<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        let (seal, note) = cookie(headers, NOTE)?.split_once('.')?;
+        (hex_sha256(seal.as_bytes()) == hex_sha256(self.seal(note).as_bytes())).then_some(note)
+    }
+
+    /// The `Set-Cookie` that forgets it.
+    pub fn forget() -> String {
+        format!("{NOTE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0")
+    }
+
+    fn seal(&self, text: &str) -> String {
+        hex_sha256(format!("{}{}", self.seal_key, hex_sha256(text.as_bytes())).as_bytes())
     }
 
     /// What every form must hold.
@@ -100,9 +133,9 @@ fn session(token: &str) -> String {
     hex_sha256(format!("basin session {token}").as_bytes())
 }
 
-fn cookie(headers: &HeaderMap) -> Option<&str> {
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
-    cookies.flat_map(|v| v.split(';')).find_map(|c| c.trim().strip_prefix(COOKIE)?.strip_prefix('='))
+    cookies.flat_map(|v| v.split(';')).find_map(|c| c.trim().strip_prefix(name)?.strip_prefix('='))
 }
 
 /// Whether the host asked for is this machine: a page of elsewhere whose name was pointed here asks for that name.

@@ -9,7 +9,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type;
-use proto::{ColourTransform, Failure, ResultRecord};
+use proto::{ColourTransform, Failure, FineTuned, ResultRecord};
 
 use crate::summary::Metric;
 
@@ -143,6 +143,19 @@ fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Colu
     ] {
         table.real(name, move |r| r.transform.as_ref()?.colour.iter().find(|(c, _)| *c == colour).map(|(_, v)| *v));
     }
+    table.text("fine_tuned", |r| {
+        r.record()?.fine_tuned.as_ref().map(|tuned| match tuned {
+            FineTuned::Kept { .. } => "kept",
+            FineTuned::Dropped { .. } => "dropped",
+        })
+    });
+    let tuned = |r: &ResultRecord| match &r.fine_tuned {
+        Some(FineTuned::Kept { distances, .. }) => Some(distances.clone()),
+        _ => None,
+    };
+    table.real("tuned_loss", move |r| tuned(r).map(|d| d.loss));
+    table.real("tuned_l1", move |r| tuned(r).map(|d| d.l1));
+    table.real("tuned_lpips", move |r| tuned(r).map(|d| d.lpips));
     table.integer("lane_steps", |r| i64::try_from(r.lane_steps).ok());
     table.real("seconds", |r| Some(r.seconds));
     table.text("job", |r| match r {

@@ -11,12 +11,18 @@ use crate::export::{results_csv, results_parquet};
 use crate::manifest::{Lines, Manifest, Object};
 use crate::report::{Pictures, report_html, shown};
 use crate::run::{AT_ONCE, Error, Records, redrives};
-use crate::summary::{RunInfo, Summary};
+use crate::summary::{RunInfo, Summary, SuperClasses};
 
 /// Writes `results.csv`, `results.parquet`, `summary.json`, `report.html`, `objects.jsonl.gz` and `manifest.json`.
 ///
-/// `planned`: images of the run in all, where that is known.
-pub async fn finish(run: &RunRecord, planned: Option<usize>, records: &Arc<Records>, results: &Store) -> Result<Summary, Error> {
+/// `planned`: images of the run in all, where that is known; `super_classes`: those of the model.
+pub async fn finish(
+    run: &RunRecord,
+    planned: Option<usize>,
+    super_classes: SuperClasses,
+    records: &Arc<Records>,
+    results: &Store,
+) -> Result<Summary, Error> {
     let model = ModelRef { name: run.model.clone(), digest: run.model_digest.clone(), resolution: run.resolution };
     let info = RunInfo {
         name: run.name.clone(),
@@ -26,6 +32,7 @@ pub async fn finish(run: &RunRecord, planned: Option<usize>, records: &Arc<Recor
         seed: run.seed,
         version: run.version.clone(),
         planned,
+        super_classes,
     };
     let pictures = read_pictures(records, results).await?;
     let records = records.clone();
@@ -80,6 +87,7 @@ async fn read_pictures(records: &Records, results: &Store) -> Result<HashMap<Str
                 transformed: get(keys::Item::Transformed).await?,
                 generated: get(keys::Item::Generated).await?,
                 inverted: get(keys::Item::Inverted).await?,
+                tuned: get(keys::Item::Tuned).await?,
                 history: history.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
             };
             Ok((image, pictures))

@@ -13,6 +13,7 @@ use crate::ledger::{Ledger, Open, Settled};
 use crate::outcomes::Outcomes;
 use crate::pace::Pace;
 use crate::plan::{Plan, Planned, RunSpec};
+use crate::summary::{Metric, Spread, Summary};
 use crate::tally::{ClassSums, Tally, are_known};
 
 /// All runs and the window.
@@ -79,6 +80,8 @@ pub struct RunStatus {
     pub waiting: usize,
     /// By class, of the images with a result.
     pub classes: Vec<ClassStatus>,
+    /// By super-class, of the same images; empty where the model has none.
+    pub super_classes: Vec<ClassStatus>,
     /// Results that are not in `classes` yet: they are read one after another.
     pub unread: usize,
     /// Images settled each hour, lately.
@@ -93,11 +96,14 @@ pub struct RunStatus {
     pub problem: Option<String>,
 }
 
-/// Errors of a class so far.
+/// Errors of a class, or of a super-class, so far.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassStatus {
-    /// Name of the class.
+    /// Its name.
     pub class: String,
+    /// Super-class of the class, where the model has such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub super_class: Option<String>,
     /// Images.
     pub images: u64,
     /// Mean training loss of the best seed.
@@ -251,7 +257,8 @@ impl Fleet {
 
     /// Images of a run one by one.
     pub fn outcomes(&self, run: &str) -> Option<Outcomes<'_>> {
-        self.runs.get(run).map(|r| Outcomes { classes: &r.spec.classes, ..r.tally.outcomes() })
+        let r = self.runs.get(run)?;
+        Some(Outcomes { classes: &r.spec.classes, super_classes: &r.spec.super_classes, ..r.tally.outcomes() })
     }
 
     /// Results whose errors are known.
@@ -316,11 +323,11 @@ impl Fleet {
     /// How a run stands, with its errors by class.
     pub fn status(&self, run: &str, now: f64) -> Option<RunStatus> {
         let r = self.runs.get(run)?;
-        let classes = r.tally.classes().iter().map(|(class, sums)| ClassStatus::new(&r.spec.classes, *class, sums)).collect();
-        Some(RunStatus { classes, ..self.brief(run, now)? })
+        let (classes, super_classes) = ClassStatus::all(&r.spec, r.tally.classes());
+        Some(RunStatus { classes, super_classes, ..self.brief(run, now)? })
     }
 
-    /// How a run stands, without errors by class.
+    /// How a run stands, without errors by class and by super-class.
     pub fn brief(&self, run: &str, now: f64) -> Option<RunStatus> {
         let r = self.runs.get(run)?;
         let started = r.ledger.started();
@@ -339,6 +346,7 @@ impl Fleet {
             queued: r.ledger.open() - started,
             waiting: r.waiting.len() + r.ledger.returned(),
             classes: vec![],
+            super_classes: vec![],
             unread: r.tally.left(),
             per_hour,
             eta_seconds: per_hour.filter(|rate| *rate > 0.0).map(|rate| left as f64 / rate * 3600.0),
@@ -350,10 +358,47 @@ impl Fleet {
 }
 
 impl ClassStatus {
-    fn new(names: &[String], class: u32, sums: &ClassSums) -> ClassStatus {
-        ClassStatus {
+    /// Of each class in their order, and of each super-class by name.
+    fn all(spec: &RunSpec, classes: &BTreeMap<u32, ClassSums>) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
+        let mut super_classes: BTreeMap<&str, ClassSums> = BTreeMap::new();
+        for (class, sums) in classes {
+            if let Some(name) = spec.super_classes.get(*class as usize) {
+                super_classes.entry(name).or_default().join(sums);
+            }
+        }
+        let class = |(class, sums): (&u32, &ClassSums)| {
             // A record or a message could name any class.
-            class: names.get(class as usize).cloned().unwrap_or_else(|| class.to_string()),
+            let name = spec.classes.get(*class as usize).cloned().unwrap_or_else(|| class.to_string());
+            ClassStatus::new(name, spec.super_classes.get(*class as usize).cloned(), sums)
+        };
+        let super_class = |(name, sums): (&str, ClassSums)| ClassStatus::new(name.to_owned(), None, &sums);
+        (classes.iter().map(class).collect(), super_classes.into_iter().map(super_class).collect())
+    }
+
+    /// The same, as the tables of a run that is over have it.
+    pub(crate) fn of_summary(summary: &Summary) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
+        let status = |class: &str, super_class, images, error: &BTreeMap<Metric, Spread>| {
+            let spread = |metric| error.get(&metric).copied().unwrap_or(Spread::over([]));
+            ClassStatus {
+                class: class.to_owned(),
+                super_class,
+                images,
+                loss: spread(Metric::Loss).mean,
+                l1: spread(Metric::L1).mean,
+                lpips: spread(Metric::Lpips).mean,
+                lpips_standard_error: spread(Metric::Lpips).standard_error,
+            }
+        };
+        let of = summary.super_class_of();
+        let classes = summary.classes.iter().map(|c| status(&c.name, of.get(&c.name).cloned(), c.images, &c.error));
+        let super_classes = summary.super_classes.iter().filter(|s| s.images > 0);
+        (classes.collect(), super_classes.map(|s| status(&s.name, None, s.images, &s.error)).collect())
+    }
+
+    fn new(class: String, super_class: Option<String>, sums: &ClassSums) -> ClassStatus {
+        ClassStatus {
+            class,
+            super_class,
             images: sums.images,
             loss: sums.loss.mean(),
             l1: sums.l1.mean(),
@@ -562,12 +607,16 @@ mod tests {
             fleet
         }
 
-        fn truth(&self) -> Vec<ClassStatus> {
-            let mut classes: BTreeMap<u32, ClassSums> = BTreeMap::new();
+        /// By class, and of the one super-class.
+        fn truth(&self) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
+            let (mut classes, mut all): (BTreeMap<u32, ClassSums>, _) = (BTreeMap::new(), ClassSums::default());
             for (job, errors) in self.results.values() {
                 classes.entry(job.class).or_default().add(errors);
+                all.add(errors);
             }
-            classes.iter().map(|(class, sums)| ClassStatus::new(&spec("r").classes, *class, sums)).collect()
+            let name = |class: u32| spec("r").classes[class as usize].clone();
+            let class = |(class, sums): (&u32, &ClassSums)| ClassStatus::new(name(*class), Some("thing".into()), sums);
+            (classes.iter().map(class).collect(), vec![ClassStatus::new("thing".into(), None, &all)])
         }
     }
 
@@ -643,7 +692,7 @@ mod tests {
             }
             let status = fleet.status("r", 0.0).expect("the run");
             assert_eq!((fleet.settled("r"), status.unread, world.results.len()), (true, 0, world.seeds.len()), "seed {seed}");
-            assert_eq!(status.classes, world.truth(), "seed {seed}");
+            assert_eq!((status.classes, status.super_classes), world.truth(), "seed {seed}");
         }
     }
 }

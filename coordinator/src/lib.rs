@@ -3,11 +3,12 @@
 //! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), which [`drive`]
 //! (io) asks for the jobs to publish and tells the events -> [`finish`](mod@finish) (io), which writes what [`summary`],
 //! [`export`], [`report`] and [`manifest`] (pure) make of the records. [`service`] keeps many runs going, and [`api`] lets people
-//! say which; [`tally`] and [`redrive`] (pure) say how they stand and what is done again. [`webdataset`] (io) takes results out.
+//! say which, over [`connections`] (io); [`tally`] and [`redrive`] (pure) say how they stand and what is done again. [`webdataset`] (io) takes results out.
 
 pub mod api;
 pub mod auth;
-mod dashboard;
+pub mod connections;
+pub mod dashboard;
 pub mod dataset;
 pub mod desk;
 pub mod drive;

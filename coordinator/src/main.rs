@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use coordinator::auth::{Gate, secret};
+use coordinator::dashboard::{EditUrl, Edits, Elsewhere, TraceUrl};
 use coordinator::service::{Config, Service};
 use queue::{Channel, Queue};
 use store::Store;
@@ -34,6 +35,12 @@ struct Args {
     /// Dollars for an hour of a worker, to show what runs may cost.
     #[arg(long, env = "BASIN_WORKER_HOUR_PRICE", value_name = "DOLLARS")]
     worker_hour_price: Option<f64>,
+    /// Where traces are looked at, to link them: a URL with {trace} in the place of a trace's id.
+    #[arg(long, env = "BASIN_TRACE_URL", value_name = "URL")]
+    trace_url: Option<TraceUrl>,
+    /// Where `basin serve-edits` listens, for the sliders on the pages of images. It is shown the token, if there is one.
+    #[arg(long, env = "BASIN_EDIT_URL", value_name = "URL")]
+    edit_url: Option<EditUrl>,
     /// Jobs published and not settled, at most: at least four for each image that all workers together can hold.
     #[arg(long, env = "BASIN_WINDOW", default_value_t = coordinator::drive::WINDOW, value_name = "N")]
     window: usize,
@@ -82,7 +89,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         worker_hour_price: args.worker_hour_price,
     });
     let gate = Gate::new(token.as_deref(), view.as_deref(), &secret().context("cannot read /dev/urandom")?);
-    let api = coordinator::api::serve(listener, handle, gate);
+    let edits = args.edit_url.map(|url| Edits::new(url, token.clone()));
+    let api = coordinator::api::serve(listener, handle, gate, Elsewhere { traces: args.trace_url, edits });
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
         if terminated().await.is_ok() {
@@ -91,7 +99,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
     });
     tokio::select! {
-        served = api => served.context("the API failed")?,
+        never = api => match never {},
         outcome = service.run(stopped) => outcome?,
     }
     queue.close().await;

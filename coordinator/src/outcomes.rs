@@ -1,9 +1,11 @@
 //! Settled images of a run as people ask for them: filtered, sorted, a page at a time. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use proto::{Errors, FailureReason};
 use serde::{Deserialize, Serialize};
+
+use crate::summary::SuperClasses;
 
 /// An image with a result.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +38,8 @@ pub struct Outcomes<'a> {
     pub failures: Vec<(&'a str, &'a Failed)>,
     /// Names of the model's classes.
     pub classes: &'a [String],
+    /// Super-class of each; empty: there are none.
+    pub super_classes: &'a [String],
 }
 
 /// Which images, in which order. What is absent asks for nothing.
@@ -44,6 +48,8 @@ pub struct Outcomes<'a> {
 pub struct Query {
     /// Name of a class, in any case.
     pub class: String,
+    /// Name of a super-class, in any case.
+    pub super_class: String,
     /// With a result, or with a failure.
     pub state: Option<State>,
     /// Kind of the failure.
@@ -156,11 +162,12 @@ pub struct Table {
     results: Vec<Succeeded>,
     failures: Vec<(Box<str>, Failed)>,
     classes: Vec<String>,
+    super_classes: Vec<String>,
 }
 
 impl Table {
-    /// Reads `results.csv`.
-    pub fn read(csv: &[u8]) -> Result<Table, csv::Error> {
+    /// Reads `results.csv`; it does not have the super-classes.
+    pub fn read(csv: &[u8], super_classes: &SuperClasses) -> Result<Table, csv::Error> {
         #[derive(Deserialize)]
         struct Line {
             image: Box<str>,
@@ -174,15 +181,20 @@ impl Table {
         }
         let mut table = Table::default();
         let mut known: HashMap<String, u32> = HashMap::new();
+        let mut index = |table: &mut Table, name: String| {
+            *known.entry(name).or_insert_with_key(|name| {
+                table.classes.push(name.clone());
+                table
+                    .super_classes
+                    .extend((!super_classes.is_empty()).then(|| super_classes.get(name).cloned().unwrap_or_default()));
+                table.classes.len() as u32 - 1
+            })
+        };
         for line in csv::Reader::from_reader(csv).into_deserialize() {
             let line: Line = line?;
             match line.state {
                 State::Succeeded => {
-                    let name = line.class_name.unwrap_or_default();
-                    let class = *known.entry(name.clone()).or_insert_with(|| {
-                        table.classes.push(name);
-                        table.classes.len() as u32 - 1
-                    });
+                    let class = index(&mut table, line.class_name.unwrap_or_default());
                     let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
                     let errors = Errors { loss: number(line.loss), l1: number(line.l1), lpips: number(line.lpips) };
                     table.results.push(Succeeded { image: line.image, class, errors });
@@ -190,6 +202,9 @@ impl Table {
                 State::Failed => {
                     let reason = line.failure_reason.unwrap_or(FailureReason::BadJob);
                     let message = line.failure_message.unwrap_or_default();
+                    if let Some(name) = &line.class_name {
+                        index(&mut table, name.clone());
+                    }
                     table.failures.push((line.image, Failed { reason, message, class: line.class_name.map(Into::into) }));
                 }
             }
@@ -200,23 +215,25 @@ impl Table {
     /// Its images.
     pub fn outcomes(&self) -> Outcomes<'_> {
         let failures = self.failures.iter().map(|(image, failed)| (&**image, failed)).collect();
-        Outcomes { results: self.results.iter().collect(), failures, classes: &self.classes }
+        let results = self.results.iter().collect();
+        Outcomes { results, failures, classes: &self.classes, super_classes: &self.super_classes }
     }
 }
 
 impl<'a> Outcomes<'a> {
-    /// Names of the classes that images with a result have, sorted.
-    pub fn class_names(&self) -> Vec<String> {
-        let mut there: Vec<bool> = vec![false; self.classes.len()];
-        self.results.iter().for_each(|r| {
-            if let Some(there) = there.get_mut(r.class as usize) {
-                *there = true
+    /// Names of the classes, and of the super-classes, that images with a result have, sorted.
+    pub fn class_names(&self) -> (Vec<String>, Vec<String>) {
+        let mut there = vec![false; self.classes.len()];
+        for result in &self.results {
+            if let Some(there) = there.get_mut(result.class as usize) {
+                *there = true;
             }
-        });
-        let mut names: Vec<String> =
-            self.classes.iter().zip(there).filter(|(_, there)| *there).map(|(name, _)| name.clone()).collect();
-        names.sort();
-        names
+        }
+        let names = |all: &[String]| -> Vec<String> {
+            let names = all.iter().zip(&there).filter(|(name, there)| **there && !name.is_empty());
+            names.map(|(name, _)| name).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+        };
+        (names(self.classes), names(self.super_classes))
     }
 
     /// All of them as a CSV table: fewer columns than `results.csv` has at the end of the run.
@@ -255,12 +272,19 @@ impl<'a> Outcomes<'a> {
     /// How many meet `query`, and those that it asks for.
     fn rows(&self, query: &Query) -> (usize, Vec<Row>) {
         let holds = |text: &str, part: &str| part.is_empty() || text.to_lowercase().contains(&part.to_lowercase());
-        let of_class = |class: &str| query.class.is_empty() || class.eq_ignore_ascii_case(&query.class);
-        let classes: Vec<bool> = self.classes.iter().map(|c| of_class(c)).collect();
+        let is = |name: &str, wanted: &str| wanted.is_empty() || name.eq_ignore_ascii_case(wanted);
+        let super_class = |class: usize| self.super_classes.get(class).map_or("", String::as_str);
+        let of_class = |(i, class): (usize, &String)| is(class, &query.class) && is(super_class(i), &query.super_class);
+        let classes: Vec<bool> = self.classes.iter().enumerate().map(of_class).collect();
+        let any_class = query.class.is_empty() && query.super_class.is_empty();
+        let names: HashSet<&str> =
+            self.classes.iter().zip(&classes).filter(|(_, of)| **of).map(|(name, _)| name.as_str()).collect();
+        // A failure may be of a class that the model does not have.
+        let of_name = |name: &str| names.contains(name) || query.super_class.is_empty() && is(name, &query.class);
         let wanted = |r: &&&Succeeded| {
             query.state != Some(State::Failed)
                 && query.reason.is_none()
-                && classes.get(r.class as usize).copied().unwrap_or(query.class.is_empty())
+                && classes.get(r.class as usize).copied().unwrap_or(any_class)
                 && query.min_loss.is_none_or(|least| r.errors.loss >= least)
                 && query.max_loss.is_none_or(|most| r.errors.loss <= most)
                 && holds(&r.image, &query.image)
@@ -271,7 +295,7 @@ impl<'a> Outcomes<'a> {
             query.state != Some(State::Succeeded)
                 && !of_loss
                 && query.reason.is_none_or(|reason| failed.reason == reason)
-                && of_class(failed.class.as_deref().unwrap_or_default())
+                && of_name(failed.class.as_deref().unwrap_or_default())
                 && holds(image, &query.image)
         };
         let failures: Vec<(&str, &Failed)> = self.failures.iter().filter(failed).copied().collect();

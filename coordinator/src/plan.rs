@@ -7,6 +7,7 @@ use proto::{Box2d, Failure, FailureReason, Job, RunRecord, keys};
 use sha2::{Digest, Sha256};
 
 use crate::dataset::{ClassIndex, DatasetImage, Entry};
+use crate::summary::SuperClasses;
 
 /// What all jobs of a run have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +16,8 @@ pub struct RunSpec {
     pub record: RunRecord,
     /// The model's classes.
     pub classes: Vec<String>,
+    /// Super-class of each; empty: the model has none.
+    pub super_classes: Vec<String>,
 }
 
 /// An image that is to be projected: what its job says beside the run's.
@@ -71,6 +74,11 @@ impl RunSpec {
             params: run.params.clone(),
             seed: planned.seed,
         }
+    }
+
+    /// Super-class of each class, by name.
+    pub fn super_class_of(&self) -> SuperClasses {
+        self.classes.iter().cloned().zip(self.super_classes.iter().cloned()).collect()
     }
 }
 
@@ -173,6 +181,7 @@ pub(crate) mod tests {
                 version: "0".into(),
             },
             classes: vec!["Bag".into(), "Coat".into()],
+            super_classes: vec!["thing".into(), "thing".into()],
         }
     }
 

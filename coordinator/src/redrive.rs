@@ -212,18 +212,27 @@ fn unquote(value: &str) -> Option<String> {
     if value.contains('"') { serde_json::from_str(value).ok() } else { Some(value.to_owned()).filter(|v| !v.is_empty()) }
 }
 
-/// Whether `text` is `pattern`, in which `*` stands for anything.
+/// Whether `text` is `pattern`, in which `*` stands for anything, `\*` for a star and `\\` for a backslash.
 fn fits(pattern: &str, text: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut text) = text.strip_prefix(first) else { return false };
-    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
-    for part in middle.split('*') {
+    let mut parts = vec![String::new()];
+    let mut rest = pattern.chars().peekable();
+    while let Some(c) = rest.next() {
+        let part = parts.last_mut().expect("there is one");
+        match c {
+            '*' => parts.push(String::new()),
+            '\\' => part.push(rest.next_if(|c| ['*', '\\'].contains(c)).unwrap_or(c)),
+            c => part.push(c),
+        }
+    }
+    let [first, middle @ .., last] = &parts[..] else { return parts[0] == text };
+    let Some(mut text) = text.strip_prefix(first.as_str()) else { return false };
+    for part in middle {
         match text.find(part) {
             Some(at) => text = &text[at + part.len()..],
             None => return false,
         }
     }
-    text.ends_with(last)
+    text.ends_with(last.as_str())
 }
 
 #[cfg(test)]
@@ -253,6 +262,17 @@ mod tests {
         assert_eq!(wants(&["lpips<=0.25,l1<0.5"]), [false; 3]);
         assert_eq!(wants(&["reason=diverged"]), [false; 3]);
         assert_eq!(wants(&["image=*/*.p*g"]), [true, true, false]);
+        assert_eq!(wants(&["image=b**.jpg"]), [false, false, true]);
+    }
+
+    #[test]
+    fn a_star_and_a_backslash_can_be_meant_as_they_are() {
+        let meant = |pattern: &str| ["a*.png", "ab.png", r"a\.png", r"a\*.png"].map(|image| fits(pattern, image));
+        assert_eq!(meant("a*.png"), [true; 4]);
+        assert_eq!(meant(r"a\*.png"), [true, false, false, false]);
+        assert_eq!([meant(r"a\\.png"), meant(r"a\.png")], [[false, false, true, false]; 2]);
+        assert_eq!(meant(r"a\\\*.png"), [false, false, false, true]);
+        assert_eq!(meant(r"a\\*"), [false, false, true, true]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use proto::{ColourTransform, Failure, History, ResultRecord, Transform};
 use sha2::{Digest, Sha256};
 
 use crate::fleet::ClassStatus;
-use crate::summary::{ClassSummary, Counts, Metric, Spread, Summary};
+use crate::summary::{Counts, Metric, Spread, Summary};
 
 mod chart;
 mod picture;
@@ -50,6 +50,8 @@ pub struct Pictures {
     pub generated: Option<Vec<u8>>,
     /// PNG: the same, back in the target's frame.
     pub inverted: Option<Vec<u8>>,
+    /// PNG: as `inverted`, of the generator that was fitted to the image.
+    pub tuned: Option<Vec<u8>>,
     /// Loss curves.
     pub history: Option<History>,
 }
@@ -110,9 +112,13 @@ fn write_page(
     write_header(page, summary)?;
     write_tiles(page, summary)?;
     page.push_str("<div class=\"pair\">\n");
-    write_classes(page, &summary.classes)?;
+    let classes = summary.classes.iter().map(|c| Group { name: &c.name, images: c.images, error: &c.error });
+    write_groups(page, "class", classes.collect())?;
     write_errors(page, summary)?;
     page.push_str("</div>\n");
+    let super_classes = summary.super_classes.iter().filter(|s| s.images > 0);
+    let super_classes = super_classes.map(|s| Group { name: &s.name, images: s.images, error: &s.error });
+    write_groups(page, "super-class", super_classes.collect())?;
     write_failures(page, summary, failures)?;
     write_images(page, results, pictures)?;
     writeln!(page, "</main>\n<script>{SCRIPT}</script>\n</body>\n</html>")
@@ -165,7 +171,7 @@ fn write_tiles(page: &mut String, summary: &Summary) -> fmt::Result {
     };
     let all = images.total + images.left();
     let tiles = [
-        ("Projected", Count(images.succeeded).to_string(), format!("of {}", Counted(all, "image"))),
+        ("Succeeded", Count(images.succeeded).to_string(), format!("of {}", Counted(all, "image"))),
         ("Failed", Count(images.failed).to_string(), share),
         ("Mean LPIPS", Real(lpips.mean).to_string(), PlusMinus(lpips).to_string()),
         ("Mean L1", Real(l1.mean).to_string(), PlusMinus(l1).to_string()),
@@ -181,32 +187,49 @@ fn write_tiles(page: &mut String, summary: &Summary) -> fmt::Result {
     Ok(())
 }
 
-fn write_classes(page: &mut String, classes: &[ClassSummary]) -> fmt::Result {
-    if classes.is_empty() {
+/// A class or a super-class.
+struct Group<'a> {
+    name: &'a str,
+    images: u64,
+    error: &'a BTreeMap<Metric, Spread>,
+}
+
+impl Group<'_> {
+    fn spread(&self, metric: Metric) -> Spread {
+        self.error.get(&metric).map_or(Spread::over([]), |s| *s)
+    }
+}
+
+/// `by`: what the groups are. Of those that are equal the first comes first.
+fn write_groups(page: &mut String, by: &str, mut groups: Vec<Group>) -> fmt::Result {
+    if groups.is_empty() {
         return Ok(());
     }
-    let mut sorted: Vec<&ClassSummary> = classes.iter().collect();
-    let lpips = |c: &ClassSummary| c.error.get(&Metric::Lpips).map_or(Spread::over([]), |s| *s);
-    let mean = |c: &ClassSummary| lpips(c).mean.unwrap_or(f64::INFINITY);
-    sorted.sort_by(|a, b| mean(b).total_cmp(&mean(a)).then_with(|| a.class.cmp(&b.class)));
-    page.push_str(
-        "<section id=\"classes\" aria-labelledby=\"classes-title\">\n<h2 id=\"classes-title\">Error by class</h2>\n\
-         <p class=\"lead\">Mean LPIPS of the best seed with its standard error, hardest class first.</p>\n",
-    );
-    let bars: Vec<chart::Bar> = sorted.iter().map(|c| chart::Bar { name: &c.name, images: c.images, spread: lpips(c) }).collect();
-    chart::write_bars(page, &bars)?;
-    page.push_str(
-        "<details><summary>The same as a table</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Error by class\">\
-         <table class=\"numbers\">\n<thead><tr><th scope=\"col\">Class</th><th scope=\"col\">Images</th>",
-    );
+    let lpips = |g: &Group| g.spread(Metric::Lpips);
+    let mean = |g: &Group| lpips(g).mean.unwrap_or(f64::INFINITY);
+    groups.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+    write!(
+        page,
+        "<section id=\"{by}es\" aria-labelledby=\"{by}es-title\">\n<h2 id=\"{by}es-title\">Error by {by}</h2>\n\
+         <p class=\"lead\">Mean LPIPS of the best seed with its standard error, hardest {by} first.</p>\n",
+    )?;
+    let bars: Vec<chart::Bar> = groups.iter().map(|g| chart::Bar { name: g.name, images: g.images, spread: lpips(g) }).collect();
+    chart::write_bars(page, by, &bars)?;
+    write!(
+        page,
+        "<details><summary>The same as a table</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Error by {by}\">\
+         <table class=\"numbers\">\n<thead><tr><th scope=\"col\">{}{}</th><th scope=\"col\">Images</th>",
+        by[..1].to_uppercase(),
+        &by[1..],
+    )?;
     for metric in CLASS_METRICS {
         write!(page, "<th scope=\"col\">{}</th><th scope=\"col\">±</th>", label(metric))?;
     }
     page.push_str("</tr></thead>\n<tbody>\n");
-    for class in sorted {
-        write!(page, "<tr><th scope=\"row\"><bdi>{}</bdi></th><td>{}</td>", Text(&class.name), Count(class.images))?;
+    for group in &groups {
+        write!(page, "<tr><th scope=\"row\"><bdi>{}</bdi></th><td>{}</td>", Text(group.name), Count(group.images))?;
         for metric in CLASS_METRICS {
-            let spread = class.error.get(&metric).map_or(Spread::over([]), |s| *s);
+            let spread = group.spread(metric);
             write!(page, "<td>{}</td><td class=\"quiet\">{}</td>", Real(spread.mean), Real(spread.standard_error))?;
         }
         page.push_str("</tr>\n");
@@ -216,12 +239,12 @@ fn write_classes(page: &mut String, classes: &[ClassSummary]) -> fmt::Result {
 }
 
 /// Bars of the classes' mean LPIPS with standard errors, as in Figure 9 of the paper.
-pub(crate) fn lpips_bars(classes: &[&ClassStatus]) -> String {
+pub(crate) fn lpips_bars(by: &str, classes: &[&ClassStatus]) -> String {
     let mut page = String::new();
     let spread = |c: &ClassStatus| Spread { mean: c.lpips, standard_error: c.lpips_standard_error, ..Spread::over([]) };
     let bars: Vec<chart::Bar> =
         classes.iter().map(|c| chart::Bar { name: &c.class, images: c.images, spread: spread(c) }).collect();
-    chart::write_bars(&mut page, &bars).expect("a String takes every write");
+    chart::write_bars(&mut page, by, &bars).expect("a String takes every write");
     page
 }
 
@@ -322,7 +345,9 @@ fn write_images(page: &mut String, results: &[ResultRecord], pictures: &HashMap<
     for (key, name) in [("name", "Image"), ("class", "Class")] {
         write_sort(page, key, name)?;
     }
-    for name in ["Target", "Transformed", "Projection", "Inverted", "Loss curve"] {
+    let tuned = results.iter().any(|record| record.fine_tuned.is_some());
+    let columns = ["Target", "Transformed", "Projection", "Inverted"].into_iter().chain(tuned.then_some("Fine-tuned"));
+    for name in columns.chain(["Loss curve"]) {
         write!(page, "<th scope=\"col\" role=\"columnheader\" class=\"plain\">{name}</th>")?;
     }
     for (key, name) in [("loss", "Loss"), ("l1", "L1"), ("lpips", "LPIPS")] {
@@ -334,7 +359,7 @@ fn write_images(page: &mut String, results: &[ResultRecord], pictures: &HashMap<
     let mut album = Album::default();
     let none = Pictures::default();
     for record in rows {
-        write_row(page, record, pictures.get(&record.image).unwrap_or(&none), &mut album)?;
+        write_row(page, record, pictures.get(&record.image).unwrap_or(&none), tuned, &mut album)?;
     }
     page.push_str("</tbody></table>\n<p class=\"empty\" hidden>No image matches.</p>\n");
     if album.left_out > 0 {
@@ -368,7 +393,8 @@ fn write_sort(page: &mut String, key: &str, name: &str) -> fmt::Result {
     )
 }
 
-fn write_row(page: &mut String, record: &ResultRecord, pictures: &Pictures, album: &mut Album) -> fmt::Result {
+/// `tuned`: whether the run has a column for that.
+fn write_row(page: &mut String, record: &ResultRecord, pictures: &Pictures, tuned: bool, album: &mut Album) -> fmt::Result {
     let [loss, l1, lpips] = [Metric::Loss, Metric::L1, Metric::Lpips].map(|m| m.best_seed(record));
     // JavaScript's Number("") is 0; "Infinity" keeps what has no number beside the worst.
     let sortable = |value: Option<f64>| value.map_or("Infinity".into(), |v| v.to_string());
@@ -384,12 +410,13 @@ fn write_row(page: &mut String, record: &ResultRecord, pictures: &Pictures, albu
         Name(&record.image),
         Name(&record.class_name),
     )?;
-    for (name, png) in [
+    let four = [
         ("Target", &pictures.target),
         ("Transformed", &pictures.transformed),
         ("Projection", &pictures.generated),
         ("Inverted", &pictures.inverted),
-    ] {
+    ];
+    for (name, png) in four.into_iter().chain(tuned.then_some(("Fine-tuned", &pictures.tuned))) {
         write!(page, "<td role=\"cell\" class=\"picture\"><figure>")?;
         match png.as_deref().and_then(|png| album.embed(png)) {
             Some(picture) => write!(

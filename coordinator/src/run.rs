@@ -79,7 +79,7 @@ pub enum Error {
         name: String,
     },
     /// A redrive has nothing to do.
-    #[error("run {run} has nothing that this selects: nothing is projected again")]
+    #[error("run {run} has nothing that this selects: nothing is redriven")]
     NothingMeant {
         /// Name of the run.
         run: String,

@@ -3,37 +3,39 @@
 //! Everything that must survive is in the home before anybody is told that it is done. A second coordinator waits until the first
 //! is gone; should both act for a moment, they do the same things, none of which harms when done twice.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+mod asked;
+mod handle;
+mod known;
+mod order;
+mod over;
+mod ticks;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use proto::keys::Marker;
-use proto::{
-    Control, CrashPoint, Errors, Event, ModelManifest, Params, ResultRecord, RunRecord, RunState, Snapshot, chain, keys,
-};
+use proto::{Control, CrashPoint, RunState, chain, keys};
 use queue::Queue;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
-use store::{ErrorKind, PutNew, Runs, Store};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use store::{Runs, Store};
+use tokio::sync::{mpsc, watch};
 
-use crate::dataset::DatasetError;
 use crate::drive::Driver;
-use crate::finish::finish;
-use crate::fleet::{ClassStatus, RunStatus};
+use crate::fleet::RunStatus;
 use crate::home;
-use crate::outcomes::{Outcomes, Table};
-use crate::plan::{Plan, RunSpec};
 use crate::redrive::Redrive;
-use crate::run::{self, AT_ONCE, Error, Markers, Seen};
-use crate::summary::{ClassSummary, Metric, Summary};
-use crate::tally::{self, Tally};
+use crate::run::{AT_ONCE, Error};
+pub use asked::{Change, RedriveRequest, Refusal, RunRequest, WorkerStatus};
+pub(crate) use handle::{COMMANDS, Command, refuse_all};
+pub use handle::{Handle, Live};
+use handle::{Look, Reply};
+use known::{read_errors, save};
+pub use order::Origin;
+use order::{Order, Prepared, Trouble, control_of, in_trouble, prepare, read_order, submitted, write_control};
+use over::{Tables, close, over_status, read_table};
+pub(crate) use ticks::{TELL_EVERY, Ticks};
 
-/// Commands that wait for the loop.
-pub(crate) const COMMANDS: usize = 64;
 /// What the store did not do is asked for again after this time.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// Results that are read for their errors until the loop hears of them.
@@ -43,9 +45,6 @@ const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
 const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
 /// A coordinator that stops waits this long for its last snapshots.
 const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
-
-/// Who watches is told of changes so often, at most.
-pub(crate) const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// How to run.
 #[derive(Clone)]
@@ -62,162 +61,6 @@ pub struct Config {
     pub worker_hour_price: Option<f64>,
 }
 
-/// A run that a person asks for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunRequest {
-    /// 1 to 63 letters, digits, `-`, `_` and `.`.
-    pub name: String,
-    /// URL of the data set, readable by coordinator and workers.
-    pub dataset: String,
-    /// `auto`, `none` or a key of the data set.
-    #[serde(default = "auto")]
-    pub annotations: String,
-    /// Name of a model in the home.
-    pub model: String,
-    /// `paper`, `pix2latent` or `fast`; not together with `params`.
-    #[serde(default)]
-    pub profile: Option<String>,
-    /// All parameters.
-    #[serde(default)]
-    pub params: Option<Params>,
-    /// Everything random follows from it.
-    #[serde(default)]
-    pub seed: u64,
-    /// Only this many images, evenly spread.
-    #[serde(default)]
-    pub limit: Option<usize>,
-    /// Higher comes first.
-    #[serde(default)]
-    pub priority: i32,
-    /// Most jobs started each minute.
-    #[serde(default)]
-    pub per_minute: Option<f64>,
-}
-
-fn auto() -> String {
-    "auto".into()
-}
-
-/// A change of what should be done with a run; what is absent stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Change {
-    /// `running`, `paused` or `cancelled`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<RunState>,
-    /// Higher comes first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub priority: Option<i32>,
-    /// Most jobs started each minute; 0 lifts the limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub per_minute: Option<f64>,
-}
-
-/// What of a finished run is projected again.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RedriveRequest {
-    /// Images that meet one of these; each is conditions joined by commas. None stands for all failures.
-    #[serde(default, rename = "where")]
-    pub wheres: Vec<String>,
-    /// Takes the place of the run's seed for them; without it only failures are meant.
-    #[serde(default)]
-    pub seed: Option<u64>,
-}
-
-/// A worker, for people.
-#[derive(Clone, Debug, Serialize)]
-pub struct WorkerStatus {
-    /// Its name.
-    pub name: String,
-    /// Seconds since it was heard of.
-    pub silent_seconds: f64,
-    /// What it said.
-    #[serde(flatten)]
-    pub alive: proto::Alive,
-}
-
-/// Why something is not done.
-#[derive(Clone, Debug)]
-pub enum Refusal {
-    /// No such run.
-    NotFound(String),
-    /// It contradicts what is there.
-    Conflict(String),
-    /// It makes no sense.
-    Invalid(String),
-    /// Whoever asks may not.
-    Forbidden(String),
-    /// Whoever asks does so too often.
-    TooMany(String),
-    /// Not now.
-    Unavailable(String),
-}
-
-impl Refusal {
-    /// For people.
-    pub fn message(&self) -> &str {
-        match self {
-            Refusal::NotFound(m) | Refusal::Conflict(m) | Refusal::Invalid(m) => m,
-            Refusal::Forbidden(m) | Refusal::TooMany(m) | Refusal::Unavailable(m) => m,
-        }
-    }
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Refusal {
-        let message = chain(&error);
-        match error {
-            Error::Store(e) | Error::Dataset(DatasetError::Store(e)) if e.is_retryable() => Refusal::Unavailable(message),
-            Error::NothingMeant { .. } => Refusal::Conflict(message),
-            _ => Refusal::Invalid(message),
-        }
-    }
-}
-
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
-
-pub(crate) enum Command {
-    Submit(Box<RunRequest>, Reply<String>),
-    Runs(Reply<Vec<RunStatus>>),
-    Look(String, Look),
-    Change(String, Change, Reply<RunStatus>),
-    Redrive(String, RedriveRequest, Reply<String>),
-    Workers(Reply<Vec<WorkerStatus>>),
-    Backlog(Reply<usize>),
-    Listen(Reply<broadcast::Receiver<Event>>),
-    Prepared(String, Result<Box<Prepared>, Trouble>, Option<Reply<String>>),
-    Finished(String, Result<(), String>),
-    Read(String, Vec<Found>),
-    Saved(String, Option<usize>),
-    Again(String),
-}
-
-/// Looks at the images of a run, or is told why it cannot.
-pub(crate) type Look = Box<dyn FnOnce(Result<(RunStatus, &Outcomes), Refusal>) + Send>;
-
-/// A run that can be handed out.
-pub(crate) struct Prepared {
-    spec: RunSpec,
-    plan: Plan,
-    control: Control,
-    tally: Tally,
-}
-
-/// Why a run cannot be planned.
-pub(crate) struct Trouble {
-    refusal: Refusal,
-    /// How it stands, if it is on record and is tried again.
-    again: Option<Box<RunStatus>>,
-}
-
-/// What is to be planned: the run, what should be done with it, and what of it is projected again.
-type Order = (RunRecord, Control, Option<Redrive>);
-
-/// What was read of a result: the number of its job, and class and errors if there are any.
-pub(crate) type Found = (u64, Option<(u32, Errors)>);
-
 /// The last snapshot of a run.
 struct Saved {
     at: Instant,
@@ -225,133 +68,6 @@ struct Saved {
     counted: usize,
     /// Another is being written.
     writing: bool,
-}
-
-/// A clonable handle by which others ask the service.
-#[derive(Clone)]
-pub struct Handle {
-    commands: mpsc::Sender<Command>,
-    leads: watch::Receiver<bool>,
-    live: watch::Sender<Arc<str>>,
-    runs: Runs,
-}
-
-impl Handle {
-    pub(crate) fn new(
-        commands: mpsc::Sender<Command>,
-        leads: watch::Receiver<bool>,
-        live: watch::Sender<Arc<str>>,
-        runs: Runs,
-    ) -> Handle {
-        Handle { commands, leads, live, runs }
-    }
-
-    /// Whether this coordinator acts; a standby does not.
-    pub fn leads(&self) -> bool {
-        *self.leads.borrow()
-    }
-
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refusal> {
-        let standby = || Refusal::Unavailable("this coordinator waits until the acting one is gone".into());
-        if !self.leads() {
-            return Err(standby());
-        }
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| standby())?;
-        answer.await.map_err(|_| standby())?
-    }
-
-    /// Begins a run, or finds the same one there. Returns a note for people.
-    pub async fn submit(&self, request: RunRequest) -> Result<String, Refusal> {
-        self.ask(|reply| Command::Submit(Box::new(request), reply)).await
-    }
-
-    /// All runs.
-    pub async fn runs(&self) -> Result<Vec<RunStatus>, Refusal> {
-        self.ask(Command::Runs).await
-    }
-
-    /// One run.
-    pub async fn run(&self, run: String) -> Result<RunStatus, Refusal> {
-        // Not by `look`, which would read the table of a run that is over.
-        let found = self.runs().await?.into_iter().find(|status| status.name == run);
-        found.ok_or_else(|| Refusal::NotFound(format!("there is no run {run}")))
-    }
-
-    /// How a run stands, and what `look` makes of its images.
-    pub async fn look<T: Send + 'static>(
-        &self,
-        run: String,
-        look: impl FnOnce(&Outcomes) -> T + Send + 'static,
-    ) -> Result<(RunStatus, T), Refusal> {
-        self.ask(|reply: Reply<(RunStatus, T)>| {
-            let look = move |seen: Result<(RunStatus, &Outcomes), Refusal>| {
-                let _ = reply.send(seen.map(|(status, outcomes)| (status, look(outcomes))));
-            };
-            Command::Look(run, Box::new(look))
-        })
-        .await
-    }
-
-    /// Where a run's objects are.
-    pub fn results(&self, run: &str) -> Result<Store, Refusal> {
-        keys::check_run(run).map_err(|problem| Refusal::NotFound(format!("there is no run {run:?}: its name {problem}")))?;
-        Ok(self.runs.of(run).map_err(Error::from)?)
-    }
-
-    /// Numbers of runs and workers as JSON, whenever they change.
-    pub fn live(&self) -> Result<Live, Refusal> {
-        let standby = || Refusal::Unavailable("this coordinator waits until the acting one is gone".into());
-        let live = || Live { ticks: self.live.subscribe(), leads: self.leads.clone() };
-        self.leads().then(live).ok_or_else(standby)
-    }
-
-    /// Changes what should be done with a run.
-    pub async fn change(&self, run: String, change: Change) -> Result<RunStatus, Refusal> {
-        self.ask(|reply| Command::Change(run, change, reply)).await
-    }
-
-    /// Projects images of a finished run again.
-    pub async fn redrive(&self, run: String, which: RedriveRequest) -> Result<String, Refusal> {
-        self.ask(|reply| Command::Redrive(run, which, reply)).await
-    }
-
-    /// Workers that were heard of lately.
-    pub async fn workers(&self) -> Result<Vec<WorkerStatus>, Refusal> {
-        self.ask(Command::Workers).await
-    }
-
-    /// Images that running runs still have to do.
-    pub async fn backlog(&self) -> Result<usize, Refusal> {
-        self.ask(Command::Backlog).await
-    }
-
-    /// Events from now on.
-    pub async fn listen(&self) -> Result<broadcast::Receiver<Event>, Refusal> {
-        self.ask(Command::Listen).await
-    }
-}
-
-/// Numbers of runs and workers, as they change.
-pub struct Live {
-    ticks: watch::Receiver<Arc<str>>,
-    leads: watch::Receiver<bool>,
-}
-
-impl Live {
-    /// The next ones; `None`: this coordinator acts no more.
-    pub async fn next(&mut self) -> Option<Arc<str>> {
-        loop {
-            tokio::select! {
-                changed = self.ticks.changed() => changed.ok()?,
-                _ = self.leads.wait_for(|leads| !leads) => return None,
-            }
-            let tick = self.ticks.borrow_and_update().clone();
-            if !tick.is_empty() {
-                return Some(tick);
-            }
-        }
-    }
 }
 
 /// The service; [`Service::run`] keeps it going.
@@ -375,73 +91,6 @@ pub struct Service {
     saved: HashMap<String, Saved>,
     ticks: Ticks,
     tables: Tables,
-}
-
-/// What all who watch are told.
-pub(crate) struct Ticks {
-    live: watch::Sender<Arc<str>>,
-    told: Instant,
-}
-
-impl Ticks {
-    pub(crate) fn new(live: watch::Sender<Arc<str>>) -> Ticks {
-        Ticks { live, told: Instant::now() }
-    }
-
-    /// Whether anybody watches, and it is time. The time counts from then on.
-    pub(crate) fn due(&mut self) -> bool {
-        let late = self.told.elapsed().as_secs_f64() / TELL_EVERY.as_secs_f64();
-        if self.live.receiver_count() == 0 {
-            // Whoever comes next is not told what was.
-            self.live.send_if_modified(|told| !std::mem::replace(told, Arc::from("")).is_empty());
-            return false;
-        }
-        if late < 1.0 {
-            return false;
-        }
-        // By the clock, and not by when the last one was ready.
-        self.told += TELL_EVERY.mul_f64(late.floor());
-        true
-    }
-
-    /// Tells how runs and workers stand, if that has changed.
-    pub(crate) fn tell(&self, driver: &Driver, runs: &[RunStatus]) {
-        let workers: Vec<_> = driver.present().map(|(name, worker)| json!({ "name": name, "alive": worker.alive })).collect();
-        let tick: Arc<str> = json!({ "runs": runs, "workers": workers }).to_string().into();
-        self.live.send_if_modified(|told| {
-            let news = *told != tick;
-            *told = tick;
-            news
-        });
-    }
-}
-
-/// Tables of runs that are over, as they were asked for: the oldest makes room.
-#[derive(Clone, Default)]
-struct Tables {
-    known: Arc<Mutex<VecDeque<Named>>>,
-    reading: Arc<tokio::sync::Mutex<()>>,
-}
-
-type Named = (String, Arc<Table>);
-
-impl Tables {
-    const MOST: usize = 4;
-
-    fn get(&self, run: &str) -> Option<Arc<Table>> {
-        self.known.lock().expect("nobody panics with it").iter().find(|(name, _)| name == run).map(|(_, table)| table.clone())
-    }
-
-    fn put(&self, run: &str, table: &Arc<Table>) {
-        let mut tables = self.known.lock().expect("nobody panics with it");
-        tables.retain(|(name, _)| name != run);
-        tables.truncate(Self::MOST - 1);
-        tables.push_front((run.to_owned(), table.clone()));
-    }
-
-    fn forget(&self, run: &str) {
-        self.known.lock().expect("nobody panics with it").retain(|(name, _)| name != run);
-    }
 }
 
 impl Service {
@@ -739,7 +388,7 @@ impl Service {
         let active = driver.fleet.names().filter_map(|name| driver.fleet.brief(name, driver.now()));
         // Those that are over stay as they are.
         let over = self.over.values().filter(|status| status.problem.is_some());
-        let over = over.map(|status| RunStatus { classes: vec![], ..status.clone() });
+        let over = over.map(|status| RunStatus { classes: vec![], super_classes: vec![], ..status.clone() });
         let runs: Vec<RunStatus> = active.map(|status| self.completed(status)).chain(over).collect();
         self.ticks.tell(driver, &runs);
     }
@@ -886,192 +535,9 @@ pub(crate) fn workers(driver: &Driver) -> Vec<WorkerStatus> {
     workers
 }
 
-/// Tells whoever asked to change something why that is not done.
-pub(crate) fn refuse_all(command: Command, why: &str) {
-    let refusal = || Refusal::Conflict(why.to_owned());
-    match command {
-        Command::Submit(_, reply) | Command::Redrive(_, _, reply) => drop(reply.send(Err(refusal()))),
-        Command::Change(_, _, reply) => drop(reply.send(Err(refusal()))),
-        _ => {}
-    }
-}
-
-fn control_of(status: &RunStatus) -> Control {
-    Control { format: 1, state: status.state, priority: status.priority, per_minute: status.per_minute }
-}
-
 /// Waits until `stop` becomes true, or nobody can say so any more.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// The images of a run that is over; none, where it has no table.
-async fn read_table(home: &Store, run: &str) -> Result<Arc<Table>, Refusal> {
-    let bytes = match Runs::Home(home.clone()).of(run).map_err(Error::from)?.get("results.csv").await {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Arc::default()),
-        Err(error) => return Err(Error::from(error).into()),
-    };
-    let read = tokio::task::spawn_blocking(move || Table::read(&bytes)).await.expect("reading does not panic");
-    read.map(Arc::new).map_err(|error| Refusal::Invalid(format!("results.csv of run {run} is damaged: {error}")))
-}
-
-/// A run that is over, as its summary tells.
-async fn over_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
-    let summary = Runs::Home(home.clone()).of(name)?.get("summary.json").await.ok();
-    let summary = summary.and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
-    let count = summary.as_ref().map_or((0, 0), |s| (s.images.succeeded, s.images.failed));
-    let class = |class: ClassSummary| {
-        let mean = |metric| class.error.get(&metric).and_then(|spread| spread.mean);
-        let lpips = class.error.get(&Metric::Lpips).and_then(|spread| spread.standard_error);
-        ClassStatus {
-            images: class.images,
-            loss: mean(Metric::Loss),
-            l1: mean(Metric::L1),
-            lpips: mean(Metric::Lpips),
-            lpips_standard_error: lpips,
-            class: class.name,
-        }
-    };
-    let images = summary.as_ref().map_or(0, |s| s.images.planned.unwrap_or(s.images.total));
-    Ok(RunStatus {
-        name: name.to_owned(),
-        state: control.state,
-        priority: control.priority,
-        per_minute: control.per_minute,
-        images: images as usize,
-        skipped: 0,
-        succeeded: count.0 as usize,
-        failed: count.1 as usize,
-        started: 0,
-        queued: 0,
-        waiting: (images as usize).saturating_sub((count.0 + count.1) as usize),
-        classes: summary.map_or(vec![], |s| s.classes.into_iter().map(class).collect()),
-        unread: 0,
-        per_hour: None,
-        eta_seconds: None,
-        stage_seconds: BTreeMap::new(),
-        cost: None,
-        problem: None,
-    })
-}
-
-/// Class and errors of results; nothing for those that are gone, or that cannot be read at the end of the run either.
-async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, String)>) -> Result<Vec<Found>, Error> {
-    let results = Runs::Home(home.clone()).of(name)?;
-    let read = move |(job, image): (u64, String)| {
-        let results = results.clone();
-        async move {
-            match run::read_json::<ResultRecord>(&results, &keys::marker(&image, Marker::Result)).await {
-                Ok(record) => Ok((job, Some((record.class, tally::errors(&record))))),
-                Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok((job, None)),
-                Err(error @ Error::Damaged { .. }) => {
-                    tracing::warn!(error = chain(&error), "a result does not count among the errors by class");
-                    Ok((job, None))
-                }
-                Err(error) => Err(error),
-            }
-        }
-    };
-    stream::iter(wanted).map(read).buffer_unordered(AT_ONCE).try_collect().await
-}
-
-/// Writes a snapshot; how many results count in it, if that went well. It costs time only where it did not.
-async fn save(home: &Store, name: &str, snapshot: Snapshot) -> Option<usize> {
-    let counted = snapshot.results.len();
-    let write = async {
-        let bytes = tokio::task::spawn_blocking(move || snapshot.encode()).await.expect("encoding does not panic");
-        Runs::Home(home.clone()).of(name)?.put(keys::SNAPSHOT, bytes).await
-    };
-    match write.await {
-        Ok(()) => Some(counted),
-        Err(error) => {
-            tracing::warn!(run = name, error = chain(&error), "a snapshot could not be written");
-            None
-        }
-    }
-}
-
-/// What a run is, and what should be done with it.
-async fn read_order(home: &Store, name: &str) -> Result<(RunRecord, Control), Error> {
-    let key = keys::index(name);
-    let record: RunRecord = run::read_json(home, &key).await?;
-    if record.name != name {
-        return Err(Error::OtherName { key, name: record.name });
-    }
-    Ok((record, read_control(home, name).await?))
-}
-
-/// The snapshot of a run, if there is one that is whole. Without it the results are read.
-async fn read_snapshot(results: &Store) -> Option<Snapshot> {
-    let bytes = match results.get(keys::SNAPSHOT).await {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return None,
-        Err(error) => {
-            tracing::warn!(error = chain(&error), "the snapshot cannot be read");
-            return None;
-        }
-    };
-    let decoded = Snapshot::decode(&bytes);
-    decoded.inspect_err(|error| tracing::warn!(at = results.url(), error = chain(error), "the snapshot is not used")).ok()
-}
-
-/// Checks a request and turns it into what is to be planned. `known`: there is a run of this name.
-async fn submitted(config: &Config, request: RunRequest, known: bool) -> Result<Order, Refusal> {
-    let invalid = |what: String| Refusal::Invalid(what);
-    keys::check_run(&request.name).map_err(|p| invalid(format!("the run's name {:?} {p}", request.name)))?;
-    keys::check_run(&request.model).map_err(|p| invalid(format!("the model's name {:?} {p}", request.model)))?;
-    let params = match (&request.profile, &request.params) {
-        (Some(_), Some(_)) => return Err(invalid("give profile or params, not both".into())),
-        (None, Some(params)) => Params::from_json(&params.to_json()).map_err(|e| invalid(chain(&e)))?,
-        (profile, None) => {
-            let profile = profile.as_deref().unwrap_or("paper");
-            let unknown = || invalid(format!("profile {profile:?} is none of {}", Params::PROFILES.join(", ")));
-            Params::profile(profile).ok_or_else(unknown)?
-        }
-    };
-    if request.per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
-        return Err(invalid("per_minute is not above 0".into()));
-    }
-    if request.limit == Some(0) {
-        return Err(invalid("limit is not above 0".into()));
-    }
-    if !request.dataset.contains("://") && !Path::new(&request.dataset).is_absolute() {
-        let dataset = &request.dataset;
-        return Err(invalid(format!(
-            "the data set {dataset:?} is neither a URL nor an absolute path: nobody knows where it begins"
-        )));
-    }
-    let dataset = Store::open(&request.dataset).await.map_err(Error::from)?;
-    let (manifest, digest) = read_model(&config.home, &request.model).await?;
-    let record = RunRecord {
-        format: 1,
-        name: request.name.clone(),
-        dataset: dataset.url(),
-        annotations: request.annotations,
-        limit: request.limit,
-        model: request.model,
-        model_digest: digest,
-        resolution: manifest.generator.resolution,
-        params,
-        seed: request.seed,
-        version: config.version.clone(),
-    };
-    match run::read_json::<RunRecord>(&config.home, &keys::index(&request.name)).await {
-        Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
-            if known {
-                return Err(Refusal::Conflict(format!("run {} is there already, with the same settings", request.name)));
-            }
-        }
-        Ok(_) => {
-            let name = &request.name;
-            return Err(Refusal::Conflict(format!("there is a run {name} with other settings: choose another name")));
-        }
-        Err(Error::Store(e)) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(e.into()),
-    }
-    let (priority, per_minute) = (request.priority, request.per_minute);
-    Ok((record, Control { priority, per_minute, ..Control::default() }, None))
 }
 
 /// Its data set may only be away for a while.
@@ -1080,111 +546,4 @@ fn again_later(sender: mpsc::Sender<Command>, name: String) {
         tokio::time::sleep(TRY_AGAIN).await;
         let _ = sender.send(Command::Again(name)).await;
     });
-}
-
-/// A run that is on record and cannot be planned now.
-async fn in_trouble(home: &Store, name: &str, control: Control, refusal: Refusal) -> Trouble {
-    let problem = Some(refusal.message().to_owned());
-    let again = over_status(home, name, control).await.ok().map(|status| Box::new(RunStatus { problem, ..status }));
-    Trouble { refusal, again }
-}
-
-/// `known`: somebody was told that the run is on record.
-async fn prepare(home: &Store, name: &str, order: Order, known: bool) -> Result<Prepared, Trouble> {
-    let (record, control, redrive) = order;
-    let look = async || {
-        let (manifest, digest) = read_model(home, &record.model).await?;
-        if digest != record.model_digest {
-            let (there, here) = (record.model_digest.clone(), digest);
-            return Err(Error::OtherRun { url: home.url(), what: "model", there, here });
-        }
-        let dataset = Store::open(&record.dataset).await?;
-        let results = Runs::Home(home.clone()).of(name)?;
-        let spec = RunSpec { classes: manifest.classes, record: record.clone() };
-        let seen = run::see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, &results).await?;
-        if redrive.is_some() && seen.left() == 0 {
-            return Err(Error::NothingMeant { run: name.to_owned() });
-        }
-        if redrive.is_some() {
-            // Before anything is deleted: should this process die, the next one goes on with it.
-            write_control(home, name, control).await?;
-        }
-        Ok((seen, spec, results))
-    };
-    let (seen, spec, results) = match look().await {
-        Ok(seen) => seen,
-        Err(error) if known => return Err(in_trouble(home, name, control, error.into()).await),
-        Err(error) => return Err(Trouble { refusal: error.into(), again: None }),
-    };
-    match plan(home, seen, spec, &results, control).await {
-        Ok(prepared) => Ok(prepared),
-        Err(error) if known || redrive.is_some() => Err(in_trouble(home, name, control, error.into()).await),
-        Err(error) => Err(Trouble { refusal: error.into(), again: None }),
-    }
-}
-
-async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control: Control) -> Result<Prepared, Error> {
-    let name = spec.record.name.clone();
-    let (plan, notes) = seen.plan(&spec, results).await?;
-    for note in notes {
-        tracing::info!(run = name, "{note}");
-    }
-    let bytes = serde_json::to_vec_pretty(&spec.record).expect("a record serialises");
-    // Written by this or an earlier start; begin() has compared run.json already.
-    let (PutNew::Created | PutNew::Exists) = home.put_new(&keys::index(&name), bytes).await?;
-    CrashPoint::RunIndexed.pass();
-    write_control(home, &name, control).await?;
-    CrashPoint::RunControlled.pass();
-    let snapshot = read_snapshot(results).await;
-    let mut plan = plan;
-    let failures =
-        std::mem::take(&mut plan.settled_failures).into_iter().chain(plan.failures.iter().cloned()).collect::<Vec<_>>();
-    let resume = move || {
-        let results = plan.settled.iter().map(|planned| (spec.job(planned).id().to_string(), planned.image.clone()));
-        let tally = Tally::resume(snapshot, results, failures);
-        Prepared { spec, plan, control, tally }
-    };
-    let prepared = tokio::task::spawn_blocking(resume).await.expect("no value of a plan makes it panic");
-    let (counted, unread) = (prepared.tally.counted(), prepared.tally.left());
-    tracing::info!(run = name, counted, unread, "errors by class go on");
-    Ok(prepared)
-}
-
-/// Tables, report, and what lost attempts left.
-async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
-    let results = Runs::Home(home.clone()).of(&spec.record.name)?;
-    loop {
-        let records = Arc::new(run::read_records(&results).await?);
-        finish(&spec.record, Some(images), &records, &results).await?;
-        CrashPoint::TablesWritten.pass();
-        let swept = run::sweep(&records.results, &results).await?;
-        CrashPoint::Swept.pass();
-        tracing::info!(run = spec.record.name, swept, "removed what lost attempts left");
-        // An image that was given up may have got its result after all.
-        if Markers::list(&results).await?.results.len() == records.results.len() {
-            return Ok(());
-        }
-    }
-}
-
-async fn read_model(home: &Store, model: &str) -> Result<(ModelManifest, String), Error> {
-    let key = format!("{}/model.json", keys::model_prefix(model));
-    let bytes = match home.get(&key).await {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Err(Error::NoModel { model: model.into(), url: home.url() }),
-        Err(e) => return Err(e.into()),
-    };
-    ModelManifest::parse(&bytes).map_err(|source| Error::BadModel { key, source })
-}
-
-async fn read_control(home: &Store, run: &str) -> Result<Control, Error> {
-    match run::read_json(home, &keys::control(run)).await {
-        Ok(control) => Ok(control),
-        Err(Error::Store(e)) if e.kind() == ErrorKind::NotFound => Ok(Control::default()),
-        Err(e) => Err(e),
-    }
-}
-
-async fn write_control(home: &Store, run: &str, control: Control) -> Result<(), Error> {
-    Ok(home.put(&keys::control(run), serde_json::to_vec_pretty(&control).expect("a record serialises")).await?)
 }

@@ -63,7 +63,7 @@ pub fn simulate(simulation: &Simulation) -> Measured {
         })
     };
     let entries: Vec<Entry> = (0..simulation.images).map(entry).collect();
-    let spec = RunSpec { record: record(), classes };
+    let spec = RunSpec { record: record(), classes, super_classes: vec![] };
     let started = Instant::now();
     let plan = plan(entries, &spec, &HashMap::new(), &Seeds::default());
     let planning = started.elapsed();

@@ -26,7 +26,13 @@ pub struct RunInfo {
     /// Images of the run in all, if the caller knows; it becomes [`Counts::planned`].
     #[serde(skip)]
     pub planned: Option<usize>,
+    /// Of the model's classes, if the caller knows; they become [`Summary::super_classes`].
+    #[serde(skip)]
+    pub super_classes: SuperClasses,
 }
+
+/// Super-class of each class, by name; empty: there are none.
+pub type SuperClasses = BTreeMap<String, String>;
 
 /// `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +49,9 @@ pub struct Summary {
     pub overall: BTreeMap<Metric, MetricSummary>,
     /// Over the images of each class, by index of the class (Figure 9).
     pub classes: Vec<ClassSummary>,
+    /// Over the images of each super-class, by name; empty where the model has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub super_classes: Vec<SuperClassSummary>,
     /// Forward and backward passes of one lane, over all images.
     pub lane_steps: u64,
     /// Seconds of device work: the sum of `ResultRecord::seconds`.
@@ -91,6 +100,19 @@ pub struct ClassSummary {
     pub class: u32,
     /// Name of the class.
     pub name: String,
+    /// Images that succeeded.
+    pub images: u64,
+    /// Over these images.
+    pub error: BTreeMap<Metric, Spread>,
+}
+
+/// The images of one super-class, each with the numbers of its best seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SuperClassSummary {
+    /// Name of the super-class.
+    pub name: String,
+    /// Names of its classes, with and without images.
+    pub classes: Vec<String>,
     /// Images that succeeded.
     pub images: u64,
     /// Over these images.
@@ -191,6 +213,21 @@ impl Summary {
         for record in results {
             classes.entry((record.class, &record.class_name)).or_default().push(record);
         }
+        let mut super_classes: BTreeMap<&str, (Vec<String>, Vec<&ResultRecord>)> = BTreeMap::new();
+        for (class, super_class) in &run.super_classes {
+            super_classes.entry(super_class).or_default().0.push(class.clone());
+        }
+        for record in results {
+            let name = run.super_classes.get(&record.class_name);
+            if let Some((_, records)) = name.and_then(|name| super_classes.get_mut(name.as_str())) {
+                records.push(record);
+            }
+        }
+        let super_class = |(name, (classes, records)): (&str, (Vec<String>, Vec<&ResultRecord>))| {
+            let (name, images, error) = (name.to_owned(), records.len() as u64, spreads(&records));
+            SuperClassSummary { name, classes, images, error }
+        };
+        let super_classes = super_classes.into_iter().map(super_class).collect();
         let images = Counts { planned: run.planned.map(|n| n as u64), total: succeeded + failed, succeeded, failed };
         Summary {
             format: 1,
@@ -204,15 +241,19 @@ impl Summary {
                     class,
                     name: name.to_owned(),
                     images: records.len() as u64,
-                    error: Metric::ALL
-                        .into_iter()
-                        .map(|metric| (metric, Spread::over(records.iter().filter_map(|r| metric.best_seed(r)))))
-                        .collect(),
+                    error: spreads(&records),
                 })
                 .collect(),
+            super_classes,
             lane_steps: results.iter().map(|r| r.lane_steps).sum(),
             seconds: sorted_sum(results.iter().map(|r| r.seconds)),
         }
+    }
+
+    /// Super-class of each class, by name.
+    pub fn super_class_of(&self) -> SuperClasses {
+        let of = |s: &SuperClassSummary| s.classes.iter().map(|class| (class.clone(), s.name.clone())).collect::<Vec<_>>();
+        self.super_classes.iter().flat_map(of).collect()
     }
 
     /// The bytes of `summary.json`.
@@ -231,6 +272,12 @@ impl MetricSummary {
             seeds_min: Spread::over(results.iter().filter_map(|r| metric.seeds_min(r))),
         }
     }
+}
+
+/// Of each metric, over the best seeds.
+fn spreads(records: &[&ResultRecord]) -> BTreeMap<Metric, Spread> {
+    let spread = |metric: Metric| Spread::over(records.iter().filter_map(|r| metric.best_seed(r)));
+    Metric::ALL.into_iter().map(|metric| (metric, spread(metric))).collect()
 }
 
 fn mean(values: &[f64]) -> Option<f64> {
@@ -273,6 +320,8 @@ pub(crate) mod tests {
             seconds: 1.5,
             attempt: "0f".into(),
             objects: vec![],
+            fine_tuned: None,
+            target_bbox: None,
             trace: None,
         }
     }
@@ -294,6 +343,7 @@ pub(crate) mod tests {
             seed: 7,
             version: "0.1.0".into(),
             planned: None,
+            super_classes: SuperClasses::new(),
         }
     }
 

@@ -41,6 +41,14 @@ impl ClassSums {
         self.l1.add(errors.l1);
         self.lpips.add(errors.lpips);
     }
+
+    /// Adds the results of another class.
+    pub fn join(&mut self, other: &ClassSums) {
+        self.images += other.images;
+        self.loss.join(other.loss);
+        self.l1.join(other.l1);
+        self.lpips.join(other.lpips);
+    }
 }
 
 /// A sum of finite numbers, and of their squares.
@@ -59,6 +67,12 @@ impl Sum {
             self.sum += value;
             self.squares += value * value;
         }
+    }
+
+    fn join(&mut self, other: Sum) {
+        self.n += other.n;
+        self.sum += other.sum;
+        self.squares += other.squares;
     }
 
     /// Their mean, if there are any.
@@ -163,7 +177,7 @@ impl Tally {
     /// Images one by one.
     pub fn outcomes(&self) -> Outcomes<'_> {
         let failures = self.failures.iter().map(|(image, failed)| (&**image, failed)).collect();
-        Outcomes { results: self.results.values().collect(), failures, classes: &[] }
+        Outcomes { results: self.results.values().collect(), failures, ..Outcomes::default() }
     }
 
     /// Results that count.

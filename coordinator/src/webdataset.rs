@@ -17,13 +17,15 @@ use crate::run::{self, AT_ONCE, Markers, read_json, read_run};
 use crate::summary::Counts;
 
 /// Ends of the members' names, sorted, and what they are; no item: the result's record.
-const MEMBERS: [(&str, Option<Item>); 6] = [
+const MEMBERS: [(&str, Option<Item>); 8] = [
+    ("delta.zst", Some(Item::Delta)),
     ("generated.png", Some(Item::Generated)),
     ("inverted.png", Some(Item::Inverted)),
     ("json", None),
     ("safetensors", Some(Item::Projection)),
     ("target.png", Some(Item::Target)),
     ("transformed.png", Some(Item::Transformed)),
+    ("tuned.png", Some(Item::Tuned)),
 ];
 /// Bytes of the longest name of a sample, so that its members fit into the 100 of a plain tar header; and of what is kept of a
 /// longer one, before its digest.
@@ -296,7 +298,8 @@ async fn load(results: &Store, place: String, name: String) -> Result<Sample, Er
     let record = parsed.map_err(|source| run::Error::Damaged { key: marker.clone(), source })?;
     let image = &record.image;
     let mut members = Vec::with_capacity(MEMBERS.len());
-    for (end, item) in MEMBERS {
+    let there = |item: &Option<Item>| item.is_none_or(|item| record.items().any(|i| i == item));
+    for (end, item) in MEMBERS.into_iter().filter(|(_, item)| there(item)) {
         let (object, bytes) = match item {
             None => (Object::new(marker.clone(), &content), content.clone()),
             Some(item) => {

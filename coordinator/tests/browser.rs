@@ -6,18 +6,21 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use coordinator::api::router;
+use coordinator::api;
 use coordinator::auth::Gate;
-use harness::{Acting, World};
+use coordinator::dashboard::{Edits, Elsewhere};
+use harness::{Acting, EDIT_TOKEN, World, serve_edits};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-async fn serve(acting: &Acting, address: &str) -> (SocketAddr, JoinHandle<()>) {
+async fn serve(acting: &Acting, edits: &str, address: &str) -> (SocketAddr, JoinHandle<()>) {
     let gate = Gate::new(Some("operate-token-of-the-test"), Some("view-token-of-the-test"), b"secret");
-    let routes = router(acting.handle.clone(), gate).into_make_service_with_connect_info::<SocketAddr>();
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
-    (address, tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() }))
+    let handle = acting.handle.clone();
+    let edits = Some(Edits::new(edits.parse().unwrap(), Some(EDIT_TOKEN.into())));
+    let elsewhere = Elsewhere { traces: None, edits };
+    (address, tokio::spawn(async move { match api::serve(listener, handle, gate, elsewhere).await {} }))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,9 +28,11 @@ async fn serve(acting: &Acting, address: &str) -> (SocketAddr, JoinHandle<()>) {
 async fn pages_in_a_browser() {
     let world = World::new(11).await;
     std::fs::write(world.path("data/Bag/<img src=x onerror=alert(1)>.png"), "bytes").unwrap();
+    world.group(|class| if class == "Bag" { "Accessories".into() } else { "Outerwear".into() }).await;
     let mut acting = world.start().await;
     acting.submit(&world).await;
-    let (address, mut site) = serve(&acting, "127.0.0.1:0").await;
+    let edits = serve_edits().await;
+    let (address, mut site) = serve(&acting, &edits, "127.0.0.1:0").await;
 
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/browser");
     let mut node = Command::new("node");
@@ -44,7 +49,7 @@ async fn pages_in_a_browser() {
                 site.abort();
                 acting.stop().await;
                 acting = world.start().await;
-                site = serve(&acting, &address.to_string()).await.1;
+                site = serve(&acting, &edits, &address.to_string()).await.1;
             }
             _ => continue,
         }

@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::sync::LazyLock;
 
 use coordinator::report::{self, BEST, Pictures, WORST, report_html};
-use coordinator::summary::{RunInfo, Summary};
+use coordinator::summary::{RunInfo, Summary, SuperClasses};
 use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
 use proto::{ColourTransform, Failure, FailureReason, History, ModelRef, Params, ResultRecord, SeedResult, Transform};
 
@@ -80,7 +80,7 @@ fn history(seeds: &[SeedResult], random: &mut Random) -> History {
                 .collect()
         })
         .collect();
-    History { transform: vec![3.0, 2.5, 2.25], latent: vec![2.5, 2.0], descent }
+    History { transform: vec![3.0, 2.5, 2.25], latent: vec![2.5, 2.0], descent, fine_tune: vec![] }
 }
 
 fn record(index: usize, image: String, random: &mut Random) -> ResultRecord {
@@ -116,6 +116,8 @@ fn record(index: usize, image: String, random: &mut Random) -> ResultRecord {
         seconds: 37.5,
         attempt: "0f".into(),
         objects: vec![],
+        fine_tuned: None,
+        target_bbox: None,
         trace: None,
     }
 }
@@ -160,6 +162,7 @@ fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) 
         seed: 41,
         version: "0.1.0".into(),
         planned: None,
+        super_classes: SuperClasses::new(),
     };
     Run { summary: Summary::new(run, &results, &failures), results, failures, pictures }
 }
@@ -175,6 +178,7 @@ fn garments(index: usize, record: &ResultRecord, random: &mut Random) -> Picture
         transformed: Some(garment((15.5, 15.5), 13.0, tone, 0.1, random)),
         generated: Some(garment((15.5, 15.5), 13.0, tone + 0.05, 0.0, random)),
         inverted: Some(garment(centre, size, tone + 0.05, 0.0, random)),
+        tuned: None,
         history: Some(history(&record.seeds, random)),
     }
 }
@@ -266,6 +270,24 @@ fn everything_a_person_asks_for_is_there() {
 }
 
 #[test]
+fn super_classes_have_their_own_table_and_are_known_again_from_the_summary() {
+    let of_class = CLASSES.map(|class| (class.to_owned(), if class == "dress" { "whole" } else { "a <part>" }.to_owned()));
+    let mut run = run_of(40, garments);
+    assert!(!run.html().contains("super-class"));
+    let info = RunInfo { super_classes: of_class.clone().into(), ..run.summary.run.clone() };
+    run.summary = Summary::new(info, &run.results, &run.failures);
+    let html = run.html();
+    let (_, section) = html.split_once("Error by super-class").expect("a section");
+    let dresses = run.results.iter().filter(|r| r.class_name == "dress").count();
+    for (name, images) in [("whole", dresses), ("a &lt;part&gt;", 40 - dresses)] {
+        assert!(section.contains(&format!("<bdi>{name}</bdi></th><td>{images}</td>")), "{section}");
+    }
+    // As `basin report` reads it.
+    let earlier: Summary = serde_json::from_slice(&run.summary.to_json()).expect("our own file");
+    assert_eq!(earlier.super_class_of(), of_class.into());
+}
+
+#[test]
 fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
     let mut random = Random(1);
     let noise = RgbImage::from_fn(256, 256, |_, _| Rgb([(); 3].map(|()| (256.0 * random.next()) as u8)));
@@ -275,6 +297,7 @@ fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
         transformed: picture.clone(),
         generated: picture.clone(),
         inverted: picture.clone(),
+        tuned: None,
         history: Some(history(&record.seeds, random)),
     });
     let html = run.html();

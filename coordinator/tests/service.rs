@@ -231,6 +231,23 @@ async fn what_makes_no_sense_is_refused_before_anything_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_whose_super_classes_are_not_one_for_each_class_is_refused() {
+    let world = World::new(2).await;
+    let acting = world.start().await;
+    let key = "models/fashion32/model.json";
+    let model: serde_json::Value = serde_json::from_slice(&world.home.get(key).await.unwrap()).unwrap();
+    for (names, why) in [(vec!["thing"; 9], "has 9 names for 10 classes"), (vec![""; 10], "has an empty name")] {
+        let mut model = model.clone();
+        model["super_classes"] = names.into();
+        world.home.put(key, serde_json::to_vec(&model).unwrap()).await.unwrap();
+        match acting.handle.submit(world.request()).await {
+            Err(Refusal::Invalid(refusal)) => assert!(refusal.contains("super_classes") && refusal.contains(why), "{refusal}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_a_restart() {
     let world = World::new(3).await;
     let acting = world.start().await;

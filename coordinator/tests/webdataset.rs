@@ -164,7 +164,7 @@ async fn an_export_of_a_run_that_has_not_ended_says_so() {
     // Tables that were written on the way.
     let tables = async |planned| {
         let records = Arc::new(read_records(&results).await.unwrap());
-        finish(&run, planned, &records, &results).await.unwrap();
+        finish(&run, planned, Default::default(), &records, &results).await.unwrap();
     };
     tables(Some(5)).await;
     let caveat = "the run has not ended: 3 of its 5 images have results, and are exported";

@@ -93,6 +93,15 @@ assert.equal(await page.locator("#class-table th").first().getAttribute("aria-so
 await page.click("#class-table tbody tr:last-child a");
 assert.equal(await text(page, "p[role=status]"), "7 images");
 
+// By super-class, which the address says.
+await page.goto(`${base}/runs/r`);
+await page.click("text=by super-class");
+assert.equal(new URL(page.url()).search, "?by=super-class");
+assert.deepEqual((await page.locator("#class-table tbody tr td:first-child").allTextContents()).sort(), ["Accessories", "Outerwear"]);
+await page.click("#class-table tbody a:text('Accessories')");
+assert.equal(await text(page, "p[role=status]"), "7 images");
+assert.equal(await page.inputValue("select[name=super_class]"), "Accessories");
+
 // Filter images; the grid shows them, and a hostile name is text.
 await page.goto(`${base}/runs/r/images?sort=loss&descending=true`);
 await until("tiles", async () => (await page.locator("#grid .tile").count()) === 12);
@@ -109,11 +118,27 @@ assert.equal(await page.locator("main .pictures img").count(), 4);
 await until("pictures", () => page.evaluate(() => [...document.querySelectorAll("main .pictures img")].every((i) => i.naturalWidth === 32)));
 await until("charts", async () => (await page.locator(".chart canvas").count()) === 3);
 
+// The sliders of an image ask the edit service; the address keeps the edit.
+await page.goto(`${base}/runs/r/image?key=${encodeURIComponent("Bag/2.png")}`);
+const edited = () => page.evaluate(() => { const i = document.querySelector("#edit img"); return i && i.naturalWidth === 32 ? i.getAttribute("src") : ""; });
+await until("an edited picture", async () => (await edited()) !== "");
+await page.selectOption("#edit select[name=class]", "Coat");
+await page.locator("#edit input[name='move.shift_x']").fill("1.5");
+await until("the edit", async () => { const src = await edited(); return src.includes("class=Coat") && src.includes("move.shift_x=1.5"); });
+assert(page.url().endsWith("#class=Coat&move.shift_x=1.5"), page.url());
+await page.reload();
+await until("the same edit", async () => (await edited()).includes("class=Coat&move.shift_x=1.5"));
+await page.click("#edit button[type=reset]");
+await until("none", async () => { const src = await edited(); return src !== "" && !src.includes("class="); });
+
 // A failure is redriven from its page.
 await page.goto(`${base}/failures`);
 assert((await text(page, ".card strong")).includes("3 × diverged"));
-await page.click("text=Try these again");
+await page.click("#failures button");
 assert((await text(page, ".note")).includes("3 to be projected"));
+// It is said once.
+await page.reload();
+assert.equal(await page.locator(".note").count(), 0);
 await ask("work 3");
 await until("no failure", async () => (await text(page, "dd[data-f=failed]")) === "0");
 await until("the end", async () => (await text(page, ".badge[data-f=state]")) === "finished");
@@ -144,7 +169,7 @@ await page.click("text=Log out");
 await page.fill("input[name=token]", "view-token-of-the-test");
 await page.click("main button");
 await page.goto(`${base}/runs/r`);
-assert.equal(await page.locator("text=Project images again").count(), 0);
+assert.equal(await page.locator("text=Try images again").count(), 0);
 
 // The browser speaks of the wrong token's answer.
 assert.deepEqual(seen.errors.splice(0, 1).map((e) => e.includes("401")), [true]);

@@ -12,6 +12,10 @@ use tch::{Kind, Tensor};
 pub const CLASSES: [&str; 10] =
     ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 
+/// What kind of thing each is.
+pub const SUPER_CLASSES: [&str; 10] =
+    ["Tops", "Bottoms", "Tops", "One-piece", "Outerwear", "Footwear", "Tops", "Footwear", "Accessories", "Footwear"];
+
 /// Width and height in pixels after padding.
 pub const SIZE: i64 = 32;
 

@@ -1,9 +1,10 @@
 //! Trains the bundled model: a small class-conditional BigGAN-deep and its classifier, on Fashion-MNIST.
 //!
-//! `make models` runs the three steps one after the other. Each writes its state under `--work` and goes on from there.
+//! `make models` runs the steps one after the other. Training writes its state under `--work` and goes on from there.
 
 mod classifier;
 mod data;
+mod directions;
 mod discriminator;
 mod export;
 mod gan;
@@ -60,6 +61,14 @@ enum Command {
         /// Where to.
         #[arg(long, default_value = "models/fashion32")]
         out: PathBuf,
+    },
+    /// Learns directions of z that shift and zoom, and puts them into a model folder.
+    Directions {
+        /// The folder.
+        #[arg(long, default_value = "models/fashion32")]
+        model: PathBuf,
+        #[arg(long, default_value_t = 1000)]
+        steps: u64,
     },
     /// Writes the sample data set.
     Samples {
@@ -120,6 +129,7 @@ fn main() -> Result<()> {
             let measured = export::export(&fashion32(), &average, &net, (&train, &test), &out, &how)?;
             println!("{}", serde_json::to_string_pretty(&measured)?);
         }
+        Command::Directions { model, steps } => directions::run(&model, (steps, directions::MEASURED), args.seed)?,
         Command::Samples { out } => samples::write(&Split::test(&args.data)?, &out, args.seed)?,
     }
     Ok(())

@@ -124,7 +124,7 @@ pub enum EditError {
         /// Its key.
         image: String,
         /// Why.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// Nobody edits any more.
     #[error("the editor has ended")]

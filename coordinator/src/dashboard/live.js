@@ -168,6 +168,7 @@ const PAGE = 100;
 function grid(place) {
   const query = place.dataset.query;
   const total = Number(place.dataset.total);
+  const items = ["target", "generated", "inverted", ...("tuned" in place.dataset ? ["tuned"] : [])];
   const [width, height, gap] = [236, 142, 10];
   const pages = new Map();
   const tiles = new Map();
@@ -191,12 +192,13 @@ function grid(place) {
     if (image.state === "succeeded") {
       const four = link.appendChild(document.createElement("div"));
       four.className = "four";
-      for (const item of ["target", "generated", "inverted"]) {
+      four.dataset.of = items.length;
+      for (const item of items) {
         const picture = four.appendChild(document.createElement("img"));
         picture.className = "pixels";
         picture.loading = "lazy";
         picture.alt = item;
-        picture.width = picture.height = 64;
+        picture.width = picture.height = 192 / items.length;
         picture.src = `${place.dataset.run}/picture?key=${key}&item=${item}`;
       }
     } else {
@@ -244,6 +246,92 @@ function grid(place) {
   paint();
 }
 
+// The sliders of an image: the service says what there is, and each change asks for another picture. The address keeps the edit.
+async function edits(place) {
+  const image = place.dataset.image;
+  const fail = (text) => { const p = document.createElement("p"); p.className = "problem"; p.textContent = text; place.replaceChildren(p); };
+  let options;
+  try {
+    const answer = await fetch(`${place.dataset.edit}/options?${new URLSearchParams({ image })}`);
+    options = await answer.json();
+    if (!answer.ok) return fail(options.error);
+  } catch { return fail("The edit service does not answer."); }
+  const trained = options.directions.filter((d) => !/^pc\d+$/.test(d));
+  const principal = options.directions.filter((d) => /^pc\d+$/.test(d)).sort((a, b) => a.slice(2) - b.slice(2)).slice(0, 6);
+  const form = document.createElement("form");
+  form.className = "sliders";
+  const asked = new URLSearchParams(location.hash.slice(1));
+  function add(name, label, control) {
+    const outer = form.appendChild(document.createElement("label"));
+    const text = outer.appendChild(document.createElement("span"));
+    control.name = name;
+    if (asked.has(name)) control.value = asked.get(name);
+    outer.append(control);
+    const tell = () => { text.textContent = control.type === "range" ? `${label} ${Number(control.value).toFixed(2)}` : label; };
+    control.addEventListener("input", tell);
+    control.addEventListener("reset", tell);
+    tell();
+  }
+  function choice(values, chosen) {
+    const select = document.createElement("select");
+    for (const [value, text] of values) select.add(new Option(text, value, value === chosen, value === chosen));
+    return select;
+  }
+  function range(min, max, value) {
+    const slider = document.createElement("input");
+    Object.assign(slider, { type: "range", min, max, step: 0.05, value, defaultValue: value });
+    return slider;
+  }
+  add("class", "Class", choice([["", `${options.class} (as it is)`], ...options.classes.filter((c) => c !== options.class).map((c) => [c, c])], ""));
+  add("strength", "Strength", range(0, 1.5, 1));
+  for (const direction of [...trained, ...principal]) add(`move.${direction}`, direction.replace("_", " "), range(-4, 4, 0));
+  add("truncation", "Truncation", range(0, 1.5, 1));
+  add("view", "Picture", choice([["blended", "blended into the image"], ["inverted", "in its frame"], ["generated", "as the generator made it"]], "blended"));
+  if (options.tuned) add("fine_tuned", "Weights", choice([["true", "fitted to this image"], ["false", "the model's own"]], "true"));
+  const again = form.appendChild(document.createElement("button"));
+  again.type = "reset";
+  again.textContent = "Start again";
+  const figure = document.createElement("figure");
+  const picture = figure.appendChild(document.createElement("img"));
+  picture.className = "pixels";
+  picture.alt = "edited image";
+  const caption = figure.appendChild(document.createElement("figcaption"));
+  caption.setAttribute("role", "status");
+  place.replaceChildren(figure, form);
+  let wanted = null;
+  let busy = false;
+  async function paint() {
+    const fields = new URLSearchParams(new FormData(form));
+    for (const [name, value] of [...fields]) {
+      const still = { class: "", strength: "1", truncation: "1", view: "blended", fine_tuned: "true" }[name] ?? "0";
+      if (value === still) fields.delete(name);
+    }
+    history.replaceState(null, "", fields.size ? `#${fields}` : location.pathname + location.search);
+    fields.set("image", image);
+    wanted = `${place.dataset.edit}?${fields}`;
+    if (busy) return;
+    busy = true;
+    // One at a time, and always the last that was asked for.
+    while (wanted) {
+      const now = wanted;
+      wanted = null;
+      try {
+        const answer = await fetch(now);
+        if (!answer.ok) { show(caption, (await answer.json()).error); continue; }
+        // From the cache: it has just come.
+        picture.src = now;
+        await picture.decode();
+        show(caption, "edited");
+      } catch { show(caption, "The edit service does not answer."); }
+    }
+    busy = false;
+  }
+  form.addEventListener("input", paint);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(() => { for (const control of form.elements) control.dispatchEvent(new Event("reset")); paint(); }));
+  paint();
+}
+
 // Anything that destroys work is asked about once more.
 document.addEventListener("submit", (event) => {
   const question = event.submitter?.dataset.ask ?? event.target.dataset.ask;
@@ -266,4 +354,5 @@ addEventListener("resize", () => { for (const [place, chart] of charts) if (plac
 theme();
 arrange(document);
 for (const place of all("#grid")) grid(place);
+for (const place of all("#edit")) edits(place);
 listen();

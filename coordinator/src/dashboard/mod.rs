@@ -2,14 +2,16 @@
 //!
 //! A page is whole without its script; the script keeps it fresh, draws the charts and fills the grid of images.
 
+mod edits;
 mod pages;
+mod traces;
 
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{Form, Path, Query as FromQuery, State};
+use axum::extract::{Form, Path, Query as FromQuery, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -26,8 +28,10 @@ use crate::auth::{Gate, Role};
 use crate::outcomes::{Outcomes, Query, Sort, State as Ending};
 use crate::run::{self, Error};
 use crate::service::{Change, Handle, RedriveRequest, Refusal};
-use pages::Frame;
-pub(crate) use pages::encoded;
+pub use edits::{EditUrl, Edits};
+use pages::{BY_SUPER_CLASS, Frame};
+pub(crate) use pages::{decoded, encoded};
+pub use traces::TraceUrl;
 
 /// Images of a run's page with the largest and with the smallest loss.
 const EXTREMES: usize = 8;
@@ -46,7 +50,7 @@ const ICON: &str = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 32 3
     stroke=\"#1f5fbf\" stroke-width=\"4\" stroke-linecap=\"round\"/><circle cx=\"16\" cy=\"22\" r=\"4\" fill=\"#b3261e\"/></svg>";
 
 /// The pages and what they need. Those for people who are not logged in are open.
-pub fn router(door: &Door) -> Router<Door> {
+pub(crate) fn router(door: &Door) -> Router<Door> {
     let pages = Router::new()
         .route("/", get(runs))
         .route("/runs/{run}", get(one_run))
@@ -57,11 +61,14 @@ pub fn router(door: &Door) -> Router<Door> {
         .route("/runs/{run}/results.csv", get(csv))
         .route("/runs/{run}/results.parquet", get(parquet))
         .route("/runs/{run}/report.html", get(report))
+        .route("/runs/{run}/edit", get(edit))
+        .route("/runs/{run}/edit/options", get(edit_options))
         .route("/fleet", get(fleet))
         .route("/failures", get(failures))
         .route("/ui/live", get(live))
         .route("/runs/{run}/act", post(act))
         .route("/runs/{run}/redrive", post(redrive))
+        .layer(middleware::from_fn_with_state(door.clone(), notes))
         .layer(middleware::from_fn_with_state(door.clone(), crate::api::guard_pages));
     let open = Router::new()
         .route("/login", get(login).post(enter))
@@ -72,6 +79,15 @@ pub fn router(door: &Door) -> Router<Door> {
         .route("/ui/uplot.css", get(async || asset("text/css", include_str!("vendor/uplot.css"))))
         .route("/ui/uplot.js", get(async || asset("text/javascript", include_str!("vendor/uplot.js"))));
     pages.merge(open)
+}
+
+/// Other services, if there are any.
+#[derive(Clone, Default)]
+pub struct Elsewhere {
+    /// Where traces are looked at.
+    pub traces: Option<TraceUrl>,
+    /// What makes edits.
+    pub edits: Option<Edits>,
 }
 
 /// Headers of every answer. A report has a policy of its own.
@@ -112,32 +128,57 @@ impl IntoResponse for Trouble {
 
 type Answer = Result<Markup, Trouble>;
 
-/// What a page was asked for with, beside its own.
-#[derive(Default, Deserialize)]
-struct Note {
-    /// What was done.
-    done: Option<String>,
-    /// Why it was not.
-    refused: Option<String>,
-}
+/// What a page says once, after something was done: whether it went well, and what.
+#[derive(Clone, Default)]
+struct Note(Option<(bool, String)>);
 
 impl Door {
     fn frame(&self, role: Role, note: Note) -> Frame<'_> {
-        let refused = note.refused.map(|note| (false, note));
-        let note = refused.or(note.done.map(|note| (true, note)));
-        Frame { role, form_key: self.gate.form_key(), session: !self.gate.is_open(), note }
+        Frame { role, form_key: self.gate.form_key(), session: !self.gate.is_open(), note: note.0 }
+    }
+
+    /// To a page that tells what was done: a form that is sent again by a reload does nothing twice.
+    fn tell(&self, to: &str, done: Result<String, Refusal>) -> Response {
+        let note = match &done {
+            Ok(note) => format!("done/{}", encoded(note)),
+            Err(refusal) => format!("refused/{}", encoded(refusal.message())),
+        };
+        ([(header::SET_COOKIE, self.gate.tell(&note))], Redirect::to(to)).into_response()
     }
 }
 
-async fn runs(State(door): State<Door>, Extension(role): Extension<Role>, FromQuery(note): FromQuery<Note>) -> Answer {
+/// Gives a page what it is to say, and has it forgotten then. A page's own refresh shows nothing of it.
+async fn notes(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+    let own = request.headers().contains_key("x-refresh");
+    let told = door.gate.told(request.headers()).filter(|_| !own).and_then(|note| note.split_once('/'));
+    let note = told.map(|(how, note)| (how == "done", decoded(note)));
+    let is_told = note.is_some();
+    request.extensions_mut().insert(Note(note));
+    let mut response = next.run(request).await;
+    let is_page = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
+    if is_told && is_page {
+        response.headers_mut().append(header::SET_COOKIE, HeaderValue::from_str(&Gate::forget()).expect("it is plain text"));
+    }
+    response
+}
+
+async fn runs(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<Note>) -> Answer {
     Ok(door.frame(role, note).runs(&door.handle.runs().await?))
+}
+
+/// How a run is shown.
+#[derive(Deserialize)]
+struct View {
+    /// Whose errors: of classes, or [`BY_SUPER_CLASS`].
+    by: Option<String>,
 }
 
 async fn one_run(
     State(door): State<Door>,
     Extension(role): Extension<Role>,
     Path(run): Path<String>,
-    FromQuery(note): FromQuery<Note>,
+    Extension(note): Extension<Note>,
+    FromQuery(View { by }): FromQuery<View>,
 ) -> Answer {
     let look = |outcomes: &Outcomes| {
         let by_loss = |descending| {
@@ -147,9 +188,12 @@ async fn one_run(
         };
         (outcomes.losses(INTERVALS), by_loss(true), by_loss(false))
     };
-    let (status, (losses, worst, best)) = door.handle.look(run, look).await?;
+    let (status, (losses, worst, best)) = door.handle.look(run.clone(), look).await?;
+    // The page is worth much without it, too.
+    let origin = door.handle.origin(&run).await.ok();
     let best = if status.skipped + status.succeeded >= 2 * EXTREMES { best } else { vec![] };
-    Ok(door.frame(role, note).run(&status, &losses, &worst, &best))
+    let by_super_class = by.as_deref() == Some(BY_SUPER_CLASS) && !status.super_classes.is_empty();
+    Ok(door.frame(role, note).run(&status, origin.as_ref(), by_super_class, &losses, &worst, &best))
 }
 
 /// A form sends its empty fields too.
@@ -157,21 +201,23 @@ async fn images(
     State(door): State<Door>,
     Extension(role): Extension<Role>,
     Path(run): Path<String>,
+    Extension(note): Extension<Note>,
     FromQuery(fields): FromQuery<Vec<(String, String)>>,
 ) -> Answer {
     let query = query(fields).map_err(Refusal::Invalid)?;
     let asked = query.clone();
     let look = move |outcomes: &Outcomes| (outcomes.page(&asked), outcomes.class_names());
-    let (status, (page, classes)) = door.handle.look(run, look).await?;
-    Ok(door.frame(role, Note::default()).images(&status, &query, &page, &classes))
+    let (status, (page, (classes, super_classes))) = door.handle.look(run.clone(), look).await?;
+    let tuned = door.handle.origin(&run).await.is_ok_and(|origin| origin.record.params.fine_tune.is_some());
+    Ok(door.frame(role, note).images(&status, &query, &page, &classes, &super_classes, tuned))
 }
 
 /// A query from the fields of a URL; empty ones ask for nothing.
-pub fn query(fields: Vec<(String, String)>) -> Result<Query, String> {
+pub(crate) fn query(fields: Vec<(String, String)>) -> Result<Query, String> {
     let mut object = serde_json::Map::new();
     for (name, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
         let value = match name.as_str() {
-            "class" | "image" | "state" | "reason" | "sort" => serde_json::Value::String(text),
+            "class" | "super_class" | "image" | "state" | "reason" | "sort" => serde_json::Value::String(text),
             _ => {
                 serde_json::from_str(&text).map_err(|_| format!("{name}={text:?}: that is neither a number nor true or false"))?
             }
@@ -190,6 +236,7 @@ async fn image(
     State(door): State<Door>,
     Extension(role): Extension<Role>,
     Path(run): Path<String>,
+    Extension(note): Extension<Note>,
     FromQuery(Key { key }): FromQuery<Key>,
 ) -> Answer {
     let (status, row) = door
@@ -201,7 +248,9 @@ async fn image(
         .await?;
     let row = row.ok_or_else(|| Refusal::NotFound(format!("image {key:?} is not settled in this run, or not of it")))?;
     let record = if row.state == Ending::Succeeded { Some(read(&door.handle, &run, &key).await?) } else { None };
-    Ok(door.frame(role, Note::default()).image(&status, &row, record.as_ref()))
+    let trace = record.as_ref().and_then(|(record, _)| door.elsewhere.traces.as_ref()?.of(record.trace.as_ref()?));
+    let edits = record.is_some() && door.elsewhere.edits.is_some();
+    Ok(door.frame(role, note).image(&status, &row, record.as_ref(), trace.as_deref(), edits))
 }
 
 async fn read(handle: &Handle, run: &str, image: &str) -> Result<(ResultRecord, History), Refusal> {
@@ -236,21 +285,51 @@ async fn picture(
         _ => error.into(),
     };
     let record: ResultRecord = run::read_json(&results, &keys::marker(&key, Marker::Result)).await.map_err(missing)?;
+    // What fine-tuning did not better stands for itself.
+    let item = if record.items().any(|there| there == item) { item } else { Item::Inverted };
     let png = results.get(&keys::item(&key, &record.attempt, item)).await.map_err(|error| missing(error.into()))?;
     Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=60")], png).into_response())
+}
+
+/// An edited picture, from the service that makes them.
+async fn edit(
+    State(door): State<Door>,
+    Path(run): Path<String>,
+    FromQuery(fields): FromQuery<Vec<(String, String)>>,
+) -> Result<Response, Refusal> {
+    edited(&door, &run, "", &fields).await
+}
+
+async fn edit_options(
+    State(door): State<Door>,
+    Path(run): Path<String>,
+    FromQuery(fields): FromQuery<Vec<(String, String)>>,
+) -> Result<Response, Refusal> {
+    edited(&door, &run, "/options", &fields).await
+}
+
+async fn edited(door: &Door, run: &str, what: &'static str, fields: &[(String, String)]) -> Result<Response, Refusal> {
+    let none = || Refusal::NotFound("no edit service is known here: see BASIN_EDIT_URL".into());
+    let edits = door.elsewhere.edits.as_ref().ok_or_else(none)?;
+    // Of a run that there is.
+    door.handle.run(run.to_owned()).await?;
+    let answered = edits.ask(run, what, fields).await?;
+    // A page asks twice: whether there is one, and for the picture.
+    Ok(([(header::CONTENT_TYPE, answered.kind.as_str()), (header::CACHE_CONTROL, "private, max-age=10")], answered.bytes)
+        .into_response())
 }
 
 async fn failures_of(
     State(door): State<Door>,
     Extension(role): Extension<Role>,
     Path(run): Path<String>,
-    FromQuery(note): FromQuery<Note>,
+    Extension(note): Extension<Note>,
 ) -> Answer {
     let groups = door.handle.look(run, |outcomes: &Outcomes| outcomes.failure_groups(EXAMPLES)).await?;
     Ok(door.frame(role, note).failures(&[groups], true))
 }
 
-async fn failures(State(door): State<Door>, Extension(role): Extension<Role>, FromQuery(note): FromQuery<Note>) -> Answer {
+async fn failures(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<Note>) -> Answer {
     let mut all = Vec::new();
     for run in door.handle.runs().await?.into_iter().filter(|run| run.failed > 0) {
         all.push(door.handle.look(run.name, |outcomes: &Outcomes| outcomes.failure_groups(EXAMPLES)).await?);
@@ -258,7 +337,7 @@ async fn failures(State(door): State<Door>, Extension(role): Extension<Role>, Fr
     Ok(door.frame(role, note).failures(&all, false))
 }
 
-async fn fleet(State(door): State<Door>, Extension(role): Extension<Role>, FromQuery(note): FromQuery<Note>) -> Answer {
+async fn fleet(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<Note>) -> Answer {
     let (workers, backlog) = (door.handle.workers().await?, door.handle.backlog().await?);
     Ok(door.frame(role, note).fleet(&workers, backlog))
 }
@@ -337,14 +416,14 @@ struct Act {
     per_minute: Option<String>,
 }
 
-async fn act(State(door): State<Door>, Path(run): Path<String>, Form(act): Form<Act>) -> Result<Redirect, Trouble> {
+async fn act(State(door): State<Door>, Path(run): Path<String>, Form(act): Form<Act>) -> Result<Response, Trouble> {
     act.key.check(&door.gate)?;
     let number = |text: &str| Refusal::Invalid(format!("{text:?} is no number"));
     let priority = act.priority.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
     let per_minute = act.per_minute.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
     let change = Change { state: act.state, priority, per_minute };
     let done = door.handle.change(run.clone(), change).await.map(|_| "The run is changed.".to_owned());
-    Ok(told(&format!("/runs/{run}"), done))
+    Ok(door.tell(&format!("/runs/{run}"), done))
 }
 
 #[derive(Deserialize)]
@@ -357,22 +436,13 @@ struct Redrive {
     seed: String,
 }
 
-async fn redrive(State(door): State<Door>, Path(run): Path<String>, Form(form): Form<Redrive>) -> Result<Redirect, Trouble> {
+async fn redrive(State(door): State<Door>, Path(run): Path<String>, Form(form): Form<Redrive>) -> Result<Response, Trouble> {
     form.key.check(&door.gate)?;
     let wheres = Some(form.condition).filter(|w| !w.trim().is_empty()).into_iter().collect();
     let number = || Refusal::Invalid(format!("{:?} is no seed: a whole number of at least 0", form.seed));
     let seed = Some(&form.seed).filter(|s| !s.is_empty()).map(|s| s.parse().map_err(|_| number())).transpose()?;
     let done = door.handle.redrive(run.clone(), RedriveRequest { wheres, seed }).await;
-    Ok(told(&format!("/runs/{run}"), done))
-}
-
-/// To a page that tells what was done: a form that is sent again by a reload does nothing twice.
-fn told(to: &str, done: Result<String, Refusal>) -> Redirect {
-    let (name, note) = match &done {
-        Ok(note) => ("done", note.as_str()),
-        Err(refusal) => ("refused", refusal.message()),
-    };
-    Redirect::to(&format!("{to}?{name}={}", pages::encoded(note)))
+    Ok(door.tell(&format!("/runs/{run}"), done))
 }
 
 #[derive(Default, Deserialize)]
@@ -405,7 +475,7 @@ async fn enter(State(door): State<Door>, Extension(who): Extension<Who>, Form(fo
         }
         None => {
             door.count_try(who.0)?;
-            let note = Note { refused: Some("That is not the token.".into()), done: None };
+            let note = Note(Some((false, "That is not the token.".into())));
             Ok((StatusCode::UNAUTHORIZED, door.frame(Role::View, note).login(&form.to)).into_response())
         }
     }

@@ -1,14 +1,17 @@
 //! The pages. Pure: what is known in, HTML out. Names of images, runs and workers are hostile text.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use proto::{FailureReason, History, ResultRecord, RunState};
+use proto::{FailureReason, FineTuned, History, Params, ResultRecord, RunState};
 use serde_json::json;
 
 use crate::auth::Role;
 use crate::fleet::{ClassStatus, RunStatus};
 use crate::outcomes::{FailureGroup, Histogram, Page, Query, Row, Sort, State};
 use crate::report::{Name, Text};
-use crate::service::WorkerStatus;
+use crate::service::{Origin, WorkerStatus};
+
+/// What `by` says in the URL of a run's page that shows errors by super-class.
+pub const BY_SUPER_CLASS: &str = "super-class";
 
 /// What every page has.
 pub struct Frame<'a> {
@@ -111,7 +114,7 @@ impl Frame<'_> {
                 progress max=(run.images.max(1)) value=(settled) aria-label={ "progress of " (run.name) } {}
                 div.run-head.soft {
                     span { span data-f="done" { (percent(settled, run.images)) } " of " span data-f="images" { (run.images) } " images" }
-                    span { span data-f="succeeded" { (run.skipped + run.succeeded) } " projected, " span data-f="failed" { (run.failed) } " failed" }
+                    span { span data-f="succeeded" { (run.skipped + run.succeeded) } " succeeded, " span data-f="failed" { (run.failed) } " failed" }
                     @if matches!(run.state, RunState::Running | RunState::Paused) {
                         span { span data-f="rate" { (optional(run.per_hour.map(|r| format!("{r:.0}")))) } " images/hour" }
                         span { "ready in " span data-f="eta" { (optional(run.eta_seconds.map(duration))) } }
@@ -128,15 +131,24 @@ impl Frame<'_> {
     }
 
     /// A run: how it goes, errors by class, losses, the worst and the best images.
-    pub fn run(&self, run: &RunStatus, losses: &Histogram, worst: &[Row], best: &[Row]) -> Markup {
+    pub fn run(
+        &self,
+        run: &RunStatus,
+        origin: Option<&Origin>,
+        by_super_class: bool,
+        losses: &Histogram,
+        worst: &[Row],
+        best: &[Row],
+    ) -> Markup {
         let at = format!("/runs/{}", run.name);
+        let by = if by_super_class { "super-class" } else { "class" };
         let content = html! {
             div.run-head { h1 { (name(&run.name)) } span data-run=(run.name) { (badge(run.state)) } }
             (Self::run_card(run, false))
             dl.tiles data-run=(run.name) {
                 @for (field, label, value) in [
-                    ("started", "being projected", run.started), ("queued", "on the queue", run.queued), ("waiting", "waiting", run.waiting),
-                    ("succeeded", "projected", run.skipped + run.succeeded), ("failed", "failed", run.failed),
+                    ("started", "with workers", run.started), ("queued", "queued", run.queued), ("waiting", "waiting", run.waiting),
+                    ("succeeded", "succeeded", run.skipped + run.succeeded), ("failed", "failed", run.failed),
                 ] {
                     div { dt { (label) } dd data-f=(field) { (value) } }
                 }
@@ -152,9 +164,15 @@ impl Frame<'_> {
                 }
             }
             section #classes data-refresh {
-                h2 { "Error by class" }
+                h2 { "Error by " (by) }
+                @if !run.super_classes.is_empty() {
+                    nav.row aria-label="Errors" {
+                        a href=(at) aria-current=[(!by_super_class).then_some("true")] { "by class" }
+                        a href={ (at) "?by=" (BY_SUPER_CLASS) } aria-current=[by_super_class.then_some("true")] { "by super-class" }
+                    }
+                }
                 @if run.unread > 0 { p.soft { (run.unread) " results are still being read." } }
-                (classes(&at, &run.classes))
+                (errors(&at, by, if by_super_class { &run.super_classes } else { &run.classes }))
             }
             div.two {
                 section #losses data-refresh {
@@ -176,6 +194,7 @@ impl Frame<'_> {
                     }
                 }
             }
+            @if let Some(origin) = origin { (begun(origin)) }
         };
         self.page(&run.name, Place::Runs, &content)
     }
@@ -211,12 +230,12 @@ impl Frame<'_> {
             }
             @if self.role == Role::Operate && run.state == RunState::Finished {
                 details.card data-key="redrive" {
-                    summary { "Project images again" }
+                    summary { "Try images again" }
                     form.row method="post" action={ (at) "/redrive" } {
                         (self.key())
                         label { "Which (as class=Bag,loss>1.5; empty: all failures)" input name="where" size="40"; }
                         label { "Another seed (needed for results)" input type="number" min="0" name="seed"; }
-                        button { "Project again" }
+                        button { "Try again" }
                     }
                 }
             }
@@ -224,7 +243,15 @@ impl Frame<'_> {
     }
 
     /// Images of a run: the grid is filled by the page's script; without it, a table.
-    pub fn images(&self, run: &RunStatus, query: &Query, page: &Page, classes: &[String]) -> Markup {
+    pub fn images(
+        &self,
+        run: &RunStatus,
+        query: &Query,
+        page: &Page,
+        classes: &[String],
+        super_classes: &[String],
+        tuned: bool,
+    ) -> Markup {
         let at = format!("/runs/{}", run.name);
         let sorts = [
             (Sort::Image, "image", "name"),
@@ -234,7 +261,7 @@ impl Frame<'_> {
             (Sort::Lpips, "lpips", "LPIPS"),
         ];
         let states =
-            [(None, "", "all"), (Some(State::Succeeded), "succeeded", "projected"), (Some(State::Failed), "failed", "failed")];
+            [(None, "", "all"), (Some(State::Succeeded), "succeeded", "succeeded"), (Some(State::Failed), "failed", "failed")];
         let content = html! {
             h1 { "Images of " a href=(at) { (name(&run.name)) } }
             form.row method="get" {
@@ -242,6 +269,16 @@ impl Frame<'_> {
                     select name="class" {
                         option value="" { "all" }
                         @for class in classes { option value=(class) selected[class.eq_ignore_ascii_case(&query.class)] { (text(class)) } }
+                    }
+                }
+                @if !super_classes.is_empty() {
+                    label { "Super-class"
+                        select name="super_class" {
+                            option value="" { "all" }
+                            @for name in super_classes {
+                                option value=(name) selected[name.eq_ignore_ascii_case(&query.super_class)] { (text(name)) }
+                            }
+                        }
                     }
                 }
                 label { "State"
@@ -267,14 +304,21 @@ impl Frame<'_> {
             }
             p.soft role="status" { (page.total) " images" }
             div #grid data-from={ "/v1/runs/" (run.name) "/images" } data-run=(at) data-total=(page.total)
-                data-query=(query_string(query)) {}
+                data-query=(query_string(query)) data-tuned[tuned] {}
             noscript { (table(&at, &page.images)) }
         };
         self.page(&format!("Images of {}", run.name), Place::Runs, &content)
     }
 
-    /// One image.
-    pub fn image(&self, run: &RunStatus, row: &Row, record: Option<&(ResultRecord, History)>) -> Markup {
+    /// One image. `trace`: where its trace is looked at.
+    pub fn image(
+        &self,
+        run: &RunStatus,
+        row: &Row,
+        record: Option<&(ResultRecord, History)>,
+        trace: Option<&str>,
+        edits: bool,
+    ) -> Markup {
         let at = format!("/runs/{}", run.name);
         let key = encoded(&row.image);
         let content = html! {
@@ -287,7 +331,7 @@ impl Frame<'_> {
                     @if self.role == Role::Operate && run.state == RunState::Finished {
                         form method="post" action={ (at) "/redrive" } {
                             (self.key())
-                            input type="hidden" name="where" value={ "image=" (quoted(&row.image)) };
+                            input type="hidden" name="where" value=(only(&row.image));
                             button { "Try again" }
                         }
                     }
@@ -295,9 +339,14 @@ impl Frame<'_> {
             }
             @if let Some((record, history)) = record {
                 (pictures(&at, &key, record))
+                @if let Some(tuned) = &record.fine_tuned { (fine_tuned(tuned)) }
+                @if edits {
+                    h2 { "Edit" }
+                    section.card #edit data-edit={ (at) "/edit" } data-image=(row.image) { p.soft { "The edit service is asked …" } }
+                }
                 (numbers(record))
                 (curves(history, record.best))
-                (provenance(record))
+                (provenance(record, trace))
             }
         };
         self.page(&row.image, Place::Runs, &content)
@@ -312,7 +361,7 @@ impl Frame<'_> {
                     div { dt { "workers" } dd { (workers.len()) } }
                     div { dt { "images in their hands" } dd { (workers.iter().map(|w| u64::from(w.alive.images)).sum::<u64>()) } }
                     div { dt { "lane-steps/s" } dd { (format!("{:.0}", workers.iter().map(|w| w.alive.lane_steps_per_second).sum::<f64>())) } }
-                    div { dt { "images to be done" } dd { (backlog) } }
+                    div { dt { "backlog" } dd { (backlog) } }
                 }
                 @if workers.is_empty() {
                     p.card { "No worker has been heard of in the last minute. " code { "basin-worker" } " starts one." }
@@ -325,7 +374,7 @@ impl Frame<'_> {
                                 @for worker in workers {
                                     tr {
                                         td { (name(&worker.name)) }
-                                        td { @if worker.alive.images > 0 { "projects for " a href={ "/runs/" (worker.alive.run) } { (name(&worker.alive.run)) } }
+                                        td { @if worker.alive.images > 0 { "works for " a href={ "/runs/" (worker.alive.run) } { (name(&worker.alive.run)) } }
                                             @else { span.soft { "waits" } } }
                                         td { (text(&worker.alive.devices)) }
                                         td.num data-value=(worker.alive.images) { (worker.alive.images) " of " (worker.alive.slots) }
@@ -388,7 +437,7 @@ impl Frame<'_> {
                             (self.key())
                             input type="hidden" name="where" value={ "reason=" (reason) };
                             label { "Seed (optional)" input type="number" min="0" name="seed"; }
-                            button { "Try these again" }
+                            button { "Try again" }
                         }
                     } @else if run.state == RunState::Cancelled {
                         p.soft { "The run is cancelled." }
@@ -482,9 +531,25 @@ pub fn encoded(text: &str) -> String {
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-/// A value of a redrive's condition, as it is.
-fn quoted(text: &str) -> String {
-    serde_json::to_string(text).expect("text serialises")
+/// What was [`encoded`]. Bytes that are no text become question marks.
+pub fn decoded(text: &str) -> String {
+    let escaped = |text: &str| u8::from_str_radix(text.strip_prefix('%')?.get(..2)?, 16).ok();
+    let (mut bytes, mut rest) = (Vec::new(), text);
+    while let Some(c) = rest.chars().next() {
+        let byte = escaped(rest);
+        bytes.extend(byte);
+        if byte.is_none() {
+            bytes.extend(c.to_string().bytes());
+        }
+        rest = &rest[if byte.is_some() { 3 } else { c.len_utf8() }..];
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The condition of a redrive that this image alone meets.
+fn only(image: &str) -> String {
+    let exact = image.replace('\\', "\\\\").replace('*', "\\*");
+    format!("image={}", serde_json::to_string(&exact).expect("text serialises"))
 }
 
 /// What of a query the grid's requests repeat.
@@ -502,23 +567,24 @@ fn heads(columns: &[(&str, bool)]) -> Markup {
     html! { thead { tr { @for (label, number) in columns { th.num[*number] scope="col" { button type="button" { (label) } } } } } }
 }
 
-/// Errors by class as in Figure 9 of the paper: means with their standard errors, the largest first.
-fn classes(at: &str, classes: &[ClassStatus]) -> Markup {
+/// Errors by class or super-class as in Figure 9 of the paper: means with their standard errors, the largest first.
+fn errors(at: &str, by: &str, classes: &[ClassStatus]) -> Markup {
+    let field = by.replace('-', "_");
     let mut sorted: Vec<&ClassStatus> = classes.iter().collect();
     sorted.sort_by(|a, b| b.lpips.unwrap_or(-1.0).total_cmp(&a.lpips.unwrap_or(-1.0)).then_with(|| a.class.cmp(&b.class)));
     html! {
         @if sorted.is_empty() {
             p.soft { "No image has a result yet." }
         } @else {
-            (PreEscaped(crate::report::lpips_bars(&sorted)))
-            div.row { label { "Filter classes" input type="search" data-filters="class-table"; } }
-            div.scroll tabindex="0" role="region" aria-label="Errors by class" {
+            (PreEscaped(crate::report::lpips_bars(by, &sorted)))
+            div.row { label { "Filter" input type="search" data-filters="class-table"; } }
+            div.scroll tabindex="0" role="region" aria-label={ "Errors by " (by) } {
                 table #class-table data-sortable {
-                    (heads(&[("class", false), ("images", true), ("loss", true), ("L1", true), ("LPIPS", true), ("± standard error", true)]))
+                    (heads(&[(by, false), ("images", true), ("loss", true), ("L1", true), ("LPIPS", true), ("± standard error", true)]))
                     tbody {
                         @for class in sorted {
                             tr {
-                                td { a href={ (at) "/images?sort=loss&descending=true&class=" (encoded(&class.class)) } { (text(&class.class)) } }
+                                td { a href={ (at) "/images?sort=loss&descending=true&" (field) "=" (encoded(&class.class)) } { (text(&class.class)) } }
                                 td.num { (class.images) }
                                 td.num { (real(class.loss)) }
                                 td.num { (real(class.l1)) }
@@ -619,9 +685,10 @@ fn pictures(at: &str, key: &str, record: &ResultRecord) -> Markup {
         ("generated", "projection"),
         ("inverted", "projection, inverted"),
     ];
+    let tuned = matches!(record.fine_tuned, Some(FineTuned::Kept { .. })).then_some(("tuned", "fine-tuned, inverted"));
     html! {
         div.pictures {
-            @for (item, label) in items {
+            @for (item, label) in items.into_iter().chain(tuned) {
                 figure {
                     div.box {
                         img.pixels src={ (at) "/picture?key=" (key) "&item=" (item) } alt=(label);
@@ -632,6 +699,29 @@ fn pictures(at: &str, key: &str, record: &ResultRecord) -> Markup {
                         }
                     }
                     figcaption { (label) }
+                }
+            }
+        }
+    }
+}
+
+fn fine_tuned(outcome: &FineTuned) -> Markup {
+    html! {
+        h2 { "Fine-tuning" }
+        @match outcome {
+            FineTuned::Dropped { why } => { p { "It was no help, and the projection stays: " (text(why)) "." } }
+            FineTuned::Kept { steps, distances, lpips, psnr, codes } => {
+                @let codes = codes.iter().map(|(code, layers)| format!("{code} in {layers} layers")).collect::<Vec<_>>().join(", ");
+                @let fields = [
+                    ("loss", real(Some(distances.loss))),
+                    ("LPIPS as the loss weighs it", format!("{} before, {} after", real(Some(lpips.0)), real(Some(lpips.1)))),
+                    ("L1, LPIPS in the box", format!("{}, {}", real(Some(distances.l1)), real(Some(distances.lpips)))),
+                    ("steps", steps.to_string()),
+                    ("weights stored as", codes),
+                    ("lost by that", psnr.map_or("nothing".into(), |psnr| format!("{psnr:.1} dB signal-to-noise"))),
+                ];
+                div.scroll tabindex="0" role="region" aria-label="Fine-tuning" {
+                    table.values { tbody { @for (label, value) in fields { tr { th scope="row" { (label) } td { (text(&value)) } } } } }
                 }
             }
         }
@@ -690,11 +780,71 @@ fn curves(history: &History, best: usize) -> Markup {
             @if !history.transform.is_empty() { (chart("Transform search", "generation", &[("best".into(), &history.transform)])) }
             @if !history.latent.is_empty() { (chart("Latent search", "generation", &[("best".into(), &history.latent)])) }
             @if history.descent.iter().any(|c| !c.is_empty()) { (chart("Final descent", "step", &descent)) }
+            @if !history.fine_tune.is_empty() { (chart("Fine-tuning", "step", &[("loss and regulariser".into(), &history.fine_tune)])) }
         }
     }
 }
 
-fn provenance(record: &ResultRecord) -> Markup {
+/// Where something comes from: names and values, one of which may lead elsewhere; and the parameters.
+fn comes_from(fields: &[(&str, String)], (linked, to): (&str, Option<&str>), params: &Params) -> Markup {
+    html! {
+        h2 { "Where it comes from" }
+        div.scroll tabindex="0" role="region" aria-label="Where it comes from" {
+            table.values {
+                tbody {
+                    @for (label, value) in fields {
+                        tr {
+                            th scope="row" { (label) }
+                            td {
+                                @match to.filter(|_| *label == linked) {
+                                    Some(to) => { a href=(to) rel="noopener" { (text(value)) } }
+                                    None => { (text(value)) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        details data-key="params" { summary { "Parameters" } pre { (serde_json::to_string_pretty(params).expect("plain structs serialise")) } }
+    }
+}
+
+fn begun(Origin { record, began }: &Origin) -> Markup {
+    let limit = record.limit.map(|limit| format!(" (at most {limit} images)")).unwrap_or_default();
+    let fields = [
+        ("data set", format!("{}{limit}", record.dataset)),
+        ("model", format!("{} ({})", record.model, record.model_digest)),
+        ("profile", format!("{}, {} seeds an image", record.params.described(), record.params.seeds)),
+        ("seed", record.seed.to_string()),
+        ("began", optional(began.filter(|seconds| *seconds < YEAR_10000).map(utc))),
+        ("basin", record.version.clone()),
+    ];
+    comes_from(&fields, ("", None), &record.params)
+}
+
+/// In seconds since 1970: no run begins later.
+const YEAR_10000: u64 = 253_402_300_800;
+
+/// A time in seconds since 1970, to the minute.
+fn utc(seconds: u64) -> String {
+    let (mut year, mut day) = (1970, seconds / 86_400);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    while day >= 365 + u64::from(leap(year)) {
+        day -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 0;
+    for days in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if day < days {
+            break;
+        }
+        (day, month) = (day - days, month + 1);
+    }
+    format!("{year}-{:02}-{:02} {:02}:{:02} UTC", month + 1, day + 1, seconds / 3600 % 24, seconds / 60 % 60)
+}
+
+fn provenance(record: &ResultRecord, trace: Option<&str>) -> Markup {
     let transform = record
         .transform
         .as_ref()
@@ -714,9 +864,36 @@ fn provenance(record: &ResultRecord) -> Markup {
         ("trace", record.trace.clone().unwrap_or_else(|| "–".into())),
         ("basin", record.version.clone()),
     ];
-    html! {
-        h2 { "Where it comes from" }
-        div.scroll tabindex="0" role="region" aria-label="Where it comes from" { table.values { tbody { @for (label, value) in fields { tr { th scope="row" { (label) } td { (text(&value)) } } } } } }
-        details data-key="params" { summary { "Parameters" } pre { (serde_json::to_string_pretty(&record.params).expect("plain structs serialise")) } }
+    comes_from(&fields, ("trace", trace), &record.params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        // As `date -u -d @…` says.
+        for (seconds, wanted) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_735_689_599, "2024-12-31 23:59 UTC"),
+            (1_772_323_200, "2026-03-01 00:00 UTC"),
+            (4_107_542_399, "2100-02-28 23:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00 UTC"),
+        ] {
+            assert_eq!(utc(seconds), wanted);
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        for text in ["", "a b", "100 %", "ä/%41\u{202e}\n\"<b>", "%", "%4"] {
+            let there = encoded(text);
+            assert!(there.is_ascii() && !there.contains(['<', ' ', '"', ';', ',']), "{there}");
+            assert_eq!(decoded(&there), text);
+        }
+        assert_eq!([decoded("%"), decoded("%4"), decoded("%zz%41"), decoded("%ff")], ["%", "%4", "%zzA", "\u{fffd}"]);
     }
 }

@@ -7,7 +7,7 @@ use proto::History;
 use super::{Counted, Real, Text};
 use crate::summary::Spread;
 
-/// One class.
+/// One class, or super-class.
 pub struct Bar<'a> {
     pub name: &'a str,
     pub images: u64,
@@ -23,7 +23,7 @@ const LAST_BARS: usize = MOST_BARS - FIRST_BARS;
 
 /// Horizontal bars with whiskers. Lengths are percentages, so that the text keeps its size on any screen; names and numbers
 /// stand outside of the drawing, in the padding that the page gives it. Names are a list, since only HTML can cut them to fit.
-pub fn write_bars(page: &mut String, bars: &[Bar]) -> fmt::Result {
+pub fn write_bars(page: &mut String, by: &str, bars: &[Bar]) -> fmt::Result {
     let (first, last) = if bars.len() > MOST_BARS { (FIRST_BARS, LAST_BARS) } else { (bars.len(), 0) };
     let end = |b: &Bar| b.spread.mean.unwrap_or(0.0) + b.spread.standard_error.unwrap_or(0.0);
     let largest = bars.iter().map(end).fold(0.0, f64::max);
@@ -35,7 +35,7 @@ pub fn write_bars(page: &mut String, bars: &[Bar]) -> fmt::Result {
     let height = rows * ROW;
     writeln!(
         page,
-        "<div class=\"bars\"><svg width=\"100%\" height=\"{}\" role=\"img\" aria-label=\"Mean LPIPS and standard error by class; the table below has the numbers\">",
+        "<div class=\"bars\"><svg width=\"100%\" height=\"{}\" role=\"img\" aria-label=\"Mean LPIPS and standard error by {by}; the table below has the numbers\">",
         height + 24,
     )?;
     let decimals = (-step.log10().floor()).max(0.0) as usize;

@@ -61,6 +61,15 @@ impl World {
         World { dir, home, queue: Queue::open("embedded:").await.unwrap() }
     }
 
+    /// Super-classes of the model's classes, which replace the bundled model's.
+    pub async fn group(&self, super_class: impl Fn(&str) -> String) {
+        let key = "models/fashion32/model.json";
+        let mut model: serde_json::Value = serde_json::from_slice(&self.home.get(key).await.unwrap()).unwrap();
+        let classes: Vec<String> = serde_json::from_value(model["classes"].clone()).unwrap();
+        model["super_classes"] = classes.iter().map(|class| super_class(class)).collect();
+        self.home.put(key, serde_json::to_vec(&model).unwrap()).await.unwrap();
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -135,7 +144,13 @@ impl World {
 fn content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
     if item == Item::History {
         let curve = |from: f64| (0..20).map(|step| loss + from / f64::from(step + 1)).collect::<Vec<_>>();
-        return serde_json::to_vec(&History { transform: curve(3.0), latent: curve(2.0), descent: vec![curve(1.0)] }).unwrap();
+        return serde_json::to_vec(&History {
+            transform: curve(3.0),
+            latent: curve(2.0),
+            descent: vec![curve(1.0)],
+            fine_tune: vec![],
+        })
+        .unwrap();
     }
     if !item.file().ends_with(".png") {
         return format!("{} of {} {}", item.file(), job.image, "x".repeat(100)).into_bytes();
@@ -152,7 +167,8 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
     let loss = if job.seed == coordinator::plan::image_seed(0, &job.image) { number } else { 100.0 };
     let attempt = &hex_sha256(job.id().as_str().as_bytes())[..12];
     let mut objects = Vec::new();
-    for item in Item::ALL {
+    // As without fine-tuning.
+    for item in Item::ALL.into_iter().filter(|item| !matches!(item, Item::Tuned | Item::Delta)) {
         let bytes = content(item, job, loss);
         objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
         results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();
@@ -176,6 +192,8 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
         seconds: 1.0,
         attempt: attempt.into(),
         objects,
+        fine_tuned: None,
+        target_bbox: None,
         trace: None,
     };
     let bytes = serde_json::to_vec_pretty(&record).unwrap();
@@ -212,4 +230,51 @@ pub async fn lines<T: serde::de::DeserializeOwned>(store: &Store) -> Vec<T> {
     let bytes = store.get(keys::OBJECTS).await.unwrap();
     let text = std::io::read_to_string(flate2::read::GzDecoder::new(bytes.as_ref())).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What the service of edits wants to be shown.
+pub const EDIT_TOKEN: &str = "operate-token-of-the-test";
+
+/// Its picture for the fields of a request, but for the image.
+pub fn edited(fields: &[(String, String)]) -> Vec<u8> {
+    let asked: Vec<u8> =
+        fields.iter().filter(|(name, _)| name != "image").flat_map(|(n, v)| format!("{n}{v}").into_bytes()).collect();
+    let grey = |x: u32, y: u32| image::Luma([asked.get((x + 32 * y) as usize % asked.len().max(1)).copied().unwrap_or(90)]);
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::ImageBuffer::from_fn(32, 32, grey).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// A service of edits, whose pictures tell what was asked; returns its URL.
+pub async fn serve_edits() -> String {
+    use axum::Json;
+    use axum::extract::{Path, Query};
+    use axum::http::{HeaderMap, StatusCode, header};
+    use axum::response::IntoResponse;
+    use axum::routing::get;
+
+    let known = |headers: &HeaderMap| headers.get("authorization").is_some_and(|v| *v == *format!("Bearer {EDIT_TOKEN}"));
+    let refuse = |status: StatusCode, why: &str| (status, Json(serde_json::json!({ "error": why }))).into_response();
+    let picture =
+        async move |headers: HeaderMap, Path(run): Path<String>, Query(fields): Query<Vec<(String, String)>>| match fields
+            .iter()
+            .find(|(name, _)| name == "class")
+        {
+            _ if !known(&headers) => refuse(StatusCode::UNAUTHORIZED, "show the token"),
+            _ if run != "r" => refuse(StatusCode::NOT_FOUND, "no such run"),
+            Some((_, class)) if class == "Dog" => refuse(StatusCode::UNPROCESSABLE_ENTITY, "the model has no class \"Dog\""),
+            Some((_, class)) if class == "Script" => {
+                ([(header::CONTENT_TYPE, "text/html")], "<script>x</script>").into_response()
+            }
+            _ => ([(header::CONTENT_TYPE, "image/png")], edited(&fields)).into_response(),
+        };
+    let options = async || {
+        Json(serde_json::json!({ "class": "Bag", "classes": ["Bag", "Coat"], "directions": ["pc1", "shift_x"], "tuned": true }))
+    };
+    let router =
+        axum::Router::new().route("/v1/runs/{run}/edit", get(picture)).route("/v1/runs/{run}/edit/options", get(options));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
 }

@@ -1,0 +1,62 @@
+//! What is known of the results of a run (*io*): a snapshot in the home, and what no snapshot and no event told.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use proto::keys::Marker;
+use proto::{Errors, ResultRecord, Snapshot, chain, keys};
+use store::{ErrorKind, Runs, Store};
+
+use crate::run::{self, AT_ONCE, Error};
+use crate::tally;
+
+/// What was read of a result: the number of its job, and class and errors if there are any.
+pub(crate) type Found = (u64, Option<(u32, Errors)>);
+
+/// Class and errors of results; nothing for those that are gone, or that cannot be read at the end of the run either.
+pub(super) async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, String)>) -> Result<Vec<Found>, Error> {
+    let results = Runs::Home(home.clone()).of(name)?;
+    let read = move |(job, image): (u64, String)| {
+        let results = results.clone();
+        async move {
+            match run::read_json::<ResultRecord>(&results, &keys::marker(&image, Marker::Result)).await {
+                Ok(record) => Ok((job, Some((record.class, tally::errors(&record))))),
+                Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok((job, None)),
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::warn!(error = chain(&error), "a result does not count among the errors by class");
+                    Ok((job, None))
+                }
+                Err(error) => Err(error),
+            }
+        }
+    };
+    stream::iter(wanted).map(read).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// The snapshot of a run, if there is one that is whole. Without it the results are read.
+pub(super) async fn read_snapshot(results: &Store) -> Option<Snapshot> {
+    let bytes = match results.get(keys::SNAPSHOT).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "the snapshot cannot be read");
+            return None;
+        }
+    };
+    let decoded = Snapshot::decode(&bytes);
+    decoded.inspect_err(|error| tracing::warn!(at = results.url(), error = chain(error), "the snapshot is not used")).ok()
+}
+
+/// Writes a snapshot; how many results count in it, if that went well. It costs time only where it did not.
+pub(super) async fn save(home: &Store, name: &str, snapshot: Snapshot) -> Option<usize> {
+    let counted = snapshot.results.len();
+    let write = async {
+        let bytes = tokio::task::spawn_blocking(move || snapshot.encode()).await.expect("encoding does not panic");
+        Runs::Home(home.clone()).of(name)?.put(keys::SNAPSHOT, bytes).await
+    };
+    match write.await {
+        Ok(()) => Some(counted),
+        Err(error) => {
+            tracing::warn!(run = name, error = chain(&error), "a snapshot could not be written");
+            None
+        }
+    }
+}

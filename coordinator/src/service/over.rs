@@ -1,0 +1,106 @@
+//! Runs that are over (*io*): their tables are written, and read again for whoever asks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use proto::{Control, CrashPoint};
+use store::{ErrorKind, Runs, Store};
+
+use super::asked::Refusal;
+use crate::finish::finish;
+use crate::fleet::{ClassStatus, RunStatus};
+use crate::outcomes::Table;
+use crate::plan::RunSpec;
+use crate::run::{self, Error, Markers};
+use crate::summary::Summary;
+
+/// Tables, report, and what lost attempts left.
+pub(super) async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
+    let results = Runs::Home(home.clone()).of(&spec.record.name)?;
+    loop {
+        let records = Arc::new(run::read_records(&results).await?);
+        finish(&spec.record, Some(images), spec.super_class_of(), &records, &results).await?;
+        CrashPoint::TablesWritten.pass();
+        let swept = run::sweep(&records.results, &results).await?;
+        CrashPoint::Swept.pass();
+        tracing::info!(run = spec.record.name, swept, "removed what lost attempts left");
+        // An image that was given up may have got its result after all.
+        if Markers::list(&results).await?.results.len() == records.results.len() {
+            return Ok(());
+        }
+    }
+}
+
+/// A run that is over, as its summary tells.
+pub(super) async fn over_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
+    let summary = read_summary(&Runs::Home(home.clone()).of(name)?).await;
+    let count = summary.as_ref().map_or((0, 0), |s| (s.images.succeeded, s.images.failed));
+    let images = summary.as_ref().map_or(0, |s| s.images.planned.unwrap_or(s.images.total));
+    let (classes, super_classes) = summary.as_ref().map(ClassStatus::of_summary).unwrap_or_default();
+    Ok(RunStatus {
+        name: name.to_owned(),
+        state: control.state,
+        priority: control.priority,
+        per_minute: control.per_minute,
+        images: images as usize,
+        skipped: 0,
+        succeeded: count.0 as usize,
+        failed: count.1 as usize,
+        started: 0,
+        queued: 0,
+        waiting: (images as usize).saturating_sub((count.0 + count.1) as usize),
+        classes,
+        super_classes,
+        unread: 0,
+        per_hour: None,
+        eta_seconds: None,
+        stage_seconds: BTreeMap::new(),
+        cost: None,
+        problem: None,
+    })
+}
+
+async fn read_summary(results: &Store) -> Option<Summary> {
+    run::read_json(results, "summary.json").await.ok()
+}
+
+/// Tables of runs that are over, as they were asked for: the oldest makes room.
+#[derive(Clone, Default)]
+pub(super) struct Tables {
+    known: Arc<Mutex<VecDeque<Named>>>,
+    pub(super) reading: Arc<tokio::sync::Mutex<()>>,
+}
+
+type Named = (String, Arc<Table>);
+
+impl Tables {
+    const MOST: usize = 4;
+
+    pub(super) fn get(&self, run: &str) -> Option<Arc<Table>> {
+        self.known.lock().expect("nobody panics with it").iter().find(|(name, _)| name == run).map(|(_, table)| table.clone())
+    }
+
+    pub(super) fn put(&self, run: &str, table: &Arc<Table>) {
+        let mut tables = self.known.lock().expect("nobody panics with it");
+        tables.retain(|(name, _)| name != run);
+        tables.truncate(Self::MOST - 1);
+        tables.push_front((run.to_owned(), table.clone()));
+    }
+
+    pub(super) fn forget(&self, run: &str) {
+        self.known.lock().expect("nobody panics with it").retain(|(name, _)| name != run);
+    }
+}
+
+/// The images of a run that is over; none, where it has no table.
+pub(super) async fn read_table(home: &Store, run: &str) -> Result<Arc<Table>, Refusal> {
+    let results = Runs::Home(home.clone()).of(run).map_err(Error::from)?;
+    let bytes = match results.get("results.csv").await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Arc::default()),
+        Err(error) => return Err(Error::from(error).into()),
+    };
+    let super_classes = read_summary(&results).await.map(|summary| summary.super_class_of()).unwrap_or_default();
+    let read = tokio::task::spawn_blocking(move || Table::read(&bytes, &super_classes)).await.expect("reading does not panic");
+    read.map(Arc::new).map_err(|error| Refusal::Invalid(format!("results.csv of run {run} is damaged: {error}")))
+}

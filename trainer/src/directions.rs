@@ -1,0 +1,473 @@
+//! Directions of z that shift and zoom what a generator makes, the same for all classes, after Jahanian et al., "On the
+//! 'steerability' of generative adversarial networks" (ICLR 2020): the w with the least
+//! `|| m (G(z + a w, c) - edit_a(G(z, c))) ||^2`, where m leaves out what `edit_a` brings in from outside of the picture.
+//!
+//! A long step leaves the z that the generator knows, and the pictures turn to mush; so length has a price. And a generator gives
+//! less than it is asked for; so each direction is then made longer until strength 1 is, on average, what it says. One that gives
+//! next to nothing is not kept.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use projector::nn::biggan_deep::BigganDeep;
+use projector::nn::lpips::Lpips;
+use projector::nn::{LoadError, Weights};
+use projector::{Generator, transform};
+use proto::{ModelManifest, Transform, hex_sha256};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::export::write_json;
+use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
+
+/// The file in the model folder.
+pub const FILE: &str = "directions.safetensors";
+const HEADING: &str = "\n## Directions\n";
+
+const BATCH: usize = 16;
+const LR: f64 = 2e-2;
+const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+/// Strengths are drawn between minus this and this.
+const FARTHEST: f64 = 4.0;
+/// Price of a direction: times the mean square of the farthest step's coordinates, which is 1 for z; standing still costs 1.
+const PRICE: f64 = 0.1;
+/// Strength 1 shifts by this share of the picture's width.
+const SHIFT: f64 = 0.03;
+/// Strength 1 zooms by this factor.
+const ZOOM: f64 = 1.05;
+/// Coordinates in `grid_sample` go from -1 to 1.
+const WIDTH: f64 = 2.0;
+/// Part of a pixel that must come from inside the picture, or it does not count.
+const COVERED: f64 = 0.999;
+/// Strengths at which a direction is measured.
+const STRENGTHS: [f64; 5] = [-2.0, -1.0, 0.0, 1.0, 2.0];
+/// Samples on which it is measured.
+pub const MEASURED: usize = 1000;
+/// A direction that gives less than this part of what it was asked for is not kept.
+const LEAST: f64 = 1.0 / 3.0;
+
+/// What a direction is to do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Edit {
+    ShiftX,
+    ShiftY,
+    Zoom,
+}
+
+const EDITS: [Edit; 3] = [Edit::ShiftX, Edit::ShiftY, Edit::Zoom];
+
+impl Edit {
+    fn name(self) -> &'static str {
+        match self {
+            Edit::ShiftX => "shift_x",
+            Edit::ShiftY => "shift_y",
+            Edit::Zoom => "zoom",
+        }
+    }
+
+    /// `edit_a`: to the right, downwards, larger.
+    fn transform(self, a: f64) -> Transform {
+        let (scale, shift) = match self {
+            Edit::ShiftX => (1.0, [-WIDTH * SHIFT * a, 0.0]),
+            Edit::ShiftY => (1.0, [0.0, -WIDTH * SHIFT * a]),
+            Edit::Zoom => (ZOOM.powf(-a), [0.0, 0.0]),
+        };
+        Transform { scale: [scale, scale], shift, colour: vec![] }
+    }
+
+    /// Where images `[n, 3, r, r]` stand on the way of the edit, in units of strength from an arbitrary start: by their centre of
+    /// brightness, or by the root mean square distance of the brightness from it.
+    fn stand(self, images: &Tensor) -> Tensor {
+        let light = (images.mean_dim(&[1i64][..], false, Kind::Double) + 1.0) / 2.0;
+        let r = light.size()[2];
+        let x = Tensor::arange(r, (Kind::Double, Device::Cpu)) / r as f64;
+        let y = x.unsqueeze(1);
+        let mean = |f: &Tensor| {
+            let sum = |t: &Tensor| t.sum_dim_intlist(&[1i64, 2][..], false, None);
+            sum(&(&light * f)) / sum(&light)
+        };
+        match self {
+            Edit::ShiftX => mean(&x) / SHIFT,
+            Edit::ShiftY => mean(&y) / SHIFT,
+            Edit::Zoom => {
+                let variance = mean(&(x.square() + y.square())) - mean(&x).square() - mean(&y).square();
+                variance.log() / 2.0 / ZOOM.ln()
+            }
+        }
+    }
+
+    /// A distance in units of strength as people see it.
+    fn seen(self, units: f64, r: i64) -> String {
+        match self {
+            Edit::ShiftX | Edit::ShiftY => format!("{:+.2} px", units * SHIFT * r as f64),
+            Edit::Zoom => format!("x {:.3}", ZOOM.powf(units)),
+        }
+    }
+}
+
+/// Samples as the search draws them.
+struct Samples {
+    z: Tensor,
+    c: Tensor,
+    classes: Tensor,
+}
+
+impl Samples {
+    fn draw(generator: &dyn Generator, n: usize, rng: &mut ChaCha8Rng) -> Samples {
+        let classes: Vec<i64> = (0..n).map(|_| rng.random_range(0..generator.num_classes())).collect();
+        let z_dim = generator.latent_dim();
+        let z: Vec<f32> = (0..n as i64 * z_dim).map(|_| rng.sample::<f32, _>(StandardNormal) % 2.0).collect();
+        let c: Vec<Tensor> = classes.iter().map(|&class| generator.embed(class)).collect();
+        Samples { z: Tensor::from_slice(&z).view([-1, z_dim]), c: Tensor::stack(&c, 0), classes: Tensor::from_slice(&classes) }
+    }
+}
+
+/// Learns a direction for each of `EDITS`. `say` hears after each step what each direction costs, over what standing still costs.
+fn learn(generator: &dyn Generator, steps: u64, seed: u64, mut say: impl FnMut(u64, [f64; 3])) -> [Tensor; 3] {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut vars = Vars::default();
+    let start = Tensor::zeros([generator.latent_dim()], (Kind::Float, Device::Cpu));
+    let directions = EDITS.map(|edit| vars.parameter(edit.name(), start.copy()));
+    for step in 0..steps {
+        let Samples { z, c, .. } = Samples::draw(generator, BATCH, &mut rng);
+        let images = no_grad(|| generator.generate(&z, &c));
+        let inside = images.narrow(1, 0, 1).ones_like();
+        let costs = [0, 1, 2].map(|k| {
+            let a: Vec<f64> = (0..BATCH).map(|_| rng.random_range(-FARTHEST..=FARTHEST)).collect();
+            let transforms: Vec<Transform> = a.iter().map(|&a| EDITS[k].transform(a)).collect();
+            let target = transform::apply(&images, &transforms, false);
+            let m = transform::apply_to_mask(&inside, &transforms, false).gt(COVERED).to_kind(Kind::Float);
+            let cost = |x: &Tensor| ((x - &target).square() * &m).sum(Kind::Float) / m.sum(Kind::Float);
+            let a = Tensor::from_slice(&a).to_kind(Kind::Float).unsqueeze(1);
+            (cost(&generator.generate(&(&z + a * &directions[k]), &c)), cost(&images))
+        });
+        let losses: Vec<Tensor> = costs
+            .iter()
+            .zip(&directions)
+            .map(|((moved, still), w)| moved / still + (w * FARTHEST).square().mean(Kind::Float) * PRICE)
+            .collect();
+        let gradients = Tensor::run_backward(&losses, &vars.parameters(), false, false);
+        vars.adam_step(&gradients, LR * (1.0 - step as f64 / steps as f64), ADAM);
+        say(step + 1, costs.map(|(moved, still)| moved.double_value(&[]) / still.double_value(&[])));
+    }
+    directions.map(|w| w.detach())
+}
+
+/// What a direction does at each of `STRENGTHS`.
+#[derive(Debug, PartialEq)]
+struct Effect {
+    /// Mean way of a sample from where it stands at strength 0, in units.
+    moved: [f64; 5],
+    /// Share of samples that are given their class.
+    kept: Option<[f64; 5]>,
+}
+
+impl Effect {
+    fn measure(model: &Model, edit: Edit, w: &Tensor, samples: &Samples) -> Effect {
+        let _no_grad = tch::no_grad_guard();
+        let parts = |t: &Tensor| t.split(BATCH as i64, 0);
+        let at = STRENGTHS.map(|a| {
+            let parts = parts(&(&samples.z + w * a)).into_iter().zip(parts(&samples.c)).zip(parts(&samples.classes));
+            let (stands, hits): (Vec<Tensor>, Vec<Option<Tensor>>) = parts
+                .map(|((z, c), classes)| {
+                    let images = model.generator.generate(&z, &c);
+                    (edit.stand(&images), model.classes(&images).map(|given| given.eq_tensor(&classes)))
+                })
+                .unzip();
+            let share = |hits: Vec<Tensor>| Tensor::cat(&hits, 0).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+            (Tensor::cat(&stands, 0), hits.into_iter().collect::<Option<Vec<_>>>().map(share))
+        });
+        let moved = [0, 1, 2, 3, 4].map(|k| (&at[k].0 - &at[2].0).mean(Kind::Double).double_value(&[]));
+        let kept = at[2].1.is_some().then(|| [0, 1, 2, 3, 4].map(|k| at[k].1.expect("as for strength 0")));
+        Effect { moved, kept }
+    }
+
+    /// Units moved for each unit of strength, by least squares.
+    fn gain(&self) -> f64 {
+        let (a, moved) = (STRENGTHS.iter(), self.moved.iter());
+        a.zip(moved).map(|(a, moved)| a * moved).sum::<f64>() / STRENGTHS.iter().map(|a| a * a).sum::<f64>()
+    }
+
+    fn monotone(&self) -> bool {
+        self.moved.is_sorted_by(|a, b| a < b)
+    }
+}
+
+/// A direction, and what it does.
+#[derive(Debug)]
+struct Found {
+    edit: Edit,
+    w: Tensor,
+    /// What it gave for each unit that it was asked for, before it was made longer.
+    gain: f64,
+    /// On samples that it was not learned from.
+    effect: Effect,
+}
+
+impl Found {
+    /// Makes a direction so long that on the first samples strength 1 is a unit, if it does anything; measures it on the others.
+    fn new(model: &Model, edit: Edit, w: &Tensor, [first, others]: &[Samples; 2]) -> Found {
+        let gain = Effect::measure(model, edit, w, first).gain();
+        let w = if gain >= LEAST { w / gain } else { w.shallow_clone() };
+        Found { edit, effect: Effect::measure(model, edit, &w, others), w, gain }
+    }
+
+    fn works(&self) -> bool {
+        self.gain >= LEAST && self.effect.monotone()
+    }
+}
+
+/// Measures what was learned with `seed` on other samples.
+fn find(model: &Model, directions: &[Tensor; 3], measured: usize, seed: u64) -> Vec<Found> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(1);
+    let samples = [(); 2].map(|()| Samples::draw(&*model.generator, measured, &mut rng));
+    EDITS.iter().zip(directions).map(|(&edit, w)| Found::new(model, edit, w, &samples)).collect()
+}
+
+/// The networks of a model folder.
+struct Model {
+    generator: Box<dyn Generator>,
+    /// The perceptual network, and weight and bias of the classifier on top of it.
+    classifier: Option<(Lpips, Tensor, Tensor)>,
+}
+
+impl Model {
+    fn read(dir: &Path, manifest: &ModelManifest) -> Result<Model> {
+        let config = |file: &str| read(&dir.join(file));
+        let tensors = |file: &str| read_safetensors(&dir.join(file)).map(Weights::new);
+        let (files, truncation) = (&manifest.generator, manifest.generator.truncation);
+        let generator =
+            BigganDeep::load(&serde_json::from_slice(&config(&files.config)?)?, &mut tensors(&files.weights)?, truncation)?;
+        let files = &manifest.perceptual;
+        let mut weights = tensors(&files.weights)?;
+        let lpips = Lpips::load(&serde_json::from_slice(&config(&files.config)?)?, &mut weights)?;
+        let classifier = match weights.take_any("classifier.weight", 2) {
+            Ok(weight) => Some((lpips, weight, weights.take_any("classifier.bias", 1)?)),
+            Err(LoadError::Missing(_)) => None,
+            Err(e) => return Err(e.into()),
+        };
+        Ok(Model { generator: Box::new(generator), classifier })
+    }
+
+    /// The classes that images are given.
+    fn classes(&self, images: &Tensor) -> Option<Tensor> {
+        let (lpips, weight, bias) = self.classifier.as_ref()?;
+        Some(lpips.last(images).flatten(1, -1).linear(weight, Some(bias)).argmax(-1, false))
+    }
+}
+
+/// Learns the directions of the model in `dir`, measures them, and writes those that work into the folder and all of them into its
+/// card. The same seed writes the same files.
+pub fn run(dir: &Path, (steps, measured): (u64, usize), seed: u64) -> Result<()> {
+    let path = dir.join("model.json");
+    let (manifest, _) =
+        ModelManifest::parse(&read(&path)?).with_context(|| format!("{} is no model description", path.display()))?;
+    let model = Model::read(dir, &manifest)?;
+
+    const SAID: u64 = 50;
+    let mut sums = [0.0; 3];
+    let directions = learn(&*model.generator, steps, seed, |step, shares| {
+        sums = [0, 1, 2].map(|k| sums[k] + shares[k] / SAID as f64);
+        if step % SAID == 0 {
+            let each: Vec<String> = EDITS.iter().zip(sums).map(|(edit, sum)| format!("{} {sum:.3}", edit.name())).collect();
+            println!("directions step {step}/{steps}, loss over that of standing still: {}", each.join(", "));
+            sums = [0.0; 3];
+        }
+    });
+    let found = find(&model, &directions, measured, seed);
+    let section = section(&found, model.generator.resolution(), (steps, measured), seed);
+    println!("{section}");
+    let kept = found.iter().filter(|f| f.works()).map(|f| (f.edit.name().to_owned(), f.w.shallow_clone()));
+    write(dir, manifest, &kept.collect::<Vec<_>>(), &section)
+}
+
+/// Puts directions into a model folder, in place of those that it had. `model.json` comes last.
+fn write(dir: &Path, mut manifest: ModelManifest, kept: &[(String, Tensor)], section: &str) -> Result<()> {
+    if let Some(former) = manifest.directions.take() {
+        manifest.sha256.remove(&former);
+    }
+    remove(dir)?;
+    if !kept.is_empty() {
+        let path = dir.join(FILE);
+        write_safetensors(&path, kept)?;
+        manifest.sha256.insert(FILE.into(), hex_sha256(&read(&path)?));
+        manifest.directions = Some(FILE.into());
+    }
+    let path = dir.join("README.md");
+    let card = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => format!("# {}\n", manifest.name),
+        card => card.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let before = card.split_once(HEADING).map_or(&*card, |(before, _)| before);
+    fs::write(&path, format!("{before}{HEADING}\n{section}")).with_context(|| format!("cannot write {}", path.display()))?;
+    write_json(&dir.join("model.json"), &manifest)
+}
+
+/// Removes the directions' file of a folder, if there is one: another generator needs others.
+pub fn remove(dir: &Path) -> Result<()> {
+    let path = dir.join(FILE);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// What the model card says.
+fn section(found: &[Found], r: i64, (steps, measured): (u64, usize), seed: u64) -> String {
+    let row = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let rows = found.iter().flat_map(|f| {
+        let Found { edit, effect, .. } = f;
+        let name = format!("`{}`{}", edit.name(), if f.works() { "" } else { " (not kept)" });
+        let moved = effect.moved.iter().map(|&units| edit.seen(units, r));
+        let kept = effect.kept.iter().map(|kept| {
+            let shares = kept.iter().map(|share| format!("{:.1} %", 100.0 * share));
+            row(["given their class".to_owned()].into_iter().chain(shares).collect())
+        });
+        [row([name].into_iter().chain(moved).collect())].into_iter().chain(kept).collect::<Vec<_>>()
+    });
+    let table: String = rows.collect();
+    let gains: Vec<String> = found.iter().map(|f| format!("{:.2} (`{}`)", f.gain, f.edit.name())).collect();
+    format!(
+        "`{FILE}` has directions of z, the same for all classes: `z + strength * direction`. Strength 1 of `shift_x` and `shift_y`\n\
+        moves the object by {:.0} % of the picture's width to the right or down ({:.2} px), of `zoom` makes it {:.0} % larger; on average,\n\
+        by the centre of brightness and the root mean square distance of the brightness from it.\n\n\
+        After Jahanian et al. (ICLR 2020): each is the w with the least `|| m (G(z + a w, c) - edit_a(G(z, c))) ||^2`, over\n\
+        that of w = 0, plus {PRICE} times the mean square of {FARTHEST} w; a in -{FARTHEST} to {FARTHEST}, {steps} steps of Adam with batch {BATCH}, {LR} falling to\n\
+        zero, seed {seed}. Of each unit that it was asked for the generator gave {}; then\n\
+        they were made longer by as much. What gives less than {LEAST:.2} is not kept. `trainer directions` repeats it.\n\n\
+        On {measured} samples that they were not learned from:\n\n\
+        | strength | {} |\n|---|{}\n{table}",
+        100.0 * SHIFT,
+        SHIFT * r as f64,
+        100.0 * (ZOOM - 1.0),
+        gains.join(", "),
+        STRENGTHS.map(|a| a.to_string()).join(" | "),
+        "---|".repeat(STRENGTHS.len()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// A blob of light on black, which z moves by two pixels a unit in x and y and makes larger by a tenth.
+    struct Blob {
+        /// Or does not.
+        moves: bool,
+    }
+
+    impl Generator for Blob {
+        fn generate(&self, z: &Tensor, _: &Tensor) -> Tensor {
+            let pixel = Tensor::arange(32, (Kind::Float, Device::Cpu));
+            let z = z * if self.moves { 1.0 } else { 0.0 };
+            let at = |k: i64| z.narrow(1, k, 1).unsqueeze(2);
+            let (x, y) = (pixel.view([1, 1, 32]) - (at(0) * 2.0 + 15.5), pixel.view([1, 32, 1]) - (at(1) * 2.0 + 15.5));
+            let size = (at(2) * 1.1f64.ln()).exp() * 4.0;
+            let light = ((x.square() + y.square()) / size.square() / -2.0).exp();
+            (light.unsqueeze(1) * 2.0 - 1.0).expand([-1, 3, -1, -1], false)
+        }
+        fn embed(&self, _: i64) -> Tensor {
+            Tensor::zeros([1], (Kind::Float, Device::Cpu))
+        }
+        fn latent_dim(&self) -> i64 {
+            5
+        }
+        fn embed_dim(&self) -> i64 {
+            1
+        }
+        fn num_classes(&self) -> i64 {
+            2
+        }
+        fn latent_layer(&self) -> Tensor {
+            unimplemented!("not needed here")
+        }
+        fn resolution(&self) -> i64 {
+            32
+        }
+        fn weights(&self) -> Vec<(String, Tensor)> {
+            unimplemented!("not needed here")
+        }
+        fn replicate(&self, _: Device) -> Box<dyn Generator> {
+            unimplemented!("not needed here")
+        }
+    }
+
+    fn blobs(moves: bool, steps: u64) -> (Vec<Found>, Vec<[f64; 3]>) {
+        let model = Model { generator: Box::new(Blob { moves }), classifier: None };
+        let mut shares = vec![];
+        let directions = learn(&*model.generator, steps, 1, |_, each| shares.push(each));
+        (find(&model, &directions, 300, 1), shares)
+    }
+
+    #[test]
+    fn directions_do_what_they_say() {
+        let (found, shares) = blobs(true, 200);
+        for (k, (found, units)) in found.iter().zip([SHIFT * 32.0 / 2.0, SHIFT * 32.0 / 2.0, ZOOM.ln() / 1.1f64.ln()]).enumerate()
+        {
+            assert!(found.works(), "{found:?}");
+            let w: Vec<f32> = Vec::try_from(&found.w).unwrap();
+            for (i, w) in w.into_iter().enumerate() {
+                let wanted = if i == k { units } else { 0.0 };
+                assert!((f64::from(w) - wanted).abs() < 0.1 * units, "{found:?} has {w}, not {wanted}, at {i}");
+            }
+            for (moved, a) in found.effect.moved.iter().zip(STRENGTHS) {
+                assert!((moved - a).abs() < 0.15, "{found:?}");
+            }
+            assert_eq!(found.effect.kept, None);
+            let mean = |shares: &[[f64; 3]]| shares.iter().map(|s| s[k]).sum::<f64>() / shares.len() as f64;
+            assert!(mean(&shares[..5]) > 0.8 && mean(&shares[195..]) < 0.2, "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn a_direction_that_does_nothing_is_not_kept() {
+        let (found, _) = blobs(false, 3);
+        for found in &found {
+            assert!(!found.works(), "{found:?}");
+        }
+        assert!(section(&found, 32, (3, 300), 1).contains("`zoom` (not kept)"));
+    }
+
+    fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+        let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+        entries.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_command_writes_a_model_that_loads_and_the_same_one_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let export = || crate::export::random_model(dir);
+        export();
+        fs::write(dir.join("README.md"), "# random\n\nCard.\n").unwrap();
+        run(dir, (4, 20), 5).unwrap();
+        let first = files(dir);
+        worker::load(dir).unwrap();
+        run(dir, (4, 20), 5).unwrap();
+        assert!(files(dir) == first, "a second run changed the folder");
+
+        // What a random network does is chance: these stand for directions that work.
+        let manifest = || ModelManifest::parse(&read(&dir.join("model.json")).unwrap()).unwrap().0;
+        let kept = [("zoom", 0.5), ("shift_x", -0.25)].map(|(name, v)| (name.to_owned(), Tensor::from_slice(&[v as f32; 8])));
+        write(dir, manifest(), &kept, "Two.\n").unwrap();
+        let wanted = BTreeMap::from([("zoom".to_owned(), vec![0.5; 8]), ("shift_x".to_owned(), vec![-0.25; 8])]);
+        assert_eq!(worker::load(dir).unwrap().directions, wanted);
+        assert_eq!(files(dir)["README.md"], b"# random\n\nCard.\n\n## Directions\n\nTwo.\n");
+
+        // Another generator has none.
+        export();
+        assert!(worker::load(dir).unwrap().directions.is_empty());
+        assert!(!files(dir).contains_key(FILE));
+    }
+}
