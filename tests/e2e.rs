@@ -504,7 +504,8 @@ fn an_edit_that_cannot_be_is_refused_with_what_there_is() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&delta, bytes).expect("writable");
-    refused("Bag/0.png", &["--class", "Coat"], "tuned weights of image");
+    refused("Bag/0.png", &["--class", "Coat"], "delta.safetensors.zst of image");
+    refused("Coat/1.png", &["--class", "Bag", "--strength", "1000"], "not finite");
     let (code, text) = basin(&["verify", out.to_str().expect("text"), "--deep"]);
     assert!(code == Some(2) && text.contains("delta.safetensors.zst of \"Bag/0.png\" is damaged"), "{text}");
 }
@@ -582,6 +583,7 @@ fn edits_are_served_to_programs_of_this_machine() {
         ("?image=Bag/0.png&strength=1e300&class=Bag", 422, "strength"),
         ("?image=Bag/0.png&move.up=1", 422, "pc1"),
         ("?image=Bag/0.png&view=all", 422, "blended"),
+        ("?image=Bag/0.png&move.pc1=1000", 422, "smaller values"),
         ("?class=Bag", 422, "image"),
     ] {
         let (status, body) = get(path);

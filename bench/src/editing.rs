@@ -73,7 +73,8 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &Fi
     let exact: Vec<&Delta> = deltas.iter().collect();
     text += &format!("\n## Weight deltas\n\nOf the {} generators tuned from the full method's answers:\n\n", exact.len());
     text += &deltas::table(&model.model, &exact)?;
-    text += "\nIn the shapes of BigGAN-deep-256, with random weights, tuned to another image of its own:\n\n";
+    text +=
+        "\nIn the shapes of BigGAN-deep-256: one generator with random weights, 20 steps towards another image of its own:\n\n";
     text += &deltas::biggan_256()?;
     Ok(text)
 }

@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long = "move", value_name = "NAME=FAR", value_parser = parse_move)]
     moves: Vec<(String, f64)>,
     /// Factor of z: below 1 the image becomes more usual.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, allow_negative_numbers = true)]
     truncation: f64,
     /// With the model's own weights, where the run fitted them to the image.
     #[arg(long)]
@@ -126,7 +126,7 @@ impl Out {
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
             return Ok(Out::Sheet);
         }
-        Ok(Out::Film(film::Format::of(path)?))
+        Ok(Out::Film(film::Format::of(path).context("--out is neither a sheet (.png) nor a film")?))
     }
 }
 

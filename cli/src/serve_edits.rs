@@ -13,10 +13,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use coordinator::auth::Gate;
+use coordinator::connections::{self, Limits};
 use proto::chain;
 use serde_json::json;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use worker::edit::{EditError, EditRequest};
 use worker::editor::{Editor, View};
 use worker::{Cache, Models};
@@ -36,18 +38,25 @@ pub struct Args {
     /// Bytes of models in that folder, at most; those in use are kept even if they are more.
     #[arg(long, default_value_t = 20_000_000_000, env = "BASIN_MODEL_CACHE_BYTES", value_name = "N")]
     model_cache_bytes: u64,
-    /// Where to listen. Another machine needs BASIN_TOKEN.
+    /// File with the token that clients must show. BASIN_TOKEN holds the token itself.
+    #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Where to listen. Other machines need a token.
     #[arg(long, default_value = "127.0.0.1:8475", env = "BASIN_LISTEN", value_name = "ADDRESS")]
     listen: SocketAddr,
 }
 
 /// Serves until it is interrupted.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let token = std::env::var("BASIN_TOKEN").ok().filter(|token| !token.is_empty());
+    let token = match &args.token_file {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => std::env::var("BASIN_TOKEN").ok(),
+    };
+    let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
     let gate = match &token {
         Some(token) => Gate::new(Some(token), None, &coordinator::auth::secret()?),
         None if args.listen.ip().is_loopback() => Gate::local()?,
-        None => bail!("--listen {} can be reached from other machines: set BASIN_TOKEN", args.listen),
+        None => bail!("--listen {} can be reached from other machines: set BASIN_TOKEN or --token-file", args.listen),
     };
     let place = Store::open(&args.place).await.context("cannot open the place of the results")?;
     let (models, runs) = match args.model {
@@ -62,9 +71,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let editor = Editor::start(models, runs).context("cannot start a thread")?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let mut terminate = signal(SignalKind::terminate())?;
     note!("edits are served at http://{}", listener.local_addr()?);
     tokio::select! {
-        served = axum::serve(listener, router(editor, gate)) => served?,
+        never = connections::serve(listener, router(editor, gate), Limits::default()) => match never {},
+        _ = terminate.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
     Ok(ExitCode::SUCCESS)

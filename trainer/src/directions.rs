@@ -336,14 +336,18 @@ fn section(found: &[Found], r: i64, (steps, measured): (u64, usize), seed: u64) 
     });
     let table: String = rows.collect();
     let gains: Vec<String> = found.iter().map(|f| format!("{:.2} (`{}`)", f.gain, f.edit.name())).collect();
+    let file = match found.iter().any(Found::works) {
+        true => format!("`{FILE}` has directions of z, the same for all classes: `z + strength * direction`."),
+        false => "No direction of z works well enough to be kept.".into(),
+    };
     format!(
-        "`{FILE}` has directions of z, the same for all classes: `z + strength * direction`. Strength 1 of `shift_x` and `shift_y`\n\
+        "{file} Strength 1 of `shift_x` and `shift_y`\n\
         moves the object by {:.0} % of the picture's width to the right or down ({:.2} px), of `zoom` makes it {:.0} % larger; on average,\n\
         by the centre of brightness and the root mean square distance of the brightness from it.\n\n\
         After Jahanian et al. (ICLR 2020): each is the w with the least `|| m (G(z + a w, c) - edit_a(G(z, c))) ||^2`, over\n\
         that of w = 0, plus {PRICE} times the mean square of {FARTHEST} w; a in -{FARTHEST} to {FARTHEST}, {steps} steps of Adam with batch {BATCH}, {LR} falling to\n\
-        zero, seed {seed}. Of each unit that it was asked for the generator gave {}; then\n\
-        they were made longer by as much. What gives less than {LEAST:.2} is not kept. `trainer directions` repeats it.\n\n\
+        zero, seed {seed}. Of each unit that it was asked for the generator gave {}. What gives\n\
+        less than {LEAST:.2}, or does not move steadily, is not kept; the others were made longer by as much. `trainer directions` repeats it.\n\n\
         On {measured} samples that they were not learned from:\n\n\
         | strength | {} |\n|---|{}\n{table}",
         100.0 * SHIFT,
@@ -436,7 +440,8 @@ mod tests {
         for found in &found {
             assert!(!found.works(), "{found:?}");
         }
-        assert!(section(&found, 32, (3, 300), 1).contains("`zoom` (not kept)"));
+        let section = section(&found, 32, (3, 300), 1);
+        assert!(section.starts_with("No direction") && section.contains("`zoom` (not kept)"), "{section}");
     }
 
     fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -7,7 +7,7 @@ use projector::blend::{self, BlendError, Region};
 use projector::delta::DeltaError;
 use projector::{Delta, Edit, Generator, edit, transform};
 use proto::keys::{self, Item, Marker};
-use proto::{Box2d, FineTuned, ResultRecord, Transform};
+use proto::{Box2d, FineTuned, ResultRecord, Transform, hex_sha256};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
@@ -186,14 +186,23 @@ impl Projected {
     /// Reads what belongs to a record.
     pub(crate) async fn of(record: ResultRecord, results: &Store, model: &LoadedModel) -> Result<Projected, EditError> {
         let image = record.image.as_str();
-        let failed = |source: store::Error| EditError::Store { image: image.to_owned(), source };
         let damaged = |file, problem: String| EditError::Damaged { image: image.to_owned(), file, problem };
         if record.model.digest != model.reference.digest {
             let name = |m: &proto::ModelRef| format!("{} ({})", m.name, m.digest.get(..12).unwrap_or(&m.digest));
             let (theirs, ours) = (name(&record.model), name(&model.reference));
             return Err(EditError::OtherModel { image: image.to_owned(), theirs, ours });
         }
-        let get = async |item: Item| results.get(&keys::item(image, &record.attempt, item)).await.map_err(failed);
+        let get = async |item: Item| {
+            let bytes = results.get(&keys::item(image, &record.attempt, item)).await.map_err(|source| match source.kind() {
+                ErrorKind::NotFound => damaged(item.file(), "it is missing".into()),
+                _ => EditError::Store { image: image.to_owned(), source },
+            })?;
+            let named = record.objects.iter().find(|object| object.file == item.file());
+            match named.is_some_and(|object| object.sha256 == hex_sha256(&bytes)) {
+                true => Ok(bytes),
+                false => Err(damaged(item.file(), "its SHA-256 is not the one in result.json".into())),
+            }
+        };
         let r = model.reference.resolution;
         let decoded = codec::decode(&get(Item::Target).await?, None, r);
         let target = decoded.map_err(|e: CodecError| damaged(Item::Target.file(), e.to_string()))?.pixels;
@@ -235,6 +244,10 @@ impl Projected {
         };
         let (z, c) = asked(model, directions, request)?.latents(generator, z, c);
         let generated = generator.generate(&z, &c);
+        if generated.isfinite().all().int64_value(&[]) == 0 {
+            let why = "the edit goes so far that the generator's image is not finite: take smaller values";
+            return Err(EditError::Request(why.into()));
+        }
         let align_corners = self.record.params.transform.as_ref().is_some_and(|t| t.align_corners);
         let inverted = match transform {
             Some(t) => transform::invert(&generated, std::slice::from_ref(t), align_corners),

@@ -171,7 +171,8 @@ impl Bench {
             self.kept.clear();
             self.loaded = None;
             let model = models::cached(home, cache, &record.model.name, digest).await;
-            self.loaded = Some(Loaded::new(model.map_err(|source| EditError::Model { image: image.to_owned(), source: source.into() })?));
+            self.loaded =
+                Some(Loaded::new(model.map_err(|source| EditError::Model { image: image.to_owned(), source: source.into() })?));
         }
         let loaded = self.loaded.as_ref().expect("one is loaded from the start, or just now");
         let key = (run.to_owned(), image.to_owned());

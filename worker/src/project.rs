@@ -149,6 +149,9 @@ impl Thread {
             batch.iter().enumerate().map(|(i, image)| Course::begin(&image.hand, projection.stage(i))).collect();
         let images = batch.iter().map(|image| (image.job.image.as_str(), image.pixels.as_slice()));
         let mut recorder = self.record.as_ref().map(|dir| Recorder::new(dir, model.reference.resolution, images));
+        // Of which images what is kept can change no more: fine-tuning begins again from the search's answer (docs/adr/0009).
+        let searched = |projection: &Projection, i| projection.stage(i) == Some("fine_tune");
+        let mut settled: Vec<bool> = (0..batch.len()).map(|i| searched(&projection, i)).collect();
         while !projection.finished() {
             let (stop, withdrawn) = (self.shutdown.requested(), self.withdrawn.load(Ordering::SeqCst));
             if stop || withdrawn {
@@ -171,9 +174,19 @@ impl Thread {
             last = progress.done;
             tracing::debug!(computed = self.computed, done = progress.done, of = progress.total, loss = progress.loss, "step");
             self.show(&projection, &run);
-            if saved.elapsed() >= self.checkpoint_every && !projection.finished() {
+            let due = saved.elapsed() >= self.checkpoint_every && !projection.finished();
+            if due {
                 saved = Instant::now();
-                self.save(&projection, &batch, started);
+            }
+            for (i, image) in batch.iter().enumerate() {
+                if settled[i] {
+                    continue;
+                }
+                let ended = searched(&projection, i);
+                if due || ended {
+                    self.save(&projection, i, image, (started, batch.len()));
+                }
+                settled[i] = ended;
             }
         }
         let solutions = projection.finish(lanes)?;
@@ -204,12 +217,10 @@ impl Thread {
         });
     }
 
-    fn save(&self, projection: &Projection, batch: &[Loaded], started: Instant) {
-        for (i, image) in batch.iter().enumerate() {
-            let checkpoint = kept(projection, i, image, started, batch.len());
-            let (run, attempt) = (image.job.run.clone(), image.attempt.clone());
-            let _ = self.done.blocking_send(Done::Saved(Saved { run, image: image.job.image.clone(), attempt, checkpoint }));
-        }
+    fn save(&self, projection: &Projection, i: usize, image: &Loaded, (started, images): (Instant, usize)) {
+        let checkpoint = kept(projection, i, image, started, images);
+        let (run, attempt) = (image.job.run.clone(), image.attempt.clone());
+        let _ = self.done.blocking_send(Done::Saved(Saved { run, image: image.job.image.clone(), attempt, checkpoint }));
     }
 
     fn release(&self, projection: &Projection, batch: Vec<Loaded>, started: Instant, queued: bool) {
