@@ -264,6 +264,8 @@ impl Model {
 /// Learns the directions of the model in `dir`, measures them, and writes those that work into the folder and all of them into its
 /// card. The same seed writes the same files.
 pub fn run(dir: &Path, (steps, measured): (u64, usize), seed: u64) -> Result<()> {
+    // More threads add up in another order.
+    tch::set_num_threads(1);
     let path = dir.join("model.json");
     let (manifest, _) =
         ModelManifest::parse(&read(&path)?).with_context(|| format!("{} is no model description", path.display()))?;
