@@ -653,6 +653,15 @@ pub struct Client {
     token: Option<String>,
 }
 
+/// The token in the file, or in `BASIN_TOKEN`.
+pub fn token(file: Option<&Path>) -> anyhow::Result<Option<String>> {
+    let text = match file {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => std::env::var("BASIN_TOKEN").ok(),
+    };
+    Ok(text.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()))
+}
+
 impl Client {
     /// For what may take long.
     pub fn new(coordinator: &Coordinator) -> anyhow::Result<Client> {
@@ -661,15 +670,12 @@ impl Client {
 
     /// Waits so long for an answer.
     pub fn patient(coordinator: &Coordinator, limit: Duration) -> anyhow::Result<Client> {
-        let token = match &coordinator.token_file {
-            Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
-            None => std::env::var("BASIN_TOKEN").ok(),
-        };
+        let token = token(coordinator.token_file.as_deref())?;
         let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(limit));
         Ok(Client {
             agent: config.build().into(),
             base: coordinator.coordinator.trim_end_matches('/').to_owned(),
-            token: token.map(|t| format!("Bearer {}", t.trim())),
+            token: token.map(|t| format!("Bearer {t}")),
         })
     }
 

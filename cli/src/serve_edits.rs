@@ -23,6 +23,8 @@ use worker::edit::{EditError, EditRequest};
 use worker::editor::{Editor, View};
 use worker::{Cache, Models};
 
+use crate::fleet;
+
 /// Options of `basin serve-edits`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -48,11 +50,7 @@ pub struct Args {
 
 /// Serves until it is interrupted.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let token = match &args.token_file {
-        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
-        None => std::env::var("BASIN_TOKEN").ok(),
-    };
-    let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+    let token = fleet::token(args.token_file.as_deref())?;
     let gate = match &token {
         Some(token) => Gate::new(Some(token), None, &coordinator::auth::secret()?),
         None if args.listen.ip().is_loopback() => Gate::local()?,

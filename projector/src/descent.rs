@@ -12,9 +12,9 @@ use crate::lanes::{rows, to_rows};
 use crate::loss::LossTarget;
 use crate::nn::lpips::Lpips;
 
-pub(crate) const BETA1: f64 = 0.9;
-pub(crate) const BETA2: f64 = 0.999;
-pub(crate) const EPS: f64 = 1e-8;
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPS: f64 = 1e-8;
 
 /// Adam's moments as plain numbers, one row for each lane: `[z | c]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,15 +65,20 @@ impl Adam {
     pub fn step(&mut self, z: &mut Tensor, c: &mut Tensor, gz: &Tensor, gc: &Tensor, params: &Descent) {
         self.steps += 1;
         let g = Tensor::cat(&[gz, gc], 1);
-        let _ = self.m.lerp_(&g, 1.0 - BETA1);
-        let _ = self.v.g_mul_scalar_(BETA2).addcmul_(&(&g * (1.0 - BETA2)), &g);
-        let correction1 = 1.0 - BETA1.powi(self.steps as i32);
-        let correction2 = 1.0 - BETA2.powi(self.steps as i32);
-        let update = (&self.m / correction1) / ((&self.v / correction2).sqrt() + EPS);
+        let update = update(&mut self.m, &mut self.v, &g, self.steps);
         let width = z.size()[1];
         *z = &*z - update.narrow(1, 0, width) * params.lr_z;
         *c = &*c - update.narrow(1, width, c.size()[1]) * params.lr_c;
     }
+}
+
+/// What a step of rate one subtracts, after the moments have taken in a gradient; `steps` counts this one.
+pub(crate) fn update(m: &mut Tensor, v: &mut Tensor, gradient: &Tensor, steps: u32) -> Tensor {
+    let _ = m.lerp_(gradient, 1.0 - BETA1);
+    let _ = v.g_mul_scalar_(BETA2).addcmul_(&(gradient * (1.0 - BETA2)), gradient);
+    let correction1 = 1.0 - BETA1.powi(steps as i32);
+    let correction2 = 1.0 - BETA2.powi(steps as i32);
+    (&*m / correction1) / ((&*v / correction2).sqrt() + EPS)
 }
 
 /// z within [-limit, limit] (Equation 2).

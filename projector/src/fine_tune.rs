@@ -8,7 +8,7 @@ use proto::{DeltaCodec, FineTune, Regulariser, Transform, TransformSearch};
 use tch::{Device, Kind, Tensor};
 
 use crate::delta::Delta;
-use crate::descent::{self, BETA1, BETA2, EPS};
+use crate::descent;
 use crate::generator::Generator;
 use crate::lanes::{Method, Model, Rendered, Transforms, View, rows, to_rows};
 use crate::loss::LossTarget;
@@ -191,7 +191,9 @@ pub(crate) fn advance(
         let gradients = Tensor::run_backward(&[&total], &wanted, false, false);
         tuning.steps += 1;
         for (&i, gradient) in moving.iter().zip(gradients) {
-            adam(&leaves.tensors[i], &gradient, &mut moments[i], tuning.steps, leaves.rates[i]);
+            let [m, v] = &mut moments[i];
+            let update = descent::update(m, v, &gradient, tuning.steps);
+            let _ = leaves.tensors[i].detach().g_sub_(&(update * leaves.rates[i]));
         }
         if tuning.steps >= tune.steps {
             tuning.finished = true;
@@ -306,16 +308,6 @@ fn penalty(regulariser: Regulariser, theta: &[Tensor], base: &[Tensor]) -> Tenso
     let sum = Tensor::stack(&squares.collect::<Vec<_>>(), 0).sum(Kind::Float);
     // The norm has no gradient at theta_0: it is taken to be zero.
     if regulariser == Regulariser::Norm { (sum + 1e-24).sqrt() } else { sum }
-}
-
-/// One step of Adam (Kingma and Ba 2015, Algorithm 1), in place.
-fn adam(value: &Tensor, gradient: &Tensor, [m, v]: &mut [Tensor; 2], step: u32, rate: f64) {
-    let _ = m.lerp_(gradient, 1.0 - BETA1);
-    let _ = v.g_mul_scalar_(BETA2).addcmul_(&(gradient * (1.0 - BETA2)), gradient);
-    let correction1 = 1.0 - BETA1.powi(step as i32);
-    let correction2 = 1.0 - BETA2.powi(step as i32);
-    let update = (&*m / correction1) / ((&*v / correction2).sqrt() + EPS);
-    let _ = value.detach().g_sub_(&(update * rate));
 }
 
 /// Peak signal-to-noise ratio of images in [-1, 1], in dB.

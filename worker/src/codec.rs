@@ -119,6 +119,15 @@ pub fn decode(bytes: &[u8], bbox: Option<Box2d>, resolution: u32) -> Result<Deco
 
 /// An 8-bit RGB PNG of `pixels`: RGB in [-1, 1], channel by channel, each `size` x `size`. Values beyond are clipped.
 pub fn encode_png(pixels: &[f32], size: u32) -> Vec<u8> {
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(&bytes(pixels, size), size, size, ExtendedColorType::Rgb8)
+        .expect("writing to memory cannot fail, and the buffer has the stated size");
+    png
+}
+
+/// Interleaved 8-bit RGB of such pixels.
+pub(crate) fn bytes(pixels: &[f32], size: u32) -> Vec<u8> {
     let plane = size as usize * size as usize;
     assert_eq!(pixels.len(), CHANNELS * plane, "pixels of a {size} x {size} RGB image");
     let mut rgb = Vec::with_capacity(pixels.len());
@@ -126,11 +135,7 @@ pub fn encode_png(pixels: &[f32], size: u32) -> Vec<u8> {
         // The cast saturates, and takes NaN to 0.
         rgb.extend((0..CHANNELS).map(|c| ((pixels[c * plane + i] + 1.0) * 127.5).round() as u8));
     }
-    let mut png = Vec::new();
-    PngEncoder::new(&mut png)
-        .write_image(&rgb, size, size, ExtendedColorType::Rgb8)
-        .expect("writing to memory cannot fail, and the buffer has the stated size");
-    png
+    rgb
 }
 
 /// Interleaved 8-bit RGB.

@@ -24,6 +24,8 @@ use shiguredo_mp4::bitstream::h264::{
 use shiguredo_mp4::boxes::SampleEntry;
 use shiguredo_mp4::mux::{Mp4FileMuxer, Mp4FileMuxerOptions, Sample, estimate_maximum_moov_box_size};
 
+use crate::codec;
+
 /// A picture of 8-bit RGB.
 pub type Frame = RgbImage;
 
@@ -106,13 +108,7 @@ pub enum FilmError {
 
 /// `pixels`: RGB in [-1, 1], channel by channel, each `size` x `size`. Values beyond are clipped.
 pub fn frame(pixels: &[f32], size: u32) -> Frame {
-    let plane = size as usize * size as usize;
-    assert_eq!(pixels.len(), 3 * plane, "pixels of a {size} x {size} RGB image");
-    Frame::from_fn(size, size, |x, y| {
-        let at = y as usize * size as usize + x as usize;
-        // The cast saturates, and takes NaN to 0.
-        Rgb([0, 1, 2].map(|channel| ((pixels[channel * plane + at] + 1.0) * 127.5).round() as u8))
-    })
+    Frame::from_raw(size, size, codec::bytes(pixels, size)).expect("three bytes for each pixel")
 }
 
 /// Writes a film; a GIF and a WebP repeat for ever. The format follows from the path's extension.
