@@ -90,7 +90,14 @@ mod tests {
         assert!(imagenet().iter().all(|c| c.wnid.len() == 9 && c.wnid.starts_with('n') && !c.name.is_empty()));
         assert!(imagenet().is_sorted_by(|a, b| a.wnid < b.wnid));
         assert_eq!(imagenet().iter().map(|c| c.name).collect::<HashSet<_>>().len(), 1000);
-        let known = [(0, "tench"), (134, "crane bird"), (153, "Maltese dog"), (207, "golden retriever"), (517, "crane"), (999, "toilet tissue")];
+        let known = [
+            (0, "tench"),
+            (134, "crane bird"),
+            (153, "Maltese dog"),
+            (207, "golden retriever"),
+            (517, "crane"),
+            (999, "toilet tissue"),
+        ];
         for (index, name) in known {
             assert_eq!(imagenet()[index].name, name);
         }

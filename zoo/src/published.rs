@@ -84,7 +84,7 @@ impl Hash {
 pub enum Size {
     /// In bytes, as stated or measured.
     Exactly(u64),
-    /// In MB, as the publisher states it.
+    /// In MB, as the publisher states it (or, where he does not, as follows from the shapes).
     About(u64),
 }
 
@@ -133,7 +133,10 @@ pub const BIGGAN_DEEP_128: Published = Published {
             Hash::Unknown,
             Size::About(201),
         ),
-        config("biggan-deep-128-config.json", "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-128-config.json"),
+        config(
+            "biggan-deep-128-config.json",
+            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-128-config.json",
+        ),
     ],
     licence: HUGGING_FACE_LICENCE,
     page: HUGGING_FACE,
@@ -150,7 +153,10 @@ pub const BIGGAN_DEEP_256: Published = Published {
             Hash::Unknown,
             Size::About(224),
         ),
-        config("biggan-deep-256-config.json", "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-256-config.json"),
+        config(
+            "biggan-deep-256-config.json",
+            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-256-config.json",
+        ),
     ],
     licence: HUGGING_FACE_LICENCE,
     page: HUGGING_FACE,
@@ -167,7 +173,10 @@ pub const BIGGAN_DEEP_512: Published = Published {
             Hash::Unknown,
             Size::About(225),
         ),
-        config("biggan-deep-512-config.json", "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-512-config.json"),
+        config(
+            "biggan-deep-512-config.json",
+            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-512-config.json",
+        ),
     ],
     licence: HUGGING_FACE_LICENCE,
     page: HUGGING_FACE,
@@ -186,8 +195,8 @@ pub const BIGGAN_256: Published = Published {
              as the mirror",
         ),
         hash: Hash::Unknown,
-        // 4 bytes for each of some 80 million parameters, and their intermediate statistics.
-        size: Size::About(400),
+        // Not stated: 82 million parameters by their shapes.
+        size: Size::About(330),
     }],
     licence: "MIT (the converter); the weights are DeepMind's",
     page: "https://github.com/ajbrock/BigGAN-PyTorch/tree/master/TFHub",
