@@ -16,7 +16,7 @@ use zoo::fetch::{FetchError, Fetched, Patience, Progress, fetch_with};
 use zoo::published::{Address, File, Hash, Role, Size};
 
 const NAME: &str = "net-0badf00d.pth";
-const PATIENCE: Patience = Patience { first_pause: Duration::from_millis(1), attempts: 3, silence: Duration::from_millis(300) };
+const PATIENCE: Patience = Patience { first_pause: Duration::from_millis(1), attempts: 3, silence: Duration::from_secs(30) };
 
 /// 300 kB, so that it comes in more than one piece.
 fn content(seed: u32) -> Vec<u8> {
@@ -44,6 +44,12 @@ struct Answer {
     etag: &'static str,
     status: u16,
     ranges: bool,
+    /// It minds `If-Range`.
+    minds: bool,
+    /// It says how long the body is.
+    sized: bool,
+    /// Bytes of a range at most, and by how much it begins too early.
+    odd: Option<(usize, usize)>,
     location: Option<&'static str>,
     /// Bytes of the body before the connection ends.
     cut: Option<usize>,
@@ -56,7 +62,19 @@ struct Answer {
 impl Answer {
     fn new(content: &[u8]) -> Answer {
         let content = content.to_vec();
-        Answer { content, etag: "\"one\"", status: 200, ranges: true, location: None, cut: None, stall: None, gate: None }
+        Answer {
+            content,
+            etag: "\"one\"",
+            status: 200,
+            ranges: true,
+            minds: true,
+            sized: true,
+            odd: None,
+            location: None,
+            cut: None,
+            stall: None,
+            gate: None,
+        }
     }
 }
 
@@ -114,22 +132,21 @@ impl Drop for Server {
 /// Whether the connection is to stay open.
 fn reply(socket: &mut TcpStream, head: &str, answer: Answer) -> std::io::Result<bool> {
     let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    let begin = field("range").filter(|_| answer.ranges && field("if-range").is_none_or(|tag| tag == answer.etag));
+    let begin = field("range").filter(|_| answer.ranges && (!answer.minds || field("if-range") == Some(answer.etag)));
     let begin: usize = begin.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()).unwrap_or(0);
     let length = answer.content.len();
+    let (most, early) = answer.odd.filter(|_| begin > 0).unwrap_or((length, 0));
+    let (begin, end) = (begin - early, (begin + most).min(length));
     let (status, range) = match begin {
         0 => (answer.status, String::new()),
         _ if begin >= length => (416, format!("Content-Range: bytes */{length}\r\n")),
-        _ => (206, format!("Content-Range: bytes {begin}-{}/{length}\r\n", length - 1)),
+        _ => (206, format!("Content-Range: bytes {begin}-{}/{length}\r\n", end - 1)),
     };
-    let body = if begin >= length { &[] } else { &answer.content[begin..] };
+    let body = if begin >= length { &[] } else { &answer.content[begin..end] };
     let location = answer.location.map(|to| format!("Location: {to}\r\n")).unwrap_or_default();
+    let size = if answer.sized { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
     let etag = answer.etag;
-    write!(
-        socket,
-        "HTTP/1.1 {status} S\r\nETag: {etag}\r\n{range}{location}Content-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
+    write!(socket, "HTTP/1.1 {status} S\r\nETag: {etag}\r\n{range}{location}{size}Connection: close\r\n\r\n")?;
     let half = body.len() / 2;
     socket.write_all(&body[..answer.cut.or(answer.stall).unwrap_or(half)])?;
     if answer.cut.is_some() || answer.stall.is_some() {
@@ -264,30 +281,33 @@ fn a_server_that_ignores_ranges_starts_again_and_one_that_never_gets_further_is_
 
 #[test]
 fn a_file_that_changed_between_its_halves_is_fetched_from_its_beginning() {
-    let (old, new) = (content(0), content(5));
-    let server = Server::start({
-        let new = new.clone();
-        move |n| match n {
-            0 => Answer { cut: Some(100_000), ..Answer::new(&old) },
-            _ => Answer { etag: "\"two\"", ..Answer::new(&new) },
-        }
-    });
-    let folder = tempfile::tempdir().unwrap();
-    assert!(get(&file(&new), &server.base, folder.path()).unwrap().verified);
-    assert_whole(folder.path(), &new);
-    assert_eq!(server.heads().len(), 2);
+    for minds in [true, false] {
+        let (old, new) = (content(0), content(5));
+        let server = Server::start({
+            let new = new.clone();
+            move |n| match n {
+                0 => Answer { cut: Some(100_000), ..Answer::new(&old) },
+                _ => Answer { etag: "\"two\"", minds, ..Answer::new(&new) },
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        assert!(get(&file(&new), &server.base, folder.path()).unwrap().verified);
+        assert_whole(folder.path(), &new);
+        assert_eq!(server.heads().len(), if minds { 2 } else { 3 });
+    }
 }
 
 #[test]
 fn what_came_from_one_address_is_not_mixed_with_another() {
     let (one, two) = (content(0), content(5));
-    let bad = Server::start(move |_| Answer { cut: Some(100_000), ..Answer::new(&one) });
+    let bad = Server::start(move |n| Answer { cut: Some(if n == 0 { 100_000 } else { 0 }), ..Answer::new(&one) });
     let good = Server::start({
         let two = two.clone();
         move |_| Answer::new(&two)
     });
     let folder = tempfile::tempdir().unwrap();
-    get(&file(&two), &bad.base, folder.path()).unwrap_err();
+    let error = get(&file(&two), &bad.base, folder.path()).unwrap_err();
+    assert!(matches!(error, FetchError::GaveUp { received: 100_000, .. }), "{error}");
     assert!(get(&file(&two), &good.base, folder.path()).unwrap().verified);
     assert!(!good.heads()[0].contains("range:"), "{:?}", good.heads());
 }
@@ -387,9 +407,10 @@ fn a_server_that_falls_silent_is_left_and_asked_again() {
         move |n| Answer { stall: (n == 0).then_some(120_000), ..Answer::new(&content) }
     });
     let folder = tempfile::tempdir().unwrap();
+    let patience = Patience { silence: Duration::from_secs(1), ..PATIENCE };
     let began = Instant::now();
-    assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
-    assert!(began.elapsed() >= PATIENCE.silence && began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(fetch_with(&file(&content), Some(&server.base), folder.path(), &patience, &mut |_| ()).unwrap().verified);
+    assert!(began.elapsed() >= patience.silence && began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert!(server.heads()[1].contains("range: bytes=120000-"), "{:?}", server.heads());
 }
 
@@ -414,7 +435,7 @@ fn an_address_where_nobody_answers_or_nothing_is_secure_is_refused_at_once() {
 #[test]
 fn a_file_that_is_larger_than_it_can_be_is_refused_and_not_kept() {
     let wanted = content(0);
-    let larger = [&wanted[..], &[0]].concat();
+    let larger = [&wanted[..], &wanted].concat();
     let server = Server::start({
         let larger = larger.clone();
         move |_| Answer::new(&larger)
@@ -424,8 +445,31 @@ fn a_file_that_is_larger_than_it_can_be_is_refused_and_not_kept() {
     fs::write(mirror.path().join(NAME), &larger).unwrap();
     for base in [&server.base, mirror.path().to_str().unwrap()] {
         let error = get(&file(&wanted), base, folder.path()).unwrap_err();
-        assert!(matches!(error, FetchError::TooLarge { bytes: 300_001, limit: 300_000, .. }), "{error}");
+        assert!(matches!(error, FetchError::TooLarge { bytes: 600_000, limit: 300_000, .. }), "{error}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+    // One that does not say it beforehand.
+    let server = Server::start(move |_| Answer { sized: false, ..Answer::new(&larger) });
+    let error = get(&file(&wanted), &server.base, folder.path()).unwrap_err();
+    assert!(matches!(error, FetchError::TooLarge { bytes: 300_001..600_000, limit: 300_000, .. }), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_server_may_give_less_than_the_range_and_is_not_believed_if_it_gives_another() {
+    let content = content(0);
+    for (odd, begins) in [((80_000, 0), vec![100_000, 180_000, 260_000]), ((200_000, 10), vec![100_000])] {
+        let server = Server::start({
+            let content = content.clone();
+            move |n| Answer { cut: (n == 0).then_some(100_000), odd: Some(odd), ..Answer::new(&content) }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
+        assert_whole(folder.path(), &content);
+        let heads = server.heads();
+        let asked: Vec<_> =
+            heads.iter().filter_map(|head| Some(head.split_once("range: bytes=")?.1.split_once('-')?.0)).collect();
+        assert_eq!(asked, begins.iter().map(|begin| begin.to_string()).collect::<Vec<_>>());
     }
 }
 
@@ -456,8 +500,7 @@ fn a_process_that_is_killed_leaves_what_the_next_one_goes_on_with() {
     let content = content(0);
     if let Ok(job) = std::env::var("FETCH_AS_A_CHILD") {
         let (base, into) = job.split_once(' ').unwrap();
-        let patient = Patience { silence: Duration::from_secs(60), ..PATIENCE };
-        let _ = fetch_with(&file(&content), Some(base), Path::new(into), &patient, &mut |_| ());
+        let _ = fetch_with(&file(&content), Some(base), Path::new(into), &PATIENCE, &mut |_| ());
         return;
     }
     let server = Server::start({
@@ -495,6 +538,7 @@ fn a_part_that_was_complete_when_its_process_died_is_only_checked() {
     fs::write(folder.path().join(format!("{NAME}.part.from")), format!("{}/{NAME}\n\"one\"\n", server.base)).unwrap();
     assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
     assert_whole(folder.path(), &content);
+    assert_eq!(server.heads().len(), 1);
     assert!(server.heads()[0].contains("range: bytes=300000-"), "{:?}", server.heads());
 }
 
@@ -511,13 +555,13 @@ fn of_two_that_fetch_the_same_file_one_waits_and_finds_it_done() {
     let (started, first) = mpsc::channel();
     thread::scope(|scope| {
         let one = scope.spawn(|| {
-            fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE_OF_A_GATE, &mut |_| {
+            fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |_| {
                 let _ = started.send(());
             })
         });
         first.recv_timeout(Duration::from_secs(20)).unwrap();
         let two = scope.spawn(|| {
-            fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE_OF_A_GATE, &mut |p| {
+            fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |p| {
                 if p == Progress::Waiting {
                     open.send(()).unwrap();
                 }
@@ -528,5 +572,3 @@ fn of_two_that_fetch_the_same_file_one_waits_and_finds_it_done() {
     assert_whole(folder.path(), &content);
     assert_eq!(server.heads().len(), 1);
 }
-
-const PATIENCE_OF_A_GATE: Patience = Patience { silence: Duration::from_secs(30), ..PATIENCE };
