@@ -103,7 +103,7 @@ const HUGGING_FACE_LICENCE: &str = "MIT (the library); the weights are DeepMind'
 const TORCHVISION: &str = "https://docs.pytorch.org/vision/stable/models.html";
 const TORCHVISION_LICENCE: &str = "BSD-3-Clause (the library, which warns that weights may have terms of their training data)";
 const LPIPS: &str = "https://github.com/richzhang/PerceptualSimilarity";
-const LPIPS_WHEEL: &str = "the wheel lpips 0.1.4 on PyPI";
+const LPIPS_WHEEL: &str = "the wheel lpips 0.1.4 on PyPI; the same in a copy of the repository at the address's commit";
 
 const fn weights(name: &'static str, address: &'static str, hash: Hash, size: Size) -> File {
     File { role: Role::Weights, name, address: Address::At(address), hash, size }
@@ -268,7 +268,7 @@ pub const LPIPS_ALEX: Published = heads(
     "LPIPS 0.1, heads over AlexNet",
     &[weights(
         "lpips-0.1-alex.pth",
-        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/alex.pth",
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/alex.pth",
         Hash::Measured("df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", LPIPS_WHEEL),
         Size::Exactly(6009),
     )],
@@ -280,7 +280,7 @@ pub const LPIPS_VGG: Published = heads(
     "LPIPS 0.1, heads over VGG16",
     &[weights(
         "lpips-0.1-vgg.pth",
-        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/vgg.pth",
         Hash::Measured("a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", LPIPS_WHEEL),
         Size::Exactly(7289),
     )],
@@ -292,7 +292,7 @@ pub const LPIPS_SQUEEZE: Published = heads(
     "LPIPS 0.1, heads over SqueezeNet 1.1",
     &[weights(
         "lpips-0.1-squeeze.pth",
-        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/squeeze.pth",
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/squeeze.pth",
         Hash::Measured("4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76", LPIPS_WHEEL),
         Size::Exactly(10811),
     )],
