@@ -1,7 +1,8 @@
 //! The 1000 classes of ImageNet, and which COCO and PASCAL VOC category each belongs to.
 //!
-//! The table is `imagenet.csv`, made from WordNet 3.0 by `zoo/tools/make_categories.py`, which states the rule and the synsets of each
-//! category. WordNet 3.0 is copyright 2006 by Princeton University; <https://wordnet.princeton.edu/license-and-commercial-use>.
+//! The table is `imagenet.csv`, made from WordNet 3.0 by `zoo/tools/make_categories.py`, which states the rule and the synsets of
+//! each category. WordNet 3.0 is copyright 2006 by Princeton University;
+//! <https://wordnet.princeton.edu/license-and-commercial-use>.
 
 use std::sync::LazyLock;
 
@@ -10,7 +11,8 @@ use std::sync::LazyLock;
 pub struct ImageNetClass {
     /// The WordNet 3.0 synset: `n` and its offset. They ascend with the class's index.
     pub wnid: &'static str,
-    /// As in torchvision: the first lemma; where two synsets share it, one of them has a longer name. No two classes have the same.
+    /// As in torchvision: the first lemma; where two synsets share it, one of them has a longer name. No two classes have the
+    /// same.
     pub name: &'static str,
     /// The nearest of the [`COCO`] categories above the class in WordNet.
     pub coco: Option<&'static str>,
@@ -48,8 +50,8 @@ pub const COCO: [&str; 80] = [
 #[rustfmt::skip]
 const COCO_LABELS: [u8; 80] = [
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 27, 28, 31, 32, 33, 34, 35, 36, 37, 38,
-    39, 40, 41, 42, 43, 44, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 67, 70, 72, 73, 74, 75,
-    76, 77, 78, 79, 80, 81, 82, 84, 85, 86, 87, 88, 89, 90,
+    39, 40, 41, 42, 43, 44, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 67, 70, 72, 73, 74,
+    75, 76, 77, 78, 79, 80, 81, 82, 84, 85, 86, 87, 88, 89, 90,
 ];
 
 /// The COCO category of a detector's label (1 to 90), if the label is in use.
@@ -65,9 +67,9 @@ pub const PASCAL: [&str; 20] = [
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ];
 
-/// The 16 of them that are the paper's super-classes. The paper gives their number, its authors' code the rule: the name, taken as a
-/// noun in its first sense, has a class of ImageNet below it. Not so `cow` (the female), `diningtable` and `pottedplant` (no words)
-/// and `tvmonitor` (there "tv": the broadcasting).
+/// The 16 of them that are the paper's super-classes. The paper gives their number, its authors' code the rule: the name, taken
+/// as a noun in its first sense, has a class of ImageNet below it. Not so `cow` (the female), `diningtable` and `pottedplant` (no
+/// words) and `tvmonitor` (there "tv": the broadcasting).
 #[rustfmt::skip]
 pub const PAPER_PASCAL: [&str; 16] = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "dog", "horse", "motorbike", "person",

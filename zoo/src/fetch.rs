@@ -1,8 +1,9 @@
 //! Fetches a file of the register: from its publisher, a mirror or a folder, whole and right or not at all.
 //!
-//! What has come is in `NAME.part`, and in `NAME.part.from` where it comes from and which version of it that is; so a later attempt, or
-//! another process after a crash, goes on where the last one was (RFC 9110: `Range` with `If-Range`). The file gets its name only when
-//! its SHA-256 has been checked. `NAME.part` is locked meanwhile: a second process waits, and finds the file done or goes on with it.
+//! What has come is in `NAME.part`, and in `NAME.part.from` where it comes from and which version of it that is; so a later
+//! attempt, or another process after a crash, goes on where the last one was (RFC 9110: `Range` with `If-Range`). The file gets
+//! its name only when its SHA-256 has been checked. `NAME.part` is locked meanwhile: a second process waits, and finds the file
+//! done or goes on with it.
 
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -35,7 +36,8 @@ pub struct Fetched {
 pub enum Progress<'a> {
     /// Another process fetches the same file.
     Waiting,
-    /// So many bytes are there, of so many if the server says so. The number falls if the file has to be fetched from its beginning.
+    /// So many bytes are there, of so many if the server says so. The number falls if the file has to be fetched from its
+    /// beginning.
     Received {
         /// Bytes that are there.
         received: u64,

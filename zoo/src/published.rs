@@ -1,7 +1,7 @@
 //! The register of published networks: every file with its address, its size and the hash that is known of it.
 //!
-//! An address and a hash stand here only if a publisher states them or they were measured; [`Hash`] says which. Nothing here reads the
-//! network: [`crate::fetch`] does.
+//! An address and a hash stand here only if a publisher states them or they were measured, and its [`File`] says which. Nothing here
+//! reads the network: [`mod@crate::fetch`] does.
 
 /// One published network: the files that make it up.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,11 +4,11 @@
     pip install torchvision timm; apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet
     python3 zoo/tools/make_categories.py wordnet/usr/share/wordnet > zoo/src/imagenet.csv
 
-Sources: WordNet 3.0 (Debian's wordnet-base 3.0; an ImageNet wnid is a WordNet 3.0 noun offset), the order of the classes from timm's
+Sources: WordNet 3.0 (Debian's wordnet-base 3.0; an ImageNet wnid is a noun offset there), the order of the classes from timm's
 imagenet_synsets.txt, their names from torchvision's list, which are the first lemma, made distinct ("crane" and "crane bird").
 
-Rule: a class belongs to a category if its synset is one of the category's (below), or a hyponym of one over any path of hypernyms. Of
-several categories the nearest counts (fewest steps up); of equally near ones it would stop.
+Rule: a class belongs to a category if its synset is one of the category's (below), or a hyponym of one over any path of hypernyms.
+Of several categories the nearest counts (fewest steps up); of equally near ones it would stop.
 """
 
 import csv
@@ -137,7 +137,8 @@ def steps_up(offset, synsets):
 def nearest(offset, categories, synsets):
     """The category that the synset is in, or ""."""
     steps = steps_up(offset, synsets)
-    found = sorted((min(steps[s] for s in of if s in steps), name) for name, of in categories.items() if any(s in steps for s in of))
+    near = {name: min((steps[s] for s in of if s in steps), default=None) for name, of in categories.items()}
+    found = sorted((up, name) for name, up in near.items() if up is not None)
     if len(found) > 1 and found[0][0] == found[1][0]:
         sys.exit(f"{synsets[offset][0]}: equally near to {found}")
     return found[0][1] if found else ""
