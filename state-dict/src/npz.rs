@@ -82,9 +82,15 @@ fn parse_header(header: &[u8]) -> Result<View, String> {
         big if big.starts_with('>') => return Err(format!("the big-endian type {}; save it little-endian", shown(big))),
         other => return Err(format!("the type {}; save it as a float, an integer of 8 to 64 bits or bool", shown(other))),
     };
-    let shape = match shape.strip_suffix(',').unwrap_or(shape) {
+    let shape = match shape {
         "" => Vec::new(),
-        sizes => sizes.split(',').map(str::parse).collect::<Result<_, _>>().map_err(|_| unknown())?,
+        _ => shape
+            .strip_suffix(',')
+            .unwrap_or(shape)
+            .split(',')
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map_err(|_| unknown())?,
     };
     match order {
         "False" => Ok(View::whole(dtype, shape)),

@@ -129,7 +129,8 @@ fn arrays_are_read_from_npz_stored_or_deflated_and_from_column_major_ones() {
 fn half_precision_becomes_f32_exactly() {
     // Every finite half, from its definition: sign, exponent - 15, fraction of 1024.
     let finite: Vec<u16> = (0..=u16::MAX).filter(|bits| bits & 0x7c00 != 0x7c00).collect();
-    let array = Array { dtype: Dtype::F16, shape: vec![finite.len()], data: finite.iter().flat_map(|b| b.to_le_bytes()).collect() };
+    let array =
+        Array { dtype: Dtype::F16, shape: vec![finite.len()], data: finite.iter().flat_map(|b| b.to_le_bytes()).collect() };
     for (bits, got) in finite.iter().zip(array.floats().unwrap()) {
         let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023) / 1024.0);
         let magnitude = if exponent == 0 { fraction * 2f64.powi(-14) } else { (1.0 + fraction) * 2f64.powi(exponent - 15) };
