@@ -33,7 +33,7 @@ pub type StateDict = BTreeMap<String, Array>;
 /// What is read may be this many times as large as the file.
 pub const MAX_GROWTH: u64 = 16;
 /// [Bytes] What is read may always be as large as this.
-pub const SMALL: u64 = 1 << 20;
+pub const SMALL: u64 = 16 << 20;
 /// [Bytes] The largest file that is read, and the most that is made of one.
 pub const MAX_BYTES: u64 = 16 << 30;
 /// [Bytes] The longest name; torch's are a tenth of it.

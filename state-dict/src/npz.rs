@@ -78,7 +78,7 @@ fn parse_header(header: &[u8]) -> Result<View, String> {
         "|i1" => Dtype::I8,
         "|u1" => Dtype::U8,
         "|b1" => Dtype::Bool,
-        "|O" => return Err("an array of Python objects, which is a pickle; save numbers".into()),
+        objects if objects.starts_with("|O") => return Err("an array of Python objects, which is a pickle; save numbers".into()),
         big if big.starts_with('>') => return Err(format!("the big-endian type {}; save it little-endian", shown(big))),
         other => return Err(format!("the type {}; save it as a float, an integer of 8 to 64 bits or bool", shown(other))),
     };
