@@ -29,11 +29,13 @@ wrappers = {
     "image": {"worker", "coordinator", "trainer"},
     "openh264": {"worker"},
     "rustfft": {"projector"},
+    "zip": {"state-dict"},
     "zstd": {"projector"},
 }
 # Crate: our crates that it may use.
 graph = {
     "proto": set(),
+    "state-dict": set(),
     "store": set(),
     "telemetry": set(),
     "zoo": set(),
