@@ -1,7 +1,10 @@
 //! Networks, one file each. Parameter paths are those of the public checkpoints.
 
 pub mod biggan_deep;
+pub mod detection;
 pub mod lpips;
+pub mod mask_rcnn;
+pub mod resnet;
 
 use std::collections::HashMap;
 
@@ -39,6 +42,15 @@ pub(crate) fn channels_last(weight: &Tensor) -> Tensor {
     weight.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
+/// The mean and deviation of ImageNet's photographs that torchvision's networks were trained with, for images in [0, 1].
+const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+
+/// Mean and deviation `[1, 3, 1, 1]` that do to images in [-1, 1] what ImageNet's do to images in [0, 1].
+pub(crate) fn imagenet() -> (Tensor, Tensor) {
+    let channels = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]);
+    (channels(IMAGENET.0) * 2.0 - 1.0, channels(IMAGENET.1) * 2.0)
+}
+
 /// Tensors by name, taken out one by one, so that what is left over can be named.
 pub struct Weights(HashMap<String, Tensor>);
 
@@ -69,6 +81,17 @@ impl Weights {
             return Err(LoadError::Shape { name: name.to_owned(), found: shape, expected: vec![-1; dims] });
         }
         self.take(name, &shape)
+    }
+
+    /// Removes and returns the tensor that has one of these names: publishers renamed some. The first is the one named if none is there.
+    pub fn take_either(&mut self, names: &[String], shape: &[i64]) -> Result<Tensor, LoadError> {
+        let name = names.iter().find(|name| self.0.contains_key(*name)).unwrap_or(&names[0]);
+        self.take(name, shape)
+    }
+
+    /// Removes a tensor that may be there and says nothing.
+    pub fn discard(&mut self, name: &str) {
+        self.0.remove(name);
     }
 
     /// Fails if tensors are left.
