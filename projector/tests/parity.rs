@@ -1,7 +1,6 @@
 //! The networks against numbers made by the reference code (`golden/make_nn.py`).
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use projector::nn::biggan_deep::{self, BigganDeep};
 use projector::nn::lpips::{self, Lpips};
@@ -10,15 +9,11 @@ use projector::{Generator, loss::LossTarget};
 use proto::{L1Scale, MaskMode};
 use tch::{Kind, Tensor};
 
+use golden::{assert_close, golden};
+
+mod golden;
 #[path = "golden/weights.rs"]
 mod weights;
-
-fn golden(name: &str) -> (Vec<(String, Tensor)>, HashMap<String, Tensor>) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.safetensors"));
-    let tensors = Tensor::read_safetensors(path).expect("golden");
-    let (tests, weights): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(n, _)| n.starts_with("test."));
-    (weights, tests.into_iter().map(|(n, t)| (n["test.".len()..].to_owned(), t)).collect())
-}
 
 fn config() -> biggan_deep::Config {
     serde_json::from_str(include_str!("golden/biggan_deep.config.json")).expect("config")
@@ -30,18 +25,6 @@ fn biggan(truncation: f64) -> (BigganDeep, HashMap<String, Tensor>) {
     let generator = BigganDeep::load(&config(), &mut weights, truncation).expect("loads");
     weights.finish().expect("every tensor is used");
     (generator, tests)
-}
-
-/// Largest difference over the largest value.
-fn relative(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.size(), b.size());
-    ((a - b).abs().max() / b.abs().max()).double_value(&[])
-}
-
-fn assert_close(name: &str, a: &Tensor, b: &Tensor) {
-    let error = relative(a, b);
-    println!("{name}: {error:.1e}");
-    assert!(error <= 1e-4, "{name} differs by {error:.1e}");
 }
 
 #[test]
@@ -95,6 +78,19 @@ fn a_checkpoint_with_a_missing_spare_misshapen_or_infinite_tensor_is_refused_by_
 }
 
 #[test]
+fn a_folded_biggan_deep_gives_the_same_images_and_is_as_strict() {
+    let (generator, tests) = biggan(0.43);
+    let folded = generator.folded();
+    let mut weights = Weights::new(folded.iter().map(|(n, t)| (n.clone(), t.contiguous())));
+    let again = BigganDeep::load_folded(&config(), &mut weights).expect("loads");
+    weights.finish().expect("every tensor is used");
+    let (z, c) = (&tests["z"], &tests["c"]);
+    assert!(again.generate(z, c) == generator.generate(z, c), "other images");
+    assert!(again.embed(3) == generator.embed(3), "other classes");
+    golden::assert_strict(&folded, &|weights| BigganDeep::load_folded(&config(), weights).map(drop));
+}
+
+#[test]
 fn a_configuration_that_contradicts_itself_is_refused() {
     for (change, part) in [
         ((|c| c.output_dim = 64) as fn(&mut biggan_deep::Config), "3 up-samplings make images of 32, not 64"),
@@ -108,11 +104,26 @@ fn a_configuration_that_contradicts_itself_is_refused() {
     }
 }
 
-fn lpips_alex() -> (Lpips, HashMap<String, Tensor>) {
-    let (heads, tests) = golden("lpips_alex");
-    let trunk = weights::alexnet().into_iter().map(|(n, shape, v)| (n.to_owned(), Tensor::from_slice(&v).view(shape)));
-    let mut weights = Weights::new(heads.into_iter().chain(trunk));
-    let lpips = Lpips::load(&lpips::Config::alex(), &mut weights).expect("loads");
+const PERCEPTUAL: [&str; 3] = ["alex", "vgg16", "squeeze"];
+
+/// With the published heads, and trunks that are not stored.
+fn lpips_tensors(name: &str) -> (Vec<(String, Tensor)>, HashMap<String, Tensor>) {
+    let (mut tensors, mut tests) = golden(&format!("lpips_{name}"));
+    let alexnet =
+        || weights::alexnet().into_iter().map(|(n, shape, v)| (n.to_owned(), Tensor::from_slice(&v).view(shape))).collect();
+    tensors.extend(if name == "alex" { alexnet() } else { weights::seeded(name) });
+    let size = tests["map"].size();
+    // All three compare the images of the first.
+    for (image, pixels) in golden("lpips_alex").1.into_iter().filter(|(n, _)| n == "x" || n == "y") {
+        tests.insert(image, pixels.narrow(2, 0, size[2]).narrow(3, 0, size[3]));
+    }
+    (tensors, tests)
+}
+
+fn lpips(name: &str) -> (Lpips, HashMap<String, Tensor>) {
+    let (tensors, tests) = lpips_tensors(name);
+    let mut weights = Weights::new(tensors);
+    let lpips = Lpips::load(&lpips::Config::named(name).expect("is known"), &mut weights).expect("loads");
     weights.finish().expect("every tensor is used");
     (lpips, tests)
 }
@@ -123,31 +134,41 @@ fn loss(mask: MaskMode) -> proto::Loss {
 
 #[test]
 fn lpips_gives_the_distances_and_gradients_of_the_reference() {
-    let (lpips, tests) = lpips_alex();
-    let (x, y) = (&tests["x"], &tests["y"]);
-    assert_close("map", &lpips.map(x, y), &tests["map"]);
+    for name in PERCEPTUAL {
+        let (lpips, tests) = lpips(name);
+        let (x, y) = (&tests["x"], &tests["y"]);
+        assert_close(&format!("{name}: map"), &lpips.map(x, y), &tests["map"]);
 
-    // With equal weights everywhere the masked distance is the mean of the map.
-    let ones = Tensor::ones([1, 1, x.size()[2], x.size()[3]], (Kind::Float, tch::Device::Cpu));
-    let target = LossTarget::new(&lpips, &loss(MaskMode::UpsampleFeatures), y, &ones.expand([y.size()[0], -1, -1, -1], false));
-    let mean = tests["map"].mean_dim(&[1i64, 2, 3][..], false, Kind::Float);
-    assert_close("mean of the map", &target.terms(&lpips, x).1, &mean);
+        // With equal weights everywhere the masked distance is the mean of the map.
+        let ones = Tensor::ones([1, 1, x.size()[2], x.size()[3]], (Kind::Float, tch::Device::Cpu));
+        let ones = ones.expand([y.size()[0], -1, -1, -1], false);
+        let target = LossTarget::new(&lpips, &loss(MaskMode::UpsampleFeatures), y, &ones);
+        let mean = tests["map"].mean_dim(&[1i64, 2, 3][..], false, Kind::Float);
+        assert_close(&format!("{name}: mean of the map"), &target.terms(&lpips, x).1, &mean);
 
-    // The down-sampled mask of ones gives LPIPS without `spatial`.
-    let target = LossTarget::new(&lpips, &loss(MaskMode::DownsampleMask), y, &ones.expand([y.size()[0], -1, -1, -1], false));
-    let x = x.detach().set_requires_grad(true);
-    let distance = target.terms(&lpips, &x).1;
-    assert_close("distance", &distance.detach(), &tests["distance"].flatten(0, -1));
-    let gradients = Tensor::run_backward(&[distance.sum(Kind::Float)], &[&x], false, false);
-    assert!(gradients[0].isfinite().all().int64_value(&[]) == 1, "a flat region makes the gradient infinite");
-    if let Some(expected) = tests.get("grad_x") {
-        assert_close("gradient", &gradients[0], expected);
+        // The down-sampled mask of ones gives LPIPS without `spatial`.
+        let target = LossTarget::new(&lpips, &loss(MaskMode::DownsampleMask), y, &ones);
+        let x = x.detach().set_requires_grad(true);
+        let distance = target.terms(&lpips, &x).1;
+        assert_close(&format!("{name}: distance"), &distance.detach(), &tests["distance"].flatten(0, -1));
+        let gradients = Tensor::run_backward(&[distance.sum(Kind::Float)], &[&x], false, false);
+        assert!(gradients[0].isfinite().all().int64_value(&[]) == 1, "a flat region makes the gradient infinite");
+        assert_close(&format!("{name}: gradient"), &gradients[0], &tests["grad_x"]);
+    }
+}
+
+#[test]
+fn a_perceptual_network_with_a_missing_spare_or_misshapen_tensor_is_refused_by_name() {
+    for name in PERCEPTUAL {
+        let config = lpips::Config::named(name).expect("is known");
+        let (tensors, _) = lpips_tensors(name);
+        golden::assert_strict(&tensors, &|weights| Lpips::load(&config, weights).map(drop));
     }
 }
 
 #[test]
 fn the_adjoint_on_the_weights_gives_the_masked_mean_of_the_up_sampled_map() {
-    let (lpips, tests) = lpips_alex();
+    let (lpips, tests) = lpips("alex");
     let (x, y) = (&tests["x"], &tests["y"]);
     let size = x.size();
     let mask = Tensor::full([size[0], 1, size[2], size[3]], 0.3, (Kind::Float, tch::Device::Cpu));

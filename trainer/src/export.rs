@@ -147,7 +147,7 @@ fn perceptual_config() -> lpips::Config {
         layers.push(lpips::Layer::Conv { index, channels, kernel: 3, stride: 1, padding: 1, tap: true });
         index += 2;
         if pool {
-            layers.push(lpips::Layer::MaxPool { kernel: 2, stride: 2 });
+            layers.push(lpips::Layer::MaxPool { kernel: 2, stride: 2, ceil: false });
             index += 1;
         }
     }

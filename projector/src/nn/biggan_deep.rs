@@ -81,9 +81,25 @@ impl Config {
 }
 
 /// `a x + b` with per-sample a and b: a slice of the product of all conditional normalisations.
-struct Norm {
+#[derive(Clone, Copy)]
+pub(super) struct Norm {
     start: i64,
     channels: i64,
+}
+
+impl Norm {
+    /// The next `channels` of the product.
+    pub(super) fn next(total: &mut i64, channels: i64) -> Norm {
+        let norm = Norm { start: *total, channels };
+        *total += channels;
+        norm
+    }
+
+    /// `a x + b`, of the product `norms` `[n, 2 * total, 1, 1]`.
+    pub(super) fn forward(&self, x: &Tensor, norms: &Tensor, total: i64) -> Tensor {
+        let a = norms.narrow(1, self.start, self.channels);
+        norms.narrow(1, total + self.start, self.channels).addcmul(x, &a)
+    }
 }
 
 struct Block {
@@ -93,7 +109,8 @@ struct Block {
     convs: [(Tensor, Tensor); 4],
 }
 
-struct Attention {
+/// Weights theta, phi, g and o of the 1x1 convolutions.
+pub(super) struct Attention {
     theta: Tensor,
     phi: Tensor,
     g: Tensor,
@@ -122,48 +139,64 @@ pub struct BigganDeep {
 }
 
 impl BigganDeep {
-    /// Builds the network from a checkpoint, with the statistics of `truncation` in (0, 1].
+    /// Builds the network from a public checkpoint, with the statistics of `truncation` in (0, 1].
     ///
     /// Fails on a missing, spare or misshapen tensor and on values that are not finite.
     pub fn load(config: &Config, weights: &mut Weights, truncation: f64) -> Result<BigganDeep, LoadError> {
         config.check()?;
+        BigganDeep::load_folded(config, &mut Weights::new(fold(config, weights, truncation)?))
+    }
+
+    /// Builds the network from what [`BigganDeep::folded`] gave.
+    ///
+    /// Fails on a missing, spare or misshapen tensor and on values that are not finite.
+    pub fn load_folded(config: &Config, weights: &mut Weights) -> Result<BigganDeep, LoadError> {
+        config.check()?;
         let _no_grad = tch::no_grad_guard();
         let ch = config.channel_width;
         let cond = config.z_dim + config.class_embed_dim;
-        let embeddings = weights.take("embeddings.weight", &[config.class_embed_dim, config.num_classes])?.tr().contiguous();
-        let gen_z_name = "generator.gen_z";
-        let width = 16 * 16 * ch;
-        let gen_z = (weights.take_spectral(gen_z_name, &[width, cond])?, weights.take(&format!("{gen_z_name}.bias"), &[width])?);
-
-        let statistics = Statistics { truncation, n: config.n_stats, eps: config.eps };
-        let mut folding = NormFolding { statistics, cond, total: 0, a: vec![], b: vec![], bias_a: vec![], bias_b: vec![] };
-        let mut layers = Vec::new();
+        let embeddings = weights.take("embeddings", &[config.num_classes, config.class_embed_dim])?;
+        let gen_z = weights.take_pair("gen_z", &[16 * 16 * ch, cond])?;
+        let (mut layers, mut total) = (Vec::new(), 0);
         for (i, &(up, input, output)) in config.layers.iter().enumerate() {
             if i == config.attention_layer_position {
-                let name = format!("generator.layers.{}", layers.len());
-                layers.push(Layer::Attention(load_attention(weights, &name, ch * input)?));
+                let name = format!("layers.{}.snconv1x1_", layers.len());
+                layers.push(Layer::Attention(Attention::load(weights, ATTENTION.map(|p| format!("{name}{p}")), ch * input)?));
             }
-            let name = format!("generator.layers.{}", layers.len());
-            layers.push(Layer::Block(load_block(weights, &mut folding, &name, (ch * input, ch * output), up)?));
+            let name = format!("layers.{}", layers.len());
+            let (shapes, halve) = (conv_shapes(ch * input, ch * output), input != output);
+            let norms = shapes.map(|[_, channels, ..]| Norm::next(&mut total, channels));
+            let mut convs = Vec::new();
+            for (j, shape) in shapes.iter().enumerate() {
+                let (weight, bias) = weights.take_pair(&format!("{name}.conv_{j}"), shape)?;
+                convs.push((channels_last(&weight), bias));
+            }
+            layers.push(Layer::Block(Block { up, halve, norms, convs: convs.try_into().expect("exactly four were pushed") }));
         }
-
-        let (mean, variance) = folding.statistics.take(weights, "generator.bn", ch)?;
-        let scale = weights.take("generator.bn.weight", &[ch])? / (variance + config.eps).sqrt();
-        let offset = weights.take("generator.bn.bias", &[ch])? - mean * &scale;
-        let bn = (scale.view([1, -1, 1, 1]), offset.view([1, -1, 1, 1]));
-
-        let to_rgb = channels_last(&weights.take_spectral("generator.conv_to_rgb", &[ch, ch, 3, 3])?.narrow(0, 0, 3));
-        let to_rgb_bias = weights.take("generator.conv_to_rgb.bias", &[ch])?.narrow(0, 0, 3).contiguous();
+        let norms = weights.take_pair("norms", &[2 * total, cond])?;
+        let bn = weights.take_pair("bn", &[ch])?;
+        let to_rgb = weights.take_pair("conv_to_rgb", &[3, ch, 3, 3])?;
         Ok(BigganDeep {
             config: config.clone(),
             embeddings,
             gen_z,
-            total: folding.total,
-            norms: folding.finish(),
+            norms,
+            total,
             layers,
-            bn,
-            to_rgb: (to_rgb, to_rgb_bias),
+            bn: (bn.0.view([1, -1, 1, 1]), bn.1.view([1, -1, 1, 1])),
+            to_rgb: (channels_last(&to_rgb.0), to_rgb.1),
         })
+    }
+
+    /// The folded tensors by name, for [`BigganDeep::load_folded`]: those of `weights`, `embeddings` `[classes, embed]`,
+    /// `norms.{weight,bias}` `[2 * channels, z + embed]` and `[2 * channels]` (of all conditional normalisations in their order, all a,
+    /// then all b, `x -> a x + b`) and `bn.{weight,bias}` `[ch]` of the last normalisation. Handles, not copies.
+    pub fn folded(&self) -> Vec<(String, Tensor)> {
+        let mut tensors = self.weights();
+        tensors.push(("embeddings".into(), self.embeddings.shallow_clone()));
+        tensors.extend(named("norms", &self.norms));
+        tensors.extend(named("bn", &(self.bn.0.flatten(0, -1), self.bn.1.flatten(0, -1))));
+        tensors
     }
 
     /// The configuration that it was built from.
@@ -174,9 +207,7 @@ impl BigganDeep {
     fn block(&self, block: &Block, x: &Tensor, norms: &Tensor) -> Tensor {
         let mut h = x.shallow_clone();
         for (j, (norm, (weight, bias))) in block.norms.iter().zip(&block.convs).enumerate() {
-            let a = norms.narrow(1, norm.start, norm.channels);
-            let b = norms.narrow(1, self.total + norm.start, norm.channels);
-            h = b.addcmul(&h, &a).relu_();
+            h = norm.forward(&h, norms, self.total).relu_();
             if j == 1 && block.up {
                 h = upsample(&h);
             }
@@ -230,19 +261,14 @@ impl Generator for BigganDeep {
     }
 
     fn weights(&self) -> Vec<(String, Tensor)> {
-        let pair = |name: &str, (w, b): &(Tensor, Tensor)| {
-            vec![(format!("{name}.weight"), w.shallow_clone()), (format!("{name}.bias"), b.shallow_clone())]
-        };
         let layers = self.layers.iter().enumerate().flat_map(|(i, layer)| match layer {
             Layer::Block(block) => {
                 let convs = block.convs.iter().enumerate();
-                convs.flat_map(|(j, conv)| pair(&format!("layers.{i}.conv_{j}"), conv)).collect::<Vec<_>>()
+                convs.flat_map(|(j, conv)| named(&format!("layers.{i}.conv_{j}"), conv)).collect::<Vec<_>>()
             }
-            Layer::Attention(a) => [("theta", &a.theta), ("phi", &a.phi), ("g", &a.g), ("o_conv", &a.o)]
-                .map(|(part, w)| (format!("layers.{i}.snconv1x1_{part}.weight"), w.shallow_clone()))
-                .into(),
+            Layer::Attention(a) => a.weights(ATTENTION.map(|part| format!("layers.{i}.snconv1x1_{part}"))),
         });
-        let (first, last) = (pair("gen_z", &self.gen_z), pair("conv_to_rgb", &self.to_rgb));
+        let (first, last) = (named("gen_z", &self.gen_z), named("conv_to_rgb", &self.to_rgb));
         first.into_iter().chain(layers).chain(last).collect()
     }
 
@@ -256,12 +282,10 @@ impl Generator for BigganDeep {
                 Layer::Block(b) => Layer::Block(Block {
                     up: b.up,
                     halve: b.halve,
-                    norms: std::array::from_fn(|j| Norm { start: b.norms[j].start, channels: b.norms[j].channels }),
+                    norms: b.norms,
                     convs: std::array::from_fn(|j| pair(&b.convs[j])),
                 }),
-                Layer::Attention(a) => {
-                    Layer::Attention(Attention { theta: copy(&a.theta), phi: copy(&a.phi), g: copy(&a.g), o: copy(&a.o) })
-                }
+                Layer::Attention(a) => Layer::Attention(a.map(copy)),
             })
             .collect();
         Box::new(BigganDeep {
@@ -278,8 +302,31 @@ impl Generator for BigganDeep {
 }
 
 impl Attention {
+    /// Shapes of theta, phi, g and o.
+    pub(super) fn shapes(channels: i64) -> [[i64; 4]; 4] {
+        [[channels / 8, channels], [channels / 8, channels], [channels / 2, channels], [channels, channels / 2]]
+            .map(|[output, input]| [output, input, 1, 1])
+    }
+
+    /// The tensors `{name}.weight`, folded.
+    pub(super) fn load(weights: &mut Weights, names: [String; 4], channels: i64) -> Result<Attention, LoadError> {
+        let mut parts =
+            names.iter().zip(Attention::shapes(channels)).map(|(n, shape)| weights.take(&format!("{n}.weight"), &shape));
+        let mut next = || parts.next().expect("four names");
+        Ok(Attention { theta: next()?, phi: next()?, g: next()?, o: next()? })
+    }
+
+    pub(super) fn weights(&self, names: [String; 4]) -> Vec<(String, Tensor)> {
+        let parts = [&self.theta, &self.phi, &self.g, &self.o];
+        names.into_iter().zip(parts).map(|(name, w)| (format!("{name}.weight"), w.shallow_clone())).collect()
+    }
+
+    pub(super) fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Attention {
+        Attention { theta: f(&self.theta), phi: f(&self.phi), g: f(&self.g), o: f(&self.o) }
+    }
+
     /// Self-attention (Zhang et al. 2019) without the 1/sqrt(d); gamma is folded into `o`.
-    fn forward(&self, x: &Tensor) -> Tensor {
+    pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let (n, _, h, w) = x.size4().expect("images are four-dimensional");
         let conv = |x: &Tensor, weight: &Tensor| x.conv2d::<Tensor>(weight, None, [1, 1], [0, 0], [1, 1], 1);
         let theta = conv(x, &self.theta).reshape([n, -1, h * w]);
@@ -291,45 +338,85 @@ impl Attention {
     }
 }
 
-fn upsample(x: &Tensor) -> Tensor {
+/// Nearest neighbour, twice the size.
+pub(super) fn upsample(x: &Tensor) -> Tensor {
     let size = x.size();
     x.upsample_nearest2d([size[2] * 2, size[3] * 2], None, None)
 }
 
-fn load_attention(weights: &mut Weights, name: &str, channels: i64) -> Result<Attention, LoadError> {
-    let mut take = |part: &str, o: i64, i: i64| weights.take_spectral(&format!("{name}.snconv1x1_{part}"), &[o, i, 1, 1]);
-    let (theta, phi) = (take("theta", channels / 8, channels)?, take("phi", channels / 8, channels)?);
-    let (g, o) = (take("g", channels / 2, channels)?, take("o_conv", channels, channels / 2)?);
-    let gamma = weights.take(&format!("{name}.gamma"), &[1])?;
-    Ok(Attention { theta, phi, g, o: o * gamma })
+/// `{name}.weight` and `{name}.bias`.
+pub(super) fn named(name: &str, (weight, bias): &(Tensor, Tensor)) -> [(String, Tensor); 2] {
+    [(format!("{name}.weight"), weight.shallow_clone()), (format!("{name}.bias"), bias.shallow_clone())]
 }
 
-fn load_block(
-    weights: &mut Weights,
-    folding: &mut NormFolding,
-    name: &str,
-    (input, output): (i64, i64),
-    up: bool,
-) -> Result<Block, LoadError> {
+const ATTENTION: [&str; 4] = ["theta", "phi", "g", "o_conv"];
+
+fn conv_shapes(input: i64, output: i64) -> [[i64; 4]; 4] {
     let mid = input / 4;
-    let mut norms = Vec::new();
-    for (j, channels) in [input, mid, mid, mid].into_iter().enumerate() {
-        norms.push(folding.add(weights, &format!("{name}.bn_{j}"), channels)?);
+    [[mid, input, 1, 1], [mid, mid, 3, 3], [mid, mid, 3, 3], [output, mid, 1, 1]]
+}
+
+/// The tensors of `BigganDeep::folded` from those of the public checkpoint.
+fn fold(config: &Config, weights: &mut Weights, truncation: f64) -> Result<Vec<(String, Tensor)>, LoadError> {
+    let _no_grad = tch::no_grad_guard();
+    let ch = config.channel_width;
+    let cond = config.z_dim + config.class_embed_dim;
+    let statistics = Statistics { truncation, n: config.n_stats };
+    let mut norms = NormFolding::default();
+    let mut folded = Vec::new();
+    let embeddings = weights.take("embeddings.weight", &[config.class_embed_dim, config.num_classes])?;
+    folded.push(("embeddings".to_owned(), embeddings.tr().contiguous()));
+    let convolution = |weights: &mut Weights, name: String, shape: &[i64]| -> Result<_, LoadError> {
+        let public = format!("generator.{name}");
+        Ok((weights.take_spectral(&public, shape)?, weights.take(&format!("{public}.bias"), &shape[..1])?))
+    };
+    let gen_z = convolution(weights, "gen_z".into(), &[16 * 16 * ch, cond])?;
+    folded.extend(named("gen_z", &gen_z));
+
+    let mut index = 0;
+    for (i, &(_, input, output)) in config.layers.iter().enumerate() {
+        if i == config.attention_layer_position {
+            let gamma = weights.take(&format!("generator.layers.{index}.gamma"), &[1])?;
+            for (part, shape) in ATTENTION.into_iter().zip(Attention::shapes(ch * input)) {
+                let name = format!("layers.{index}.snconv1x1_{part}");
+                let weight = weights.take_spectral(&format!("generator.{name}"), &shape)?;
+                folded.push((format!("{name}.weight"), if part == "o_conv" { weight * &gamma } else { weight }));
+            }
+            index += 1;
+        }
+        for (j, shape) in conv_shapes(ch * input, ch * output).iter().enumerate() {
+            let (bn, channels) = (format!("generator.layers.{index}.bn_{j}"), shape[1]);
+            let moments = statistics.take(weights, &bn, channels)?;
+            let scale = weights.take_spectral(&format!("{bn}.scale"), &[channels, cond])?;
+            let offset = weights.take_spectral(&format!("{bn}.offset"), &[channels, cond])?;
+            norms.add(moments, config.eps, scale, offset);
+            let name = format!("layers.{index}.conv_{j}");
+            folded.extend(named(&name, &convolution(weights, name.clone(), shape)?));
+        }
+        index += 1;
     }
-    let mut convs = Vec::new();
-    for (j, [o, i, k]) in [[mid, input, 1], [mid, mid, 3], [mid, mid, 3], [output, mid, 1]].into_iter().enumerate() {
-        let name = format!("{name}.conv_{j}");
-        convs.push((channels_last(&weights.take_spectral(&name, &[o, i, k, k])?), weights.take(&format!("{name}.bias"), &[o])?));
-    }
-    let four = "exactly four were pushed";
-    Ok(Block { up, halve: input != output, norms: norms.try_into().ok().expect(four), convs: convs.try_into().expect(four) })
+    folded.extend(named("norms", &norms.finish()));
+
+    let moments = statistics.take(weights, "generator.bn", ch)?;
+    let (scale, offset) = (weights.take("generator.bn.weight", &[ch])?, weights.take("generator.bn.bias", &[ch])?);
+    folded.extend(named("bn", &fold_norm(moments, config.eps, scale, offset)));
+    // Upstream computes all output channels and drops all but three.
+    let (weight, bias) = convolution(weights, "conv_to_rgb".into(), &[ch, ch, 3, 3])?;
+    folded.extend(named("conv_to_rgb", &(weight.narrow(0, 0, 3), bias.narrow(0, 0, 3).contiguous())));
+    Ok(folded)
+}
+
+/// `(x - m) / sqrt(v + eps) scale + offset` as one scale and one offset.
+pub(super) fn fold_norm((mean, variance): (Tensor, Tensor), eps: f64, scale: Tensor, offset: Tensor) -> (Tensor, Tensor) {
+    let scale = scale / (variance + eps).sqrt();
+    let offset = offset - mean * &scale;
+    (scale, offset)
 }
 
 /// Which row of the statistics is used.
 struct Statistics {
     truncation: f64,
     n: i64,
-    eps: f64,
 }
 
 impl Statistics {
@@ -355,10 +442,8 @@ impl Statistics {
 ///
 /// `(x - m) r (1 + S cond) + O cond = a x + b`, r = 1/sqrt(v + eps):
 /// `a = r + (r S) cond`, `b = -m r + (O - m r S) cond`.
-struct NormFolding {
-    statistics: Statistics,
-    cond: i64,
-    total: i64,
+#[derive(Default)]
+pub(super) struct NormFolding {
     a: Vec<Tensor>,
     b: Vec<Tensor>,
     bias_a: Vec<Tensor>,
@@ -366,22 +451,18 @@ struct NormFolding {
 }
 
 impl NormFolding {
-    fn add(&mut self, weights: &mut Weights, name: &str, channels: i64) -> Result<Norm, LoadError> {
-        let (mean, variance) = self.statistics.take(weights, name, channels)?;
-        let scale = weights.take_spectral(&format!("{name}.scale"), &[channels, self.cond])?;
-        let offset = weights.take_spectral(&format!("{name}.offset"), &[channels, self.cond])?;
-        let r = (variance + self.statistics.eps).rsqrt();
+    /// Appends one: mean and variance `[channels]`, scale S and offset O `[channels, cond]`.
+    pub(super) fn add(&mut self, (mean, variance): (Tensor, Tensor), eps: f64, scale: Tensor, offset: Tensor) {
+        let r = (variance + eps).rsqrt();
         let a = scale * r.unsqueeze(1);
         self.b.push(offset - mean.unsqueeze(1) * &a);
         self.a.push(a);
         self.bias_b.push(-mean * &r);
         self.bias_a.push(r);
-        let norm = Norm { start: self.total, channels };
-        self.total += channels;
-        Ok(norm)
     }
 
-    fn finish(mut self) -> (Tensor, Tensor) {
+    /// `[2 * total, cond]` and `[2 * total]`: all a, then all b.
+    pub(super) fn finish(mut self) -> (Tensor, Tensor) {
         self.a.append(&mut self.b);
         self.bias_a.append(&mut self.bias_b);
         (Tensor::cat(&self.a, 0), Tensor::cat(&self.bias_a, 0))

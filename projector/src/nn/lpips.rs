@@ -1,7 +1,8 @@
 //! LPIPS (Zhang et al. 2018, version 0.1): distances between feature maps of a convolutional network.
 //!
-//! The network is a plain stack of convolution, ReLU and max-pooling, in torchvision's naming (`features.{i}`), with heads
-//! `lin{k}.model.1.weight`. AlexNet and VGG16 are such stacks; so is the small classifier of the bundled model.
+//! The network is a stack of convolution, ReLU and max-pooling, in torchvision's naming (`features.{i}`), with heads
+//! `lin{k}.model.1.weight`. AlexNet and VGG16 are such stacks; so is the small classifier of the bundled model, and SqueezeNet with
+//! its Fire modules.
 //!
 //! Two properties of the search are used: target features are computed once, and since the weight map of a target is fixed, the
 //! up-sampling of the distance maps is replaced by its adjoint on the weights, `<w, up(d)> = <up^T(w), d>`: the same number
@@ -56,6 +57,20 @@ pub enum Layer {
         kernel: i64,
         /// Stride.
         stride: i64,
+        /// Whether an incomplete window at the end counts.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ceil: bool,
+    },
+    /// SqueezeNet's Fire module (Iandola et al. 2016): a 1x1 convolution, then 1x1 and 3x3 side by side, each with ReLU.
+    Fire {
+        /// Index in `features.{index}.{squeeze,expand1x1,expand3x3}`.
+        index: usize,
+        /// Channels between.
+        squeeze: i64,
+        /// Output channels, half of them from each side.
+        channels: i64,
+        /// Whether the output is compared.
+        tap: bool,
     },
 }
 
@@ -68,8 +83,12 @@ impl Config {
         for layer in &self.layers {
             let (sizes, padding) = match *layer {
                 Layer::Conv { channels, kernel, stride, padding, .. } => ([channels, kernel, stride], padding),
-                Layer::MaxPool { kernel, stride } => ([1, kernel, stride], 0),
+                Layer::MaxPool { kernel, stride, .. } => ([1, kernel, stride], 0),
+                Layer::Fire { squeeze, channels, .. } => ([squeeze, channels, channels / 2], 0),
             };
+            if matches!(layer, Layer::Fire { channels, .. } if channels % 2 != 0) {
+                return fail(format!("a Fire module has two halves, so an even number of channels: {layer:?}"));
+            }
             if !sizes.iter().all(|n| (1..=LARGEST).contains(n)) || !(0..=LARGEST).contains(&padding) {
                 return fail(format!("a layer of the perceptual network has a size that is not in 1 to {LARGEST}: {layer:?}"));
             }
@@ -77,29 +96,76 @@ impl Config {
         Ok(())
     }
 
+    /// LPIPS' own configurations: `alex`, `vgg16` or `squeeze`.
+    pub fn named(name: &str) -> Option<Config> {
+        match name {
+            "alex" => Some(Config::alex()),
+            "vgg16" => Some(Config::vgg16()),
+            "squeeze" => Some(Config::squeeze()),
+            _ => None,
+        }
+    }
+
     /// torchvision's AlexNet under LPIPS' input scaling.
     pub fn alex() -> Config {
         let conv = |index, channels, kernel, stride, padding| Layer::Conv { index, channels, kernel, stride, padding, tap: true };
-        let pool = Layer::MaxPool { kernel: 3, stride: 2 };
-        Config {
-            shift: [-0.030, -0.088, -0.188],
-            scale: [0.458, 0.448, 0.450],
-            layers: vec![
-                conv(0, 64, 11, 4, 2),
-                pool.clone(),
-                conv(3, 192, 5, 1, 2),
-                pool,
-                conv(6, 384, 3, 1, 1),
-                conv(8, 256, 3, 1, 1),
-                conv(10, 256, 3, 1, 1),
-            ],
+        let pool = Layer::MaxPool { kernel: 3, stride: 2, ceil: false };
+        Config::scaled(vec![
+            conv(0, 64, 11, 4, 2),
+            pool.clone(),
+            conv(3, 192, 5, 1, 2),
+            pool,
+            conv(6, 384, 3, 1, 1),
+            conv(8, 256, 3, 1, 1),
+            conv(10, 256, 3, 1, 1),
+        ])
+    }
+
+    /// torchvision's VGG16 under LPIPS' input scaling. Its last pooling is not reached.
+    pub fn vgg16() -> Config {
+        let (mut layers, mut index) = (Vec::new(), 0);
+        for (stage, (channels, convs)) in [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)].into_iter().enumerate() {
+            if stage > 0 {
+                layers.push(Layer::MaxPool { kernel: 2, stride: 2, ceil: false });
+                index += 1;
+            }
+            for i in 1..=convs {
+                layers.push(Layer::Conv { index, channels, kernel: 3, stride: 1, padding: 1, tap: i == convs });
+                index += 2;
+            }
         }
+        Config::scaled(layers)
+    }
+
+    /// torchvision's SqueezeNet 1.1 under LPIPS' input scaling.
+    pub fn squeeze() -> Config {
+        let fire = |index, squeeze, channels, tap| Layer::Fire { index, squeeze, channels, tap };
+        let pool = Layer::MaxPool { kernel: 3, stride: 2, ceil: true };
+        Config::scaled(vec![
+            Layer::Conv { index: 0, channels: 64, kernel: 3, stride: 2, padding: 0, tap: true },
+            pool.clone(),
+            fire(3, 16, 128, false),
+            fire(4, 16, 128, true),
+            pool.clone(),
+            fire(6, 32, 256, false),
+            fire(7, 32, 256, true),
+            pool,
+            fire(9, 48, 384, true),
+            fire(10, 48, 384, true),
+            fire(11, 64, 512, true),
+            fire(12, 64, 512, true),
+        ])
+    }
+
+    fn scaled(layers: Vec<Layer>) -> Config {
+        Config { shift: [-0.030, -0.088, -0.188], scale: [0.458, 0.448, 0.450], layers }
     }
 }
 
 enum Stage {
-    Conv { weight: Tensor, bias: Tensor, stride: i64, padding: i64, tap: bool },
-    MaxPool { kernel: i64, stride: i64 },
+    Conv { conv: (Tensor, Tensor), stride: i64, padding: i64, tap: bool },
+    MaxPool { kernel: i64, stride: i64, ceil: bool },
+    Fire { squeeze: (Tensor, Tensor), expand: [(Tensor, Tensor); 2], tap: bool },
 }
 
 /// The network, ready to compare images.
@@ -124,24 +190,38 @@ impl Lpips {
         config.check()?;
         let mut input = 3;
         let (mut stages, mut heads) = (Vec::new(), Vec::new());
+        let conv = |weights: &mut Weights, name: String, [output, input, kernel]: [i64; 3]| -> Result<_, LoadError> {
+            let (weight, bias) = weights.take_pair(&name, &[output, input, kernel, kernel])?;
+            Ok((channels_last(&weight), bias))
+        };
         for layer in &config.layers {
-            match *layer {
+            let (channels, tap) = match *layer {
                 Layer::Conv { index, channels, kernel, stride, padding, tap } => {
-                    let name = format!("features.{index}");
-                    let weight = channels_last(&weights.take(&format!("{name}.weight"), &[channels, input, kernel, kernel])?);
-                    let bias = weights.take(&format!("{name}.bias"), &[channels])?;
-                    stages.push(Stage::Conv { weight, bias, stride, padding, tap });
-                    if tap {
-                        let head = weights.take(&format!("lin{}.model.1.weight", heads.len()), &[1, channels, 1, 1])?;
-                        if head.min().double_value(&[]) < 0.0 {
-                            return Err(LoadError::Config(format!("head {} has negative weights", heads.len())));
-                        }
-                        heads.push(head);
-                    }
-                    input = channels;
+                    let conv = conv(weights, format!("features.{index}"), [channels, input, kernel])?;
+                    stages.push(Stage::Conv { conv, stride, padding, tap });
+                    (channels, tap)
                 }
-                Layer::MaxPool { kernel, stride } => stages.push(Stage::MaxPool { kernel, stride }),
+                Layer::MaxPool { kernel, stride, ceil } => {
+                    stages.push(Stage::MaxPool { kernel, stride, ceil });
+                    (input, false)
+                }
+                Layer::Fire { index, squeeze, channels, tap } => {
+                    let mut part = |part: &str, shape| conv(weights, format!("features.{index}.{part}"), shape);
+                    let half = channels / 2;
+                    let narrow = part("squeeze", [squeeze, input, 1])?;
+                    let expand = [part("expand1x1", [half, squeeze, 1])?, part("expand3x3", [half, squeeze, 3])?];
+                    stages.push(Stage::Fire { squeeze: narrow, expand, tap });
+                    (channels, tap)
+                }
+            };
+            if tap {
+                let head = weights.take(&format!("lin{}.model.1.weight", heads.len()), &[1, channels, 1, 1])?;
+                if head.min().double_value(&[]) < 0.0 {
+                    return Err(LoadError::Config(format!("head {} has negative weights", heads.len())));
+                }
+                heads.push(head);
             }
+            input = channels;
         }
         if heads.is_empty() {
             return Err(LoadError::Config("no layer of the perceptual network is compared".into()));
@@ -153,19 +233,18 @@ impl Lpips {
     /// A copy on a device.
     pub fn replicate(&self, device: Device) -> Lpips {
         let copy = |t: &Tensor| t.to_device(device).copy();
+        let pair = |(w, b): &(Tensor, Tensor)| (copy(w), copy(b));
+        let stage = |stage: &Stage| match *stage {
+            Stage::Conv { ref conv, stride, padding, tap } => Stage::Conv { conv: pair(conv), stride, padding, tap },
+            Stage::MaxPool { kernel, stride, ceil } => Stage::MaxPool { kernel, stride, ceil },
+            Stage::Fire { ref squeeze, ref expand, tap } => {
+                Stage::Fire { squeeze: pair(squeeze), expand: expand.each_ref().map(pair), tap }
+            }
+        };
         Lpips {
             shift: copy(&self.shift),
             scale: copy(&self.scale),
-            stages: self
-                .stages
-                .iter()
-                .map(|s| match s {
-                    Stage::Conv { weight, bias, stride, padding, tap } => {
-                        Stage::Conv { weight: copy(weight), bias: copy(bias), stride: *stride, padding: *padding, tap: *tap }
-                    }
-                    Stage::MaxPool { kernel, stride } => Stage::MaxPool { kernel: *kernel, stride: *stride },
-                })
-                .collect(),
+            stages: self.stages.iter().map(stage).collect(),
             heads: self.heads.iter().map(copy).collect(),
         }
     }
@@ -174,17 +253,21 @@ impl Lpips {
     fn stack(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
         let mut x = (images - &self.shift) / &self.scale;
         let mut taps = Vec::with_capacity(self.heads.len());
+        let conv = |x: &Tensor, (weight, bias): &(Tensor, Tensor), stride: i64, padding: i64| {
+            x.conv2d(weight, Some(bias), [stride; 2], [padding; 2], [1, 1], 1).relu_()
+        };
         for stage in &self.stages {
-            match stage {
-                Stage::Conv { weight, bias, stride, padding, tap } => {
-                    x = x.conv2d(weight, Some(bias), [*stride; 2], [*padding; 2], [1, 1], 1).relu_();
-                    if *tap {
-                        taps.push(x.shallow_clone());
-                    }
+            let compared;
+            (x, compared) = match *stage {
+                Stage::Conv { conv: ref weights, stride, padding, tap } => (conv(&x, weights, stride, padding), tap),
+                Stage::MaxPool { kernel, stride, ceil } => (x.max_pool2d([kernel; 2], [stride; 2], [0, 0], [1, 1], ceil), false),
+                Stage::Fire { ref squeeze, ref expand, tap } => {
+                    let h = conv(&x, squeeze, 1, 0);
+                    (Tensor::cat(&[conv(&h, &expand[0], 1, 0), conv(&h, &expand[1], 1, 1)], 1), tap)
                 }
-                Stage::MaxPool { kernel, stride } => {
-                    x = x.max_pool2d([*kernel; 2], [*stride; 2], [0, 0], [1, 1], false);
-                }
+            };
+            if compared {
+                taps.push(x.shallow_clone());
             }
         }
         (x, taps)

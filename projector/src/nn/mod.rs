@@ -1,7 +1,9 @@
 //! Networks, one file each. Parameter paths are those of the public checkpoints.
 
+pub mod biggan;
 pub mod biggan_deep;
 pub mod detection;
+pub mod efficientnet_lite;
 pub mod lpips;
 pub mod mask_rcnn;
 pub mod resnet;
@@ -74,6 +76,22 @@ impl Weights {
         Ok(tensor)
     }
 
+    /// Removes and returns `{name}.weight` of `shape` and `{name}.bias` of its first size.
+    pub fn take_pair(&mut self, name: &str, shape: &[i64]) -> Result<(Tensor, Tensor), LoadError> {
+        Ok((self.take(&format!("{name}.weight"), shape)?, self.take(&format!("{name}.bias"), &shape[..1])?))
+    }
+
+    /// Removes and returns a tensor with one element, of any shape, as `[]`.
+    pub fn take_scalar(&mut self, name: &str) -> Result<Tensor, LoadError> {
+        let dims = self.0.get(name).map_or(0, |t| if t.numel() == 1 { t.dim() } else { 0 });
+        Ok(self.take(name, &vec![1; dims])?.reshape([0i64; 0]))
+    }
+
+    /// Removes a tensor that does not take part in inference, if it is there.
+    pub fn discard(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     /// Removes and returns a tensor of any shape with `dims` dimensions.
     pub fn take_any(&mut self, name: &str, dims: usize) -> Result<Tensor, LoadError> {
         let shape = self.0.get(name).map(Tensor::size).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
@@ -87,11 +105,6 @@ impl Weights {
     pub fn take_either(&mut self, names: &[String], shape: &[i64]) -> Result<Tensor, LoadError> {
         let name = names.iter().find(|name| self.0.contains_key(*name)).unwrap_or(&names[0]);
         self.take(name, shape)
-    }
-
-    /// Removes a tensor that may be there and says nothing.
-    pub fn discard(&mut self, name: &str) {
-        self.0.remove(name);
     }
 
     /// Fails if tensors are left.
@@ -111,6 +124,25 @@ impl Weights {
         let weight = orig / sigma;
         if weight.isfinite().all().int64_value(&[]) == 0 {
             return Err(LoadError::NotFinite(format!("{name}.weight_orig over its spectral norm")));
+        }
+        Ok(weight)
+    }
+
+    /// `W / sigma` with sigma from one power step on the stored `u0`, as the `SN` of ajbrock/BigGAN-PyTorch in evaluation mode:
+    /// `v = normalise(u W)`, `sigma = v W^T normalise(W v)`.
+    pub fn take_power(&mut self, name: &str, shape: &[i64], eps: f64) -> Result<Tensor, LoadError> {
+        let weight = self.take(&format!("{name}.weight"), shape)?;
+        let u = self.take(&format!("{name}.u0"), &[1, shape[0]])?.squeeze_dim(0);
+        // The last singular value, which that code keeps for its logs.
+        self.discard(&format!("{name}.sv0"));
+        let matrix = weight.reshape([shape[0], -1]);
+        let normalise = |x: Tensor| &x / x.norm().clamp_min(eps);
+        let v = normalise(matrix.tr().mv(&u));
+        let image = matrix.mv(&v);
+        let sigma = image.dot(&normalise(image.shallow_clone()));
+        let weight = weight / sigma;
+        if weight.isfinite().all().int64_value(&[]) == 0 {
+            return Err(LoadError::NotFinite(format!("{name}.weight over its spectral norm")));
         }
         Ok(weight)
     }

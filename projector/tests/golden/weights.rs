@@ -1,5 +1,10 @@
-//! The trunk of `lpips_alex.safetensors`: AlexNet's convolutions from a small integer generator, the same as `alexnet` in
-//! `make_nn.py`, bit for bit.
+//! Weights from a small integer generator, bit for bit those of the golden scripts: AlexNet's convolutions for
+//! `lpips_alex.safetensors` (`alexnet` in `make_nn.py`), and the layouts of `make_published.py` (`seeded` there).
+#![allow(dead_code, reason = "not every test uses all of it")]
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
 
 /// Names (torchvision's) and shapes.
 pub const ALEXNET: [(&str, &[i64]); 10] = [
@@ -27,6 +32,32 @@ fn values(k: u32, shape: &[i64]) -> Vec<f32> {
     let bound = if shape.len() == 1 { 0.1 } else { (6.0 / fan_in as f64).sqrt() as f32 };
     let count: i64 = shape.iter().product();
     (0..count as u32).map(|i| unit(k, i) * bound).collect()
+}
+
+/// Names and shapes of a reference's state_dict, in its order.
+pub fn layout(network: &str) -> Vec<(String, Vec<i64>)> {
+    let layouts = include_str!("layouts.json");
+    let mut layouts: BTreeMap<String, Vec<(String, Vec<i64>)>> = serde_json::from_str(layouts).expect("layouts");
+    layouts.remove(network).expect("a layout")
+}
+
+/// All tensors of a layout. Vectors: 1 + unit / 2 for variances and the factors of normalisations, unit / 10 for all others.
+pub fn seeded(network: &str) -> Vec<(String, Tensor)> {
+    let tensors = (0u32..).zip(layout(network)).map(|(k, (name, shape))| {
+        let values: Vec<f32> = match (shape.len(), name.ends_with("weight") || name.ends_with("var")) {
+            (2.., _) => values(k, &shape),
+            (_, true) => (0..shape.iter().product::<i64>() as u32).map(|i| 1.0 + unit(k, i) * 0.5).collect(),
+            (_, false) => (0..shape.iter().product::<i64>() as u32).map(|i| unit(k, i) * 0.1).collect(),
+        };
+        (name, Tensor::from_slice(&values).view(&shape[..]))
+    });
+    tensors.collect()
+}
+
+/// Noise in [-1, 1): tensor `k`.
+pub fn noise(k: u32, shape: &[i64]) -> Tensor {
+    let count: i64 = shape.iter().product();
+    Tensor::from_slice(&(0..count as u32).map(|i| unit(k, i)).collect::<Vec<f32>>()).view(shape)
 }
 
 /// Element `i` of tensor `k` in [-1, 1), a multiple of 2^-23.

@@ -19,7 +19,7 @@ pub fn model() -> Model {
     let config = Config {
         shift: [0.0; 3],
         scale: [1.0; 3],
-        layers: vec![conv(0, 8), Layer::MaxPool { kernel: 2, stride: 2 }, conv(3, 12)],
+        layers: vec![conv(0, 8), Layer::MaxPool { kernel: 2, stride: 2, ceil: false }, conv(3, 12)],
     };
     // Any fixed numbers do.
     let tensor = |shape: &[i64]| {

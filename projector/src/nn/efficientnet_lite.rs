@@ -1,0 +1,153 @@
+//! EfficientNet-Lite0 (Tan and Le 2019; Google's Lite variant without squeeze-and-excitation, with ReLU6) in the layout of
+//! efficientnet_lite_pytorch, as a classifier into ImageNet's 1000 classes.
+//!
+//! Batch normalisation is folded into the convolutions at load. Dropout and drop-connect are nothing in evaluation.
+
+use tch::{Device, Tensor};
+
+use super::{LoadError, Weights, channels_last};
+
+/// Width and height of the network's images: the middle of an image whose shorter side is `SHORTER_SIDE`, as in training (224 of 256,
+/// bicubic).
+pub const RESOLUTION: i64 = 224;
+/// Length of the shorter side before the middle is cut out.
+const SHORTER_SIDE: i64 = 256;
+/// Number of classes.
+pub const CLASSES: i64 = 1000;
+/// Of batch normalisation.
+const EPS: f64 = 1e-3;
+/// Channels after the first convolution, and before the linear layer.
+const STEM: i64 = 32;
+const HEAD: i64 = 1280;
+/// Repetitions, kernel, stride of the first, expansion, output channels.
+const STAGES: [(usize, i64, i64, i64, i64); 7] = [
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+];
+
+struct Convolution {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    groups: i64,
+}
+
+struct Block {
+    expand: Option<Convolution>,
+    depthwise: Convolution,
+    project: Convolution,
+    skip: bool,
+}
+
+/// The network's images of one picture `[1, 3, h, w]` in [-1, 1]: its shorter side made 256 by anti-aliased bicubic interpolation,
+/// clipped, and the middle 224 x 224 cut out, `[1, 3, 224, 224]`; as torchvision's `resize` and `center_crop` of tensors.
+pub fn prepare(picture: &Tensor) -> Tensor {
+    let (_, _, h, w) = picture.size4().expect("pictures are four-dimensional");
+    let long = |side: i64| SHORTER_SIDE * side / h.min(w);
+    let x = picture.internal_upsample_bicubic2d_aa([long(h), long(w)], false, None, None).clamp(-1.0, 1.0);
+    let start = |side: i64| (((side - RESOLUTION) as f64) / 2.0).round_ties_even() as i64;
+    x.narrow(2, start(long(h)), RESOLUTION).narrow(3, start(long(w)), RESOLUTION)
+}
+
+/// The network, folded.
+pub struct EfficientNetLite {
+    stem: Convolution,
+    blocks: Vec<Block>,
+    head: Convolution,
+    fc: (Tensor, Tensor),
+}
+
+impl EfficientNetLite {
+    /// Builds the network from the published state_dict; its `num_batches_tracked` may be there or not.
+    ///
+    /// Fails on a missing or misshapen tensor and on values that are not finite; spare ones are left in `weights`.
+    pub fn load(weights: &mut Weights) -> Result<EfficientNetLite, LoadError> {
+        let _no_grad = tch::no_grad_guard();
+        let stem = Convolution::load(weights, ("_conv_stem", "_bn0"), [STEM, 3, 3], 2)?;
+        let (mut blocks, mut input) = (Vec::new(), STEM);
+        for (repeats, kernel, stride, expansion, output) in STAGES {
+            for repeat in 0..repeats {
+                let name = format!("_blocks.{}", blocks.len());
+                let stride = if repeat == 0 { stride } else { 1 };
+                let mid = input * expansion;
+                let mut conv = |conv: &str, bn: &str, shape: [i64; 3], stride: i64| {
+                    Convolution::load(weights, (&format!("{name}.{conv}"), &format!("{name}.{bn}")), shape, stride)
+                };
+                let expand = (expansion != 1).then(|| conv("_expand_conv", "_bn0", [mid, input, 1], 1)).transpose()?;
+                let depthwise = conv("_depthwise_conv", "_bn1", [mid, 1, kernel], stride)?;
+                let project = conv("_project_conv", "_bn2", [output, mid, 1], 1)?;
+                blocks.push(Block { expand, depthwise, project, skip: stride == 1 && input == output });
+                input = output;
+            }
+        }
+        let head = Convolution::load(weights, ("_conv_head", "_bn1"), [HEAD, input, 1], 1)?;
+        Ok(EfficientNetLite { stem, blocks, head, fc: weights.take_pair("_fc", &[CLASSES, HEAD])? })
+    }
+
+    /// A copy on a device.
+    pub fn replicate(&self, device: Device) -> EfficientNetLite {
+        let copy = |t: &Tensor| t.to_device(device).copy();
+        let conv = |c: &Convolution| Convolution { weight: copy(&c.weight), bias: copy(&c.bias), ..*c };
+        let block = |b: &Block| Block {
+            expand: b.expand.as_ref().map(conv),
+            depthwise: conv(&b.depthwise),
+            project: conv(&b.project),
+            skip: b.skip,
+        };
+        EfficientNetLite {
+            stem: conv(&self.stem),
+            blocks: self.blocks.iter().map(block).collect(),
+            head: conv(&self.head),
+            fc: (copy(&self.fc.0), copy(&self.fc.1)),
+        }
+    }
+
+    /// Images `[n, 3, 224, 224]` in [-1, 1] -> logits `[n, 1000]`, in the order of ImageNet's synsets.
+    pub fn logits(&self, images: &Tensor) -> Tensor {
+        // Values of 0 to 255, less 127, over 128: as the weights were trained (Google's lite builder). The package's example shows
+        // ImageNet's mean and deviation, which belong to other weights of its.
+        let x = images * (127.5 / 128.0) + 0.5 / 128.0;
+        let mut x = self.stem.forward(&x).relu6();
+        for block in &self.blocks {
+            let h = block.expand.as_ref().map_or_else(|| x.shallow_clone(), |expand| expand.forward(&x).relu6());
+            let h = block.project.forward(&block.depthwise.forward(&h).relu6());
+            x = if block.skip { h + x } else { h };
+        }
+        let x = self.head.forward(&x).relu6().mean_dim(&[2i64, 3][..], false, None);
+        x.linear(&self.fc.0, Some(&self.fc.1))
+    }
+}
+
+impl Convolution {
+    /// `{name}.weight` of shape [output, input by group, kernel, kernel], with the batch normalisation `bn` after it.
+    fn load(weights: &mut Weights, (name, bn): (&str, &str), shape: [i64; 3], stride: i64) -> Result<Convolution, LoadError> {
+        let [output, input, kernel] = shape;
+        let weight = weights.take(&format!("{name}.weight"), &[output, input, kernel, kernel])?;
+        let mut part = |part: &str| weights.take(&format!("{bn}.{part}"), &[output]);
+        let (gain, offset, mean, variance) = (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
+        weights.discard(&format!("{bn}.num_batches_tracked"));
+        let scale = gain / (variance + EPS).sqrt();
+        let weight = weight * scale.view([-1, 1, 1, 1]);
+        if weight.isfinite().all().int64_value(&[]) == 0 {
+            return Err(LoadError::NotFinite(format!("{name}.weight with its normalisation")));
+        }
+        // Only a depthwise convolution has one input channel for each output.
+        let groups = if input == 1 { output } else { 1 };
+        Ok(Convolution { weight: channels_last(&weight), bias: offset - mean * scale, stride, groups })
+    }
+
+    /// With TensorFlow's "same" padding for sizes that the stride divides: `kernel - stride`, the odd one at the end.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let pad = self.weight.size()[2] - self.stride;
+        let (before, after) = (pad / 2, pad - pad / 2);
+        let conv = |x: &Tensor, padding: i64| {
+            x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], self.groups)
+        };
+        if before == after { conv(x, before) } else { conv(&x.constant_pad_nd([before, after, before, after]), 0) }
+    }
+}
