@@ -48,7 +48,8 @@ fn integers(tensor: &Tensor) -> Vec<i64> {
 /// [3, h, w] in [-1, 1]. `infra/published/setup.sh` unpacks the photographs.
 fn photograph(name: &str) -> Tensor {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/published/photographs").join(name);
-    let image = tch::vision::image::load(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+    let image =
+        tch::vision::image::load(&path).unwrap_or_else(|e| panic!("run infra/published/setup.sh: {}: {e}", path.display()));
     image.to_kind(Kind::Float) / 127.5 - 1.0
 }
 
@@ -65,10 +66,16 @@ fn resnext_gives_the_scores_of_torchvision_for_images_of_two_sizes() {
     }
 }
 
-/// A detector as published but for the sizes that images are resized to.
-fn coco(shorter: i64, longer: i64) -> MaskRcnn {
-    let config = mask_rcnn::Config { shorter, longer, ..mask_rcnn::Config::coco() };
-    whole(fill(weights::mask_rcnn(&config)), |weights| MaskRcnn::load(&config, weights)).expect("loads")
+/// Weights of a detector that takes more for background.
+fn shy(config: &mask_rcnn::Config, background: f64) -> Tensors {
+    let tensors = fill(weights::mask_rcnn(config));
+    let (_, bias) = tensors.iter().find(|(name, _)| name == "roi_heads.box_predictor.cls_score.bias").expect("is there");
+    let _ = bias.get(0).fill_(background);
+    tensors
+}
+
+fn detector(config: &mask_rcnn::Config, tensors: Tensors) -> MaskRcnn {
+    whole(tensors, |weights| MaskRcnn::load(config, weights)).expect("loads")
 }
 
 /// Intersection over union.
@@ -78,14 +85,15 @@ fn overlap(a: &Box2d, b: &Box2d) -> f64 {
     common / (a.width * a.height + b.width * b.height - common)
 }
 
-/// One detector for one, another for the rest: two tests would make 44 million weights twice.
 #[test]
 fn the_detector_finds_the_boxes_labels_scores_and_masks_of_torchvision_on_eight_photographs() {
     let expected = golden("detector");
     let names = ["astronaut", "camera", "chelsea", "coffee", "coins", "ihc", "motorcycle_left", "motorcycle_right"];
-    let small = coco(320, 533);
+    let published = mask_rcnn::Config::coco();
+    let quick = mask_rcnn::Config { shorter: 320, longer: 533, ..published.clone() };
+    let small = detector(&quick, fill(weights::mask_rcnn(&quick)));
     for name in names.map(|name| format!("{name}.png")) {
-        let full = (name == "coffee.png").then(|| coco(800, 1333));
+        let full = (name == "coffee.png").then(|| detector(&published, shy(&published, 14.0)));
         let detector = full.as_ref().unwrap_or(&small);
         let detections = detector.detect(&photograph(&name));
         let part = |part: &str| &expected[&format!("{name}.{part}")];
@@ -172,10 +180,7 @@ fn old_name(name: &str) -> String {
 fn the_key_names_of_2019_and_counts_of_batches_are_accepted() {
     let config = thin();
     let image = Tensor::from_slice(&weights::unit("image", 3 * 40 * 60)).view([3, 40, 60]);
-    let find = |tensors: Tensors| {
-        let detector = whole(tensors, |weights| MaskRcnn::load(&config, weights)).expect("loads");
-        detector.detect(&image).found
-    };
+    let find = |tensors: Tensors| detector(&config, tensors).detect(&image).found;
     let new = fill(weights::mask_rcnn(&config));
     let mut old: Vec<_> = new.iter().map(|(name, t)| (old_name(name), t.shallow_clone())).collect();
     assert!(old.iter().zip(&new).filter(|(old, new)| old.0 != new.0).count() == 2 * (8 + 1 + 4));
@@ -187,7 +192,7 @@ fn the_key_names_of_2019_and_counts_of_batches_are_accepted() {
 }
 
 #[test]
-fn a_body_whose_variance_is_zero_or_negative_is_refused() {
+fn a_detector_without_variance_is_refused_and_a_classifier_with_a_negative_one() {
     let config = thin();
     for variance in [0.0, -1.0] {
         let mut tensors = fill(weights::mask_rcnn(&config));
@@ -196,6 +201,13 @@ fn a_body_whose_variance_is_zero_or_negative_is_refused() {
         found.1 = found.1.full_like(variance);
         let error = whole(tensors, |weights| MaskRcnn::load(&config, weights)).err().expect("must be refused");
         assert!(matches!(&error, LoadError::NotFinite(what) if what.contains(name)), "{error}");
+
+        // The classifier adds torchvision's usual 1e-5.
+        let mut tensors = fill(weights::classifier(&config.body, 5));
+        let found = tensors.iter_mut().find(|(n, _)| n == "layer2.0.bn2.running_var").expect("is there");
+        found.1 = found.1.full_like(variance);
+        let loaded = whole(tensors, |weights| Classifier::load(&config.body, 5, weights));
+        assert_eq!(loaded.is_ok(), variance == 0.0);
     }
 }
 
@@ -219,10 +231,7 @@ fn sizes_that_make_no_network_are_refused() {
 #[test]
 fn an_image_without_objects_gives_no_detections_and_one_thinner_than_a_pixel_when_resized_is_no_error() {
     let config = thin();
-    let mut tensors = fill(weights::mask_rcnn(&config));
-    let bias = tensors.iter_mut().find(|(n, _)| n == "roi_heads.box_predictor.cls_score.bias").expect("is there");
-    let _ = bias.1.get(0).fill_(1e4);
-    let detector = whole(tensors, |weights| MaskRcnn::load(&config, weights)).expect("loads");
+    let detector = detector(&config, shy(&config, 1e4));
     for shape in [[3, 40, 60], [3, 1, 1000], [3, 1, 1]] {
         assert!(detector.detect(&Tensor::zeros(shape, (Kind::Float, Device::Cpu))).found.is_empty());
     }
@@ -231,7 +240,7 @@ fn an_image_without_objects_gives_no_detections_and_one_thinner_than_a_pixel_whe
 #[test]
 fn a_replica_finds_the_same() {
     let config = thin();
-    let detector = whole(fill(weights::mask_rcnn(&config)), |weights| MaskRcnn::load(&config, weights)).expect("loads");
+    let detector = detector(&config, fill(weights::mask_rcnn(&config)));
     let image = Tensor::from_slice(&weights::unit("image", 3 * 40 * 60)).view([3, 40, 60]);
     let (replica, found) = (detector.replicate(Device::Cpu), detector.detect(&image));
     let again = replica.detect(&image);

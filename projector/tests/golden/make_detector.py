@@ -137,15 +137,17 @@ def mask_rcnn(**kwargs):
 
 def detector():
     tensors = {}
-    # All but one at a smaller size, to be quick.
+    # All but one at a smaller size, to be quick. That one takes more for background, and so finds less than the most it may.
     small, full = mask_rcnn(min_size=320, max_size=533), mask_rcnn()
+    with torch.no_grad():
+        full.roi_heads.box_predictor.cls_score.bias[0] = 14
     for name in PHOTOGRAPHS:
         image = photograph(name)
         with torch.no_grad():
             found = (full if name == "coffee.png" else small)([image / 255])[0]
         scores = found["scores"]
         print(name, tuple(image.shape), len(scores), "scores", scores[0].item(), "to", scores[-1].item())
-        assert len(scores) == 100
+        assert len(scores) == (58 if name == "coffee.png" else 100)
         tensors |= {f"{name}.boxes": found["boxes"], f"{name}.labels": found["labels"], f"{name}.scores": scores}
         if name in ("chelsea.png", "coffee.png"):
             # Every fourth pixel of three masks, and the mean of all pixels.
