@@ -1,7 +1,7 @@
 //! Reads checkpoint files that others published into named arrays, without running anything in them.
 //!
 //! Four containers, told apart by content: torch's first one (before 1.6: pickles, then raw data), torch's zip, NumPy's npz and
-//! safetensors. A pickle is a program; [`pickle`] runs the small part of that language which builds dicts and tensors, and
+//! safetensors. A pickle is a program; `pickle.rs` runs the small part of that language which builds dicts and tensors, and
 //! refuses by name every opcode and every global outside it.
 //!
 //! What every container keeps:
