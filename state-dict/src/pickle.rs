@@ -50,6 +50,15 @@ enum Key<'a> {
     Str(&'a str),
 }
 
+impl std::fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Key::Int(key) => key.fmt(f),
+            Key::Str(key) => key.fmt(f),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Dict<'a> {
     ordered: bool,
@@ -141,11 +150,7 @@ impl<'a> Pickle<'a> {
         match value {
             Value::Dict(at) => {
                 for (key, &value) in &self.dicts[at].entries {
-                    let path = match key {
-                        Key::Int(key) => below(key),
-                        Key::Str(key) => below(key),
-                    };
-                    self.flatten_value(value, path, depth + 1, data, out)?;
+                    self.flatten_value(value, below(key), depth + 1, data, out)?;
                 }
                 Ok(())
             }
@@ -330,7 +335,9 @@ impl<'a> Machine<'a> {
             };
             match self.pickle.dicts[at].entries.entry(key) {
                 Entry::Vacant(entry) => entry.insert(value),
-                Entry::Occupied(_) => return Err(self.refused(format!("the key {key:?}, which is in one dict twice"))),
+                Entry::Occupied(_) => {
+                    return Err(self.refused(format!("the key {}, which is in one dict twice", shown(&key.to_string()))));
+                }
             };
         }
         Ok(dict)

@@ -440,6 +440,10 @@ fn names_are_unique_printable_and_no_way_out_of_a_directory() {
     }
     assert!(refusal(&legacy(&dict(&[("a\u{1b}[31mb", weight())]))).chars().all(|c| !c.is_control()));
     assert!(refusal(&legacy(b"cos\x1b[31m\nsystem\n")).chars().all(|c| !c.is_control()));
+    let escape = r#"{"w":{"dtype":"F\u001b[31m","shape":[2],"data_offsets":[0,8]}}"#;
+    assert!(refusal(&safetensors(escape, &floats(2))).chars().all(|c| !c.is_control()));
+    let endless = text(&"x".repeat(100_000));
+    assert!(refusal(&legacy(&[&b"}("[..], &endless, b"N", &endless, b"Nu"].concat())).len() < 300);
     assert_refused(&legacy(&weight()), &["without a name"]);
     assert_refused(&legacy(&[b"}", &tuple(&[text("a"), text("b")])[..], &weight(), b"s"].concat()), &["a dict's key"]);
 }
