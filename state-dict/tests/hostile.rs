@@ -353,7 +353,7 @@ fn what_the_memo_multiplies_is_bounded_by_the_size_of_the_file() {
 
 #[test]
 fn a_pickle_of_too_many_opcodes_is_refused() {
-    assert_refused(&legacy(&vec![b'N'; 5_000_000]), &["more than 4194304 opcodes"]);
+    assert_refused(&legacy(&vec![b'N'; 5_000_000]), &["more than 2097152 opcodes"]);
 }
 
 #[test]
