@@ -26,7 +26,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// [Bytes] of an element.
+    /// Bytes of an element.
     pub fn size(self) -> usize {
         match self {
             Dtype::F64 | Dtype::I64 => 8,
@@ -89,7 +89,7 @@ impl View {
         View { dtype, strides: row_major(shape.iter()), shape, offset: 0 }
     }
 
-    /// [Bytes] of the array that it becomes; nothing if they overflow.
+    /// Bytes of the array that it becomes; nothing if they overflow.
     pub fn bytes(&self) -> Option<usize> {
         self.shape.iter().try_fold(self.dtype.size(), |bytes, &size| bytes.checked_mul(size))
     }

@@ -1,7 +1,7 @@
 //! Reads checkpoint files that others published into named arrays, without running anything in them.
 //!
 //! Four containers, told apart by content: torch's first one (before 1.6: pickles, then raw data), torch's zip, NumPy's npz and
-//! safetensors. A pickle is a program; [`pickle`] runs the small part of that language which builds dicts and tensors, and
+//! safetensors. A pickle is a program; `pickle.rs` runs the small part of that language which builds dicts and tensors, and
 //! refuses by name every opcode and every global outside it.
 //!
 //! What every container keeps:
@@ -32,11 +32,11 @@ pub type StateDict = BTreeMap<String, Array>;
 
 /// What is read may be this many times as large as the file.
 pub const MAX_GROWTH: u64 = 16;
-/// [Bytes] What is read may always be as large as this.
+/// What is read may always be as large as this, in bytes.
 pub const SMALL: u64 = 16 << 20;
-/// [Bytes] The largest file that is read, and the most that is made of one.
+/// The largest file that is read, and the most that is made of one, in bytes.
 pub const MAX_BYTES: u64 = 16 << 30;
-/// [Bytes] The longest name; torch's are a tenth of it.
+/// The longest name, in bytes; torch's are a tenth of it.
 const MAX_NAME: usize = 512;
 /// What a name costs beside its bytes and data: an entry of the map, a shape.
 const ENTRY: usize = 64;
@@ -161,7 +161,7 @@ struct Output<'a> {
     input: Input<'a>,
     arrays: StateDict,
     limit: u64,
-    /// [Bytes]
+    /// Bytes.
     left: u64,
 }
 
@@ -187,7 +187,7 @@ impl<'a> Output<'a> {
     /// Adds a view of `storage` (the whole storage, little-endian) under `name`.
     fn insert(&mut self, name: String, view: View, storage: &[u8]) -> Result<(), Error> {
         self.check_name(&name)?;
-        let bytes = view.bytes().ok_or_else(|| self.input.refused(format!("{name}: its shape {:?} overflows", view.shape)))?;
+        let bytes = view.bytes().ok_or_else(|| self.input.refused(format!("{name}: its shape overflows")))?;
         self.spend(ENTRY)?;
         self.spend(name.len())?;
         self.spend(bytes)?;
@@ -216,6 +216,11 @@ impl<'a> Output<'a> {
             Ok(())
         }
     }
+}
+
+/// What a library says of the file, and may quote from it: without control characters, cut.
+fn quoted(message: &impl std::fmt::Display) -> String {
+    message.to_string().chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// A string of the file for a message: quoted, without control characters, cut.

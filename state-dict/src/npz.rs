@@ -6,7 +6,7 @@ use crate::torch::{Zip, zip_error};
 use crate::{Dtype, Error, Input, Output, View, shown};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
-/// [Bytes] A header of numbers is 118 long; the limit leaves room for many dimensions.
+/// Bytes. A header of numbers is 118 long; the limit leaves room for many dimensions.
 const MAX_HEADER: usize = 4096;
 
 /// Reads every member. Members that are no arrays are refused.
@@ -35,8 +35,7 @@ pub fn read(input: Input<'_>, zip: &mut Zip<'_>, out: &mut Output<'_>) -> Result
         member.read_exact(&mut header).map_err(broken)?;
         let view = parse_header(&header).map_err(|what| input.refused(format!("{}: {what}", shown(name))))?;
 
-        let bytes =
-            view.bytes().ok_or_else(|| input.refused(format!("{}: its shape {:?} overflows", shown(name), view.shape)))?;
+        let bytes = view.bytes().ok_or_else(|| input.refused(format!("{}: its shape overflows", shown(name))))?;
         out.spend(bytes)?;
         let mut data = Vec::new();
         // One byte more than the header implies tells a longer member, and brings the zip's checksum.

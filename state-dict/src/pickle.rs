@@ -9,8 +9,9 @@ use std::collections::btree_map::Entry;
 
 use crate::{Dtype, Error, Input, Output, View, shown};
 
-/// One pickle may be this many opcodes; 10,000 tensors are 600,000. It bounds stack, memo and arenas, which grow by opcodes.
-const MAX_OPCODES: usize = 4 << 20;
+/// One pickle may be this many opcodes; 10,000 tensors are 600,000. It bounds stack, memo and arenas, which grow by opcodes: the worst
+/// pickle that was tried took 0.3 GB.
+const MAX_OPCODES: usize = 2 << 20;
 /// torch's own limit is 64, NumPy's was 32 for long.
 const MAX_DIMENSIONS: usize = 32;
 /// Dicts within dicts; checkpoints have three or four.
@@ -48,6 +49,15 @@ pub enum Global {
 enum Key<'a> {
     Int(i64),
     Str(&'a str),
+}
+
+impl std::fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Key::Int(key) => key.fmt(f),
+            Key::Str(key) => key.fmt(f),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -141,11 +151,7 @@ impl<'a> Pickle<'a> {
         match value {
             Value::Dict(at) => {
                 for (key, &value) in &self.dicts[at].entries {
-                    let path = match key {
-                        Key::Int(key) => below(key),
-                        Key::Str(key) => below(key),
-                    };
-                    self.flatten_value(value, path, depth + 1, data, out)?;
+                    self.flatten_value(value, below(key), depth + 1, data, out)?;
                 }
                 Ok(())
             }
@@ -330,7 +336,9 @@ impl<'a> Machine<'a> {
             };
             match self.pickle.dicts[at].entries.entry(key) {
                 Entry::Vacant(entry) => entry.insert(value),
-                Entry::Occupied(_) => return Err(self.refused(format!("the key {key:?}, which is in one dict twice"))),
+                Entry::Occupied(_) => {
+                    return Err(self.refused(format!("the key {}, which is in one dict twice", shown(&key.to_string()))));
+                }
             };
         }
         Ok(dict)

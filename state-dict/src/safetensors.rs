@@ -6,7 +6,7 @@ use std::path::Path;
 use ::safetensors::tensor::{Dtype as Theirs, SafeTensors, TensorView};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::{Dtype, Error, Input, Output, StateDict, View, shown};
+use crate::{Dtype, Error, Input, Output, StateDict, View, quoted, shown};
 
 /// The length of the header, and its first brace.
 pub fn is_safetensors(bytes: &[u8]) -> bool {
@@ -22,8 +22,8 @@ fn header(bytes: &[u8]) -> Option<&[u8]> {
 pub fn read(input: Input<'_>, out: &mut Output<'_>) -> Result<(), Error> {
     // The crate keeps the last of several equal names.
     serde_json::from_slice::<UniqueNames>(header(input.bytes).unwrap_or_default())
-        .map_err(|e| input.damaged(format!("the header: {e}")))?;
-    let file = SafeTensors::deserialize(input.bytes).map_err(|e| input.damaged(format!("the header: {e}")))?;
+        .map_err(|e| input.damaged(format!("the header: {}", quoted(&e))))?;
+    let file = SafeTensors::deserialize(input.bytes).map_err(|e| input.damaged(format!("the header: {}", quoted(&e))))?;
     for (name, tensor) in file.iter() {
         let dtype = ours(tensor.dtype()).ok_or_else(|| {
             input.refused(format!("{}: the type {}; save it as a float or integer", shown(name), tensor.dtype()))

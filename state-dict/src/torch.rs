@@ -7,7 +7,7 @@ use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::pickle::{Pickle, Value};
-use crate::{Error, Input, Output, npz, shown};
+use crate::{Error, Input, Output, npz, quoted, shown};
 
 /// A zip in memory.
 pub type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
@@ -111,7 +111,7 @@ fn entry<'a>(input: Input<'a>, zip: &mut Zip<'_>, name: &str) -> Result<&'a [u8]
 
 /// What the zip library found, of an entry or of all.
 pub fn zip_error(input: Input<'_>, entry: &str, error: ZipError) -> Error {
-    let what = format!("entry {} of the zip: {error}", shown(entry));
+    let what = format!("entry {} of the zip: {}", shown(entry), quoted(&error));
     match error {
         ZipError::UnsupportedArchive(_) | ZipError::CompressionMethodNotSupported(_) => input.refused(what),
         _ => input.damaged(what),

@@ -290,6 +290,12 @@ fn a_pickle_takes_nothing_that_is_not_there() {
     for body in broken {
         refusal(&legacy(body));
     }
+    for body in [&b"N(N\x86t"[..], b"}(\x85u", b"}N(s", b"R", b"}K\x01(q\x00u"] {
+        assert_refused(&legacy(body), &["takes a value that is not there"]);
+    }
+    for body in [&b"}}"[..], b"}(", b""] {
+        assert_refused(&legacy(body), &["ends with other than one value"]);
+    }
 }
 
 #[test]
@@ -310,6 +316,10 @@ fn deep_nesting_and_loops_end_in_a_refusal_not_in_the_stack() {
     assert_refused(&alone(&tuples), &["nested deeper than 32"]);
     let marks = vec![b'('; million];
     assert_refused(&alone(&marks), &["damaged"]);
+    let weight = tensor(storage("FloatStorage", "0", 4), 0, &[4], &[1]);
+    let nested = |depth| legacy(&[&b"]".repeat(depth)[..], &weight, &b"a".repeat(depth)].concat());
+    assert_eq!(parse("good.pth", &nested(32)).unwrap().len(), 1);
+    assert_refused(&nested(33), &["nested deeper than 32"]);
     let itself = [&b"}q\x00"[..], &text("x"), b"h\x00s"].concat();
     assert_refused(&alone(&itself), &["nested deeper than 32", "x.x.x"]);
     let list = b"]q\x00h\x00a";
@@ -324,6 +334,9 @@ fn what_the_memo_multiplies_is_bounded_by_the_size_of_the_file() {
         laughs = [&laughs[..], b"q\x00h\x00\x86"].concat();
     }
     assert_refused(&legacy(&laughs), &["too large"]);
+    // The same of nothing.
+    let nothing = [&b"]"[..], &b"q\x00h\x00\x86".repeat(26)].concat();
+    assert_refused(&alone(&nothing), &["too large"]);
     // One storage of 256 KiB under 1000 names.
     let data = floats(1 << 16);
     let first = [tensor(storage("FloatStorage", "0", 1 << 16), 0, &[1 << 16], &[1]), b"q\x00".to_vec()].concat();
@@ -340,7 +353,7 @@ fn what_the_memo_multiplies_is_bounded_by_the_size_of_the_file() {
 
 #[test]
 fn a_pickle_of_too_many_opcodes_is_refused() {
-    assert_refused(&legacy(&vec![b'N'; 5_000_000]), &["more than 4194304 opcodes"]);
+    assert_refused(&legacy(&vec![b'N'; 5_000_000]), &["more than 2097152 opcodes"]);
 }
 
 #[test]
@@ -369,6 +382,8 @@ fn sizes_that_overflow_or_are_negative_are_refused_with_the_tensor_named() {
     for (shape, stride, offset) in [(-1, 1, 0), (4, -1, 3), (4, 1, -1), (i64::MIN, 1, 0)] {
         assert_refused(&one(&[shape], &[stride], offset), &["the size, stride or offset -"]);
     }
+    let short = [&b"ctorch._utils\n_rebuild_tensor\n("[..], &storage("FloatStorage", "0", 4), b"\x8a\x01\x80))tR"].concat();
+    assert_refused(&legacy(&short), &["the size, stride or offset -128"]);
     for numel in [-1, i64::MIN] {
         let object = dict(&[("w", tensor(storage("FloatStorage", "0", numel), 0, &[4], &[1]))]);
         assert_refused(&legacy_with(&object, &[("0", numel, &floats(4))]), &["the size, stride or offset -"]);
@@ -425,6 +440,10 @@ fn names_are_unique_printable_and_no_way_out_of_a_directory() {
     }
     assert!(refusal(&legacy(&dict(&[("a\u{1b}[31mb", weight())]))).chars().all(|c| !c.is_control()));
     assert!(refusal(&legacy(b"cos\x1b[31m\nsystem\n")).chars().all(|c| !c.is_control()));
+    let escape = r#"{"w":{"dtype":"F\u001b[31m","shape":[2],"data_offsets":[0,8]}}"#;
+    assert!(refusal(&safetensors(escape, &floats(2))).chars().all(|c| !c.is_control()));
+    let endless = text(&"x".repeat(100_000));
+    assert!(refusal(&legacy(&[&b"}("[..], &endless, b"N", &endless, b"Nu"].concat())).len() < 300);
     assert_refused(&legacy(&weight()), &["without a name"]);
     assert_refused(&legacy(&[b"}", &tuple(&[text("a"), text("b")])[..], &weight(), b"s"].concat()), &["a dict's key"]);
 }
@@ -499,7 +518,8 @@ fn a_zip_bomb_is_refused_before_it_is_inflated() {
     let bomb = zip(Deflated, &[("w.npy", &npy("<f4", "(16777216,)", &zeros))]);
     assert!(bomb.len() < 100_000);
     assert_refused(&bomb, &["too large"]);
-    // A header that claims little does not make more be inflated.
+    // A header that claims much is not believed, one that claims little does not make more be inflated.
+    assert_refused(&zip(Deflated, &[("w.npy", &npy("<f4", "(1099511627776,)", &zeros[..4]))]), &["too large"]);
     let lying = zip(Deflated, &[("w.npy", &npy("<f4", "(1,)", &zeros))]);
     assert_refused(&lying, &["w", "other than the 4 bytes"]);
     // Many members, each within the limit.
