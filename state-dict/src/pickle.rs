@@ -9,8 +9,8 @@ use std::collections::btree_map::Entry;
 
 use crate::{Dtype, Error, Input, Output, View, shown};
 
-/// One pickle may be this many opcodes; torch.save writes 34 for a tensor. It bounds stack, memo and arenas, which grow by opcodes:
-/// the worst pickle that was tried took 0.3 GB.
+/// One pickle may be this many opcodes; torch.save writes 34 for a tensor. It bounds stack, memo and arenas, which grow by
+/// opcodes: the worst pickle that was tried took 0.3 GB.
 const MAX_OPCODES: usize = 2 << 20;
 /// torch's own limit is 64, NumPy's was 32 for long.
 const MAX_DIMENSIONS: usize = 32;
