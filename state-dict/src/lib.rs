@@ -176,7 +176,7 @@ impl<'a> Output<'a> {
         self.left = self.left.checked_sub(bytes as u64).ok_or_else(|| Error::TooLarge {
             file: self.input.name.into(),
             what: format!(
-                "its {} bytes would become more than {} in memory ({MAX_GROWTH} times the file, {SMALL} at least, {MAX_BYTES} at most)",
+                "its {} bytes would become more than {} in memory ({MAX_GROWTH} times the file, within {SMALL} and {MAX_BYTES})",
                 self.input.bytes.len(),
                 self.limit
             ),

@@ -1,7 +1,7 @@
 //! The part of Python's pickle language (protocol 2) in which `torch.save` writes dicts of tensors, and no more.
 //!
 //! Opcodes: CPython `Lib/pickletools.py`. Globals and persistent ids: torch `serialization.py`, `_utils.py`. Nothing is called: a
-//! global is one of [`Global`], REDUCE of it builds one of [`Value`], BUILD sets the `_metadata` of an OrderedDict (and drops it).
+//! global is one of [`Global`], REDUCE of it builds one of [`Value`], BUILD of the `_metadata` of an OrderedDict does nothing.
 //! Values live in arenas and refer to each other by index, so what a pickle nests, shares or ties in a loop costs nothing here.
 
 use std::collections::BTreeMap;
@@ -9,8 +9,8 @@ use std::collections::btree_map::Entry;
 
 use crate::{Dtype, Error, Input, Output, View, shown};
 
-/// One pickle may be this many opcodes; 10,000 tensors are 600,000. It bounds stack, memo and arenas, which grow by opcodes: the worst
-/// pickle that was tried took 0.3 GB.
+/// One pickle may be this many opcodes; torch.save writes 34 for a tensor. It bounds stack, memo and arenas, which grow by
+/// opcodes: the worst pickle that was tried took 0.3 GB.
 const MAX_OPCODES: usize = 2 << 20;
 /// torch's own limit is 64, NumPy's was 32 for long.
 const MAX_DIMENSIONS: usize = 32;
@@ -364,7 +364,8 @@ impl<'a> Machine<'a> {
             ("torch", "ByteStorage") => storage(Dtype::U8),
             ("torch", "BoolStorage") => storage(Dtype::Bool),
             _ => {
-                let advice = "only dicts of plain tensors are read; where you trust the file, load it in Python and save its state_dict as safetensors";
+                let advice =
+                    "only dicts of plain tensors are read; if you trust the file, load it in Python and save its state_dict";
                 return Err(self.refused(format!("the global {}: {advice}", shown(&format!("{module}.{name}")))));
             }
         }))

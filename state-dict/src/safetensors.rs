@@ -33,7 +33,8 @@ pub fn read(input: Input<'_>, out: &mut Output<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes a safetensors file in place of what was there. Errors when an array's data does not fit its shape, or as the file system.
+/// Writes a safetensors file in place of what was there. Errors when an array's data does not fit its shape, and what the file
+/// system refuses.
 pub fn write_safetensors(path: &Path, arrays: &StateDict) -> Result<(), Error> {
     let io = |source| Error::Io { doing: "write", file: path.display().to_string(), source };
     let views = arrays

@@ -159,7 +159,7 @@ fn a_pickle_that_would_run_code_is_refused_with_the_global_named() {
         let call = [format!("c{module}\n{name}\n").as_bytes(), &arguments, b"R"].concat();
         let object = dict(&[("w", tensor(storage("FloatStorage", "0", 4), 0, &[4], &[1])), ("x", call)]);
         let global = format!("the global \"{module}.{name}\"");
-        assert_refused(&legacy(&object), &[&global, "safetensors"]);
+        assert_refused(&legacy(&object), &[&global, "save its state_dict"]);
         assert_refused(&zip(Stored, &[("a/data.pkl", &pickle(&object)), ("a/data/0", &floats(4))]), &[&global]);
         // In the other pickles of the old format as well.
         let other = [&fixture("weights.legacy.pth")[..15], &pickle(&object)].concat();
