@@ -3,6 +3,7 @@
 pub mod biggan;
 pub mod biggan_deep;
 pub mod efficientnet_lite;
+pub mod encoder;
 pub mod lpips;
 
 use std::collections::HashMap;
