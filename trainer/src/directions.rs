@@ -12,7 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use projector::nn::biggan_deep::BigganDeep;
-use projector::nn::lpips::{self, Lpips};
+use projector::nn::lpips::Lpips;
 use projector::nn::{LoadError, Weights};
 use projector::{Generator, transform};
 use proto::{ModelManifest, Transform, hex_sha256};
@@ -264,6 +264,7 @@ impl Model {
     /// A generator and one random convolution, for tests.
     #[cfg(test)]
     pub fn plain(generator: Box<dyn Generator>) -> Model {
+        use projector::nn::lpips;
         let layer = lpips::Layer::Conv { index: 0, channels: 4, kernel: 3, stride: 1, padding: 1, tap: true };
         let config = lpips::Config { shift: [0.0; 3], scale: [1.0; 3], layers: vec![layer] };
         let tensor = |shape: &[i64]| Tensor::rand(shape, (Kind::Float, Device::Cpu));

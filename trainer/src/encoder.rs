@@ -33,8 +33,8 @@ const CHANNELS: i64 = 24;
 const GROUPS: i64 = 8;
 const SAID: u64 = 50;
 const SAVE_EVERY: u64 = 200;
-/// Samples on which it is measured.
-pub const MEASURED: usize = 1000;
+/// Samples on which it is measured, a multiple of the batch.
+pub const MEASURED: usize = 1024;
 
 /// Sizes for a generator.
 fn config(generator: &dyn Generator) -> Config {
@@ -140,7 +140,7 @@ impl Measured {
         let _no_grad = tch::no_grad_guard();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(1);
-        let batches = samples.div_ceil(BATCH);
+        let batches = samples / BATCH;
         let mut measured = Measured { z: [0.0; 2], image: [0.0; 3] };
         for _ in 0..batches {
             let Samples { z, c, .. } = Samples::draw(&*model.generator, BATCH, &mut rng);
@@ -285,7 +285,7 @@ mod tests {
         fs::create_dir(&dir).unwrap();
         crate::export::random_model(&dir);
         fs::write(dir.join("README.md"), "# random\n\n## Encoder\n\nOld.\n\n## Limits\n\nMany.\n").unwrap();
-        run(&dir, (0.0, 10), work, 5).unwrap();
+        run(&dir, (0.0, BATCH), work, 5).unwrap();
         let config: Config = serde_json::from_slice(&read(&dir.join(FILES[0])).unwrap()).unwrap();
         let mut weights = Weights::new(read_safetensors(&dir.join(FILES[1])).unwrap());
         let encoder = Encoder::load(&config, &mut weights).unwrap();
