@@ -21,12 +21,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::export::write_json;
+use crate::export::{put_section, write_json};
 use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
 
 /// The file in the model folder.
 pub const FILE: &str = "directions.safetensors";
-const HEADING: &str = "\n## Directions\n";
 
 const BATCH: usize = 16;
 const LR: f64 = 2e-2;
@@ -110,14 +109,18 @@ impl Edit {
 }
 
 /// Samples as the search draws them.
-struct Samples {
-    z: Tensor,
-    c: Tensor,
-    classes: Tensor,
+pub struct Samples {
+    /// `[n, latent_dim]`
+    pub z: Tensor,
+    /// Embeddings `[n, embed_dim]` of the classes.
+    pub c: Tensor,
+    /// `[n]`
+    pub classes: Tensor,
 }
 
 impl Samples {
-    fn draw(generator: &dyn Generator, n: usize, rng: &mut ChaCha8Rng) -> Samples {
+    /// Draws n.
+    pub fn draw(generator: &dyn Generator, n: usize, rng: &mut ChaCha8Rng) -> Samples {
         let classes: Vec<i64> = (0..n).map(|_| rng.random_range(0..generator.num_classes())).collect();
         let z_dim = generator.latent_dim();
         let z: Vec<f32> = (0..n as i64 * z_dim).map(|_| rng.sample::<f32, _>(StandardNormal) % 2.0).collect();
@@ -230,14 +233,18 @@ fn find(model: &Model, directions: &[Tensor; 3], measured: usize, seed: u64) -> 
 }
 
 /// The networks of a model folder.
-struct Model {
-    generator: Box<dyn Generator>,
-    /// The perceptual network, and weight and bias of the classifier on top of it.
-    classifier: Option<(Lpips, Tensor, Tensor)>,
+pub struct Model {
+    /// Its generator.
+    pub generator: Box<dyn Generator>,
+    /// Its perceptual network.
+    pub lpips: Lpips,
+    /// Weight and bias of the classifier on top of that.
+    classifier: Option<(Tensor, Tensor)>,
 }
 
 impl Model {
-    fn read(dir: &Path, manifest: &ModelManifest) -> Result<Model> {
+    /// Reads the folder that `manifest` describes.
+    pub fn read(dir: &Path, manifest: &ModelManifest) -> Result<Model> {
         let config = |file: &str| read(&dir.join(file));
         let tensors = |file: &str| read_safetensors(&dir.join(file)).map(Weights::new);
         let (files, truncation) = (&manifest.generator, manifest.generator.truncation);
@@ -247,17 +254,31 @@ impl Model {
         let mut weights = tensors(&files.weights)?;
         let lpips = Lpips::load(&serde_json::from_slice(&config(&files.config)?)?, &mut weights)?;
         let classifier = match weights.take_any("classifier.weight", 2) {
-            Ok(weight) => Some((lpips, weight, weights.take_any("classifier.bias", 1)?)),
+            Ok(weight) => Some((weight, weights.take_any("classifier.bias", 1)?)),
             Err(LoadError::Missing(_)) => None,
             Err(e) => return Err(e.into()),
         };
-        Ok(Model { generator: Box::new(generator), classifier })
+        Ok(Model { generator: Box::new(generator), lpips, classifier })
+    }
+
+    /// A generator and one random convolution, for tests.
+    #[cfg(test)]
+    pub fn plain(generator: Box<dyn Generator>) -> Model {
+        use projector::nn::lpips;
+        let layer = lpips::Layer::Conv { index: 0, channels: 4, kernel: 3, stride: 1, padding: 1, tap: true };
+        let config = lpips::Config { shift: [0.0; 3], scale: [1.0; 3], layers: vec![layer] };
+        let tensor = |shape: &[i64]| Tensor::rand(shape, (Kind::Float, Device::Cpu));
+        let tensors = [("features.0.weight", tensor(&[4, 3, 3, 3])), ("features.0.bias", tensor(&[4]))];
+        let head = ("lin0.model.1.weight", tensor(&[1, 4, 1, 1]) * 0.1);
+        let tensors = tensors.into_iter().chain([head]).map(|(n, t)| (n.to_owned(), t));
+        let lpips = Lpips::load(&config, &mut Weights::new(tensors)).expect("fits");
+        Model { generator, lpips, classifier: None }
     }
 
     /// The classes that images are given.
     fn classes(&self, images: &Tensor) -> Option<Tensor> {
-        let (lpips, weight, bias) = self.classifier.as_ref()?;
-        Some(lpips.last(images).flatten(1, -1).linear(weight, Some(bias)).argmax(-1, false))
+        let (weight, bias) = self.classifier.as_ref()?;
+        Some(self.lpips.last(images).flatten(1, -1).linear(weight, Some(bias)).argmax(-1, false))
     }
 }
 
@@ -300,13 +321,7 @@ fn write(dir: &Path, mut manifest: ModelManifest, kept: &[(String, Tensor)], sec
         manifest.sha256.insert(FILE.into(), hex_sha256(&read(&path)?));
         manifest.directions = Some(FILE.into());
     }
-    let path = dir.join("README.md");
-    let card = match fs::read_to_string(&path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => format!("# {}\n", manifest.name),
-        card => card.with_context(|| format!("cannot read {}", path.display()))?,
-    };
-    let before = card.split_once(HEADING).map_or(&*card, |(before, _)| before);
-    fs::write(&path, format!("{before}{HEADING}\n{section}")).with_context(|| format!("cannot write {}", path.display()))?;
+    put_section(dir, "Directions", section)?;
     write_json(&dir.join("model.json"), &manifest)
 }
 
@@ -319,7 +334,8 @@ pub fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// Reads a file.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
@@ -410,7 +426,7 @@ mod tests {
     }
 
     fn blobs(moves: bool, steps: u64) -> (Vec<Found>, Vec<[f64; 3]>) {
-        let model = Model { generator: Box::new(Blob { moves }), classifier: None };
+        let model = Model::plain(Box::new(Blob { moves }));
         let mut shares = vec![];
         let directions = learn(&*model.generator, steps, 1, |_, each| shares.push(each));
         (find(&model, &directions, 300, 1), shares)

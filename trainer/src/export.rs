@@ -13,10 +13,10 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::class_variance;
 use crate::classifier::{CHANNELS, Classifier, POOL_AFTER, accuracy};
 use crate::data::{CLASSES, SIZE, SUPER_CLASSES, Split};
-use crate::directions;
 use crate::gan::{Average, averaged_generator};
 use crate::generator::Config;
 use crate::vars::write_safetensors;
+use crate::{directions, encoder};
 
 /// Samples of each class for the standing statistics of one truncation, in batches of this many per class.
 const STATISTICS_BATCHES: i64 = 2;
@@ -110,9 +110,10 @@ fn write_perceptual(classifier: &Classifier, out: &Path) -> Result<Vec<(String, 
     Ok(tensors)
 }
 
-/// Writes `model.json` for the files that are there, without directions of a former generator. Returns the model's name.
+/// Writes `model.json` for the files that are there, without what belonged to a former generator. Returns the model's name.
 fn write_manifest(objects: ObjectsManifest, out: &Path) -> Result<String> {
     directions::remove(out)?;
+    encoder::remove(out)?;
     let files = ["config.json", "generator.safetensors", "perceptual.json", "perceptual.safetensors"];
     let mut sha256 = BTreeMap::new();
     for file in files {
@@ -250,6 +251,21 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a section of the model's card, in place of the one with that heading, or as the last.
+pub fn put_section(dir: &Path, heading: &str, section: &str) -> Result<()> {
+    let path = dir.join("README.md");
+    let card = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            format!("# {}\n", dir.file_name().unwrap_or_default().to_string_lossy())
+        }
+        card => card.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let mark = format!("\n## {heading}\n");
+    let (before, former) = card.split_once(&mark).unwrap_or((&card, ""));
+    let after = former.find("\n## ").map_or("", |next| &former[next..]);
+    std::fs::write(&path, format!("{before}{mark}\n{section}{after}")).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn card(name: &str, m: &Measured, how: &str) -> String {

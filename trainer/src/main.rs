@@ -6,6 +6,7 @@ mod classifier;
 mod data;
 mod directions;
 mod discriminator;
+mod encoder;
 mod export;
 mod gan;
 mod generator;
@@ -70,6 +71,15 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         steps: u64,
     },
+    /// Trains what guesses z from an image and its class, and puts it into a model folder.
+    Encoder {
+        /// The folder.
+        #[arg(long, default_value = "models/fashion32")]
+        model: PathBuf,
+        /// Minutes of training, all runs together: one that was stopped goes on.
+        #[arg(long, default_value_t = 25.0)]
+        minutes: f64,
+    },
     /// Writes the sample data set.
     Samples {
         /// Where to.
@@ -130,6 +140,7 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string_pretty(&measured)?);
         }
         Command::Directions { model, steps } => directions::run(&model, (steps, directions::MEASURED), args.seed)?,
+        Command::Encoder { model, minutes } => encoder::run(&model, (minutes, encoder::MEASURED), &args.work, args.seed)?,
         Command::Samples { out } => samples::write(&Split::test(&args.data)?, &out, args.seed)?,
     }
     Ok(())

@@ -4,6 +4,7 @@ pub mod biggan;
 pub mod biggan_deep;
 pub mod detection;
 pub mod efficientnet_lite;
+pub mod encoder;
 pub mod lpips;
 pub mod mask_rcnn;
 pub mod resnet;
