@@ -5,7 +5,9 @@ CARGO ?= cargo
 BASIN := target/debug/basin
 DEMO ?= out/demo
 
-.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check validate chaos bench bench-dashboard bench-editing throughput models samples clean
+FUZZ_SECONDS ?= 600
+
+.PHONY: fuzz help setup services build demo up-local down-local demo-fleet observe browser test check validate chaos bench bench-dashboard bench-editing throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,7 @@ check: setup ## Format, lints, architecture
 
 test: check services ## Everything that CI checks
 	@infra/docs-python.sh
+	@infra/published/setup.sh
 	@$(CARGO) test --locked --workspace
 
 validate: setup ## Heavy checks of the method (planted targets, ordering of methods); writes docs/validation.md
@@ -59,6 +62,10 @@ browser: setup ## The dashboard in a real browser (Debian's chromium, and Node)
 	@tests/browser/setup.sh
 	@$(CARGO) test --locked --workspace --no-run
 	@$(CARGO) test --locked --workspace --test browser -- --ignored
+
+fuzz: ## Feed the reader of checkpoints damaged files for ten minutes (nightly Rust, cargo-fuzz)
+	@cd state-dict/fuzz && mkdir -p corpus/parse && $(CARGO) +nightly fuzz run parse corpus/parse ../tests/fixtures seeds -- \
+	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -max_len=8192 -dict=parse.dict
 
 bench: setup ## Measure lane-steps per second and images per hour
 	@$(CARGO) build --locked -p bench

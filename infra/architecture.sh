@@ -14,7 +14,7 @@ uses = {
 ours = set(uses)
 # Library: crates that may name it. The benchmark compares our wrappers with the library alone.
 wrappers = {
-    "tch": {"projector", "worker", "trainer", "bench"},
+    "tch": {"projector", "worker", "trainer", "bench", "zoo"},
     "aws-sdk-s3": {"store", "bench"},
     "aws-config": {"store", "bench"},
     "lapin": {"queue", "bench"},
@@ -29,7 +29,7 @@ wrappers = {
     "image": {"worker", "coordinator", "trainer"},
     "openh264": {"worker"},
     "rustfft": {"projector"},
-    "zip": {"state-dict"},
+    "zip": {"state-dict", "zoo"},
     "zstd": {"projector"},
 }
 # Crate: our crates that it may use.
@@ -38,12 +38,12 @@ graph = {
     "state-dict": set(),
     "store": set(),
     "telemetry": set(),
-    "zoo": set(),
     "projector": {"proto"},
     "queue": {"proto"},
     "coordinator": {"proto", "queue", "store", "telemetry"},
     "worker": {"proto", "queue", "store", "telemetry", "projector", "zoo"},
     "cli": {"proto", "queue", "store", "telemetry", "coordinator", "worker", "zoo"},
+    "zoo": {"proto", "projector", "state-dict"},
     "trainer": {"proto", "projector"},
     "bench": {"coordinator", "proto", "projector", "worker", "queue", "store"},
 }

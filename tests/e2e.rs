@@ -12,6 +12,8 @@ use proto::{FineTune, FineTuned, LatentSearch, Params, ResultRecord, Told, Trans
 use store::Store;
 use worker::edit::{EditRequest, Projected};
 
+mod models;
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("cli is in the workspace").to_owned()
 }

@@ -112,10 +112,10 @@ pub fn biggan_256() -> Result<String> {
         n_stats: 51,
     };
     let generator = BigganDeep::load(&config, &mut Weights::new(random_weights(&config)), 1.0).context("random weights")?;
-    let model = Model { generator: Box::new(generator), lpips: perceptual()? };
+    let model = Model { generator: Box::new(generator), lpips: perceptual()?, encoder: None };
     let z = Tensor::randn([1, 128], (Kind::Float, Device::Cpu)).fmod(2.0);
     let image = tch::no_grad(|| model.generator.generate(&z, &model.generator.embed(1).unsqueeze(0)));
-    let target = Target { image: image.squeeze_dim(0), bbox: None, class: 2, seed: 0 };
+    let target = Target { image: image.squeeze_dim(0), bbox: None, mask: None, class: 2, seed: 0 };
     let tune = FineTune { steps: STEPS, delta: DeltaCodec::Float32, ..FineTune::default() };
     let latent = LatentSearch::Adam { steps: 1 };
     let params = Params { transform: None, latent, seeds: 1, fine_tune: Some(tune), ..Params::paper() };

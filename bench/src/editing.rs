@@ -169,7 +169,7 @@ fn floor(model: &LoadedModel, params: &Params, target: &Target, solution: &Solut
 
 /// Edits to each other class, and how many the classifier takes for that class.
 fn edits(model: &LoadedModel, generator: &dyn Generator, z: &[f32], c: &[f32]) -> Result<(usize, usize)> {
-    let classifier = model.classifier.as_ref().context("the model has no classifier")?;
+    let classifier = model.head.as_ref().context("the model has no classifier")?;
     let classes = generator.num_classes();
     let (zs, cs): (Vec<Tensor>, Vec<Tensor>) =
         (0..classes).map(|class| Edit { class: Some((class, 1.0)), ..Edit::default() }.latents(generator, z, c)).unzip();

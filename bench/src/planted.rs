@@ -65,7 +65,7 @@ fn plant(model: &LoadedModel, index: usize) -> (Target, Transform) {
         let y = &y * &inside + (&inside - 1.0);
         let y = y.squeeze_dim(0);
         if let Some(bbox) = object_box(&y) {
-            return (Target { image: y, bbox: Some(bbox), class, seed: index as u64 }, truth);
+            return (Target { image: y, bbox: Some(bbox), mask: None, class, seed: index as u64 }, truth);
         }
     }
 }
@@ -102,7 +102,7 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<
         for (k, &i) in batch.iter().enumerate() {
             let loss = |s: &projector::Solution| s.seeds[s.best].inverted_loss;
             let case = Case {
-                class: model.classes[i % model.classes.len()].clone(),
+                class: model.manifest.classes[i % model.manifest.classes.len()].clone(),
                 truth: truths[k].clone(),
                 found: searched[k].transform.clone().expect("there was a stage one"),
                 searched: loss(&searched[k]),

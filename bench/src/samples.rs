@@ -47,13 +47,13 @@ pub fn targets(model: &LoadedModel, samples: &Path, wanted: impl Fn(&str) -> boo
             let found = coco.annotations.iter().find(|a| a.image_id == image.id);
             let annotation = found.with_context(|| format!("{} has no annotation", image.file_name))?;
             let category = coco.categories.iter().find(|c| c.id == annotation.category_id).context("unknown category")?;
-            let class = model.classes.iter().position(|c| *c == category.name).context("a class of another model")?;
+            let class = model.manifest.classes.iter().position(|c| *c == category.name).context("a class of another model")?;
             let [x, y, width, height] = annotation.bbox;
             let path = samples.join("images").join(&image.file_name);
             let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             let decoded = worker::codec::decode(&bytes, Some(Box2d { x, y, width, height }), r)?;
             let pixels = Tensor::from_slice(&decoded.pixels).view([3, i64::from(r), i64::from(r)]);
-            let target = Target { image: pixels, bbox: decoded.bbox, class: class as i64, seed: seed as u64 };
+            let target = Target { image: pixels, bbox: decoded.bbox, mask: None, class: class as i64, seed: seed as u64 };
             Ok((image.file_name.clone(), target))
         })
         .collect()

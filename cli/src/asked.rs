@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use proto::Params;
+use proto::{ClassSource, LatentStart, MaskSource, Params};
 
 /// Options of `basin project` and `basin submit`.
 #[derive(clap::Args)]
@@ -18,6 +18,17 @@ pub struct Asked {
     /// Parameters from a JSON file (see `basin params`).
     #[arg(long, value_name = "FILE")]
     params: Option<PathBuf>,
+    /// Where each image's class comes from: `annotation`, `category` (the annotation names a kind, such as COCO's dog, and the
+    /// model's classifier chooses among the classes of it), `classifier`, or `class:NAME` for all images.
+    #[arg(long, value_name = "SOURCE", value_parser = class_source)]
+    class_from: Option<ClassSource>,
+    /// Where each object's mask comes from: `box` or `outline` of the annotations, `detector-box` or `detector-mask` of the
+    /// model's detector, `whole` for the whole image, or `file:PATTERN` for images of the data set, such as `file:masks/{stem}.png`.
+    #[arg(long, value_name = "SOURCE", value_parser = mask_source)]
+    mask_from: Option<MaskSource>,
+    /// Where the search for z starts: `random`, or `encoder` (of the model), with another standard deviation as `encoder:0.25`.
+    #[arg(long, value_name = "SOURCE", value_parser = start)]
+    start_from: Option<LatentStart>,
     /// Fit the generator to each image after the search, and keep what that changed: edits need it.
     #[arg(long)]
     fine_tune: bool,
@@ -42,11 +53,62 @@ impl Asked {
         if self.fine_tune {
             params.fine_tune.get_or_insert_default();
         }
+        if let Some(class) = &self.class_from {
+            params.object.class = class.clone();
+        }
+        if let Some(mask) = &self.mask_from {
+            params.object.mask = mask.clone();
+        }
+        if let Some(start) = self.start_from {
+            params.start = start;
+        }
+        params.validate()?;
         Ok(params)
     }
 
     /// Images at most.
     pub fn limit(&self) -> Option<usize> {
         self.limit.map(Into::into)
+    }
+}
+
+fn class_source(text: &str) -> Result<ClassSource, String> {
+    match text {
+        "annotation" => Ok(ClassSource::Annotation),
+        "category" => Ok(ClassSource::Category),
+        "classifier" => Ok(ClassSource::Classifier),
+        _ => match text.strip_prefix("class:") {
+            Some(name) => Ok(ClassSource::Fixed { name: name.into() }),
+            None => Err("it is annotation, category, classifier or class:NAME".into()),
+        },
+    }
+}
+
+fn mask_source(text: &str) -> Result<MaskSource, String> {
+    match text {
+        "box" => Ok(MaskSource::Box),
+        "outline" => Ok(MaskSource::Outline),
+        "detector-box" => Ok(MaskSource::DetectorBox),
+        "detector-mask" => Ok(MaskSource::DetectorMask),
+        "whole" => Ok(MaskSource::Whole),
+        _ => match text.strip_prefix("file:") {
+            Some(pattern) => Ok(MaskSource::File { pattern: pattern.into() }),
+            None => Err("it is box, outline, detector-box, detector-mask, whole or file:PATTERN".into()),
+        },
+    }
+}
+
+/// Of branch `legacy`.
+const ENCODER_SIGMA: f64 = 0.5;
+
+fn start(text: &str) -> Result<LatentStart, String> {
+    match text.split_once(':') {
+        None if text == "random" => Ok(LatentStart::Random),
+        None if text == "encoder" => Ok(LatentStart::Encoder { sigma: ENCODER_SIGMA }),
+        Some(("encoder", sigma)) => {
+            let sigma = sigma.parse().map_err(|_| format!("{sigma:?} is no number"))?;
+            Ok(LatentStart::Encoder { sigma })
+        }
+        _ => Err("it is random, encoder or encoder:SIGMA".into()),
     }
 }

@@ -73,7 +73,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let model = tokio::task::spawn_blocking(move || worker::load(&dir)).await?.context("cannot load the model")?;
     let directions = directions(&model);
     if args.list {
-        say!("classes: {}", model.classes.join(", "));
+        say!("classes: {}", model.manifest.classes.join(", "));
         say!("directions: {}", directions.keys().cloned().collect::<Vec<_>>().join(", "));
         return Ok(ExitCode::SUCCESS);
     }
@@ -142,7 +142,7 @@ impl Args {
             }
         }
         let classes = match self.class.as_slice() {
-            [all] if all == "all" && !model.classes.contains(all) => model.classes.clone(),
+            [all] if all == "all" && !model.manifest.classes.contains(all) => model.manifest.classes.clone(),
             classes => classes.to_vec(),
         };
         if classes.is_empty() && moves.is_empty() && self.truncation == 1.0 {

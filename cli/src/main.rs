@@ -19,6 +19,7 @@ macro_rules! note {
 mod asked;
 mod edit;
 mod fleet;
+mod models;
 mod project;
 mod report;
 mod serve_edits;
@@ -86,6 +87,8 @@ enum Command {
     ///
     /// Exit code: 0 it does; 2 it does not, see the list.
     Doctor(fleet::Doctor),
+    /// Fetch, convert, check and calibrate models.
+    Models(models::Args),
     /// Print the parameters of a profile as JSON, to be changed and given to `project --params`.
     Params {
         /// Name of the profile.
@@ -133,6 +136,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => runtime()?.block_on(fleet::verify(args)),
         Command::Simulate(args) => fleet::simulate(&args),
         Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),
+        Command::Models(args) => models::run(args),
         Command::Params { profile } => {
             let params = Params::profile(&profile).expect("clap allows known names only");
             say!("{}", serde_json::to_string_pretty(&params).expect("plain structs serialise"));

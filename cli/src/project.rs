@@ -71,29 +71,30 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("cannot read {} (--model names a model folder)", manifest_path.display()))?;
     let (manifest, model_digest) =
         ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", manifest_path.display()))?;
+    if let Some(problem) = manifest.lacks(&params) {
+        bail!(problem);
+    }
     let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
     let dataset = Store::open(&args.dataset).await.context("cannot open the data set")?;
     let results = Store::open(&args.out).await.context("cannot open --out")?;
 
-    let model_dir = args.model.clone();
-    let model = tokio::task::spawn_blocking(move || worker::load(&model_dir)).await?.context("cannot load the model")?;
-    let spec = RunSpec {
-        record: RunRecord {
-            format: 1,
-            name: run_name(&args.out),
-            dataset: dataset.url(),
-            annotations: args.asked.annotations.clone(),
-            limit: args.asked.limit(),
-            model: manifest.name.clone(),
-            model_digest,
-            resolution: manifest.generator.resolution,
-            params: params.clone(),
-            seed: args.asked.seed,
-            version: env!("CARGO_PKG_VERSION").into(),
-        },
-        classes: manifest.classes.clone(),
-        super_classes: manifest.super_classes.clone(),
+    let (model_dir, object) = (args.model.clone(), params.object.clone());
+    let load = move || worker::load_for(&model_dir, &object);
+    let model = tokio::task::spawn_blocking(load).await?.context("cannot load the model")?;
+    let record = RunRecord {
+        format: 1,
+        name: run_name(&args.out),
+        dataset: dataset.url(),
+        annotations: args.asked.annotations.clone(),
+        limit: args.asked.limit(),
+        model: manifest.name.clone(),
+        model_digest,
+        resolution: manifest.generator.resolution,
+        params: params.clone(),
+        seed: args.asked.seed,
+        version: env!("CARGO_PKG_VERSION").into(),
     };
+    let spec = RunSpec::new(record, &manifest);
     let super_classes = spec.super_class_of();
     let redrive = args.retry_failed.then(Redrive::failures);
     let (mut plan, notes) = run::prepare(&spec, redrive.as_ref(), &dataset, &results).await?;

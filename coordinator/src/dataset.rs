@@ -16,10 +16,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::str::FromStr;
 
-use proto::{Box2d, FailureReason, keys};
+use proto::{Box2d, ClassSource, FailureReason, Mask, MaskSource, Object, keys};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use store::{Skipped, Store};
+
+use crate::segmentation;
 
 const COCO: &str = "annotations.json";
 const MANIFEST: &str = "manifest.csv";
@@ -108,7 +110,12 @@ pub struct DatasetImage {
     pub class_name: String,
     /// Finite, with an area; in pixels of the image. `None`: the whole image.
     pub bbox: Option<Box2d>,
+    /// Its outline or mask file, if the object is to be read from that.
+    pub mask: Option<Mask>,
 }
+
+/// What a data set says of an object: class name (or nothing), box and outline.
+type Said = (String, Option<Box2d>, Option<Mask>);
 
 /// Why a data set cannot be read at all.
 #[derive(Debug, thiserror::Error)]
@@ -154,8 +161,8 @@ pub enum DatasetError {
     },
 }
 
-/// Reads a data set.
-pub async fn read(store: &Store, annotations: &Annotations) -> Result<Dataset, DatasetError> {
+/// Reads a data set, as far as the `object` of each image is to be read from it.
+pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> Result<Dataset, DatasetError> {
     let dataset = store.url();
     let mut lister = store.list("")?;
     let mut listing = Listing::new();
@@ -166,10 +173,10 @@ pub async fn read(store: &Store, annotations: &Annotations) -> Result<Dataset, D
         return Err(unusable(&dataset, "holds no files", "name the folder or bucket that holds the images"));
     }
     let mut read = match choose(&listing, annotations, &dataset)? {
-        None => read_folders(&dataset, &listing)?,
-        Some(file) if listing.contains_key(&file) => read_file(&file, &store.get(&file).await?, &listing)?,
+        None => read_folders(&dataset, &listing, object)?,
+        Some(file) if listing.contains_key(&file) => read_file(&file, &store.get(&file).await?, &listing, object)?,
         Some(file) => match tokio::fs::read(&file).await {
-            Ok(bytes) => read_file(&file, &bytes, &listing)?,
+            Ok(bytes) => read_file(&file, &bytes, &listing, object)?,
             Err(source) => return Err(DatasetError::File { file, dataset, source }),
         },
     };
@@ -193,8 +200,26 @@ pub async fn read(store: &Store, annotations: &Annotations) -> Result<Dataset, D
     Ok(read)
 }
 
-fn read_file(file: &str, bytes: &[u8], listing: &Listing) -> Result<Dataset, DatasetError> {
-    if is_csv(file) { read_csv(file, bytes, listing) } else { read_coco(file, bytes, listing) }
+fn read_file(file: &str, bytes: &[u8], listing: &Listing, object: &Object) -> Result<Dataset, DatasetError> {
+    if is_csv(file) { read_csv(file, bytes, listing, object) } else { read_coco(file, bytes, listing, object) }
+}
+
+/// Whether an image without a class can be projected.
+fn needs_class(object: &Object) -> bool {
+    matches!(object.class, ClassSource::Annotation | ClassSource::Category)
+}
+
+/// Whether the data set says anything of an image's object that is asked for.
+fn needs_object(object: &Object) -> bool {
+    needs_class(object) || matches!(object.mask, MaskSource::Box | MaskSource::Outline)
+}
+
+/// Key of the mask of the image `key`, where masks are files.
+fn mask_key(object: &Object, key: &str) -> Option<String> {
+    let MaskSource::File { pattern } = &object.mask else { return None };
+    let (folder, file) = key.rsplit_once('/').map_or(("", key), |(folder, file)| (&key[..=folder.len()], file));
+    let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+    Some(pattern.replace("{path}", &format!("{folder}{stem}")).replace("{stem}", stem))
 }
 
 /// Key and identity of every object.
@@ -273,18 +298,19 @@ impl Problem {
 /// Collects entries, one for each image: an image that comes twice is bad, whatever the two say.
 struct Entries<'a> {
     listing: &'a Listing,
+    object: &'a Object,
     folders: Vec<String>,
     entries: BTreeMap<String, Entry>,
 }
 
 impl<'a> Entries<'a> {
     /// `file`: where the names are written.
-    fn new(file: &str, listing: &'a Listing) -> Entries<'a> {
+    fn new(file: &str, listing: &'a Listing, object: &'a Object) -> Entries<'a> {
         let beside = file.rfind('/').map_or("", |slash| &file[..=slash]);
         let mut folders = vec![beside.to_owned(), format!("{beside}{IMAGES}"), String::new(), IMAGES.to_owned()];
         folders.extend(shipped_folder(file).map(|folder| format!("{folder}/")));
         folders.extend(shipped_folder(file).map(|folder| format!("{IMAGES}{folder}/")));
-        Entries { listing, folders, entries: BTreeMap::new() }
+        Entries { listing, object, folders, entries: BTreeMap::new() }
     }
 
     /// Key and identity of the image that the data set calls `name`.
@@ -301,12 +327,15 @@ impl<'a> Entries<'a> {
         Ok((key.clone(), identity.clone()))
     }
 
-    fn add(&mut self, name: &str, what: Result<(String, Option<Box2d>), Problem>) {
+    fn add(&mut self, name: &str, what: Result<Said, Problem>) {
         let entry = match (self.find(name), what) {
-            (Ok((key, identity)), Ok((class_name, bbox))) => Entry::Image(DatasetImage { key, identity, class_name, bbox }),
+            (Ok((key, identity)), Ok((class_name, bbox, mask))) => match self.find_mask(&key) {
+                Ok(file) => Entry::Image(DatasetImage { key, identity, class_name, bbox, mask: file.or(mask) }),
+                Err(problem) => bad(key, problem.of_class(&class_name)),
+            },
             (Ok((key, _)), Err(problem)) => bad(key, problem),
             (Err(problem), what) => {
-                let class_name = what.map_or_else(|problem| problem.class_name, |(class_name, _)| Some(class_name));
+                let class_name = what.map_or_else(|problem| problem.class_name, |(class_name, ..)| Some(class_name));
                 bad(name.to_owned(), Problem { class_name, ..problem })
             }
         };
@@ -317,6 +346,15 @@ impl<'a> Entries<'a> {
                 let twice = bad(place.key().clone(), Problem::new(FailureReason::BadAnnotation, message));
                 place.insert(twice);
             }
+        }
+    }
+
+    /// The mask file of the image `key`, where masks are files.
+    fn find_mask(&self, key: &str) -> Result<Option<Mask>, Problem> {
+        let Some(mask) = mask_key(self.object, key) else { return Ok(None) };
+        match self.listing.get_key_value(&mask) {
+            Some((key, identity)) => Ok(Some(Mask::File { key: key.clone(), identity: identity.clone() })),
+            None => Err(Problem::new(FailureReason::BadMask, format!("the data set does not hold its mask {mask}"))),
         }
     }
 
@@ -387,6 +425,8 @@ struct CocoAnnotation<'a> {
     #[serde(borrow)]
     bbox: Option<&'a RawValue>,
     #[serde(borrow)]
+    segmentation: Option<&'a RawValue>,
+    #[serde(borrow)]
     iscrowd: Option<&'a RawValue>,
 }
 
@@ -398,8 +438,11 @@ struct CocoCategory<'a> {
     name: Option<&'a RawValue>,
 }
 
+/// Class and box of an image's largest object so far and its place among the annotations, or what is wrong with all of them.
+type Largest = Result<(String, Box2d, usize), Problem>;
+
 /// Reads COCO's JSON.
-pub fn read_coco(file: &str, json: &[u8], listing: &Listing) -> Result<Dataset, DatasetError> {
+pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) -> Result<Dataset, DatasetError> {
     let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
     let repaired;
     let coco: Coco = match serde_json::from_slice(json) {
@@ -431,10 +474,11 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing) -> Result<Dataset, 
     }
 
     // Of each image the largest object so far or, as long as there is none that can be used, the first problem.
-    let mut objects: Vec<Option<Result<(String, Box2d), Problem>>> = Vec::new();
+    let mut objects: Vec<Option<Largest>> = Vec::new();
     objects.resize_with(images.len(), || None);
     let mut strays = BTreeSet::new();
-    for annotation in annotations.iter().filter(|a| !matches!(a.iscrowd.map(RawValue::get), Some("1" | "true"))) {
+    let no_crowd = |(_, a): &(usize, &CocoAnnotation)| !matches!(a.iscrowd.map(RawValue::get), Some("1" | "true"));
+    for (index, annotation) in annotations.iter().enumerate().filter(no_crowd) {
         let Some(image_id) = annotation.image_id.map(id) else {
             strays.insert("none");
             continue;
@@ -445,10 +489,10 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing) -> Result<Dataset, 
             }
             continue;
         };
-        let object = read_object(annotation, &images[i], &class_names);
+        let object = read_object(annotation, &images[i], &class_names).map(|(class, bbox)| (class, bbox, index));
         let better = match (&objects[i], &object) {
             (None, _) | (Some(Err(_)), Ok(_)) => true,
-            (Some(Ok((_, best))), Ok((_, bbox))) => bbox.width * bbox.height > best.width * best.height,
+            (Some(Ok((_, best, _))), Ok((_, bbox, _))) => bbox.width * bbox.height > best.width * best.height,
             (Some(_), Err(_)) => false,
         };
         if better {
@@ -456,7 +500,7 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing) -> Result<Dataset, 
         }
     }
 
-    let mut entries = Entries::new(file, listing);
+    let mut entries = Entries::new(file, listing, wanted);
     let mut without_object = 0;
     for (image, object) in images.iter().zip(objects) {
         let id_text = image.id.map_or("none", id);
@@ -466,8 +510,18 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing) -> Result<Dataset, 
         } else if duplicates > 1 {
             let message = format!("image id {id_text} is given to {duplicates} images");
             Err(Problem::new(FailureReason::BadAnnotation, message))
+        } else if !needs_object(wanted) {
+            let class_name = object.and_then(Result::ok).map(|(class_name, ..)| class_name);
+            Ok((class_name.unwrap_or_default(), None, None))
         } else if let Some(object) = object {
-            object.map(|(class_name, bbox)| (class_name, Some(bbox)))
+            object.and_then(|(class_name, bbox, index)| {
+                let outline = annotations[index].segmentation.filter(|_| wanted.mask == MaskSource::Outline);
+                let size = image.width.and_then(number).zip(image.height.and_then(number));
+                let mask = outline.map(|raw| segmentation::read(raw.get(), size)).transpose();
+                let bad = |problem: String| Problem::new(FailureReason::BadMask, problem).of_class(&class_name);
+                let mask = mask.map_err(bad)?.flatten();
+                Ok((class_name, Some(bbox), mask))
+            })
         } else {
             without_object += 1;
             continue;
@@ -566,14 +620,15 @@ fn nan_to_null(json: &[u8]) -> Vec<u8> {
 }
 
 /// Reads a CSV manifest.
-pub fn read_csv(file: &str, bytes: &[u8], listing: &Listing) -> Result<Dataset, DatasetError> {
+pub fn read_csv(file: &str, bytes: &[u8], listing: &Listing, wanted: &Object) -> Result<Dataset, DatasetError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let failed = |source| DatasetError::Csv { file: file.to_owned(), source };
     let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(bytes);
     let header = reader.byte_headers().map_err(failed)?.clone();
     let column = |name: &str| header.iter().position(|h| h.eq_ignore_ascii_case(name.as_bytes()));
     let advice = "its first line is to be image,class or image,class,x,y,width,height";
-    let (Some(image), Some(class)) = (column("image"), column("class")) else {
+    let class = column("class");
+    let (Some(image), true) = (column("image"), class.is_some() || !needs_class(wanted)) else {
         return Err(unusable(file, "has no columns image and class", advice));
     };
     let bbox = match ["x", "y", "width", "height"].map(column) {
@@ -581,18 +636,18 @@ pub fn read_csv(file: &str, bytes: &[u8], listing: &Listing) -> Result<Dataset, 
         [None, None, None, None] => None,
         _ => return Err(unusable(file, "has only some of the columns x, y, width and height", advice)),
     };
-    let mut entries = Entries::new(file, listing);
+    let mut entries = Entries::new(file, listing, wanted);
     for (i, record) in reader.byte_records().enumerate() {
         let record = record.map_err(failed)?;
         let field = |i: usize| String::from_utf8_lossy(record.get(i).unwrap_or_default()).into_owned();
-        let class_name = field(class);
+        let class_name = class.map(field).unwrap_or_default();
         let bbox = bbox.map(|columns| columns.map(field)).filter(|values| values.iter().any(|v| !v.is_empty()));
-        let what = if class_name.is_empty() {
+        let what = if class_name.is_empty() && needs_class(wanted) {
             Err(Problem::new(FailureReason::BadAnnotation, "the class is empty"))
         } else {
             bbox.map(|values| read_box(&values).map_err(|problem| problem.of_class(&class_name)))
                 .transpose()
-                .map(|bbox| (class_name.clone(), bbox))
+                .map(|bbox| (class_name.clone(), bbox, None))
         };
         match field(image) {
             // The header is row 1, as in a spreadsheet.
@@ -617,7 +672,7 @@ fn read_box(values: &[String; 4]) -> Result<Box2d, Problem> {
 }
 
 /// Reads class folders. `dataset` is for messages.
-pub fn read_folders(dataset: &str, listing: &Listing) -> Result<Dataset, DatasetError> {
+pub fn read_folders(dataset: &str, listing: &Listing, wanted: &Object) -> Result<Dataset, DatasetError> {
     let is_hidden = |key: &str| key.split('/').any(|part| part.starts_with('.') || part == "__MACOSX");
     let (images, others): (Vec<_>, Vec<_>) =
         listing.keys().filter(|key| !is_hidden(key)).partition(|key| has_extension(key, IMAGE_TYPES));
@@ -625,14 +680,17 @@ pub fn read_folders(dataset: &str, listing: &Listing) -> Result<Dataset, Dataset
     if images.is_empty() {
         return Err(unusable(dataset, "holds no .jpg, .jpeg or .png files", advice));
     }
-    if images.iter().all(|key| !key.contains('/')) {
+    let masks: BTreeSet<String> = images.iter().filter_map(|key| mask_key(wanted, key)).collect();
+    let images: Vec<&String> = images.into_iter().filter(|key| !masks.contains(*key)).collect();
+    if needs_class(wanted) && images.iter().all(|key| !key.contains('/')) {
         return Err(unusable(dataset, "has images but no annotations and no class folders", advice));
     }
-    let mut entries = Entries::new("", listing);
+    let mut entries = Entries::new("", listing, wanted);
     for key in images {
         let folder = key.rsplit_once('/').map(|(folder, _)| folder.rsplit('/').next().unwrap_or(folder));
         let what = folder
-            .map(|class_name| (class_name.to_owned(), None))
+            .or((!needs_class(wanted)).then_some(""))
+            .map(|class_name| (class_name.to_owned(), None, None))
             .ok_or_else(|| Problem::new(FailureReason::BadAnnotation, "the image lies in no class folder"));
         entries.add(key, what);
     }
@@ -672,7 +730,7 @@ impl ClassIndex {
     }
 }
 
-fn relax(name: &str) -> String {
+pub(crate) fn relax(name: &str) -> String {
     let words: Vec<&str> = name.split(['_', '-', '/', ' ']).filter(|word| !word.is_empty()).collect();
     words.join(" ").to_lowercase()
 }

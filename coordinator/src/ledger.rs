@@ -154,7 +154,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn planned(image: &str) -> Planned {
-        Planned { image: image.into(), identity: "1".into(), class: 0, bbox: None, seed: 0 }
+        Planned { image: image.into(), identity: "1".into(), class: 0, bbox: None, more: None, seed: 0 }
     }
 
     pub(crate) fn event(run: &str, job: &str, what: What) -> Event {

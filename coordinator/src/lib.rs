@@ -25,6 +25,7 @@ pub mod plan;
 pub mod redrive;
 pub mod report;
 pub mod run;
+mod segmentation;
 pub mod service;
 pub mod simulate;
 pub mod summary;

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use proto::keys::Marker;
-use proto::{Box2d, Failure, FailureReason, Job, RunRecord, keys};
+use proto::{Box2d, ClassSource, Failure, FailureReason, Job, Mask, ModelManifest, OPEN_CLASS, RunRecord, keys};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{ClassIndex, DatasetImage, Entry};
+use crate::dataset::{self, ClassIndex, DatasetImage, Entry};
 use crate::summary::SuperClasses;
 
 /// What all jobs of a run have in common.
@@ -18,6 +18,8 @@ pub struct RunSpec {
     pub classes: Vec<String>,
     /// Super-class of each; empty: the model has none.
     pub super_classes: Vec<String>,
+    /// Category that each is a kind of; empty: the model does not say.
+    pub categories: Vec<String>,
 }
 
 /// An image that is to be projected: what its job says beside the run's.
@@ -27,12 +29,23 @@ pub struct Planned {
     pub image: String,
     /// What the store says of its bytes.
     pub identity: String,
-    /// Index into the model's classes.
+    /// Index into the model's classes; `OPEN_CLASS`: a worker finds it.
     pub class: u32,
     /// Box of the object in pixels; `None`: the whole image.
     pub bbox: Option<Box2d>,
+    /// What few runs need.
+    pub more: Option<Box<More>>,
     /// Everything random of this image follows from it.
     pub seed: u64,
+}
+
+/// What else a job may say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct More {
+    /// The data set's category, for an open class.
+    pub category: Option<String>,
+    /// The data set's mask.
+    pub mask: Option<Mask>,
 }
 
 /// Where the seeds of images come from.
@@ -58,17 +71,26 @@ pub fn image_seed(seed: u64, image: &str) -> u64 {
 }
 
 impl RunSpec {
+    /// Of a run over a model.
+    pub fn new(record: RunRecord, model: &ModelManifest) -> RunSpec {
+        let ModelManifest { classes, super_classes, categories, .. } = model.clone();
+        RunSpec { record, classes, super_classes, categories }
+    }
+
     /// The job of an image.
     pub fn job(&self, planned: &Planned) -> Job {
         let run = &self.record;
+        let More { category, mask } = planned.more.as_deref().cloned().unwrap_or_default();
         Job {
             run: run.name.clone(),
             image: planned.image.clone(),
             identity: planned.identity.clone(),
             dataset: run.dataset.clone(),
             class: planned.class,
-            class_name: self.classes[planned.class as usize].clone(),
+            class_name: self.classes.get(planned.class as usize).cloned().unwrap_or_default(),
+            category,
             bbox: planned.bbox,
+            mask,
             model: run.model.clone(),
             model_digest: run.model_digest.clone(),
             params: run.params.clone(),
@@ -137,19 +159,39 @@ fn planned(entry: Entry, classes: &ClassIndex, spec: &RunSpec, seeds: &Seeds) ->
     let fail = |image, reason, message, class_name| Failure { format: 1, job: None, image, reason, message, class_name };
     match entry {
         Entry::Bad { image, reason, message, class_name } => Err(fail(image, reason, message, class_name)),
-        Entry::Image(DatasetImage { key, identity, class_name, bbox }) => {
+        Entry::Image(DatasetImage { key, identity, class_name, bbox, mask }) => {
             if let Err(problem) = keys::check_image(&key) {
                 let message = format!("the image's name {key:?} {problem}");
                 return Err(fail(key, FailureReason::BadName, message, Some(class_name)));
             }
-            let Some(class) = classes.find(&class_name) else {
-                let message = unknown_class(&class_name, spec);
-                return Err(fail(key, FailureReason::UnknownClass, message, Some(class_name)));
+            let mut category = None;
+            let class = match &spec.record.params.object.class {
+                ClassSource::Annotation => classes.find(&class_name).ok_or_else(|| unknown_class(&class_name, spec)),
+                ClassSource::Fixed { name } => classes.find(name).ok_or_else(|| unknown_class(name, spec)),
+                ClassSource::Classifier => Ok(OPEN_CLASS),
+                ClassSource::Category => {
+                    category = spec.categories.iter().find(|known| same(known, &class_name)).cloned();
+                    category.as_ref().map(|_| OPEN_CLASS).ok_or_else(|| unknown_category(&class_name, spec))
+                }
+            };
+            let class = match class {
+                Ok(class) => class,
+                Err(message) => return Err(fail(key, FailureReason::UnknownClass, message, Some(class_name))),
             };
             let seed = seeds.of(&key);
-            Ok(Planned { image: key, identity, class, bbox, seed })
+            let more = (category.is_some() || mask.is_some()).then(|| Box::new(More { category, mask }));
+            Ok(Planned { image: key, identity, class, bbox, more, seed })
         }
     }
+}
+
+fn same(category: &str, name: &str) -> bool {
+    !category.is_empty() && dataset::relax(category) == dataset::relax(name)
+}
+
+fn unknown_category(name: &str, spec: &RunSpec) -> String {
+    let model = &spec.record.model;
+    format!("no class of model {model} is a kind of {name:?} (categories in its model.json)")
 }
 
 /// Names the classes that there are, if they are few.
@@ -182,12 +224,13 @@ pub(crate) mod tests {
             },
             classes: vec!["Bag".into(), "Coat".into()],
             super_classes: vec!["thing".into(), "thing".into()],
+            categories: vec!["handbag".into(), String::new()],
         }
     }
 
     fn image(key: &str, class: &str) -> Entry {
         let (key, identity, class_name) = (key.into(), "1".into(), class.into());
-        Entry::Image(DatasetImage { key, identity, class_name, bbox: None })
+        Entry::Image(DatasetImage { key, identity, class_name, bbox: None, mask: None })
     }
 
     #[test]
@@ -205,6 +248,23 @@ pub(crate) mod tests {
         assert_eq!([0, 1, 2].map(changed), [false, true, false]);
         let seeds = all.images.iter().map(|i| spec.job(i).seed).collect::<std::collections::HashSet<_>>();
         assert_eq!(seeds.len(), 3);
+    }
+
+    #[test]
+    fn a_class_that_a_worker_finds_is_open_and_changes_no_id_when_it_is_found() {
+        let mut spec = spec("r");
+        spec.record.params.object.class = ClassSource::Category;
+        let entries = vec![image("a.png", "Hand-Bag"), image("b.png", "handbag"), image("c.png", "coat")];
+        let plan = plan(entries, &spec, &HashMap::new(), &Seeds::default());
+        // "Hand-Bag" is two words, and the coat is of no category.
+        assert_eq!(plan.failures.iter().map(|f| f.image.as_str()).collect::<Vec<_>>(), ["a.png", "c.png"]);
+        let job = spec.job(&plan.images[0]);
+        assert_eq!((job.class, job.class_name.as_str(), job.category.as_deref()), (OPEN_CLASS, "", Some("handbag")));
+        let found = Job { class: 0, class_name: "Bag".into(), ..job.clone() };
+        assert_eq!(found.id(), job.id());
+        assert_eq!(Job::decode(&job.encode()).expect("ours"), job);
+        let other = Job { category: Some("bag".into()), ..job.clone() };
+        assert_ne!(other.id(), job.id());
     }
 
     #[test]

@@ -146,7 +146,7 @@ pub async fn see(
         return Err(Error::OutInside { out: results.url(), dataset: dataset.url() });
     }
     let annotations: Annotations = spec.record.annotations.parse().expect("any text names annotations");
-    let dataset = dataset::read(dataset, &annotations).await?;
+    let dataset = dataset::read(dataset, &annotations, &spec.record.params.object).await?;
     results.check_writable().await?;
     begin(&spec.record, results).await?;
     let known = places(&dataset.entries);

@@ -60,10 +60,11 @@ pub fn simulate(simulation: &Simulation) -> Measured {
             identity: format!("{:032x}", i),
             class_name: classes[class].clone(),
             bbox: None,
+            mask: None,
         })
     };
     let entries: Vec<Entry> = (0..simulation.images).map(entry).collect();
-    let spec = RunSpec { record: record(), classes, super_classes: vec![] };
+    let spec = RunSpec { record: record(), classes, super_classes: vec![], categories: vec![] };
     let started = Instant::now();
     let plan = plan(entries, &spec, &HashMap::new(), &Seeds::default());
     let planning = started.elapsed();

@@ -322,6 +322,8 @@ pub(crate) mod tests {
             objects: vec![],
             fine_tuned: None,
             target_bbox: None,
+            mask: false,
+            found: None,
             trace: None,
         }
     }

@@ -56,7 +56,7 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Found, Error> {
         return Ok(found);
     };
     let annotations: Annotations = run.annotations.parse().expect("any text names annotations");
-    let entries = dataset::read(&Store::open(&run.dataset).await?, &annotations).await?.entries;
+    let entries = dataset::read(&Store::open(&run.dataset).await?, &annotations, &run.params.object).await?.entries;
     let entries = match run.limit {
         Some(limit) => spread(entries, limit),
         None => entries,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use coordinator::dataset::{Annotations, ClassIndex, Dataset, DatasetError, Entry, Listing, read, read_coco};
-use proto::Box2d;
+use proto::{Box2d, ClassSource, Mask, MaskSource, Object};
 use store::Store;
 use tempfile::TempDir;
 
@@ -21,8 +21,12 @@ fn folder(images: &[&str], texts: &[(&str, &str)]) -> TempDir {
 }
 
 async fn open(dir: &Path, annotations: &str) -> Result<Dataset, DatasetError> {
+    open_for(dir, annotations, &Object::default()).await
+}
+
+async fn open_for(dir: &Path, annotations: &str, object: &Object) -> Result<Dataset, DatasetError> {
     let store = Store::open(dir.to_str().unwrap()).await.unwrap();
-    read(&store, &annotations.parse().unwrap()).await
+    read(&store, &annotations.parse().unwrap(), object).await
 }
 
 async fn refusal(dir: &TempDir, annotations: &str) -> String {
@@ -298,6 +302,66 @@ async fn the_bundled_samples_are_a_data_set() {
     assert!(dataset.entries.iter().all(|e| matches!(e, Entry::Image(image) if image.bbox.is_some())));
 }
 
+fn masks_of(dataset: &Dataset) -> Vec<Option<Mask>> {
+    let mask = |entry: &Entry| match entry {
+        Entry::Image(image) => image.mask.clone(),
+        Entry::Bad { .. } => None,
+    };
+    dataset.entries.iter().map(mask).collect()
+}
+
+#[tokio::test]
+async fn outlines_are_read_where_they_are_asked_for_and_a_bad_one_spoils_its_own_image() {
+    let outlined = |image: u32, segmentation: &str| {
+        format!(r#"{{"image_id": {image}, "category_id": 2, "bbox": [1, 1, 4, 4], "segmentation": {segmentation}}}"#)
+    };
+    let images: Vec<String> =
+        (1..5).map(|i| format!(r#"{{"id": {i}, "file_name": "{i}.jpg", "width": 10, "height": 8}}"#)).collect();
+    let annotations = [
+        outlined(1, "[[1, 1, 5, 1, 5, 5]]"),
+        outlined(2, r#"{"counts": [11, 4, 65], "size": [8, 10]}"#),
+        outlined(3, "[[1, 1]]"),
+        outlined(4, "[]"),
+    ];
+    let json = coco(&images.join(","), &annotations.join(","));
+    let dir = folder(&["1.jpg", "2.jpg", "3.jpg", "4.jpg"], &[("annotations.json", &json)]);
+    let outline = Object { mask: MaskSource::Outline, ..Object::default() };
+    let dataset = open_for(dir.path(), "auto", &outline).await.unwrap();
+    let polygons = Mask::Polygons(vec![vec![1.0, 1.0, 5.0, 1.0, 5.0, 5.0]]);
+    let runs = Mask::Runs { height: 8, width: 10, lengths: vec![11, 4, 65] };
+    assert_eq!(masks_of(&dataset), [Some(polygons), Some(runs), None, None]);
+    let bad = "\"3.jpg\" [dog]: bad_mask: its segmentation has a polygon that is not at least three finite points";
+    assert_eq!(lines(&dataset)[2..], [bad, "4.jpg dog 1,1,4,4"]);
+    let boxes = open(dir.path(), "auto").await.unwrap();
+    assert!(masks_of(&boxes).iter().all(Option::is_none) && lines(&boxes).iter().all(|line| line.ends_with("dog 1,1,4,4")));
+}
+
+#[tokio::test]
+async fn mask_files_belong_to_their_images_and_are_none_themselves() {
+    let dir = folder(&["cat/a.jpg", "cat/b.jpg", "masks/a.png", "masks/c.png"], &[]);
+    let files = Object { mask: MaskSource::File { pattern: "masks/{stem}.png".into() }, ..Object::default() };
+    let dataset = open_for(dir.path(), "auto", &files).await.unwrap();
+    assert!(matches!(&masks_of(&dataset)[0], Some(Mask::File { key, identity }) if key == "masks/a.png" && !identity.is_empty()));
+    let missing = "\"cat/b.jpg\" [cat]: bad_mask: the data set does not hold its mask masks/b.png";
+    assert_eq!(lines(&dataset), ["cat/a.jpg cat whole", missing]);
+    let beside = Object { mask: MaskSource::File { pattern: "{path}.mask.png".into() }, ..Object::default() };
+    let dir = folder(&["cat/a.jpg", "cat/a.mask.png"], &[]);
+    assert_eq!(lines(&open_for(dir.path(), "auto", &beside).await.unwrap()), ["cat/a.jpg cat whole"]);
+}
+
+#[tokio::test]
+async fn images_without_class_and_object_are_taken_where_neither_is_asked_for() {
+    let found = Object { class: ClassSource::Classifier, mask: MaskSource::DetectorBox };
+    let dir = folder(&["a.jpg", "cat/b.jpg"], &[]);
+    assert_eq!(lines(&open_for(dir.path(), "auto", &found).await.unwrap()), ["a.jpg  whole", "cat/b.jpg cat whole"]);
+    let images = r#"{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}"#;
+    let json = coco(images, r#"{"image_id": 2, "category_id": 1, "bbox": [0, 0, 0, 0]}"#);
+    let dir = folder(&["a.jpg", "b.jpg"], &[("annotations.json", &json)]);
+    assert_eq!(lines(&open_for(dir.path(), "auto", &found).await.unwrap()), ["a.jpg  whole", "b.jpg  whole"]);
+    let boxed = Object { mask: MaskSource::Box, ..found };
+    assert_eq!(open_for(dir.path(), "auto", &boxed).await.unwrap().entries.len(), 1, "an image without a box");
+}
+
 /// As large as COCO's val2017. The time is printed, not tested.
 #[test]
 fn a_data_set_of_the_size_of_coco_is_read_in_one_go() {
@@ -315,7 +379,7 @@ fn a_data_set_of_the_size_of_coco_is_read_in_one_go() {
     drop((images, annotations));
     let listing: Listing = (0..5_000).map(|i| (format!("val2017/{i:012}.jpg"), "identity".into())).collect();
     let start = Instant::now();
-    let dataset = read_coco("annotations/instances_val2017.json", json.as_bytes(), &listing).unwrap();
+    let dataset = read_coco("annotations/instances_val2017.json", json.as_bytes(), &listing, &Object::default()).unwrap();
     println!("{} MB of JSON in {:.2} s", json.len() / 1_000_000, start.elapsed().as_secs_f64());
     assert_eq!(dataset.entries.len(), 5_000);
     assert_eq!(line(&dataset.entries[0]), "val2017/000000000000.jpg dog 4.7,3.1,8,9");

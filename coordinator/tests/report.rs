@@ -118,6 +118,8 @@ fn record(index: usize, image: String, random: &mut Random) -> ResultRecord {
         objects: vec![],
         fine_tuned: None,
         target_bbox: None,
+        mask: false,
+        found: None,
         trace: None,
     }
 }

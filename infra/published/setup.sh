@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 into="${CARGO_TARGET_DIR:-$root/target}/published"
 python=${PYTHON:-python3}
-photographs=(astronaut.png camera.png chelsea.png coffee.png coins.png motorcycle_left.png motorcycle_right.png rocket.jpg)
+photographs=(astronaut.png camera.png chelsea.png coffee.png coins.png ihc.png motorcycle_left.png motorcycle_right.png rocket.jpg)
 
 stamp=$(cat "$here/wheels.txt" "$here/setup.sh" | sha256sum | cut -d' ' -f1)
 [ "$(cat "$into/.installed" 2>/dev/null)" = "$stamp" ] && exit 0

@@ -347,7 +347,7 @@ mod tests {
         ];
         let mut weights = Weights::new(tensors.map(|(n, t)| (n.to_owned(), t)));
         let lpips = Lpips::load(&Config { shift: [0.0; 3], scale: [1.0; 3], layers }, &mut weights).expect("loads");
-        (Model { generator: Box::new(generator), lpips }, tests.into_iter().collect())
+        (Model { generator: Box::new(generator), lpips, encoder: None }, tests.into_iter().collect())
     }
 
     #[test]
@@ -363,7 +363,7 @@ mod tests {
         };
         let row = |name: &str| Vec::<f32>::try_from(tests[name].get(0)).expect("floats");
         let image = tests["test.output"].get(1);
-        let target = Target { image, bbox: None, class: 0, seed: 0 };
+        let target = Target { image, bbox: None, mask: None, class: 0, seed: 0 };
         let mut tuning = Tuning::new(row("test.z"), row("test.c"), None, f64::INFINITY);
         // In two parts, as between two checkpoints.
         tuning = advance(&model, Device::Cpu, &setting, &target, tuning, 2);

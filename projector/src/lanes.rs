@@ -17,6 +17,7 @@ use tch::{Device, Kind, Tensor};
 use crate::descent::{self, AdamState};
 use crate::generator::Generator;
 use crate::loss::LossTarget;
+use crate::nn::encoder::Encoder;
 use crate::nn::lpips::Lpips;
 use crate::target::Target;
 use crate::{mask, transform};
@@ -30,12 +31,18 @@ pub struct Model {
     pub generator: Box<dyn Generator>,
     /// Feature network of the loss.
     pub lpips: Lpips,
+    /// Guesses z, if there is one.
+    pub encoder: Option<Encoder>,
 }
 
 impl Model {
     /// A copy on a device.
     pub fn replicate(&self, device: Device) -> Model {
-        Model { generator: self.generator.replicate(device), lpips: self.lpips.replicate(device) }
+        Model {
+            generator: self.generator.replicate(device),
+            lpips: self.lpips.replicate(device),
+            encoder: self.encoder.as_ref().map(|encoder| encoder.replicate(device)),
+        }
     }
 }
 
@@ -83,6 +90,8 @@ pub enum Work {
     Gradient,
     /// Losses, metrics and images at z and c.
     Render,
+    /// What the model's encoder makes of the target under the transform, and c: in the place of z.
+    Encode,
 }
 
 /// What came of a request. All vectors have one entry for each lane.
@@ -360,7 +369,7 @@ impl View {
     pub fn new(model: &Model, device: Device, method: &Method, target: &Target, transforms: &Transforms) -> View {
         let lpips = &model.lpips;
         let image = target.image.to_device(device).unsqueeze(0);
-        let binary = mask::binary(target.bbox, model.generator.resolution()).to_device(device);
+        let binary = mask::of(target, model.generator.resolution()).to_device(device);
         let weights = mask::weights(&binary, method.loss.background);
         let transforms = match transforms {
             Transforms::None => None,
@@ -481,6 +490,16 @@ fn compute(model: &Model, device: Device, method: &Method, target: &Target, requ
             let images = generator.generate(&descent::clamp(&z, method.descent.limit), &c);
             let (loss, inverted, rendered) = view.render(lpips, method, &images);
             Outcome { loss, inverted, rendered, z: to_rows(&z), c: to_rows(&c), ..Default::default() }
+        }
+        Work::Encode => {
+            let encoder = model.encoder.as_ref().expect("the caller checked that the model has an encoder");
+            let image = match &request.transforms {
+                Transforms::None => view.image.shallow_clone(),
+                Transforms::Shared(t) => transform::apply(&view.image, std::slice::from_ref(t), method.align_corners),
+                Transforms::Each(each) => transform::apply(&view.image, each, method.align_corners),
+            };
+            let z = encoder.encode(&image.expand([lanes, -1, -1, -1], false), &c);
+            Outcome { z: to_rows(&z), c: to_rows(&c), ..Default::default() }
         }
     }
 }

@@ -3,8 +3,10 @@
 //! All are the same two phases: *explore* (CMA-ES over z, with or without a short descent) and *descend* (a long descent from what
 //! was found). Adam and L-BFGS have no first phase, CMA has no second.
 
-use proto::{LatentSearch as Params, Told};
+use proto::{LatentSearch as Params, LatentStart, Told};
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
 use crate::cma::Cma;
@@ -31,28 +33,52 @@ pub struct LatentSearch {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Phase {
-    Explore { cma: Box<Cma>, asked: Vec<Vec<f64>>, generation: u32 },
-    Descend { z: Vec<Vec<f32>>, c: Option<Vec<Vec<f32>>>, adam: Option<AdamState>, done: u32 },
-    Lbfgs { lanes: Vec<Lbfgs>, latent_dim: usize, done: u32 },
-    Finished { z: Vec<Vec<f32>>, c: Option<Vec<Vec<f32>>> },
+    Explore {
+        cma: Box<Cma>,
+        asked: Vec<Vec<f64>>,
+        generation: u32,
+    },
+    Descend {
+        z: Vec<Vec<f32>>,
+        c: Option<Vec<Vec<f32>>>,
+        adam: Option<AdamState>,
+        done: u32,
+    },
+    Lbfgs {
+        lanes: Vec<Lbfgs>,
+        latent_dim: usize,
+        done: u32,
+    },
+    Finished {
+        z: Vec<Vec<f32>>,
+        c: Option<Vec<Vec<f32>>>,
+    },
+    /// The encoder is asked where to start.
+    Encode {
+        seeds: usize,
+        latent_dim: usize,
+        c0: Vec<f32>,
+        sigma: f64,
+    },
 }
 
 impl LatentSearch {
     /// Starts with `seeds` lanes. `c0` is the embedding of the image's class.
-    pub fn new(params: &Params, seeds: usize, latent_dim: usize, c0: &[f32], rng: &mut ChaCha8Rng) -> LatentSearch {
-        let mut random = || (0..seeds).map(|_| latent::truncated(latent_dim, rng)).collect::<Vec<_>>();
-        let explore = |sigma: f64| {
-            let cma = Cma::new(vec![0.0; latent_dim], sigma, Some(seeds));
-            Phase::Explore { cma: Box::new(cma), asked: vec![], generation: 0 }
-        };
-        let phase = match params {
-            Params::Adam { .. } => Phase::Descend { z: random(), c: None, adam: None, done: 0 },
-            Params::Lbfgs { .. } => {
-                let start = |z: Vec<f32>| Lbfgs::new(z.into_iter().chain(c0.iter().copied()).map(f64::from).collect());
-                Phase::Lbfgs { lanes: random().into_iter().map(start).collect(), latent_dim, done: 0 }
+    pub fn new(
+        params: &Params,
+        start: LatentStart,
+        seeds: usize,
+        latent_dim: usize,
+        c0: &[f32],
+        rng: &mut ChaCha8Rng,
+    ) -> LatentSearch {
+        let phase = match start {
+            LatentStart::Encoder { sigma } => Phase::Encode { seeds, latent_dim, c0: c0.to_vec(), sigma },
+            LatentStart::Random => {
+                let mut random = || (0..seeds).map(|_| latent::truncated(latent_dim, rng)).collect();
+                let sigma = if let Params::BasinCma { sigma, .. } = params { *sigma } else { 1.0 };
+                begin(params, &mut random, (&vec![0.0; latent_dim], sigma), seeds, c0)
             }
-            Params::Cma { .. } | Params::CmaAdam { .. } => explore(1.0),
-            Params::BasinCma { sigma, .. } => explore(*sigma),
         };
         LatentSearch { phase, history: vec![], curves: vec![] }
     }
@@ -80,6 +106,7 @@ impl LatentSearch {
                 request(z, Some(c), Work::Gradient)
             }
             Phase::Finished { .. } => None,
+            Phase::Encode { latent_dim, .. } => request(vec![vec![0.0; *latent_dim]], None, Work::Encode),
         }
     }
 
@@ -139,12 +166,19 @@ impl LatentSearch {
                 }
             }
             Phase::Finished { .. } => {}
+            Phase::Encode { seeds, latent_dim, c0, sigma } => {
+                let (mean, spread) = (&outcome.z[0], *sigma);
+                let mut draw =
+                    || (0..*latent_dim).map(|d| mean[d] + spread as f32 * rng.sample::<f32, _>(StandardNormal)).collect();
+                let mut around = || (0..*seeds).map(|_| draw()).collect();
+                self.phase = begin(params, &mut around, (mean, spread), *seeds, c0);
+            }
         }
     }
 
     /// Whether the first phase goes on.
     pub fn explores(&self) -> bool {
-        matches!(self.phase, Phase::Explore { .. })
+        matches!(self.phase, Phase::Explore { .. } | Phase::Encode { .. })
     }
 
     /// z and c of all seeds, when finished. No c: that of the class.
@@ -152,6 +186,22 @@ impl LatentSearch {
         match &self.phase {
             Phase::Finished { z, c } => Some((z, c.as_ref())),
             _ => None,
+        }
+    }
+}
+
+/// The first phase of a method. Without CMA-ES it begins with what `draw` gives, with it around the mean.
+fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32], f64), seeds: usize, c0: &[f32]) -> Phase {
+    match params {
+        Params::Adam { .. } => Phase::Descend { z: draw(), c: None, adam: None, done: 0 },
+        Params::Lbfgs { .. } => {
+            let start = |z: Vec<f32>| Lbfgs::new(z.into_iter().chain(c0.iter().copied()).map(f64::from).collect());
+            Phase::Lbfgs { lanes: draw().into_iter().map(start).collect(), latent_dim: mean.len(), done: 0 }
+        }
+        Params::Cma { .. } | Params::CmaAdam { .. } | Params::BasinCma { .. } => {
+            // CMA-ES needs some spread; one start without any is a descent's.
+            let cma = Cma::new(mean.iter().map(|&v| f64::from(v)).collect(), sigma.max(1e-6), Some(seeds));
+            Phase::Explore { cma: Box::new(cma), asked: vec![], generation: 0 }
         }
     }
 }

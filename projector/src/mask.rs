@@ -3,6 +3,7 @@
 use proto::{Box2d, InitialTransform, Transform, TransformSearch};
 use tch::{Device, Kind, Tensor};
 
+use crate::target::Target;
 use crate::transform::{SCALE_LIMITS, Space};
 
 /// Where a generator has its objects (paper, Figures 3 and 4).
@@ -40,6 +41,14 @@ pub fn binary(bbox: Option<Box2d>, resolution: i64) -> Tensor {
     let [(top, bottom), (left, right)] = extent(bbox, resolution);
     let _ = mask.narrow(2, top, bottom - top + 1).narrow(3, left, right - left + 1).fill_(1.0);
     mask
+}
+
+/// One on the object's pixels and zero elsewhere, `[1, 1, r, r]`, float on the CPU.
+pub fn of(target: &Target, resolution: i64) -> Tensor {
+    match &target.mask {
+        Some(mask) => mask.view([1, 1, resolution, resolution]),
+        None => binary(target.bbox, resolution),
+    }
 }
 
 /// The loss' weights: one inside the box, `background` outside.

@@ -374,7 +374,7 @@ fn passes(request: &Request) -> u64 {
     match &request.work {
         Work::Descend { steps, .. } => u64::from(*steps),
         Work::Evaluate | Work::Gradient => 1,
-        Work::Render => 0,
+        Work::Render | Work::Encode => 0,
     }
 }
 
@@ -400,7 +400,7 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
 }
 
 fn latent_search(params: &Params, shape: Shape, c0: &[f32], rng: &mut ChaCha8Rng) -> LatentSearch {
-    LatentSearch::new(&params.latent, params.seeds as usize, shape.latent_dim, c0, rng)
+    LatentSearch::new(&params.latent, params.start, params.seeds as usize, shape.latent_dim, c0, rng)
 }
 
 fn embedding(model: &Model, target: &Target) -> Vec<f32> {
@@ -448,10 +448,13 @@ impl Checkpoint {
         self.lane_steps += passes * outcome.z.len() as u64;
         // `Work::Gradient` has no inverted loss.
         let losses = if outcome.inverted.is_empty() { &outcome.loss } else { &outcome.inverted };
-        self.last_loss = latent::least(losses).0;
-        if !self.last_loss.is_finite() {
-            self.diverged = true;
-            return;
+        // The encoder's answer has no loss.
+        if !losses.is_empty() {
+            self.last_loss = latent::least(losses).0;
+            if !self.last_loss.is_finite() {
+                self.diverged = true;
+                return;
+            }
         }
         match &mut self.stage {
             Stage::Transform(search) => {

@@ -10,6 +10,8 @@ pub struct Target {
     pub image: Tensor,
     /// Box of the object in pixels of `image`; `None`: the whole image.
     pub bbox: Option<Box2d>,
+    /// The object's pixels, `[r, r]`, float on the CPU: one inside, zero outside; `None`: those of the box.
+    pub mask: Option<Tensor>,
     /// Index of the class.
     pub class: i64,
     /// Everything random in this image's projection follows from it.
@@ -19,6 +21,7 @@ pub struct Target {
 impl Target {
     /// Another handle to the same image.
     pub fn shallow_clone(&self) -> Target {
-        Target { image: self.image.shallow_clone(), bbox: self.bbox, class: self.class, seed: self.seed }
+        let mask = self.mask.as_ref().map(Tensor::shallow_clone);
+        Target { image: self.image.shallow_clone(), bbox: self.bbox, mask, class: self.class, seed: self.seed }
     }
 }

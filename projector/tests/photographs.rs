@@ -20,7 +20,13 @@ fn published() -> PathBuf {
 
 /// The tensors of a published checkpoint.
 fn checkpoint(name: &str) -> Vec<(String, Tensor)> {
-    Tensor::read_safetensors(published().join(format!("{name}.safetensors"))).expect("weights")
+    let arrays = state_dict::read(&published().join(format!("{name}.pth"))).expect("weights");
+    let tensor = |array: &state_dict::Array| {
+        let shape: Vec<i64> = array.shape.iter().map(|&n| n as i64).collect();
+        // Counters of batches are no floats.
+        array.floats().map(|values| Tensor::from_slice(&values).view(shape.as_slice()))
+    };
+    arrays.iter().filter_map(|(name, array)| Some((name.clone(), tensor(array)?))).collect()
 }
 
 /// `[1, 3, h, w]` in [-1, 1].

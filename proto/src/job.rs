@@ -38,6 +38,50 @@ pub struct Box2d {
     pub height: f64,
 }
 
+/// In the place of a class that a worker is to find in the image.
+pub const OPEN_CLASS: u32 = u32::MAX;
+
+/// Which pixels of an image are the object's, where the box does not say it all.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mask {
+    /// Outlines, x and y in turn, in pixels of the image: what any of them holds is inside (COCO).
+    Polygons(Vec<Vec<f64>>),
+    /// Lengths of runs that are outside and inside in turn, column by column (COCO's RLE).
+    Runs {
+        /// Of the image.
+        height: u32,
+        /// Of the image.
+        width: u32,
+        /// Together height times width.
+        lengths: Vec<u32>,
+    },
+    /// A grey image of the data set: what is at least half bright is inside.
+    File {
+        /// Its key.
+        key: String,
+        /// What the store says of its bytes.
+        identity: String,
+    },
+}
+
+impl Mask {
+    /// What is wrong with it, if anything.
+    pub fn problem(&self) -> Option<&'static str> {
+        let polygon = |p: &Vec<f64>| p.len() >= 6 && p.len().is_multiple_of(2) && p.iter().all(|v| v.is_finite());
+        match self {
+            Mask::Polygons(polygons) if polygons.is_empty() || !polygons.iter().all(polygon) => {
+                Some("has a polygon that is not at least three finite points")
+            }
+            Mask::Runs { height, width, lengths } => {
+                let pixels: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
+                (pixels != u64::from(*height) * u64::from(*width)).then_some("has runs that do not fill the image")
+            }
+            Mask::File { key, .. } if key.is_empty() => Some("has a file without a key"),
+            _ => None,
+        }
+    }
+}
+
 /// One image to project. Self-sufficient: the same job gives the same answer anywhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
@@ -49,12 +93,16 @@ pub struct Job {
     pub identity: String,
     /// URL of the store that the image is read from. Not part of the id.
     pub dataset: String,
-    /// Index into the model's classes.
+    /// Index into the model's classes; `OPEN_CLASS`: the worker finds it in the image.
     pub class: u32,
-    /// Name of that class.
+    /// Name of that class; of an open one nothing.
     pub class_name: String,
-    /// Box of the object in pixels of the image; `None`: the whole image.
+    /// The data set's category, where the worker is to find the class among those of that kind.
+    pub category: Option<String>,
+    /// The data set's box of the object in pixels of the image; `None`: the whole image.
     pub bbox: Option<Box2d>,
+    /// The data set's mask, if the parameters ask for one.
+    pub mask: Option<Mask>,
     /// Name of the model. Not part of the id.
     pub model: String,
     /// SHA-256 of the model's files.
@@ -75,10 +123,21 @@ impl Job {
         };
         field(self.image.as_bytes());
         field(self.identity.as_bytes());
-        field(&self.class.to_be_bytes());
+        if self.params.object.class.is_predicted() {
+            // The class follows from the rest; a worker puts it in when it has found it.
+            field(&OPEN_CLASS.to_be_bytes());
+        } else {
+            field(&self.class.to_be_bytes());
+        }
         match self.bbox {
             Some(b) => [b.x, b.y, b.width, b.height].iter().for_each(|v| field(&v.to_be_bytes())),
             None => field(b"whole"),
+        }
+        if let Some(mask) = self.wire_mask() {
+            field(&mask.encode_to_vec());
+        }
+        if let Some(category) = &self.category {
+            field(category.as_bytes());
         }
         field(self.model_digest.as_bytes());
         field(self.params.to_json().as_bytes());
@@ -102,8 +161,25 @@ impl Job {
             model_digest: self.model_digest.clone(),
             params: self.params.to_json(),
             seed: self.seed,
+            mask: self.wire_mask(),
+            category: self.category.clone(),
         }
         .encode_to_vec()
+    }
+
+    fn wire_mask(&self) -> Option<wire::Mask> {
+        use wire::mask::{Kind, Runs};
+        let kind = match self.mask.as_ref()? {
+            Mask::Polygons(polygons) => {
+                let polygons = polygons.iter().map(|points| wire::mask::Polygon { points: points.clone() }).collect();
+                Kind::Polygons(wire::mask::Polygons { polygons })
+            }
+            Mask::Runs { height, width, lengths } => {
+                Kind::Runs(Runs { height: *height, width: *width, lengths: lengths.clone() })
+            }
+            Mask::File { key, identity } => Kind::File(wire::mask::File { key: key.clone(), identity: identity.clone() }),
+        };
+        Some(wire::Mask { kind: Some(kind) })
     }
 
     /// Reads and validates a message.
@@ -125,6 +201,10 @@ impl Job {
         if bbox.is_some_and(|b| !has_area(b)) {
             return Err(field("box", "has no area"));
         }
+        let mask = wire.mask.map(|mask| mask_of(mask).ok_or_else(|| field("mask", "is of no known kind"))).transpose()?;
+        if let Some(problem) = mask.as_ref().and_then(Mask::problem) {
+            return Err(field("mask", problem));
+        }
         let job = Job {
             run: wire.run,
             image: wire.image,
@@ -132,7 +212,9 @@ impl Job {
             dataset: wire.dataset,
             class: wire.class,
             class_name: wire.class_name,
+            category: wire.category,
             bbox,
+            mask,
             model: wire.model,
             model_digest: wire.model_digest,
             params: Params::from_json(&wire.params)?,
@@ -143,4 +225,13 @@ impl Job {
         }
         Ok(job)
     }
+}
+
+fn mask_of(mask: wire::Mask) -> Option<Mask> {
+    use wire::mask::Kind;
+    Some(match mask.kind? {
+        Kind::Polygons(all) => Mask::Polygons(all.polygons.into_iter().map(|polygon| polygon.points).collect()),
+        Kind::Runs(runs) => Mask::Runs { height: runs.height, width: runs.width, lengths: runs.lengths },
+        Kind::File(file) => Mask::File { key: file.key, identity: file.identity },
+    })
 }

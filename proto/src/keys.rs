@@ -10,6 +10,7 @@
 //! images/<image>/attempt-<id>/generated.png    the best projection
 //! images/<image>/attempt-<id>/inverted.png     the same, back in the target's frame
 //! images/<image>/attempt-<id>/history.json     loss curves
+//! images/<image>/attempt-<id>/mask.png         if the object is no rectangle: white inside
 //! images/<image>/attempt-<id>/tuned.png        after fine-tuning: as inverted.png, of the tuned generator
 //! images/<image>/attempt-<id>/delta.safetensors.zst    after fine-tuning: what it added to the weights
 //! checkpoints/<image>.checkpoint               state of an unfinished projection
@@ -86,6 +87,8 @@ pub enum Item {
     Inverted,
     /// Loss curves.
     History,
+    /// The object's pixels in the target's frame, white. Only where the object is no rectangle.
+    Mask,
     /// The best projection of the fine-tuned generator, back in the target's frame. Only after fine-tuning.
     Tuned,
     /// What fine-tuning added to the generator's weights. Only after fine-tuning.
@@ -94,13 +97,14 @@ pub enum Item {
 
 impl Item {
     /// All of them.
-    pub const ALL: [Item; 8] = [
+    pub const ALL: [Item; 9] = [
         Item::Projection,
         Item::Target,
         Item::Transformed,
         Item::Generated,
         Item::Inverted,
         Item::History,
+        Item::Mask,
         Item::Tuned,
         Item::Delta,
     ];
@@ -114,6 +118,7 @@ impl Item {
             Item::Generated => "generated.png",
             Item::Inverted => "inverted.png",
             Item::History => "history.json",
+            Item::Mask => "mask.png",
             Item::Tuned => "tuned.png",
             Item::Delta => "delta.safetensors.zst",
         }

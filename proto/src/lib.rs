@@ -16,13 +16,19 @@ mod snapshot;
 pub use crash::CrashPoint;
 pub use event::{Alive, Event, What};
 pub use history::History;
-pub use job::{Box2d, Job, JobId};
-pub use model::{GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256};
-pub use params::{
-    ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LatentSearch, Loss, MaskMode, Params,
-    Regulariser, SpatialTransform, Told, TransformChoice, TransformSearch, TransformStart,
+pub use job::{Box2d, Job, JobId, Mask, OPEN_CLASS};
+pub use model::{
+    ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest,
+    ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256,
 };
-pub use result::{Failure, FailureReason, FineTuned, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain};
+pub use params::{
+    ClassSource, ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LatentSearch, LatentStart,
+    Loss, MaskMode, MaskSource, Object, Params, Regulariser, SpatialTransform, Told, TransformChoice, TransformSearch,
+    TransformStart,
+};
+pub use result::{
+    Detected, Failure, FailureReason, FineTuned, Found, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain,
+};
 pub use run::{Control, RedriveRecord, RunRecord, RunState};
 pub use snapshot::{Errors, KnownResult, Snapshot};
 

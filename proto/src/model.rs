@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::DecodeError;
+use crate::{ClassSource, DecodeError, LatentStart, Params};
 
 /// `model.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,8 +19,20 @@ pub struct ModelManifest {
     pub generator: GeneratorManifest,
     /// The feature network of the loss.
     pub perceptual: PerceptualManifest,
+    /// What predicts the class of an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classifier: Option<ClassifierManifest>,
+    /// What finds objects in an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detector: Option<DetectorManifest>,
+    /// What guesses z from an image and its class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<EncoderManifest>,
     /// Names of the classes, by index.
     pub classes: Vec<String>,
+    /// The category that each class is a kind of, in the words of the detector and of data sets; "": none. Empty: unknown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub categories: Vec<String>,
     /// Name of the super-class of each class, in their order; empty: there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub super_classes: Vec<String>,
@@ -37,16 +49,81 @@ pub struct ModelManifest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GeneratorManifest {
-    /// `biggan_deep`.
-    pub kind: String,
-    /// The public `config.json`.
+    /// Which network it is.
+    pub kind: GeneratorKind,
+    /// Its sizes, JSON.
     pub config: String,
-    /// safetensors with the public names.
+    /// safetensors with the public names; if folded, with ours.
     pub weights: String,
+    /// Whether spectral norms and the statistics of the truncation are folded into the weights (`basin models convert`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub folded: bool,
     /// Which batch-norm statistics are used, in (0, 1].
     pub truncation: f64,
     /// Width and height of the images.
     pub resolution: u32,
+}
+
+/// Which generator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GeneratorKind {
+    /// BigGAN-deep in the layout of pytorch-pretrained-BigGAN.
+    BigganDeep,
+    /// BigGAN in the layout of ajbrock/BigGAN-PyTorch.
+    Biggan,
+}
+
+/// The classifier's file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierManifest {
+    /// Which network it is.
+    pub kind: ClassifierKind,
+    /// safetensors with the public names.
+    pub weights: String,
+}
+
+/// Which classifier. Its classes are the model's, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClassifierKind {
+    /// torchvision's ResNeXt-101 32x8d (paper, Section 3.4).
+    #[serde(rename = "resnext101_32x8d")]
+    ResNext101,
+    /// EfficientNet-Lite0: small, for machines without a GPU.
+    #[serde(rename = "efficientnet_lite0")]
+    EfficientNetLite0,
+    /// A linear layer on the perceptual network: `classifier.*` among its weights.
+    #[serde(rename = "perceptual")]
+    Perceptual,
+}
+
+/// The detector's file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetectorManifest {
+    /// Which network it is.
+    pub kind: DetectorKind,
+    /// safetensors with the public names.
+    pub weights: String,
+}
+
+/// Which detector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DetectorKind {
+    /// torchvision's Mask R-CNN with ResNet-50-FPN, trained on COCO (paper, Section 3.4).
+    #[serde(rename = "mask_rcnn_resnet50_fpn")]
+    MaskRcnn,
+}
+
+/// The encoder's files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderManifest {
+    /// Its sizes, JSON.
+    pub config: String,
+    /// safetensors.
+    pub weights: String,
 }
 
 /// The perceptual network's files.
@@ -77,9 +154,6 @@ impl ModelManifest {
         if manifest.format != 1 {
             return Err(DecodeError::Version { message: "model.json", found: manifest.format, known: 1 });
         }
-        if manifest.generator.kind != "biggan_deep" {
-            return Err(problem("generator.kind", format!("is {}, and this program knows biggan_deep", manifest.generator.kind)));
-        }
         if !(manifest.generator.truncation > 0.0 && manifest.generator.truncation <= 1.0) {
             return Err(problem("generator.truncation", "is not in (0, 1]".into()));
         }
@@ -95,6 +169,10 @@ impl ModelManifest {
         if !super_classes.is_empty() && super_classes.len() != classes {
             return Err(problem("super_classes", format!("has {} names for {classes} classes", super_classes.len())));
         }
+        if !manifest.categories.is_empty() && manifest.categories.len() != classes {
+            let found = manifest.categories.len();
+            return Err(problem("categories", format!("has {found} names for {classes} classes")));
+        }
         if super_classes.iter().any(String::is_empty) {
             return Err(problem("super_classes", "has an empty name".into()));
         }
@@ -105,12 +183,34 @@ impl ModelManifest {
             }
         }
         let files = [&manifest.generator.config, &manifest.generator.weights, &p.config, &p.weights];
-        for file in files.into_iter().chain(&manifest.directions) {
+        let files = files.into_iter().chain(&manifest.directions).chain(manifest.classifier.as_ref().map(|c| &c.weights));
+        let files = files.chain(manifest.detector.as_ref().map(|d| &d.weights));
+        for file in files.chain(manifest.encoder.iter().flat_map(|e| [&e.config, &e.weights])) {
             if !manifest.sha256.contains_key(file) {
                 return Err(problem("sha256", format!("has no entry for {file}")));
             }
         }
         Ok((manifest, hex_sha256(bytes)))
+    }
+
+    /// What the parameters ask for and the model lacks, if anything.
+    pub fn lacks(&self, params: &Params) -> Option<String> {
+        let Params { object, start, .. } = params;
+        let lack = |part: &str, field: &str| Some(format!("model {} has no {part}, which {field} asks for", self.name));
+        match &object.class {
+            class if class.is_predicted() && self.classifier.is_none() => return lack("classifier", "object.class"),
+            ClassSource::Category if self.categories.is_empty() => return lack("categories", "object.class"),
+            ClassSource::Fixed { name } if !self.classes.contains(name) => {
+                return lack(&format!("class {name:?}"), "object.class");
+            }
+            _ => {}
+        }
+        match (object.mask.is_detected(), self.detector.is_some(), self.categories.is_empty()) {
+            (true, false, _) => lack("detector", "object.mask"),
+            (true, true, true) => lack("categories", "object.mask"),
+            _ if matches!(start, LatentStart::Encoder { .. }) && self.encoder.is_none() => lack("encoder", "start"),
+            _ => None,
+        }
     }
 }
 

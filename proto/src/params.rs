@@ -22,9 +22,93 @@ pub struct Params {
     pub seeds: u32,
     /// Gradient steps on z and c.
     pub descent: Descent,
+    /// What of the image is projected, and as what.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub object: Object,
+    /// Where the search for z starts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub start: LatentStart,
     /// Equation 6 after the search; `None` leaves the generator as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fine_tune: Option<FineTune>,
+}
+
+/// What of an image is projected, and as what (paper, Section 3.4).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Object {
+    /// Where the class comes from.
+    pub class: ClassSource,
+    /// Where the mask comes from.
+    pub mask: MaskSource,
+}
+
+/// Where the class comes from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ClassSource {
+    /// The data set names a class of the model.
+    #[default]
+    Annotation,
+    /// The data set names a category, such as COCO's `dog`, and the model's classifier chooses among the classes of that kind.
+    Category,
+    /// The model's classifier, whatever the data set says.
+    Classifier,
+    /// One class for all images.
+    Fixed {
+        /// As the model writes it.
+        name: String,
+    },
+}
+
+/// Where the mask comes from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub enum MaskSource {
+    /// The data set's box; the whole image where it has none.
+    #[default]
+    Box,
+    /// The data set's outline: COCO's polygons or run lengths. The box where it has none.
+    Outline,
+    /// The box of the model's detector (see `worker/src/find.rs` for which of several).
+    DetectorBox,
+    /// The mask of the model's detector.
+    DetectorMask,
+    /// A grey image of the data set: bright is inside.
+    File {
+        /// Its key, with `{path}` for the image's key without extension, or `{stem}` for the last part of that.
+        pattern: String,
+    },
+    /// All of the image.
+    Whole,
+}
+
+impl ClassSource {
+    /// Whether a worker finds the class in the image.
+    pub fn is_predicted(&self) -> bool {
+        matches!(self, ClassSource::Category | ClassSource::Classifier)
+    }
+}
+
+impl MaskSource {
+    /// Whether a worker finds the object in the image.
+    pub fn is_detected(&self) -> bool {
+        matches!(self, MaskSource::DetectorBox | MaskSource::DetectorMask)
+    }
+}
+
+/// Where the search for z starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LatentStart {
+    /// Random draws around 0.
+    #[default]
+    Random,
+    /// Draws around what the model's encoder makes of the (transformed) image and the class (Table 1; branch `legacy`).
+    Encoder {
+        /// Their standard deviation, also CMA-ES' own first one (legacy: 0.5).
+        sigma: f64,
+    },
 }
 
 /// Equation 4: masked L1 plus beta times masked LPIPS.
@@ -327,6 +411,8 @@ impl Params {
             latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told: Told::Refined, sigma: 1.0 },
             seeds: 18,
             descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
+            object: Object::default(),
+            start: LatentStart::Random,
             fine_tune: None,
         }
     }
@@ -353,7 +439,7 @@ impl Params {
             latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told: Told::Sampled, sigma: 1.0 },
             seeds: 18,
             descent: Descent { lr_c: 0.01, ..paper.descent },
-            fine_tune: None,
+            ..paper
         }
     }
 
@@ -401,6 +487,18 @@ impl Params {
         in_range("descent.lr_c", self.descent.lr_c, 0.0, 10.0)?;
         in_range("descent.limit", self.descent.limit, 1e-3, 1e3)?;
         count("seeds", self.seeds, 1, 4096)?;
+        if let LatentStart::Encoder { sigma } = self.start {
+            in_range("start.sigma", sigma, 0.0, 10.0)?;
+        }
+        if matches!(&self.object.class, ClassSource::Fixed { name } if name.is_empty()) {
+            return Err(problem("object.class", "names no class".into()));
+        }
+        if let MaskSource::File { pattern } = &self.object.mask
+            && !pattern.contains("{path}")
+            && !pattern.contains("{stem}")
+        {
+            return Err(problem("object.mask", format!("pattern {pattern:?} has neither {{path}} nor {{stem}}")));
+        }
         if let Some(t) = &self.transform {
             in_range("transform.sigma", t.sigma, 1e-6, 10.0)?;
             count("transform.generations", t.generations, 1, 100_000)?;
@@ -454,6 +552,10 @@ impl Params {
             }
         }
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn problem(field: &'static str, problem: String) -> DecodeError {

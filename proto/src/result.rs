@@ -27,6 +27,12 @@ pub struct ResultRecord {
     /// The same in pixels of `target.png`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_bbox: Option<Box2d>,
+    /// Whether `mask.png` is there: the object is no rectangle.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mask: bool,
+    /// What a worker found in the image, if it was to find the class or the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<Found>,
     /// The generator and perceptual network.
     pub model: ModelRef,
     /// What was computed.
@@ -72,13 +78,37 @@ impl ResultRecord {
     /// The objects that must be there.
     pub fn items(&self) -> impl Iterator<Item = Item> {
         let tuned = matches!(self.fine_tuned, Some(FineTuned::Kept { .. }));
-        Item::ALL.into_iter().filter(move |item| tuned || !matches!(item, Item::Tuned | Item::Delta))
+        Item::ALL.into_iter().filter(move |item| match item {
+            Item::Tuned | Item::Delta => tuned,
+            Item::Mask => self.mask,
+            _ => true,
+        })
     }
 
     /// The best seed's numbers.
     pub fn best_seed(&self) -> &SeedResult {
         &self.seeds[self.best]
     }
+}
+
+/// What a worker found in an image.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// The classifier's probability of the class, if it was to say one; after `category` among the classes of that kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probability: Option<f64>,
+    /// The detection that was taken; none: the whole image, since no detection fits the class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detection: Option<Detected>,
+}
+
+/// A detection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Detected {
+    /// The detector's label.
+    pub label: String,
+    /// Its confidence, 0 to 1.
+    pub score: f64,
 }
 
 /// What fine-tuning came to.
@@ -207,6 +237,8 @@ pub enum FailureReason {
     BadImage,
     /// The box has no area inside the image.
     BadBox,
+    /// The mask is of another size than the image, has nothing inside, or is not there.
+    BadMask,
     /// The class is not one of the model's.
     UnknownClass,
     /// The data set's entry contradicts another one.
@@ -234,6 +266,7 @@ impl FailureReason {
             FailureReason::ChangedImage => "changed_image",
             FailureReason::BadImage => "bad_image",
             FailureReason::BadBox => "bad_box",
+            FailureReason::BadMask => "bad_mask",
             FailureReason::UnknownClass => "unknown_class",
             FailureReason::BadAnnotation => "bad_annotation",
             FailureReason::BadJob => "bad_job",

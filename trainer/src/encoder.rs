@@ -11,7 +11,7 @@ use projector::loss::LossTarget;
 use projector::nn::Weights;
 use projector::nn::encoder::{Config, Encoder};
 use projector::nn::lpips::Lpips;
-use proto::{ModelManifest, Params};
+use proto::{EncoderManifest, ModelManifest, Params, hex_sha256};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -185,14 +185,19 @@ pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64
         FILES[1], z[0], image[0], z[1], image[1], image[2]
     );
     println!("{section}");
-    write(dir, &config, &tensors, &section)
+    write(dir, manifest, &config, &tensors, &section)
 }
 
-/// Puts an encoder into a model folder, in place of the one that it had.
-fn write(dir: &Path, config: &Config, tensors: &[(String, Tensor)], section: &str) -> Result<()> {
+/// Puts an encoder into a model folder, in place of the one that it had. `model.json` comes last.
+fn write(dir: &Path, mut manifest: ModelManifest, config: &Config, tensors: &[(String, Tensor)], section: &str) -> Result<()> {
     write_json(&dir.join(FILES[0]), config)?;
     write_safetensors(&dir.join(FILES[1]), tensors)?;
-    put_section(dir, "Encoder", section)
+    for file in FILES {
+        manifest.sha256.insert(file.into(), hex_sha256(&read(&dir.join(file))?));
+    }
+    manifest.encoder = Some(EncoderManifest { config: FILES[0].into(), weights: FILES[1].into() });
+    put_section(dir, "Encoder", section)?;
+    write_json(&dir.join("model.json"), &manifest)
 }
 
 /// Removes the encoder's files of a folder, if there are any: another generator needs another.
@@ -296,8 +301,12 @@ mod tests {
         assert!(card.starts_with("# random\n\n## Encoder\n\n`encoder.safetensors` guesses"), "{card}");
         assert!(card.ends_with("|\n\n## Limits\n\nMany.\n") && !card.contains("Old."), "{card}");
 
+        let manifest = || ModelManifest::parse(&read(&dir.join("model.json")).unwrap()).unwrap().0;
+        assert_eq!(manifest().encoder.map(|e| [e.config, e.weights]), Some(FILES.map(String::from)));
+
         // Another generator has none.
         crate::export::random_model(&dir);
+        assert!(manifest().encoder.is_none());
         assert!(FILES.iter().all(|file| !dir.join(file).exists()));
     }
 }

@@ -7,7 +7,10 @@ use anyhow::{Context, Result};
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::{Weights, lpips};
 use projector::{Generator as _, nn::lpips::Lpips};
-use proto::{GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest, hex_sha256};
+use proto::{
+    ClassifierKind, ClassifierManifest, GeneratorKind, GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest,
+    hex_sha256,
+};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::class_variance;
@@ -124,14 +127,19 @@ fn write_manifest(objects: ObjectsManifest, out: &Path) -> Result<String> {
         format: 1,
         name: name.clone(),
         generator: GeneratorManifest {
-            kind: "biggan_deep".into(),
+            kind: GeneratorKind::BigganDeep,
             config: files[0].into(),
             weights: files[1].into(),
+            folded: false,
             truncation: 1.0,
             resolution: SIZE as u32,
         },
         perceptual: PerceptualManifest { config: files[2].into(), weights: files[3].into() },
+        classifier: Some(ClassifierManifest { kind: ClassifierKind::Perceptual, weights: files[3].into() }),
+        detector: None,
+        encoder: None,
         classes: CLASSES.map(String::from).to_vec(),
+        categories: vec![],
         super_classes: SUPER_CLASSES.map(String::from).to_vec(),
         directions: None,
         objects,

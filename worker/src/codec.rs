@@ -29,6 +29,10 @@ pub struct Decoded {
     pub pixels: Vec<f32>,
     /// The object's box in pixels of `pixels`, clipped to it.
     pub bbox: Option<Box2d>,
+    /// The object's pixels where they are not those of the box: one inside, zero outside, `resolution` x `resolution`.
+    pub mask: Option<Vec<f32>>,
+    /// The object's box in pixels of the file's image.
+    pub object: Option<Box2d>,
     /// Width and height of the file's image.
     pub original: (u32, u32),
     /// What `pixels` shows of it.
@@ -71,6 +75,16 @@ pub enum CodecError {
         /// What the decoder says.
         problem: String,
     },
+    /// The mask is not this image's, or selects nothing.
+    #[error("the mask {problem} (image: {width} x {height} pixels)")]
+    BadMask {
+        /// Of the image.
+        width: u32,
+        /// Of the image.
+        height: u32,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The box selects nothing of the image.
     #[error(
         "box (x {}, y {}, width {}, height {}) {problem} (image: {width} x {height} pixels)",
@@ -93,6 +107,7 @@ impl CodecError {
     pub fn reason(&self) -> FailureReason {
         match self {
             CodecError::BadBox { .. } => FailureReason::BadBox,
+            CodecError::BadMask { .. } => FailureReason::BadMask,
             _ => FailureReason::BadImage,
         }
     }
@@ -104,17 +119,58 @@ impl CodecError {
 /// longer side, as little as is needed, until it holds the box or, if the box is longer, is filled by it.
 /// Scaling is OpenCV's: `INTER_AREA` to shrink, `INTER_LINEAR` to enlarge, in floating point.
 pub fn decode(bytes: &[u8], bbox: Option<Box2d>, resolution: u32) -> Result<Decoded, CodecError> {
-    let image = read(bytes)?;
-    let (width, height) = (image.width, image.height);
-    let visible = bbox.map(|b| clip(b, width, height)).transpose()?;
+    frame(&read(bytes)?, bbox, None, resolution)
+}
+
+/// As `decode`, of an image that is read already. With a `mask` the window holds the mask's box, and a pixel of the result is
+/// inside if at least half of it is.
+pub fn frame(photo: &Photo, bbox: Option<Box2d>, mask: Option<&Bitmap>, resolution: u32) -> Result<Decoded, CodecError> {
+    let (width, height) = (photo.width, photo.height);
+    let object = match mask {
+        Some(mask) => {
+            let bad = |problem: String| CodecError::BadMask { width, height, problem };
+            if (mask.width, mask.height) != (width, height) {
+                return Err(bad(format!("is {} x {} pixels", mask.width, mask.height)));
+            }
+            Some(mask.extent().ok_or_else(|| bad("has no pixel inside".into()))?)
+        }
+        None => bbox,
+    };
+    let visible = object.map(|b| clip(b, width, height)).transpose()?;
     let side = width.min(height);
     let crop = Crop {
         x: window_start(width, side, visible.map(|b| (b.x, b.x + b.width))),
         y: window_start(height, side, visible.map(|b| (b.y, b.y + b.height))),
         side,
     };
-    let bbox = visible.map(|b| to_window(b, crop, resolution));
-    Ok(Decoded { pixels: resize(&image, crop, resolution), bbox, original: (width, height), crop })
+    let colours = resize(&photo.samples, CHANNELS, width, crop, resolution);
+    let pixels = colours.into_iter().map(|v| v / 127.5 - 1.0).collect();
+    let mut framed = Decoded {
+        pixels,
+        bbox: visible.map(|b| to_window(b, crop, resolution)),
+        mask: None,
+        object,
+        original: (width, height),
+        crop,
+    };
+    if let Some(mask) = mask {
+        let covered = resize(&mask.inside, 1, width, crop, resolution);
+        let inside: Vec<u8> = covered.into_iter().map(|v| u8::from(v >= 0.5)).collect();
+        let small = Bitmap { width: resolution, height: resolution, inside };
+        // Of an object that is less than half of every pixel the box is left.
+        if let Some(extent) = small.extent() {
+            framed.bbox = Some(extent);
+            framed.mask = Some(small.inside.into_iter().map(f32::from).collect());
+        }
+    }
+    Ok(framed)
+}
+
+/// A mask file's pixels: what is at least half bright is inside.
+pub fn read_mask(bytes: &[u8]) -> Result<Bitmap, CodecError> {
+    let Photo { width, height, samples } = read(bytes)?;
+    let bright = |rgb: &[u8]| u8::from(rgb.iter().map(|&v| u32::from(v)).sum::<u32>() >= 3 * 128);
+    Ok(Bitmap { width, height, inside: samples.chunks_exact(CHANNELS).map(bright).collect() })
 }
 
 /// An 8-bit RGB PNG of `pixels`: RGB in [-1, 1], channel by channel, each `size` x `size`. Values beyond are clipped.
@@ -138,14 +194,43 @@ pub(crate) fn bytes(pixels: &[f32], size: u32) -> Vec<u8> {
     rgb
 }
 
-/// Interleaved 8-bit RGB.
-struct Rgb {
-    width: u32,
-    height: u32,
-    samples: Vec<u8>,
+/// The pixels of an image file.
+pub struct Photo {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// Interleaved 8-bit RGB, row by row.
+    pub samples: Vec<u8>,
 }
 
-fn read(bytes: &[u8]) -> Result<Rgb, CodecError> {
+/// Which pixels of an image are an object's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bitmap {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// One inside, zero outside, row by row.
+    pub inside: Vec<u8>,
+}
+
+impl Bitmap {
+    /// The smallest box that holds what is inside; `None`: nothing is.
+    pub fn extent(&self) -> Option<Box2d> {
+        let width = self.width as usize;
+        let rows: Vec<&[u8]> = self.inside.chunks(width).collect();
+        let filled = |row: &&[u8]| row.iter().any(|&v| v != 0);
+        let (top, bottom) = (rows.iter().position(filled)?, rows.iter().rposition(filled)?);
+        let within = |x: &usize| rows[top..=bottom].iter().any(|row| row[*x] != 0);
+        let (left, right) = ((0..width).find(within)?, (0..width).rev().find(within)?);
+        let [x, y, width, height] = [left, top, right + 1 - left, bottom + 1 - top].map(|v| v as f64);
+        Some(Box2d { x, y, width, height })
+    }
+}
+
+/// The pixels of a JPEG or PNG file.
+pub fn read(bytes: &[u8]) -> Result<Photo, CodecError> {
     let is_png = bytes.starts_with(PNG_SIGNATURE);
     if !is_png && !bytes.starts_with(b"\xff\xd8") {
         return Err(CodecError::NotAnImage { found: describe(bytes) });
@@ -157,7 +242,7 @@ fn read(bytes: &[u8]) -> Result<Rgb, CodecError> {
     })
 }
 
-fn read_jpeg(bytes: &[u8]) -> Result<Rgb, CodecError> {
+fn read_jpeg(bytes: &[u8]) -> Result<Photo, CodecError> {
     let broken = |problem: String| CodecError::Broken { format: "JPEG", problem };
     // Not strict, the decoder would paint what is missing grey.
     let options = DecoderOptions::default()
@@ -176,7 +261,7 @@ fn read_jpeg(bytes: &[u8]) -> Result<Rgb, CodecError> {
     if samples.len() != width * height * CHANNELS {
         return Err(broken("its colours are neither grey, RGB, YCbCr, CMYK nor YCCK".into()));
     }
-    Ok(Rgb { width: width as u32, height: height as u32, samples })
+    Ok(Photo { width: width as u32, height: height as u32, samples })
 }
 
 /// Whether the end marker follows on complete segments and scans.
@@ -201,7 +286,7 @@ fn jpeg_has_end(bytes: &[u8]) -> bool {
     false
 }
 
-fn read_png(bytes: &[u8]) -> Result<Rgb, CodecError> {
+fn read_png(bytes: &[u8]) -> Result<Photo, CodecError> {
     let broken = |problem: String| CodecError::Broken { format: "PNG", problem };
     let truncated = || broken("the file ends before the image (truncated)".into());
     let number = |at: usize| -> Option<u32> { Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
@@ -217,7 +302,7 @@ fn read_png(bytes: &[u8]) -> Result<Rgb, CodecError> {
     let decoder = PngDecoder::with_limits(std::io::Cursor::new(bytes), limits).map_err(|e| broken(innermost(&e)))?;
     let (width, height) = decoder.dimensions();
     let image = DynamicImage::from_decoder(decoder).map_err(|e| broken(innermost(&e)))?;
-    Ok(Rgb { width, height, samples: image.into_rgb8().into_raw() })
+    Ok(Photo { width, height, samples: image.into_rgb8().into_raw() })
 }
 
 /// Whether the end chunk follows on complete chunks.
@@ -318,31 +403,32 @@ fn to_window(bbox: Box2d, crop: Crop, resolution: u32) -> Box2d {
     Box2d { x: left, y: top, width: right - left, height: bottom - top }
 }
 
-/// The window in [-1, 1], channel by channel. The same weights along both axes, one axis after the other.
-fn resize(image: &Rgb, crop: Crop, resolution: u32) -> Vec<f32> {
+/// The window of interleaved samples of an image `width` wide, channel by channel, in their units. The same weights along both
+/// axes, one axis after the other.
+fn resize(samples: &[u8], channels: usize, width: u32, crop: Crop, resolution: u32) -> Vec<f32> {
     let (side, size) = (crop.side as usize, resolution as usize);
     let taps: Vec<Taps> = (0..resolution).map(|i| Taps::new(i, crop.side, resolution)).collect();
-    let row_length = image.width as usize * CHANNELS;
-    let mut rows = vec![0f32; side * size * CHANNELS];
-    for (y, row) in rows.chunks_exact_mut(size * CHANNELS).enumerate() {
-        let from = (crop.y as usize + y) * row_length + crop.x as usize * CHANNELS;
-        let source = &image.samples[from..from + side * CHANNELS];
-        for (taps, pixel) in taps.iter().zip(row.chunks_exact_mut(CHANNELS)) {
-            for (weight, from) in taps.weights.iter().zip(source[taps.first * CHANNELS..].chunks_exact(CHANNELS)) {
+    let row_length = width as usize * channels;
+    let mut rows = vec![0f32; side * size * channels];
+    for (y, row) in rows.chunks_exact_mut(size * channels).enumerate() {
+        let from = (crop.y as usize + y) * row_length + crop.x as usize * channels;
+        let source = &samples[from..from + side * channels];
+        for (taps, pixel) in taps.iter().zip(row.chunks_exact_mut(channels)) {
+            for (weight, from) in taps.weights.iter().zip(source[taps.first * channels..].chunks_exact(channels)) {
                 pixel.iter_mut().zip(from).for_each(|(sum, &v)| *sum += weight * f32::from(v));
             }
         }
     }
-    let mut pixels = vec![0f32; CHANNELS * size * size];
-    let mut sums = vec![0f32; size * CHANNELS];
+    let mut pixels = vec![0f32; channels * size * size];
+    let mut sums = vec![0f32; size * channels];
     for (y, taps) in taps.iter().enumerate() {
         sums.fill(0.0);
-        for (weight, row) in taps.weights.iter().zip(rows[taps.first * size * CHANNELS..].chunks_exact(size * CHANNELS)) {
+        for (weight, row) in taps.weights.iter().zip(rows[taps.first * size * channels..].chunks_exact(size * channels)) {
             sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += weight * v);
         }
         for (i, sum) in sums.iter().enumerate() {
-            let (x, channel) = (i / CHANNELS, i % CHANNELS);
-            pixels[(channel * size + y) * size + x] = sum / 127.5 - 1.0;
+            let (x, channel) = (i / channels, i % channels);
+            pixels[(channel * size + y) * size + x] = *sum;
         }
     }
     pixels

@@ -7,11 +7,11 @@ use projector::blend::{self, BlendError, Region};
 use projector::delta::DeltaError;
 use projector::{Delta, Edit, Generator, edit, transform};
 use proto::keys::{self, Item, Marker};
-use proto::{Box2d, FineTuned, ResultRecord, Transform, hex_sha256};
+use proto::{FineTuned, ResultRecord, Transform, hex_sha256};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
 use crate::codec::{self, CodecError};
@@ -150,6 +150,8 @@ pub struct Projected {
     pub record: ResultRecord,
     /// The image in the generator's size, `[3, r, r]` flat in [-1, 1].
     pub target: Vec<f32>,
+    /// The object's pixels, `[1, 1, r, r]`: one inside.
+    inside: Tensor,
     /// z and c of the search's best seed.
     latents: (Vec<f32>, Vec<f32>),
     /// The generator that was fitted to the image, with its delta.
@@ -222,7 +224,16 @@ impl Projected {
             }
             _ => None,
         };
-        Ok(Projected { record, target, latents, tuned })
+        let inside = match record.mask {
+            true => {
+                let decoded = codec::decode(&get(Item::Mask).await?, None, r);
+                let mask = decoded.map_err(|e: CodecError| damaged(Item::Mask.file(), e.to_string()))?.pixels;
+                let r = r as usize;
+                Tensor::from_slice(&mask[..r * r]).view([1, 1, r as i64, r as i64]).gt(0.0).to_kind(Kind::Float)
+            }
+            false => projector::mask::binary(record.target_bbox, r.into()),
+        };
+        Ok(Projected { record, target, inside, latents, tuned })
     }
 
     /// Whether there is a generator that was fitted to the image.
@@ -255,8 +266,10 @@ impl Projected {
         };
         let (target, inverted) = (&self.target, floats(&inverted));
         let r = model.reference.resolution as usize;
-        let blended = match region(self.record.target_bbox, transform, align_corners, r) {
-            Some(region) => blend::blend(target, &inverted, &region, r, r)?,
+        let covered = covered(&self.inside, transform, align_corners);
+        let blended = match region(&covered, self.record.mask) {
+            Some(Area::Rectangle(region)) => blend::blend(target, &inverted, &region, r, r)?,
+            Some(Area::Mask(mask)) => blend::blend(target, &inverted, &Region::Mask(&mask), r, r)?,
             None => target.clone(),
         };
         Ok(Edited { generated: floats(&generated), inverted, blended })
@@ -270,10 +283,13 @@ fn asked(model: &LoadedModel, directions: &BTreeMap<String, Vec<f32>>, request: 
         false => Err(EditError::Request(format!("{what} is {value}, not in -1000 to 1000"))),
     };
     let class = request.class.as_ref().map(|name| {
-        let index = model.classes.iter().position(|class| class == name);
+        let index = model.manifest.classes.iter().position(|class| class == name);
         index.map(|index| index as i64).ok_or_else(|| {
-            let some = model.classes.iter().take(20).cloned().collect::<Vec<_>>().join(", ");
-            EditError::Request(format!("the model has no class {name:?}; it has {} classes: {some}", model.classes.len()))
+            let some = model.manifest.classes.iter().take(20).cloned().collect::<Vec<_>>().join(", ");
+            EditError::Request(format!(
+                "the model has no class {name:?}; it has {} classes: {some}",
+                model.manifest.classes.len()
+            ))
         })
     });
     let class = class.transpose()?.map(|class| Ok::<_, EditError>((class, finite("strength", request.strength)?))).transpose()?;
@@ -287,25 +303,33 @@ fn asked(model: &LoadedModel, directions: &BTreeMap<String, Vec<f32>>, request: 
     Ok(Edit { class, moves: moves.collect::<Result<_, EditError>>()?, truncation: finite("truncation", request.truncation)? })
 }
 
-/// The object's box, as far as the generator's image covers it; `None`: not at all.
-fn region(bbox: Option<Box2d>, transform: Option<&Transform>, align_corners: bool, r: usize) -> Option<Region<'static>> {
-    let inside = projector::mask::binary(bbox, r as i64);
-    let covered = match transform {
-        Some(t) => {
-            // Colours do not matter here.
-            let spatial = Transform { colour: vec![], ..t.clone() };
-            let ones = Tensor::ones_like(&inside);
-            let seen = transform::invert(&ones, &[spatial], align_corners);
-            inside * seen.gt(COVERED)
-        }
-        None => inside,
-    };
+/// The object's pixels that the generator's image covers.
+fn covered(inside: &Tensor, transform: Option<&Transform>, align_corners: bool) -> Tensor {
+    let Some(t) = transform else { return inside.shallow_clone() };
+    // Colours do not matter here.
+    let spatial = Transform { colour: vec![], ..t.clone() };
+    let seen = transform::invert(&Tensor::ones_like(inside), &[spatial], align_corners);
+    inside * seen.gt(COVERED)
+}
+
+/// What is blended.
+enum Area {
+    Rectangle(Region<'static>),
+    Mask(Vec<bool>),
+}
+
+/// The pixels of `covered`; `None`: there are none. They are a rectangle unless the object has a `mask`.
+fn region(covered: &Tensor, mask: bool) -> Option<Area> {
+    if mask {
+        let inside = Vec::<bool>::try_from(covered.flatten(0, -1).gt(0.5)).expect("a row of flags");
+        return inside.contains(&true).then_some(Area::Mask(inside));
+    }
     let extent = |dim: i64| {
         let any = Vec::<bool>::try_from(covered.squeeze().amax(&[dim][..], false).gt(0.5)).expect("a row of flags");
         Some((any.iter().position(|x| *x)?, any.iter().rposition(|x| *x)? + 1))
     };
     let ((left, right), (top, bottom)) = (extent(0)?, extent(1)?);
-    Some(Region::Rectangle { left, top, right, bottom })
+    Some(Area::Rectangle(Region::Rectangle { left, top, right, bottom }))
 }
 
 fn floats(t: &Tensor) -> Vec<f32> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
+use proto::Object;
 use serde::Serialize;
 use store::{Runs, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -152,7 +153,7 @@ impl Bench {
         let (model, projected) = self.at(run, image).await?;
         Ok(Options {
             class: projected.record.class_name.clone(),
-            classes: model.model.classes.clone(),
+            classes: model.model.manifest.classes.clone(),
             directions: model.directions.keys().cloned().collect(),
             tuned: projected.is_tuned(),
         })
@@ -170,7 +171,7 @@ impl Bench {
             // The old one leaves before the new one comes.
             self.kept.clear();
             self.loaded = None;
-            let model = models::cached(home, cache, &record.model.name, digest).await;
+            let model = models::cached(home, cache, &record.model.name, digest, &Object::default()).await;
             self.loaded =
                 Some(Loaded::new(model.map_err(|source| EditError::Model { image: image.to_owned(), source: source.into() })?));
         }

@@ -112,6 +112,25 @@ pub enum LoadError {
         /// What the store says of an image.
         source: store::Error,
     },
+    /// The model lacks what the parameters ask for.
+    #[error("{0}")]
+    Lacks(String),
+    /// The mask's file cannot be read from the data set.
+    #[error("cannot read the mask {mask}")]
+    Mask {
+        /// Its key.
+        mask: String,
+        /// What the store says.
+        source: store::Error,
+    },
+    /// The mask's bytes are no image.
+    #[error("mask {mask} {source}")]
+    DecodeMask {
+        /// Its key.
+        mask: String,
+        /// What is wrong.
+        source: CodecError,
+    },
     /// The bytes are no image.
     #[error("image {image} {source}")]
     Decode {
@@ -128,9 +147,11 @@ pub enum LoadError {
 /// The one place that decides.
 pub fn fate(error: &LoadError) -> Fate {
     match error {
-        LoadError::Job(_) | LoadError::Model { .. } | LoadError::ModelName { .. } | LoadError::Weights { .. } => {
-            Fate::Reject(FailureReason::BadJob)
-        }
+        LoadError::Job(_)
+        | LoadError::Model { .. }
+        | LoadError::ModelName { .. }
+        | LoadError::Weights { .. }
+        | LoadError::Lacks(_) => Fate::Reject(FailureReason::BadJob),
         LoadError::ModelStore { source, .. } if source.kind() == ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
         // No fault of the images, and none of this machine: a crash would stop the other runs too. After minutes the image becomes
         // `unavailable`, which is tried again by `basin runs retry`.
@@ -140,6 +161,9 @@ pub fn fate(error: &LoadError) -> Fate {
         LoadError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),
         LoadError::Class { .. } => Fate::Reject(FailureReason::UnknownClass),
         LoadError::Decode { source, .. } => Fate::Reject(source.reason()),
+        LoadError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
+        LoadError::Mask { source, .. } if source.kind() == ErrorKind::Unavailable => Fate::Retry,
+        LoadError::Mask { .. } => Fate::Reject(FailureReason::BadMask),
         LoadError::Image { source, .. } => match source.kind() {
             ErrorKind::Unavailable => Fate::Retry,
             ErrorKind::NotFound => Fate::Reject(FailureReason::MissingImage),

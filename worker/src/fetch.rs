@@ -5,19 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proto::keys::Marker;
-use proto::{Box2d, CrashPoint, Failure, FailureReason, Job, JobId, ModelRef, What, chain, keys};
+use proto::{CrashPoint, Failure, FailureReason, Job, JobId, Mask, MaskSource, ModelRef, OPEN_CLASS, What, chain, keys};
 use queue::{Consumer, Delivery, Queue};
 use store::{ErrorKind, Runs, Store};
 use telemetry::trace;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-use crate::codec::{self, Decoded};
+use crate::codec::{self, Bitmap, CodecError, Decoded, Photo};
 use crate::controls::Controls;
 use crate::fate::{self, Fate, LoadError};
 use crate::hand::{Hand, tell};
 use crate::models::{Facts, Models, Supply};
-use crate::{Config, Error, LoadedModel, Shutdown, checkpoint, metrics};
+use crate::{Config, Error, LoadedModel, Shutdown, checkpoint, find, metrics, outline};
 
 /// Largest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
@@ -39,9 +39,10 @@ pub struct Loaded {
     /// Name of this attempt.
     pub attempt: String,
     pub model: ModelRef,
-    /// RGB in [-1, 1], channel by channel.
-    pub pixels: Vec<f32>,
-    pub bbox: Option<Box2d>,
+    /// The image in the generator's frame.
+    pub frame: Decoded,
+    /// The image as it is, where the class or the object is still to be found in it.
+    pub photo: Option<Photo>,
     pub checkpoint: Option<checkpoint::Saved>,
     /// Seconds of device work in earlier attempts.
     pub seconds: f64,
@@ -74,7 +75,8 @@ impl Begin {
 
 /// What a job's image needs.
 struct Fetched {
-    decoded: Decoded,
+    frame: Decoded,
+    photo: Option<Photo>,
     model: ModelRef,
     checkpoint: Option<checkpoint::Saved>,
     /// Earlier attempts that began and did not end.
@@ -90,8 +92,8 @@ struct Fetcher {
     runs: Runs,
     datasets: HashMap<String, Store>,
     loaded: mpsc::Sender<Batch>,
-    /// Digest of the model that the devices have.
-    handed: String,
+    /// Digest of the model that the devices have, and what else of it.
+    handed: (String, (bool, bool)),
     batch: Vec<Loaded>,
     shutdown: Shutdown,
 }
@@ -157,7 +159,8 @@ impl Fetcher {
     async fn hand_over(&mut self) -> Result<(), Error> {
         let images = std::mem::take(&mut self.batch);
         let Some(first) = images.first() else { return Ok(()) };
-        let model = if first.job.model_digest == self.handed {
+        let wanted = (first.job.model_digest.clone(), find::needs(&first.job.params.object));
+        let model = if wanted == self.handed {
             None
         } else {
             let loaded = tokio::select! {
@@ -171,7 +174,7 @@ impl Fetcher {
             };
             match loaded {
                 Ok(model) => {
-                    self.handed = first.job.model_digest.clone();
+                    self.handed = wanted;
                     Some(model)
                 }
                 Err(error) => {
@@ -241,7 +244,7 @@ impl Fetcher {
         let loaded = self.load(&job, &id).instrument(trace::child(&hand.span, "fetch")).await;
         hand.took("fetch", begun.elapsed().as_secs_f64());
         match loaded {
-            Ok(Some(Fetched { decoded, model, checkpoint, before })) => {
+            Ok(Some(Fetched { frame, photo, model, checkpoint, before })) => {
                 hand.ended("fetch");
                 if delivery.attempt() > 1 || before > 0 || checkpoint.is_some() {
                     trace::redelivered(&hand.span, delivery.context());
@@ -249,9 +252,8 @@ impl Fetcher {
                 tell(&self.config, &self.queue, &hand, &job, What::Started).await?;
                 CrashPoint::StartTold.pass();
                 let (attempt, seconds) = (attempt_name(&self.config.name), 0.0);
-                let Decoded { pixels, bbox, .. } = decoded;
                 let suspect = before >= SUSPECT;
-                Ok(Some(Loaded { delivery, hand, job, id, attempt, model, pixels, bbox, checkpoint, seconds, suspect }))
+                Ok(Some(Loaded { delivery, hand, job, id, attempt, model, frame, photo, checkpoint, seconds, suspect }))
             }
             Ok(None) => {
                 tell(&self.config, &self.queue, &hand, &job, What::found()).await?;
@@ -308,21 +310,27 @@ impl Fetcher {
             return Ok(None);
         }
         let facts = self.supply.facts(job).await?;
-        if job.class as usize >= facts.classes {
-            return Err(LoadError::Class { class: job.class, classes: facts.classes });
+        if let Some(problem) = facts.manifest.lacks(&job.params) {
+            return Err(LoadError::Lacks(problem));
         }
-        let decoded = self.decode(job, &facts).await?;
+        let (classes, open) = (facts.manifest.classes.len(), job.params.object.class.is_predicted());
+        if (job.class as usize >= classes) != open || open && job.class != OPEN_CLASS {
+            return Err(LoadError::Class { class: job.class, classes });
+        }
+        let (frame, photo) = self.decode(job, &facts).await?;
         let checkpoint = match results.get(&keys::checkpoint(&job.image)).await {
             Ok(bytes) => checkpoint::decode(id, &bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(LoadError::Results(error)),
         };
         let before = self.unended(&results, job).await?;
-        let model = ModelRef { name: job.model.clone(), digest: facts.digest.clone(), resolution: facts.resolution };
-        Ok(Some(Fetched { decoded, model, checkpoint, before }))
+        let model =
+            ModelRef { name: job.model.clone(), digest: facts.digest.clone(), resolution: facts.manifest.generator.resolution };
+        Ok(Some(Fetched { frame, photo, model, checkpoint, before }))
     }
 
-    async fn decode(&mut self, job: &Job, facts: &Facts) -> Result<Decoded, LoadError> {
+    /// The image as the data set says, and as it is if more is to be found in it.
+    async fn decode(&mut self, job: &Job, facts: &Facts) -> Result<(Decoded, Option<Photo>), LoadError> {
         let image_error = |source| LoadError::Image { image: job.image.clone(), source };
         let dataset = match self.datasets.get(&job.dataset) {
             Some(store) => store.clone(),
@@ -340,8 +348,12 @@ impl Fetcher {
             let (image, planned) = (job.image.clone(), job.identity.clone());
             return Err(LoadError::Changed { image, planned, found });
         }
-        let (bbox, resolution) = (job.bbox, facts.resolution);
-        let decoded = tokio::task::spawn_blocking(move || codec::decode(&bytes, bbox, resolution)).await;
+        let mask = match &job.mask {
+            Some(Mask::File { key, identity }) => Some(read_mask(&dataset, key, identity).await?),
+            _ => None,
+        };
+        let (known, resolution) = (job.clone(), facts.manifest.generator.resolution);
+        let decoded = tokio::task::spawn_blocking(move || decode(&known, &bytes, mask, resolution)).await;
         decoded.expect("decoding does not panic").map_err(|source| LoadError::Decode { image: job.image.clone(), source })
     }
 
@@ -372,10 +384,41 @@ impl Fetcher {
     }
 }
 
+/// A mask that is a file of the data set.
+async fn read_mask(dataset: &Store, key: &str, planned: &str) -> Result<Bitmap, LoadError> {
+    let mask = key.to_owned();
+    let error = |source| LoadError::Mask { mask: mask.clone(), source };
+    let bytes = dataset.get_limited(key, MAX_IMAGE_BYTES).await.map_err(error)?;
+    let found = dataset.identity(key).await.map_err(error)?.unwrap_or_default();
+    if found != planned {
+        return Err(LoadError::Changed { image: mask, planned: planned.to_owned(), found });
+    }
+    let bitmap = tokio::task::spawn_blocking(move || codec::read_mask(&bytes)).await.expect("decoding does not panic");
+    bitmap.map_err(|source| LoadError::DecodeMask { mask, source })
+}
+
+/// The image as the data set says; and as it is, where a worker looks for more.
+fn decode(job: &Job, bytes: &[u8], file: Option<Bitmap>, resolution: u32) -> Result<(Decoded, Option<Photo>), CodecError> {
+    let photo = codec::read(bytes)?;
+    let mask = match &job.mask {
+        Some(Mask::Polygons(polygons)) => Some(outline::polygons(polygons, photo.width, photo.height)),
+        Some(Mask::Runs { height, width, lengths }) => Some(outline::runs(lengths, *width, *height)),
+        Some(Mask::File { .. }) => file,
+        None => None,
+    };
+    // COCO has outlines that hold no pixel: the box is what is known then.
+    let mask = mask.filter(|mask| matches!(job.mask, Some(Mask::File { .. })) || mask.extent().is_some());
+    let object = &job.params.object;
+    let bbox = job.bbox.filter(|_| !object.mask.is_detected() && object.mask != MaskSource::Whole);
+    let frame = codec::frame(&photo, bbox, mask.as_ref(), resolution)?;
+    let (classifier, detector) = find::needs(object);
+    Ok((frame, (classifier || detector).then_some(photo)))
+}
+
 /// What was not there, of errors that are tried again.
 fn missing(error: &LoadError) -> &'static str {
     match error {
-        LoadError::Image { .. } => "image",
+        LoadError::Image { .. } | LoadError::Mask { .. } => "image",
         LoadError::Results(_) => "results",
         _ => "model",
     }

@@ -26,9 +26,17 @@ impl Hand {
     pub fn take(delivery: &Delivery, job: &Job, id: &JobId, queue: &Queue) -> Hand {
         let message = message(Channel::Jobs, queue, id.as_str(), job);
         let span = trace::process(delivery.context(), &message);
-        trace::attribute(&span, "basin.class", job.class_name.clone());
         IN_HAND.fetch_add(1, Ordering::Relaxed);
-        Hand { span, seconds: BTreeMap::new() }
+        let hand = Hand { span, seconds: BTreeMap::new() };
+        if !job.class_name.is_empty() {
+            hand.is_of_class(&job.class_name);
+        }
+        hand
+    }
+
+    /// The class is known.
+    pub fn is_of_class(&self, name: &str) {
+        trace::attribute(&self.span, "basin.class", name.to_owned());
     }
 
     /// A stage took some of the seconds of this image.

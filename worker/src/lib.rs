@@ -5,6 +5,7 @@
 //! travels with its [`queue::Delivery`], which is settled last. [`fate`] says what an error means for its job.
 
 mod cache;
+pub mod calibrate;
 pub mod checkpoint;
 pub mod codec;
 mod controls;
@@ -14,11 +15,13 @@ pub mod editor;
 pub mod fate;
 mod fetch;
 pub mod film;
+pub mod find;
 mod gpu;
 mod hand;
 pub mod health;
 pub mod metrics;
 pub mod models;
+mod outline;
 mod project;
 mod publish;
 mod record;
@@ -39,7 +42,7 @@ pub use devices::Devices;
 pub use models::Models;
 pub use project::Working;
 pub use projector::projection::lane_steps;
-pub use weights::{LoadedModel, ModelError, load};
+pub use weights::{LoadedModel, ModelError, load, load_for};
 
 /// How to run; what to compute is in the jobs.
 #[derive(Clone, Debug)]

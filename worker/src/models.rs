@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proto::{Job, ModelManifest, RunningSha256, chain, hex_sha256, keys};
+use proto::{Job, ModelManifest, Object, RunningSha256, chain, hex_sha256, keys};
 use store::{ErrorKind, Store};
 
 use crate::cache::{Cache, Entry};
@@ -22,12 +22,10 @@ const DAMAGE_HOLDS: Duration = Duration::from_secs(60);
 /// What jobs of a model are checked against.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// Width and height of the generator's images.
-    pub resolution: u32,
+    /// What the model says of itself.
+    pub manifest: ModelManifest,
     /// Digest of the model.
     pub digest: String,
-    /// Number of classes.
-    pub classes: usize,
 }
 
 /// Where models come from.
@@ -71,11 +69,7 @@ impl Supply {
         let mut facts = HashMap::new();
         let source = match models {
             Models::One(model) => {
-                let known = Facts {
-                    resolution: model.reference.resolution,
-                    digest: model.reference.digest.clone(),
-                    classes: model.classes.len(),
-                };
+                let known = Facts { manifest: model.manifest.clone(), digest: model.reference.digest.clone() };
                 facts.insert(known.digest.clone(), Arc::new(known));
                 Source::One(Some(model))
             }
@@ -99,11 +93,7 @@ impl Supply {
             return Err(LoadError::Model { wanted: job.model_digest.clone(), loaded });
         };
         let manifest = manifest(home, &job.model, &job.model_digest).await?;
-        let facts = Arc::new(Facts {
-            resolution: manifest.generator.resolution,
-            digest: job.model_digest.clone(),
-            classes: manifest.classes.len(),
-        });
+        let facts = Arc::new(Facts { manifest, digest: job.model_digest.clone() });
         self.facts.insert(facts.digest.clone(), facts.clone());
         Ok(facts)
     }
@@ -116,7 +106,7 @@ impl Supply {
                 model.take().map(|model| *model).ok_or_else(loaded)
             }
             Source::Home { home, cache } => {
-                let loaded = cached(home, cache, &job.model, &job.model_digest).await;
+                let loaded = cached(home, cache, &job.model, &job.model_digest, &job.params.object).await;
                 if let Err(LoadError::Damaged { problem, .. }) = &loaded {
                     self.damaged.insert(job.model_digest.clone(), (Instant::now(), problem.clone()));
                 }
@@ -150,7 +140,13 @@ fn damaged(model: &str, error: &dyn std::error::Error) -> LoadError {
 }
 
 /// The model from the cache. It is copied there if it is not there, and again if it was damaged there.
-pub(crate) async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str) -> Result<LoadedModel, LoadError> {
+pub(crate) async fn cached(
+    home: &Store,
+    cache: &Cache,
+    model: &str,
+    digest: &str,
+    object: &Object,
+) -> Result<LoadedModel, LoadError> {
     let cache_error = |source| LoadError::Cache { dir: cache.dir().to_owned(), source };
     let (mut fresh, mut waits) = (false, false);
     loop {
@@ -172,8 +168,8 @@ pub(crate) async fn cached(home: &Store, cache: &Cache, model: &str, digest: &st
                 continue;
             }
         };
-        let (dir, expected) = (held.dir(), digest.to_owned());
-        match blocking(move || load(&dir, expected)).await {
+        let (dir, expected, object) = (held.dir(), digest.to_owned(), object.clone());
+        match blocking(move || load(&dir, &object, expected)).await {
             Ok(loaded) => return Ok(LoadedModel { _held: Some(held), ..loaded }),
             Err(error @ (ModelError::Read { .. } | ModelError::Manifest { .. } | ModelError::Hash { .. })) => {
                 if fresh {
@@ -190,8 +186,8 @@ pub(crate) async fn cached(home: &Store, cache: &Cache, model: &str, digest: &st
     }
 }
 
-fn load(dir: &Path, expected: String) -> Result<LoadedModel, ModelError> {
-    let loaded = weights::load(dir)?;
+fn load(dir: &Path, object: &Object, expected: String) -> Result<LoadedModel, ModelError> {
+    let loaded = weights::load_for(dir, object)?;
     if loaded.reference.digest != expected {
         return Err(ModelError::Hash { path: dir.join("model.json"), found: loaded.reference.digest, expected });
     }
@@ -283,7 +279,9 @@ mod tests {
                 dataset,
                 class: 8,
                 class_name: "Bag".into(),
+                category: None,
                 bbox: None,
+                mask: None,
                 model: model.name.clone(),
                 model_digest: model.digest.clone(),
                 params,
@@ -310,7 +308,7 @@ mod tests {
         }
 
         async fn load(&self) -> Result<LoadedModel, LoadError> {
-            cached(&self.home, &self.cache, &self.model.name, &self.model.digest).await
+            cached(&self.home, &self.cache, &self.model.name, &self.model.digest, &Object::default()).await
         }
 
         fn damage(&self, place: &str) {

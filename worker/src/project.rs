@@ -7,12 +7,14 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use projector::{DeviceError, Lanes, Projection, Solution, Target};
-use proto::{Box2d, Job, JobId, ModelRef, Params};
+use proto::{Found, Job, JobId, ModelRef, Params};
 use queue::Delivery;
-use tch::Tensor;
+use tch::{Device, Tensor};
 use tokio::sync::{mpsc, watch};
 
+use crate::codec::Decoded;
 use crate::fetch::{Batch, Loaded};
+use crate::find::{self, Finder, Sighting};
 use crate::hand::{Course, Hand};
 use crate::record::Recorder;
 use crate::{Config, LoadedModel, Shutdown, checkpoint, metrics};
@@ -71,9 +73,10 @@ pub struct Solved {
     pub id: JobId,
     pub attempt: String,
     pub model: ModelRef,
-    pub pixels: Vec<f32>,
-    /// In pixels of the target.
-    pub bbox: Option<Box2d>,
+    /// The target.
+    pub frame: Decoded,
+    /// What was found in the image, if anything was looked for.
+    pub found: Option<Found>,
     pub solution: Result<Solution, projector::Diverged>,
     /// Seconds of device work of the batch, divided by its images.
     pub seconds: f64,
@@ -90,17 +93,19 @@ pub fn spawn(
 ) -> JoinHandle<Result<(), DeviceError>> {
     let (devices, checkpoint_every, record) = (config.devices.0.clone(), config.checkpoint_every, config.record.clone());
     let body = move || {
-        let mut devices_now: Option<(LoadedModel, Lanes)> = None;
+        let mut devices_now: Option<(LoadedModel, Finder, Lanes)> = None;
         let mut thread = Thread { checkpoint_every, record, done, shutdown, withdrawn, working, computed: 0, resumed: 0 };
         while let Some(Batch { model, images, begin }) = loaded.blocking_recv() {
             if let Some(model) = model {
                 // The old model leaves the devices before the new one comes.
                 drop(devices_now.take());
                 let lanes = Lanes::new(&model.model, &devices);
-                devices_now = Some((model, lanes));
+                let finder = model.finder.replicate(devices.first().copied().unwrap_or(Device::Cpu));
+                devices_now = Some((model, finder, lanes));
             }
-            let (model, lanes) = devices_now.as_ref().expect("the first batch brings a model");
+            let (model, finder, lanes) = devices_now.as_ref().expect("the first batch brings a model");
             begin.wait();
+            let images = images.into_iter().map(|image| looked_at(model, finder, image)).collect();
             thread.project(lanes, model, images)?;
             thread.working.send_modify(|w| w.images = 0);
         }
@@ -124,7 +129,8 @@ struct Thread {
 }
 
 impl Thread {
-    fn project(&mut self, lanes: &Lanes, model: &LoadedModel, batch: Vec<Loaded>) -> Result<(), DeviceError> {
+    fn project(&mut self, lanes: &Lanes, model: &LoadedModel, batch: Vec<(Loaded, Option<Found>)>) -> Result<(), DeviceError> {
+        let (batch, found): (Vec<Loaded>, Vec<Option<Found>>) = batch.into_iter().unzip();
         let Some(first) = batch.first() else { return Ok(()) };
         let (params, run) = (first.job.params.clone(), first.job.run.clone());
         let mut projection = start(&params, model, &batch);
@@ -147,7 +153,7 @@ impl Thread {
         self.show(&projection, &run);
         let mut courses: Vec<Course> =
             batch.iter().enumerate().map(|(i, image)| Course::begin(&image.hand, projection.stage(i))).collect();
-        let images = batch.iter().map(|image| (image.job.image.as_str(), image.pixels.as_slice()));
+        let images = batch.iter().map(|image| (image.job.image.as_str(), image.frame.pixels.as_slice()));
         let mut recorder = self.record.as_ref().map(|dir| Recorder::new(dir, model.reference.resolution, images));
         // Of which images what is kept can change no more: fine-tuning begins again from the search's answer (docs/adr/0009).
         let searched = |projection: &Projection, i| projection.stage(i) == Some("fine_tune");
@@ -195,10 +201,10 @@ impl Thread {
             recorder.finish(solutions.iter().map(|solution| solution.as_ref().ok()));
         }
         let seconds = started.elapsed().as_secs_f64() / batch.len() as f64;
-        for (image, solution) in batch.into_iter().zip(solutions) {
-            let Loaded { delivery, hand, job, id, attempt, model, pixels, bbox, .. } = image;
+        for ((image, found), solution) in batch.into_iter().zip(found).zip(solutions) {
+            let Loaded { delivery, hand, job, id, attempt, model, frame, .. } = image;
             let seconds = image.seconds + seconds;
-            let solved = Solved { delivery, hand, job, id, attempt, model, pixels, bbox, solution, seconds };
+            let solved = Solved { delivery, hand, job, id, attempt, model, frame, found, solution, seconds };
             // Nobody receives any more when publishing failed; that error is the one to report.
             let _ = self.done.blocking_send(Done::Solved(Box::new(solved)));
         }
@@ -234,6 +240,21 @@ impl Thread {
     }
 }
 
+/// Finds in an image what is not known of it yet.
+fn looked_at(model: &LoadedModel, finder: &Finder, mut image: Loaded) -> (Loaded, Option<Found>) {
+    let Some(photo) = image.photo.take() else { return (image, None) };
+    let begun = Instant::now();
+    let Sighting { class, found, frame } = find::find(model, finder, &image.job, &photo, &image.frame);
+    image.job.class = class;
+    image.job.class_name = model.manifest.classes[class as usize].clone();
+    image.hand.is_of_class(&image.job.class_name);
+    image.frame = frame.unwrap_or(image.frame);
+    image.hand.took("find", begun.elapsed().as_secs_f64());
+    image.hand.ended("find");
+    tracing::info!(run = image.job.run, image = image.job.image, class = image.job.class_name, ?found, "found");
+    (image, Some(found))
+}
+
 fn kept(projection: &Projection, i: usize, image: &Loaded, started: Instant, images: usize) -> Vec<u8> {
     let seconds = image.seconds + started.elapsed().as_secs_f64() / images as f64;
     checkpoint::encode(&image.id, &checkpoint::Saved { state: projection.checkpoint(i).clone(), seconds })
@@ -244,8 +265,9 @@ fn start(params: &Params, model: &LoadedModel, batch: &[Loaded]) -> Projection {
     let targets = batch
         .iter()
         .map(|image| Target {
-            image: Tensor::from_slice(&image.pixels).view([3, r, r]),
-            bbox: image.bbox,
+            image: Tensor::from_slice(&image.frame.pixels).view([3, r, r]),
+            bbox: image.frame.bbox,
+            mask: image.frame.mask.as_ref().map(|mask| Tensor::from_slice(mask).view([r, r])),
             class: i64::from(image.job.class),
             seed: image.job.seed,
         })

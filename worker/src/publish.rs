@@ -18,6 +18,7 @@ use telemetry::trace;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use crate::codec::Decoded;
 use crate::controls::Controls;
 use crate::fate::{self, Fate};
 use crate::fetch::reject;
@@ -115,7 +116,7 @@ async fn discard(config: &Config, queue: &Queue, results: &Store, solved: Solved
 }
 
 async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
-    let Solved { delivery, mut hand, job, id, attempt, model, pixels, bbox, solution, seconds } = solved;
+    let Solved { delivery, mut hand, job, id, attempt, model, frame, found, solution, seconds } = solved;
     let solution = match solution {
         Ok(solution) => solution,
         Err(error) => {
@@ -132,8 +133,10 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
         identity: job.identity.clone(),
         class: job.class,
         class_name: job.class_name.clone(),
-        bbox: job.bbox,
-        target_bbox: bbox,
+        bbox: frame.object,
+        target_bbox: frame.bbox,
+        mask: frame.mask.is_some(),
+        found,
         model,
         params: job.params.clone(),
         seed: job.seed,
@@ -154,7 +157,7 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
     };
     let begun = Instant::now();
     let publish = async {
-        let encode = move || (objects(&pixels, solution, &record), record);
+        let encode = move || (objects(&frame, solution, &record), record);
         let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
         commit(results, objects, &mut record).await.map(|()| record)
     };
@@ -294,17 +297,21 @@ fn fine_tuned(outcome: &Result<Tuned, Dropped>) -> FineTuned {
 }
 
 /// All objects of the attempt.
-fn objects(target: &[f32], solution: Solution, record: &ResultRecord) -> Vec<(Item, Content)> {
+fn objects(target: &Decoded, solution: Solution, record: &ResultRecord) -> Vec<(Item, Content)> {
     let png = |pixels: &[f32]| codec::encode_png(pixels, record.model.resolution);
     let history = serde_json::to_vec(&solution.history).expect("curves serialise");
     let mut objects = vec![
         (Item::Projection, projection(&solution, record)),
-        (Item::Target, png(target)),
+        (Item::Target, png(&target.pixels)),
         (Item::Transformed, png(&solution.transformed)),
         (Item::Generated, png(&solution.generated)),
         (Item::Inverted, png(&solution.inverted)),
         (Item::History, history),
     ];
+    if let Some(mask) = &target.mask {
+        let grey: Vec<f32> = mask.iter().map(|v| 2.0 * v - 1.0).collect();
+        objects.push((Item::Mask, png(&grey.repeat(3))));
+    }
     let tuned = solution.fine_tuned.and_then(Result::ok);
     if let Some(tuned) = &tuned {
         objects.push((Item::Tuned, png(&tuned.rendered.inverted)));
@@ -383,7 +390,9 @@ mod tests {
             dataset: "/data".into(),
             class: 0,
             class_name: "Bag".into(),
+            category: None,
             bbox: None,
+            mask: None,
             model: "m".into(),
             model_digest: "d".into(),
             params: Params::fast(),
@@ -420,7 +429,9 @@ mod tests {
         let model = ModelRef { name: "m".into(), digest: "d".into(), resolution: 4 };
         let (id, attempt) = (job.id(), format!("{attempt:012x}"));
         let hand = Hand::take(&delivery, &job, &id, queue);
-        Solved { delivery, hand, job, id, attempt, model, pixels, bbox: None, solution: Ok(solution), seconds: 1.0 }
+        let crop = codec::Crop { x: 0, y: 0, side: 4 };
+        let frame = Decoded { pixels, bbox: None, mask: None, object: None, original: (4, 4), crop };
+        Solved { delivery, hand, job, id, attempt, model, frame, found: None, solution: Ok(solution), seconds: 1.0 }
     }
 
     fn config() -> Config {

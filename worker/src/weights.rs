@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use projector::mask::ObjectStatistics;
+use projector::nn::biggan::{self, Biggan};
 use projector::nn::biggan_deep::{self, BigganDeep};
+use projector::nn::encoder::{self, Encoder};
 use projector::nn::lpips::{self, Lpips};
 use projector::nn::{LoadError, Weights};
 use projector::{Generator, Model};
-use proto::{ModelManifest, ModelRef, hex_sha256};
-use tch::Tensor;
+use proto::{ClassifierKind, GeneratorKind, GeneratorManifest, ModelManifest, ModelRef, Object, hex_sha256};
+use serde::de::DeserializeOwned;
+use tch::{Device, Kind, Tensor};
 
 use crate::cache::Held;
+use crate::find::Finder;
 
 /// A model ready to project, and what is known about it.
 pub struct LoadedModel {
@@ -19,25 +23,50 @@ pub struct LoadedModel {
     pub model: Model,
     /// Name, digest and size.
     pub reference: ModelRef,
-    /// Names of the classes, by index.
-    pub classes: Vec<String>,
+    /// What it says of itself.
+    pub manifest: ModelManifest,
     /// Where the generator puts its objects.
     pub statistics: ObjectStatistics,
     /// Directions of z for edits, by name, each as long as z.
     pub directions: BTreeMap<String, Vec<f32>>,
-    /// Class predictor on top of the perceptual network, if the model has one.
-    pub classifier: Option<Classifier>,
+    /// Class predictor on top of the perceptual network, if it has one.
+    pub head: Option<Head>,
+    /// What looks at images before the search does, as far as it was asked for.
+    pub finder: Finder,
     /// Its place in this machine's cache, if it has one.
     pub(crate) _held: Option<Held>,
 }
 
+impl LoadedModel {
+    /// Computes once with every network that is loaded: a line for each, or what is wrong.
+    pub fn check(&self) -> Result<Vec<String>, String> {
+        let _no_grad = tch::no_grad_guard();
+        let generator = &self.model.generator;
+        let z = Tensor::zeros([1, generator.latent_dim()], (Kind::Float, Device::Cpu));
+        let image = generator.generate(&z, &generator.embed(0).unsqueeze(0));
+        let finite = |what: &str, t: &Tensor| match t.isfinite().all().int64_value(&[]) {
+            0 => Err(format!("{what} of z = 0 and class 0 is not finite")),
+            _ => Ok(()),
+        };
+        finite("the image", &image)?;
+        let r = generator.resolution();
+        let weights: usize = generator.weights().iter().map(|(_, w)| w.numel()).sum();
+        let mut lines = vec![format!("generator: an image of {r} x {r} pixels; {weights} weights that fine-tuning moves")];
+        let distance = self.model.lpips.map(&image, &-&image);
+        finite("LPIPS", &distance)?;
+        lines.push(format!("perceptual network: LPIPS {:.3} to its negative", distance.mean(Kind::Double).double_value(&[])));
+        lines.extend(self.finder.check(self, &image));
+        Ok(lines)
+    }
+}
+
 /// A linear layer on the flattened last feature map of the perceptual network.
-pub struct Classifier {
+pub struct Head {
     weight: Tensor,
     bias: Tensor,
 }
 
-impl Classifier {
+impl Head {
     /// Logits `[n, classes]` of images `[n, 3, r, r]` in [-1, 1].
     pub fn logits(&self, lpips: &Lpips, images: &Tensor) -> Tensor {
         tch::no_grad(|| lpips.last(images).flatten(1, -1).linear(&self.weight, Some(&self.bias)))
@@ -107,35 +136,29 @@ pub enum ModelError {
     },
 }
 
-/// Loads the model folder `dir`.
+/// Loads the model folder `dir` for images that are known: without classifier and detector.
 pub fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
+    load_for(dir, &Object::default())
+}
+
+/// Loads the model folder `dir`, with what is needed to find the `object` in an image.
+pub fn load_for(dir: &Path, object: &Object) -> Result<LoadedModel, ModelError> {
     let path = dir.join("model.json");
     let bytes = read(&path)?;
     let (manifest, digest) =
         ModelManifest::parse(&bytes).map_err(|source| ModelError::Manifest { path: path.clone(), source })?;
 
-    let config_path = dir.join(&manifest.generator.config);
-    let config: biggan_deep::Config = serde_json::from_slice(&checked(dir, &manifest.generator.config, &manifest)?)
-        .map_err(|source| ModelError::Config { path: config_path, source })?;
-    let (weights_path, mut weights) = tensors(dir, &manifest.generator.weights, &manifest)?;
-    let generator = BigganDeep::load(&config, &mut weights, manifest.generator.truncation)
-        .and_then(|g| weights.finish().map(|()| g))
-        .map_err(|source| ModelError::Network { path: weights_path.clone(), source })?;
-
-    let config_path = dir.join(&manifest.perceptual.config);
-    let config: lpips::Config = serde_json::from_slice(&checked(dir, &manifest.perceptual.config, &manifest)?)
-        .map_err(|source| ModelError::Config { path: config_path, source })?;
-    let (weights_path, mut weights) = tensors(dir, &manifest.perceptual.weights, &manifest)?;
-    let load = |weights: &mut Weights| {
-        let lpips = Lpips::load(&config, weights)?;
-        let classifier = load_classifier(weights, manifest.classes.len() as i64)?;
-        Ok((lpips, classifier))
-    };
-    let (lpips, classifier) = load(&mut weights)
-        .and_then(|parts| weights.finish().map(|()| parts))
-        .map_err(|source| ModelError::Network { path: weights_path, source })?;
+    let generator = load_generator(dir, &manifest)?;
+    let layers: lpips::Config = config(dir, &manifest.perceptual.config, &manifest)?;
+    let classes = manifest.classes.len() as i64;
+    let (lpips, head) = network(dir, &manifest.perceptual.weights, &manifest, |weights| {
+        Ok((Lpips::load(&layers, weights)?, load_head(weights, classes)?))
+    })?;
 
     let inconsistent = |problem: String| ModelError::Inconsistent { path: path.clone(), problem };
+    if head.is_none() && manifest.classifier.as_ref().is_some_and(|c| c.kind == ClassifierKind::Perceptual) {
+        return Err(inconsistent("names a classifier on the perceptual network, which has none".into()));
+    }
     if generator.num_classes() != manifest.classes.len() as i64 {
         let (a, b) = (manifest.classes.len(), generator.num_classes());
         return Err(inconsistent(format!("lists {a} classes, and the generator has {b}")));
@@ -143,6 +166,17 @@ pub fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
     if generator.resolution() != i64::from(manifest.generator.resolution) {
         let (a, b) = (manifest.generator.resolution, generator.resolution());
         return Err(inconsistent(format!("says {a} pixels, and the generator makes {b}")));
+    }
+    let encoder = manifest.encoder.as_ref().map(|encoder| {
+        let sizes: encoder::Config = config(dir, &encoder.config, &manifest)?;
+        network(dir, &encoder.weights, &manifest, |w| Encoder::load(&sizes, w))
+    });
+    let encoder = encoder.transpose()?;
+    if let Some(encoder) = &encoder
+        && (encoder.config().latent_dim, encoder.config().embed_dim) != (generator.latent_dim(), generator.embed_dim())
+    {
+        let (a, b) = ((encoder.config().latent_dim, encoder.config().embed_dim), (generator.latent_dim(), generator.embed_dim()));
+        return Err(inconsistent(format!("has an encoder for z and c of {a:?} values, and a generator for {b:?}")));
     }
     let directions = match &manifest.directions {
         Some(file) => load_directions(dir, file, &manifest, generator.latent_dim())?,
@@ -154,14 +188,41 @@ pub fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
         size: manifest.objects.size,
     };
     Ok(LoadedModel {
-        model: Model { generator: Box::new(generator), lpips },
-        reference: ModelRef { name: manifest.name, digest, resolution: manifest.generator.resolution },
-        classes: manifest.classes,
+        model: Model { generator, lpips, encoder },
+        reference: ModelRef { name: manifest.name.clone(), digest, resolution: manifest.generator.resolution },
+        finder: Finder::load(dir, &manifest, object)?,
+        manifest,
         statistics,
         directions,
-        classifier,
+        head,
         _held: None,
     })
+}
+
+fn load_generator(dir: &Path, manifest: &ModelManifest) -> Result<Box<dyn Generator>, ModelError> {
+    let GeneratorManifest { kind, config: file, weights, folded, truncation, .. } = &manifest.generator;
+    Ok(match kind {
+        GeneratorKind::BigganDeep => {
+            let config: biggan_deep::Config = config(dir, file, manifest)?;
+            Box::new(network(dir, weights, manifest, |w| match folded {
+                true => BigganDeep::load_folded(&config, w),
+                false => BigganDeep::load(&config, w, *truncation),
+            })?)
+        }
+        GeneratorKind::Biggan => {
+            let config: biggan::Config = config(dir, file, manifest)?;
+            Box::new(network(dir, weights, manifest, |w| match folded {
+                true => Biggan::load_folded(&config, w),
+                false => Biggan::load(&config, w),
+            })?)
+        }
+    })
+}
+
+/// Reads one of the model's configurations.
+fn config<T: DeserializeOwned>(dir: &Path, file: &str, manifest: &ModelManifest) -> Result<T, ModelError> {
+    let bytes = checked(dir, file, manifest)?;
+    serde_json::from_slice(&bytes).map_err(|source| ModelError::Config { path: dir.join(file), source })
 }
 
 fn load_directions(
@@ -181,7 +242,20 @@ fn load_directions(
     directions.collect::<Result<_, LoadError>>().map_err(|source| ModelError::Network { path, source })
 }
 
-fn load_classifier(weights: &mut Weights, classes: i64) -> Result<Option<Classifier>, LoadError> {
+/// Reads one of the model's networks, which uses every tensor of its file.
+pub(crate) fn network<T>(
+    dir: &Path,
+    file: &str,
+    manifest: &ModelManifest,
+    load: impl FnOnce(&mut Weights) -> Result<T, LoadError>,
+) -> Result<T, ModelError> {
+    let (path, mut weights) = tensors(dir, file, manifest)?;
+    load(&mut weights)
+        .and_then(|network| weights.finish().map(|()| network))
+        .map_err(|source| ModelError::Network { path, source })
+}
+
+fn load_head(weights: &mut Weights, classes: i64) -> Result<Option<Head>, LoadError> {
     let weight = match weights.take_any("classifier.weight", 2) {
         Ok(weight) => weight,
         Err(LoadError::Missing(_)) => return Ok(None),
@@ -192,7 +266,7 @@ fn load_classifier(weights: &mut Weights, classes: i64) -> Result<Option<Classif
         let (name, found) = ("classifier.weight".into(), weight.size());
         return Err(LoadError::Shape { name, found, expected: vec![classes, features] });
     }
-    Ok(Some(Classifier { weight, bias: weights.take("classifier.bias", &[classes])? }))
+    Ok(Some(Head { weight, bias: weights.take("classifier.bias", &[classes])? }))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ModelError> {

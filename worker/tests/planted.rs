@@ -24,7 +24,7 @@ const COAT: i64 = 4;
 
 fn project(model: &LoadedModel, params: &Params, image: &Tensor, bbox: Box2d) -> Solution {
     let lanes = Lanes::new(&model.model, &[Device::Cpu, Device::Cpu]);
-    let target = Target { image: image.shallow_clone(), bbox: Some(bbox), class: COAT, seed: 3 };
+    let target = Target { image: image.shallow_clone(), bbox: Some(bbox), mask: None, class: COAT, seed: 3 };
     let mut projection = Projection::new(params, &model.model, &model.statistics, vec![target]);
     while !projection.finished() {
         projection.step(&lanes).expect("the devices work");

@@ -74,6 +74,9 @@ pub(super) async fn submitted(config: &Config, request: RunRequest, known: bool)
     }
     let dataset = Store::open(&request.dataset).await.map_err(Error::from)?;
     let (manifest, digest) = read_model(&config.home, &request.model).await?;
+    if let Some(problem) = manifest.lacks(&params) {
+        return Err(invalid(problem));
+    }
     let record = RunRecord {
         format: 1,
         name: request.name.clone(),
@@ -135,7 +138,7 @@ pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool)
         }
         let dataset = Store::open(&record.dataset).await?;
         let results = Runs::Home(home.clone()).of(name)?;
-        let spec = RunSpec { record: record.clone(), classes: manifest.classes, super_classes: manifest.super_classes };
+        let spec = RunSpec::new(record.clone(), &manifest);
         let seen = run::see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, &results).await?;
         if redrive.is_some() && seen.left() == 0 {
             return Err(Error::NothingMeant { run: name.to_owned() });

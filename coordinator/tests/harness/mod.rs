@@ -167,8 +167,8 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
     let loss = if job.seed == coordinator::plan::image_seed(0, &job.image) { number } else { 100.0 };
     let attempt = &hex_sha256(job.id().as_str().as_bytes())[..12];
     let mut objects = Vec::new();
-    // As without fine-tuning.
-    for item in Item::ALL.into_iter().filter(|item| !matches!(item, Item::Tuned | Item::Delta)) {
+    // As without fine-tuning, of an object that is a rectangle.
+    for item in Item::ALL.into_iter().filter(|item| !matches!(item, Item::Mask | Item::Tuned | Item::Delta)) {
         let bytes = content(item, job, loss);
         objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
         results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();
@@ -194,6 +194,8 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
         objects,
         fine_tuned: None,
         target_bbox: None,
+        mask: false,
+        found: None,
         trace: None,
     };
     let bytes = serde_json::to_vec_pretty(&record).unwrap();

@@ -35,7 +35,7 @@ pub fn model() -> Model {
         ("lin1.model.1.weight", Tensor::ones([1, 12, 1, 1], (Kind::Float, Device::Cpu))),
     ];
     let lpips = Lpips::load(&config, &mut Weights::new(tensors.map(|(n, t)| (n.to_owned(), t)))).expect("loads");
-    Model { generator: Box::new(generator), lpips }
+    Model { generator: Box::new(generator), lpips, encoder: None }
 }
 
 /// Images that the generator made itself, each of another class and seed.
@@ -46,7 +46,7 @@ pub fn targets(model: &Model, n: i64) -> Vec<Target> {
             let class = i % model.generator.num_classes();
             let image = model.generator.generate(&z, &model.generator.embed(class).unsqueeze(0)).squeeze_dim(0);
             let bbox = Some(Box2d { x: 4.0 + i as f64, y: 6.0, width: 20.0, height: 18.0 });
-            Target { image, bbox, class, seed: 100 + i as u64 }
+            Target { image, bbox, mask: None, class, seed: 100 + i as u64 }
         })
         .collect()
 }

