@@ -7,7 +7,7 @@ DEMO ?= out/demo
 
 FUZZ_SECONDS ?= 600
 
-.PHONY: fuzz help setup services build demo up-local down-local demo-fleet observe browser test check validate chaos bench bench-dashboard bench-editing throughput models samples clean
+.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check validate chaos fuzz bench bench-dashboard bench-editing bench-networks throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,10 @@ bench-dashboard: setup ## Measure the dashboard of a run of 120,000 images
 bench-editing: setup ## Measure fine-tuning, editability and weight deltas (half an hour)
 	@$(CARGO) build --locked --workspace
 	@target/debug/basin-bench editing
+
+bench-networks: setup ## Measure the published networks at full size (random weights)
+	@$(CARGO) build --locked -p bench
+	@target/debug/basin-bench networks
 
 throughput: setup services ## Measure messages and objects each second against lapin and the S3 SDK alone
 	@$(CARGO) build --locked -p bench

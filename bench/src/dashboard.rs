@@ -246,7 +246,7 @@ fn cpu_seconds() -> Result<f64> {
     Ok(ticks / 100.0)
 }
 
-fn peak_megabytes() -> Result<f64> {
+pub fn peak_megabytes() -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("/proc/self/status has no VmHWM")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1e3)

@@ -10,6 +10,8 @@ use projector::{Delta, Lanes, Model, ObjectStatistics, Projection, Solution, Tar
 use proto::{DeltaCodec, FineTune, LatentSearch, Params};
 use tch::{Device, Kind, Tensor};
 
+use crate::networks::biggan_deep;
+
 const CODECS: [(&str, DeltaCodec); 8] = [
     ("`float32`", DeltaCodec::Float32),
     ("`bfloat16`", DeltaCodec::Bfloat16),
@@ -87,30 +89,7 @@ pub fn table(model: &Model, tuned: &[&Delta]) -> Result<String> {
 /// The same for a generator in the shapes of BigGAN-deep-256, with random weights, tuned to another image of its own.
 pub fn biggan_256() -> Result<String> {
     tch::manual_seed(1);
-    let config = Config {
-        output_dim: 256,
-        z_dim: 128,
-        class_embed_dim: 128,
-        channel_width: 128,
-        num_classes: 1000,
-        layers: vec![
-            (false, 16, 16),
-            (true, 16, 16),
-            (false, 16, 16),
-            (true, 16, 8),
-            (false, 8, 8),
-            (true, 8, 8),
-            (false, 8, 8),
-            (true, 8, 4),
-            (false, 4, 4),
-            (true, 4, 2),
-            (false, 2, 2),
-            (true, 2, 1),
-        ],
-        attention_layer_position: 8,
-        eps: 1e-4,
-        n_stats: 51,
-    };
+    let config = biggan_deep(256);
     let generator = BigganDeep::load(&config, &mut Weights::new(random_weights(&config)), 1.0).context("random weights")?;
     let model = Model { generator: Box::new(generator), lpips: perceptual()?, encoder: None };
     let z = Tensor::randn([1, 128], (Kind::Float, Device::Cpu)).fmod(2.0);
@@ -131,7 +110,7 @@ pub fn biggan_256() -> Result<String> {
 }
 
 /// Every tensor of a checkpoint, so that no layer grows or fades.
-fn random_weights(config: &Config) -> Vec<(String, Tensor)> {
+pub fn random_weights(config: &Config) -> Vec<(String, Tensor)> {
     let (ch, cond) = (config.channel_width, config.z_dim + config.class_embed_dim);
     let options = (Kind::Float, Device::Cpu);
     let mut all: Vec<(String, Tensor)> = Vec::new();

@@ -131,7 +131,7 @@ pub fn run(quick: bool) -> Result<String> {
     Ok(text)
 }
 
-fn processor() -> Result<String> {
+pub fn processor() -> Result<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").context("cannot read what the processor is")?;
     let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     Ok(name.map_or("an unknown processor", |(_, name)| name.trim()).into())

@@ -1,5 +1,5 @@
-//! What is measured: planted targets and the ordering of the methods (`validate`), speed (`speed`), and what messages and
-//! objects cost a fleet (`fleet`), pages of a large run (`dashboard`), blending (`blend`).
+//! What is measured: planted targets and the ordering of the methods (`validate`), speed (`speed`), what messages and objects cost a
+//! fleet (`fleet`), pages of a large run (`dashboard`), blending (`blend`), the published networks at full size (`networks`).
 //!
 //! Long work: every finished case is appended to a file under `--work`, and a later start goes on from there.
 
@@ -10,6 +10,7 @@ mod deltas;
 mod editing;
 mod fleet;
 mod messages;
+mod networks;
 mod objects;
 mod ordering;
 mod planted;
@@ -95,6 +96,15 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// The published networks at full size with random weights: files, speed and memory.
+    Networks {
+        /// The tables.
+        #[arg(long, default_value = "docs/networks-figures.md")]
+        out: PathBuf,
+    },
+    /// One task of `networks`, as JSON.
+    #[command(hide = true)]
+    Network { name: String, task: networks::Task, work: PathBuf },
     /// The part of `fleet` with objects, as lines of JSON.
     #[command(hide = true)]
     Objects {
@@ -146,6 +156,11 @@ fn main() -> Result<()> {
         Command::Fleet { out, .. } => write(&out, fleet::run(false)?),
         Command::Dashboard { out, images, seconds } => {
             write(&out, dashboard::run(images, std::time::Duration::from_secs(seconds))?)
+        }
+        Command::Networks { out } => write(&out, networks::run(&PathBuf::from("target/bench-networks"))?),
+        Command::Network { name, task, work } => {
+            println!("{}", networks::task(&name, task, &work)?);
+            Ok(())
         }
         Command::Objects { endpoint, quick } => {
             let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
