@@ -20,6 +20,7 @@ mod asked;
 mod edit;
 mod fleet;
 mod models;
+mod plan;
 mod project;
 mod report;
 mod serve_edits;
@@ -87,6 +88,8 @@ enum Command {
     ///
     /// Exit code: 0 it does; 2 it does not, see the list.
     Doctor(fleet::Doctor),
+    /// Tell how long a run takes, what it costs and how many workers finish it by a deadline, from what was measured.
+    Plan(Box<plan::Args>),
     /// Fetch, convert, check and calibrate models.
     Models(models::Args),
     /// Print the parameters of a profile as JSON, to be changed and given to `project --params`.
@@ -137,6 +140,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Simulate(args) => fleet::simulate(&args),
         Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),
         Command::Models(args) => models::run(args),
+        Command::Plan(args) => runtime()?.block_on(plan::run(*args)),
         Command::Params { profile } => {
             let params = Params::profile(&profile).expect("clap allows known names only");
             say!("{}", serde_json::to_string_pretty(&params).expect("plain structs serialise"));

@@ -17,6 +17,9 @@ use zoo::convert::{self, Names, Parts, Trunk};
 use zoo::fetch::{Fetched, Progress, fetch};
 use zoo::published::{Address, File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 
+/// Objects below which their mean says little.
+const FEW: usize = 100;
+
 /// Options of `basin models`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -350,12 +353,13 @@ fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
         ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}").expect("a template"),
     );
     bar.set_message(file.name);
-    if !std::io::stderr().is_terminal() {
-        note!("fetching {}", file.name);
-    }
+    let mut told = std::io::stderr().is_terminal();
     let mut show = |progress: Progress| match progress {
         Progress::Waiting => note!("another process fetches {}: waiting for it", file.name),
         Progress::Received { received, total } => {
+            if !std::mem::replace(&mut told, true) {
+                note!("fetching {}", file.name);
+            }
             bar.set_length(total.unwrap_or(0).max(received));
             bar.set_position(received);
         }
@@ -494,16 +498,21 @@ fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let boxes =
         calibrate::measure(&model, &finder, device, source, (samples, args.seed), &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
+    let boxes = boxes?;
     let Some(objects) = calibrate::mean(&boxes) else {
         bail!("no object was found in {samples} images: another --mask-from may see them");
     };
     let ObjectsManifest { center: (y, x), size: (height, width) } = objects;
     say!("objects in {} of {samples} images: centre (y {y:.2}, x {x:.2}), size {height:.2} x {width:.2} pixels", boxes.len());
+    if boxes.len() < FEW {
+        note!("{} objects are few: the means may be far off", boxes.len());
+    }
     if let Some(dir) = &args.figures {
         figures::write(dir, &manifest.name, manifest.generator.resolution, &boxes)
             .with_context(|| format!("cannot write the figures to {}", dir.display()))?;
-        say!("{}", dir.join("centres.svg").display());
-        say!("{}", dir.join("sizes.svg").display());
+        for file in ["centres.svg", "sizes.svg", "boxes.csv"] {
+            say!("{}", dir.join(file).display());
+        }
     }
     if !args.dry_run {
         manifest.objects = objects;

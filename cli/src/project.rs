@@ -153,6 +153,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             under images/ or choose another --out"
         );
     }
+    if params.object.mask.is_detected() {
+        let whole = records.results.iter().filter(|r| r.found.as_ref().is_some_and(|found| found.detection.is_none())).count();
+        if whole > 0 {
+            note!("{whole} images are projected whole, since no detection fits their class");
+        }
+    }
     if !failures.is_empty() && !interrupted {
         note!("mended something? run again with --retry-failed");
     }

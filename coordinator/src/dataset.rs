@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::str::FromStr;
 
-use proto::{Box2d, ClassSource, FailureReason, Mask, MaskSource, Object, keys};
+use proto::{Box2d, ClassSource, FailureReason, Mask, MaskSource, Object, keys, relaxed};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use store::{Skipped, Store};
@@ -719,18 +719,13 @@ impl ClassIndex {
             }
             map
         };
-        ClassIndex { exact: index(str::to_owned), relaxed: index(relax) }
+        ClassIndex { exact: index(str::to_owned), relaxed: index(relaxed) }
     }
 
     /// The class of exactly this name; else the one whose name differs only in case and in `_`, `-`, `/` and spaces.
     /// `None` if there is none, or more than one.
     pub fn find(&self, name: &str) -> Option<u32> {
         let exact = self.exact.get(name).copied();
-        exact.unwrap_or_else(|| self.relaxed.get(&relax(name)).copied().flatten())
+        exact.unwrap_or_else(|| self.relaxed.get(&relaxed(name)).copied().flatten())
     }
-}
-
-pub(crate) fn relax(name: &str) -> String {
-    let words: Vec<&str> = name.split(['_', '-', '/', ' ']).filter(|word| !word.is_empty()).collect();
-    words.join(" ").to_lowercase()
 }

@@ -122,6 +122,9 @@ fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Colu
     table.real("box_y", |r| r.bbox.map(|b| b.y));
     table.real("box_width", |r| r.bbox.map(|b| b.width));
     table.real("box_height", |r| r.bbox.map(|b| b.height));
+    table.real("class_probability", |r| r.found.as_ref()?.probability);
+    table.text("detection", |r| r.record()?.found.as_ref()?.detection.as_ref().map(|d| d.label.as_str()));
+    table.real("detection_score", |r| Some(r.found.as_ref()?.detection.as_ref()?.score));
     table.integer("seeds", |r| i64::try_from(r.seeds.len()).ok());
     table.integer("best_seed", |r| i64::try_from(r.best).ok());
     for metric in Metric::ALL {

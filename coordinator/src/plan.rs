@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use proto::keys::Marker;
-use proto::{Box2d, ClassSource, Failure, FailureReason, Job, Mask, ModelManifest, OPEN_CLASS, RunRecord, keys};
+use proto::{Box2d, ClassSource, Failure, FailureReason, Job, Mask, ModelManifest, OPEN_CLASS, RunRecord, keys, relaxed};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{self, ClassIndex, DatasetImage, Entry};
+use crate::dataset::{ClassIndex, DatasetImage, Entry};
 use crate::summary::SuperClasses;
 
 /// What all jobs of a run have in common.
@@ -186,7 +186,7 @@ fn planned(entry: Entry, classes: &ClassIndex, spec: &RunSpec, seeds: &Seeds) ->
 }
 
 fn same(category: &str, name: &str) -> bool {
-    !category.is_empty() && dataset::relax(category) == dataset::relax(name)
+    !category.is_empty() && relaxed(category) == relaxed(name)
 }
 
 fn unknown_category(name: &str, spec: &RunSpec) -> String {
@@ -198,7 +198,9 @@ fn unknown_category(name: &str, spec: &RunSpec) -> String {
 fn unknown_class(name: &str, spec: &RunSpec) -> String {
     let (classes, model) = (&spec.classes, &spec.record.model);
     let known = if classes.len() <= 20 { classes.join(", ") } else { "see classes in its model.json".into() };
-    format!("class {name:?} is not one of the {} classes of model {model} ({known})", classes.len())
+    let kind = spec.categories.iter().any(|category| same(category, name));
+    let hint = if kind { "; --class-from category chooses among those of this kind" } else { "" };
+    format!("class {name:?} is not one of the {} classes of model {model} ({known}){hint}", classes.len())
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub use history::History;
 pub use job::{Box2d, Job, JobId, Mask, OPEN_CLASS};
 pub use model::{
     ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest,
-    ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256,
+    ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256, relaxed,
 };
 pub use params::{
     ClassSource, ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LatentSearch, LatentStart,

@@ -196,22 +196,28 @@ impl ModelManifest {
     /// What the parameters ask for and the model lacks, if anything.
     pub fn lacks(&self, params: &Params) -> Option<String> {
         let Params { object, start, .. } = params;
-        let lack = |part: &str, field: &str| Some(format!("model {} has no {part}, which {field} asks for", self.name));
+        let lack = |part: &str, from: &str| Some(format!("model {} has no {part}, which --{from}-from asks for", self.name));
         match &object.class {
-            class if class.is_predicted() && self.classifier.is_none() => return lack("classifier", "object.class"),
-            ClassSource::Category if self.categories.is_empty() => return lack("categories", "object.class"),
-            ClassSource::Fixed { name } if !self.classes.contains(name) => {
-                return lack(&format!("class {name:?}"), "object.class");
+            class if class.is_predicted() && self.classifier.is_none() => return lack("classifier", "class"),
+            ClassSource::Category if self.categories.is_empty() => return lack("categories", "class"),
+            ClassSource::Fixed { name } if !self.classes.iter().any(|class| relaxed(class) == relaxed(name)) => {
+                return lack(&format!("class {name:?}"), "class");
             }
             _ => {}
         }
         match (object.mask.is_detected(), self.detector.is_some(), self.categories.is_empty()) {
-            (true, false, _) => lack("detector", "object.mask"),
-            (true, true, true) => lack("categories", "object.mask"),
+            (true, false, _) => lack("detector", "mask"),
+            (true, true, true) => lack("categories", "mask"),
             _ if matches!(start, LatentStart::Encoder { .. }) && self.encoder.is_none() => lack("encoder", "start"),
             _ => None,
         }
     }
+}
+
+/// A class' name without case, and with `_`, `-`, `/` and spaces as one: what people may write in its place.
+pub fn relaxed(name: &str) -> String {
+    let words: Vec<&str> = name.split(['_', '-', '/', ' ']).filter(|word| !word.is_empty()).collect();
+    words.join(" ").to_lowercase()
 }
 
 /// SHA-256 as 64 hexadecimal digits.

@@ -27,6 +27,11 @@ pub enum Source {
     Foreground,
 }
 
+/// The generator's weights are none of a trained generator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the generator makes images that are not finite")]
+pub struct NotFinite;
+
 /// Boxes of `samples` images in pixels of the generator, without those in which no object was found. z is drawn as the search
 /// draws it, classes uniformly. `done` is told after each batch how many images there were.
 pub fn measure(
@@ -36,7 +41,7 @@ pub fn measure(
     source: Source,
     (samples, seed): (usize, u64),
     done: &mut dyn FnMut(usize),
-) -> Vec<Box2d> {
+) -> Result<Vec<Box2d>, NotFinite> {
     let _no_grad = tch::no_grad_guard();
     let generator = model.model.generator.replicate(device);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -48,6 +53,9 @@ pub fn measure(
         let classes: Vec<i64> = (0..n).map(|_| rng.random_range(0..generator.num_classes())).collect();
         let c = Tensor::stack(&classes.iter().map(|&class| generator.embed(class)).collect::<Vec<_>>(), 0);
         let images = generator.generate(&z, &c);
+        if images.isfinite().all().int64_value(&[]) == 0 {
+            return Err(NotFinite);
+        }
         for (i, &class) in classes.iter().enumerate() {
             let image = images.get(i as i64);
             boxes.extend(match source {
@@ -60,7 +68,7 @@ pub fn measure(
         }
         done(first + n);
     }
-    boxes
+    Ok(boxes)
 }
 
 fn detected(finder: &Finder, image: &Tensor, category: &str, mask: bool) -> Option<Box2d> {

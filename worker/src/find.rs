@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use projector::ObjectStatistics;
 use projector::nn::efficientnet_lite::{self, EfficientNetLite};
 use projector::nn::mask_rcnn::{self, COCO_CATEGORIES, Detections, MaskRcnn};
 use projector::nn::resnet;
@@ -131,8 +132,11 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
     let among: Option<Vec<i64>> = matches!(object.class, ClassSource::Category).then(|| kinds(model, job));
     let classify = |bbox: Option<Box2d>| {
         let classifier = finder.classifier.as_ref().expect("fetching checked that the model has one");
-        let image = tensor(photo, bbox).unsqueeze(0).to_device(finder.device);
-        most_likely(&classifier.logits(model, &image), among.as_deref())
+        let image = match classifier {
+            Classifier::Perceptual => usual(photo, bbox, &model.statistics),
+            _ => tensor(photo, bbox),
+        };
+        most_likely(&classifier.logits(model, &image.unsqueeze(0).to_device(finder.device)), among.as_deref())
     };
     if !object.mask.is_detected() {
         let (class, probability) = classify(framed.object);
@@ -219,6 +223,21 @@ fn most_likely(logits: &Tensor, among: Option<&[i64]>) -> (u32, f64) {
     let (probability, index) = asked.softmax(0, Kind::Double).max_dim(0, false);
     let index = index.int64_value(&[]);
     (among.map_or(index, |classes| classes[index as usize]) as u32, probability.double_value(&[]))
+}
+
+/// The image with its object where the generator has its own, `[3, s, s]`: what a network saw that was trained on such images.
+/// What would lie beyond the edge is as the edge. No box: the image as it is.
+fn usual(photo: &Photo, bbox: Option<Box2d>, statistics: &ObjectStatistics) -> Tensor {
+    let image = tensor(photo, None);
+    let Some(Box2d { x, y, width, height }) = bbox else { return image };
+    let unit = statistics.at(1.0);
+    let side = (height / unit.size.0).max(width / unit.size.1);
+    let start = |start: f64, length: f64, center: f64| (start + length / 2.0 - center * side).round() as i64;
+    let (left, top, side) = (start(x, width, unit.center.1), start(y, height, unit.center.0), (side.round() as i64).max(1));
+    let beyond = |first: i64, size: i64| [(-first).max(0), (first + side - size).max(0)];
+    let ([before, after], [above, below]) = (beyond(left, photo.width.into()), beyond(top, photo.height.into()));
+    let padded = image.unsqueeze(0).replication_pad2d([before, after, above, below]).squeeze_dim(0);
+    padded.narrow(1, top + above, side).narrow(2, left + before, side)
 }
 
 /// The image, shrunk if it has very many pixels.
@@ -353,6 +372,24 @@ mod tests {
         let (class, probability) = most_likely(&logits, Some(&[0, 1]));
         assert_eq!(class, 1);
         assert!((probability - 1.0 / (1.0 + (-2.0f64).exp())).abs() < 1e-6, "{probability}");
+    }
+
+    #[test]
+    fn an_object_is_shown_where_the_generator_has_its_own() {
+        let (width, height) = (10u32, 6u32);
+        let inside = |x: u32, y: u32| (4..6).contains(&x) && (1..5).contains(&y);
+        let samples = (0..width * height).flat_map(|i| [if inside(i % width, i / width) { 255 } else { 0 }; 3]).collect();
+        let photo = Photo { width, height, samples };
+        let bbox = Box2d { x: 4.0, y: 1.0, width: 2.0, height: 4.0 };
+        // Half as high as the image, and in its middle.
+        let statistics = ObjectStatistics { resolution: 32.0, center: (16.0, 16.0), size: (16.0, 16.0) };
+        let seen = usual(&photo, Some(bbox), &statistics);
+        assert_eq!(seen.size(), [3, 8, 8]);
+        let bright = |x: i64, y: i64| seen.double_value(&[0, y, x]) > 0.0;
+        let found: Vec<bool> = (0..64).map(|i| bright(i % 8, i / 8)).collect();
+        let wanted: Vec<bool> = (0..64).map(|i| (3..5).contains(&(i % 8)) && (2..6).contains(&(i / 8))).collect();
+        assert_eq!(found, wanted);
+        assert_eq!(usual(&photo, None, &statistics).size(), [3, 6, 10]);
     }
 
     #[test]

@@ -11,11 +11,17 @@ use projector::nn::lpips::{self, Lpips};
 use projector::nn::{LoadError, Weights};
 use projector::{Generator, Model};
 use proto::{ClassifierKind, GeneratorKind, GeneratorManifest, ModelManifest, ModelRef, Object, hex_sha256};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 use serde::de::DeserializeOwned;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::cache::Held;
 use crate::find::Finder;
+
+/// Samples that a check generates.
+const CHECKED: i64 = 4;
 
 /// A model ready to project, and what is known about it.
 pub struct LoadedModel {
@@ -42,19 +48,25 @@ impl LoadedModel {
     pub fn check(&self) -> Result<Vec<String>, String> {
         let _no_grad = tch::no_grad_guard();
         let generator = &self.model.generator;
-        let z = Tensor::zeros([1, generator.latent_dim()], (Kind::Float, Device::Cpu));
-        let image = generator.generate(&z, &generator.embed(0).unsqueeze(0));
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let z: Vec<f32> = (0..CHECKED * generator.latent_dim()).map(|_| rng.sample::<f32, _>(StandardNormal) % 2.0).collect();
+        let z = Tensor::from_slice(&z).view([CHECKED, -1]);
+        let classes = (0..CHECKED).map(|i| i * generator.num_classes() / CHECKED);
+        let c = Tensor::stack(&classes.map(|class| generator.embed(class)).collect::<Vec<_>>(), 0);
+        let images = generator.generate(&z, &c);
         let finite = |what: &str, t: &Tensor| match t.isfinite().all().int64_value(&[]) {
-            0 => Err(format!("{what} of z = 0 and class 0 is not finite")),
+            0 => Err(format!("{what} of {CHECKED} samples are not all finite: the weights are no trained generator's")),
             _ => Ok(()),
         };
-        finite("the image", &image)?;
+        finite("the images", &images)?;
+        let image = images.narrow(0, 0, 1);
         let r = generator.resolution();
         let weights: usize = generator.weights().iter().map(|(_, w)| w.numel()).sum();
-        let mut lines = vec![format!("generator: an image of {r} x {r} pixels; {weights} weights that fine-tuning moves")];
+        let mut lines =
+            vec![format!("generator: {CHECKED} images of {r} x {r} pixels; {weights} weights that fine-tuning moves")];
         let distance = self.model.lpips.map(&image, &-&image);
         finite("LPIPS", &distance)?;
-        lines.push(format!("perceptual network: LPIPS {:.3} to its negative", distance.mean(Kind::Double).double_value(&[])));
+        lines.push(format!("perceptual network: LPIPS {:.3} to the negative", distance.mean(Kind::Double).double_value(&[])));
         lines.extend(self.finder.check(self, &image));
         Ok(lines)
     }

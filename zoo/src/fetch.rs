@@ -118,7 +118,7 @@ pub enum FetchError {
     },
     /// It came whole and is not the file that is meant.
     #[error(
-        "{from} is not the file that is meant, or broke on its way: its SHA-256 is {found}, expected was {expected}; it was deleted"
+        "{from} is not the file that is meant, or broke on its way: its SHA-256 is {found}, expected was {expected}; what had come of it was deleted"
     )]
     WrongHash {
         /// Its address.

@@ -131,7 +131,7 @@ pub const BIGGAN_DEEP_128: Published = Published {
             "biggan-deep-128-pytorch_model.bin",
             "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-128-pytorch_model.bin",
             Hash::Unknown,
-            Size::About(201),
+            Size::About(211),
         ),
         config(
             "biggan-deep-128-config.json",
@@ -151,7 +151,7 @@ pub const BIGGAN_DEEP_256: Published = Published {
             "biggan-deep-256-pytorch_model.bin",
             "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-256-pytorch_model.bin",
             Hash::Unknown,
-            Size::About(224),
+            Size::About(235),
         ),
         config(
             "biggan-deep-256-config.json",
@@ -171,7 +171,7 @@ pub const BIGGAN_DEEP_512: Published = Published {
             "biggan-deep-512-pytorch_model.bin",
             "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-512-pytorch_model.bin",
             Hash::Unknown,
-            Size::About(225),
+            Size::About(236),
         ),
         config(
             "biggan-deep-512-config.json",

@@ -66,7 +66,7 @@ fn centres(name: &str, resolution: u32, boxes: &[Box2d]) -> String {
         svg,
         "<rect x=\"{MARGIN}\" y=\"{MARGIN}\" width=\"{SIDE}\" height=\"{SIDE}\" fill=\"none\" stroke=\"#555\"/>\n\
          <path d=\"M{middle} {MARGIN}V{end}M{MARGIN} {middle}H{end}\" stroke=\"#999\" stroke-dasharray=\"4 4\"/>\n\
-         <text x=\"{MARGIN}\" y=\"{0}\">0</text><text x=\"{end}\" y=\"{0}\" text-anchor=\"end\">{resolution} pixels</text>",
+         <text x=\"{MARGIN}\" y=\"{0}\">0</text><text x=\"{end}\" y=\"{0}\" text-anchor=\"end\">{resolution} pixels; darkest: {most}</text>",
         end + 18.0
     );
     svg + "</svg>\n"
@@ -97,10 +97,10 @@ fn sizes(name: &str, resolution: u32, boxes: &[Box2d]) -> String {
             "<path d=\"M{left} {MARGIN}V{bottom}H{end}\" fill=\"none\" stroke=\"#555\"/>\n\
              <path d=\"M{at:.1} {MARGIN}V{bottom}\" stroke=\"#b3261e\" stroke-dasharray=\"4 4\"/>\n\
              <text x=\"{left}\" y=\"{0}\">0</text><text x=\"{end}\" y=\"{0}\" text-anchor=\"end\">{what}, {resolution} pixels</text>\
-             <text x=\"{1:.1}\" y=\"{2}\" fill=\"#b3261e\">mean {mean:.1}</text>",
+             <text x=\"{end}\" y=\"{1}\" text-anchor=\"end\" fill=\"#b3261e\">mean {mean:.1}, at most {2} in a bar</text>",
             bottom + 18.0,
-            at + 4.0,
-            MARGIN + 12.0
+            MARGIN - 6.0,
+            counts.iter().max().copied().unwrap_or(0)
         );
     }
     svg + "</svg>\n"

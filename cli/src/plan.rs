@@ -1,0 +1,231 @@
+//! `basin plan`: hours, cost, storage and workers of a run, from what was measured.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use coordinator::capacity::{Estimate, Question};
+use coordinator::dataset::{self, Annotations};
+use coordinator::plan::{RunSpec, Seeds, plan};
+use coordinator::summary::Summary;
+use proto::{ModelManifest, Params, RunRecord};
+use store::Store;
+
+use crate::asked::Asked;
+
+/// Results of which the size is taken.
+const SIZED: usize = 50;
+
+/// Options of `basin plan`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder or bucket (s3://bucket/prefix) of the images.
+    dataset: String,
+    /// Model folder.
+    #[arg(long, env = "BASIN_MODEL")]
+    model: PathBuf,
+    #[command(flatten)]
+    asked: Asked,
+    /// Results of a finished run with this model on the kind of worker that is planned for: how fast it is, and how large results are.
+    #[arg(long, value_name = "RESULTS", required_unless_present = "lane_steps_per_second")]
+    measured: Option<String>,
+    /// Lane-steps a second of one worker, instead.
+    #[arg(long, value_name = "N", conflicts_with = "measured")]
+    lane_steps_per_second: Option<f64>,
+    /// Workers (one for each GPU, or for each group of GPUs that share an image's seeds).
+    #[arg(long, value_name = "N", required_unless_present = "deadline", value_parser = clap::value_parser!(u64).range(1..))]
+    workers: Option<u64>,
+    /// Hours within which the run is to be finished.
+    #[arg(long, value_name = "HOURS", conflicts_with = "workers")]
+    deadline: Option<f64>,
+    /// Dollars for an hour of a worker.
+    #[arg(long, value_name = "DOLLARS")]
+    price: Option<f64>,
+    /// Images that a worker projects side by side.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    batch_images: u32,
+    /// Seconds until a new worker computes.
+    #[arg(long, default_value_t = 180.0, value_name = "SECONDS")]
+    startup: f64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Write values for the Helm chart.
+    #[arg(long, value_name = "FILE")]
+    values: Option<PathBuf>,
+}
+
+/// What a finished run tells.
+struct Measured {
+    rate: f64,
+    bytes_per_image: Option<f64>,
+    from: String,
+}
+
+/// Runs it.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let positive = |what: &str, value: Option<f64>| match value {
+        Some(v) if !(v.is_finite() && v > 0.0) => bail!("{what} is {v}, not above 0"),
+        _ => Ok(()),
+    };
+    positive("--deadline", args.deadline)?;
+    positive("--lane-steps-per-second", args.lane_steps_per_second)?;
+    positive("--price", args.price)?;
+    if !(args.startup.is_finite() && args.startup >= 0.0) {
+        bail!("--startup is {}, not 0 or more", args.startup);
+    }
+    let params = args.asked.params()?;
+    let path = args.model.join("model.json");
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {} (--model names a model folder)", path.display()))?;
+    let (manifest, digest) =
+        ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))?;
+    if let Some(problem) = manifest.lacks(&params) {
+        bail!(problem);
+    }
+    let (images, failures, job_bytes) = count(&args, &params, &manifest, &digest).await?;
+    let measured = match (&args.measured, args.lane_steps_per_second) {
+        (Some(results), _) => measure(results, &digest).await?,
+        (None, Some(rate)) => Measured { rate, bytes_per_image: None, from: "as told".into() },
+        (None, None) => bail!("--measured or --lane-steps-per-second says how fast a worker is"),
+    };
+    let question = Question {
+        images,
+        lane_steps_per_image: worker::lane_steps(&params),
+        rate: measured.rate,
+        batch_images: args.batch_images,
+        bytes_per_image: measured.bytes_per_image,
+        job_bytes,
+        // The coordinator's default is enough for a few workers; it wants four jobs for each image that all can hold.
+        window: 0,
+        startup: args.startup,
+        price: args.price,
+    };
+    let estimate = match (args.workers, args.deadline) {
+        (Some(workers), _) => question.with(workers),
+        (None, Some(hours)) => question.within(hours).map_err(|fastest| {
+            anyhow::anyhow!("no number of workers finishes within {hours} hours: a batch on each takes {fastest:.2}")
+        })?,
+        (None, None) => bail!("--workers or --deadline says what is wanted"),
+    };
+    let window = (4 * estimate.workers * u64::from(args.batch_images)).max(1000);
+    let estimate = Question { window, ..question.clone() }.with(estimate.workers);
+    if args.json {
+        let json = serde_json::json!({ "question": question, "estimate": estimate, "window": window, "unusable": failures });
+        say!("{}", serde_json::to_string_pretty(&json)?);
+    } else {
+        show(&args, &question, &estimate, &measured, failures, window);
+    }
+    if let Some(file) = &args.values {
+        std::fs::write(file, values(&args, &question, &estimate, &measured, window))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        note!("values for the chart: {}", file.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Images that can be projected, and that cannot; and the bytes of a job.
+async fn count(args: &Args, params: &Params, manifest: &ModelManifest, digest: &str) -> anyhow::Result<(u64, usize, u64)> {
+    let store = Store::open(&args.dataset).await.context("cannot open the data set")?;
+    let annotations: Annotations = args.asked.annotations.parse().expect("any text names annotations");
+    let read = dataset::read(&store, &annotations, &params.object).await?;
+    let record = RunRecord {
+        format: 1,
+        name: "plan".into(),
+        dataset: store.url(),
+        annotations: args.asked.annotations.clone(),
+        limit: args.asked.limit(),
+        model: manifest.name.clone(),
+        model_digest: digest.to_owned(),
+        resolution: manifest.generator.resolution,
+        params: params.clone(),
+        seed: args.asked.seed,
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let spec = RunSpec::new(record, manifest);
+    let plan = plan(read.entries, &spec, &Default::default(), &Seeds::default());
+    let images = args.asked.limit().map_or(plan.images.len(), |limit| limit.min(plan.images.len()));
+    let Some(first) = plan.images.first() else {
+        bail!("none of the {} images of {} can be projected", plan.failures.len(), args.dataset);
+    };
+    Ok((images as u64, plan.failures.len(), spec.job(first).encode().len() as u64))
+}
+
+async fn measure(results: &str, digest: &str) -> anyhow::Result<Measured> {
+    let store = Store::open(results).await.context("cannot open --measured")?;
+    let bytes =
+        store.get("summary.json").await.with_context(|| format!("{results} has no summary.json: is it a finished run?"))?;
+    let summary: Summary = serde_json::from_slice(&bytes).with_context(|| format!("summary.json of {results} is damaged"))?;
+    if summary.lane_steps == 0 || summary.seconds <= 0.0 {
+        bail!("{results} has no image with a result: nothing was measured");
+    }
+    if summary.run.model.digest != digest {
+        note!("{results} was made with another model: its speed may not be this one's");
+    }
+    let records = coordinator::run::read_records(&store).await?;
+    let sizes: Vec<u64> = records.results.iter().take(SIZED).map(|r| r.objects.iter().map(|o| o.size).sum()).collect();
+    let mean = |sizes: &[u64]| sizes.iter().sum::<u64>() as f64 / sizes.len() as f64;
+    Ok(Measured {
+        rate: summary.lane_steps as f64 / summary.seconds,
+        bytes_per_image: (!sizes.is_empty()).then(|| mean(&sizes)),
+        from: format!("{results}: {} images", summary.images.succeeded),
+    })
+}
+
+fn bytes(n: f64) -> String {
+    match n {
+        n if n >= 1e12 => format!("{:.1} TB", n / 1e12),
+        n if n >= 1e9 => format!("{:.1} GB", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
+        n => format!("{:.1} kB", n / 1e3),
+    }
+}
+
+fn show(args: &Args, question: &Question, estimate: &Estimate, measured: &Measured, failures: usize, window: u64) {
+    let cannot = if failures > 0 { format!(" ({failures} more cannot be projected)") } else { String::new() };
+    say!("images        {} of {}{cannot}", question.images, args.dataset);
+    say!("work          {} lane-steps an image, {:.3e} in all", question.lane_steps_per_image, work(question));
+    say!(
+        "speed         {:.1} lane-steps/s a worker ({}): {:.1} images an hour",
+        measured.rate,
+        measured.from,
+        estimate.images_per_hour
+    );
+    let idle = args
+        .workers
+        .filter(|asked| *asked > estimate.workers)
+        .map(|asked| format!(" ({} would be idle)", asked - estimate.workers));
+    say!("workers       {}{}", estimate.workers, idle.unwrap_or_default());
+    say!("time          {:.2} hours", estimate.hours);
+    let cost = estimate.cost.map(|cost| format!(", {cost:.2} dollars")).unwrap_or_default();
+    say!("worker-hours  {:.2}{cost}", estimate.worker_hours);
+    match estimate.storage {
+        Some(storage) => say!("storage       {}", bytes(storage)),
+        None => say!("storage       not known: --measured tells it"),
+    }
+    say!("requests      {:.2e} that write or list, {:.2e} that read", estimate.requests.0, estimate.requests.1);
+    say!("queue         {} jobs at a time, {}", estimate.queue_jobs, bytes(estimate.queue_bytes as f64));
+    say!("coordinator   {} for the run's images; --window {window}", bytes(estimate.coordinator_bytes));
+}
+
+fn work(question: &Question) -> f64 {
+    question.images as f64 * question.lane_steps_per_image as f64
+}
+
+/// What of it the chart's values say.
+fn values(args: &Args, question: &Question, estimate: &Estimate, measured: &Measured, window: u64) -> String {
+    let price = args.price.map(|price| format!("  workerHourPrice: {price}\n")).unwrap_or_default();
+    let model = Path::new(&args.model).file_name().unwrap_or_default().display();
+    format!(
+        "# By `basin plan`: {} images of {}, model {model}, {} lane-steps each, {:.1} lane-steps/s a worker\n\
+         # ({}): {:.2} hours, {:.1} worker-hours.\n\
+         coordinator:\n  window: {window}\n{price}workers:\n  maxReplicas: {}\n",
+        question.images,
+        args.dataset,
+        question.lane_steps_per_image,
+        measured.rate,
+        measured.from,
+        estimate.hours,
+        estimate.worker_hours,
+        estimate.workers
+    )
+}
