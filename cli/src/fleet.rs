@@ -149,7 +149,7 @@ pub struct Export {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Format {
-    /// Tar files with six members for each image, eight after fine-tuning.
+    /// Tar files with six members for each image, two more after fine-tuning, one more for a mask.
     Webdataset,
 }
 

@@ -418,7 +418,7 @@ fn make(parts: &Parts, names: &Names, objects: Option<ObjectsManifest>, card: &s
     let mut say_step = |step: &str| note!("{step}");
     convert::convert(parts, names, objects, card, out, &mut say_step)?;
     if objects.is_none() {
-        note!("where its objects are is not known: `basin models calibrate {}` measures it", out.display());
+        note!("its objects are taken to be where BigGAN's are: `basin models calibrate {}` measures it", out.display());
     }
     say!("{}", out.display());
     Ok(())

@@ -211,7 +211,12 @@ fn needs_class(object: &Object) -> bool {
 
 /// Whether the data set says anything of an image's object that is asked for.
 fn needs_object(object: &Object) -> bool {
-    needs_class(object) || matches!(object.mask, MaskSource::Box | MaskSource::Outline)
+    needs_class(object) || needs_box(object)
+}
+
+/// Whether the data set's boxes say anything that is asked for.
+fn needs_box(object: &Object) -> bool {
+    matches!(object.mask, MaskSource::Box | MaskSource::Outline)
 }
 
 /// Key of the mask of the image `key`, where masks are files.
@@ -330,7 +335,10 @@ impl<'a> Entries<'a> {
     fn add(&mut self, name: &str, what: Result<Said, Problem>) {
         let entry = match (self.find(name), what) {
             (Ok((key, identity)), Ok((class_name, bbox, mask))) => match self.find_mask(&key) {
-                Ok(file) => Entry::Image(DatasetImage { key, identity, class_name, bbox, mask: file.or(mask) }),
+                Ok(file) => {
+                    let bbox = bbox.filter(|_| needs_box(self.object));
+                    Entry::Image(DatasetImage { key, identity, class_name, bbox, mask: file.or(mask) })
+                }
                 Err(problem) => bad(key, problem.of_class(&class_name)),
             },
             (Ok((key, _)), Err(problem)) => bad(key, problem),
@@ -641,7 +649,8 @@ pub fn read_csv(file: &str, bytes: &[u8], listing: &Listing, wanted: &Object) ->
         let record = record.map_err(failed)?;
         let field = |i: usize| String::from_utf8_lossy(record.get(i).unwrap_or_default()).into_owned();
         let class_name = class.map(field).unwrap_or_default();
-        let bbox = bbox.map(|columns| columns.map(field)).filter(|values| values.iter().any(|v| !v.is_empty()));
+        let bbox = bbox.filter(|_| needs_box(wanted)).map(|columns| columns.map(field));
+        let bbox = bbox.filter(|values| values.iter().any(|v| !v.is_empty()));
         let what = if class_name.is_empty() && needs_class(wanted) {
             Err(Problem::new(FailureReason::BadAnnotation, "the class is empty"))
         } else {

@@ -17,11 +17,12 @@ use crate::run::{self, AT_ONCE, Markers, read_json, read_run};
 use crate::summary::Counts;
 
 /// Ends of the members' names, sorted, and what they are; no item: the result's record.
-const MEMBERS: [(&str, Option<Item>); 8] = [
+const MEMBERS: [(&str, Option<Item>); 9] = [
     ("delta.zst", Some(Item::Delta)),
     ("generated.png", Some(Item::Generated)),
     ("inverted.png", Some(Item::Inverted)),
     ("json", None),
+    ("mask.png", Some(Item::Mask)),
     ("safetensors", Some(Item::Projection)),
     ("target.png", Some(Item::Target)),
     ("transformed.png", Some(Item::Transformed)),

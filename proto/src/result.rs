@@ -203,7 +203,8 @@ pub struct Failure {
 impl Failure {
     /// Of a job.
     pub fn of(job: &Job, reason: FailureReason, message: String) -> Failure {
-        let (image, class_name) = (job.image.clone(), Some(job.class_name.clone()));
+        // An open class has no name yet.
+        let (image, class_name) = (job.image.clone(), Some(job.class_name.clone()).filter(|name| !name.is_empty()));
         Failure { format: 1, job: Some(job.id()), image, reason, message, class_name }
     }
 }

@@ -132,7 +132,7 @@ pub fn frame(photo: &Photo, bbox: Option<Box2d>, mask: Option<&Bitmap>, resoluti
             if (mask.width, mask.height) != (width, height) {
                 return Err(bad(format!("is {} x {} pixels", mask.width, mask.height)));
             }
-            Some(mask.extent().ok_or_else(|| bad("has no pixel inside".into()))?)
+            Some(mask.extent().ok_or_else(|| bad("has no pixel inside (in a file: none that is at least half bright)".into()))?)
         }
         None => bbox,
     };
@@ -157,10 +157,15 @@ pub fn frame(photo: &Photo, bbox: Option<Box2d>, mask: Option<&Bitmap>, resoluti
         let covered = resize(&mask.inside, 1, width, crop, resolution);
         let inside: Vec<u8> = covered.into_iter().map(|v| u8::from(v >= 0.5)).collect();
         let small = Bitmap { width: resolution, height: resolution, inside };
-        // Of an object that is less than half of every pixel the box is left.
+        if !mask.touches(crop) {
+            let problem = "has no pixel in the square window around its box: cut the image".into();
+            return Err(CodecError::BadMask { width, height, problem });
+        }
+        // Of an object that is less than half of every pixel the box is left; and one that fills its box needs no mask.
         if let Some(extent) = small.extent() {
             framed.bbox = Some(extent);
-            framed.mask = Some(small.inside.into_iter().map(f32::from).collect());
+            let filled = small.inside.iter().map(|&v| u64::from(v)).sum::<u64>() as f64 == extent.width * extent.height;
+            framed.mask = (!filled).then(|| small.inside.into_iter().map(f32::from).collect());
         }
     }
     Ok(framed)
@@ -216,6 +221,13 @@ pub struct Bitmap {
 }
 
 impl Bitmap {
+    /// Whether anything is inside in the window.
+    fn touches(&self, crop: Crop) -> bool {
+        let (left, side) = (crop.x as usize, crop.side as usize);
+        let rows = self.inside.chunks(self.width as usize).skip(crop.y as usize).take(side);
+        rows.flat_map(|row| &row[left..left + side]).any(|&v| v != 0)
+    }
+
     /// The smallest box that holds what is inside; `None`: nothing is.
     pub fn extent(&self) -> Option<Box2d> {
         let width = self.width as usize;

@@ -402,6 +402,10 @@ fn decode(job: &Job, bytes: &[u8], file: Option<Bitmap>, resolution: u32) -> Res
     let photo = codec::read(bytes)?;
     let mask = match &job.mask {
         Some(Mask::Polygons(polygons)) => Some(outline::polygons(polygons, photo.width, photo.height)),
+        Some(Mask::Runs { height, width, .. }) if (*width, *height) != (photo.width, photo.height) => {
+            let problem = format!("is {width} x {height} pixels");
+            return Err(CodecError::BadMask { width: photo.width, height: photo.height, problem });
+        }
         Some(Mask::Runs { height, width, lengths }) => Some(outline::runs(lengths, *width, *height)),
         Some(Mask::File { .. }) => file,
         None => None,

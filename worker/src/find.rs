@@ -46,6 +46,11 @@ impl Finder {
                 let load = |w: &mut _| resnet::Classifier::load(&resnet::Config::resnext101_32x8d(), classes, w);
                 weights::network(dir, &classifier.weights, manifest, load).map(Classifier::ResNext)
             }
+            ClassifierKind::EfficientNetLite0 if classes != efficientnet_lite::CLASSES => {
+                let problem =
+                    format!("has {classes} classes, and its classifier knows ImageNet's {}", efficientnet_lite::CLASSES);
+                Err(ModelError::Inconsistent { path: dir.join("model.json"), problem })
+            }
             ClassifierKind::EfficientNetLite0 => {
                 weights::network(dir, &classifier.weights, manifest, EfficientNetLite::load).map(Classifier::EfficientNetLite)
             }
@@ -69,7 +74,9 @@ impl Finder {
         });
         let objects = self.detector.as_ref().map(|detector| {
             let found = detector.detect(&image.squeeze_dim(0)).found.len();
-            format!("detector: {found} detections in that image")
+            let known = |category: &&String| COCO_CATEGORIES.iter().any(|label| label.eq_ignore_ascii_case(category));
+            let named = model.manifest.categories.iter().filter(known).count();
+            format!("detector: {found} detections in that image; {named} classes are of a category that it knows")
         });
         class.into_iter().chain(objects).collect()
     }
@@ -225,19 +232,26 @@ fn most_likely(logits: &Tensor, among: Option<&[i64]>) -> (u32, f64) {
     (among.map_or(index, |classes| classes[index as usize]) as u32, probability.double_value(&[]))
 }
 
-/// The image with its object where the generator has its own, `[3, s, s]`: what a network saw that was trained on such images.
+/// The image with its object where the generator has its own, `[3, r, r]`: what a network saw that was trained on such images.
 /// What would lie beyond the edge is as the edge. No box: the image as it is.
 fn usual(photo: &Photo, bbox: Option<Box2d>, statistics: &ObjectStatistics) -> Tensor {
-    let image = tensor(photo, None);
-    let Some(Box2d { x, y, width, height }) = bbox else { return image };
-    let unit = statistics.at(1.0);
+    let Some(Box2d { x, y, width, height }) = bbox else { return tensor(photo, None) };
+    let (unit, r) = (statistics.at(1.0), statistics.resolution);
     let side = (height / unit.size.0).max(width / unit.size.1);
-    let start = |start: f64, length: f64, center: f64| (start + length / 2.0 - center * side).round() as i64;
-    let (left, top, side) = (start(x, width, unit.center.1), start(y, height, unit.center.0), (side.round() as i64).max(1));
-    let beyond = |first: i64, size: i64| [(-first).max(0), (first + side - size).max(0)];
-    let ([before, after], [above, below]) = (beyond(left, photo.width.into()), beyond(top, photo.height.into()));
-    let padded = image.unsqueeze(0).replication_pad2d([before, after, above, below]).squeeze_dim(0);
-    padded.narrow(1, top + above, side).narrow(2, left + before, side)
+    // Of each axis the part that is visible, in pixels of the image, and the same in those of the result.
+    let axis = |start: f64, length: f64, center: f64, size: u32| {
+        let from = start + length / 2.0 - center * side;
+        let visible = (from.max(0.0), (from + side).min(f64::from(size)));
+        let place = |at: f64| ((at - from) / side * r).round().clamp(0.0, r) as i64;
+        let (first, last) = (place(visible.0).min(r as i64 - 1), place(visible.1));
+        (visible, [first, r as i64 - last.max(first + 1)])
+    };
+    let (across, columns) = axis(x, width, unit.center.1, photo.width);
+    let (down, rows) = axis(y, height, unit.center.0, photo.height);
+    let part = Box2d { x: across.0, y: down.0, width: across.1 - across.0, height: down.1 - down.0 };
+    let size = [r as i64 - rows[0] - rows[1], r as i64 - columns[0] - columns[1]];
+    let small = tensor(photo, Some(part)).unsqueeze(0).internal_upsample_bilinear2d_aa(size, false, None, None);
+    small.replication_pad2d([columns[0], columns[1], rows[0], rows[1]]).squeeze_dim(0)
 }
 
 /// The image, shrunk if it has very many pixels.
@@ -384,11 +398,14 @@ mod tests {
         // Half as high as the image, and in its middle.
         let statistics = ObjectStatistics { resolution: 32.0, center: (16.0, 16.0), size: (16.0, 16.0) };
         let seen = usual(&photo, Some(bbox), &statistics);
-        assert_eq!(seen.size(), [3, 8, 8]);
+        assert_eq!(seen.size(), [3, 32, 32]);
         let bright = |x: i64, y: i64| seen.double_value(&[0, y, x]) > 0.0;
-        let found: Vec<bool> = (0..64).map(|i| bright(i % 8, i / 8)).collect();
-        let wanted: Vec<bool> = (0..64).map(|i| (3..5).contains(&(i % 8)) && (2..6).contains(&(i / 8))).collect();
+        let found: Vec<bool> = (0..1024).map(|i| bright(i % 32, i / 32)).collect();
+        // Beyond the image, which is 24 of 32 pixels high there, is as its edge.
+        let wanted: Vec<bool> = (0..1024).map(|i| (12..20).contains(&(i % 32)) && (8..24).contains(&(i / 32))).collect();
         assert_eq!(found, wanted);
+        let dot = ObjectStatistics { size: (0.01, 0.01), ..statistics };
+        assert_eq!(usual(&photo, Some(bbox), &dot).size(), [3, 32, 32], "and no more, however small objects are");
         assert_eq!(usual(&photo, None, &statistics).size(), [3, 6, 10]);
     }
 

@@ -47,29 +47,28 @@ fn crossings(polygon: &[f64], width: u32, height: u32) -> Vec<u64> {
     // C's cast, which cuts towards zero. What lies far outside is brought near: a border has as many points as it is long.
     let fine = |v: f64, size: f64| (FINE * v.clamp(-size, 2.0 * size) + 0.5) as i64;
     let corners: Vec<(i64, i64)> = polygon.chunks_exact(2).map(|p| (fine(p[0], w), fine(p[1], h))).collect();
-    let mut border = Vec::new();
+    // A border may be much longer than its crossings, so only the last of its points is kept.
+    let (mut last, mut places): (Option<(i64, i64)>, Vec<u64>) = (None, Vec::new());
     for (i, &from) in corners.iter().enumerate() {
-        edge(from, corners[(i + 1) % corners.len()], &mut border);
-    }
-    let mut places = Vec::new();
-    for pair in border.windows(2) {
-        let ((u0, v0), (u1, v1)) = (pair[0], pair[1]);
-        if u0 == u1 {
-            continue;
-        }
-        let x = ((if u1 < u0 { u1 } else { u1 - 1 }) as f64 + 0.5) / FINE - 0.5;
-        if x.floor() != x || x < 0.0 || x > w - 1.0 {
-            continue;
-        }
-        let y = ((v0.min(v1) as f64 + 0.5) / FINE - 0.5).clamp(0.0, h).ceil();
-        places.push(x as u64 * u64::from(height) + y as u64);
+        edge(from, corners[(i + 1) % corners.len()], |(u1, v1)| {
+            let Some((u0, v0)) = last.replace((u1, v1)) else { return };
+            if u0 == u1 {
+                return;
+            }
+            let x = ((if u1 < u0 { u1 } else { u1 - 1 }) as f64 + 0.5) / FINE - 0.5;
+            if x.floor() != x || x < 0.0 || x > w - 1.0 {
+                return;
+            }
+            let y = ((v0.min(v1) as f64 + 0.5) / FINE - 0.5).clamp(0.0, h).ceil();
+            places.push(x as u64 * u64::from(height) + y as u64);
+        });
     }
     places.sort_unstable();
     places
 }
 
-/// The points of the fine grid along an edge, both ends included.
-fn edge((mut x0, mut y0): (i64, i64), (mut x1, mut y1): (i64, i64), border: &mut Vec<(i64, i64)>) {
+/// Visits the points of the fine grid along an edge, both ends included.
+fn edge((mut x0, mut y0): (i64, i64), (mut x1, mut y1): (i64, i64), mut visit: impl FnMut((i64, i64))) {
     let (dx, dy) = ((x1 - x0).abs(), (y1 - y0).abs());
     let flat = dx >= dy;
     let flip = if flat { x0 > x1 } else { y0 > y1 };
@@ -80,7 +79,7 @@ fn edge((mut x0, mut y0): (i64, i64), (mut x1, mut y1): (i64, i64), border: &mut
     let slope = if flat { (y1 - y0) as f64 / dx.max(1) as f64 } else { (x1 - x0) as f64 / dy as f64 };
     for d in 0..=length {
         let t = if flip { length - d } else { d };
-        border.push(match flat {
+        visit(match flat {
             true => (x0 + t, (y0 as f64 + slope * t as f64 + 0.5) as i64),
             false => ((x0 as f64 + slope * t as f64 + 0.5) as i64, y0 + t),
         });

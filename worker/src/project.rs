@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use projector::{DeviceError, Lanes, Projection, Solution, Target};
-use proto::{Found, Job, JobId, ModelRef, Params};
+use proto::{Found, Job, JobId, ModelRef, Params, RunningSha256};
 use queue::Delivery;
 use tch::{Device, Tensor};
 use tokio::sync::{mpsc, watch};
@@ -136,9 +136,10 @@ impl Thread {
         let mut projection = start(&params, model, &batch);
         let mut batch = batch;
         for (i, image) in batch.iter_mut().enumerate() {
+            let target = target_digest(image);
             if let Some(saved) = image.checkpoint.take() {
                 // A checkpoint that does not fit costs the work it held, nothing else.
-                if projection.resume(i, saved.state).is_ok() {
+                if saved.target == target && projection.resume(i, saved.state).is_ok() {
                     image.seconds = saved.seconds;
                     metrics::CHECKPOINTS.record(1.0, &[("outcome", "resumed")]);
                 }
@@ -257,7 +258,18 @@ fn looked_at(model: &LoadedModel, finder: &Finder, mut image: Loaded) -> (Loaded
 
 fn kept(projection: &Projection, i: usize, image: &Loaded, started: Instant, images: usize) -> Vec<u8> {
     let seconds = image.seconds + started.elapsed().as_secs_f64() / images as f64;
-    checkpoint::encode(&image.id, &checkpoint::Saved { state: projection.checkpoint(i).clone(), seconds })
+    let (state, target) = (projection.checkpoint(i).clone(), target_digest(image));
+    checkpoint::encode(&image.id, &checkpoint::Saved { state, seconds, target })
+}
+
+/// Of class, pixels and mask.
+fn target_digest(image: &Loaded) -> String {
+    let mut digest = RunningSha256::default();
+    digest.update(&image.job.class.to_be_bytes());
+    for values in [Some(&image.frame.pixels), image.frame.mask.as_ref()].into_iter().flatten() {
+        values.iter().for_each(|v| digest.update(&v.to_le_bytes()));
+    }
+    digest.hex()
 }
 
 fn start(params: &Params, model: &LoadedModel, batch: &[Loaded]) -> Projection {

