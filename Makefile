@@ -5,7 +5,7 @@ CARGO ?= cargo
 BASIN := target/debug/basin
 DEMO ?= out/demo
 
-.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check validate chaos bench bench-dashboard bench-editing throughput models samples clean
+.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check helm-check validate chaos bench bench-dashboard bench-editing throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo-fleet: setup services ## The demo through that fleet
 observe: setup services ## A short run watched: each question of dashboards and alerts is put to a real Prometheus (Go builds it, once)
 	@$(CARGO) build --locked -p cli -p coordinator -p worker
 	@infra/observe/observe.sh
+
+helm-check: ## The Helm chart: lint, unit tests, schemas of Kubernetes, KEDA and operators (Go builds Helm, once)
+	@infra/kubernetes/check.sh
 
 check: setup ## Format, lints, architecture
 	@$(CARGO) fmt --all --check

@@ -8,7 +8,7 @@ python=${PYTHON:-python3}
 # shellcheck disable=SC1091
 source "$here/versions.sh"
 
-stamp=$(cat "$here"/{versions,setup}.sh "$here/crds.py" "$here"/schemas/* | sha256sum | cut -d' ' -f1)
+stamp=$(cat "$here"/{versions,setup}.sh "$here/schemas.py" "$here"/schemas/* | sha256sum | cut -d' ' -f1)
 [[ $(cat "$into/.installed" 2>/dev/null) == "$stamp" ]] && exit 0
 command -v go >/dev/null || { echo "kubernetes: Go is needed to build Helm: install Go 1.26 or later" >&2; exit 1; }
 
@@ -25,7 +25,7 @@ build=${BASIN_GO_CACHE:-$into/build}
 mkdir -p "$build"
 [[ -n ${BASIN_GO_CACHE:-} ]] || trap 'chmod -R u+w "$build" && rm -rf "$build"' EXIT
 export GOPATH=$build/go GOCACHE=$build/cache GOBIN=$into/bin GOFLAGS="-modcacherw -buildvcs=false -p=1" CGO_ENABLED=0
-cd "$build"
+cd "$build" # where no go.mod is
 module_folder() { go mod download -json "$1" | "$python" -c 'import json, sys; print(json.load(sys.stdin)["Dir"])'; }
 
 go install "github.com/yannh/kubeconform/cmd/kubeconform@$kubeconform"
@@ -36,11 +36,10 @@ go install -ldflags "$flags" "helm.sh/helm/v3/cmd/helm@$helm"
 [[ -x $into/venv/bin/python ]] || "$python" -m venv "$into/venv"
 "$into/venv/bin/pip" install --quiet --disable-pip-version-check "kubernetes-validate==$kubernetes_validate"
 rm -rf "$into/schemas"
-mkdir -p "$into/schemas"
-cp -r "$into"/venv/lib/python*/site-packages/kubernetes_validate/kubernetes-json-schema/"v$kubernetes.0-local-strict" "$into/schemas/kubernetes"
-mkdir "$into/schemas/crds"
-cp "$here"/schemas/*.json "$into/schemas/crds/"
-"$into/venv/bin/python" "$here/crds.py" "$into/schemas/crds" \
+mkdir "$into/schemas"
+cp "$here"/schemas/*.json "$into/schemas/"
+"$into/venv/bin/python" "$here/schemas.py" "$into/schemas" \
+    "$into"/venv/lib/python*/site-packages/kubernetes_validate/kubernetes-json-schema/"v$kubernetes.0-local-strict" \
     "$(module_folder "github.com/kedacore/keda/v2@$keda")"/config/crd/bases/keda.sh_{scaledjobs,scaledobjects,triggerauthentications}.yaml \
     "$(module_folder "github.com/prometheus-operator/prometheus-operator@$prometheus_operator")"/example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,prometheusrules}.yaml
 echo "$stamp" > "$into/.installed"

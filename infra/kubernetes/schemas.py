@@ -1,4 +1,6 @@
-"""crds.py INTO CRD.yaml…: the JSON schemas of custom resources, named as kubeconform looks for them. Fields that a schema does not name are refused."""
+"""schemas.py INTO KUBERNETES CRD.yaml…: the JSON schemas of Kubernetes (the folder of the package kubernetes-validate) and of custom resources,
+as kubeconform looks for them. Fields that a schema does not name are refused.
+"""
 
 import json
 import sys
@@ -24,8 +26,13 @@ def closed(node: object) -> object:
 
 
 def main() -> None:
-    into = Path(sys.argv[1])
-    for file in sys.argv[2:]:
+    into, kubernetes = Path(sys.argv[1]), Path(sys.argv[2])
+    for file in kubernetes.glob("*.json"):
+        schema = json.loads(file.read_text())
+        # With its id a schema would look for the others at kubernetes.io.
+        schema.pop("$id", None)
+        (into / file.name).write_text(json.dumps(schema).replace("/api/_definitions.json", "_definitions.json"))
+    for file in sys.argv[3:]:
         for crd in yaml.safe_load_all(Path(file).read_text()):
             spec = crd["spec"]
             for version in spec["versions"]:
