@@ -5,7 +5,7 @@ CARGO ?= cargo
 BASIN := target/debug/basin
 DEMO ?= out/demo
 
-.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check helm-check validate chaos bench bench-dashboard bench-editing throughput models samples clean
+.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check helm-check images-check validate chaos bench bench-dashboard bench-editing throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ observe: setup services ## A short run watched: each question of dashboards and 
 
 helm-check: ## The Helm chart: lint, unit tests, schemas of Kubernetes, KEDA and operators (Go builds Helm, once)
 	@infra/kubernetes/check.sh
+
+images-check: setup ## The contents of the container images, assembled and run without a container engine (root)
+	@$(CARGO) build --locked -p coordinator -p worker -p cli
+	@infra/images/check.sh
 
 check: setup ## Format, lints, architecture
 	@$(CARGO) fmt --all --check
