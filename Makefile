@@ -5,7 +5,7 @@ CARGO ?= cargo
 BASIN := target/debug/basin
 DEMO ?= out/demo
 
-.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check helm-check images-check validate chaos bench bench-dashboard bench-editing throughput models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check images-check validate chaos bench bench-dashboard bench-editing throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,21 @@ up-local: setup services ## Start RabbitMQ, an S3 server, a coordinator and two 
 
 down-local: ## Stop exactly those
 	@infra/local/down.sh
+
+up: target/compose/env ## The same in containers, with collector, Prometheus and Grafana (needs Docker with Compose)
+	@docker compose --env-file $< -f infra/compose.yaml up --build --detach
+	@echo "http://127.0.0.1:8470 the dashboard (token: $<), http://127.0.0.1:3000 Grafana"
+	@echo "docker compose --env-file $< -f infra/compose.yaml run --rm basin submit /usr/local/share/basin/samples …"
+
+down: target/compose/env ## Stop those, keeping their volumes
+	@docker compose --env-file $< -f infra/compose.yaml down
+
+target/compose/env:
+	@mkdir -p $(@D)
+	@umask 077; for name in S3_SECRET RABBITMQ_PASSWORD BASIN_TOKEN GRAFANA_PASSWORD; do echo "$$name=$$(python3 -c 'import secrets; print(secrets.token_hex(16))')"; done > $@
+
+compose-check: ## infra/compose.yaml, read by Compose's own loader (Go builds it, once)
+	@infra/kubernetes/compose-check.sh
 
 demo-fleet: setup services ## The demo through that fleet
 	@$(CARGO) build --locked -p cli -p coordinator -p worker

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Helm, helm-unittest and kubeconform under target/kubernetes/bin, built by Go from pinned modules (once: about 8 minutes on 2 cores), and the
+# Helm, helm-unittest, kubeconform and a reader of Compose files under target/kubernetes/bin, built by Go from pinned modules (once: about 8 minutes on 2 cores), and the
 # schemas of Kubernetes, KEDA, the Prometheus Operator and RabbitMQ's operator under target/kubernetes/schemas. A second run does nothing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,7 +8,7 @@ python=${PYTHON:-python3}
 # shellcheck disable=SC1091
 source "$here/versions.sh"
 
-stamp=$(cat "$here"/{versions,setup}.sh "$here/schemas.py" "$here"/schemas/* | sha256sum | cut -d' ' -f1)
+stamp=$(cat "$here"/{versions,setup}.sh "$here/schemas.py" "$here"/schemas/* "$here"/compose/* | sha256sum | cut -d' ' -f1)
 [[ $(cat "$into/.installed" 2>/dev/null) == "$stamp" ]] && exit 0
 command -v go >/dev/null || { echo "kubernetes: Go is needed to build Helm: install Go 1.26 or later" >&2; exit 1; }
 
@@ -32,6 +32,8 @@ go install "github.com/yannh/kubeconform/cmd/kubeconform@$kubeconform"
 go install -ldflags "$flags" "helm.sh/helm/v3/cmd/helm@$helm"
 # `go install` refuses it: its go.mod replaces a module.
 (cd "$(module_folder "github.com/helm-unittest/helm-unittest@$helm_unittest")" && go build -ldflags "$flags" -o "$into/bin/" ./cmd/helm-unittest)
+
+(cd "$here/compose" && go build -o "$into/bin/compose" .)
 
 [[ -x $into/venv/bin/python ]] || "$python" -m venv "$into/venv"
 "$into/venv/bin/pip" install --quiet --disable-pip-version-check "kubernetes-validate==$kubernetes_validate"
