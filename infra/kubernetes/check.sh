@@ -36,6 +36,11 @@ for rendering in "${renderings[@]}"; do
     "$python" infra/kubernetes/manifests.py "$name" < "$state/rendered/$name.yaml"
 done
 
+# Every variable that the chart sets is one that the programs read.
+while read -r variable; do
+    grep -rqF "\"$variable\"" {coordinator,worker,queue,telemetry,cli}/src || { echo "the chart sets $variable, which no program reads" >&2; exit 1; }
+done < <(grep -ohE '\bBASIN_[A-Z_]+' "$state"/rendered/*.yaml | sort -u)
+
 # refused SAYS SETTING...: the chart does not render with it, and says so.
 refused() {
     local says=$1 told
