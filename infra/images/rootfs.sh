@@ -48,6 +48,7 @@ if [[ $with_base == --with-base ]]; then
     mkdir -p "$into"/{etc/ssl/certs,lib64,lib/x86_64-linux-gnu,tmp,proc,dev}
     cp /etc/ssl/certs/ca-certificates.crt "$into/etc/ssl/certs/"
     echo 'nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin' > "$into/etc/passwd"
+    echo 'hosts: files dns' > "$into/etc/nsswitch.conf"
     cp -L /lib64/ld-linux-x86-64.so.2 "$into/lib64/"
     # What cc-debian12 has.
     for library in libc.so.6 libm.so.6 libdl.so.2 librt.so.1 libpthread.so.0 libutil.so.1 libresolv.so.2 libnss_dns.so.2 libnss_files.so.2 \

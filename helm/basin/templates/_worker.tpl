@@ -112,6 +112,8 @@ spec:
 {{- /* What KEDA follows, in both of its modes. */ -}}
 {{- define "basin.triggers" -}}
 {{- $t := .Values.workers.trigger }}
+{{- /* A worker holds up to two batches, and they count as images left: with fewer for each, workers would start for images that others hold, and leave, again and again. */ -}}
+{{- if lt (int $t.imagesPerWorker) (mul 2 .Values.workers.batchImages | int) }}{{ fail "workers.trigger.imagesPerWorker must be at least twice workers.batchImages: a worker holds as many" }}{{ end }}
 {{- if eq $t.type "backlog" }}
 - type: metrics-api
   metadata:
