@@ -5,10 +5,10 @@ CARGO ?= cargo
 BASIN := target/debug/basin
 DEMO ?= out/demo
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check images-check validate chaos bench bench-dashboard bench-editing throughput models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos bench bench-dashboard bench-editing throughput models samples clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install the pinned libtorch under target/ (CUDA=1: with what a GPU needs)
 	@infra/libtorch/setup.sh
@@ -55,6 +55,11 @@ observe: setup services ## A short run watched: each question of dashboards and 
 
 helm-check: ## The Helm chart: lint, unit tests, schemas of Kubernetes, KEDA and operators (Go builds Helm, once)
 	@infra/kubernetes/check.sh
+
+test-k8s: setup services ## The chart on a real API server, and its pods as processes (root; Go builds a control plane, once: 15 minutes)
+	@infra/kubernetes/api.sh
+	@$(CARGO) build --locked -p coordinator -p worker -p cli
+	@infra/kubernetes/pods.sh
 
 images-check: setup ## The contents of the container images, assembled and run without a container engine (root)
 	@$(CARGO) build --locked -p coordinator -p worker -p cli

@@ -40,8 +40,11 @@ go install -ldflags "$flags" "helm.sh/helm/v3/cmd/helm@$helm"
 rm -rf "$into/schemas"
 mkdir "$into/schemas"
 cp "$here"/schemas/*.json "$into/schemas/"
+rm -rf "$into/crds"
+mkdir "$into/crds"
+cp "$(module_folder "github.com/kedacore/keda/v2@$keda")"/config/crd/bases/keda.sh_{scaledjobs,scaledobjects,triggerauthentications}.yaml \
+    "$(module_folder "github.com/prometheus-operator/prometheus-operator@$prometheus_operator")"/example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,prometheusrules}.yaml \
+    "$into/crds/"
 "$into/venv/bin/python" "$here/schemas.py" "$into/schemas" \
-    "$into"/venv/lib/python*/site-packages/kubernetes_validate/kubernetes-json-schema/"v$kubernetes.0-local-strict" \
-    "$(module_folder "github.com/kedacore/keda/v2@$keda")"/config/crd/bases/keda.sh_{scaledjobs,scaledobjects,triggerauthentications}.yaml \
-    "$(module_folder "github.com/prometheus-operator/prometheus-operator@$prometheus_operator")"/example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,prometheusrules}.yaml
+    "$into"/venv/lib/python*/site-packages/kubernetes_validate/kubernetes-json-schema/"v$kubernetes.0-local-strict" "$into/crds"/*.yaml
 echo "$stamp" > "$into/.installed"
