@@ -100,7 +100,8 @@ helm rollback basin 1 > rollback.txt
 [[ $(of scaledjob/basin-worker '{.spec.maxReplicaCount}') == 2 ]] || fail "a rollback does not bring back what was"
 there deployment/basin-worker && fail "the deployment is left over"
 # The namespace does not take any pod.
-kubectl run careless --image=x --dry-run=server 2>&1 | grep -q 'violates PodSecurity "restricted' || fail "the namespace takes any pod"
+told=$(kubectl run careless --image=x --dry-run=server 2>&1) && fail "the namespace takes any pod"
+[[ $told == *'violates PodSecurity "restricted'* ]] || fail "a pod is refused for another reason: $told"
 
 helm uninstall basin > uninstall.txt
 until_true 60 "everything goes" bash -c '[[ -z $(kubectl get pods,deployments,jobs,services,scaledjobs,networkpolicies,poddisruptionbudgets,rabbitmqclusters -o name) ]]'
