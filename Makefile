@@ -7,10 +7,10 @@ DEMO ?= out/demo
 
 FUZZ_SECONDS ?= 600
 
-.PHONY: help setup services build demo up-local down-local demo-fleet observe browser test check validate chaos fuzz bench bench-dashboard bench-editing bench-networks throughput models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-dashboard bench-editing bench-networks throughput models samples clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install the pinned libtorch under target/ (CUDA=1: with what a GPU needs)
 	@infra/libtorch/setup.sh
@@ -32,6 +32,21 @@ up-local: setup services ## Start RabbitMQ, an S3 server, a coordinator and two 
 down-local: ## Stop exactly those
 	@infra/local/down.sh
 
+up: target/compose/env ## The same in containers, with collector, Prometheus and Grafana (needs Docker with Compose)
+	@docker compose --env-file $< -f infra/compose.yaml up --build --detach
+	@echo "http://127.0.0.1:8470 the dashboard (token: $<), http://127.0.0.1:3000 Grafana"
+	@echo "docker compose --env-file $< -f infra/compose.yaml run --rm basin submit /usr/local/share/basin/samples …"
+
+down: target/compose/env ## Stop those, keeping their volumes
+	@docker compose --env-file $< -f infra/compose.yaml down
+
+target/compose/env:
+	@mkdir -p $(@D)
+	@umask 077; for name in S3_SECRET RABBITMQ_PASSWORD BASIN_TOKEN GRAFANA_PASSWORD; do echo "$$name=$$(python3 -c 'import secrets; print(secrets.token_hex(16))')"; done > $@
+
+compose-check: ## infra/compose.yaml, read by Compose's own loader (Go builds it, once)
+	@infra/kubernetes/compose-check.sh
+
 demo-fleet: setup services ## The demo through that fleet
 	@$(CARGO) build --locked -p cli -p coordinator -p worker
 	@infra/local/demo.sh
@@ -39,6 +54,18 @@ demo-fleet: setup services ## The demo through that fleet
 observe: setup services ## A short run watched: each question of dashboards and alerts is put to a real Prometheus (Go builds it, once)
 	@$(CARGO) build --locked -p cli -p coordinator -p worker
 	@infra/observe/observe.sh
+
+helm-check: ## The Helm chart: lint, unit tests, schemas of Kubernetes, KEDA and operators (Go builds Helm, once)
+	@infra/kubernetes/check.sh
+
+test-k8s: setup services ## The chart on a real API server, and its pods as processes (root; Go builds a control plane, once: 15 minutes)
+	@infra/kubernetes/api.sh
+	@$(CARGO) build --locked -p coordinator -p worker -p cli
+	@infra/kubernetes/pods.sh
+
+images-check: setup ## The contents of the container images, assembled and run without a container engine (root)
+	@$(CARGO) build --locked -p coordinator -p worker -p cli
+	@infra/images/check.sh
 
 check: setup ## Format, lints, architecture
 	@$(CARGO) fmt --all --check

@@ -400,10 +400,10 @@ mod tests {
         let seen = usual(&photo, Some(bbox), &statistics);
         assert_eq!(seen.size(), [3, 32, 32]);
         let bright = |x: i64, y: i64| seen.double_value(&[0, y, x]) > 0.0;
-        let found: Vec<bool> = (0..1024).map(|i| bright(i % 32, i / 32)).collect();
         // Beyond the image, which is 24 of 32 pixels high there, is as its edge.
-        let wanted: Vec<bool> = (0..1024).map(|i| (12..20).contains(&(i % 32)) && (8..24).contains(&(i / 32))).collect();
-        assert_eq!(found, wanted);
+        let (across, down): (Vec<i64>, Vec<i64>) =
+            ((0..32).filter(|&x| bright(x, 16)).collect(), (0..32).filter(|&y| bright(16, y)).collect());
+        assert_eq!((across, down), ((12..20).collect(), (8..24).collect()));
         let dot = ObjectStatistics { size: (0.01, 0.01), ..statistics };
         assert_eq!(usual(&photo, Some(bbox), &dot).size(), [3, 32, 32], "and no more, however small objects are");
         assert_eq!(usual(&photo, None, &statistics).size(), [3, 6, 10]);

@@ -1,0 +1,228 @@
+{{- define "basin.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "basin.fullname" -}}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ $name := include "basin.name" . }}{{ if contains $name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- /* What a component's pods are known by; never changes. (dict "root" $ "component" …) */ -}}
+{{- define "basin.selector" -}}
+app.kubernetes.io/name: {{ include "basin.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "basin.labels" -}}
+{{ include "basin.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: basin
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* Without the chart's version, so that a new chart does not restart pods that stay the same. */ -}}
+{{- define "basin.podLabels" -}}
+{{ include "basin.selector" . }}
+app.kubernetes.io/part-of: basin
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* (dict "root" $ "image" "basin-coordinator") */ -}}
+{{- define "basin.image" -}}
+{{ .root.Values.image.registry }}/{{ .image }}:{{ default .root.Chart.AppVersion .root.Values.image.tag }}
+{{- end }}
+
+{{- define "basin.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}{{ default (include "basin.fullname" .) .Values.serviceAccount.name }}{{ else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
+{{- end }}
+
+{{- define "basin.rabbitmq" -}}
+{{ include "basin.fullname" . }}-rabbitmq
+{{- end }}
+
+{{- /* The secret with `username` and `password` of RabbitMQ: the operator makes its own. */ -}}
+{{- define "basin.queueSecret" -}}
+{{- if eq .Values.queue.mode "operator" }}{{ include "basin.rabbitmq" . }}-default-user{{ else }}{{ .Values.queue.credentialsSecret }}{{ end }}
+{{- end }}
+
+{{- define "basin.queueUrl" -}}
+{{- $url := .Values.queue.url }}
+{{- if eq .Values.queue.mode "operator" }}{{ $url = printf "amqp://%s.%s.svc:5672/" (include "basin.rabbitmq" .) .Release.Namespace }}
+{{- else if not $url }}{{ fail "queue.url is needed with queue.mode=external: amqp://host:5672/vhost" }}{{ end }}
+{{- $options := list }}
+{{- range $name, $value := .Values.queue.options }}{{ $options = append $options (printf "%s=%s" $name (toString $value | urlquery)) }}{{ end }}
+{{- if include "basin.queueSecret" . }}{{ $options = append $options "password_file=/etc/basin/queue/password" }}{{ end }}
+{{- if .Values.queue.caSecret }}{{ $options = append $options "ca_file=/etc/basin/queue-ca/ca.crt" }}{{ end }}
+{{- $url }}{{ with $options }}{{ if contains "?" $url }}&{{ else }}?{{ end }}{{ join "&" . }}{{ end }}
+{{- end }}
+
+{{- define "basin.homeUrl" -}}
+{{- required "home.url is needed: s3://bucket/prefix, or an absolute folder (home.volume)" .Values.home.url }}
+{{- end }}
+
+{{- define "basin.tokenSecret" -}}
+{{- required "coordinator.auth.existingSecret is needed: kubectl create secret generic basin-token --from-literal=token=\"$(openssl rand -hex 16)\"" .Values.coordinator.auth.existingSecret }}
+{{- end }}
+
+{{- define "basin.coordinatorUrl" -}}
+http://{{ include "basin.fullname" . }}-coordinator.{{ .Release.Namespace }}.svc:{{ .Values.coordinator.service.port }}
+{{- end }}
+
+{{- /* Images that all workers together may hold, four times, and at least 1000. */ -}}
+{{- define "basin.window" -}}
+{{- $workers := .Values.workers.maxReplicas }}{{ if eq .Values.workers.mode "fixed" }}{{ $workers = .Values.workers.replicas }}{{ end }}
+{{- .Values.coordinator.window | int | default (max 1000 (mul 4 $workers .Values.workers.batchImages)) }}
+{{- end }}
+
+{{- define "basin.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "basin.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- /* Credentials of the store. */ -}}
+{{- define "basin.storeEnv" -}}
+{{- with .Values.home.region }}
+- {name: AWS_REGION, value: {{ . | quote }}}
+{{- end }}
+{{- with .Values.home.credentialsSecret }}
+- {name: AWS_EC2_METADATA_DISABLED, value: "true"}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_ACCESS_KEY_ID}}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_SECRET_ACCESS_KEY}}
+- name: AWS_SESSION_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_SESSION_TOKEN, optional: true}}
+{{- end }}
+{{- end }}
+
+{{- /* What coordinator and workers have in common. */ -}}
+{{- define "basin.env" -}}
+- {name: BASIN_HOME_URL, value: {{ include "basin.homeUrl" . | quote }}}
+- {name: BASIN_QUEUE_URL, value: {{ include "basin.queueUrl" . | quote }}}
+{{- with include "basin.queueSecret" . }}
+- name: BASIN_AMQP_USER
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: username}}
+{{- end }}
+{{- include "basin.storeEnv" . }}
+- {name: BASIN_LOG, value: {{ .Values.telemetry.log | quote }}}
+- {name: BASIN_LOG_FORMAT, value: json}
+{{- with .Values.telemetry }}
+{{- if or .endpoint .metricsEndpoint .tracesEndpoint }}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- {name: OTEL_RESOURCE_ATTRIBUTES, value: "service.instance.id=$(POD_NAME),k8s.pod.name=$(POD_NAME),k8s.namespace.name={{ $.Release.Namespace }}"}
+- {name: OTEL_EXPORTER_OTLP_PROTOCOL, value: {{ .protocol }}}
+- {name: OTEL_METRIC_EXPORT_INTERVAL, value: {{ .metricInterval | int | quote }}}
+{{- with .endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+{{- with .metricsEndpoint }}
+- {name: OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+{{- with .tracesEndpoint }}
+- {name: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+{{- if lt (float64 .traceRatio) 1.0 }}
+- {name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .traceRatio | quote }}}
+{{- end }}
+{{- with .headersSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: headers}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* A place to write, the home's volume, and what the user adds. */ -}}
+{{- define "basin.volumes" -}}
+- {name: tmp, emptyDir: {}}
+{{- if .Values.home.volume.enabled }}
+- name: home
+  persistentVolumeClaim: {claimName: {{ default (printf "%s-home" (include "basin.fullname" .)) .Values.home.volume.existingClaim }}}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "basin.volumeMounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if .Values.home.volume.enabled }}
+- {name: home, mountPath: {{ .Values.home.volume.mountPath }}}
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "basin.queueVolumes" -}}
+{{- with include "basin.queueSecret" . }}
+- name: queue
+  secret: {secretName: {{ . }}, items: [{key: password, path: password}]}
+{{- end }}
+{{- with .Values.queue.caSecret }}
+- name: queue-ca
+  secret: {secretName: {{ . }}, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
+{{- end }}
+
+{{- define "basin.queueVolumeMounts" -}}
+{{- if include "basin.queueSecret" . }}
+- {name: queue, mountPath: /etc/basin/queue, readOnly: true}
+{{- end }}
+{{- if .Values.queue.caSecret }}
+- {name: queue-ca, mountPath: /etc/basin/queue-ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- /* A file of the token's secret: (dict "root" $ "key" …), at /etc/basin/token/token */ -}}
+{{- define "basin.tokenVolume" -}}
+- name: token
+  secret: {secretName: {{ include "basin.tokenSecret" .root }}, items: [{key: {{ .key }}, path: token}]}
+{{- end }}
+
+{{- /* Where and as whom pods run: (dict "root" $ "of" .Values.coordinator "class" "coordinator") */ -}}
+{{- define "basin.placement" -}}
+{{- $class := .of.priorityClassName }}
+{{- if and (not $class) .root.Values.priorityClasses.create }}{{ $class = printf "%s-%s" (include "basin.fullname" .root) .class }}{{ end }}
+{{- with $class }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .of.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .of.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "basin.workerImage" -}}
+{{- $image := "basin-worker-cpu" }}{{ if gt (int .Values.workers.gpu.count) 0 }}{{ $image = "basin-worker-cuda" }}{{ end }}
+{{- include "basin.image" (dict "root" . "image" $image) }}
+{{- end }}
+
+{{- /* Of a URL the port, or the default of its scheme. */ -}}
+{{- define "basin.port" -}}
+{{- $url := urlParse (first (splitList "?" .)) }}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" }}
+{{- $port | default (get (dict "http" "80" "https" "443" "amqp" "5672" "amqps" "5671" "s3" "443") $url.scheme) }}
+{{- end }}
