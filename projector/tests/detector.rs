@@ -47,7 +47,9 @@ fn integers(tensor: &Tensor) -> Vec<i64> {
 
 /// [3, h, w] in [-1, 1]. `infra/published/setup.sh` unpacks the photographs.
 fn photograph(name: &str) -> Tensor {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/published/photographs").join(name);
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"));
+    let path = target.join("published/photographs").join(name);
     let image =
         tch::vision::image::load(&path).unwrap_or_else(|e| panic!("run infra/published/setup.sh: {}: {e}", path.display()));
     image.to_kind(Kind::Float) / 127.5 - 1.0
