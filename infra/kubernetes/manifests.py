@@ -27,8 +27,10 @@ def restricted(spec: dict):
     of = spec.get("securityContext", {})
     if of.get("runAsNonRoot") is not True or of.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "runs as root, or without seccomp"
-    if spec.get("automountServiceAccountToken") is not False:
-        yield "gets the service account's token"
+    # Only a worker that tells Kubernetes whether it is busy asks the API server.
+    tells = any(e["name"] == "BASIN_DELETION_COST_POD" for c in spec["containers"] for e in c.get("env", []))
+    if spec.get("automountServiceAccountToken") is not tells:
+        yield "gets the service account's token, or lacks it"
     for volume in spec.get("volumes", []):
         if "hostPath" in volume:
             yield "mounts the node's folder"

@@ -9,6 +9,7 @@ pub mod calibrate;
 pub mod checkpoint;
 pub mod codec;
 mod controls;
+pub mod deletion_cost;
 pub mod devices;
 pub mod edit;
 pub mod editor;

@@ -48,6 +48,10 @@ struct Args {
     /// Name in events; host name and process id if not given.
     #[arg(long, env = "BASIN_WORKER_NAME")]
     name: Option<String>,
+    /// This pod as namespace/name: Kubernetes is told whether it is busy, so that a Deployment that is scaled in stops idle workers
+    /// first. Its service account must be allowed to patch pods.
+    #[arg(long, env = "BASIN_DELETION_COST_POD", value_name = "POD")]
+    deletion_cost_pod: Option<String>,
     /// Address for /healthz and /readyz.
     #[arg(long, env = "BASIN_LISTEN")]
     listen: Option<SocketAddr>,
@@ -88,6 +92,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let shutdown = Shutdown::default();
     let (working, workings) = watch::channel(Working::default());
+    if let Some(pod) = &args.deletion_cost_pod {
+        let place = worker::deletion_cost::Place::in_cluster(pod).map_err(anyhow::Error::msg).context("--deletion-cost-pod")?;
+        tokio::spawn(worker::deletion_cost::keep(place, workings.clone()));
+    }
     if let Some(address) = args.listen {
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
         tokio::spawn(worker::health::serve(listener, workings, shutdown.clone()));

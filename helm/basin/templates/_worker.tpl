@@ -11,7 +11,8 @@ metadata:
   {{- end }}
 spec:
   serviceAccountName: {{ include "basin.serviceAccount" . }}
-  automountServiceAccountToken: false
+  {{- /* A worker of a Deployment says itself whether it is busy. */}}
+  automountServiceAccountToken: {{ eq $w.mode "scaledObject" }}
   enableServiceLinks: false
   {{- with .Values.image.pullSecrets }}
   imagePullSecrets: {{- toYaml . | nindent 4 }}
@@ -60,6 +61,11 @@ spec:
         - {name: BASIN_CHECKPOINT_EVERY, value: {{ $w.checkpointEvery | int | quote }}}
         - {name: BASIN_MODEL_CACHE, value: /var/cache/basin}
         - {name: BASIN_MODEL_CACHE_BYTES, value: {{ $w.modelCache.bytes | int64 | quote }}}
+        {{- if eq $w.mode "scaledObject" }}
+        - name: POD_NAME
+          valueFrom: {fieldRef: {fieldPath: metadata.name}}
+        - {name: BASIN_DELETION_COST_POD, value: {{ .Release.Namespace }}/$(POD_NAME)}
+        {{- end }}
         {{- if eq $w.mode "scaledJob" }}
         - {name: BASIN_DRAIN_AFTER, value: {{ $w.scaledJob.drainAfter | int | quote }}}
         {{- with $w.scaledJob.maxRuntime | int }}

@@ -1,0 +1,153 @@
+//! Tells Kubernetes which worker costs least to stop (*io*): the annotation `controller.kubernetes.io/pod-deletion-cost` of this pod.
+//! A Deployment that is scaled in stops idle workers before busy ones.
+//!
+//! It is advice: a server that does not answer is told in the log, once, and changes nothing.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use ureq::Agent;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+
+use crate::Working;
+
+/// Where a pod finds its token and the cluster's certificate.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Between two batches a worker is not idle yet.
+const IDLE_AFTER: Duration = Duration::from_secs(15);
+/// Costs of a worker without and with images.
+const COSTS: (i32, i32) = (0, 100);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where this pod's annotations are changed.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Of the API server.
+    pub server: String,
+    /// Namespace and name of the pod.
+    pub pod: (String, String),
+    /// Folder with `token` and, if the server is asked by https, `ca.crt`.
+    pub account: PathBuf,
+}
+
+impl Place {
+    /// Of `namespace/name`, in the cluster that this process runs in.
+    pub fn in_cluster(pod: &str) -> Result<Place, String> {
+        let plain = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+        let pod = pod.split_once('/').filter(|(namespace, name)| plain(namespace) && plain(name));
+        let (namespace, name) = pod.ok_or("it is no namespace/name of a pod")?;
+        let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: is this a pod of Kubernetes?"));
+        let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let server = format!("https://{host}:{port}");
+        Ok(Place { server, pod: (namespace.into(), name.into()), account: ACCOUNT.into() })
+    }
+
+    /// Writes the annotation.
+    fn tell(&self, cost: i32) -> Result<(), Box<dyn std::error::Error>> {
+        let mut tls = TlsConfig::builder();
+        if self.server.starts_with("https:") {
+            let file = std::fs::read(self.account.join("ca.crt"))?;
+            let roots = parse_pem(&file).filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            });
+            tls = tls.root_certs(RootCerts::from(roots));
+        }
+        let agent: Agent =
+            Agent::config_builder().tls_config(tls.build()).timeout_global(Some(PATIENCE)).proxy(None).build().into();
+        // Read each time: it is changed every hour.
+        let token = std::fs::read_to_string(self.account.join("token"))?;
+        let (namespace, name) = &self.pod;
+        let patch = serde_json::json!({
+            "metadata": { "annotations": { "controller.kubernetes.io/pod-deletion-cost": cost.to_string() } }
+        });
+        agent
+            .patch(format!("{}/api/v1/namespaces/{namespace}/pods/{name}", self.server))
+            .header("authorization", format!("Bearer {}", token.trim()))
+            .header("content-type", "application/merge-patch+json")
+            .send(patch.to_string())?;
+        Ok(())
+    }
+}
+
+/// Keeps the annotation true until `working` closes.
+pub async fn keep(place: Place, mut working: watch::Receiver<Working>) {
+    let (mut told, mut warned) = (COSTS.0, false);
+    loop {
+        let busy = working.borrow_and_update().images > 0;
+        let cost = if busy { COSTS.1 } else { COSTS.0 };
+        if cost != told {
+            let place = place.clone();
+            let done = tokio::task::spawn_blocking(move || place.tell(cost).map_err(|error| error.to_string())).await;
+            match done.expect("it does not panic") {
+                Ok(()) => (told, warned) = (cost, false),
+                Err(error) if !warned => {
+                    tracing::warn!(error, "Kubernetes is not told what stopping this worker costs");
+                    warned = true;
+                }
+                Err(_) => {}
+            }
+        }
+        if working.changed().await.is_err() {
+            return;
+        }
+        if working.borrow().images == 0 {
+            let more = working.wait_for(|now| now.images > 0);
+            let _ = tokio::time::timeout(IDLE_AFTER, more).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Answers one request, and gives it back.
+    fn answer(listener: &TcpListener) -> String {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let (mut request, mut piece) = (Vec::new(), [0; 4096]);
+        while !request.ends_with(b"}}}") {
+            let n = stream.read(&mut piece).expect("a request");
+            assert!(n > 0, "it was cut: {}", String::from_utf8_lossy(&request));
+            request.extend_from_slice(&piece[..n]);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}").expect("an answer");
+        String::from_utf8(request).expect("text")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pod_says_that_it_is_busy_with_its_token_and_changes_nothing_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let account = tempfile::tempdir().expect("writable");
+        std::fs::write(account.path().join("token"), "secret\n").expect("writable");
+        let place = Place {
+            server: format!("http://{}", listener.local_addr().expect("an address")),
+            pod: ("ns".into(), "worker-1".into()),
+            account: account.path().into(),
+        };
+        let (sender, working) = watch::channel(Working::default());
+        let kept = tokio::spawn(keep(place, working));
+        sender.send_replace(Working { images: 2, ..Working::default() });
+        let request = tokio::task::spawn_blocking(move || answer(&listener)).await.expect("a request");
+        let request = request.to_lowercase();
+        assert!(request.starts_with("patch /api/v1/namespaces/ns/pods/worker-1 http/1.1\r\n"), "{request}");
+        assert!(request.contains("authorization: bearer secret\r\n"), "{request}");
+        assert!(request.contains("content-type: application/merge-patch+json\r\n"), "{request}");
+        let body = r#"{"metadata":{"annotations":{"controller.kubernetes.io/pod-deletion-cost":"100"}}}"#;
+        assert!(request.ends_with(body), "{request}");
+        drop(sender);
+        kept.await.expect("it ends with the worker");
+    }
+
+    #[test]
+    fn only_a_name_of_a_pod_is_taken() {
+        for bad in ["worker", "/worker", "ns/", "ns/a/b", "ns/../x", "ns/a b"] {
+            assert!(Place::in_cluster(bad).expect_err("must be refused").contains("namespace/name"), "{bad}");
+        }
+    }
+}
