@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use coordinator::run::ABANDONED;
-use coordinator::service::{Change, RedriveRequest, RunRequest};
+use coordinator::service::{Change, RedriveRequest, RunRequest, SAME_SETTINGS};
 use coordinator::webdataset::{self, Cut};
 use futures_util::{StreamExt, stream};
 use proto::{ModelManifest, RunState, RunningSha256, keys};
@@ -272,8 +272,14 @@ pub fn submit(args: Submit) -> anyhow::Result<ExitCode> {
         priority: args.priority,
         per_minute: args.per_minute,
     };
-    let answer: Value = client.send("POST", "/v1/runs", &request)?;
-    say!("{}", answer["note"].as_str().unwrap_or_default());
+    match client.send::<Value>("POST", "/v1/runs", &request) {
+        Ok(answer) => say!("{}", answer["note"].as_str().unwrap_or_default()),
+        // Handed in twice, as a Job of Kubernetes does whose pod was lost, it is one run.
+        Err(error) if error.downcast_ref::<Refused>().is_some_and(|e| e.status == 409 && e.why.ends_with(SAME_SETTINGS)) => {
+            say!("{error}");
+        }
+        Err(error) => return Err(error),
+    }
     if args.wait { wait(&args.coordinator, &[args.name]) } else { Ok(ExitCode::SUCCESS) }
 }
 

@@ -36,6 +36,8 @@ use order::{Order, Prepared, Trouble, control_of, in_trouble, prepare, read_orde
 use over::{Tables, close, over_status, read_table};
 pub(crate) use ticks::{TELL_EVERY, Ticks};
 
+/// How the refusal ends of a run that is there already and would be the same.
+pub const SAME_SETTINGS: &str = "is there already, with the same settings";
 /// What the store did not do is asked for again after this time.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// Results that are read for their errors until the loop hears of them.

@@ -7,10 +7,10 @@ use proto::{Control, CrashPoint, ModelManifest, Params, RunRecord, RunState, cha
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, PutNew, Runs, Store};
 
-use super::Config;
 use super::asked::{Refusal, RunRequest};
 use super::known::read_snapshot;
 use super::over::over_status;
+use super::{Config, SAME_SETTINGS};
 use crate::fleet::RunStatus;
 use crate::plan::{Plan, RunSpec};
 use crate::redrive::Redrive;
@@ -93,7 +93,7 @@ pub(super) async fn submitted(config: &Config, request: RunRequest, known: bool)
     match run::read_json::<RunRecord>(&config.home, &keys::index(&request.name)).await {
         Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
             if known {
-                return Err(Refusal::Conflict(format!("run {} is there already, with the same settings", request.name)));
+                return Err(Refusal::Conflict(format!("run {} {SAME_SETTINGS}", request.name)));
             }
         }
         Ok(_) => {
