@@ -1,0 +1,176 @@
+"""The workers of the chart under KEDA's operator, with a real queue and a real coordinator (see keda.sh).
+
+KWOK's pods do nothing, so their work is played here: jobs are taken off the queue by as many as run, and a worker's pod ends when nothing is left, as a
+draining worker does.
+"""
+
+import base64
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from pods import NAMESPACE, SECRETS, get, rabbitmq, wait_for
+
+IMAGES = 500
+TOKEN = SECRETS["basin-token"]["token"]
+USER = SECRETS["basin-rabbitmq-default-user"]
+MANAGEMENT = "http://127.0.0.1:15672/api/"
+QUEUE = "queues/%2F/basin.jobs"
+WORKERS = ("-l", "app.kubernetes.io/component=worker")
+started = time.monotonic()
+
+
+def say(what: str) -> None:
+    print(f"keda: {time.monotonic() - started:6.1f} s: {what}", flush=True)
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def listed(kind: str, *more: str) -> list[dict]:
+    return json.loads(run("kubectl", "get", kind, *more, "-o", "json"))["items"]
+
+
+def management(path: str, body: dict | None = None):
+    """RabbitMQ's answer; None if it has none."""
+    login = base64.b64encode(f"{USER['username']}:{USER['password']}".encode()).decode()
+    headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(MANAGEMENT + path, body and json.dumps(body).encode(), headers), timeout=10) as answer:
+            return json.load(answer)
+    except OSError:
+        return None
+
+
+def queued() -> int:
+    return (management(QUEUE) or {}).get("messages", 0)
+
+
+def backlog() -> int:
+    return json.loads(wait_for("the backlog is told", lambda: get("http://127.0.0.1:8470/v1/backlog", TOKEN), 30))["backlog"]
+
+
+class Watch:
+    """The workers' pods that run, and the names of all Jobs that KEDA ever made."""
+
+    def __init__(self) -> None:
+        self.jobs: set[str] = set()
+
+    def running(self) -> list[str]:
+        self.jobs |= {job["metadata"]["name"] for job in listed("jobs", *WORKERS)}
+        pods = listed("pods", *WORKERS)
+        return sorted(pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"])
+
+    def active(self, generation: int) -> str | None:
+        """What KEDA says of the trigger, once it has looked at the newest one."""
+        scaled = listed("scaledjobs")[0]
+        conditions = {condition["type"]: condition["status"] for condition in scaled["status"].get("conditions", [])}
+        return conditions.get("Active") if conditions.get("Ready") == "True" and scaled["metadata"]["generation"] == generation else None
+
+    def end(self) -> None:
+        for name in self.running():
+            run("kubectl", "annotate", "pod", name, "done=yes")
+
+
+def fleet(release: list[str], trigger: str, images_per_worker: int, most: int) -> int:
+    """The chart, with this trigger. Gives the generation of its ScaledJob."""
+    values = {
+        "submit.enabled": "false", "workers.maxReplicas": most, "workers.trigger.type": trigger,
+        "workers.trigger.imagesPerWorker": images_per_worker, "workers.trigger.pollingInterval": 2,
+    }  # fmt: skip
+    chart = str(Path(sys.argv[2]) / "helm/basin")
+    run("helm", *release, "basin", chart, "-f", f"{chart}/values-laptop.yaml", "--set", ",".join(f"{name}={value}" for name, value in values.items()))
+    return listed("scaledjobs")[0]["metadata"]["generation"]
+
+
+def main() -> None:
+    programs, root, state = (Path(argument) for argument in sys.argv[1:4])
+    hosts = state / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost basin-coordinator.{NAMESPACE}.svc basin-rabbitmq.{NAMESPACE}.svc\n")
+    subprocess.check_call(["mount", "--bind", hosts, "/etc/hosts"])
+    images = state / "images"
+    images.mkdir()
+    sample = next((root / "samples/images").glob("*.png"))
+    for number in range(IMAGES):
+        (images / f"{number:03}.png").write_bytes(sample.read_bytes())
+    environment = os.environ | {
+        "BASIN_HOME_URL": str(state / "home"), "BASIN_QUEUE_URL": "amqp://127.0.0.1:5672/", "BASIN_AMQP_USER": USER["username"],
+        "BASIN_AMQP_PASSWORD": USER["password"], "BASIN_TOKEN": TOKEN,
+    }  # fmt: skip
+    basin = lambda *arguments: subprocess.run([programs / "basin", *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
+    secret = [f"--from-literal={name}={value}" for name, value in USER.items()]
+    run("kubectl", "create", "secret", "generic", "basin-rabbitmq-default-user", *secret)
+
+    running = [rabbitmq(state, "rabbitmq_management")]
+    try:
+        wait_for("RabbitMQ is there", lambda: management("overview"), 120)
+        (state / "home").mkdir()
+        basin("push", str(root / "models/fashion32"))
+        running.append(subprocess.Popen([programs / "basin-coordinator"], env=environment, stdout=open(state / "coordinator.log", "w"), stderr=subprocess.STDOUT))
+        wait_for("the coordinator is ready", lambda: get("http://127.0.0.1:8470/readyz") == "acting\n", 60)
+        submit = lambda name: basin("submit", str(images), "--name", name, "--model", "fashion32", "--profile", "fast", "--class-from", "class:sneaker")
+
+        # By the queue, and more workers may run than are wanted.
+        watch = Watch()
+        generation = fleet(["install"], "rabbitmq", 60, 12)
+        wait_for("KEDA has looked at the queue", lambda: watch.active(generation) == "False", 60)
+        if queued() != 0 or watch.running() or watch.jobs:
+            sys.exit(f"keda: {watch.jobs} with {queued()} jobs queued")
+        say("rabbitmq: 0 jobs queued, 0 workers")
+        submit("first")
+        wait_for("all jobs are queued", lambda: queued() == IMAGES, 60)
+        say(f"rabbitmq: {IMAGES} jobs queued")
+        wanted = math.ceil(IMAGES / 60)
+        wait_for(f"{wanted} workers run", lambda: len(watch.running()) == wanted, 60)
+        say(f"rabbitmq: {wanted} workers run")
+        taken = 0
+        while taken < IMAGES:
+            for _ in watch.running():
+                taken += len(management(f"{QUEUE}/get", {"count": 10, "ackmode": "ack_requeue_false", "encoding": "auto"}) or [])
+        wait_for("the queue is empty", lambda: queued() == 0, 30)
+        say("rabbitmq: the queue is empty")
+        wait_for("KEDA sees it", lambda: watch.active(generation) == "False", 60)
+        watch.end()
+        wait_for("no worker is left", lambda: not watch.running(), 60)
+        if len(watch.jobs) != wanted or queued() != 0:
+            sys.exit(f"keda: {len(watch.jobs)} Jobs were made, {queued()} jobs are queued")
+        say(f"rabbitmq: 0 workers; {len(watch.jobs)} Jobs were made")
+        basin("runs", "cancel", "first")
+
+        # By the coordinator's backlog, and fewer may run than are wanted.
+        wait_for("nothing is left", lambda: backlog() == 0, 30)
+        watch = Watch()
+        before = {job["metadata"]["name"] for job in listed("jobs", *WORKERS)}
+        generation = fleet(["upgrade"], "backlog", 60, 5)
+        wait_for("KEDA has looked at the backlog", lambda: watch.active(generation) == "False", 60)
+        submit("second")
+        say(f"backlog: {backlog()} images left, {len(watch.running())} workers")
+        wait_for("5 workers run", lambda: len(watch.running()) == 5, 60)
+        say("backlog: 5 workers run")
+        basin("runs", "pause", "second")
+        wait_for("KEDA sees that nothing is to do", lambda: watch.active(generation) == "False", 60)
+        watch.end()
+        wait_for("no worker is left", lambda: not watch.running(), 60)
+        if len(watch.jobs - before) != 5:
+            sys.exit(f"keda: {len(watch.jobs - before)} Jobs were made")
+        say("backlog: the run is paused, 0 workers; 5 Jobs were made")
+
+        run("helm", "uninstall", "basin")
+        wait_for("everything goes", lambda: not run("kubectl", "get", "pods,jobs,deployments,scaledjobs,triggerauthentications", "-o", "name"), 60)
+        say("uninstalled: nothing is left")
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+main()
