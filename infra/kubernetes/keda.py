@@ -17,6 +17,7 @@ from pathlib import Path
 from pods import NAMESPACE, SECRETS, get, rabbitmq, wait_for
 
 IMAGES = 500
+IMAGES_PER_WORKER = 60
 TOKEN = SECRETS["basin-token"]["token"]
 USER = SECRETS["basin-rabbitmq-default-user"]
 MANAGEMENT = "http://127.0.0.1:15672/api/"
@@ -52,6 +53,11 @@ def queued() -> int:
     return (management(QUEUE) or {}).get("messages", 0)
 
 
+def take(most: int) -> list:
+    """What a worker does with the queue: jobs taken off it."""
+    return management(f"{QUEUE}/get", {"count": most, "ackmode": "ack_requeue_false", "encoding": "auto"}) or []
+
+
 def backlog() -> int:
     return json.loads(wait_for("the backlog is told", lambda: get("http://127.0.0.1:8470/v1/backlog", TOKEN), 30))["backlog"]
 
@@ -67,26 +73,25 @@ class Watch:
         pods = listed("pods", *WORKERS)
         return sorted(pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"])
 
-    def active(self, generation: int) -> str | None:
-        """What KEDA says of the trigger, once it has looked at the newest one."""
-        scaled = listed("scaledjobs")[0]
-        conditions = {condition["type"]: condition["status"] for condition in scaled["status"].get("conditions", [])}
-        return conditions.get("Active") if conditions.get("Ready") == "True" and scaled["metadata"]["generation"] == generation else None
+    def active(self, trigger: str) -> str | None:
+        """What KEDA says of this trigger, "True" or "False", once it follows it."""
+        status = listed("scaledjobs")[0].get("status", {})
+        conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
+        return conditions.get("Active") if conditions.get("Ready") == "True" and status.get("triggersTypes") == trigger else None
 
     def end(self) -> None:
         for name in self.running():
             run("kubectl", "annotate", "pod", name, "done=yes")
 
 
-def fleet(release: list[str], trigger: str, images_per_worker: int, most: int) -> int:
-    """The chart, with this trigger. Gives the generation of its ScaledJob."""
+def fleet(action: str, trigger: str, most: int) -> None:
+    """The chart, with this trigger."""
     values = {
         "submit.enabled": "false", "workers.maxReplicas": most, "workers.trigger.type": trigger,
-        "workers.trigger.imagesPerWorker": images_per_worker, "workers.trigger.pollingInterval": 2,
+        "workers.trigger.imagesPerWorker": IMAGES_PER_WORKER, "workers.trigger.pollingInterval": 2,
     }  # fmt: skip
     chart = str(Path(sys.argv[2]) / "helm/basin")
-    run("helm", *release, "basin", chart, "-f", f"{chart}/values-laptop.yaml", "--set", ",".join(f"{name}={value}" for name, value in values.items()))
-    return listed("scaledjobs")[0]["metadata"]["generation"]
+    run("helm", action, "basin", chart, "-f", f"{chart}/values-laptop.yaml", "--set", ",".join(f"{name}={value}" for name, value in values.items()))
 
 
 def main() -> None:
@@ -118,24 +123,20 @@ def main() -> None:
 
         # By the queue, and more workers may run than are wanted.
         watch = Watch()
-        generation = fleet(["install"], "rabbitmq", 60, 12)
-        wait_for("KEDA has looked at the queue", lambda: watch.active(generation) == "False", 60)
+        fleet("install", "rabbitmq", 12)
+        wait_for("KEDA has looked at the queue", lambda: watch.active("rabbitmq") == "False", 60)
         if queued() != 0 or watch.running() or watch.jobs:
             sys.exit(f"keda: {watch.jobs} with {queued()} jobs queued")
         say("rabbitmq: 0 jobs queued, 0 workers")
         submit("first")
         wait_for("all jobs are queued", lambda: queued() == IMAGES, 60)
         say(f"rabbitmq: {IMAGES} jobs queued")
-        wanted = math.ceil(IMAGES / 60)
+        wanted = math.ceil(IMAGES / IMAGES_PER_WORKER)
         wait_for(f"{wanted} workers run", lambda: len(watch.running()) == wanted, 60)
         say(f"rabbitmq: {wanted} workers run")
-        taken = 0
-        while taken < IMAGES:
-            for _ in watch.running():
-                taken += len(management(f"{QUEUE}/get", {"count": 10, "ackmode": "ack_requeue_false", "encoding": "auto"}) or [])
-        wait_for("the queue is empty", lambda: queued() == 0, 30)
+        wait_for("the queue is empty", lambda: not any([take(10) for _ in watch.running()]) and queued() == 0, 120)
         say("rabbitmq: the queue is empty")
-        wait_for("KEDA sees it", lambda: watch.active(generation) == "False", 60)
+        wait_for("KEDA sees it", lambda: watch.active("rabbitmq") == "False", 60)
         watch.end()
         wait_for("no worker is left", lambda: not watch.running(), 60)
         if len(watch.jobs) != wanted or queued() != 0:
@@ -147,19 +148,20 @@ def main() -> None:
         wait_for("nothing is left", lambda: backlog() == 0, 30)
         watch = Watch()
         before = {job["metadata"]["name"] for job in listed("jobs", *WORKERS)}
-        generation = fleet(["upgrade"], "backlog", 60, 5)
-        wait_for("KEDA has looked at the backlog", lambda: watch.active(generation) == "False", 60)
+        fleet("upgrade", "backlog", 5)
+        wait_for("KEDA has looked at the backlog", lambda: watch.active("metrics-api") == "False", 60)
         submit("second")
         say(f"backlog: {backlog()} images left, {len(watch.running())} workers")
         wait_for("5 workers run", lambda: len(watch.running()) == 5, 60)
         say("backlog: 5 workers run")
+        wait_for("all jobs are queued", lambda: queued() == IMAGES, 60)
         basin("runs", "pause", "second")
-        wait_for("KEDA sees that nothing is to do", lambda: watch.active(generation) == "False", 60)
+        wait_for("KEDA sees that nothing is to do", lambda: watch.active("metrics-api") == "False", 60)
         watch.end()
         wait_for("no worker is left", lambda: not watch.running(), 60)
-        if len(watch.jobs - before) != 5:
-            sys.exit(f"keda: {len(watch.jobs - before)} Jobs were made")
-        say("backlog: the run is paused, 0 workers; 5 Jobs were made")
+        if len(watch.jobs - before) != 5 or queued() != IMAGES:
+            sys.exit(f"keda: {len(watch.jobs - before)} Jobs were made, {queued()} jobs are queued")
+        say(f"backlog: the run is paused, {queued()} jobs are queued all the same, 0 workers; 5 Jobs were made")
 
         run("helm", "uninstall", "basin")
         wait_for("everything goes", lambda: not run("kubectl", "get", "pods,jobs,deployments,scaledjobs,triggerauthentications", "-o", "name"), 60)
