@@ -24,11 +24,15 @@ users: [{name: admin, user: {token: admin}}]
 contexts: [{name: here, context: {cluster: here, user: admin, namespace: basin}}]
 current-context: here
 YAML
+# KEDA's metrics server answers through the API server, which shows it this certificate.
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=front-proxy -keyout proxy.key -out proxy.crt 2>/dev/null
 etcd --data-dir etcd --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
     --listen-peer-urls http://127.0.0.1:2380 --log-level error > etcd.log 2>&1 &
 kube-apiserver --etcd-servers http://127.0.0.1:2379 --cert-dir certificates --secure-port 6443 --bind-address 0.0.0.0 --advertise-address 10.99.0.1 \
     --service-cluster-ip-range 10.0.0.0/24 --service-account-key-file key.pub --service-account-signing-key-file key \
-    --service-account-issuer https://kubernetes --token-auth-file tokens --authorization-mode RBAC > kube-apiserver.log 2>&1 &
+    --service-account-issuer https://kubernetes --token-auth-file tokens --authorization-mode RBAC \
+    --proxy-client-cert-file proxy.crt --proxy-client-key-file proxy.key --requestheader-client-ca-file proxy.crt \
+    --requestheader-username-headers X-Remote-User --requestheader-group-headers X-Remote-Group --enable-aggregator-routing > kube-apiserver.log 2>&1 &
 server=$!
 
 # until_true SECONDS WHAT COMMAND...
@@ -42,7 +46,8 @@ until_true() {
     done
 }
 until_true 120 "the API server is ready" kubectl get --raw /readyz
-kube-controller-manager --kubeconfig kubeconfig --service-account-private-key-file key --leader-elect=false > kube-controller-manager.log 2>&1 &
+kube-controller-manager --kubeconfig kubeconfig --service-account-private-key-file key --leader-elect=false \
+    --horizontal-pod-autoscaler-sync-period 2s > kube-controller-manager.log 2>&1 &
 
 # KEDA's and the Prometheus Operator's own resources; of RabbitMQ's, whose module is not on the proxy, a stand-in that takes any field: the
 # schema that check.sh holds it against is the operator's.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl, KEDA's operator and KWOK under target/kubernetes/bin, built by Go from their
+# etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl, KEDA and KWOK under target/kubernetes/bin, built by Go from their
 # modules (once, 5 GB that are deleted again). A second run does nothing. BASIN_GO_CACHE keeps what Go makes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -76,5 +76,5 @@ cp "$source"/kustomize/stage/{node/fast/node-initialize,pod/fast/pod-{ready,comp
 (cd "$source" && go build -ldflags "-s -w" -o "$into/bin/kwok" ./cmd/kwok)
 source=$(module_folder "github.com/kedacore/keda/v2@$keda")
 cp "$source"/config/crd/bases/*.yaml "$into/keda-crds/"
-(cd "$source" && go build -ldflags "-s -w" -o "$into/bin/keda-operator" ./cmd/operator)
+for command in operator adapter; do (cd "$source" && go build -ldflags "-s -w" -o "$into/bin/keda-$command" "./cmd/$command"); done
 echo "$stamp" > "$into/.control-plane"

@@ -73,9 +73,9 @@ class Watch:
         pods = listed("pods", *WORKERS)
         return sorted(pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"])
 
-    def active(self, trigger: str) -> str | None:
+    def active(self, trigger: str, kind: str = "scaledjobs") -> str | None:
         """What KEDA says of this trigger, "True" or "False", once it follows it."""
-        status = listed("scaledjobs")[0].get("status", {})
+        status = (listed(kind) or [{}])[0].get("status", {})
         conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
         return conditions.get("Active") if conditions.get("Ready") == "True" and status.get("triggersTypes") == trigger else None
 
@@ -84,9 +84,10 @@ class Watch:
             run("kubectl", "annotate", "pod", name, "done=yes")
 
 
-def fleet(action: str, trigger: str, most: int) -> None:
+def fleet(action: str, trigger: str, most: int, mode: str = "scaledJob") -> None:
     """The chart, with this trigger."""
     values = {
+        "workers.mode": mode, "workers.scaledObject.cooldownPeriod": 5, "workers.scaledObject.stabilizationWindow": 0,
         "submit.enabled": "false", "workers.maxReplicas": most, "workers.trigger.type": trigger,
         "workers.trigger.imagesPerWorker": IMAGES_PER_WORKER, "workers.trigger.pollingInterval": 2,
     }  # fmt: skip
@@ -163,8 +164,22 @@ def main() -> None:
             sys.exit(f"keda: {len(watch.jobs - before)} Jobs were made, {queued()} jobs are queued")
         say(f"backlog: the run is paused, {queued()} jobs are queued all the same, 0 workers; 5 Jobs were made")
 
+        basin("runs", "cancel", "second")
+
+        # As a Deployment: KEDA's operator makes the first and takes the last, an autoscaler the others, by what KEDA's metrics server tells.
+        fleet("upgrade", "backlog", 12, "scaledObject")
+        wait_for("KEDA has looked at the backlog", lambda: watch.active("metrics-api", "scaledobjects") == "False", 60)
+        wait_for("no worker is left", lambda: not watch.running(), 60)
+        submit("third")
+        say(f"scaledObject: {backlog()} images left, {len(watch.running())} workers")
+        wait_for(f"{wanted} workers run", lambda: len(watch.running()) == wanted, 90)
+        say(f"scaledObject: {wanted} workers run")
+        basin("runs", "pause", "third")
+        wait_for("no worker is left", lambda: not watch.running(), 90)
+        say("scaledObject: the run is paused, 0 workers")
+
         run("helm", "uninstall", "basin")
-        wait_for("everything goes", lambda: not run("kubectl", "get", "pods,jobs,deployments,scaledjobs,triggerauthentications", "-o", "name"), 60)
+        wait_for("everything goes", lambda: not run("kubectl", "get", "pods,jobs,deployments,scaledjobs,scaledobjects,hpa,triggerauthentications", "-o", "name"), 60)
         say("uninstalled: nothing is left")
     finally:
         for process in reversed(running):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# KEDA's own operator on a real control plane with a scheduler, in namespaces of their own: the workers of the chart go from none to N and back as a real
+# KEDA's own operator and metrics server on a real control plane with a scheduler, in namespaces of their own: the workers of the chart go from none to N and back as a real
 # RabbitMQ's queue and a real coordinator's backlog do (keda.py). KWOK plays node and kubelet. Needs root, built programs and RabbitMQ. BASIN_TARGET: where
 # programs are (target).
 set -euo pipefail
@@ -42,12 +42,41 @@ YAML
         fi
     done
 } > kwok.yaml
-openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=keda-operator -keyout tls.key -out tls.crt 2>/dev/null
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=keda-operator -addext subjectAltName=DNS:keda-operator -keyout tls.key -out tls.crt 2>/dev/null
 cp tls.crt ca.crt
 kube-scheduler --kubeconfig kubeconfig --leader-elect=false > kube-scheduler.log 2>&1 &
 kwok --kubeconfig kubeconfig --config kwok.yaml --manage-all-nodes > kwok.log 2>&1 &
 kubectl create namespace keda >/dev/null
-WATCH_NAMESPACE='' POD_NAMESPACE=keda KEDA_CLUSTER_OBJECT_NAMESPACE=keda keda-operator --kubeconfig kubeconfig --cert-dir "$run" --metrics-bind-address=:9080 --health-probe-bind-address=:9081 > keda-operator.log 2>&1 &
+export WATCH_NAMESPACE='' POD_NAMESPACE=keda KEDA_CLUSTER_OBJECT_NAMESPACE=keda
+keda-operator --kubeconfig kubeconfig --cert-dir "$run" --metrics-bind-address=:9080 --health-probe-bind-address=:9081 > keda-operator.log 2>&1 &
+keda-adapter --lister-kubeconfig kubeconfig --authentication-kubeconfig kubeconfig --authorization-kubeconfig kubeconfig --secure-port 6444 --port 9082 \
+    --tls-cert-file tls.crt --tls-private-key-file tls.key --cert-dir "$run" --client-ca-file ca.crt \
+    --metrics-service-address 127.0.0.1:9666 --metrics-service-grpc-authority keda-operator > keda-adapter.log 2>&1 &
+kubectl apply -f - >/dev/null <<'YAML'
+apiVersion: v1
+kind: Service
+metadata: {name: keda-metrics-apiserver, namespace: keda}
+spec: {ports: [{name: https, port: 443, targetPort: 6444}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: keda-metrics-apiserver, namespace: keda, labels: {kubernetes.io/service-name: keda-metrics-apiserver}}
+addressType: IPv4
+ports: [{name: https, port: 6444}]
+endpoints: [{addresses: [10.99.0.1], conditions: {ready: true}}]
+---
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1beta1.external.metrics.k8s.io}
+spec:
+  service: {name: keda-metrics-apiserver, namespace: keda}
+  group: external.metrics.k8s.io
+  version: v1beta1
+  insecureSkipTLSVerify: true
+  groupPriorityMinimum: 100
+  versionPriority: 100
+YAML
 until_true 60 "KEDA is ready" curl --fail --silent http://127.0.0.1:9081/readyz
+until_true 60 "KEDA's metrics server is ready" kubectl wait --for=condition=Available --timeout=1s apiservice/v1beta1.external.metrics.k8s.io
 until_true 60 "the node is ready" kubectl wait --for=condition=Ready --timeout=1s node/node
 exec "$state/venv/bin/python" "$here/keda.py" "$programs" "$OLDPWD" "$run"
