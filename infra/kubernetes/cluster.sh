@@ -1,4 +1,4 @@
-# A control plane in the namespaces that the sourcing script is in: etcd, kube-apiserver and kube-controller-manager, without nodes, under
+# Sourced: a control plane in the namespaces that the script is in: etcd, kube-apiserver and kube-controller-manager, without nodes, under
 # target/kubernetes/control-plane. Gives $state, $run, $chart, fail, until_true and a kubectl that is admin.
 # shellcheck shell=bash
 state=$PWD/target/kubernetes

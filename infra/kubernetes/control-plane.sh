@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl, KEDA and KWOK under target/kubernetes/bin, built by Go from their
-# modules (once, 5 GB that are deleted again). A second run does nothing. BASIN_GO_CACHE keeps what Go makes.
+# modules (once: some 25 minutes on 2 cores, and GBs that are deleted again). A second run does nothing. BASIN_GO_CACHE keeps what Go makes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 into=$here/../../target/kubernetes

@@ -1,7 +1,7 @@
 """The workers of the chart under KEDA's operator, with a real queue and a real coordinator (see keda.sh).
 
-KWOK's pods do nothing, so their work is played here: jobs are taken off the queue by as many as run, and a worker's pod ends when nothing is left, as a
-draining worker does.
+KWOK's pods do nothing, so their work is played here: jobs are taken off the queue by as many as run, and a worker's pod ends when nothing is left, as
+that of a draining worker does.
 """
 
 import base64
@@ -92,7 +92,8 @@ def fleet(action: str, trigger: str, most: int, mode: str = "scaledJob") -> None
         "workers.trigger.imagesPerWorker": IMAGES_PER_WORKER, "workers.trigger.pollingInterval": 2,
     }  # fmt: skip
     chart = str(Path(sys.argv[2]) / "helm/basin")
-    run("helm", action, "basin", chart, "-f", f"{chart}/values-laptop.yaml", "--set", ",".join(f"{name}={value}" for name, value in values.items()))
+    settings = ",".join(f"{name}={value}" for name, value in values.items())
+    run("helm", action, "basin", chart, "-f", f"{chart}/values-laptop.yaml", "--set", settings)
 
 
 def main() -> None:
@@ -118,9 +119,11 @@ def main() -> None:
         wait_for("RabbitMQ is there", lambda: management("overview"), 120)
         (state / "home").mkdir()
         basin("push", str(root / "models/fashion32"))
-        running.append(subprocess.Popen([programs / "basin-coordinator"], env=environment, stdout=open(state / "coordinator.log", "w"), stderr=subprocess.STDOUT))
+        log = open(state / "coordinator.log", "w")
+        running.append(subprocess.Popen([programs / "basin-coordinator"], env=environment, stdout=log, stderr=log))
         wait_for("the coordinator is ready", lambda: get("http://127.0.0.1:8470/readyz") == "acting\n", 60)
-        submit = lambda name: basin("submit", str(images), "--name", name, "--model", "fashion32", "--profile", "fast", "--class-from", "class:sneaker")
+        how = ("--model", "fashion32", "--profile", "fast", "--class-from", "class:sneaker")
+        submit = lambda name: basin("submit", str(images), "--name", name, *how)
 
         # By the queue, and more workers may run than are wanted.
         watch = Watch()
@@ -179,7 +182,8 @@ def main() -> None:
         say("scaledObject: the run is paused, 0 workers")
 
         run("helm", "uninstall", "basin")
-        wait_for("everything goes", lambda: not run("kubectl", "get", "pods,jobs,deployments,scaledjobs,scaledobjects,hpa,triggerauthentications", "-o", "name"), 60)
+        kinds = "pods,jobs,deployments,hpa,scaledjobs,scaledobjects,triggerauthentications"
+        wait_for("everything goes", lambda: not run("kubectl", "get", kinds, "-o", "name"), 60)
         say("uninstalled: nothing is left")
     finally:
         for process in reversed(running):

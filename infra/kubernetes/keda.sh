@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# KEDA's own operator and metrics server on a real control plane with a scheduler, in namespaces of their own: the workers of the chart go from none to N and back as a real
-# RabbitMQ's queue and a real coordinator's backlog do (keda.py). KWOK plays node and kubelet. Needs root, built programs and RabbitMQ. BASIN_TARGET: where
-# programs are (target).
+# KEDA's own operator and metrics server on a real control plane with a scheduler, in namespaces of their own: the workers of the chart go from none to N
+# and back as a real RabbitMQ's queue and a real coordinator's backlog do (keda.py). KWOK plays node and kubelet. Needs root, built programs and
+# RabbitMQ. BASIN_TARGET: where programs are (target).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if [[ ${1:-} != inside ]]; then
@@ -48,7 +48,8 @@ kube-scheduler --kubeconfig kubeconfig --leader-elect=false > kube-scheduler.log
 kwok --kubeconfig kubeconfig --config kwok.yaml --manage-all-nodes > kwok.log 2>&1 &
 kubectl create namespace keda >/dev/null
 export WATCH_NAMESPACE='' POD_NAMESPACE=keda KEDA_CLUSTER_OBJECT_NAMESPACE=keda
-keda-operator --kubeconfig kubeconfig --cert-dir "$run" --metrics-bind-address=:9080 --health-probe-bind-address=:9081 > keda-operator.log 2>&1 &
+keda-operator --kubeconfig kubeconfig --cert-dir "$run" \
+    --metrics-bind-address=:9080 --health-probe-bind-address=:9081 > keda-operator.log 2>&1 &
 keda-adapter --lister-kubeconfig kubeconfig --authentication-kubeconfig kubeconfig --authorization-kubeconfig kubeconfig --secure-port 6444 --port 9082 \
     --tls-cert-file tls.crt --tls-private-key-file tls.key --cert-dir "$run" --client-ca-file ca.crt \
     --metrics-service-address 127.0.0.1:9666 --metrics-service-grpc-authority keda-operator > keda-adapter.log 2>&1 &
