@@ -58,10 +58,11 @@ observe: setup services ## A short run watched: each question of dashboards and 
 helm-check: ## The Helm chart: lint, unit tests, schemas of Kubernetes, KEDA and operators (Go builds Helm, once)
 	@infra/kubernetes/check.sh
 
-test-k8s: setup services ## The chart on a real API server, and its pods as processes (root; Go builds a control plane, once: 15 minutes)
+test-k8s: setup services ## The chart on a real API server, its pods as processes, KEDA (root; Go builds a control plane and KEDA, once)
 	@infra/kubernetes/api.sh
 	@$(CARGO) build --locked -p coordinator -p worker -p cli
 	@infra/kubernetes/pods.sh
+	@infra/kubernetes/keda.sh
 
 images-check: setup ## The contents of the container images, assembled and run without a container engine (root)
 	@$(CARGO) build --locked -p coordinator -p worker -p cli

@@ -36,7 +36,7 @@ def wait_for(what: str, check, seconds: float):
         if found := check():
             return found
         time.sleep(0.2)
-    sys.exit(f"pods: {what}: not within {seconds} s")
+    sys.exit(f"{Path(sys.argv[0]).stem}: {what}: not within {seconds} s")
 
 
 class Pod:
@@ -116,11 +116,11 @@ def get(url: str, token: str | None = None) -> str | None:
         return None
 
 
-def rabbitmq(state: Path) -> subprocess.Popen:
+def rabbitmq(state: Path, plugins: str = "") -> subprocess.Popen:
     """Debian's, with the user that the operator would make."""
     home = state / "rabbitmq"
     home.mkdir(parents=True)
-    (home / "enabled_plugins").write_text("[].")
+    (home / "enabled_plugins").write_text(f"[{plugins}].")
     (home / "rabbitmq.conf").write_text(f"default_user = basin\ndefault_pass = {PASSWORD}\nloopback_users = none\ndisk_free_limit.absolute = 50MB\n")
     settings = {
         "HOME": home, "NODENAME": "basin-pods@localhost", "MNESIA_BASE": home / "mnesia", "LOG_BASE": home / "log", "PID_FILE": home / "pid",
@@ -220,4 +220,5 @@ def main() -> None:
                     process.kill()
 
 
-main()
+if __name__ == "__main__":
+    main()

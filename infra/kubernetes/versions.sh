@@ -9,3 +9,4 @@ kubernetes=1.37            # which of them, and what helm takes a cluster for
 # The control plane of make test-k8s.
 etcd=v3.6.16
 kubernetes_release=v1.37.2
+kwok=v0.8.0
