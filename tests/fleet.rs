@@ -379,14 +379,16 @@ fn runs_are_paused_cancelled_and_retried_and_strangers_are_kept_out() {
         assert!(error["error"].as_str().is_some_and(|e| e.contains(why)), "{answer}");
     }
 
-    // What contradicts or makes no sense is refused, with the reason.
-    for (name, model, why) in [
-        ("slow", "fashion32", "there already"),
-        ("x/../y", "fashion32", "may hold letters"),
-        ("x", "other", "there is no model other"),
+    // What contradicts or makes no sense is refused, with the reason; the same twice is one run.
+    let params = fleet.path("params.json").to_string_lossy().into_owned();
+    for (code, name, model, seed, why) in [
+        (0, "slow", "fashion32", "0", "is there already, with the same settings"),
+        (1, "slow", "fashion32", "1", "there is a run slow with other settings"),
+        (1, "x/../y", "fashion32", "0", "may hold letters"),
+        (1, "x", "other", "0", "there is no model other"),
     ] {
-        let params = fleet.path("params.json").to_string_lossy().into_owned();
-        let text = fleet.basin(1, &["submit", &data, "--name", name, "--model", model, "--params", &params]);
+        let asked = ["submit", &data, "--name", name, "--model", model, "--params", &params, "--seed", seed];
+        let text = fleet.basin(code, &asked);
         assert!(text.contains(why), "{text}");
     }
     let text = fleet.basin(1, &["submit", &fleet.path("none").to_string_lossy(), "--name", "none", "--model", "fashion32"]);
