@@ -35,7 +35,7 @@ down-local: ## Stop exactly those
 up: target/compose/env ## The same in containers, with collector, Prometheus and Grafana (needs Docker with Compose)
 	@docker compose --env-file $< -f infra/compose.yaml up --build --detach
 	@echo "http://127.0.0.1:8470 the dashboard (token: $<), http://127.0.0.1:3000 Grafana"
-	@echo "docker compose --env-file $< -f infra/compose.yaml run --rm basin submit /usr/local/share/basin/samples …"
+	@echo "Data sets and models go into the store first: basin copy, basin push; then basin submit s3://… (docs/fleet.md)"
 
 down: target/compose/env ## Stop those, keeping their volumes
 	@docker compose --env-file $< -f infra/compose.yaml down

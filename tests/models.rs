@@ -338,6 +338,10 @@ fn a_plan_follows_from_what_was_measured() {
     assert!(code == Some(0) && text.contains("images        3 of") && text.contains("storage"), "{text}");
     let written = fs::read_to_string(&values).expect("values");
     assert!(written.contains("maxReplicas: 2") && written.contains("workerHourPrice: 3"), "{written}");
+    assert!(
+        written.contains("batchImages: 1\n  trigger: {imagesPerWorker: 2}") && written.contains("fewer workers"),
+        "{written}"
+    );
     let (code, text) = plan(&["--lane-steps-per-second", "1", "--deadline", "1000", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
     assert_eq!((code, json["estimate"]["workers"].as_u64(), json["question"]["images"].as_u64()), (Some(0), Some(1), Some(3)));

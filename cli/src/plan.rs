@@ -214,11 +214,22 @@ fn work(question: &Question) -> f64 {
 /// What of it the chart's values say.
 fn values(args: &Args, question: &Question, estimate: &Estimate, measured: &Measured, window: u64) -> String {
     let price = args.price.map(|price| format!("  workerHourPrice: {price}\n")).unwrap_or_default();
+    // KEDA starts a worker for every so many images that are left; the chart wants two batches for each at least.
+    let each = (question.images / estimate.workers).clamp(1, u64::from(u32::MAX));
+    let least = 2 * u64::from(args.batch_images);
+    let per_worker = each.max(least);
+    let fewer = if each < least {
+        format!(
+            "# {each} images for each worker are fewer than the two batches that it holds: KEDA will start fewer workers; take a smaller batch.\n"
+        )
+    } else {
+        String::new()
+    };
     let model = Path::new(&args.model).file_name().unwrap_or_default().display();
     format!(
         "# By `basin plan`: {} images of {}, model {model}, {} lane-steps each, {:.1} lane-steps/s a worker\n\
-         # ({}): {:.2} hours, {:.1} worker-hours.\n\
-         coordinator:\n  window: {window}\n{price}workers:\n  maxReplicas: {}\n",
+         # ({}): {:.2} hours, {:.1} worker-hours.\n{fewer}\
+         coordinator:\n  window: {window}\n{price}workers:\n  maxReplicas: {}\n  batchImages: {}\n  trigger: {{imagesPerWorker: {per_worker}}}\n",
         question.images,
         args.dataset,
         question.lane_steps_per_image,
@@ -226,6 +237,7 @@ fn values(args: &Args, question: &Question, estimate: &Estimate, measured: &Meas
         measured.from,
         estimate.hours,
         estimate.worker_hours,
-        estimate.workers
+        estimate.workers,
+        args.batch_images
     )
 }

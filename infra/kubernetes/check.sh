@@ -19,7 +19,7 @@ renderings=(
     "one-gpu|-f $chart/values-one-gpu.yaml"
     "overnight|-f $chart/values-overnight.yaml"
     "plain|-f $set_values"
-    "scaled-object|-f $set_values --set workers.mode=scaledObject,workers.gpu.count=2,workers.trigger.type=rabbitmq,queue.mode=operator"
+    "scaled-object|-f $set_values --set workers.mode=scaledObject,telemetry.endpoint=http://collector:4318,workers.gpu.count=2,workers.trigger.type=rabbitmq,queue.mode=operator"
     "own-folders|-f $chart/values-laptop.yaml --set home.volume.existingClaim=home,extraVolumes[0].name=data,extraVolumes[0].persistentVolumeClaim.claimName=data,extraVolumeMounts[0].name=data,extraVolumeMounts[0].mountPath=/data"
     "open|-f $chart/values-overnight.yaml --set coordinator.ingress.enabled=true,coordinator.ingress.host=basin.example,coordinator.ingress.tlsSecret=tls,networkPolicy.enabled=false,queue.mode=external,queue.url=amqps://broker/v,queue.credentialsSecret=q,queue.caSecret=ca,telemetry.headersSecret=h"
     "long-name|-f $chart/values-overnight.yaml --set fullnameOverride=a-name-that-is-much-longer-than-anybody-should-choose"

@@ -27,6 +27,10 @@ def restricted(spec: dict):
     of = spec.get("securityContext", {})
     if of.get("runAsNonRoot") is not True or of.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "runs as root, or without seccomp"
+    for container in spec["containers"]:
+        names = [e["name"] for e in container.get("env", [])]
+        if len(names) != len(set(names)):
+            yield "sets a variable twice"
     # Only a worker that tells Kubernetes whether it is busy asks the API server.
     tells = any(e["name"] == "BASIN_DELETION_COST_POD" for c in spec["containers"] for e in c.get("env", []))
     if spec.get("automountServiceAccountToken") is not tells:

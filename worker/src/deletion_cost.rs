@@ -19,6 +19,7 @@ const IDLE_AFTER: Duration = Duration::from_secs(15);
 /// Costs of a worker without and with images.
 const COSTS: (i32, i32) = (0, 100);
 const PATIENCE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Where this pod's annotations are changed.
 #[derive(Clone, Debug)]
@@ -74,15 +75,16 @@ impl Place {
 
 /// Keeps the annotation true until `working` closes.
 pub async fn keep(place: Place, mut working: watch::Receiver<Working>) {
-    let (mut told, mut warned) = (COSTS.0, false);
+    // What a container before this one in the pod said is not known.
+    let (mut told, mut warned) = (None, false);
     loop {
         let busy = working.borrow_and_update().images > 0;
         let cost = if busy { COSTS.1 } else { COSTS.0 };
-        if cost != told {
+        if told != Some(cost) {
             let place = place.clone();
             let done = tokio::task::spawn_blocking(move || place.tell(cost).map_err(|error| error.to_string())).await;
             match done.expect("it does not panic") {
-                Ok(()) => (told, warned) = (cost, false),
+                Ok(()) => (told, warned) = (Some(cost), false),
                 Err(error) if !warned => {
                     tracing::warn!(error, "Kubernetes is not told what stopping this worker costs");
                     warned = true;
@@ -90,7 +92,9 @@ pub async fn keep(place: Place, mut working: watch::Receiver<Working>) {
                 Err(_) => {}
             }
         }
-        if working.changed().await.is_err() {
+        // What could not be told is tried again, even if nothing happens.
+        let patience = if told == Some(cost) { Duration::MAX } else { AGAIN };
+        if let Ok(Err(_)) = tokio::time::timeout(patience, working.changed()).await {
             return;
         }
         if working.borrow().images == 0 {
@@ -132,6 +136,8 @@ mod tests {
         };
         let (sender, working) = watch::channel(Working::default());
         let kept = tokio::spawn(keep(place, working));
+        let (first, listener) = tokio::task::spawn_blocking(move || (answer(&listener), listener)).await.expect("a request");
+        assert!(first.ends_with(r#"pod-deletion-cost":"0"}}}"#), "what was said before it began is taken back: {first}");
         sender.send_replace(Working { images: 2, ..Working::default() });
         let request = tokio::task::spawn_blocking(move || answer(&listener)).await.expect("a request");
         let request = request.to_lowercase();

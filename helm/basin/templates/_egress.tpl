@@ -9,6 +9,7 @@
 {{- if eq .Values.queue.mode "external" }}{{ $ports = append $ports (include "basin.port" .Values.queue.url) }}{{ end }}
 {{- if hasPrefix "s3:" .Values.home.url }}
 {{- $endpoint := regexFind "endpoint=[^&]+" .Values.home.url | trimPrefix "endpoint=" }}
+{{- if contains "%" $endpoint }}{{ fail "home.url: write the endpoint without percent signs, as endpoint=http://host:9000" }}{{ end }}
 {{- $ports = append $ports (include "basin.port" (default "s3://" $endpoint)) }}
 {{- /* Tokens of web identity are changed for credentials over HTTPS. */ -}}
 {{- $ports = append $ports "443" }}

@@ -57,6 +57,7 @@ app.kubernetes.io/part-of: basin
 {{- $url := .Values.queue.url }}
 {{- if eq .Values.queue.mode "operator" }}{{ $url = printf "amqp://%s.%s.svc:5672/" (include "basin.rabbitmq" .) .Release.Namespace }}
 {{- else if not $url }}{{ fail "queue.url is needed with queue.mode=external: amqp://host:5672/vhost" }}{{ end }}
+{{- if contains "?" $url }}{{ fail "queue.url has options: they belong into queue.options, and a password into queue.credentialsSecret" }}{{ end }}
 {{- $options := list }}
 {{- range $name, $value := .Values.queue.options }}{{ $options = append $options (printf "%s=%s" $name (toString $value | urlquery)) }}{{ end }}
 {{- if include "basin.queueSecret" . }}{{ $options = append $options "password_file=/etc/basin/queue/password" }}{{ end }}
@@ -224,5 +225,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- define "basin.port" -}}
 {{- $url := urlParse (first (splitList "?" .)) }}
 {{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" }}
-{{- $port | default (get (dict "http" "80" "https" "443" "amqp" "5672" "amqps" "5671" "s3" "443") $url.scheme) }}
+{{- $port = $port | default (get (dict "http" "80" "https" "443" "amqp" "5672" "amqps" "5671" "s3" "443") $url.scheme) }}
+{{- /* A policy without a port would allow all of them. */ -}}
+{{- $port | required (printf "%s names no port that a network policy could allow: write it as scheme://host:port" .) }}
 {{- end }}

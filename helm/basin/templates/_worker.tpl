@@ -1,6 +1,9 @@
 {{- /* The pod of a worker, for all three modes: labels, annotations and spec of a template. */ -}}
 {{- define "basin.workerPod" -}}
 {{- $w := .Values.workers }}
+{{- if le (int $w.terminationGracePeriodSeconds) (add (int $w.checkpointEvery) (int $w.preStopSeconds)) }}{{ fail "workers.terminationGracePeriodSeconds must be above checkpointEvery and preStopSeconds together: a worker that leaves ends its step and saves" }}{{ end }}
+{{- if and (ne $w.mode "fixed") (gt (int $w.minReplicas) (int $w.maxReplicas)) }}{{ fail "workers.minReplicas is above workers.maxReplicas" }}{{ end }}
+{{- if and (eq $w.mode "scaledObject") (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}{{ fail "workers.mode=scaledObject lets workers patch pods: name a service account of their own (serviceAccount.name), or let the chart make one" }}{{ end }}
 metadata:
   labels: {{- include "basin.podLabels" (dict "root" . "component" "worker") | nindent 4 }}
   {{- with $w.podLabels }}
@@ -62,9 +65,7 @@ spec:
         - {name: BASIN_MODEL_CACHE, value: /var/cache/basin}
         - {name: BASIN_MODEL_CACHE_BYTES, value: {{ $w.modelCache.bytes | int64 | quote }}}
         {{- if eq $w.mode "scaledObject" }}
-        - name: POD_NAME
-          valueFrom: {fieldRef: {fieldPath: metadata.name}}
-        - {name: BASIN_DELETION_COST_POD, value: {{ .Release.Namespace }}/$(POD_NAME)}
+        - {name: BASIN_DELETION_COST_POD, value: {{ .Release.Namespace }}/$(BASIN_WORKER_NAME)}
         {{- end }}
         {{- if eq $w.mode "scaledJob" }}
         - {name: BASIN_DRAIN_AFTER, value: {{ $w.scaledJob.drainAfter | int | quote }}}
