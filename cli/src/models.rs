@@ -222,8 +222,8 @@ fn describe(what: &str) -> anyhow::Result<()> {
     }
     if let Some(recipe) = recipe_of(what) {
         say!("{what}: a model of {} x {} pixels, made by `basin models fetch {what}` of", recipe.resolution, recipe.resolution);
-        for (part, network) in recipe.parts {
-            say!("\n{} ", format!("{part:?}").to_lowercase());
+        for (part, network) in &recipe.parts {
+            say!("\n{}", format!("{part:?}").to_lowercase());
             describe_network(network);
         }
         return Ok(());
@@ -313,7 +313,7 @@ fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
         bail!("{} is there already: choose another place with --into, or delete it", out.display());
     }
     let mut fetched: Vec<(Part, &Published, Vec<Fetched>)> = Vec::new();
-    for (part, network) in recipe.parts {
+    for (part, network) in &recipe.parts {
         let files = network.files.iter().map(|file| fetch_one(file, args)).collect::<anyhow::Result<_>>()?;
         fetched.push((*part, network, files));
     }
@@ -335,7 +335,7 @@ fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
         kind: if deep { GeneratorKind::BigganDeep } else { GeneratorKind::Biggan },
         generator: generator.2[0].path.clone(),
         config: generator.2.get(1).map(|file| file.path.clone()),
-        truncation: recipe.truncation,
+        truncation: 1.0,
         resolution: recipe.resolution.into(),
         trunk,
         features: weights(Part::Features).context("the recipe names no perceptual network")?,
@@ -343,8 +343,7 @@ fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
         classifier: of(Part::Classifier).map(|(_, network, files)| (kind(network.name), files[0].path.clone())),
         detector: weights(Part::Detector),
     };
-    let objects = recipe.objects.map(|([y, x], [height, width])| ObjectsManifest { center: (y, x), size: (height, width) });
-    make(&parts, &imagenet_names(recipe.name, &args.labels), objects, &recipe_card(recipe, &fetched), &out)
+    make(&parts, &imagenet_names(recipe.name, &args.labels), &recipe_card(recipe, &fetched), &out)
 }
 
 fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
@@ -411,15 +410,13 @@ fn convert_files(args: &ConvertArgs) -> anyhow::Result<()> {
     let lines: Vec<String> = files.map(|path| format!("- {}\n", path.file_name().unwrap_or_default().display())).collect();
     let card =
         format!("# {name}\n\nMade by `basin models convert` (basin {}) of\n\n{}", env!("CARGO_PKG_VERSION"), lines.concat());
-    make(&parts, &names, None, &card, &args.out)
+    make(&parts, &names, &card, &args.out)
 }
 
-fn make(parts: &Parts, names: &Names, objects: Option<ObjectsManifest>, card: &str, out: &Path) -> anyhow::Result<()> {
+fn make(parts: &Parts, names: &Names, card: &str, out: &Path) -> anyhow::Result<()> {
     let mut say_step = |step: &str| note!("{step}");
-    convert::convert(parts, names, objects, card, out, &mut say_step)?;
-    if objects.is_none() {
-        note!("its objects are taken to be where BigGAN's are: `basin models calibrate {}` measures it", out.display());
-    }
+    convert::convert(parts, names, card, out, &mut say_step)?;
+    note!("its objects are taken to be where BigGAN's are: `basin models calibrate {}` measures it", out.display());
     say!("{}", out.display());
     Ok(())
 }

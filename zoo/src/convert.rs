@@ -136,12 +136,11 @@ pub enum ConvertError {
     },
 }
 
-/// Writes the model folder `into`, which must not be there. `card` is its README; `objects` says where the generator puts its
-/// objects in its own pixels (none: as BigGAN on ImageNet, the paper's Figures 3 and 4). `note` is told what is done.
+/// Writes the model folder `into`, which must not be there. `card` is its README. The generator's objects are taken to be
+/// where BigGAN has them on ImageNet (the paper's Figures 3 and 4) until somebody measures them. `note` is told what is done.
 pub fn convert(
     parts: &Parts,
     names: &Names,
-    objects: Option<ObjectsManifest>,
     card: &str,
     into: &Path,
     note: &mut dyn FnMut(&str),
@@ -196,7 +195,7 @@ pub fn convert(
         categories: names.categories.clone(),
         super_classes: names.super_classes.clone(),
         directions: None,
-        objects: objects.unwrap_or(ObjectsManifest { center: usual.center, size: usual.size }),
+        objects: ObjectsManifest { center: usual.center, size: usual.size },
         sha256: std::mem::take(&mut folder.sha256),
     };
     let json = serde_json::to_vec_pretty(&model).expect("a manifest serialises");

@@ -339,13 +339,9 @@ pub struct Recipe {
     /// The model's name. It may be that of its generator.
     pub name: &'static str,
     /// Its networks, each once.
-    pub parts: &'static [(Part, &'static Published)],
-    /// Which of the batch-norm statistics are used: 1 is all of the latent space.
-    pub truncation: f64,
+    pub parts: [(Part, &'static Published); 5],
     /// Width and height of its images in pixels.
     pub resolution: u32,
-    /// Mean centre `[y, x]` and size `[height, width]` of its objects in pixels, if somebody measured them.
-    pub objects: Option<([f64; 2], [f64; 2])>,
 }
 
 /// What a network is for in a model.
@@ -363,71 +359,33 @@ pub enum Part {
     Detector,
 }
 
-/// At 256 x 256, by the authors' code (pix2latent/transform/transform_utils.py).
-const OBJECTS_256: ([f64; 2], [f64; 2]) = ([137.0, 127.0], [213.0, 210.0]);
-
-const fn recipe(name: &'static str, parts: &'static [(Part, &'static Published)], resolution: u32) -> Recipe {
-    let objects = if resolution == 256 { Some(OBJECTS_256) } else { None };
-    Recipe { name, parts, truncation: 1.0, resolution, objects }
+/// The paper's system over a generator and a perceptual network: its classifier and its detector.
+const fn recipe(
+    name: &'static str,
+    generator: &'static Published,
+    (features, heads): (&'static Published, &'static Published),
+    resolution: u32,
+) -> Recipe {
+    let parts = [
+        (Part::Generator, generator),
+        (Part::Features, features),
+        (Part::Heads, heads),
+        (Part::Classifier, &RESNEXT101_32X8D),
+        (Part::Detector, &MASKRCNN_RESNET50_FPN),
+    ];
+    Recipe { name, parts, resolution }
 }
+
+const ALEX: (&Published, &Published) = (&ALEXNET, &LPIPS_ALEX);
+const VGG: (&Published, &Published) = (&VGG16, &LPIPS_VGG);
 
 /// Every model that can be made. The one that is named after BigGAN-deep-256 is the paper's system.
 pub const RECIPES: &[Recipe] = &[
-    recipe(
-        "biggan-deep-128",
-        &[
-            (Part::Generator, &BIGGAN_DEEP_128),
-            (Part::Features, &ALEXNET),
-            (Part::Heads, &LPIPS_ALEX),
-            (Part::Classifier, &RESNEXT101_32X8D),
-            (Part::Detector, &MASKRCNN_RESNET50_FPN),
-        ],
-        128,
-    ),
-    recipe(
-        "biggan-deep-256",
-        &[
-            (Part::Generator, &BIGGAN_DEEP_256),
-            (Part::Features, &ALEXNET),
-            (Part::Heads, &LPIPS_ALEX),
-            (Part::Classifier, &RESNEXT101_32X8D),
-            (Part::Detector, &MASKRCNN_RESNET50_FPN),
-        ],
-        256,
-    ),
-    recipe(
-        "biggan-deep-256-vgg",
-        &[
-            (Part::Generator, &BIGGAN_DEEP_256),
-            (Part::Features, &VGG16),
-            (Part::Heads, &LPIPS_VGG),
-            (Part::Classifier, &RESNEXT101_32X8D),
-            (Part::Detector, &MASKRCNN_RESNET50_FPN),
-        ],
-        256,
-    ),
-    recipe(
-        "biggan-deep-512",
-        &[
-            (Part::Generator, &BIGGAN_DEEP_512),
-            (Part::Features, &ALEXNET),
-            (Part::Heads, &LPIPS_ALEX),
-            (Part::Classifier, &RESNEXT101_32X8D),
-            (Part::Detector, &MASKRCNN_RESNET50_FPN),
-        ],
-        512,
-    ),
-    recipe(
-        "biggan-256",
-        &[
-            (Part::Generator, &BIGGAN_256),
-            (Part::Features, &ALEXNET),
-            (Part::Heads, &LPIPS_ALEX),
-            (Part::Classifier, &RESNEXT101_32X8D),
-            (Part::Detector, &MASKRCNN_RESNET50_FPN),
-        ],
-        256,
-    ),
+    recipe("biggan-deep-128", &BIGGAN_DEEP_128, ALEX, 128),
+    recipe("biggan-deep-256", &BIGGAN_DEEP_256, ALEX, 256),
+    recipe("biggan-deep-256-vgg", &BIGGAN_DEEP_256, VGG, 256),
+    recipe("biggan-deep-512", &BIGGAN_DEEP_512, ALEX, 512),
+    recipe("biggan-256", &BIGGAN_256, ALEX, 256),
 ];
 
 /// The network of that name.
