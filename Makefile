@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 600
 .PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-dashboard bench-editing bench-networks throughput models samples clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install the pinned libtorch under target/ (CUDA=1: with what a GPU needs)
 	@infra/libtorch/setup.sh
@@ -124,6 +124,7 @@ models: setup ## Train the bundled model from scratch (hours) into target/traini
 	@target/debug/trainer gan
 	@target/debug/trainer export
 	@target/debug/trainer directions
+	@target/debug/trainer encoder
 
 clean: ## Remove what was built and the demo's output
 	@rm -rf target out
