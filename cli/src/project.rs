@@ -103,7 +103,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let total = plan.total();
     let expected: HashMap<String, JobId> =
-        std::mem::take(&mut plan.settled).iter().map(|planned| (planned.image.clone(), spec.job(planned).id())).collect();
+        std::mem::take(&mut plan.settled).iter().map(|planned| (planned.image.to_string(), spec.job(planned).id())).collect();
     plan.settled_bad += expected.len();
 
     let interrupted = if plan.images.is_empty() {
