@@ -57,7 +57,7 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: u
 }
 
 /// Mean of paired differences and its 95 % interval.
-fn bootstrap(differences: &[f64]) -> (f64, f64, f64) {
+pub fn bootstrap(differences: &[f64]) -> (f64, f64, f64) {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let n = differences.len();
     let mut means: Vec<f64> =

@@ -40,7 +40,7 @@ impl LossTarget {
 
     /// The two terms of the loss: weighted L1 and LPIPS (without beta), each `[n]`.
     pub fn terms(&self, lpips: &Lpips, images: &Tensor) -> (Tensor, Tensor) {
-        let distance = lpips.distance(&lpips.features(images), &self.features, &self.map_weights);
+        let distance = lpips.distance(images, &self.features, &self.map_weights);
         let l1 = ((images - &self.image).abs() * &self.weights).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float);
         (l1, distance)
     }

@@ -319,14 +319,11 @@ impl Lpips {
         )
     }
 
-    /// Masked distance of each of n images to its target, `[n]`.
-    pub fn distance(&self, features: &Features, target: &Features, weights: &MapWeights) -> Tensor {
+    /// Masked distance of each of n images `[n, 3, h, w]` in [-1, 1] to its target, `[n]`.
+    pub fn distance(&self, images: &Tensor, target: &Features, weights: &MapWeights) -> Tensor {
+        let (_, taps) = self.stack(images);
         let terms: Vec<Tensor> = (0..self.heads.len())
-            .map(|k| {
-                let d =
-                    ((&features.0[k] - &target.0[k]).square() * &self.heads[k]).sum_dim_intlist(&[1i64][..], true, Kind::Float);
-                (d * &weights.0[k]).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float)
-            })
+            .map(|k| kernels::unit_distance(&taps[k], &target.0[k], &self.heads[k], &weights.0[k]))
             .collect();
         Tensor::stack(&terms, 0).sum_dim_intlist(&[0i64][..], false, Kind::Float)
     }
