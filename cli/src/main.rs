@@ -19,6 +19,7 @@ macro_rules! note {
 mod asked;
 mod edit;
 mod fleet;
+mod local;
 mod models;
 mod plan;
 mod project;
