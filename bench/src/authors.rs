@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use projector::nn::{biggan_deep, lpips};
 use projector::{Lanes, Target, mask};
-use proto::{LatentSearch, Params, Told};
+use proto::{LastDescent, LatentSearch, Params, Told};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use worker::{Devices, LoadedModel};
@@ -108,7 +108,8 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, 
     // CMA-ES' own rule, which their code leaves to pycma.
     let seeds = 4 + (3.0 * (model.model.generator.latent_dim() as f64).ln()) as u32;
     let [generations, steps, final_steps] = [args.generations, args.steps, args.final_steps];
-    let latent = LatentSearch::BasinCma { generations, steps, final_steps, told: Told::Sampled, sigma: 1.0 };
+    let latent =
+        LatentSearch::BasinCma { generations, steps, final_steps, told: Told::Sampled, sigma: 1.0, last: LastDescent::Fresh };
     let params = Params { transform: None, latent, seeds, ..Params::pix2latent() };
     let mut all = targets(model, samples, |_| true)?;
     // Evenly spread over classes, and over centred and off-centre images.

@@ -8,6 +8,9 @@
 namespace {
 
 using at::Tensor;
+using basin::Bfloat16;
+using basin::load;
+using basin::store;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -16,39 +19,64 @@ constexpr float NORM_EPS = 1e-10f;
 // Below this squared norm the root has no gradient (richzhang/PerceptualSimilarity#69).
 constexpr float SAFE_SQUARE = 1e-30f;
 
-BASIN_CLONES float square_of(const float *x, int64_t channels) {
+template <typename T>
+inline __attribute__((always_inline)) float square_of(const T *x, int64_t channels) {
     float square = 0.0f;
 #pragma omp simd reduction(+ : square)
-    for (int64_t c = 0; c < channels; ++c) square += x[c] * x[c];
+    for (int64_t c = 0; c < channels; ++c) square += load(x[c]) * load(x[c]);
     return square;
 }
 
-// Sum of h (x / norm - t)^2.
-BASIN_CLONES float difference(const float *x, const float *t, const float *head, float scale, int64_t channels) {
-    float sum = 0.0f;
+inline __attribute__((always_inline)) float root_of(float square) { return std::sqrt(square > SAFE_SQUARE ? square : SAFE_SQUARE); }
+
+// Sum over the pixels of w h (x / norm - t)^2.
+template <typename T>
+inline __attribute__((always_inline)) double forward_of(const T *x, const float *t, const float *head, const float *w,
+                                                        int64_t pixels, int64_t channels) {
+    double total = 0.0;
+    for (int64_t p = 0; p < pixels; ++p, x += channels, t += channels) {
+        const float scale = 1.0f / (root_of(square_of(x, channels)) + NORM_EPS);
+        float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < channels; ++c) {
-        float d = x[c] * scale - t[c];
-        sum += head[c] * d * d;
+        for (int64_t c = 0; c < channels; ++c) {
+            float d = load(x[c]) * scale - t[c];
+            sum += head[c] * d * d;
+        }
+        total += w[p] * sum;
     }
-    return sum;
+    return total;
 }
 
-// `gx` of one vector: e / norm - x (e . x) / (norm^2 |x|) with e = 2 w h (x / norm - t).
-BASIN_CLONES void pull_back(const float *x, const float *t, const float *head, float weight, float *gx, int64_t channels,
-                            float square) {
-    const float root = std::sqrt(square > SAFE_SQUARE ? square : SAFE_SQUARE), scale = 1.0f / (root + NORM_EPS);
-    float along = 0.0f;
+// `gx` by pixel: e / norm - x (e . x) / (norm^2 |x|) with e = 2 g w h (x / norm - t).
+template <typename T>
+inline __attribute__((always_inline)) void backward_of(const T *x, const float *t, const float *head, const float *w, float g, T *gx,
+                                                       int64_t pixels, int64_t channels) {
+    for (int64_t p = 0; p < pixels; ++p, x += channels, t += channels, gx += channels) {
+        const float square = square_of(x, channels), root = root_of(square), scale = 1.0f / (root + NORM_EPS);
+        const float weight = 2.0f * g * w[p];
+        float along = 0.0f;
 #pragma omp simd reduction(+ : along)
-    for (int64_t c = 0; c < channels; ++c) {
-        float e = 2.0f * weight * head[c] * (x[c] * scale - t[c]);
-        gx[c] = e;
-        along += e * x[c];
-    }
-    const float back = square > SAFE_SQUARE ? along * scale * scale / root : 0.0f;
+        for (int64_t c = 0; c < channels; ++c) along += weight * head[c] * (load(x[c]) * scale - t[c]) * load(x[c]);
+        const float back = square > SAFE_SQUARE ? along * scale * scale / root : 0.0f;
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) gx[c] = gx[c] * scale - x[c] * back;
+        for (int64_t c = 0; c < channels; ++c) {
+            float v = load(x[c]);
+            store(gx[c], weight * head[c] * (v * scale - t[c]) * scale - v * back);
+        }
+    }
 }
+
+// The compiler makes versions of functions only, not of templates.
+#define BASIN_VERSIONS(T)                                                                                                       \
+    BASIN_CLONES double forward(const T *x, const float *t, const float *head, const float *w, int64_t pixels, int64_t channels) { \
+        return forward_of(x, t, head, w, pixels, channels);                                                                     \
+    }                                                                                                                           \
+    BASIN_CLONES void backward(const T *x, const float *t, const float *head, const float *w, float g, T *gx, int64_t pixels,   \
+                               int64_t channels) {                                                                              \
+        backward_of(x, t, head, w, g, gx, pixels, channels);                                                                    \
+    }
+BASIN_VERSIONS(float)
+BASIN_VERSIONS(Bfloat16)
 
 // A part of a tensor whose first size is 1 or the number of samples.
 const float *part(const Tensor &t, int64_t sample, int64_t numbers) {
@@ -59,21 +87,16 @@ struct UnitDistance : torch::autograd::Function<UnitDistance> {
     static Tensor forward(AutogradContext *context, const Tensor &x, const Tensor &target, const Tensor &head,
                           const Tensor &weights) {
         const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-        Tensor out = at::empty({n}, x.options());
+        Tensor out = at::empty({n}, head.options());
         float *to = out.mutable_data_ptr<float>();
-        const float *h = head.const_data_ptr<float>(), *from = x.const_data_ptr<float>();
-        at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                const float *t = part(target, i, pixels * channels), *w = part(weights, i, pixels);
-                double sum = 0.0;
-                for (int64_t p = 0; p < pixels; ++p) {
-                    const float *v = from + (i * pixels + p) * channels;
-                    const float square = square_of(v, channels);
-                    const float scale = 1.0f / (std::sqrt(square > SAFE_SQUARE ? square : SAFE_SQUARE) + NORM_EPS);
-                    sum += w[p] * difference(v, t + p * channels, h, scale, channels);
+        const float *h = head.const_data_ptr<float>();
+        basin::with_numbers(x, [&](auto *from) {
+            at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; ++i) {
+                    const float *t = part(target, i, pixels * channels), *w = part(weights, i, pixels);
+                    to[i] = static_cast<float>(::forward(from + i * pixels * channels, t, h, w, pixels, channels));
                 }
-                to[i] = static_cast<float>(sum);
-            }
+            });
         });
         context->save_for_backward({x, target, head, weights});
         return out;
@@ -85,22 +108,22 @@ struct UnitDistance : torch::autograd::Function<UnitDistance> {
         const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
         const Tensor g = gradients[0].contiguous();
         Tensor gx = at::empty_like(x, at::MemoryFormat::ChannelsLast);
-        const float *h = head.const_data_ptr<float>(), *from = x.const_data_ptr<float>(), *pg = g.const_data_ptr<float>();
-        float *to = gx.mutable_data_ptr<float>();
-        at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                const float *t = part(target, i, pixels * channels), *w = part(weights, i, pixels);
-                for (int64_t p = 0; p < pixels; ++p) {
-                    const int64_t at = (i * pixels + p) * channels;
-                    pull_back(from + at, t + p * channels, h, w[p] * pg[i], to + at, channels, square_of(from + at, channels));
+        const float *h = head.const_data_ptr<float>(), *pg = g.const_data_ptr<float>();
+        basin::with_numbers(x, [&](auto *from) {
+            auto *to = static_cast<decltype(from)>(gx.data_ptr());
+            at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; ++i) {
+                    const float *t = part(target, i, pixels * channels), *w = part(weights, i, pixels);
+                    ::backward(from + i * pixels * channels, t, h, w, pg[i], to + i * pixels * channels, pixels, channels);
                 }
-            }
+            });
         });
         return {gx, Tensor(), Tensor(), Tensor()};
     }
 };
 
-Tensor composed(const Tensor &x, const Tensor &target, const Tensor &head, const Tensor &weights) {
+Tensor composed(const Tensor &numbers, const Tensor &target, const Tensor &head, const Tensor &weights) {
+    const Tensor x = numbers.to(at::kFloat);
     const Tensor norm = x.square().sum(1, true).clamp_min(SAFE_SQUARE).sqrt() + NORM_EPS;
     const Tensor difference = ((x / norm - target).square() * head).sum(1, true);
     return (difference * weights).sum({1, 2, 3});
@@ -111,7 +134,7 @@ bool one_or(int64_t size, int64_t n) { return size == 1 || size == n; }
 // The target, its weights and the head get no gradient here.
 bool fits(const Tensor &x, const Tensor &target, const Tensor &head, const Tensor &weights) {
     const int64_t n = x.size(0);
-    return basin::channels_innermost(x) && basin::channels_innermost(target) && weights.is_contiguous() && head.is_contiguous() &&
+    return basin::channels_innermost(x) && basin::channels_innermost(target) && target.scalar_type() == at::kFloat && weights.is_contiguous() && head.is_contiguous() &&
            weights.device().is_cpu() && head.device().is_cpu() && weights.scalar_type() == at::kFloat &&
            head.scalar_type() == at::kFloat && one_or(target.size(0), n) && one_or(weights.size(0), n) &&
            target.sizes().slice(1) == x.sizes().slice(1) && head.numel() == x.size(1) &&

@@ -84,6 +84,27 @@ fn a_unit_distance_is_that_of_lpips_and_safe_where_a_vector_is_zero() {
 }
 
 #[test]
+fn bfloat16_is_rounded_once_and_what_is_not_a_number_stays() {
+    tch::manual_seed(4);
+    let (x, a, b) =
+        (maps([2, 8, 4, 4]).to_kind(Kind::BFloat16), Tensor::randn([2, 8, 1, 1], FLOAT), Tensor::randn([2, 8, 1, 1], FLOAT));
+    let x = x.set_requires_grad(true);
+    let y = kernels::affine_relu(&x, &a, &b);
+    assert_eq!(y.kind(), Kind::BFloat16);
+    let exact = b.addcmul(&x.to_kind(Kind::Float), &a).relu();
+    let rounded = exact.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+    // Fused products differ in the last bit, which may turn a rounding.
+    close("value", &y, &rounded, 4e-3);
+    let (ours, theirs) = (gradients(&y.to_kind(Kind::Float), &[&x]), gradients(&exact, &[&x]));
+    close("gradient", &ours[0], &theirs[0].to_kind(Kind::Float), 1e-2);
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let bad = maps([1, 8, 2, 2]).fill(f64::NAN).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]).to_kind(kind);
+        let one = |t: &Tensor| t.narrow(0, 0, 1);
+        assert_eq!(kernels::affine_relu(&bad, &one(&a), &one(&b)).isnan().all().int64_value(&[]), 1);
+    }
+}
+
+#[test]
 #[should_panic(expected = "size")]
 fn shapes_that_do_not_fit_are_refused() {
     let _ = kernels::affine_relu(&maps([2, 8, 4, 4]), &Tensor::zeros([2, 7, 1, 1], FLOAT), &Tensor::zeros([2, 7, 1, 1], FLOAT));

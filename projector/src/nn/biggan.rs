@@ -206,12 +206,12 @@ impl Generator for Biggan {
     fn generate(&self, z: &Tensor, c: &Tensor) -> Tensor {
         let norms = self.channels.of(&Tensor::cat(&[z, c], 1), &self.norms);
         let h = z.narrow(1, 0, self.config.chunk()).linear(&self.linear.0, Some(&self.linear.1));
-        let mut x = h.view([z.size()[0], -1, 4, 4]);
+        let mut x = h.view([z.size()[0], -1, 4, 4]).to_kind(self.to_rgb.0.kind());
         for block in &self.blocks {
             x = Biggan::block(block, &x, &norms);
         }
         let x = kernels::affine_relu(&x, &self.bn.0, &self.bn.1);
-        x.conv2d(&self.to_rgb.0, Some(&self.to_rgb.1), [1, 1], [1, 1], [1, 1], 1).tanh()
+        x.conv2d(&self.to_rgb.0, Some(&self.to_rgb.1), [1, 1], [1, 1], [1, 1], 1).to_kind(Kind::Float).tanh()
     }
 
     fn embed(&self, class: i64) -> Tensor {
@@ -260,15 +260,17 @@ impl Generator for Biggan {
         first.into_iter().chain(blocks).chain(last).collect()
     }
 
-    fn replicate(&self, device: Device) -> Box<dyn Generator> {
+    fn converted(&self, device: Device, kind: Kind) -> Box<dyn Generator> {
         let copy = |t: &Tensor| t.to_device(device).detach().copy();
         let pair = |(w, b): &(Tensor, Tensor)| (copy(w), copy(b));
+        let rounded = |t: &Tensor| copy(t).to_kind(kind);
+        let conv = |(w, b): &(Tensor, Tensor)| (rounded(w), rounded(b));
         let block = |b: &Block| Block {
             norms: b.norms,
-            conv1: pair(&b.conv1),
-            conv2: pair(&b.conv2),
-            conv_sc: pair(&b.conv_sc),
-            attention: b.attention.as_ref().map(|a| a.map(copy)),
+            conv1: conv(&b.conv1),
+            conv2: conv(&b.conv2),
+            conv_sc: conv(&b.conv_sc),
+            attention: b.attention.as_ref().map(|a| a.map(rounded)),
         };
         Box::new(Biggan {
             config: self.config.clone(),
@@ -278,7 +280,7 @@ impl Generator for Biggan {
             channels: self.channels.clone(),
             blocks: self.blocks.iter().map(block).collect(),
             bn: pair(&self.bn),
-            to_rgb: pair(&self.to_rgb),
+            to_rgb: conv(&self.to_rgb),
         })
     }
 }

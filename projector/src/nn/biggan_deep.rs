@@ -5,7 +5,7 @@
 //! `a x + b` with a and b affine in the condition `[z, c]`.
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{LoadError, Weights, channels_last};
 use crate::generator::Generator;
@@ -237,7 +237,8 @@ impl Generator for BigganDeep {
         let norms = self.channels.of(&cond, &self.norms);
         let h = cond.linear(&self.gen_z.0, Some(&self.gen_z.1));
         // Height, width, channels, as TensorFlow had it.
-        let mut x = h.view([-1, 4, 4, 16 * self.config.channel_width]).permute([0, 3, 1, 2]);
+        let x = h.view([-1, 4, 4, 16 * self.config.channel_width]).permute([0, 3, 1, 2]);
+        let mut x = x.to_kind(self.to_rgb.0.kind());
         for layer in &self.layers {
             x = match layer {
                 Layer::Block(block) => BigganDeep::block(block, &x, &norms),
@@ -245,7 +246,7 @@ impl Generator for BigganDeep {
             };
         }
         let x = kernels::affine_relu(&x, &self.bn.0, &self.bn.1);
-        x.conv2d(&self.to_rgb.0, Some(&self.to_rgb.1), [1, 1], [1, 1], [1, 1], 1).tanh()
+        x.conv2d(&self.to_rgb.0, Some(&self.to_rgb.1), [1, 1], [1, 1], [1, 1], 1).to_kind(Kind::Float).tanh()
     }
 
     fn embed(&self, class: i64) -> Tensor {
@@ -284,9 +285,11 @@ impl Generator for BigganDeep {
         first.into_iter().chain(layers).chain(last).collect()
     }
 
-    fn replicate(&self, device: Device) -> Box<dyn Generator> {
+    fn converted(&self, device: Device, kind: Kind) -> Box<dyn Generator> {
         let copy = |t: &Tensor| t.to_device(device).detach().copy();
         let pair = |(w, b): &(Tensor, Tensor)| (copy(w), copy(b));
+        let rounded = |t: &Tensor| copy(t).to_kind(kind);
+        let conv = |(w, b): &(Tensor, Tensor)| (rounded(w), rounded(b));
         let layers = self
             .layers
             .iter()
@@ -295,9 +298,9 @@ impl Generator for BigganDeep {
                     up: b.up,
                     halve: b.halve,
                     norms: b.norms,
-                    convs: std::array::from_fn(|j| pair(&b.convs[j])),
+                    convs: std::array::from_fn(|j| conv(&b.convs[j])),
                 }),
-                Layer::Attention(a) => Layer::Attention(a.map(copy)),
+                Layer::Attention(a) => Layer::Attention(a.map(rounded)),
             })
             .collect();
         Box::new(BigganDeep {
@@ -308,7 +311,7 @@ impl Generator for BigganDeep {
             channels: self.channels.clone(),
             layers,
             bn: pair(&self.bn),
-            to_rgb: pair(&self.to_rgb),
+            to_rgb: conv(&self.to_rgb),
         })
     }
 }
