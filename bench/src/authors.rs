@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use coordinator::bootstrap::{Interval, interval};
 use projector::nn::{biggan_deep, lpips};
 use projector::{Lanes, Target, mask};
 use proto::{LastDescent, LatentSearch, Params, Told};
@@ -19,7 +20,6 @@ use crate::cases::project;
 use crate::dashboard::peak_megabytes;
 use crate::fleet::processor;
 use crate::flop;
-use crate::ordering::bootstrap;
 use crate::samples::targets;
 
 /// Width of the square matrices whose product is the machine's measure.
@@ -115,7 +115,7 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, 
     // Evenly spread over classes, and over centred and off-centre images.
     let every = (all.len() / args.images.max(1)).max(1);
     all = all.into_iter().step_by(every).take(args.images).collect();
-    ensure!(all.len() == args.images, "there are only {} images in {}", all.len(), samples.display());
+    ensure!(args.images > 0 && all.len() == args.images, "there are only {} images in {}", all.len(), samples.display());
 
     let file = std::env::temp_dir().join(format!("basin-authors-{}.safetensors", std::process::id()));
     write_targets(model, &params, &all, &file)?;
@@ -261,10 +261,10 @@ fn table(figures: &Figures) -> String {
     let share = |rate: f64| 100.0 * rate * figures.lane_step_gflop / figures.matrix_gflops;
     let paired = |of: &dyn Fn(&Run) -> f64| {
         let differences: Vec<f64> = figures.images.iter().map(|(_, sides)| of(&sides.ours) - of(&sides.theirs)).collect();
-        bootstrap(&differences)
+        interval(&differences).expect("there are images")
     };
     let ratios: Vec<f64> = figures.images.iter().map(|(_, sides)| sides.theirs.seconds / sides.ours.seconds).collect();
-    let (ratio, low, high) = bootstrap(&ratios);
+    let Interval { mean: ratio, low, high } = interval(&ratios).expect("there are images");
     let [generations, steps, final_steps] = figures.schedule;
     let mut text = format!(
         "# Against the authors' code\n\n\
@@ -289,7 +289,7 @@ fn table(figures: &Figures) -> String {
     row("most memory, MB", figures.peak_megabytes, 0);
     row("final loss, mean of the seeds", average(&mean), 4);
     row("final loss, best seed", average(&best), 4);
-    let differences = |(mean, low, high): (f64, f64, f64)| format!("{mean:.4} ({low:.4} to {high:.4})");
+    let differences = |Interval { mean, low, high }: Interval| format!("{mean:.4} ({low:.4} to {high:.4})");
     text += &format!(
         "\nOurs takes 1/{ratio:.2} of the time (95 % interval over the images: {low:.2} to {high:.2}). Ours less theirs, paired, with 95 %\n\
         bootstrap intervals: mean of the seeds {}, best seed {}. A lane-step is {:.3} GFLOP by its shapes, of which theirs computes\n\

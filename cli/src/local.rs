@@ -74,6 +74,8 @@ pub struct Task<'a> {
 pub struct Outcome {
     /// Images of the run.
     pub total: usize,
+    /// Images that had neither a result nor a failure before.
+    pub left: usize,
     /// A signal asked to stop: some of it is left.
     pub interrupted: bool,
     /// Its numbers.
@@ -108,13 +110,14 @@ impl Local {
             std::mem::take(&mut plan.settled).iter().map(|planned| (planned.image.clone(), spec.job(planned).id())).collect();
         plan.settled_bad += expected.len();
 
-        let interrupted = if plan.images.is_empty() {
+        let left = plan.images.len();
+        let interrupted = if left == 0 {
             note!("nothing is left to project");
             false
         } else {
             let proto::RunRecord { model: name, params, .. } = &spec.record;
-            let (images, seeds, how, devices) = (plan.images.len(), params.seeds, params.described(), &self.devices);
-            note!("projecting {images} images into {name} ({seeds} seeds, profile {how}) on {devices}");
+            let (seeds, how, devices) = (params.seeds, params.described(), &self.devices);
+            note!("projecting {left} images into {name} ({seeds} seeds, profile {how}) on {devices}");
             self.drive(spec, plan, record, model(), results, title).await?
         };
         // From here on a signal ends the process: `basin report` makes again what it leaves unwritten.
@@ -124,7 +127,7 @@ impl Local {
             run::sweep(&records.results, results).await?;
         }
         let summary = coordinator::finish::finish(&record, Some(total), super_classes, &records, results).await?;
-        Ok(Outcome { total, interrupted, summary, records, expected })
+        Ok(Outcome { total, left, interrupted, summary, records, expected })
     }
 
     fn worker(&self, record: Option<PathBuf>, version: String) -> worker::Config {

@@ -73,7 +73,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         record: args.record,
         title: String::new(),
     };
-    let Outcome { total, interrupted, summary, records, expected } = local.project(task, || model).await?;
+    let Outcome { total, interrupted, summary, records, expected, .. } = local.project(task, || model).await?;
     let failures = &records.failures;
     let (succeeded, failed) = (summary.images.succeeded, summary.images.failed);
     let left = (total as u64).saturating_sub(succeeded + failed);
