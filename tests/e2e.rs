@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use proto::{FineTune, FineTuned, LatentSearch, Params, ResultRecord, Told, TransformSearch};
+use proto::{FineTune, FineTuned, LastDescent, LatentSearch, Params, ResultRecord, Told, TransformSearch};
 use store::Store;
 use worker::edit::{EditRequest, Projected};
 
@@ -28,7 +28,14 @@ impl Scene {
     fn new() -> Scene {
         let paper = Params::paper();
         let transform = paper.transform.clone().map(|t| TransformSearch { generations: 2, steps: 2, ..t });
-        let latent = LatentSearch::BasinCma { generations: 2, steps: 2, final_steps: 4, told: Told::Refined, sigma: 1.0 };
+        let latent = LatentSearch::BasinCma {
+            generations: 2,
+            steps: 2,
+            final_steps: 4,
+            told: Told::Refined,
+            sigma: 1.0,
+            last: LastDescent::Fresh,
+        };
         let params = Params { profile: "test".into(), transform, latent, seeds: 4, ..paper };
         let scene = Scene { dir: tempfile::tempdir().expect("a temporary folder"), params };
         fs::create_dir(scene.path("data")).expect("writable");
@@ -37,8 +44,14 @@ impl Scene {
 
     /// A schedule that takes long enough to be interrupted.
     fn long(mut self) -> Scene {
-        self.params.latent =
-            LatentSearch::BasinCma { generations: 40, steps: 6, final_steps: 60, told: Told::Refined, sigma: 1.0 };
+        self.params.latent = LatentSearch::BasinCma {
+            generations: 40,
+            steps: 6,
+            final_steps: 60,
+            told: Told::Refined,
+            sigma: 1.0,
+            last: LastDescent::Fresh,
+        };
         self
     }
 

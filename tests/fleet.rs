@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use otlp::{Heard, Otlp, Span};
 use proto::keys::{Kind, Marker};
-use proto::{CrashPoint, LatentSearch, Params, ResultRecord, Told, TransformSearch, keys};
+use proto::{CrashPoint, LastDescent, LatentSearch, Params, ResultRecord, Told, TransformSearch, keys};
 use proxy::{Flow, Proxy};
 use queue::{Channel, Queue};
 use rabbitmq::RabbitMq;
@@ -302,11 +302,18 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn short() -> LatentSearch {
-    LatentSearch::BasinCma { generations: 2, steps: 2, final_steps: 4, told: Told::Refined, sigma: 1.0 }
+    LatentSearch::BasinCma { generations: 2, steps: 2, final_steps: 4, told: Told::Refined, sigma: 1.0, last: LastDescent::Fresh }
 }
 
 fn long() -> LatentSearch {
-    LatentSearch::BasinCma { generations: 60, steps: 6, final_steps: 60, told: Told::Refined, sigma: 1.0 }
+    LatentSearch::BasinCma {
+        generations: 60,
+        steps: 6,
+        final_steps: 60,
+        told: Told::Refined,
+        sigma: 1.0,
+        last: LastDescent::Fresh,
+    }
 }
 
 /// Asks the coordinator without the program, so that everything can be left out. Nobody there: an empty answer.
@@ -818,7 +825,14 @@ const CHAOS_WORKER: &[&str] = &["--batch-images", "2", "--checkpoint-every", "1"
 fn chaos(images: usize, faults: usize, seed: u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut fleet = Fleet::start_hostile(seed);
-    let latent = LatentSearch::BasinCma { generations: 10, steps: 4, final_steps: 20, told: Told::Refined, sigma: 1.0 };
+    let latent = LatentSearch::BasinCma {
+        generations: 10,
+        steps: 4,
+        final_steps: 20,
+        told: Told::Refined,
+        sigma: 1.0,
+        last: LastDescent::Fresh,
+    };
     let data = fleet.data(images, latent);
     (0..3).for_each(|_| fleet.start_chaos_worker());
     // So few that the run is not over before the faults, each of which takes some 4 s.

@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
+use coordinator::bootstrap::{Interval, interval};
 use projector::Lanes;
 use proto::{LatentSearch, Params};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use worker::LoadedModel;
 
@@ -17,7 +16,6 @@ const METHODS: [&str; 3] = ["BasinCMA + transform", "BasinCMA", "Adam"];
 /// Gradient steps of the Adam row (the authors' code).
 const ADAM_STEPS: u32 = 500;
 const BATCH: usize = 2;
-const RESAMPLES: usize = 10_000;
 
 /// L1 inside the box after inversion, for each method: mean over the seeds, and the best seed's.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,16 +54,6 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: u
     Ok(table(&cases))
 }
 
-/// Mean of paired differences and its 95 % interval.
-fn bootstrap(differences: &[f64]) -> (f64, f64, f64) {
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let n = differences.len();
-    let mut means: Vec<f64> =
-        (0..RESAMPLES).map(|_| (0..n).map(|_| differences[rng.random_range(0..n)]).sum::<f64>() / n as f64).collect();
-    means.sort_by(f64::total_cmp);
-    (differences.iter().sum::<f64>() / n as f64, means[RESAMPLES / 40], means[RESAMPLES - RESAMPLES / 40 - 1])
-}
-
 fn table(cases: &[&Case]) -> String {
     if cases.is_empty() {
         return "## Ordering of the methods\n\nNo case was run.\n".into();
@@ -85,7 +73,7 @@ fn table(cases: &[&Case]) -> String {
         | comparison | difference | interval |\n|---|---|---|\n";
     for (a, b) in [(0, 1), (1, 2), (0, 2)] {
         let differences: Vec<f64> = cases.iter().map(|c| c.mean[a] - c.mean[b]).collect();
-        let (mean, low, high) = bootstrap(&differences);
+        let Interval { mean, low, high } = interval(&differences).expect("there are cases");
         text += &format!("| {} against {} | {mean:.4} | {low:.4} to {high:.4} |\n", METHODS[a], METHODS[b]);
     }
     text

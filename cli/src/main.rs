@@ -19,11 +19,13 @@ macro_rules! note {
 mod asked;
 mod edit;
 mod fleet;
+mod local;
 mod models;
 mod plan;
 mod project;
 mod report;
 mod serve_edits;
+mod study;
 mod watch;
 
 use std::path::PathBuf;
@@ -90,6 +92,10 @@ enum Command {
     Doctor(fleet::Doctor),
     /// Tell how long a run takes, what it costs and how many workers finish it by a deadline, from what was measured.
     Plan(Box<plan::Args>),
+    /// Repeat the paper's experiments on a data set: all rows of a table as runs, and the table.
+    ///
+    /// Run it again to go on: finished rows are left alone, an unfinished one resumes. Exit code: as of `project`.
+    Study(study::Args),
     /// Fetch, convert, check and calibrate models.
     Models(models::Args),
     /// Print the parameters of a profile as JSON, to be changed and given to `project --params`.
@@ -139,6 +145,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => runtime()?.block_on(fleet::verify(args)),
         Command::Simulate(args) => fleet::simulate(&args),
         Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),
+        Command::Study(args) => runtime()?.block_on(study::run(args)),
         Command::Models(args) => models::run(args),
         Command::Plan(args) => runtime()?.block_on(plan::run(*args)),
         Command::Params { profile } => {

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod bootstrap;
 pub mod capacity;
 pub mod connections;
 pub mod dashboard;

@@ -3,7 +3,7 @@
 //! All are the same two phases: *explore* (CMA-ES over z, with or without a short descent) and *descend* (a long descent from what
 //! was found). Adam and L-BFGS have no first phase, CMA has no second.
 
-use proto::{LatentSearch as Params, LatentStart, Told};
+use proto::{LastDescent, LatentSearch as Params, LatentStart, Told};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -25,6 +25,10 @@ pub type Rows = Vec<Vec<f32>>;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LatentSearch {
     phase: Phase,
+    /// Lanes at the start.
+    seeds: usize,
+    /// Class vectors that the lanes begin with; `None`: that of the image's class.
+    starts: Option<Rows>,
     /// Smallest inverted loss of each generation.
     pub history: Vec<f64>,
     /// Loss of every step of the long descent, by seed.
@@ -37,6 +41,8 @@ enum Phase {
         cma: Box<Cma>,
         asked: Vec<Vec<f64>>,
         generation: u32,
+        /// Best first; only where the last descent begins with them.
+        best: Vec<Refined>,
     },
     Descend {
         z: Vec<Vec<f32>>,
@@ -55,37 +61,53 @@ enum Phase {
     },
     /// The encoder is asked where to start.
     Encode {
-        seeds: usize,
         latent_dim: usize,
         c0: Vec<f32>,
         sigma: f64,
     },
 }
 
+/// A refined point.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Refined {
+    inverted: f64,
+    z: Vec<f32>,
+    c: Vec<f32>,
+}
+
+/// Where the lanes begin with the class vector.
+#[derive(Clone, Copy, Debug)]
+pub struct ClassVectors<'a> {
+    /// Embedding of the image's class.
+    pub own: &'a [f32],
+    /// One for each lane; `None`: `own`.
+    pub each: Option<&'a Rows>,
+}
+
 impl LatentSearch {
-    /// Starts with `seeds` lanes. `c0` is the embedding of the image's class.
+    /// Starts with `seeds` lanes.
     pub fn new(
         params: &Params,
         start: LatentStart,
         seeds: usize,
         latent_dim: usize,
-        c0: &[f32],
+        c: ClassVectors,
         rng: &mut ChaCha8Rng,
     ) -> LatentSearch {
         let phase = match start {
-            LatentStart::Encoder { sigma } => Phase::Encode { seeds, latent_dim, c0: c0.to_vec(), sigma },
+            LatentStart::Encoder { sigma } => Phase::Encode { latent_dim, c0: c.own.to_vec(), sigma },
             LatentStart::Random => {
                 let mut random = || (0..seeds).map(|_| latent::truncated(latent_dim, rng)).collect();
                 let sigma = if let Params::BasinCma { sigma, .. } = params { *sigma } else { 1.0 };
-                begin(params, &mut random, (&vec![0.0; latent_dim], sigma), seeds, c0)
+                begin(params, &mut random, (&vec![0.0; latent_dim], sigma), seeds, c)
             }
         };
-        LatentSearch { phase, history: vec![], curves: vec![] }
+        LatentSearch { phase, seeds, starts: c.each.cloned(), history: vec![], curves: vec![] }
     }
 
     /// The next work under phi*; `None` when finished.
     pub fn ask(&mut self, params: &Params, transforms: Transforms, rng: &mut ChaCha8Rng) -> Option<Request> {
-        let request = |z, c, work| Some(Request { z, c, transforms, work });
+        let request = |z, c, work, exact| Some(Request { z, c, transforms, work, exact });
         let descend = |steps, adam, record| Work::Descend { steps, adam, track_inverted: false, record };
         match &mut self.phase {
             Phase::Explore { cma, asked, .. } => {
@@ -94,44 +116,58 @@ impl LatentSearch {
                     Params::BasinCma { steps, .. } => descend(*steps, None, false),
                     _ => Work::Evaluate,
                 };
-                request(latent::to_f32(asked), None, work)
+                request(latent::to_f32(asked), self.starts.clone(), work, false)
             }
             Phase::Descend { z, c, adam, done } => {
-                let steps = (descent_steps(params) - *done).min(DESCENT_CHUNK);
-                request(z.clone(), c.clone(), descend(steps, adam.clone(), true))
+                let rungs = rungs(params, self.seeds);
+                let next = rungs.iter().map(|rung| rung.until).find(|until| until > done);
+                let steps = (next.expect("a descent that is over is finished") - *done).min(DESCENT_CHUNK);
+                // What is reported is the end of a descent in float32.
+                let last = rungs.last().is_some_and(|rung| rung.until == *done + steps);
+                request(z.clone(), c.clone(), descend(steps, adam.clone(), true), last)
             }
             Phase::Lbfgs { lanes, latent_dim, .. } => {
                 let points: Vec<Vec<f32>> = lanes.iter().map(|l| l.point().iter().map(|&v| v as f32).collect()).collect();
                 let (z, c) = points.iter().map(|p| (p[..*latent_dim].to_vec(), p[*latent_dim..].to_vec())).unzip();
-                request(z, Some(c), Work::Gradient)
+                // A line search compares losses of points that are close.
+                request(z, Some(c), Work::Gradient, true)
             }
             Phase::Finished { .. } => None,
-            Phase::Encode { latent_dim, .. } => request(vec![vec![0.0; *latent_dim]], None, Work::Encode),
+            Phase::Encode { latent_dim, .. } => request(vec![vec![0.0; *latent_dim]], None, Work::Encode, true),
         }
     }
 
     /// Takes in what came of the last request.
     pub fn tell(&mut self, params: &Params, outcome: &Outcome, rng: &mut ChaCha8Rng) {
         match &mut self.phase {
-            Phase::Explore { cma, asked, generation } => {
+            Phase::Explore { cma, asked, generation, best } => {
                 match params {
                     Params::BasinCma { told: Told::Refined, .. } => cma.tell(&latent::to_f64(&outcome.z), &outcome.inverted),
                     _ => cma.tell(asked, &outcome.inverted),
                 }
                 self.history.push(latent::least(&outcome.inverted).0);
+                let refined = matches!(params, Params::BasinCma { last: LastDescent::Refined, .. });
+                if refined {
+                    keep_best(best, outcome, self.seeds);
+                }
                 *generation += 1;
                 let generations = match params {
                     Params::Cma { generations } => *generations,
                     Params::CmaAdam { generations, .. } | Params::BasinCma { generations, .. } => *generations,
-                    Params::Adam { .. } | Params::Lbfgs { .. } => 0,
+                    Params::Start | Params::Adam { .. } | Params::Lbfgs { .. } => 0,
                 };
                 if *generation >= generations {
-                    // One more draw: the long descent starts from fresh samples, not from the refined points.
-                    let z = latent::to_f32(&cma.ask(rng));
-                    self.phase = if descent_steps(params) == 0 {
-                        Phase::Finished { z, c: None }
+                    let (z, c) = if refined {
+                        let (z, c) = best.drain(..).map(|point| (point.z, point.c)).unzip();
+                        (z, Some(c))
                     } else {
-                        Phase::Descend { z, c: None, adam: None, done: 0 }
+                        // One more draw: the long descent starts from fresh samples, not from the refined points.
+                        (latent::to_f32(&cma.ask(rng)), self.starts.clone())
+                    };
+                    self.phase = if rungs(params, self.seeds).is_empty() {
+                        Phase::Finished { z, c }
+                    } else {
+                        Phase::Descend { z, c, adam: None, done: 0 }
                     };
                 }
             }
@@ -146,8 +182,18 @@ impl LatentSearch {
                 *c = Some(outcome.c.clone());
                 *adam = outcome.adam.clone();
                 *done += outcome.curves.first().map_or(0, |c| c.len() as u32);
-                if *done >= descent_steps(params) {
-                    self.phase = Phase::Finished { z: std::mem::take(z), c: c.take() };
+                let rungs = rungs(params, self.seeds);
+                match rungs.iter().find(|rung| rung.until > *done) {
+                    None => self.phase = Phase::Finished { z: std::mem::take(z), c: c.take() },
+                    Some(next) if next.lanes < z.len() => {
+                        let index = survivors(&outcome.loss, next.lanes);
+                        let pick = |rows: &Rows| index.iter().map(|&i| rows[i].clone()).collect::<Rows>();
+                        self.curves = pick(&self.curves);
+                        *c = c.as_ref().map(pick);
+                        *adam = adam.as_ref().map(|adam| adam.select(&index));
+                        *z = pick(z);
+                    }
+                    Some(_) => {}
                 }
             }
             Phase::Lbfgs { lanes, latent_dim, done } => {
@@ -166,12 +212,13 @@ impl LatentSearch {
                 }
             }
             Phase::Finished { .. } => {}
-            Phase::Encode { seeds, latent_dim, c0, sigma } => {
+            Phase::Encode { latent_dim, c0, sigma } => {
                 let (mean, spread) = (&outcome.z[0], *sigma);
                 let mut draw =
                     || (0..*latent_dim).map(|d| mean[d] + spread as f32 * rng.sample::<f32, _>(StandardNormal)).collect();
-                let mut around = || (0..*seeds).map(|_| draw()).collect();
-                self.phase = begin(params, &mut around, (mean, spread), *seeds, c0);
+                let mut around = || (0..self.seeds).map(|_| draw()).collect();
+                let c = ClassVectors { own: c0, each: self.starts.as_ref() };
+                self.phase = begin(params, &mut around, (mean, spread), self.seeds, c);
             }
         }
     }
@@ -191,27 +238,74 @@ impl LatentSearch {
 }
 
 /// The first phase of a method. Without CMA-ES it begins with what `draw` gives, with it around the mean.
-fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32], f64), seeds: usize, c0: &[f32]) -> Phase {
+fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32], f64), seeds: usize, c: ClassVectors) -> Phase {
     match params {
-        Params::Adam { .. } => Phase::Descend { z: draw(), c: None, adam: None, done: 0 },
+        Params::Start => Phase::Finished { z: draw(), c: c.each.cloned() },
+        Params::Adam { .. } => Phase::Descend { z: draw(), c: c.each.cloned(), adam: None, done: 0 },
         Params::Lbfgs { .. } => {
-            let start = |z: Vec<f32>| Lbfgs::new(z.into_iter().chain(c0.iter().copied()).map(f64::from).collect());
-            Phase::Lbfgs { lanes: draw().into_iter().map(start).collect(), latent_dim: mean.len(), done: 0 }
+            let start = |(i, z): (usize, Vec<f32>)| {
+                let c = c.each.map_or(c.own, |each| &each[i]);
+                Lbfgs::new(z.iter().chain(c).copied().map(f64::from).collect())
+            };
+            Phase::Lbfgs { lanes: draw().into_iter().enumerate().map(start).collect(), latent_dim: mean.len(), done: 0 }
         }
         Params::Cma { .. } | Params::CmaAdam { .. } | Params::BasinCma { .. } => {
             // CMA-ES needs some spread; one start without any is a descent's.
             let cma = Cma::new(mean.iter().map(|&v| f64::from(v)).collect(), sigma.max(1e-6), Some(seeds));
-            Phase::Explore { cma: Box::new(cma), asked: vec![], generation: 0 }
+            Phase::Explore { cma: Box::new(cma), asked: vec![], generation: 0, best: vec![] }
         }
     }
 }
 
-fn descent_steps(params: &Params) -> u32 {
-    match params {
-        Params::Adam { steps } | Params::CmaAdam { steps, .. } => *steps,
-        Params::BasinCma { final_steps, .. } => *final_steps,
-        Params::Lbfgs { .. } | Params::Cma { .. } => 0,
+/// Adds what a generation was refined to, and keeps `seeds` points of all.
+fn keep_best(best: &mut Vec<Refined>, outcome: &Outcome, seeds: usize) {
+    let points = outcome.inverted.iter().zip(&outcome.z).zip(&outcome.c);
+    best.extend(points.map(|((&inverted, z), c)| Refined { inverted, z: z.clone(), c: c.clone() }));
+    best.retain(|point| point.inverted.is_finite());
+    best.sort_by(|a, b| a.inverted.total_cmp(&b.inverted));
+    best.truncate(seeds);
+}
+
+/// Lanes that go on, in their order: those with the smallest losses.
+fn survivors(losses: &[f64], lanes: usize) -> Vec<usize> {
+    let mut index: Vec<usize> = (0..losses.len()).collect();
+    let rank = |i: usize| if losses[i].is_finite() { losses[i] } else { f64::INFINITY };
+    index.sort_by(|&a, &b| rank(a).total_cmp(&rank(b)));
+    index.truncate(lanes);
+    index.sort_unstable();
+    index
+}
+
+/// A part of the last descent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rung {
+    lanes: usize,
+    /// Steps of the descent after which it ends.
+    until: u32,
+}
+
+/// The parts of the last descent; none: the method has no such.
+fn rungs(params: &Params, seeds: usize) -> Vec<Rung> {
+    let (steps, halving) = match params {
+        Params::Adam { steps } | Params::CmaAdam { steps, .. } => (*steps, false),
+        Params::BasinCma { final_steps, last, .. } => (*final_steps, *last == LastDescent::Halving),
+        Params::Start | Params::Lbfgs { .. } | Params::Cma { .. } => return vec![],
+    };
+    if !halving {
+        return vec![Rung { lanes: seeds, until: steps }];
     }
+    let total = seeds as u64 * u64::from(steps);
+    let (mut left, mut lanes, mut until) = (total, seeds, 0);
+    let mut rungs = Vec::new();
+    for last in [false, false, true] {
+        let share = if last { left } else { total / 3 };
+        let steps = share / lanes as u64;
+        left -= steps * lanes as u64;
+        until += steps as u32;
+        rungs.push(Rung { lanes, until });
+        lanes = lanes.div_ceil(2);
+    }
+    rungs
 }
 
 fn lbfgs_evaluations(params: &Params) -> u32 {
@@ -223,14 +317,54 @@ fn lbfgs_evaluations(params: &Params) -> u32 {
 
 /// Lane-steps of stage two for `seeds` lanes: one forward (and backward) pass of one lane each.
 pub fn lane_steps(params: &Params, seeds: u64) -> u64 {
-    let passes = match params {
-        Params::Adam { steps } => u64::from(*steps),
+    let explore = match params {
+        Params::Start | Params::Adam { .. } => 0,
         Params::Lbfgs { evaluations } => u64::from(*evaluations),
-        Params::Cma { generations } => u64::from(*generations),
-        Params::CmaAdam { generations, steps } => u64::from(*generations) + u64::from(*steps),
-        Params::BasinCma { generations, steps, final_steps, .. } => {
-            u64::from(*generations) * u64::from(*steps) + u64::from(*final_steps)
-        }
+        Params::Cma { generations } | Params::CmaAdam { generations, .. } => u64::from(*generations),
+        Params::BasinCma { generations, steps, .. } => u64::from(*generations) * u64::from(*steps),
     };
-    passes.saturating_mul(seeds)
+    let mut before = 0;
+    let descend = rungs(params, seeds as usize).into_iter().map(|Rung { lanes, until }| {
+        let steps = until - std::mem::replace(&mut before, until);
+        lanes as u64 * u64::from(steps)
+    });
+    explore.saturating_mul(seeds) + descend.sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn basin(final_steps: u32, last: LastDescent) -> Params {
+        Params::BasinCma { generations: 30, steps: 30, final_steps, told: Told::Refined, sigma: 1.0, last }
+    }
+
+    #[test]
+    fn halving_spends_as_much_on_fewer_seeds() {
+        let rungs = rungs(&basin(300, LastDescent::Halving), 18);
+        let rung = |lanes, until| Rung { lanes, until };
+        assert_eq!(rungs, [rung(18, 100), rung(9, 300), rung(5, 660)]);
+        for (seeds, steps) in [(18, 300), (18, 40), (18, 3), (3, 3), (4, 5), (7, 1000)] {
+            let plain = lane_steps(&basin(steps, LastDescent::Fresh), seeds);
+            let halved = lane_steps(&basin(steps, LastDescent::Halving), seeds);
+            assert!(halved <= plain && plain - halved < seeds, "{seeds} seeds, {steps} steps: {halved} of {plain}");
+        }
+    }
+
+    #[test]
+    fn the_better_half_goes_on_in_its_order() {
+        assert_eq!(survivors(&[3.0, f64::NAN, 1.0, 2.0, f64::INFINITY], 3), [0, 2, 3]);
+    }
+
+    #[test]
+    fn the_best_refined_points_of_all_generations_are_kept() {
+        let mut best = vec![];
+        for inverted in [vec![3.0, 1.0], vec![f64::NAN, 2.0], vec![0.5, 9.0]] {
+            let rows: Rows = inverted.iter().map(|&v| vec![v as f32]).collect();
+            let outcome = Outcome { inverted, z: rows.clone(), c: rows, ..Default::default() };
+            keep_best(&mut best, &outcome, 2);
+        }
+        let kept: Vec<(f64, f32, f32)> = best.iter().map(|point| (point.inverted, point.z[0], point.c[0])).collect();
+        assert_eq!(kept, [(0.5, 0.5, 0.5), (1.0, 1.0, 1.0)]);
+    }
 }

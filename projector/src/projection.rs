@@ -3,16 +3,17 @@
 //! Images advance side by side and never touch each other: each has its own state and its own random numbers, so the answer for an
 //! image does not depend on what is projected beside it. Between two steps the caller may stop, save, or look.
 
-use proto::{History, Params, Transform};
-use rand::SeedableRng;
+use proto::{ClassStart, History, Params, Transform};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::cma::Cma;
 use crate::fine_tune::{self, Dropped, Setting, Tuned, Tuning};
 use crate::lanes::{DeviceError, Lanes, Method, Model, Outcome, Request, Transforms, Work};
-use crate::latent_search::{self, LatentSearch, Rows};
+use crate::latent_search::{self, ClassVectors, LatentSearch, Rows};
 use crate::mask::{self, ObjectStatistics};
 use crate::target::Target;
 use crate::transform_search::TransformSearch;
@@ -149,12 +150,17 @@ impl Projection {
         let shape =
             Shape { latent_dim: model.generator.latent_dim() as usize, resolution: model.generator.resolution() as usize };
         let embeddings: Vec<Vec<f32>> = targets.iter().map(|t| embedding(model, t)).collect();
-        let images = targets.iter().zip(&embeddings).map(|(t, c0)| start(params, statistics, shape, t, c0)).collect();
+        let start = |(t, own): (&Target, &Vec<f32>)| {
+            let each = class_starts(params, model, t);
+            start(params, statistics, shape, t, ClassVectors { own, each: each.as_ref() })
+        };
+        let images = targets.iter().zip(&embeddings).map(start).collect();
         Projection {
             method: Method {
                 loss: params.loss.clone(),
                 descent: params.descent.clone(),
                 align_corners: params.transform.as_ref().is_some_and(|t| t.align_corners),
+                precision: params.precision,
             },
             params: params.clone(),
             glimpses: targets.iter().map(|_| None).collect(),
@@ -197,7 +203,7 @@ impl Projection {
         let state = &mut self.images[image];
         assert_eq!(state.lane_steps, 0, "the image has been stepped");
         state.transform = Some(transform);
-        state.stage = Stage::Latent(latent_search(&self.params, state.shape, &self.embeddings[image], &mut state.rng));
+        state.stage = Stage::Latent(latent_search(&self.params, state.shape, own(&self.embeddings[image]), &mut state.rng));
     }
 
     /// Whether every image is finished.
@@ -276,7 +282,10 @@ impl Projection {
         let seen = self.glimpses.iter().zip(&self.targets).filter_map(|(g, target)| Some((target, g.as_ref()?)));
         let requests = seen.map(|(target, Glimpse { z, c, transforms })| {
             let z: Vec<f32> = z.iter().map(|v| v.clamp(-self.limit, self.limit)).collect();
-            (target, Request { z: vec![z], c: Some(vec![c.clone()]), transforms: transforms.clone(), work: Work::Render })
+            (
+                target,
+                Request { z: vec![z], c: Some(vec![c.clone()]), transforms: transforms.clone(), work: Work::Render, exact: true },
+            )
         });
         let mut outcomes = lanes.run(&self.method, requests.collect())?.into_iter();
         let mut inverted = || outcomes.next().map(|outcome| outcome.rendered.into_iter().next().expect("one lane").inverted);
@@ -378,14 +387,14 @@ fn passes(request: &Request) -> u64 {
     }
 }
 
-fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &Target, c0: &[f32]) -> Checkpoint {
+fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &Target, c: ClassVectors) -> Checkpoint {
     let mut rng = ChaCha8Rng::seed_from_u64(target.seed);
     let stage = match &params.transform {
         Some(t) => {
             let initial = mask::initial_transform(target.bbox, shape.resolution as i64, statistics, t);
             Stage::Transform(Box::new(TransformSearch::new(t, &initial)))
         }
-        None => Stage::Latent(latent_search(params, shape, c0, &mut rng)),
+        None => Stage::Latent(latent_search(params, shape, c, &mut rng)),
     };
     Checkpoint {
         shape,
@@ -399,8 +408,29 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
     }
 }
 
-fn latent_search(params: &Params, shape: Shape, c0: &[f32], rng: &mut ChaCha8Rng) -> LatentSearch {
-    LatentSearch::new(&params.latent, params.start, params.seeds as usize, shape.latent_dim, c0, rng)
+fn latent_search(params: &Params, shape: Shape, c: ClassVectors, rng: &mut ChaCha8Rng) -> LatentSearch {
+    LatentSearch::new(&params.latent, params.start, params.seeds as usize, shape.latent_dim, c, rng)
+}
+
+fn own(embedding: &[f32]) -> ClassVectors<'_> {
+    ClassVectors { own: embedding, each: None }
+}
+
+/// Class vectors that the seeds begin with, where it is not that of the image's class. They have random numbers of their own, so
+/// that z begins as it does without.
+fn class_starts(params: &Params, model: &Model, target: &Target) -> Option<Rows> {
+    let mut rng = ChaCha8Rng::seed_from_u64(target.seed);
+    rng.set_stream(1);
+    let (classes, width) = (model.generator.num_classes(), model.generator.embed_dim());
+    let mut draw = || match params.class_start {
+        ClassStart::Class => None,
+        ClassStart::RandomClass => {
+            let other = (target.class + rng.random_range(1..classes.max(2))) % classes;
+            Some(Vec::try_from(model.generator.embed(other)).expect("an embedding is a vector of floats"))
+        }
+        ClassStart::Gaussian => Some((0..width).map(|_| rng.sample::<f32, _>(StandardNormal)).collect()),
+    };
+    (0..params.seeds).map(|_| draw()).collect()
 }
 
 fn embedding(model: &Model, target: &Target) -> Vec<f32> {
@@ -423,7 +453,7 @@ impl Checkpoint {
     fn answer(&self, limit: f32) -> Request {
         let (z, c) = self.result().expect("a finished image that has not diverged has a result");
         let z = z.iter().map(|z| z.iter().map(|v| v.clamp(-limit, limit)).collect()).collect();
-        Request { z, c: c.cloned(), transforms: self.transforms(), work: Work::Render }
+        Request { z, c: c.cloned(), transforms: self.transforms(), work: Work::Render, exact: true }
     }
 
     fn transforms(&self) -> Transforms {
@@ -463,7 +493,7 @@ impl Checkpoint {
                 if search.finished(t) {
                     self.transform = Some(search.transform(t));
                     self.transform_history = std::mem::take(&mut search.history);
-                    self.stage = Stage::Latent(latent_search(params, self.shape, c0, &mut self.rng));
+                    self.stage = Stage::Latent(latent_search(params, self.shape, own(c0), &mut self.rng));
                 }
             }
             Stage::Latent(search) => search.tell(&params.latent, outcome, &mut self.rng),

@@ -22,9 +22,9 @@ pub use model::{
     ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256, relaxed,
 };
 pub use params::{
-    ClassSource, ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LatentSearch, LatentStart,
-    Loss, MaskMode, MaskSource, Object, Params, Regulariser, SpatialTransform, Told, TransformChoice, TransformSearch,
-    TransformStart,
+    ClassSource, ClassStart, ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LastDescent,
+    LatentSearch, LatentStart, Loss, MaskMode, MaskSource, Object, Params, Precision, Regulariser, SpatialTransform, Told,
+    TransformChoice, TransformSearch, TransformStart,
 };
 pub use result::{
     Detected, Failure, FailureReason, FineTuned, Found, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain,

@@ -28,9 +28,29 @@ pub struct Params {
     /// Where the search for z starts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub start: LatentStart,
+    /// Where the search for c starts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub class_start: ClassStart,
+    /// How the networks round while they search.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
     /// Equation 6 after the search; `None` leaves the generator as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fine_tune: Option<FineTune>,
+}
+
+/// How the networks round while they search. z, c, normalisations, losses and Adam are float32 always, as are the last steps of the
+/// last descent and all that is reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// float32.
+    #[default]
+    Fp32,
+    /// float32 in memory; the factors of products and convolutions are rounded to ten bits where the GPU can. On a CPU as `Fp32`.
+    Tf32,
+    /// Weights and activations of generator and perceptual network in bfloat16.
+    Bf16,
 }
 
 /// What of an image is projected, and as what (paper, Section 3.4).
@@ -109,6 +129,19 @@ pub enum LatentStart {
         /// Their standard deviation, also CMA-ES' own first one (legacy: 0.5).
         sigma: f64,
     },
+}
+
+/// Where the search for c starts (Table 2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassStart {
+    /// The embedding of the image's class, the same for all seeds.
+    #[default]
+    Class,
+    /// The embedding of a random class that is not the image's, drawn for each seed.
+    RandomClass,
+    /// A draw from N(0, I) for each seed.
+    Gaussian,
 }
 
 /// Equation 4: masked L1 plus beta times masked LPIPS.
@@ -249,6 +282,8 @@ pub enum TransformChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case", deny_unknown_fields)]
 pub enum LatentSearch {
+    /// No search: the result is where it would start.
+    Start,
     /// Adam from random starts.
     Adam {
         /// Gradient steps.
@@ -283,7 +318,24 @@ pub enum LatentSearch {
         told: Told,
         /// Standard deviation of the first generation.
         sigma: f64,
+        /// How the last descent begins and goes on.
+        #[serde(default, skip_serializing_if = "is_default")]
+        last: LastDescent,
     },
+}
+
+/// The last descent of BasinCMA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LastDescent {
+    /// From fresh samples of CMA-ES (paper, the authors' code).
+    #[default]
+    Fresh,
+    /// From the best refined points of all generations, with the class vectors that were refined with them. Ours.
+    Refined,
+    /// From fresh samples, of which the better half goes on after a third of the lane-steps, and again of these. The same lane-steps
+    /// in all; seeds that were given up are not in the result. Ours.
+    Halving,
 }
 
 /// Points told to CMA-ES by BasinCMA.
@@ -408,11 +460,20 @@ impl Params {
                 fitness: Fitness::Minimum,
                 choice: TransformChoice::Mean,
             }),
-            latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told: Told::Refined, sigma: 1.0 },
+            latent: LatentSearch::BasinCma {
+                generations: 30,
+                steps: 30,
+                final_steps: 300,
+                told: Told::Refined,
+                sigma: 1.0,
+                last: LastDescent::Fresh,
+            },
             seeds: 18,
             descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
             object: Object::default(),
             start: LatentStart::Random,
+            class_start: ClassStart::Class,
+            precision: Precision::Fp32,
             fine_tune: None,
         }
     }
@@ -436,7 +497,14 @@ impl Params {
                 fitness: Fitness::Last,
                 choice: TransformChoice::Best,
             }),
-            latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told: Told::Sampled, sigma: 1.0 },
+            latent: LatentSearch::BasinCma {
+                generations: 30,
+                steps: 30,
+                final_steps: 300,
+                told: Told::Sampled,
+                sigma: 1.0,
+                last: LastDescent::Fresh,
+            },
             seeds: 18,
             descent: Descent { lr_c: 0.01, ..paper.descent },
             ..paper
@@ -449,7 +517,14 @@ impl Params {
         Params {
             profile: "fast".into(),
             transform: paper.transform.map(|t| TransformSearch { generations: 20, steps: 10, ..t }),
-            latent: LatentSearch::BasinCma { generations: 12, steps: 15, final_steps: 100, told: Told::Refined, sigma: 1.0 },
+            latent: LatentSearch::BasinCma {
+                generations: 12,
+                steps: 15,
+                final_steps: 100,
+                told: Told::Refined,
+                sigma: 1.0,
+                last: LastDescent::Fresh,
+            },
             ..paper
         }
     }
@@ -531,7 +606,12 @@ impl Params {
                 _ => {}
             }
         }
+        // Stage one and the encoder have no seeds, and need a class vector.
+        if self.class_start != ClassStart::Class && (self.transform.is_some() || self.start != LatentStart::Random) {
+            return Err(problem("class_start", "needs a random start of z, and no transform".into()));
+        }
         match &self.latent {
+            LatentSearch::Start => Ok(()),
             LatentSearch::Adam { steps } => count("latent.steps", *steps, 1, 1_000_000),
             LatentSearch::Lbfgs { evaluations } => count("latent.evaluations", *evaluations, 1, 1_000_000),
             LatentSearch::Cma { generations } => {
@@ -543,10 +623,12 @@ impl Params {
                 count("latent.steps", *steps, 1, 1_000_000)?;
                 count("seeds", self.seeds, 3, 4096)
             }
-            LatentSearch::BasinCma { generations, steps, final_steps, sigma, .. } => {
+            LatentSearch::BasinCma { generations, steps, final_steps, sigma, last, .. } => {
                 count("latent.generations", *generations, 1, 100_000)?;
                 count("latent.steps", *steps, 1, 100_000)?;
-                count("latent.final_steps", *final_steps, 1, 1_000_000)?;
+                // One for each third of the lane-steps.
+                let least = if *last == LastDescent::Halving { 3 } else { 1 };
+                count("latent.final_steps", *final_steps, least, 1_000_000)?;
                 in_range("latent.sigma", *sigma, 1e-6, 100.0)?;
                 count("seeds", self.seeds, 3, 4096)
             }
@@ -590,11 +672,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_at_its_default_is_not_written_so_that_digests_stay() {
+        let json = Params::paper().to_json();
+        assert!(!json.contains("class_start") && !json.contains("last") && !json.contains("precision"), "{json}");
+        let last = LastDescent::Halving;
+        let latent = LatentSearch::BasinCma { generations: 1, steps: 1, final_steps: 3, told: Told::Refined, sigma: 1.0, last };
+        let ours = Params { latent, transform: None, class_start: ClassStart::Gaussian, ..Params::paper() };
+        assert_eq!(Params::from_json(&ours.to_json()).expect("valid"), ours);
+        let start = Params { latent: LatentSearch::Start, ..Params::paper() };
+        assert_eq!(Params::from_json(&start.to_json()).expect("valid"), start);
+    }
+
+    #[test]
     fn values_that_make_no_sense_are_refused() {
         let params = Params { seeds: 0, ..Params::paper() };
         assert_eq!(params.validate().unwrap_err().to_string(), "params: seeds is 0, not in 1 to 4096");
         let mut params = Params::paper();
         params.descent.lr_z = f64::NAN;
         assert!(params.validate().is_err());
+        let params = Params { class_start: ClassStart::Gaussian, ..Params::paper() };
+        assert!(params.validate().unwrap_err().to_string().contains("class_start"));
     }
 }

@@ -1,6 +1,6 @@
 //! A small convolutional classifier. It predicts the class, and its feature maps serve as perceptual network.
 //!
-//! Five 3x3 convolutions with batch normalisation, which is folded into the convolutions at export: the exported network is
+//! 3x3 convolutions with batch normalisation, which is folded into the convolutions at export: the exported network is
 //! `features.{i}.{weight,bias}` (convolution, ReLU, max-pooling, as in torchvision's AlexNet) and `classifier.{weight,bias}`.
 
 use anyhow::Result;
@@ -10,12 +10,47 @@ use rand_chacha::ChaCha8Rng;
 use tch::nn::{self, ModuleT, OptimizerConfig};
 use tch::{Kind, Tensor, no_grad};
 
-use crate::data::Split;
+use crate::data::{SIZE, Split};
 
-/// Output channels of each convolution.
-pub const CHANNELS: [i64; 5] = [16, 48, 96, 96, 128];
-/// A 2x2 max-pooling follows these convolutions.
-pub const POOL_AFTER: [bool; 5] = [true, true, false, true, false];
+/// A stack of convolutions.
+#[derive(Clone, Copy, Debug)]
+pub struct Stack(pub &'static [Conv]);
+
+/// A convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv {
+    /// Output channels.
+    pub channels: i64,
+    /// Whether a 2x2 max-pooling follows.
+    pub pool: bool,
+    /// Whether LPIPS compares its output.
+    pub tap: bool,
+}
+
+/// Of the bundled model: as AlexNet, each convolution is compared.
+pub const MODEL: Stack =
+    Stack(&[compared(16, true), compared(48, true), compared(96, false), compared(96, true), compared(128, false)]);
+/// Of the judge: as VGG, pairs of convolutions, of which the second is compared.
+pub const JUDGE: Stack = Stack(&[
+    Conv { channels: 16, pool: false, tap: false },
+    compared(16, true),
+    Conv { channels: 32, pool: false, tap: false },
+    compared(32, true),
+    Conv { channels: 64, pool: false, tap: false },
+    compared(64, true),
+]);
+
+const fn compared(channels: i64, pool: bool) -> Conv {
+    Conv { channels, pool, tap: true }
+}
+
+impl Stack {
+    /// Values of the last feature map.
+    fn outputs(self) -> i64 {
+        let pools = self.0.iter().filter(|conv| conv.pool).count();
+        self.0.last().map_or(3, |conv| conv.channels) * (SIZE >> pools).pow(2)
+    }
+}
 
 const LEARNING_RATE: f64 = 4e-3;
 const WEIGHT_DECAY: f64 = 5e-2;
@@ -30,6 +65,7 @@ const POLISH_DROPOUT: f64 = 0.25;
 
 /// The classifier under training.
 pub struct Classifier {
+    stack: Stack,
     convs: Vec<(nn::Conv2D, nn::BatchNorm)>,
     linear: nn::Linear,
     dropout: f64,
@@ -37,49 +73,54 @@ pub struct Classifier {
 
 impl Classifier {
     /// Builds the network under `vs`.
-    pub fn new(vs: &nn::Path) -> Classifier {
+    pub fn new(vs: &nn::Path, stack: Stack) -> Classifier {
         let mut input = 3;
-        let convs = CHANNELS
+        let convs = stack
+            .0
             .iter()
             .enumerate()
-            .map(|(i, &output)| {
+            .map(|(i, &Conv { channels, .. })| {
                 let config = nn::ConvConfig { padding: 1, bias: false, ..Default::default() };
-                let conv = nn::conv2d(vs / "conv" / i, input, output, 3, config);
-                input = output;
-                (conv, nn::batch_norm2d(vs / "bn" / i, output, Default::default()))
+                let conv = nn::conv2d(vs / "conv" / i, input, channels, 3, config);
+                input = channels;
+                (conv, nn::batch_norm2d(vs / "bn" / i, channels, Default::default()))
             })
             .collect();
-        let linear = nn::linear(vs / "classifier", input * 16, 10, Default::default());
-        Classifier { convs, linear, dropout: DROPOUT }
+        let linear = nn::linear(vs / "classifier", stack.outputs(), 10, Default::default());
+        Classifier { stack, convs, linear, dropout: DROPOUT }
     }
 
     /// `[n, 3, 32, 32]` -> logits `[n, 10]`.
     pub fn forward(&self, images: &Tensor, train: bool) -> Tensor {
         let mut x = images.shallow_clone();
-        for ((conv, bn), pool) in self.convs.iter().zip(POOL_AFTER) {
+        for ((conv, bn), Conv { pool, .. }) in self.convs.iter().zip(self.stack.0) {
             x = bn.forward_t(&x.apply(conv), train).relu();
-            if pool {
+            if *pool {
                 x = x.max_pool2d_default(2);
             }
         }
         x.flatten(1, -1).dropout(self.dropout, train).apply(&self.linear)
     }
 
-    /// The exported tensors by name, batch normalisation folded.
-    pub fn export(&self) -> Vec<(String, Tensor)> {
+    /// The feature network's tensors by name, batch normalisation folded.
+    pub fn features(&self) -> Vec<(String, Tensor)> {
         let mut tensors = Vec::new();
         let mut index = 0;
-        for ((conv, bn), pool) in self.convs.iter().zip(POOL_AFTER) {
+        for ((conv, bn), Conv { pool, .. }) in self.convs.iter().zip(self.stack.0) {
             let scale = bn.ws.as_ref().expect("affine") / (&bn.running_var + BN_EPS).sqrt();
             let weight = &conv.ws * scale.view([-1, 1, 1, 1]);
             let bias = bn.bs.as_ref().expect("affine") - &bn.running_mean * &scale;
             tensors.push((format!("features.{index}.weight"), weight.detach()));
             tensors.push((format!("features.{index}.bias"), bias.detach()));
-            index += if pool { 3 } else { 2 };
+            index += if *pool { 3 } else { 2 };
         }
-        tensors.push(("classifier.weight".into(), self.linear.ws.detach()));
-        tensors.push(("classifier.bias".into(), self.linear.bs.as_ref().expect("bias").detach()));
         tensors
+    }
+
+    /// The class predictor's tensors by name.
+    pub fn head(&self) -> [(String, Tensor); 2] {
+        let bias = self.linear.bs.as_ref().expect("bias");
+        [("classifier.weight".into(), self.linear.ws.detach()), ("classifier.bias".into(), bias.detach())]
     }
 }
 

@@ -14,7 +14,7 @@ use proto::{
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::class_variance;
-use crate::classifier::{CHANNELS, Classifier, POOL_AFTER, accuracy};
+use crate::classifier::{self, Classifier, Conv, Stack, accuracy};
 use crate::data::{CLASSES, SIZE, SUPER_CLASSES, Split};
 use crate::gan::{Average, averaged_generator};
 use crate::generator::Config;
@@ -60,7 +60,7 @@ pub fn export(
 ) -> Result<Measured> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let perceptual = write_perceptual(classifier, out)?;
-    let perceptual_config = perceptual_config();
+    let perceptual_config = perceptual_config(classifier::MODEL);
     let perceptual_map: BTreeMap<String, Tensor> = perceptual.into_iter().collect();
     let mut weights = Weights::new(perceptual_map.iter().map(|(n, t)| (n.clone(), t.shallow_clone())));
     let lpips = Lpips::load(&perceptual_config, &mut weights)?;
@@ -102,15 +102,23 @@ pub fn export(
 
 /// Writes the perceptual network; returns its tensors.
 fn write_perceptual(classifier: &Classifier, out: &Path) -> Result<Vec<(String, Tensor)>> {
-    let mut tensors = classifier.export();
-    for (k, channels) in CHANNELS.iter().enumerate() {
-        // No human judgements exist for this network: every channel counts the same.
-        let head = Tensor::full([1, *channels, 1, 1], HEAD, (Kind::Float, Device::Cpu));
-        tensors.push((format!("lin{k}.model.1.weight"), head));
-    }
-    write_safetensors(&out.join("perceptual.safetensors"), &tensors)?;
-    write_json(&out.join("perceptual.json"), &perceptual_config())?;
+    let tensors = classifier.features().into_iter().chain(classifier.head()).chain(heads(classifier::MODEL)).collect::<Vec<_>>();
+    write_network(&tensors, classifier::MODEL, out)?;
     Ok(tensors)
+}
+
+/// LPIPS' heads. No human judgements exist for these networks: every channel counts the same.
+pub fn heads(stack: Stack) -> impl Iterator<Item = (String, Tensor)> {
+    stack.0.iter().filter(|conv| conv.tap).enumerate().map(|(k, conv)| {
+        let head = Tensor::full([1, conv.channels, 1, 1], HEAD, (Kind::Float, Device::Cpu));
+        (format!("lin{k}.model.1.weight"), head)
+    })
+}
+
+/// Writes `perceptual.safetensors` and `perceptual.json`.
+pub fn write_network(tensors: &[(String, Tensor)], stack: Stack, out: &Path) -> Result<()> {
+    write_safetensors(&out.join("perceptual.safetensors"), tensors)?;
+    write_json(&out.join("perceptual.json"), &perceptual_config(stack))
 }
 
 /// Writes `model.json` for the files that are there, without what belonged to a former generator. Returns the model's name.
@@ -149,11 +157,11 @@ fn write_manifest(objects: ObjectsManifest, out: &Path) -> Result<String> {
     Ok(name)
 }
 
-fn perceptual_config() -> lpips::Config {
+fn perceptual_config(stack: Stack) -> lpips::Config {
     let mut layers = Vec::new();
     let mut index = 0;
-    for (channels, pool) in CHANNELS.into_iter().zip(POOL_AFTER) {
-        layers.push(lpips::Layer::Conv { index, channels, kernel: 3, stride: 1, padding: 1, tap: true });
+    for &Conv { channels, pool, tap } in stack.0 {
+        layers.push(lpips::Layer::Conv { index, channels, kernel: 3, stride: 1, padding: 1, tap });
         index += 2;
         if pool {
             layers.push(lpips::Layer::MaxPool { kernel: 2, stride: 2, ceil: false });
@@ -314,7 +322,7 @@ pub fn random_model(out: &Path) {
     crate::generator::Generator::new(&mut vars, &config);
     write_safetensors(&out.join("generator.safetensors"), &with_statistics(&config, &vars.tensors()).unwrap()).unwrap();
     write_json(&out.join("config.json"), &config).unwrap();
-    let classifier = tch::nn::VarStore::new(Device::Cpu);
-    write_perceptual(&Classifier::new(&classifier.root()), out).unwrap();
+    let vs = tch::nn::VarStore::new(Device::Cpu);
+    write_perceptual(&Classifier::new(&vs.root(), classifier::MODEL), out).unwrap();
     write_manifest(ObjectsManifest { center: (16.0, 16.0), size: (20.0, 20.0) }, out).unwrap();
 }

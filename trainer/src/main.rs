@@ -10,6 +10,7 @@ mod encoder;
 mod export;
 mod gan;
 mod generator;
+mod judge;
 mod samples;
 mod vars;
 
@@ -19,7 +20,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
-use crate::classifier::Classifier;
+use crate::classifier::{Classifier, MODEL};
 use crate::data::{CLASSES, Split};
 use crate::generator::fashion32;
 
@@ -80,11 +81,32 @@ enum Command {
         #[arg(long, default_value_t = 25.0)]
         minutes: f64,
     },
-    /// Writes the sample data set.
+    /// Trains a second perceptual network, which judges what the first one led to.
+    Judge {
+        /// Where to.
+        #[arg(long, default_value = "models/fashion32-vgg")]
+        out: PathBuf,
+        /// Epochs with shifted images.
+        #[arg(long, default_value_t = 2)]
+        epochs: u32,
+        /// Epochs after them without.
+        #[arg(long, default_value_t = 1)]
+        polish: u32,
+    },
+    /// Writes the sample data set, or another one of images that are not in it.
     Samples {
         /// Where to.
         #[arg(long, default_value = "samples")]
         out: PathBuf,
+        /// Which images: half of each, or one kind only.
+        #[arg(long, value_enum, default_value_t = samples::Kind::Both)]
+        kind: samples::Kind,
+        /// How many.
+        #[arg(long, default_value_t = 64)]
+        number: usize,
+        /// Images that are left out before the first one: the sample data set has the first 64.
+        #[arg(long, default_value_t = 0)]
+        after: usize,
     },
 }
 
@@ -97,7 +119,7 @@ fn main() -> Result<()> {
         Command::Classifier { epochs, polish } => {
             tch::manual_seed(args.seed as i64);
             let mut vs = nn::VarStore::new(Device::Cpu);
-            let mut net = Classifier::new(&vs.root());
+            let mut net = Classifier::new(&vs.root(), MODEL);
             let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
             let data = (&train, &test);
             let half_way = args.work.join("classifier-train.safetensors");
@@ -113,7 +135,7 @@ fn main() -> Result<()> {
         }
         Command::Gan { steps } => {
             let mut vs = nn::VarStore::new(Device::Cpu);
-            let net = Classifier::new(&vs.root());
+            let net = Classifier::new(&vs.root(), MODEL);
             vs.load(&classifier_path).context("train the classifier first")?;
             let data = Split::train(&args.data)?;
             let config = fashion32();
@@ -131,7 +153,7 @@ fn main() -> Result<()> {
         Command::Export { out } => {
             tch::manual_seed(args.seed as i64);
             let mut vs = nn::VarStore::new(Device::Cpu);
-            let net = Classifier::new(&vs.root());
+            let net = Classifier::new(&vs.root(), MODEL);
             vs.load(&classifier_path).context("train the classifier first")?;
             let (average, steps) = gan::read_average(&args.work.join("gan.safetensors"))?;
             let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
@@ -141,7 +163,11 @@ fn main() -> Result<()> {
         }
         Command::Directions { model, steps } => directions::run(&model, (steps, directions::MEASURED), args.seed)?,
         Command::Encoder { model, minutes } => encoder::run(&model, (minutes, encoder::MEASURED), &args.work, args.seed)?,
-        Command::Samples { out } => samples::write(&Split::test(&args.data)?, &out, args.seed)?,
+        Command::Judge { out, epochs, polish } => judge::run(&args.data, &out, (epochs, polish), args.seed)?,
+        Command::Samples { out, kind, number, after } => {
+            let choice = samples::Choice { kind, number, after };
+            samples::write(&Split::test(&args.data)?, &out, choice, args.seed)?;
+        }
     }
     Ok(())
 }

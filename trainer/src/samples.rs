@@ -1,7 +1,6 @@
 //! The sample data set: real test images as PNG with annotations in COCO's format, half of them as the generator knows
 //! them, half smaller, darker and off the centre of a larger canvas, so that the transform search has work to do.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -14,8 +13,6 @@ use serde::Serialize;
 
 use crate::data::{CLASSES, SIZE, Split};
 
-/// Images of each half.
-const HALF: usize = 32;
 /// Width and height of the larger canvas.
 const CANVAS: u32 = 64;
 /// Width of the image on the canvas, in canvas widths.
@@ -25,6 +22,39 @@ const BRIGHTNESS: std::ops::Range<f64> = 0.6..0.95;
 const OFF_CENTRE: f64 = 0.08;
 /// Pixels brighter than this belong to the object.
 const THRESHOLD: u8 = 16;
+
+/// Which images are in a data set.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    /// What is done to them.
+    pub kind: Kind,
+    /// How many.
+    pub number: usize,
+    /// Images of the same sequence that come before them, in other data sets.
+    pub after: usize,
+}
+
+/// What is done to the images of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// The first half as the generator knows them, the others not.
+    Both,
+    /// As the generator knows them.
+    Centred,
+    /// Smaller, darker and off the centre of a larger canvas.
+    Offcentre,
+}
+
+impl Choice {
+    /// Whether the n-th image is as the generator knows it.
+    fn is_centred(self, n: usize) -> bool {
+        match self.kind {
+            Kind::Both => n < self.number / 2,
+            Kind::Centred => true,
+            Kind::Offcentre => false,
+        }
+    }
+}
 
 /// What was done to a test image. The image with its border, `SIZE` wide, covers `scale * canvas` pixels from `offset`
 /// on (both axes, bilinear), and its grey values are multiplied by `brightness`.
@@ -44,7 +74,7 @@ struct Recipe {
 }
 
 /// Writes `images/`, `annotations.json` and `recipe.json` under `out`. The same seed writes the same files.
-pub fn write(data: &Split, out: &Path, seed: u64) -> Result<()> {
+pub fn write(data: &Split, out: &Path, choice: Choice, seed: u64) -> Result<()> {
     let folder = out.join("images");
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
@@ -53,7 +83,7 @@ pub fn write(data: &Split, out: &Path, seed: u64) -> Result<()> {
     let mut images = Vec::new();
     let mut annotations = Vec::new();
     let mut recipes = Vec::new();
-    for (i, recipe) in recipes_of(data, seed)?.into_iter().enumerate() {
+    for (i, recipe) in recipes_of(data, choice, seed)?.into_iter().enumerate() {
         let image = render(&pixels(data, recipe.test_index)?, &recipe);
         let path = folder.join(&recipe.file_name);
         image.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -117,17 +147,16 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 /// Chooses the images: the classes in turn, within a class at random, no image twice.
-fn recipes_of(data: &Split, seed: u64) -> Result<Vec<Recipe>> {
+fn recipes_of(data: &Split, choice: Choice, seed: u64) -> Result<Vec<Recipe>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut by_class = data.by_class();
     by_class.iter_mut().for_each(|indices| indices.shuffle(&mut rng));
-    let mut taken = BTreeMap::new();
     let mut recipes = Vec::new();
-    for i in 0..2 * HALF {
-        let class = i % CLASSES.len();
-        let number: &mut usize = taken.entry(class).or_default();
-        let test_index = *by_class[class].get(*number).with_context(|| format!("too few images of {}", CLASSES[class]))?;
-        let centred = i < HALF;
+    for i in 0..choice.number {
+        let at = choice.after + i;
+        let (class, number) = (at % CLASSES.len(), at / CLASSES.len());
+        let test_index = *by_class[class].get(number).with_context(|| format!("too few images of {}", CLASSES[class]))?;
+        let centred = choice.is_centred(i);
         let recipe = Recipe {
             file_name: format!("{}_{number:02}_{}.png", slug(CLASSES[class]), if centred { "centred" } else { "offcentre" }),
             class: CLASSES[class],
@@ -139,7 +168,6 @@ fn recipes_of(data: &Split, seed: u64) -> Result<Vec<Recipe>> {
             seed: None,
         };
         recipes.push(if centred { recipe } else { displace(recipe, &pixels(data, test_index)?, rng.random()) });
-        *number += 1;
     }
     recipes.sort_by(|a, b| a.file_name.cmp(&b.file_name));
     Ok(recipes)

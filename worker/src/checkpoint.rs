@@ -4,7 +4,7 @@ use projector::Checkpoint;
 use proto::JobId;
 use sha2::{Digest, Sha256};
 
-const MAGIC: &str = "basin checkpoint 2 ";
+const MAGIC: &str = "basin checkpoint 3 ";
 
 /// What is kept of an unfinished projection.
 #[derive(Clone, Debug)]

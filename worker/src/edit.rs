@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
+use bytes::Bytes;
 use projector::blend::{self, BlendError, Region};
 use projector::delta::DeltaError;
 use projector::{Delta, Edit, Generator, edit, transform};
@@ -179,6 +180,64 @@ pub fn directions(model: &LoadedModel) -> BTreeMap<String, Vec<f32>> {
     named.chain(model.directions.iter().map(|(name, direction)| (name.clone(), direction.clone()))).collect()
 }
 
+/// An image's result as the store has it, with all seeds.
+pub(crate) struct Stored {
+    /// The image in the generator's size, `[3, r, r]` flat in [-1, 1].
+    pub target: Vec<f32>,
+    /// The object's pixels, `[1, 1, r, r]`: one inside.
+    pub inside: Tensor,
+    /// One row for each seed.
+    pub z: Vec<Vec<f32>>,
+    /// One row for each seed.
+    pub c: Vec<Vec<f32>>,
+}
+
+impl Stored {
+    /// Reads what belongs to a record of this model.
+    pub async fn read(record: &ResultRecord, results: &Store, model: &LoadedModel) -> Result<Stored, EditError> {
+        let image = record.image.as_str();
+        let damaged = |file, problem: String| EditError::Damaged { image: image.to_owned(), file, problem };
+        if record.model.digest != model.reference.digest {
+            let name = |m: &proto::ModelRef| format!("{} ({})", m.name, m.digest.get(..12).unwrap_or(&m.digest));
+            let (theirs, ours) = (name(&record.model), name(&model.reference));
+            return Err(EditError::OtherModel { image: image.to_owned(), theirs, ours });
+        }
+        let r = model.reference.resolution;
+        let decoded = codec::decode(&read_item(record, results, Item::Target).await?, None, r);
+        let target = decoded.map_err(|e: CodecError| damaged(Item::Target.file(), e.to_string()))?.pixels;
+        let projection = read_item(record, results, Item::Projection).await?;
+        let (generator, seeds) = (&*model.model.generator, record.seeds.len());
+        let latents = rows(&projection, "z", seeds, generator.latent_dim())
+            .and_then(|z| Ok((z, rows(&projection, "c", seeds, generator.embed_dim())?)));
+        let (z, c) = latents.map_err(|problem| damaged(Item::Projection.file(), problem))?;
+        let inside = match record.mask {
+            true => {
+                let decoded = codec::decode(&read_item(record, results, Item::Mask).await?, None, r);
+                let mask = decoded.map_err(|e: CodecError| damaged(Item::Mask.file(), e.to_string()))?.pixels;
+                let r = r as usize;
+                Tensor::from_slice(&mask[..r * r]).view([1, 1, r as i64, r as i64]).gt(0.0).to_kind(Kind::Float)
+            }
+            false => projector::mask::binary(record.target_bbox, r.into()),
+        };
+        Ok(Stored { target, inside, z, c })
+    }
+}
+
+/// Reads an object of a result, whole.
+async fn read_item(record: &ResultRecord, results: &Store, item: Item) -> Result<Bytes, EditError> {
+    let damaged =
+        |problem: &str| EditError::Damaged { image: record.image.clone(), file: item.file(), problem: problem.to_owned() };
+    let bytes = results.get(&keys::item(&record.image, &record.attempt, item)).await.map_err(|source| match source.kind() {
+        ErrorKind::NotFound => damaged("it is missing"),
+        _ => EditError::Store { image: record.image.clone(), source },
+    })?;
+    let named = record.objects.iter().find(|object| object.file == item.file());
+    match named.is_some_and(|object| object.sha256 == hex_sha256(&bytes)) {
+        true => Ok(bytes),
+        false => Err(damaged("its SHA-256 is not the one in result.json")),
+    }
+}
+
 impl Projected {
     /// Reads the result of an image, and its tuned weights if there are any.
     pub async fn read(results: &Store, image: &str, model: &LoadedModel) -> Result<Projected, EditError> {
@@ -187,52 +246,20 @@ impl Projected {
 
     /// Reads what belongs to a record.
     pub(crate) async fn of(record: ResultRecord, results: &Store, model: &LoadedModel) -> Result<Projected, EditError> {
-        let image = record.image.as_str();
-        let damaged = |file, problem: String| EditError::Damaged { image: image.to_owned(), file, problem };
-        if record.model.digest != model.reference.digest {
-            let name = |m: &proto::ModelRef| format!("{} ({})", m.name, m.digest.get(..12).unwrap_or(&m.digest));
-            let (theirs, ours) = (name(&record.model), name(&model.reference));
-            return Err(EditError::OtherModel { image: image.to_owned(), theirs, ours });
-        }
-        let get = async |item: Item| {
-            let bytes = results.get(&keys::item(image, &record.attempt, item)).await.map_err(|source| match source.kind() {
-                ErrorKind::NotFound => damaged(item.file(), "it is missing".into()),
-                _ => EditError::Store { image: image.to_owned(), source },
-            })?;
-            let named = record.objects.iter().find(|object| object.file == item.file());
-            match named.is_some_and(|object| object.sha256 == hex_sha256(&bytes)) {
-                true => Ok(bytes),
-                false => Err(damaged(item.file(), "its SHA-256 is not the one in result.json".into())),
-            }
-        };
-        let r = model.reference.resolution;
-        let decoded = codec::decode(&get(Item::Target).await?, None, r);
-        let target = decoded.map_err(|e: CodecError| damaged(Item::Target.file(), e.to_string()))?.pixels;
-        let projection = get(Item::Projection).await?;
+        let Stored { target, inside, z, c } = Stored::read(&record, results, model).await?;
         let generator = &*model.model.generator;
-        let latents = row(&projection, "z", record.best, generator.latent_dim())
-            .and_then(|z| Ok((z, row(&projection, "c", record.best, generator.embed_dim())?)))
-            .map_err(|problem| damaged(Item::Projection.file(), problem))?;
         let tuned = match record.fine_tuned {
             Some(FineTuned::Kept { .. }) => {
-                let bytes = get(Item::Delta).await?;
+                let bytes = read_item(&record, results, Item::Delta).await?;
                 let delta = Delta::read(Cursor::new(bytes), &record.model.digest, generator);
-                let delta = delta.map_err(|source| EditError::Delta { image: image.to_owned(), source })?;
+                let delta = delta.map_err(|source| EditError::Delta { image: record.image.clone(), source })?;
                 let tuned = generator.replicate(Device::Cpu);
                 delta.apply(&*tuned);
                 Some((tuned, delta))
             }
             _ => None,
         };
-        let inside = match record.mask {
-            true => {
-                let decoded = codec::decode(&get(Item::Mask).await?, None, r);
-                let mask = decoded.map_err(|e: CodecError| damaged(Item::Mask.file(), e.to_string()))?.pixels;
-                let r = r as usize;
-                Tensor::from_slice(&mask[..r * r]).view([1, 1, r as i64, r as i64]).gt(0.0).to_kind(Kind::Float)
-            }
-            false => projector::mask::binary(record.target_bbox, r.into()),
-        };
+        let latents = (z[record.best].clone(), c[record.best].clone());
         Ok(Projected { record, target, inside, latents, tuned })
     }
 
@@ -336,14 +363,14 @@ fn floats(t: &Tensor) -> Vec<f32> {
     Vec::try_from(t.contiguous().flatten(0, -1)).expect("a float tensor")
 }
 
-/// A row of a float32 matrix of a safetensors file.
-fn row(bytes: &[u8], name: &str, at: usize, width: i64) -> Result<Vec<f32>, String> {
+/// A float32 matrix of a safetensors file.
+fn rows(bytes: &[u8], name: &str, rows: usize, width: i64) -> Result<Vec<Vec<f32>>, String> {
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
     let view = tensors.tensor(name).map_err(|e| e.to_string())?;
     let (width, shape) = (width as usize, view.shape());
-    if view.dtype() != safetensors::Dtype::F32 || shape.len() != 2 || shape[1] != width || shape[0] <= at {
-        return Err(format!("{name} is {:?} {shape:?}, not float32 with {width} columns and row {at}", view.dtype()));
+    if view.dtype() != safetensors::Dtype::F32 || shape != [rows, width] {
+        return Err(format!("{name} is {:?} {shape:?}, not float32 with {rows} rows of {width}", view.dtype()));
     }
-    let row = &view.data()[4 * width * at..4 * width * (at + 1)];
-    Ok(row.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
+    let number = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes"));
+    Ok(view.data().chunks_exact(4 * width).map(|row| row.chunks_exact(4).map(number).collect()).collect())
 }

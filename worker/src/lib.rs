@@ -20,6 +20,7 @@ pub mod find;
 mod gpu;
 mod hand;
 pub mod health;
+pub mod judge;
 pub mod metrics;
 pub mod models;
 mod outline;

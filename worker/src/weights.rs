@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use serde::de::DeserializeOwned;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::cache::Held;
 use crate::find::Finder;
@@ -44,6 +44,21 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
+    /// The same model once more, for a worker to have.
+    pub fn copy(&self) -> LoadedModel {
+        let head = |head: &Head| Head { weight: head.weight.shallow_clone(), bias: head.bias.shallow_clone() };
+        LoadedModel {
+            model: self.model.replicate(Device::Cpu),
+            reference: self.reference.clone(),
+            manifest: self.manifest.clone(),
+            statistics: self.statistics,
+            directions: self.directions.clone(),
+            head: self.head.as_ref().map(head),
+            finder: self.finder.replicate(Device::Cpu),
+            _held: None,
+        }
+    }
+
     /// Computes once with every network that is loaded: a line for each, or what is wrong.
     pub fn check(&self) -> Result<Vec<String>, String> {
         let _no_grad = tch::no_grad_guard();
@@ -299,6 +314,23 @@ fn checked(dir: &Path, file: &str, manifest: &ModelManifest) -> Result<Vec<u8>, 
 fn tensors(dir: &Path, file: &str, manifest: &ModelManifest) -> Result<(PathBuf, Weights), ModelError> {
     let path = dir.join(file);
     checked(dir, file, manifest)?;
-    let tensors = Tensor::read_safetensors(&path).map_err(|source| ModelError::Tensors { path: path.clone(), source })?;
-    Ok((path, Weights::new(tensors)))
+    let weights = read_tensors(&path)?;
+    Ok((path, weights))
+}
+
+fn read_tensors(path: &Path) -> Result<Weights, ModelError> {
+    let tensors = Tensor::read_safetensors(path).map_err(|source| ModelError::Tensors { path: path.to_owned(), source })?;
+    Ok(Weights::new(tensors))
+}
+
+/// Loads a perceptual network by itself: `perceptual.json` and `perceptual.safetensors` of `dir`, whatever else there is. Also
+/// returns the digest of both.
+pub fn load_perceptual(dir: &Path) -> Result<(Lpips, String), ModelError> {
+    let (layers, weights) = (dir.join("perceptual.json"), dir.join("perceptual.safetensors"));
+    let (json, bytes) = (read(&layers)?, read(&weights)?);
+    let config: lpips::Config =
+        serde_json::from_slice(&json).map_err(|source| ModelError::Config { path: layers.clone(), source })?;
+    let network = Lpips::load(&config, &mut read_tensors(&weights)?);
+    let network = network.map_err(|source| ModelError::Network { path: weights, source })?;
+    Ok((network, hex_sha256(&[json, bytes].concat())))
 }

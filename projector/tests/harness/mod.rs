@@ -7,7 +7,7 @@ use projector::nn::Weights;
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::lpips::{Config, Layer, Lpips};
 use projector::{Lanes, Model, ObjectStatistics, Projection, Solution, Target};
-use proto::{Box2d, LatentSearch, Params, Told};
+use proto::{Box2d, LastDescent, LatentSearch, Params, Told};
 use tch::{Device, Kind, Tensor};
 
 pub fn model() -> Model {
@@ -58,7 +58,11 @@ pub fn short(latent: LatentSearch) -> Params {
 }
 
 pub fn basin_cma() -> LatentSearch {
-    LatentSearch::BasinCma { generations: 3, steps: 3, final_steps: 8, told: Told::Refined, sigma: 1.0 }
+    ending_in(LastDescent::Fresh)
+}
+
+pub fn ending_in(last: LastDescent) -> LatentSearch {
+    LatentSearch::BasinCma { generations: 3, steps: 3, final_steps: 8, told: Told::Refined, sigma: 1.0, last }
 }
 
 pub fn run(model: &Model, lanes: &Lanes, params: &Params, targets: Vec<Target>) -> Vec<Solution> {

@@ -1,0 +1,144 @@
+//! What a row came to: numbers of every seed of every image, and means of them. Pure.
+
+use std::collections::BTreeMap;
+
+use coordinator::bootstrap::{Interval, interval};
+use coordinator::run::Records;
+use proto::ResultRecord;
+use serde::Serialize;
+
+/// The metrics that every result has, in the order of the tables. Those of the judges follow.
+pub const METRICS: [&str; 3] = ["L1", "L2", "LPIPS"];
+
+/// Numbers of a row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// By image.
+    pub images: BTreeMap<String, Scores>,
+    /// Images with a failure.
+    pub failed: usize,
+    /// Images without a box: all of the image counts.
+    pub whole: usize,
+    /// Of an image, on average.
+    pub lane_steps: f64,
+    /// Seconds of device work of an image, on average.
+    pub seconds: f64,
+}
+
+/// Numbers of an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// For each seed each metric.
+    pub seeds: Vec<Vec<f64>>,
+    /// The seed with the smallest training loss.
+    pub answer: usize,
+}
+
+/// How the seeds of an image become one number. The paper leaves open what its "best of 18 seeds" is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Take {
+    /// Mean over the seeds.
+    Average,
+    /// Minimum over the seeds, for each metric its own.
+    Best,
+    /// Of the seed with the smallest training loss.
+    Answer,
+}
+
+impl Take {
+    /// In the order of the outputs.
+    pub const ALL: [Take; 3] = [Take::Average, Take::Best, Take::Answer];
+}
+
+impl Scores {
+    /// Of a result, with what each judge says of each seed.
+    pub fn of(record: &ResultRecord, judged: &[Vec<f64>]) -> Scores {
+        let seed = |(i, seed): (usize, &proto::SeedResult)| {
+            [seed.l1, seed.l2, seed.lpips].into_iter().chain(judged.iter().map(|by| by[i])).collect()
+        };
+        Scores { seeds: record.seeds.iter().enumerate().map(seed).collect(), answer: record.best }
+    }
+
+    /// One number of a metric. A seed that diverged has none.
+    fn take(&self, take: Take, metric: usize) -> f64 {
+        let values: Vec<f64> = self.seeds.iter().map(|seed| seed[metric]).filter(|value| value.is_finite()).collect();
+        match take {
+            Take::Average => mean(&values),
+            Take::Best => values.into_iter().fold(f64::INFINITY, f64::min),
+            Take::Answer => self.seeds[self.answer][metric],
+        }
+    }
+}
+
+impl Measured {
+    /// Of all results of a run. `judged` has for each of them what each judge says of each seed.
+    pub fn new(records: &Records, judged: &[Vec<Vec<f64>>]) -> Measured {
+        let results = &records.results;
+        let average = |of: fn(&ResultRecord) -> f64| mean(&results.iter().map(of).collect::<Vec<_>>());
+        let scores = |(record, judged): (&ResultRecord, &Vec<_>)| (record.image.clone(), Scores::of(record, judged));
+        Measured {
+            images: results.iter().zip(judged).map(scores).collect(),
+            failed: records.failures.len(),
+            whole: results.iter().filter(|record| record.target_bbox.is_none() && !record.mask).count(),
+            lane_steps: average(|record| record.lane_steps as f64),
+            seconds: average(|record| record.seconds),
+        }
+    }
+
+    /// One number for each of `images`, which it has.
+    pub fn values(&self, images: &[String], take: Take, metric: usize) -> Vec<f64> {
+        images.iter().map(|image| self.images[image].take(take, metric)).collect()
+    }
+}
+
+/// Images that every row has a result of.
+pub fn common(rows: &[&Measured]) -> Vec<String> {
+    let Some((first, others)) = rows.split_first() else { return vec![] };
+    first.images.keys().filter(|image| others.iter().all(|row| row.images.contains_key(*image))).cloned().collect()
+}
+
+/// How much larger the numbers of a row are than those of another, image by image.
+pub fn difference(row: &Measured, other: &Measured, images: &[String], take: Take, metric: usize) -> Option<Interval> {
+    let (a, b) = (row.values(images, take, metric), other.values(images, take, metric));
+    interval(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
+}
+
+/// NaN of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(images: &[(&str, [[f64; 2]; 2])]) -> Measured {
+        let scores = |seeds: &[[f64; 2]; 2]| Scores { seeds: seeds.iter().map(|s| s.to_vec()).collect(), answer: 1 };
+        Measured {
+            images: images.iter().map(|(name, seeds)| ((*name).to_owned(), scores(seeds))).collect(),
+            ..Measured::default()
+        }
+    }
+
+    #[test]
+    fn seeds_become_one_number_in_three_ways() {
+        let row = row(&[("a", [[1.0, 8.0], [3.0, 4.0]]), ("b", [[f64::NAN, 6.0], [5.0, 2.0]])]);
+        let images = common(&[&row]);
+        assert_eq!(row.values(&images, Take::Average, 0), [2.0, 5.0]);
+        assert_eq!(row.values(&images, Take::Best, 0), [1.0, 5.0]);
+        assert_eq!(row.values(&images, Take::Answer, 0), [3.0, 5.0]);
+        assert_eq!(row.values(&images, Take::Best, 1), [4.0, 2.0]);
+    }
+
+    #[test]
+    fn rows_are_compared_image_by_image_where_both_have_a_result() {
+        let a = row(&[("a", [[2.0, 0.0]; 2]), ("b", [[5.0, 0.0]; 2]), ("c", [[9.0, 0.0]; 2])]);
+        let b = row(&[("b", [[6.0, 0.0]; 2]), ("a", [[3.0, 0.0]; 2])]);
+        let images = common(&[&a, &b]);
+        assert_eq!(images, ["a", "b"]);
+        let found = difference(&a, &b, &images, Take::Best, 0);
+        assert_eq!(found, Some(Interval { mean: -1.0, low: -1.0, high: -1.0 }));
+        assert_eq!(difference(&a, &b, &[], Take::Best, 0), None);
+    }
+}

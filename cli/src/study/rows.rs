@@ -1,0 +1,343 @@
+//! The rows of the paper's tables as parameters. Pure.
+//!
+//! All rows of a study have the same budget of generator evaluations for each seed in stage two. The paper's is 1,200: 30 x 30 + 300.
+
+use proto::{
+    ClassSource, ClassStart, ColourTransform, LastDescent, LatentSearch, LatentStart, MaskSource, Params, SpatialTransform, Told,
+    TransformSearch,
+};
+
+/// Deviation around the encoder's guess (branch `legacy` of the authors' code).
+const ENCODER_SIGMA: f64 = 0.5;
+/// Seeds below which CMA-ES has no population.
+const FEWEST: u32 = 3;
+
+/// What a row may spend.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    /// Generator evaluations of each seed in stage two, at least 8.
+    pub evaluations: u32,
+    /// Lanes of an image, and population of CMA-ES.
+    pub seeds: u32,
+}
+
+/// A row of a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Name of its run.
+    pub slug: &'static str,
+    /// What people call it.
+    pub name: &'static str,
+    /// What is computed.
+    pub params: Params,
+    /// What the paper prints.
+    pub paper: Paper,
+    /// Slug of the row that it is compared with.
+    pub against: Option<&'static str>,
+    /// What it has that the paper's rows have not.
+    pub note: Option<String>,
+}
+
+/// What the paper prints of a row: L1, L2, LPIPS of AlexNet and of VGG. Other images, another generator.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Paper {
+    /// Average of 18 seeds.
+    pub average: Option<[f64; 4]>,
+    /// Best of 18 seeds.
+    pub best: Option<[f64; 4]>,
+}
+
+/// Which start, and which transform.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct With {
+    spatial: bool,
+    colour: bool,
+    encoder: bool,
+}
+
+const NONE: With = With { spatial: false, colour: false, encoder: false };
+const SPATIAL: With = With { spatial: true, ..NONE };
+const COLOUR: With = With { colour: true, ..NONE };
+const ENCODER: With = With { encoder: true, ..NONE };
+const TRANSFORM: With = With { spatial: true, colour: true, encoder: false };
+const ALL: With = With { spatial: true, colour: true, encoder: true };
+
+impl Budget {
+    /// Generations, steps of each, and what is left: the paper's 30, 30 and 300 of 1,200.
+    fn basin(self) -> (u32, u32, u32) {
+        let mut side = square_of(self.evaluations);
+        // Three at least are left, one for each part of a last descent that halves.
+        while side * side + 3 > self.evaluations {
+            side -= 1;
+        }
+        (side, side, self.evaluations - side * side)
+    }
+
+    fn adam(self) -> LatentSearch {
+        LatentSearch::Adam { steps: self.evaluations }
+    }
+
+    /// The authors' 200 and 300, in proportion.
+    fn cma_adam(self) -> LatentSearch {
+        let generations = (f64::from(self.evaluations) * 0.4).round() as u32;
+        LatentSearch::CmaAdam { generations, steps: self.evaluations - generations }
+    }
+
+    fn basin_cma(self, last: LastDescent) -> LatentSearch {
+        let (generations, steps, final_steps) = self.basin();
+        LatentSearch::BasinCma { generations, steps, final_steps, told: Told::Refined, sigma: 1.0, last }
+    }
+
+    /// Half the seeds, and as many lane-steps in all.
+    fn with_fewer_seeds(self) -> Budget {
+        let seeds = (self.seeds / 2).max(FEWEST);
+        let evaluations = u64::from(self.evaluations) * u64::from(self.seeds) / u64::from(seeds);
+        Budget { evaluations: evaluations as u32, seeds }
+    }
+
+    fn params(self, latent: LatentSearch, with: With) -> Params {
+        let paper = Params::paper();
+        let side = square_of(self.evaluations);
+        let transform = paper.transform.map(|search| TransformSearch {
+            spatial: if with.spatial { search.spatial } else { SpatialTransform::None },
+            colour: if with.colour { vec![ColourTransform::Brightness] } else { vec![] },
+            generations: side,
+            steps: side,
+            ..search
+        });
+        Params {
+            profile: "study".into(),
+            transform: transform.filter(|_| with.spatial || with.colour),
+            latent,
+            seeds: self.seeds,
+            start: if with.encoder { LatentStart::Encoder { sigma: ENCODER_SIGMA } } else { LatentStart::Random },
+            ..Params::paper()
+        }
+    }
+}
+
+/// Side of the square of three quarters of the evaluations; of a stage one that is scaled as stage two (900 of 1,200), too.
+fn square_of(evaluations: u32) -> u32 {
+    (f64::from(evaluations) * 0.75).sqrt().round() as u32
+}
+
+/// Evaluations of each candidate in stage one, and how many candidates a generation has.
+pub fn stage_one(params: &Params) -> Option<(u64, u64)> {
+    let search = params.transform.as_ref()?;
+    let each = u64::from(search.generations) * u64::from(search.steps);
+    let stage_two = Params { transform: None, ..params.clone() };
+    Some((each, (worker::lane_steps(params) - worker::lane_steps(&stage_two)) / each))
+}
+
+const fn paper(average: [f64; 4], best: [f64; 4]) -> Paper {
+    Paper { average: Some(average), best: Some(best) }
+}
+
+const fn best(best: [f64; 4]) -> Paper {
+    Paper { average: None, best: Some(best) }
+}
+
+/// Table 1 in the paper's order; then free batches as in the authors' second code, and two proposals of ours.
+pub fn table1(budget: Budget) -> Vec<Row> {
+    let row = |slug, name, latent: LatentSearch, with, paper, against| {
+        let params = budget.params(latent, with);
+        Row { slug, name, params, paper, against, note: None }
+    };
+    let Budget { evaluations, seeds } = budget;
+    let (adam, basin) = (budget.adam(), budget.basin_cma(LastDescent::Fresh));
+    let lbfgs = LatentSearch::Lbfgs { evaluations };
+    let cma = LatentSearch::Cma { generations: evaluations };
+    let mut rows = vec![
+        row("adam", "Adam", adam.clone(), NONE, paper([0.98, 0.62, 0.41, 0.58], [0.83, 0.47, 0.33, 0.51]), None),
+        row("lbfgs", "L-BFGS", lbfgs, NONE, paper([1.04, 0.68, 0.45, 0.61], [0.85, 0.49, 0.35, 0.53]), Some("adam")),
+        row("cma", "CMA", cma, NONE, paper([0.96, 0.61, 0.39, 0.55], [0.91, 0.54, 0.37, 0.54]), Some("adam")),
+        row(
+            "encoder",
+            "None",
+            LatentSearch::Start,
+            ENCODER,
+            paper([1.61, 1.39, 0.62, 0.68], [1.35, 1.00, 0.55, 0.64]),
+            Some("adam"),
+        ),
+        row(
+            "adam-encoder",
+            "Adam",
+            adam.clone(),
+            ENCODER,
+            paper([0.96, 0.60, 0.39, 0.56], [0.82, 0.46, 0.32, 0.51]),
+            Some("adam"),
+        ),
+        row("adam-colour", "Adam", adam.clone(), COLOUR, paper([0.98, 0.62, 0.42, 0.58], [0.83, 0.47, 0.33, 0.51]), Some("adam")),
+        row(
+            "adam-spatial",
+            "Adam",
+            adam.clone(),
+            SPATIAL,
+            paper([0.90, 0.54, 0.44, 0.57], [0.76, 0.41, 0.36, 0.50]),
+            Some("adam"),
+        ),
+        row("adam-all", "Adam", adam, ALL, paper([0.88, 0.52, 0.42, 0.55], [0.76, 0.40, 0.36, 0.49]), Some("adam")),
+        row(
+            "cma-adam",
+            "CMA+Adam",
+            budget.cma_adam(),
+            NONE,
+            paper([0.93, 0.57, 0.37, 0.55], [0.83, 0.47, 0.32, 0.51]),
+            Some("adam"),
+        ),
+    ];
+    let basins = [
+        ("basincma", NONE, paper([0.82, 0.48, 0.29, 0.51], [0.78, 0.43, 0.26, 0.49])),
+        ("basincma-encoder", ENCODER, paper([0.82, 0.47, 0.29, 0.50], [0.78, 0.43, 0.26, 0.49])),
+        ("basincma-colour", COLOUR, paper([0.81, 0.46, 0.29, 0.50], [0.77, 0.42, 0.25, 0.49])),
+        ("basincma-spatial", SPATIAL, paper([0.72, 0.38, 0.33, 0.48], [0.69, 0.35, 0.31, 0.46])),
+        ("basincma-all", ALL, paper([0.71, 0.37, 0.32, 0.47], [0.68, 0.34, 0.31, 0.46])),
+    ];
+    for (slug, with, paper) in basins {
+        let against = if with == NONE { "cma-adam" } else { "basincma" };
+        rows.push(row(slug, "BasinCMA", basin.clone(), with, paper, Some(against)));
+    }
+    let fewer = budget.with_fewer_seeds();
+    let note = format!("{} seeds of {} evaluations instead of {seeds} of {evaluations}", fewer.seeds, fewer.evaluations);
+    let free = [
+        ("cma-adam-free", "CMA+Adam, free batch", fewer.cma_adam(), "cma-adam"),
+        ("basincma-free", "hybrid (BasinCMA), free batch", fewer.basin_cma(LastDescent::Fresh), "basincma"),
+    ];
+    for (slug, name, latent, against) in free {
+        let params = fewer.params(latent, NONE);
+        rows.push(Row { slug, name, params, paper: Paper::default(), against: Some(against), note: Some(note.clone()) });
+    }
+    let survivors = seeds.div_ceil(2).div_ceil(2);
+    let ours = [
+        (
+            "basincma-refined",
+            "ours: BasinCMA, last descent from the best refined points",
+            LastDescent::Refined,
+            "the last descent begins with the best points of all generations, not with fresh samples".to_owned(),
+        ),
+        (
+            "basincma-halving",
+            "ours: BasinCMA, halving in the last descent",
+            LastDescent::Halving,
+            format!(
+                "{seeds}, {} and {survivors} seeds take a third of the last descent's lane-steps each; the average is over the \
+                {survivors} survivors only",
+                seeds.div_ceil(2)
+            ),
+        ),
+    ];
+    for (slug, name, last, note) in ours {
+        let row = row(slug, name, budget.basin_cma(last), NONE, Paper::default(), Some("basincma"));
+        rows.push(Row { note: Some(note), ..row });
+    }
+    rows
+}
+
+/// Table 2: where the class vector starts, with Adam.
+pub fn table2(budget: Budget) -> Vec<Row> {
+    let adam = || budget.params(budget.adam(), NONE);
+    let row = |slug, name, params, paper| {
+        let against = (slug != "adam").then_some("adam");
+        Row { slug, name, params, paper: best(paper), against, note: None }
+    };
+    let mut predicted = adam();
+    predicted.object.class = ClassSource::Classifier;
+    let starts = |class_start| Params { class_start, ..adam() };
+    vec![
+        row("class-gaussian", "Random Gaussian", starts(ClassStart::Gaussian), [1.26, 0.88, 0.69, 0.86]),
+        row("class-random", "Random class", starts(ClassStart::RandomClass), [0.88, 0.51, 0.40, 0.59]),
+        row("class-predicted", "Predicted", predicted, [0.84, 0.47, 0.33, 0.52]),
+        row("adam", "Ground truth", adam(), [0.83, 0.47, 0.33, 0.51]),
+    ]
+}
+
+/// Table 3: images that the generator was not trained on. The class is predicted, the mask detected if the model `detects`.
+pub fn table3(budget: Budget, detects: bool) -> Vec<Row> {
+    let rows = [
+        ("ood-adam", "Adam", budget.adam(), NONE, best([0.96, 0.57, 0.32, 0.56]), None),
+        ("ood-adam-transform", "Adam", budget.adam(), TRANSFORM, best([0.81, 0.45, 0.39, 0.52]), Some("ood-adam")),
+        // The paper's row is garbled in our copy.
+        ("ood-basincma", "BasinCMA", budget.basin_cma(LastDescent::Fresh), NONE, Paper::default(), Some("ood-adam")),
+        (
+            "ood-basincma-transform",
+            "BasinCMA",
+            budget.basin_cma(LastDescent::Fresh),
+            TRANSFORM,
+            best([0.78, 0.42, 0.36, 0.49]),
+            Some("ood-basincma"),
+        ),
+    ];
+    let row = |(slug, name, latent, with, paper, against)| {
+        let mut params = budget.params(latent, with);
+        params.object.class = ClassSource::Classifier;
+        if detects {
+            params.object.mask = MaskSource::DetectorBox;
+        }
+        Row { slug, name, params, paper, against, note: None }
+    };
+    rows.into_iter().map(row).collect()
+}
+
+/// Figure 9: CMA+Adam with the transform.
+pub fn per_class(budget: Budget) -> Vec<Row> {
+    let params = budget.params(budget.cma_adam(), TRANSFORM);
+    let (paper, slug, name) = (Paper::default(), "cma-adam-transform", "CMA+Adam");
+    vec![Row { slug, name, params, paper, against: None, note: None }]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const PAPER: Budget = Budget { evaluations: 1200, seeds: 18 };
+
+    fn all(budget: Budget) -> Vec<Row> {
+        [table1(budget), table2(budget), table3(budget, false), per_class(budget)].concat()
+    }
+
+    #[test]
+    fn at_the_papers_budget_the_rows_are_the_papers() {
+        let full = table1(PAPER).into_iter().find(|row| row.slug == "basincma-all").expect("listed").params;
+        let encoder = LatentStart::Encoder { sigma: ENCODER_SIGMA };
+        assert_eq!(full, Params { profile: "study".into(), start: encoder, ..Params::paper() });
+        assert_eq!(stage_one(&full), Some((900, 8)));
+        assert_eq!(PAPER.cma_adam(), LatentSearch::CmaAdam { generations: 480, steps: 720 });
+    }
+
+    #[test]
+    fn every_row_is_valid_and_spends_what_it_may() {
+        for evaluations in (8..400).chain([1200, 5000]) {
+            for seeds in [3, 4, 18] {
+                let budget = Budget { evaluations, seeds };
+                let allowed = u64::from(evaluations) * u64::from(seeds);
+                for row in all(budget) {
+                    assert_eq!(Params::from_json(&row.params.to_json()).expect(row.slug), row.params, "{}", row.slug);
+                    let spent = worker::lane_steps(&Params { transform: None, ..row.params.clone() });
+                    // What is left over by division.
+                    let exact = row.slug == "encoder" || (spent <= allowed && allowed - spent < u64::from(seeds));
+                    assert!(exact, "{} spends {spent} of {allowed}", row.slug);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_runs_are_names_and_rows_are_compared_with_rows() {
+        for rows in [table1(PAPER), table2(PAPER), table3(PAPER, true)] {
+            let slugs: BTreeSet<&str> = rows.iter().map(|row| row.slug).collect();
+            assert_eq!(slugs.len(), rows.len());
+            for row in &rows {
+                assert!(proto::keys::check_run(row.slug).is_ok());
+                assert!(row.against.is_none_or(|other| slugs.contains(other)), "{}", row.slug);
+            }
+        }
+    }
+
+    #[test]
+    fn the_row_that_two_tables_share_is_one_run() {
+        let adam = |rows: Vec<Row>| rows.into_iter().find(|row| row.slug == "adam").expect("listed").params;
+        assert_eq!(adam(table1(PAPER)), adam(table2(PAPER)));
+    }
+}

@@ -1,0 +1,182 @@
+//! Runs the rows of a study one after the other (*io*), and collects their numbers.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use coordinator::plan::RunSpec;
+use coordinator::run::Records;
+use indicatif::HumanDuration;
+use proto::{ModelManifest, Object, RunRecord};
+use serde::{Deserialize, Serialize};
+use store::{ErrorKind, Store};
+use worker::LoadedModel;
+use worker::judge::Judge;
+
+use super::measured::Measured;
+use super::page::Ran;
+use super::rows::Row;
+use crate::local::{Local, Outcome, Task};
+
+/// What all rows have in common.
+pub struct Setting<'a> {
+    /// This process.
+    pub local: &'a Local,
+    /// The model, loaded once.
+    pub model: LoadedModel,
+    /// Where the images are.
+    pub dataset: Store,
+    /// The study's own place: each row has a folder in it.
+    pub out: Store,
+    /// As `run.json` has them; name and parameters are the row's.
+    pub record: RunRecord,
+    /// By name.
+    pub judges: Vec<(String, Judge)>,
+}
+
+/// The rows that were finished, and whether all were.
+pub struct Done {
+    /// In their order. A row that a signal came before has no entry.
+    pub rows: Vec<(Row, Ran)>,
+    /// A signal asked to stop.
+    pub interrupted: bool,
+}
+
+/// What the model must find in an image for one of the rows or another.
+pub fn object_of(rows: &[Row], manifest: &ModelManifest) -> Object {
+    let objects = || rows.iter().filter(|row| manifest.lacks(&row.params).is_none()).map(|row| &row.params.object);
+    let class = objects().map(|object| &object.class).find(|class| class.is_predicted());
+    let mask = objects().map(|object| &object.mask).find(|mask| mask.is_detected());
+    Object { class: class.cloned().unwrap_or_default(), mask: mask.cloned().unwrap_or_default() }
+}
+
+impl Setting<'_> {
+    /// Runs what is not done of each row. Rows that the model cannot run are left out.
+    pub async fn run(&self, rows: Vec<Row>) -> anyhow::Result<Done> {
+        let mut done = Done { rows: Vec::new(), interrupted: false };
+        let (count, mut spent) = (rows.len(), Spent::default());
+        let work: Vec<u64> = rows.iter().map(|row| worker::lane_steps(&row.params)).collect();
+        for (i, row) in rows.into_iter().enumerate() {
+            if let Some(why) = self.model.manifest.lacks(&row.params) {
+                note!("row {} of {count}, {}: left out, {why}", i + 1, row.slug);
+                done.rows.push((row, Err(why)));
+                continue;
+            }
+            note!("row {} of {count}, {}: {} lane-steps an image{}", i + 1, row.slug, work[i], spent.left(&work[i..]));
+            let results = self.out.with_prefix(row.slug)?;
+            let begun = Instant::now();
+            let title = format!("row {} of {count}, ", i + 1);
+            let Outcome { records, left, interrupted, .. } = self.project(&row, &results, title).await?;
+            if interrupted {
+                done.interrupted = true;
+                return Ok(done);
+            }
+            spent.add(work[i] * left as u64, begun.elapsed().as_secs_f64(), left);
+            let judged = self.judged(&row, &records, &results).await?;
+            done.rows.push((row, Ok(Measured::new(&records, &judged))));
+        }
+        Ok(done)
+    }
+
+    async fn project(&self, row: &Row, results: &Store, title: String) -> anyhow::Result<Outcome> {
+        let record = RunRecord { name: row.slug.into(), params: row.params.clone(), ..self.record.clone() };
+        let spec = RunSpec::new(record, &self.model.manifest);
+        let task = Task { spec, redrive: None, dataset: &self.dataset, results, record: None, title };
+        let outcome = self.local.project(task, || self.model.copy()).await;
+        outcome.with_context(|| format!("cannot run row {} of the study", row.slug))
+    }
+
+    /// For each result what each judge says of each seed. What was judged before is not judged again.
+    async fn judged(&self, row: &Row, records: &Records, results: &Store) -> anyhow::Result<Vec<Vec<Vec<f64>>>> {
+        let mut all = vec![Vec::new(); records.results.len()];
+        for (name, judge) in &self.judges {
+            let key = format!("judges/{name}/{}.json", row.slug);
+            let mut opinions = Opinions::read(&self.out, &key).await?.filter(|known| known.judge == judge.digest);
+            let opinions =
+                opinions.get_or_insert_with(|| Opinions { format: 1, judge: judge.digest.clone(), images: BTreeMap::new() });
+            let mut new = 0;
+            for (record, judged) in records.results.iter().zip(&mut all) {
+                if opinions.images.get(&record.image).is_none_or(|known| known.attempt != record.attempt) {
+                    let lpips = judge.measure(record, results, &self.model).await;
+                    let lpips = lpips.with_context(|| format!("judge {name} cannot measure row {}", row.slug))?;
+                    let opinion = Opinion { attempt: record.attempt.clone(), lpips: lpips.into_iter().map(finite).collect() };
+                    opinions.images.insert(record.image.clone(), opinion);
+                    new += 1;
+                }
+                let known = &opinions.images[&record.image];
+                if known.lpips.len() != record.seeds.len() {
+                    bail!("{key} is damaged: delete it, and it is made again");
+                }
+                judged.push(known.lpips.iter().map(|lpips| lpips.unwrap_or(f64::NAN)).collect());
+            }
+            if new > 0 {
+                self.out.put(&key, serde_json::to_vec(opinions).expect("a record serialises")).await?;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// JSON has no NaN.
+fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+/// `judges/<name>/<row>.json`: what a judge said of a row.
+#[derive(Debug, Serialize, Deserialize)]
+struct Opinions {
+    /// Of this file: 1.
+    format: u32,
+    /// Digest of the judge.
+    judge: String,
+    /// By image.
+    images: BTreeMap<String, Opinion>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Opinion {
+    /// The attempt whose latents were judged.
+    attempt: String,
+    /// Of each seed.
+    lpips: Vec<Option<f64>>,
+}
+
+impl Opinions {
+    async fn read(out: &Store, key: &str) -> anyhow::Result<Option<Opinions>> {
+        match out.get(key).await {
+            Ok(bytes) => Ok(Some(
+                serde_json::from_slice(&bytes).with_context(|| format!("{key} is damaged: delete it, and it is made again"))?,
+            )),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What rows have taken in this process.
+#[derive(Default)]
+struct Spent {
+    lane_steps: u64,
+    seconds: f64,
+    images: usize,
+}
+
+impl Spent {
+    fn add(&mut self, lane_steps: u64, seconds: f64, images: usize) {
+        if images > 0 {
+            self.lane_steps += lane_steps;
+            self.seconds += seconds;
+            self.images = images;
+        }
+    }
+
+    /// How long rows of so many lane-steps an image take, if none of their images are done.
+    fn left(&self, work: &[u64]) -> String {
+        if self.lane_steps == 0 {
+            return String::new();
+        }
+        let steps = work.iter().sum::<u64>() * self.images as u64;
+        let seconds = steps as f64 * self.seconds / self.lane_steps as f64;
+        format!(", {} left in all", HumanDuration(std::time::Duration::from_secs_f64(seconds)))
+    }
+}

@@ -1,0 +1,63 @@
+//! Judges: how far results are from their targets under a perceptual network that the search did not use (the paper's VGG column).
+
+use std::path::Path;
+
+use projector::loss::LossTarget;
+use projector::nn::lpips::Lpips;
+use projector::{Generator, lanes, transform};
+use proto::ResultRecord;
+use store::Store;
+use tch::{Device, Kind, Tensor};
+
+use crate::LoadedModel;
+use crate::edit::{EditError, Stored};
+use crate::weights::{ModelError, load_perceptual};
+
+/// A perceptual network, and the generator that results are made again with.
+pub struct Judge {
+    lpips: Lpips,
+    generator: Box<dyn Generator>,
+    device: Device,
+    /// SHA-256 of the network's files.
+    pub digest: String,
+}
+
+impl Judge {
+    /// Loads `perceptual.json` and `perceptual.safetensors` of `dir`, to judge results of `model`.
+    pub fn load(dir: &Path, model: &LoadedModel, device: Device) -> Result<Judge, ModelError> {
+        let (lpips, digest) = load_perceptual(dir)?;
+        Ok(Judge {
+            lpips: lpips.replicate(device, Kind::Float),
+            generator: model.model.generator.replicate(device),
+            device,
+            digest,
+        })
+    }
+
+    /// LPIPS of every seed of a result inside its object, as `SeedResult::lpips` is that of the model's own network.
+    pub async fn measure(&self, record: &ResultRecord, results: &Store, model: &LoadedModel) -> Result<Vec<f64>, EditError> {
+        let stored = Stored::read(record, results, model).await?;
+        Ok(self.distances(record, &stored))
+    }
+
+    fn distances(&self, record: &ResultRecord, stored: &Stored) -> Vec<f64> {
+        let _no_grad = tch::no_grad_guard();
+        let r = self.generator.resolution();
+        let target = Tensor::from_slice(&stored.target).view([1, 3, r, r]).to_device(self.device);
+        let inside = stored.inside.to_device(self.device);
+        let target = LossTarget::new(&self.lpips, &record.params.loss, &target, &inside);
+        let align_corners = record.params.transform.as_ref().is_some_and(|t| t.align_corners);
+        let rows = |rows: &[Vec<f32>]| Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]).to_device(self.device);
+        let blocks = stored.z.chunks(lanes::CPU_BLOCK).zip(stored.c.chunks(lanes::CPU_BLOCK));
+        let distances = blocks.flat_map(|(z, c)| {
+            let generated = self.generator.generate(&rows(z), &rows(c));
+            let inverted = match &record.transform {
+                Some(t) => transform::invert(&generated, std::slice::from_ref(t), align_corners),
+                None => generated,
+            };
+            let distance = target.terms(&self.lpips, &inverted).1;
+            Vec::<f64>::try_from(distance.to_kind(Kind::Double).to_device(Device::Cpu)).expect("a vector of numbers")
+        });
+        distances.collect()
+    }
+}
