@@ -100,7 +100,7 @@ bench: setup ## Measure lane-steps per second and images per hour
 	@target/debug/basin-bench speed
 
 bench-coordinator: setup services ## Measure the coordinator: ImageNet planned and published, 120,000 results at a start, events each second
-	@$(CARGO) build --locked -p bench -p coordinator
+	@$(CARGO) build --locked -p bench -p coordinator --bins --example publish
 	@target/debug/basin-bench coordinator
 
 bench-overhead: setup services ## Measure what a fleet adds to the projection of an image (on a quiet machine)
