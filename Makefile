@@ -100,11 +100,11 @@ bench: setup ## Measure lane-steps per second and images per hour
 	@target/debug/basin-bench speed
 
 bench-coordinator: setup services ## Measure the coordinator: ImageNet planned and published, 120,000 results at a start, events each second
-	@$(CARGO) build --locked -p bench -p coordinator --bins --example publish
+	@$(CARGO) build --locked --workspace --bins --example publish
 	@target/debug/basin-bench coordinator
 
 bench-overhead: setup services ## Measure what a fleet adds to the projection of an image (on a quiet machine)
-	@$(CARGO) build --locked -p bench -p coordinator -p worker
+	@$(CARGO) build --locked --workspace
 	@target/debug/basin-bench overhead
 
 bench-dashboard: setup ## Measure the dashboard of a run of 120,000 images

@@ -138,7 +138,7 @@ ledger without the broker. With the broker they are in the last row: all jobs ar
 that they begin and end each image, and the time is that from the first of these events until the coordinator has settled all.
 
 A run that is begun again has the seven objects of a worker for each result (records of 18 seeds, the rest empty), and all are listed; the
-data set is in the bucket.
+data set is in the bucket. What is in a folder was written a moment ago: the system may have it in memory.
 ";
 
 /// Class folders as ImageNet's.
@@ -233,7 +233,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     written.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The objects of all results of a run, and how many of the images have one.
+/// The objects of all results of a run.
 fn results(run: &str, finished: usize, classes: &[String]) -> impl Iterator<Item = (String, Bytes)> {
     let at = move |key: String| format!("runs/{run}/{key}");
     (0..finished).flat_map(move |i| {

@@ -7,10 +7,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use projector::{Lanes, Target};
 use proto::{Params, ResultRecord, keys};
-use serde_json::Value;
 use store::Store;
 use tokio::runtime::Runtime;
 use worker::{Devices, LoadedModel};
@@ -170,12 +169,18 @@ impl Fleet {
     /// Has the images of a turn projected.
     async fn turn(&self, turn: usize, extent: &Extent) -> Result<Turn> {
         let run = format!("turn-{turn}");
+        let mut events = self.coordinator.listen().await?;
         self.coordinator.submit(&run, &self.dataset, &extent.params, Some(extent.images)).await?;
-        self.coordinator.until(&run, |status| status["started"] != 0 || status["succeeded"] != 0).await?;
-        let (cpu, started) = (self.cpu()?, Instant::now());
-        let status = self.coordinator.until(&run, |status| settled(status, extent.images)).await?;
+        while events.next(&run).await? != "started" {}
+        let (cpu, started, mut left) = (self.cpu()?, Instant::now(), extent.images);
+        while left > 0 {
+            match events.next(&run).await?.as_str() {
+                "succeeded" => left -= 1,
+                "failed" => bail!("an image of {run} failed"),
+                _ => {}
+            }
+        }
         let (seconds, cpu_after) = (started.elapsed().as_secs_f64(), self.cpu()?);
-        ensure!(status["failed"] == 0, "an image failed: {status}");
         let n = extent.images as f64;
         let cpu = std::array::from_fn(|i| (cpu_after[i] - cpu[i]) / n);
         Ok(Turn { seconds: seconds / n, idle: (seconds - self.device_seconds(&run)?) / n, cpu })
@@ -190,9 +195,4 @@ impl Fleet {
         let seconds = records.map(|(_, bytes)| Ok(serde_json::from_slice::<ResultRecord>(bytes)?.seconds));
         seconds.sum()
     }
-}
-
-fn settled(status: &Value, images: usize) -> bool {
-    let count = |name: &str| status[name].as_u64().unwrap_or_default();
-    count("succeeded") + count("failed") == images as u64
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use proto::Params;
 use serde_json::{Value, json};
 use store::Store;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
 
 use crate::rabbitmq::free_ports;
@@ -104,6 +104,16 @@ impl Coordinator {
         }
     }
 
+    /// Events as it takes them in, from now on.
+    pub async fn listen(&self) -> Result<Events> {
+        let mut socket = TcpStream::connect(self.address).await?;
+        socket.write_all(format!("GET /v1/events HTTP/1.0\r\nHost: {}\r\n\r\n", self.address).as_bytes()).await?;
+        let mut lines = BufReader::new(socket).lines();
+        let code = lines.next_line().await?.unwrap_or_default();
+        ensure!(code.contains(" 200 "), "/v1/events is answered with {code}");
+        Ok(Events(lines))
+    }
+
     /// The body of an answer.
     async fn ask(&self, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
         let mut socket = TcpStream::connect(self.address).await?;
@@ -134,6 +144,26 @@ impl Coordinator {
     /// Asks it to leave, and waits for its end.
     pub fn stop(self) -> Result<()> {
         self.service.stop()
+    }
+}
+
+/// What a coordinator is told.
+pub struct Events(Lines<BufReader<TcpStream>>);
+
+impl Events {
+    /// Waits for the next event of a run; what it is.
+    pub async fn next(&mut self, run: &str) -> Result<String> {
+        let mut kind = String::new();
+        loop {
+            let line = self.0.next_line().await?.context("the coordinator ends its events")?;
+            if let Some(of) = line.strip_prefix("event: ") {
+                of.clone_into(&mut kind);
+            } else if let Some(event) = line.strip_prefix("data: ")
+                && serde_json::from_str::<Value>(event)?["run"] == run
+            {
+                return Ok(kind);
+            }
+        }
     }
 }
 
