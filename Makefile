@@ -6,8 +6,9 @@ BASIN := target/debug/basin
 DEMO ?= out/demo
 
 FUZZ_SECONDS ?= 600
+PYTHON ?= python3
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-dashboard bench-editing bench-networks throughput models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-dashboard bench-editing bench-networks throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +99,20 @@ fuzz: ## Feed the reader of checkpoints damaged files for ten minutes (nightly R
 bench: setup ## Measure lane-steps per second and images per hour
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench speed
+
+bench-authors: setup ## Measure against the authors' own code (PIX2LATENT=checkout PYTHON=with bench/authors/requirements.txt)
+	@$(CARGO) build --locked -p bench
+	@target/debug/basin-bench authors --checkout "$(PIX2LATENT)" --python "$(PYTHON)"
+
+bench-gpu: ## Measure BigGAN-deep-256 on this machine's GPU; without one, infra/gpu/bench.sh --pack
+	@infra/gpu/bench.sh
+
+bench-parts: setup ## Time the parts one by one: CMA-ES, transforms, codecs, deltas, blending, queue, ledger
+	@$(CARGO) bench --locked --profile dev -p bench --bench parts
+
+bench-quality: setup ## Losses of bfloat16 and of cheaper schedules, paired over 32 images (half an hour)
+	@$(CARGO) build --locked -p bench
+	@target/debug/basin-bench quality
 
 bench-dashboard: setup ## Measure the dashboard of a run of 120,000 images
 	@$(CARGO) build --locked --workspace
