@@ -10,7 +10,7 @@
 #include <string>
 
 // The best instructions that the processor has, chosen when the program starts.
-#define BASIN_CLONES __attribute__((target_clones("avx512f", "avx2,fma", "default")))
+#define BASIN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 
 namespace basin {
 
