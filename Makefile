@@ -8,7 +8,7 @@ DEMO ?= out/demo
 FUZZ_SECONDS ?= 600
 PYTHON ?= python3
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-dashboard bench-editing bench-networks throughput models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,14 @@ bench-parts: setup ## Time the parts one by one: CMA-ES, transforms, codecs, del
 bench-quality: setup ## Losses of bfloat16 and of cheaper schedules, paired over 32 images (half an hour)
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench quality
+
+bench-coordinator: setup services ## Measure the coordinator: ImageNet planned and published, 120,000 results at a start, events each second
+	@$(CARGO) build --locked -p bench -p coordinator
+	@target/debug/basin-bench coordinator
+
+bench-overhead: setup services ## Measure what a fleet adds to the projection of an image (on a quiet machine)
+	@$(CARGO) build --locked -p bench -p coordinator -p worker
+	@target/debug/basin-bench overhead
 
 bench-dashboard: setup ## Measure the dashboard of a run of 120,000 images
 	@$(CARGO) build --locked --workspace

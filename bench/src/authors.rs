@@ -17,10 +17,10 @@ use tch::{Device, Kind, Tensor};
 use worker::{Devices, LoadedModel};
 
 use crate::cases::project;
-use crate::dashboard::peak_megabytes;
 use crate::fleet::processor;
 use crate::flop;
 use crate::samples::targets;
+use crate::services::peak_megabytes;
 
 /// Width of the square matrices whose product is the machine's measure.
 const MATRIX: i64 = 2048;
@@ -151,7 +151,7 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, 
         schedule: [generations, steps, final_steps],
         lane_step_gflop: flop / 1e9,
         matrix_gflops: matrix_rate(devices)? / 1e9,
-        peak_megabytes: Sides { theirs: their_peak, ours: if gpu { f64::NAN } else { peak_megabytes()? } },
+        peak_megabytes: Sides { theirs: their_peak, ours: if gpu { f64::NAN } else { peak_megabytes(std::process::id())? } },
         images,
     };
     Ok((table(&figures), serde_json::to_string_pretty(&figures)?))

@@ -22,6 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::services::{cpu_seconds, peak_megabytes};
+
 /// Open pages.
 const PAGES: usize = 20;
 /// A page fetches its larger parts again so often.
@@ -103,14 +105,14 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
         rows += &format!("| `{}` | {median:.1} | {worst:.1} |\n", path.split("&offset").next().unwrap_or_default());
     }
 
-    let (ticks, before) = (Arc::new(AtomicUsize::new(0)), cpu_seconds()?);
+    let (ticks, before) = (Arc::new(AtomicUsize::new(0)), cpu_seconds(std::process::id())?);
     let opened = Instant::now();
     let pages: Vec<_> = (0..PAGES).map(|i| tokio::spawn(page(address, i, ticks.clone()))).collect();
     work(&queue, later - 1, Some(RATE)).await?;
-    let (seconds, used) = (opened.elapsed().as_secs_f64(), cpu_seconds()? - before);
+    let (seconds, used) = (opened.elapsed().as_secs_f64(), cpu_seconds(std::process::id())? - before);
     pages.iter().for_each(tokio::task::JoinHandle::abort);
     let rate = ticks.load(Ordering::Relaxed) as f64 / PAGES as f64 / seconds;
-    let (share, memory) = (used / seconds, peak_megabytes()?);
+    let (share, memory) = (used / seconds, peak_megabytes(std::process::id())?);
     site.abort();
     stop.send_replace(true);
     serving.await??;
@@ -235,19 +237,4 @@ async fn first_byte(address: SocketAddr, path: &str) -> Result<Duration> {
     ensure!(first.ends_with(b"200 OK"), "{path} is answered with {}", String::from_utf8_lossy(&first));
     socket.read_to_end(&mut Vec::new()).await?;
     Ok(took)
-}
-
-/// Of this process, of all its threads.
-fn cpu_seconds() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    // User and system time, in hundredths of a second.
-    let ticks: f64 = [11, 12].iter().filter_map(|i| fields.get(*i)?.parse::<f64>().ok()).sum();
-    Ok(ticks / 100.0)
-}
-
-pub fn peak_megabytes() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("/proc/self/status has no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1e3)
 }

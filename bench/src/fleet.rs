@@ -11,12 +11,11 @@ use tokio::runtime::Runtime;
 
 use crate::cases::median;
 use crate::rabbitmq::RabbitMq;
+use crate::services::cpu_seconds;
 use crate::{messages, objects};
 
 /// Turns that count.
 const TURNS: usize = 5;
-/// Clock ticks of `/proc` in a second, on every Linux of today.
-const TICKS: f64 = 100.0;
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -46,18 +45,9 @@ pub struct Cost {
 
 /// Does `work` and tells what it took.
 pub async fn timed<E: Into<anyhow::Error>>(work: impl Future<Output = Result<(), E>>) -> Result<Cost> {
-    let (cpu, started) = (cpu_seconds()?, Instant::now());
+    let (cpu, started) = (cpu_seconds(std::process::id())?, Instant::now());
     work.await.map_err(Into::into)?;
-    Ok(Cost { seconds: started.elapsed().as_secs_f64(), cpu_seconds: cpu_seconds()? - cpu })
-}
-
-/// CPU time of this process so far.
-fn cpu_seconds() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/self/stat").context("cannot read this process's CPU time")?;
-    // The second field is a name in brackets, which may hold anything; fields 14 and 15 are wanted.
-    let (_, fields) = text.rsplit_once(')').context("/proc/self/stat has another form")?;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
-    Ok(ticks / TICKS)
+    Ok(Cost { seconds: started.elapsed().as_secs_f64(), cpu_seconds: cpu_seconds(std::process::id())? - cpu })
 }
 
 /// A line of the table.

@@ -5,7 +5,9 @@
 
 mod authors;
 mod blend;
+mod bucket;
 mod cases;
+mod coordination;
 mod dashboard;
 mod deltas;
 mod editing;
@@ -16,11 +18,13 @@ mod messages;
 mod networks;
 mod objects;
 mod ordering;
+mod overhead;
 mod planted;
 mod quality;
 #[path = "../../tests/harness/rabbitmq.rs"]
 mod rabbitmq;
 mod samples;
+mod services;
 mod speed;
 
 use std::path::PathBuf;
@@ -100,6 +104,36 @@ enum Command {
         /// A little of everything, to see that it works; writes nothing.
         #[arg(long)]
         quick: bool,
+    },
+    /// Plans and publishes ImageNet, starts onto 120,000 results, takes in events; needs a RabbitMQ.
+    Coordinator {
+        /// The table.
+        #[arg(long, default_value = "docs/coordinator-speed.md")]
+        out: PathBuf,
+        /// A little of everything, to see that it works; writes nothing.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// The part of `coordinator` that publishes, as JSON.
+    #[command(hide = true)]
+    Publish { dataset: String, queue: String },
+    /// What coordinator, RabbitMQ, worker and store add to the projection of an image; needs a RabbitMQ.
+    Overhead {
+        /// The table.
+        #[arg(long, default_value = "docs/fleet-overhead.md")]
+        out: PathBuf,
+        /// Turns that count; there is one more.
+        #[arg(long, default_value_t = 5)]
+        turns: usize,
+        /// Images of a turn.
+        #[arg(long, default_value_t = 2)]
+        images: usize,
+        /// Where to compute, as in `basin-worker`.
+        #[arg(long, default_value = "cpu,cpu")]
+        devices: String,
+        /// Parameters, as JSON; the profile `fast` if there are none.
+        #[arg(long)]
+        params: Option<String>,
     },
     /// Pages of a large run, and what twenty that are open cost.
     Dashboard {
@@ -193,6 +227,23 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Fleet { out, .. } => write(&out, fleet::run(false)?),
+        Command::Coordinator { quick: true, .. } => {
+            println!("{}", coordination::run(true)?);
+            Ok(())
+        }
+        Command::Coordinator { out, .. } => write(&out, coordination::run(false)?),
+        Command::Publish { dataset, queue } => {
+            // As in `basin-coordinator`.
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let published = runtime.context("cannot start threads")?.block_on(coordination::publish(&dataset, &queue))?;
+            println!("{}", serde_json::to_string(&published)?);
+            Ok(())
+        }
+        Command::Overhead { out, turns, images, devices, params } => {
+            let params = params.map_or_else(|| Ok(proto::Params::fast()), |json| proto::Params::from_json(&json));
+            let extent = overhead::Extent { turns, images, devices, params: params.context("cannot read --params")? };
+            write(&out, overhead::run(&model()?, &args.samples, &extent)?)
+        }
         Command::Dashboard { out, images, seconds } => {
             write(&out, dashboard::run(images, std::time::Duration::from_secs(seconds))?)
         }

@@ -21,9 +21,9 @@ use proto::{GeneratorKind, GeneratorManifest, MaskMode, ModelManifest, ObjectsMa
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::dashboard::peak_megabytes;
 use crate::deltas::random_weights;
 use crate::fleet::processor;
+use crate::services::peak_megabytes;
 
 #[allow(dead_code, reason = "the tests of the networks use all of it")]
 #[path = "../../projector/tests/golden/weights_detector.rs"]
@@ -294,7 +294,7 @@ pub fn task(name: &str, task: Task, work: &Path) -> Result<String> {
             }
         },
     };
-    Ok(serde_json::to_string(&Figure { seconds, megabytes: peak_megabytes()? })?)
+    Ok(serde_json::to_string(&Figure { seconds, megabytes: peak_megabytes(std::process::id())? })?)
 }
 
 /// Seconds of the best turn.

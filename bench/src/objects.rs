@@ -2,27 +2,20 @@
 //!
 //! The server runs in `basin-bench fleet`, and what is measured in a child of it: so the CPU time is the client's.
 
-use std::collections::{BTreeMap, HashMap};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, ensure};
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
-use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{Method, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use store::Store;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
+use crate::bucket::{BUCKET, Bucket};
 use crate::fleet::{Extent, Row, timed};
 
-const BUCKET: &str = "bucket";
 const REGION: &str = "eu-west-1";
 /// What is larger goes in parts of this size, so many at a time, as in the store.
 const PART: usize = 8 << 20;
@@ -33,10 +26,7 @@ const SIZES: [(&str, usize, usize, usize); 3] =
 
 /// The lines, measured in a child.
 pub fn measure_apart(runtime: &Runtime, quick: bool) -> Result<Vec<Row>> {
-    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).context("cannot listen")?;
-    let endpoint = format!("http://{}", listener.local_addr()?);
-    let router = Router::new().fallback(answer).layer(DefaultBodyLimit::disable()).with_state(Bucket::default());
-    runtime.spawn(async { axum::serve(listener, router).await });
+    let endpoint = runtime.block_on(Bucket::default().serve())?;
     let mut child = Command::new(std::env::current_exe().context("cannot find this program")?);
     child.args(["objects", &endpoint]).args(quick.then_some("--quick"));
     child.env("AWS_ACCESS_KEY_ID", "access").env("AWS_SECRET_ACCESS_KEY", "secret").env_remove("AWS_SESSION_TOKEN");
@@ -103,44 +93,4 @@ async fn put_alone(client: &Client, key: &str, content: Bytes) -> Result<()> {
     let request = client.complete_multipart_upload().bucket(BUCKET).key(key).upload_id(id);
     request.multipart_upload(parts).send().await?;
     Ok(())
-}
-
-#[derive(Clone, Default)]
-struct Bucket {
-    objects: Arc<Mutex<HashMap<String, Bytes>>>,
-    /// Parts of unfinished objects, by number.
-    parts: Arc<Mutex<HashMap<String, BTreeMap<u32, Bytes>>>>,
-}
-
-/// The few requests of S3 that are made here.
-async fn answer(State(bucket): State<Bucket>, method: Method, uri: Uri, body: Bytes) -> Response {
-    let key = uri.path().to_owned();
-    let query = uri.query().unwrap_or_default();
-    let number = query.split('&').find_map(|pair| pair.strip_prefix("partNumber=")?.parse().ok());
-    let locked = "nothing panics while it holds the lock";
-    let xml = |text: &str| ([(header::CONTENT_TYPE, "application/xml")], text.to_owned()).into_response();
-    match (method, number) {
-        (Method::PUT, Some(number)) => {
-            bucket.parts.lock().expect(locked).entry(key).or_default().insert(number, body);
-            [(header::ETAG, "\"1\"")].into_response()
-        }
-        (Method::PUT, None) => {
-            bucket.objects.lock().expect(locked).insert(key, body);
-            [(header::ETAG, "\"1\"")].into_response()
-        }
-        (Method::POST, _) if query.contains("uploads") => {
-            xml("<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>")
-        }
-        (Method::POST, _) => {
-            let parts = bucket.parts.lock().expect(locked).remove(&key).unwrap_or_default();
-            let whole = parts.into_values().collect::<Vec<_>>().concat();
-            bucket.objects.lock().expect(locked).insert(key, whole.into());
-            xml("<CompleteMultipartUploadResult><ETag>\"1\"</ETag></CompleteMultipartUploadResult>")
-        }
-        (Method::GET, _) => match bucket.objects.lock().expect(locked).get(&key) {
-            Some(object) => object.clone().into_response(),
-            None => StatusCode::NOT_FOUND.into_response(),
-        },
-        _ => StatusCode::NOT_IMPLEMENTED.into_response(),
-    }
 }

@@ -107,7 +107,7 @@ impl Local {
         }
         let total = plan.total();
         let expected: HashMap<String, JobId> =
-            std::mem::take(&mut plan.settled).iter().map(|planned| (planned.image.clone(), spec.job(planned).id())).collect();
+            std::mem::take(&mut plan.settled).iter().map(|planned| (planned.image.to_string(), spec.job(planned).id())).collect();
         plan.settled_bad += expected.len();
 
         let left = plan.images.len();

@@ -11,7 +11,6 @@
 //! An entry that cannot be used becomes an [`Entry::Bad`] and the others go on; only a file that says nothing at all is
 //! an error. Image bytes are not read here.
 
-use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::str::FromStr;
@@ -22,6 +21,7 @@ use serde_json::value::RawValue;
 use store::{Skipped, Store};
 
 use crate::segmentation;
+use crate::text::Text;
 
 const COCO: &str = "annotations.json";
 const MANIFEST: &str = "manifest.csv";
@@ -79,13 +79,13 @@ pub enum Entry {
     /// It cannot.
     Bad {
         /// Its key, or what the data set calls it.
-        image: String,
+        image: Text,
         /// Kind of the failure.
         reason: FailureReason,
         /// What is wrong, for people.
-        message: String,
+        message: Box<str>,
         /// Class name, if known.
-        class_name: Option<String>,
+        class_name: Option<Text>,
     },
 }
 
@@ -103,19 +103,19 @@ impl Entry {
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatasetImage {
     /// In the data set's store.
-    pub key: String,
+    pub key: Text,
     /// What the store says of the bytes.
-    pub identity: String,
+    pub identity: Text,
     /// As the data set writes it.
-    pub class_name: String,
+    pub class_name: Text,
     /// Finite, with an area; in pixels of the image. `None`: the whole image.
-    pub bbox: Option<Box2d>,
+    pub bbox: Option<Box<Box2d>>,
     /// Its outline or mask file, if the object is to be read from that.
-    pub mask: Option<Mask>,
+    pub mask: Option<Box<Mask>>,
 }
 
 /// What a data set says of an object: class name (or nothing), box and outline.
-type Said = (String, Option<Box2d>, Option<Mask>);
+type Said = (Text, Option<Box2d>, Option<Mask>);
 
 /// Why a data set cannot be read at all.
 #[derive(Debug, thiserror::Error)]
@@ -165,16 +165,17 @@ pub enum DatasetError {
 pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> Result<Dataset, DatasetError> {
     let dataset = store.url();
     let mut lister = store.list("")?;
-    let mut listing = Listing::new();
+    let mut objects = Vec::new();
     while let Some(page) = lister.next_page().await? {
-        listing.extend(page.into_iter().map(|object| (object.key, object.identity)));
+        objects.extend(pack(page.into_iter().map(|object| (object.key, object.identity))));
     }
-    if listing.is_empty() {
+    let listing = Listing::new(objects);
+    if listing.0.is_empty() {
         return Err(unusable(&dataset, "holds no files", "name the folder or bucket that holds the images"));
     }
     let mut read = match choose(&listing, annotations, &dataset)? {
         None => read_folders(&dataset, &listing, object)?,
-        Some(file) if listing.contains_key(&file) => read_file(&file, &store.get(&file).await?, &listing, object)?,
+        Some(file) if listing.get(&file).is_some() => read_file(&file, &store.get(&file).await?, &listing, object)?,
         Some(file) => match tokio::fs::read(&file).await {
             Ok(bytes) => read_file(&file, &bytes, &listing, object)?,
             Err(source) => return Err(DatasetError::File { file, dataset, source }),
@@ -184,8 +185,7 @@ pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> 
     for Skipped { name, why } in lister.skipped() {
         if by_folder && has_extension(name, IMAGE_TYPES) {
             // With annotations, an image that nothing points at is nobody's loss; here it is one of the data set.
-            let (image, message, reason) = (name.clone(), format!("it is passed over: {why}"), FailureReason::BadName);
-            read.entries.push(Entry::Bad { image, reason, message, class_name: None });
+            read.entries.push(bad(name.clone(), Problem::new(FailureReason::BadName, format!("it is passed over: {why}"))));
         } else {
             read.notes.push(format!("{:?} is passed over: {why}", clip(name)));
         }
@@ -227,8 +227,40 @@ fn mask_key(object: &Object, key: &str) -> Option<String> {
     Some(pattern.replace("{path}", &format!("{folder}{stem}")).replace("{stem}", stem))
 }
 
-/// Key and identity of every object.
-pub type Listing = BTreeMap<String, String>;
+/// Key and identity of every object, sorted by key.
+#[derive(Debug)]
+pub struct Listing(Vec<(Text, Text)>);
+
+impl Listing {
+    fn new(mut objects: Vec<(Text, Text)>) -> Listing {
+        objects.sort_unstable();
+        Listing(objects)
+    }
+
+    fn get(&self, key: &str) -> Option<&(Text, Text)> {
+        self.0.binary_search_by(|(there, _)| (**there).cmp(key)).ok().map(|at| &self.0[at])
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &Text> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    fn has_prefix(&self, prefix: &str) -> bool {
+        self.0.get(self.0.partition_point(|(key, _)| **key < *prefix)).is_some_and(|(key, _)| key.starts_with(prefix))
+    }
+}
+
+impl FromIterator<(String, String)> for Listing {
+    fn from_iter<T: IntoIterator<Item = (String, String)>>(objects: T) -> Listing {
+        Listing::new(pack(objects))
+    }
+}
+
+/// Keys and identities that share their memory.
+fn pack(objects: impl IntoIterator<Item = (String, String)>) -> Vec<(Text, Text)> {
+    let texts = Text::many(objects.into_iter().flat_map(|(key, identity)| [key, identity]));
+    texts.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
+}
 
 /// The file to read the annotations from, or `None` for class folders. `dataset` is for messages.
 fn choose(listing: &Listing, annotations: &Annotations, dataset: &str) -> Result<Option<String>, DatasetError> {
@@ -240,14 +272,14 @@ fn choose(listing: &Listing, annotations: &Annotations, dataset: &str) -> Result
         Annotations::File(file) => return Ok(Some(file.strip_prefix("./").unwrap_or(file).to_owned())),
         Annotations::Automatic => {}
     }
-    let shipped: Vec<&str> = listing.keys().filter(|key| shipped_folder(key).is_some()).map(String::as_str).collect();
+    let shipped: Vec<&str> = listing.keys().map(|key| &**key).filter(|key| shipped_folder(key).is_some()).collect();
     // Whoever unpacks all annotations but only the validation images means those.
     let with_images: Vec<&str> = shipped
         .iter()
-        .filter(|key| shipped_folder(key).is_some_and(|folder| has_prefix(listing, &format!("{folder}/"))))
+        .filter(|key| shipped_folder(key).is_some_and(|folder| listing.has_prefix(&format!("{folder}/"))))
         .copied()
         .collect();
-    let mut found: Vec<&str> = [COCO, MANIFEST].into_iter().filter(|name| listing.contains_key(*name)).collect();
+    let mut found: Vec<&str> = [COCO, MANIFEST].into_iter().filter(|name| listing.get(name).is_some()).collect();
     found.extend(if with_images.is_empty() { shipped } else { with_images });
     match found[..] {
         [] => Ok(None),
@@ -264,10 +296,6 @@ fn choose(listing: &Listing, annotations: &Annotations, dataset: &str) -> Result
 fn shipped_folder(key: &str) -> Option<&str> {
     let name = key.strip_prefix(COCO_SHIPPED.0)?.strip_suffix(COCO_SHIPPED.1)?;
     (!name.is_empty() && !name.contains('/')).then_some(name)
-}
-
-fn has_prefix(listing: &Listing, prefix: &str) -> bool {
-    listing.range(prefix.to_owned()..).next().is_some_and(|(key, _)| key.starts_with(prefix))
 }
 
 fn has_extension(key: &str, extensions: &[&str]) -> bool {
@@ -287,7 +315,7 @@ fn unusable(file: &str, problem: impl Into<String>, advice: impl Into<String>) -
 struct Problem {
     reason: FailureReason,
     message: String,
-    class_name: Option<String>,
+    class_name: Option<Text>,
 }
 
 impl Problem {
@@ -295,8 +323,8 @@ impl Problem {
         Problem { reason, message: message.into(), class_name: None }
     }
 
-    fn of_class(self, class_name: &str) -> Problem {
-        Problem { class_name: Some(class_name.to_owned()), ..self }
+    fn of_class(self, class_name: Text) -> Problem {
+        Problem { class_name: Some(class_name), ..self }
     }
 }
 
@@ -305,7 +333,9 @@ struct Entries<'a> {
     listing: &'a Listing,
     object: &'a Object,
     folders: Vec<String>,
-    entries: BTreeMap<String, Entry>,
+    entries: Vec<Entry>,
+    /// By place in the file.
+    nameless: BTreeMap<String, Entry>,
 }
 
 impl<'a> Entries<'a> {
@@ -315,15 +345,15 @@ impl<'a> Entries<'a> {
         let mut folders = vec![beside.to_owned(), format!("{beside}{IMAGES}"), String::new(), IMAGES.to_owned()];
         folders.extend(shipped_folder(file).map(|folder| format!("{folder}/")));
         folders.extend(shipped_folder(file).map(|folder| format!("{IMAGES}{folder}/")));
-        Entries { listing, object, folders, entries: BTreeMap::new() }
+        Entries { listing, object, folders, entries: Vec::new(), nameless: BTreeMap::new() }
     }
 
     /// Key and identity of the image that the data set calls `name`.
-    fn find(&self, name: &str) -> Result<(String, String), Problem> {
+    fn find(&self, name: &str) -> Result<(Text, Text), Problem> {
         keys::check_image(name)
             .map_err(|problem| Problem::new(FailureReason::BadName, format!("the image's name {name:?} {problem}")))?;
         let keys = self.folders.iter().map(|folder| format!("{folder}{name}"));
-        let (key, identity) = keys.filter_map(|key| self.listing.get_key_value(&key)).next().ok_or_else(|| {
+        let (key, identity) = keys.filter_map(|key| self.listing.get(&key)).next().ok_or_else(|| {
             let message = format!("the data set lists {name} but does not hold it");
             Problem::new(FailureReason::MissingImage, message)
         })?;
@@ -336,49 +366,57 @@ impl<'a> Entries<'a> {
         let entry = match (self.find(name), what) {
             (Ok((key, identity)), Ok((class_name, bbox, mask))) => match self.find_mask(&key) {
                 Ok(file) => {
-                    let bbox = bbox.filter(|_| needs_box(self.object));
-                    Entry::Image(DatasetImage { key, identity, class_name, bbox, mask: file.or(mask) })
+                    let bbox = bbox.filter(|_| needs_box(self.object)).map(Box::new);
+                    Entry::Image(DatasetImage { key, identity, class_name, bbox, mask: file.or(mask).map(Box::new) })
                 }
-                Err(problem) => bad(key, problem.of_class(&class_name)),
+                Err(problem) => bad(key, problem.of_class(class_name)),
             },
             (Ok((key, _)), Err(problem)) => bad(key, problem),
             (Err(problem), what) => {
                 let class_name = what.map_or_else(|problem| problem.class_name, |(class_name, ..)| Some(class_name));
-                bad(name.to_owned(), Problem { class_name, ..problem })
+                bad(name, Problem { class_name, ..problem })
             }
         };
-        match self.entries.entry(entry.image().to_owned()) {
-            MapEntry::Vacant(place) => _ = place.insert(entry),
-            MapEntry::Occupied(mut place) => {
-                let message = format!("{} is listed more than once", place.key());
-                let twice = bad(place.key().clone(), Problem::new(FailureReason::BadAnnotation, message));
-                place.insert(twice);
-            }
-        }
+        self.entries.push(entry);
     }
 
     /// The mask file of the image `key`, where masks are files.
     fn find_mask(&self, key: &str) -> Result<Option<Mask>, Problem> {
         let Some(mask) = mask_key(self.object, key) else { return Ok(None) };
-        match self.listing.get_key_value(&mask) {
-            Some((key, identity)) => Ok(Some(Mask::File { key: key.clone(), identity: identity.clone() })),
+        match self.listing.get(&mask) {
+            Some((key, identity)) => Ok(Some(Mask::File { key: key.to_string(), identity: identity.to_string() })),
             None => Err(Problem::new(FailureReason::BadMask, format!("the data set does not hold its mask {mask}"))),
         }
     }
 
     /// `place`: where in the file it stands.
     fn add_nameless(&mut self, place: String, problem: &str) {
-        let entry = bad(place.clone(), Problem::new(FailureReason::BadName, problem));
-        self.entries.insert(place, entry);
+        let entry = bad(&*place, Problem::new(FailureReason::BadName, problem));
+        self.nameless.insert(place, entry);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.nameless.is_empty()
     }
 
     fn finish(self, source: &str, notes: Vec<String>) -> Dataset {
-        Dataset { entries: self.entries.into_values().collect(), source: source.to_owned(), notes }
+        let mut entries = self.entries;
+        entries.extend(self.nameless.into_values());
+        entries.sort_by(|a, b| a.image().cmp(b.image()));
+        entries.dedup_by(|again, entry| {
+            let twice = again.image() == entry.image();
+            if twice {
+                let message = format!("{} is listed more than once", entry.image());
+                *entry = bad(entry.image(), Problem::new(FailureReason::BadAnnotation, message));
+            }
+            twice
+        });
+        Dataset { entries, source: source.to_owned(), notes }
     }
 }
 
-fn bad(image: String, problem: Problem) -> Entry {
-    Entry::Bad { image, reason: problem.reason, message: problem.message, class_name: problem.class_name }
+fn bad(image: impl Into<Text>, Problem { reason, message, class_name }: Problem) -> Entry {
+    Entry::Bad { image: image.into(), reason, message: message.into(), class_name }
 }
 
 /// Checks a box; `size`: width and height of the image, if stated.
@@ -447,7 +485,7 @@ struct CocoCategory<'a> {
 }
 
 /// Class and box of an image's largest object so far and its place among the annotations, or what is wrong with all of them.
-type Largest = Result<(String, Box2d, usize), Problem>;
+type Largest = Result<(Text, Box2d, usize), Problem>;
 
 /// Reads COCO's JSON.
 pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) -> Result<Dataset, DatasetError> {
@@ -467,10 +505,10 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) ->
     let annotations = coco.annotations.ok_or_else(|| part("annotations", advice))?;
     let categories = coco.categories.filter(|v| !v.is_empty()).ok_or_else(|| part("categories", advice))?;
 
-    let mut class_names: HashMap<&str, Result<String, String>> = HashMap::new();
+    let mut class_names: HashMap<&str, Result<Text, String>> = HashMap::new();
     for category in &categories {
         let Some(id) = category.id.map(id) else { continue };
-        let name = category.name.and_then(text).ok_or_else(|| format!("category id {id} has no name"));
+        let name = category.name.and_then(text).map(Text::from).ok_or_else(|| format!("category id {id} has no name"));
         class_names
             .entry(id)
             .and_modify(|known| *known = Err(format!("category id {id} is listed more than once")))
@@ -520,13 +558,13 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) ->
             Err(Problem::new(FailureReason::BadAnnotation, message))
         } else if !needs_object(wanted) {
             let class_name = object.and_then(Result::ok).map(|(class_name, ..)| class_name);
-            Ok((class_name.unwrap_or_default(), None, None))
+            Ok((class_name.unwrap_or_else(|| "".into()), None, None))
         } else if let Some(object) = object {
             object.and_then(|(class_name, bbox, index)| {
                 let outline = annotations[index].segmentation.filter(|_| wanted.mask == MaskSource::Outline);
                 let size = image.width.and_then(number).zip(image.height.and_then(number));
                 let mask = outline.map(|raw| segmentation::read(raw.get(), size)).transpose();
-                let bad = |problem: String| Problem::new(FailureReason::BadMask, problem).of_class(&class_name);
+                let bad = |problem: String| Problem::new(FailureReason::BadMask, problem).of_class(class_name.clone());
                 let mask = mask.map_err(bad)?.flatten();
                 Ok((class_name, Some(bbox), mask))
             })
@@ -539,7 +577,7 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) ->
             None => entries.add_nameless(format!("image id {id_text}"), "the image has no file_name"),
         }
     }
-    if entries.entries.is_empty() {
+    if entries.is_empty() {
         return Err(unusable(file, "annotates none of its images", "name another file with --annotations"));
     }
     let mut notes = Vec::new();
@@ -555,8 +593,8 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) ->
 fn read_object(
     annotation: &CocoAnnotation,
     image: &CocoImage,
-    class_names: &HashMap<&str, Result<String, String>>,
-) -> Result<(String, Box2d), Problem> {
+    class_names: &HashMap<&str, Result<Text, String>>,
+) -> Result<(Text, Box2d), Problem> {
     let category = annotation.category_id.map_or("none", id);
     let class_name = match class_names.get(category) {
         Some(Ok(name)) => name,
@@ -578,7 +616,7 @@ fn read_object(
         _ => None,
     }
     .ok_or_else(|| Problem::new(FailureReason::BadBox, format!("bbox is {}, not four numbers", clip(bbox))));
-    let bbox = bbox.and_then(|bbox| check_box(bbox, size)).map_err(|problem| problem.of_class(class_name))?;
+    let bbox = bbox.and_then(|bbox| check_box(bbox, size)).map_err(|problem| problem.of_class(class_name.clone()))?;
     Ok((class_name.clone(), bbox))
 }
 
@@ -645,16 +683,18 @@ pub fn read_csv(file: &str, bytes: &[u8], listing: &Listing, wanted: &Object) ->
         _ => return Err(unusable(file, "has only some of the columns x, y, width and height", advice)),
     };
     let mut entries = Entries::new(file, listing, wanted);
+    let mut class_names: HashMap<String, Text> = HashMap::new();
     for (i, record) in reader.byte_records().enumerate() {
         let record = record.map_err(failed)?;
         let field = |i: usize| String::from_utf8_lossy(record.get(i).unwrap_or_default()).into_owned();
         let class_name = class.map(field).unwrap_or_default();
+        let class_name = class_names.entry(class_name).or_insert_with_key(|name| name.as_str().into()).clone();
         let bbox = bbox.filter(|_| needs_box(wanted)).map(|columns| columns.map(field));
         let bbox = bbox.filter(|values| values.iter().any(|v| !v.is_empty()));
         let what = if class_name.is_empty() && needs_class(wanted) {
             Err(Problem::new(FailureReason::BadAnnotation, "the class is empty"))
         } else {
-            bbox.map(|values| read_box(&values).map_err(|problem| problem.of_class(&class_name)))
+            bbox.map(|values| read_box(&values).map_err(|problem| problem.of_class(class_name.clone())))
                 .transpose()
                 .map(|bbox| (class_name.clone(), bbox, None))
         };
@@ -664,7 +704,7 @@ pub fn read_csv(file: &str, bytes: &[u8], listing: &Listing, wanted: &Object) ->
             name => entries.add(&name, what),
         }
     }
-    if entries.entries.is_empty() {
+    if entries.is_empty() {
         return Err(unusable(file, "lists no images", advice));
     }
     Ok(entries.finish(file, Vec::new()))
@@ -690,16 +730,15 @@ pub fn read_folders(dataset: &str, listing: &Listing, wanted: &Object) -> Result
         return Err(unusable(dataset, "holds no .jpg, .jpeg or .png files", advice));
     }
     let masks: BTreeSet<String> = images.iter().filter_map(|key| mask_key(wanted, key)).collect();
-    let images: Vec<&String> = images.into_iter().filter(|key| !masks.contains(*key)).collect();
+    let images: Vec<&Text> = images.into_iter().filter(|key| !masks.contains(&***key)).collect();
     if needs_class(wanted) && images.iter().all(|key| !key.contains('/')) {
         return Err(unusable(dataset, "has images but no annotations and no class folders", advice));
     }
     let mut entries = Entries::new("", listing, wanted);
     for key in images {
-        let folder = key.rsplit_once('/').map(|(folder, _)| folder.rsplit('/').next().unwrap_or(folder));
-        let what = folder
-            .or((!needs_class(wanted)).then_some(""))
-            .map(|class_name| (class_name.to_owned(), None, None))
+        let end = key.rfind('/').or((!needs_class(wanted)).then_some(0));
+        let what = end
+            .map(|end| (key.piece(key[..end].rfind('/').map_or(0, |slash| slash + 1)..end), None, None))
             .ok_or_else(|| Problem::new(FailureReason::BadAnnotation, "the image lies in no class folder"));
         entries.add(key, what);
     }

@@ -29,7 +29,7 @@ impl Desk {
         let records = run::read_records(results).await?;
         let mut tally = Tally::resume(None, [], records.failures);
         for record in &records.results {
-            tally.count(record.job.as_str(), &record.image, record.class, tally::errors(record));
+            tally.count(record.job.as_str(), record.image.as_str().into(), record.class, tally::errors(record));
         }
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (leads, leading) = watch::channel(true);

@@ -15,6 +15,7 @@ use crate::pace::Pace;
 use crate::plan::{Plan, Planned, RunSpec};
 use crate::summary::{Metric, Spread, Summary};
 use crate::tally::{ClassSums, Tally, are_known};
+use crate::text::Text;
 
 /// All runs and the window.
 #[derive(Debug)]
@@ -198,6 +199,7 @@ impl Fleet {
     /// Takes in an event; how it settled its job, if it did.
     pub fn apply(&mut self, event: &Event, now: f64) -> Option<Settled> {
         let run = self.runs.get_mut(&event.run)?;
+        let image = run.ledger.image(&event.job).cloned();
         let settled = run.ledger.apply(event, now);
         if event.what == What::Started {
             run.pace.begun(now);
@@ -207,11 +209,12 @@ impl Fleet {
             // Not of a stranger, which is no result of this run.
             What::Succeeded { loss, l1, lpips, stage_seconds, .. } if settled.is_some() || run.tally.wants(&event.job) => {
                 let errors = Errors { loss: *loss, l1: *l1, lpips: *lpips };
+                let image = image.unwrap_or_else(|| event.image.as_str().into());
                 if are_known(&errors) {
-                    run.tally.count(&event.job, &event.image, event.class, errors);
+                    run.tally.count(&event.job, image, event.class, errors);
                     run.pace.took(stage_seconds);
                 } else {
-                    run.tally.want(&event.job, &event.image);
+                    run.tally.want(&event.job, image);
                 }
             }
             What::Failed { reason, message } if settled.is_some() => {
@@ -233,17 +236,18 @@ impl Fleet {
     pub fn settle(&mut self, silent: &Silent, failure: Option<Failure>, now: f64) {
         let Some(run) = self.runs.get_mut(&silent.run) else { return };
         let how = if failure.is_some() { Settled::Failed } else { Settled::Succeeded };
+        let image = run.ledger.image(&silent.job).cloned();
         if run.ledger.settle(&silent.job, how).is_some() {
             run.pace.settled(now);
             match failure {
                 Some(failure) => run.tally.fail(failure),
-                None => run.tally.want(&silent.job, &silent.image),
+                None => run.tally.want(&silent.job, image.unwrap_or_else(|| silent.image.as_str().into())),
             }
         }
     }
 
     /// Results that are to be read for their errors: of one run up to `n`, each with a number for its job and its image.
-    pub fn unread(&self, n: usize) -> Option<(String, Vec<(u64, String)>)> {
+    pub fn unread(&self, n: usize) -> Option<(String, Vec<(u64, Text)>)> {
         let (name, run) = self.runs.iter().find(|(_, run)| run.tally.left() > 0)?;
         Some((name.clone(), run.tally.unread(n)))
     }
@@ -291,7 +295,7 @@ impl Fleet {
             let silent = |(job, open): (&String, &Open)| Silent {
                 run: name.clone(),
                 job: job.clone(),
-                image: open.image.image.clone(),
+                image: open.image.image.to_string(),
                 worker: open.worker.clone(),
             };
             run.ledger.silent(before).map(silent).collect()
@@ -593,11 +597,11 @@ mod tests {
             let (spec, all) = (spec("r"), self.planned());
             // As a start does: a result of another seed is none, and no snapshot outlives a result.
             let before = self.results.len();
-            self.results.retain(|image, (job, _)| all.iter().any(|p| p.image == *image && p.seed == job.seed));
+            self.results.retain(|image, (job, _)| all.iter().any(|p| *p.image == **image && p.seed == job.seed));
             if self.results.len() < before {
                 self.snapshots.clear();
             }
-            let (settled, images): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| self.results.contains_key(&p.image));
+            let (settled, images): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| self.results.contains_key(&*p.image));
             let choice = rng.random_range(0..=self.snapshots.len());
             let snapshot = self.snapshots.get(choice).and_then(|bytes| Snapshot::decode(bytes).ok());
             let results = settled.iter().map(|p| (spec.job(p).id().to_string(), p.image.clone()));
@@ -659,7 +663,7 @@ mod tests {
                     9 | 10 => {
                         let (_, batch) = fleet.unread(2).unwrap_or_default();
                         for (number, image) in batch {
-                            fleet.read("r", number, world.results.get(&image).map(|(job, errors)| (job.class, *errors)));
+                            fleet.read("r", number, world.results.get(&*image).map(|(job, errors)| (job.class, *errors)));
                         }
                     }
                     11 => {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use proto::{Event, What};
 
 use crate::plan::Planned;
+use crate::text::Text;
 
 /// A job that is published and not settled.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +110,12 @@ impl Ledger {
     /// Published jobs that nothing was heard of since `before`.
     pub fn silent(&self, before: f64) -> impl Iterator<Item = (&String, &Open)> {
         self.open.iter().filter(move |(_, open)| open.heard < before)
+    }
+
+    /// Image of a job that is not settled.
+    pub fn image(&self, job: &str) -> Option<&Text> {
+        let returned = || self.returned.get(job).map(|planned| &planned.image);
+        self.open.get(job).map(|open| &open.image.image).or_else(returned)
     }
 
     /// Something was found out about a job otherwise than by an event.

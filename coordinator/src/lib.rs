@@ -32,5 +32,6 @@ pub mod service;
 pub mod simulate;
 pub mod summary;
 pub mod tally;
+pub mod text;
 pub mod verify;
 pub mod webdataset;

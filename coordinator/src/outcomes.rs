@@ -6,12 +6,13 @@ use proto::{Errors, FailureReason};
 use serde::{Deserialize, Serialize};
 
 use crate::summary::SuperClasses;
+use crate::text::Text;
 
 /// An image with a result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Succeeded {
     /// Its key in the data set.
-    pub image: Box<str>,
+    pub image: Text,
     /// Index into the model's classes.
     pub class: u32,
     /// Of its best seed.
@@ -180,6 +181,7 @@ impl Table {
             failure_message: Option<Box<str>>,
         }
         let mut table = Table::default();
+        let (mut images, mut ends, mut results) = (String::new(), Vec::new(), Vec::new());
         let mut known: HashMap<String, u32> = HashMap::new();
         let mut index = |table: &mut Table, name: String| {
             *known.entry(name).or_insert_with_key(|name| {
@@ -197,7 +199,9 @@ impl Table {
                     let class = index(&mut table, line.class_name.unwrap_or_default());
                     let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
                     let errors = Errors { loss: number(line.loss), l1: number(line.l1), lpips: number(line.lpips) };
-                    table.results.push(Succeeded { image: line.image, class, errors });
+                    images.push_str(&line.image);
+                    ends.push(images.len());
+                    results.push((class, errors));
                 }
                 State::Failed => {
                     let reason = line.failure_reason.unwrap_or(FailureReason::BadJob);
@@ -209,6 +213,8 @@ impl Table {
                 }
             }
         }
+        let images = Text::cut(images, ends).into_iter();
+        table.results = images.zip(results).map(|(image, (class, errors))| Succeeded { image, class, errors }).collect();
         Ok(table)
     }
 

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::dataset::{ClassIndex, DatasetImage, Entry};
 use crate::summary::SuperClasses;
+use crate::text::Text;
 
 /// What all jobs of a run have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,13 +27,13 @@ pub struct RunSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
     /// Key in the data set.
-    pub image: String,
+    pub image: Text,
     /// What the store says of its bytes.
-    pub identity: String,
+    pub identity: Text,
     /// Index into the model's classes; `OPEN_CLASS`: a worker finds it.
     pub class: u32,
     /// Box of the object in pixels; `None`: the whole image.
-    pub bbox: Option<Box2d>,
+    pub bbox: Option<Box<Box2d>>,
     /// What few runs need.
     pub more: Option<Box<More>>,
     /// Everything random of this image follows from it.
@@ -45,7 +46,7 @@ pub struct More {
     /// The data set's category, for an open class.
     pub category: Option<String>,
     /// The data set's mask.
-    pub mask: Option<Mask>,
+    pub mask: Option<Box<Mask>>,
 }
 
 /// Where the seeds of images come from.
@@ -83,14 +84,14 @@ impl RunSpec {
         let More { category, mask } = planned.more.as_deref().cloned().unwrap_or_default();
         Job {
             run: run.name.clone(),
-            image: planned.image.clone(),
-            identity: planned.identity.clone(),
+            image: planned.image.to_string(),
+            identity: planned.identity.to_string(),
             dataset: run.dataset.clone(),
             class: planned.class,
             class_name: self.classes.get(planned.class as usize).cloned().unwrap_or_default(),
             category,
-            bbox: planned.bbox,
-            mask,
+            bbox: planned.bbox.as_deref().copied(),
+            mask: mask.map(|mask| *mask),
             model: run.model.clone(),
             model_digest: run.model_digest.clone(),
             params: run.params.clone(),
@@ -143,7 +144,7 @@ pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashMap<String, Marke
     let classes = ClassIndex::new(&spec.classes);
     let mut plan = Plan::default();
     for entry in entries {
-        let marker = settled.get(&keys::place(entry.image()));
+        let marker = if settled.is_empty() { None } else { settled.get(&keys::place(entry.image())) };
         match (planned(entry, &classes, spec, seeds), marker) {
             (_, Some(Marker::Failure)) => plan.settled_failed += 1,
             (Ok(planned), Some(Marker::Result)) => plan.settled.push(planned),
@@ -156,9 +157,12 @@ pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashMap<String, Marke
 }
 
 fn planned(entry: Entry, classes: &ClassIndex, spec: &RunSpec, seeds: &Seeds) -> Result<Planned, Failure> {
-    let fail = |image, reason, message, class_name| Failure { format: 1, job: None, image, reason, message, class_name };
+    let fail = |image: Text, reason, message, class_name: Option<Text>| {
+        let class_name = class_name.map(|name| name.to_string());
+        Failure { format: 1, job: None, image: image.to_string(), reason, message, class_name }
+    };
     match entry {
-        Entry::Bad { image, reason, message, class_name } => Err(fail(image, reason, message, class_name)),
+        Entry::Bad { image, reason, message, class_name } => Err(fail(image, reason, message.into(), class_name)),
         Entry::Image(DatasetImage { key, identity, class_name, bbox, mask }) => {
             if let Err(problem) = keys::check_image(&key) {
                 let message = format!("the image's name {key:?} {problem}");

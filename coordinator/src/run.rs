@@ -149,7 +149,8 @@ pub async fn see(
     let dataset = dataset::read(dataset, &annotations, &spec.record.params.object).await?;
     results.check_writable().await?;
     begin(&spec.record, results).await?;
-    let known = places(&dataset.entries);
+    let markers = Markers::list(results).await?;
+    let known = markers.of(&dataset.entries);
     let all = dataset.entries.len();
     let entries = match spec.record.limit {
         Some(limit) => spread(dataset.entries, limit),
@@ -159,12 +160,11 @@ pub async fn see(
     let mut notes = dataset.notes;
     notes.insert(0, format!("read {}{of} images from {}", entries.len(), dataset.source));
 
-    let markers = Markers::list(results).await?;
+    let planned = markers.of(&entries);
     let mut seeds = read_seeds(&spec.record, results).await?;
     let (ours, strangers): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
     let key = |place: &String| keys::marker_at(place, Marker::Failure);
     let failures: Vec<(Failure, Object)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
-    let planned = places(&entries);
     let mut redriven = None;
     if let Some(redrive) = redrive
         && let Some(seed) = redrive.seed()
@@ -231,10 +231,6 @@ impl Seen {
     }
 }
 
-fn places(entries: &[Entry]) -> HashSet<String> {
-    entries.iter().map(|e| keys::place(e.image())).collect()
-}
-
 /// Places of images with a marker; where there are both, the result wins.
 pub(crate) struct Markers {
     pub(crate) results: Vec<String>,
@@ -257,6 +253,15 @@ impl Markers {
         let done: HashSet<&String> = markers.results.iter().collect();
         markers.failures.retain(|place| !done.contains(place));
         Ok(markers)
+    }
+
+    /// Places of those of `entries` that have a marker.
+    fn of(&self, entries: &[Entry]) -> HashSet<String> {
+        let marked: HashSet<&String> = self.results.iter().chain(&self.failures).collect();
+        if marked.is_empty() {
+            return HashSet::new();
+        }
+        entries.iter().map(|entry| keys::place(entry.image())).filter(|place| marked.contains(place)).collect()
     }
 }
 
@@ -326,7 +331,7 @@ fn redriven_jobs(spec: &RunSpec, entries: &[Entry], seeds: &Seeds) -> HashMap<St
     }
     let redriven = entries.iter().filter(|entry| seeds.redriven.contains_key(entry.image()));
     let planned = plan(redriven.cloned().collect(), spec, &HashMap::new(), seeds).images;
-    planned.into_iter().map(|planned| (planned.image.clone(), spec.job(&planned).id())).collect()
+    planned.into_iter().map(|planned| (planned.image.to_string(), spec.job(&planned).id())).collect()
 }
 
 /// Every n-th entry, `limit` of them.

@@ -10,6 +10,7 @@ use crate::dataset::{DatasetImage, Entry};
 use crate::fleet::Fleet;
 use crate::plan::{RunSpec, Seeds, plan};
 use crate::tally::Tally;
+use crate::text::Text;
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +47,8 @@ pub struct Measured {
 /// shows come on top.
 pub const REQUESTS: (u64, u64) = (9, 8);
 
+/// Objects that a listing brings at a time.
+const PAGE: usize = 1000;
 const WORKER: &str = "simulated";
 /// Of an image, as a worker names them.
 const STAGES: [&str; 4] = ["fetch", "transform_search", "latent_search", "final_descent"];
@@ -53,17 +56,7 @@ const STAGES: [&str; 4] = ["fetch", "transform_search", "latent_search", "final_
 /// Plans and drives a run.
 pub fn simulate(simulation: &Simulation) -> Measured {
     let classes: Vec<String> = (0..1000).map(|i| format!("class {i}")).collect();
-    let entry = |i: usize| {
-        let class = i % classes.len();
-        Entry::Image(DatasetImage {
-            key: format!("train/n{class:08}/n{class:08}_{i:08}.JPEG"),
-            identity: format!("{:032x}", i),
-            class_name: classes[class].clone(),
-            bbox: None,
-            mask: None,
-        })
-    };
-    let entries: Vec<Entry> = (0..simulation.images).map(entry).collect();
+    let entries = entries(simulation.images, &Text::many(&classes));
     let spec = RunSpec { record: record(), classes, super_classes: vec![], categories: vec![] };
     let started = Instant::now();
     let plan = plan(entries, &spec, &HashMap::new(), &Seeds::default());
@@ -98,6 +91,21 @@ pub fn simulate(simulation: &Simulation) -> Measured {
     }
     assert!(fleet.settled("simulation"), "every image is settled");
     Measured { planning, driving: started.elapsed(), messages, bytes, run_seconds: now, peak: peak() }
+}
+
+/// Images as a listing brings them.
+fn entries(images: usize, classes: &[Text]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    while entries.len() < images {
+        let page = entries.len()..images.min(entries.len() + PAGE);
+        let key = |i: usize| format!("train/n{class:08}/n{class:08}_{i:08}.JPEG", class = i % classes.len());
+        let (keys, identities) = (Text::many(page.clone().map(key)), Text::many(page.clone().map(|i| format!("{i:032x}"))));
+        for ((i, key), identity) in page.zip(keys).zip(identities) {
+            let class_name = classes[i % classes.len()].clone();
+            entries.push(Entry::Image(DatasetImage { key, identity, class_name, bbox: None, mask: None }));
+        }
+    }
+    entries
 }
 
 fn tell(fleet: &mut Fleet, event: &Event, now: f64, messages: &mut u64, bytes: &mut u64) {

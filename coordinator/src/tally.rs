@@ -1,13 +1,14 @@
 //! What is known of the settled images of a run, one by one and by class. Pure: each counts once, whether its event, its record or a
 //! snapshot tells it first, and however often.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use proto::{Errors, Failure, KnownResult, ResultRecord, Snapshot};
 
 use crate::outcomes::{Failed, Outcomes, Succeeded};
 use crate::summary::Metric;
+use crate::text::Text;
 
 /// Errors of a record.
 pub fn errors(record: &ResultRecord) -> Errors {
@@ -91,11 +92,11 @@ impl Sum {
 /// The settled images of a run. A job is remembered by the first eight bytes of its id.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    results: HashMap<u64, Succeeded>,
+    results: BTreeMap<u64, Succeeded>,
     failures: BTreeMap<Box<str>, Failed>,
     classes: BTreeMap<u32, ClassSums>,
     /// Results whose errors nobody told: the image of each job.
-    unread: BTreeMap<u64, String>,
+    unread: BTreeMap<u64, Text>,
 }
 
 impl Tally {
@@ -103,10 +104,10 @@ impl Tally {
     /// knows any other result is worth nothing: it is of another time.
     pub fn resume(
         snapshot: Option<Snapshot>,
-        results: impl IntoIterator<Item = (String, String)>,
+        results: impl IntoIterator<Item = (String, Text)>,
         failures: impl IntoIterator<Item = Failure>,
     ) -> Tally {
-        let unread: BTreeMap<u64, String> = results.into_iter().map(|(job, image)| (short(&job), image)).collect();
+        let unread: BTreeMap<u64, Text> = results.into_iter().map(|(job, image)| (short(&job), image)).collect();
         let mut tally = Tally { unread, ..Tally::default() };
         let whole = |s: &Snapshot| s.results.iter().all(|result| tally.unread.contains_key(&result.job));
         for KnownResult { job, class, errors } in snapshot.filter(whole).unwrap_or_default().results {
@@ -117,16 +118,16 @@ impl Tally {
     }
 
     /// A job has a result with these errors.
-    pub fn count(&mut self, job: &str, image: &str, class: u32, errors: Errors) {
+    pub fn count(&mut self, job: &str, image: Text, class: u32, errors: Errors) {
         self.unread.remove(&short(job));
         self.add(short(job), image, class, errors);
     }
 
     /// A job has a result, and its errors are to be read.
-    pub fn want(&mut self, job: &str, image: &str) {
+    pub fn want(&mut self, job: &str, image: Text) {
         if !self.results.contains_key(&short(job)) {
-            self.unread.insert(short(job), image.to_owned());
-            self.failures.remove(image);
+            self.failures.remove(&*image);
+            self.unread.insert(short(job), image);
         }
     }
 
@@ -136,7 +137,7 @@ impl Tally {
     }
 
     /// Up to `n` jobs whose results are to be read, with their images.
-    pub fn unread(&self, n: usize) -> Vec<(u64, String)> {
+    pub fn unread(&self, n: usize) -> Vec<(u64, Text)> {
         self.unread.iter().take(n).map(|(job, image)| (*job, image.clone())).collect()
     }
 
@@ -145,14 +146,14 @@ impl Tally {
         if let Some(image) = self.unread.remove(&job)
             && let Some((class, errors)) = found
         {
-            self.add(job, &image, class, errors);
+            self.add(job, image, class, errors);
         }
     }
 
-    fn add(&mut self, job: u64, image: &str, class: u32, errors: Errors) {
-        self.failures.remove(image);
+    fn add(&mut self, job: u64, image: Text, class: u32, errors: Errors) {
+        self.failures.remove(&*image);
         if let Entry::Vacant(place) = self.results.entry(job) {
-            place.insert(Succeeded { image: image.into(), class, errors });
+            place.insert(Succeeded { image, class, errors });
             self.classes.entry(class).or_default().add(&errors);
         }
     }

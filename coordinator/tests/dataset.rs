@@ -38,7 +38,8 @@ fn line(entry: &Entry) -> String {
     match entry {
         Entry::Image(image) => {
             assert!(!image.identity.is_empty());
-            let bbox = image.bbox.map_or("whole".into(), |b: Box2d| format!("{},{},{},{}", b.x, b.y, b.width, b.height));
+            let bbox =
+                image.bbox.as_deref().map_or("whole".into(), |b: &Box2d| format!("{},{},{},{}", b.x, b.y, b.width, b.height));
             format!("{} {} {bbox}", image.key, image.class_name)
         }
         Entry::Bad { image, reason, message, class_name } => {
@@ -304,7 +305,7 @@ async fn the_bundled_samples_are_a_data_set() {
 
 fn masks_of(dataset: &Dataset) -> Vec<Option<Mask>> {
     let mask = |entry: &Entry| match entry {
-        Entry::Image(image) => image.mask.clone(),
+        Entry::Image(image) => image.mask.as_deref().cloned(),
         Entry::Bad { .. } => None,
     };
     dataset.entries.iter().map(mask).collect()

@@ -59,6 +59,18 @@ impl RabbitMq {
         self.port
     }
 
+    /// Numbers of its processes.
+    pub fn processes(&self) -> Vec<u32> {
+        let group = self.node.as_ref().map(|node| node.leader.id().to_string());
+        let of_node = |id: &u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+            // Behind the name in brackets: state, parent, group.
+            stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(2)).map(str::to_owned) == group
+        };
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(of_node).collect()
+    }
+
     /// Whether the register of quorum queues on its disk knows `queue`. It is written some seconds after a declaration;
     /// a RabbitMQ 3.10 that is killed before comes back with a queue that nobody can consume.
     pub fn has_on_disk(&self, queue: &str) -> bool {

@@ -7,14 +7,15 @@ use store::{ErrorKind, Runs, Store};
 
 use crate::run::{self, AT_ONCE, Error};
 use crate::tally;
+use crate::text::Text;
 
 /// What was read of a result: the number of its job, and class and errors if there are any.
 pub(crate) type Found = (u64, Option<(u32, Errors)>);
 
 /// Class and errors of results; nothing for those that are gone, or that cannot be read at the end of the run either.
-pub(super) async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, String)>) -> Result<Vec<Found>, Error> {
+pub(super) async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, Text)>) -> Result<Vec<Found>, Error> {
     let results = Runs::Home(home.clone()).of(name)?;
-    let read = move |(job, image): (u64, String)| {
+    let read = move |(job, image): (u64, Text)| {
         let results = results.clone();
         async move {
             match run::read_json::<ResultRecord>(&results, &keys::marker(&image, Marker::Result)).await {

@@ -1,0 +1,390 @@
+//! The coordinator on a large run: how long it takes to plan and publish all jobs, to start again, and to take in events; and how much
+//! memory. The broker is a RabbitMQ, the bucket a server in this process; what is measured is a process of its own.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use axum::body::Bytes;
+use coordinator::drive::{Driver, WINDOW};
+use coordinator::fleet::Fleet;
+use coordinator::plan::RunSpec;
+use coordinator::run::prepare;
+use coordinator::tally::Tally;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use lapin::options::BasicConsumeOptions;
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
+use proto::keys::{Item, Marker};
+use proto::{Control, Event, Job, Params, RunRecord, What, keys};
+use queue::{Channel, Queue};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use store::{Runs, Store};
+use tokio::runtime::Runtime;
+
+use crate::bucket::{BUCKET, Bucket};
+use crate::fleet::processor;
+use crate::rabbitmq::RabbitMq;
+use crate::services::{Coordinator, copy_model, peak_megabytes};
+
+/// Images and classes of ImageNet's training set.
+const IMAGENET: (usize, usize) = (1_281_167, 1000);
+/// Results of the run that is begun again, and images of it that are left.
+const FINISHED: (usize, usize) = (120_000, 1000);
+/// Images whose workers tell twice of each.
+const TOLD: usize = 40_000;
+/// A `--quick` measurement does a part of everything.
+const QUICK: usize = 50;
+/// Events published at the same time.
+const PUBLISHERS: usize = 256;
+/// How often what is on the queue is taken away.
+const PURGE_EVERY: Duration = Duration::from_secs(1);
+/// The attempt that made the results, as workers name theirs.
+const ATTEMPT: &str = "0123456789abcdef";
+/// What an attempt leaves beside its record.
+const ITEMS: [Item; 6] = [Item::Projection, Item::Target, Item::Transformed, Item::Generated, Item::Inverted, Item::History];
+/// Seconds, megabytes and events each second that are to be kept.
+const BARS: (f64, f64, f64, f64) = (180.0, 400.0, 30.0, 5000.0);
+
+/// What the process that plans and publishes tells.
+#[derive(Serialize, Deserialize)]
+pub struct Published {
+    images: usize,
+    planning: f64,
+    publishing: f64,
+    peak_megabytes: f64,
+}
+
+/// How a start went.
+struct Restarted {
+    /// Seconds until the run's jobs are handed out.
+    seconds: f64,
+    /// Seconds until the errors of all results are known.
+    known: f64,
+    peak_megabytes: f64,
+}
+
+/// The table.
+pub fn run(quick: bool) -> Result<String> {
+    let runtime = Runtime::new().context("cannot start threads")?;
+    let of = |n: usize| if quick { n.div_ceil(QUICK) } else { n };
+    let broker = RabbitMq::start();
+    let (bucket, place) = (Bucket::default(), tempfile::tempdir().context("cannot create a folder")?);
+    let endpoint = runtime.block_on(bucket.clone().serve())?;
+    let url = |prefix: &str| format!("s3://{BUCKET}/{prefix}?endpoint={endpoint}&anonymous=true");
+
+    eprintln!("publishing {} jobs", of(IMAGENET.0));
+    fill_imagenet(&bucket, of(IMAGENET.0));
+    let published = publish_apart(&runtime, &broker, &url("imagenet"))?;
+    bucket.objects().clear();
+
+    let (finished, left) = (of(FINISHED.0), of(FINISHED.1));
+    let classes = folders()?;
+    eprintln!("writing {finished} results into a folder and into a bucket");
+    fill(&bucket, "coco", finished + left, &classes);
+    let folder = Home::Folder(place.path().join("home"));
+    let in_bucket = Home::Bucket(bucket.clone(), url("home"));
+    let mut restarts = Vec::new();
+    for (name, home) in [("a folder", &folder), ("a bucket", &in_bucket)] {
+        let (queue, data) = (broker.url(&format!("prefix={}", name.replace(' ', "-"))), url("coco"));
+        let (without, with) = runtime.block_on(restart(home, &queue, &data, (finished, left), &classes))?;
+        restarts.push((format!("{name}, without a snapshot"), without));
+        restarts.push((format!("{name}, with a snapshot"), with));
+    }
+
+    eprintln!("taking in {} events", 2 * of(TOLD));
+    fill(&bucket, "told", of(TOLD) + 1, &classes);
+    let home = Home::Folder(place.path().join("told"));
+    let (rate, told_peak) = runtime.block_on(take_in(&home, &broker, &url("told"), of(TOLD)))?;
+
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut text = format!(
+        "# The coordinator's speed\n\n\
+        Written by `make bench-coordinator` on {cores} cores of {}. RabbitMQ with one scheduler thread and an S3 server in memory share \
+        the cores. Each figure is of one run.\n\n\
+        | | measured | wanted |\n|---|---|---|\n",
+        processor()?
+    );
+    let Published { images, planning, publishing, peak_megabytes } = published;
+    let mut row = |what: &str, measured: String, wanted: String| text += &format!("| {what} | {measured} | {wanted} |\n");
+    row(
+        &format!("{images} images listed in the bucket, planned, and their jobs published and confirmed"),
+        format!(
+            "{:.0} s: {planning:.0} s and {publishing:.0} s, {:.0} jobs/s",
+            planning + publishing,
+            images as f64 / publishing
+        ),
+        format!("< {:.0} s", BARS.0),
+    );
+    row("peak memory of that process", format!("{peak_megabytes:.0} MB"), format!("< {:.0} MB", BARS.1));
+    for (name, Restarted { seconds, known, peak_megabytes }) in restarts {
+        row(
+            &format!("`basin-coordinator` starts onto {finished} results in {name}, until it hands out what is left"),
+            format!("{seconds:.1} s; all errors known after {known:.1} s; {peak_megabytes:.0} MB"),
+            format!("< {:.0} s", BARS.2),
+        );
+    }
+    row(
+        &format!("events that `basin-coordinator` takes in, of {} images; {told_peak:.0} MB", of(TOLD)),
+        format!("{rate:.0} each second"),
+        format!("> {:.0}", BARS.3),
+    );
+    Ok(text + EXPLAINED)
+}
+
+const EXPLAINED: &str = "
+The jobs are published as in a fleet, a window of 1,000 at a time and 256 unconfirmed, by the driver of the coordinator in a process of its
+own. What a worker would do is left out there: the jobs are taken off the queue unread, and the results are told to the coordinator's
+ledger without the broker. With the broker they are in the last row: all jobs are on the queue, workers that compute nothing publish
+that they begin and end each image, and the time is that from the first of these events until the coordinator has settled all.
+
+A run that is begun again has the seven objects of a worker for each result (records of 18 seeds, the rest empty), and all are listed; the
+data set is in the bucket.
+";
+
+/// Class folders as ImageNet's.
+fn fill_imagenet(bucket: &Bucket, images: usize) {
+    let key = |i: usize| {
+        let class = i * IMAGENET.1 / images;
+        (format!("imagenet/train/n{class:08}/n{class:08}_{i:08}.JPEG"), Bytes::new())
+    };
+    bucket.objects().extend((0..images).map(key));
+}
+
+/// Class folders of the bundled model's classes.
+fn fill(bucket: &Bucket, prefix: &str, images: usize, classes: &[String]) {
+    let key = |i: usize| (format!("{prefix}/{}", image(i, classes)), Bytes::new());
+    bucket.objects().extend((0..images).map(key));
+}
+
+fn image(i: usize, classes: &[String]) -> String {
+    format!("{}/{i:012}.jpg", classes[i % classes.len()])
+}
+
+/// Classes of the bundled model that can name a folder.
+fn folders() -> Result<Vec<String>> {
+    let bytes = std::fs::read("models/fashion32/model.json").context("cannot read models/fashion32/model.json")?;
+    let classes = proto::ModelManifest::parse(&bytes)?.0.classes;
+    Ok(classes.into_iter().filter(|class| class.bytes().all(|b| b.is_ascii_alphanumeric())).collect())
+}
+
+/// Has all jobs published by a child, and takes them away.
+fn publish_apart(runtime: &Runtime, broker: &RabbitMq, dataset: &str) -> Result<Published> {
+    let url = broker.url("prefix=publish");
+    let queue = runtime.block_on(Queue::open(&url))?;
+    let taken = queue.clone();
+    let taking = runtime.spawn(async move {
+        while taken.purge(Channel::Jobs).await.is_ok() {
+            tokio::time::sleep(PURGE_EVERY).await;
+        }
+    });
+    let mut child = Command::new(std::env::current_exe().context("cannot find this program")?);
+    let output =
+        child.args(["publish", dataset, &url]).stderr(Stdio::inherit()).output().context("cannot start this program again")?;
+    taking.abort();
+    runtime.block_on(queue.close());
+    ensure!(output.status.success(), "publishing failed");
+    serde_json::from_slice(&output.stdout).context("the child does not tell what it did")
+}
+
+/// Plans a run over `dataset` and publishes all its jobs, here.
+pub async fn publish(dataset: &str, queue: &str) -> Result<Published> {
+    let place = tempfile::tempdir().context("cannot create a folder")?;
+    let results = Store::open(&place.path().to_string_lossy()).await?;
+    let (spec, dataset) = (imagenet(dataset), Store::open(dataset).await?);
+    let name = spec.record.name.clone();
+    let started = Instant::now();
+    let (plan, _) = prepare(&spec, None, &dataset, &results).await?;
+    let (images, planning) = (plan.images.len(), started.elapsed());
+    eprintln!(
+        "planned {images} images after {:.1} s, {:.0} MB at most",
+        planning.as_secs_f64(),
+        peak_megabytes(std::process::id())?
+    );
+
+    let queue = Queue::open(queue).await?;
+    let mut driver = Driver::new(queue.clone(), Runs::One(results), WINDOW).await?;
+    driver.fleet.add(spec, plan, Control::default(), Tally::default());
+    let (started, mut told) = (Instant::now(), Instant::now());
+    while !driver.fleet.settled(&name) {
+        driver.top_up().await?;
+        let now = driver.now();
+        finish_all(&mut driver.fleet, now);
+        if told.elapsed() >= Duration::from_secs(10) {
+            told = Instant::now();
+            eprintln!("{} published, {:.0} MB at most", driver.fleet.counted(&name), peak_megabytes(std::process::id())?);
+        }
+    }
+    let publishing = started.elapsed().as_secs_f64();
+    ensure!(driver.fleet.counted(&name) == images, "not every image counts");
+    drop(driver);
+    queue.close().await;
+    Ok(Published { images, planning: planning.as_secs_f64(), publishing, peak_megabytes: peak_megabytes(std::process::id())? })
+}
+
+/// Tells the ledger of a result of every job that is published.
+fn finish_all(fleet: &mut Fleet, now: f64) {
+    for (i, job) in fleet.silent(f64::INFINITY).into_iter().enumerate() {
+        let class = (i % IMAGENET.1) as u32;
+        fleet.apply(
+            &Event { job: job.job, run: job.run, image: job.image, class, worker: "bench".into(), what: succeeded() },
+            now,
+        );
+    }
+}
+
+fn succeeded() -> What {
+    let stage_seconds = ["fetch", "transform_search", "latent_search", "final_descent"].map(|s| (s.to_owned(), 5.0)).into();
+    What::Succeeded { loss: 1.25, seconds: 20.0, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds }
+}
+
+fn imagenet(dataset: &str) -> RunSpec {
+    let record = RunRecord {
+        format: 1,
+        name: "imagenet".into(),
+        dataset: dataset.into(),
+        annotations: "none".into(),
+        limit: None,
+        model: "biggan-deep-256".into(),
+        model_digest: "0".repeat(64),
+        resolution: 256,
+        params: Params::paper(),
+        seed: 0,
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let classes = (0..IMAGENET.1).map(|class| format!("n{class:08}")).collect();
+    RunSpec { record, classes, super_classes: vec![], categories: vec![] }
+}
+
+/// Where a coordinator finds what there is.
+enum Home {
+    Folder(PathBuf),
+    Bucket(Bucket, String),
+}
+
+impl Home {
+    fn url(&self) -> String {
+        match self {
+            Home::Folder(path) => path.to_string_lossy().into_owned(),
+            Home::Bucket(_, url) => url.clone(),
+        }
+    }
+
+    /// Puts objects there as quickly as possible.
+    fn put(&self, objects: impl Iterator<Item = (String, Bytes)>) -> Result<()> {
+        match self {
+            Home::Folder(path) => objects.into_iter().try_for_each(|(key, bytes)| write(&path.join(key), &bytes)),
+            Home::Bucket(bucket, _) => {
+                bucket.objects().extend(objects.map(|(key, bytes)| (format!("home/{key}"), bytes)));
+                Ok(())
+            }
+        }
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let created = || match File::create(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(path.parent().expect("a key has a folder"))?;
+            File::create(path)
+        }
+        created => created,
+    };
+    let written = created().and_then(|mut file| std::io::Write::write_all(&mut file, bytes));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The objects of all results of a run, and how many of the images have one.
+fn results(run: &str, finished: usize, classes: &[String]) -> impl Iterator<Item = (String, Bytes)> {
+    let at = move |key: String| format!("runs/{run}/{key}");
+    (0..finished).flat_map(move |i| {
+        let image = image(i, classes);
+        let record = (at(keys::marker(&image, Marker::Result)), record(&image, i % classes.len()).into());
+        let items = ITEMS.map(|item| (at(keys::item(&image, ATTEMPT, item)), Bytes::new()));
+        items.into_iter().chain([record]).collect::<Vec<_>>()
+    })
+}
+
+/// A record of 18 seeds.
+fn record(image: &str, class: usize) -> String {
+    let seed = json!({ "loss": 1.0, "inverted_loss": 1.0, "l1": 0.5, "l2": 0.25, "lpips": 0.125 });
+    json!({
+        "format": 1, "job": ATTEMPT, "image": image, "identity": "1", "class": class, "class_name": "Bag", "bbox": null,
+        "model": { "name": "fashion32", "digest": ATTEMPT, "resolution": 32 }, "params": Params::paper(), "seed": 0, "version": "bench",
+        "transform": null, "best": 0, "seeds": vec![seed; 18], "lane_steps": 28_800, "seconds": 12.0, "attempt": ATTEMPT, "objects": [],
+    })
+    .to_string()
+}
+
+/// Starts a coordinator twice onto a run with results: without a snapshot, and with the one that it left.
+async fn restart(
+    home: &Home,
+    queue: &str,
+    dataset: &str,
+    (finished, left): (usize, usize),
+    classes: &[String],
+) -> Result<(Restarted, Restarted)> {
+    copy_model(&Store::open(&home.url()).await?).await?;
+    let first = Coordinator::start(&home.url(), queue, WINDOW).await?;
+    first.submit("large", dataset, &Params::paper(), None).await?;
+    first.stop()?;
+    home.put(results("large", finished, classes))?;
+    eprintln!("starting onto {}", home.url());
+    let start = async || {
+        let started = Instant::now();
+        let coordinator = Coordinator::start(&home.url(), queue, WINDOW).await?;
+        let status = coordinator.until("large", |status| status["skipped"] == finished && status["queued"] != 0).await?;
+        let seconds = started.elapsed().as_secs_f64();
+        ensure!(status["images"] == finished + left, "the run has other images: {status}");
+        coordinator.until("large", |status| status["unread"] == 0).await?;
+        let known = started.elapsed().as_secs_f64();
+        let peak_megabytes = coordinator.peak_megabytes()?;
+        coordinator.stop()?;
+        eprintln!("{seconds:.1} s, all errors known after {known:.1} s");
+        Ok::<_, anyhow::Error>(Restarted { seconds, known, peak_megabytes })
+    };
+    Ok((start().await?, start().await?))
+}
+
+/// Events that a coordinator takes in each second, and its memory.
+async fn take_in(home: &Home, broker: &RabbitMq, dataset: &str, images: usize) -> Result<(f64, f64)> {
+    copy_model(&Store::open(&home.url()).await?).await?;
+    let url = broker.url("prefix=told");
+    let coordinator = Coordinator::start(&home.url(), &url, images).await?;
+    coordinator.submit("told", dataset, &Params::paper(), None).await?;
+    let queue = Queue::open(&url).await?;
+    let events = events(broker, images).await?;
+    let started = Instant::now();
+    let publish = |event: Vec<u8>| queue.publish(Channel::Events, event);
+    stream::iter(events).map(Ok).try_for_each_concurrent(PUBLISHERS, publish).await?;
+    let published = started.elapsed().as_secs_f64();
+    coordinator.until("told", |status| status["succeeded"] == images).await?;
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("{} events published in {published:.1} s, taken in after {seconds:.1} s", 2 * images);
+    let peak = coordinator.peak_megabytes()?;
+    coordinator.stop()?;
+    queue.close().await;
+    Ok((2.0 * images as f64 / seconds, peak))
+}
+
+/// Takes the jobs and makes what their workers would tell: that each begins, and that it ends.
+async fn events(broker: &RabbitMq, images: usize) -> Result<Vec<Vec<u8>>> {
+    let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", broker.port());
+    let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
+    let lane = connection.create_channel().await?;
+    // At once and without an acknowledgement: workers are not what is measured.
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let mut jobs = lane.basic_consume("told.jobs".into(), "bench".into(), options, FieldTable::default()).await?;
+    let mut events = Vec::new();
+    while events.len() < 2 * images {
+        let delivery = jobs.next().await.context("the subscription ended")??;
+        let job = Job::decode(&delivery.data)?;
+        let tell = |what| Event::about(&job, "bench-7f9c4d5b6-x2x8q", what).encode();
+        events.extend([tell(What::Started), tell(succeeded())]);
+    }
+    connection.close(200, "OK".into()).await?;
+    Ok(events)
+}
