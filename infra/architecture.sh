@@ -14,7 +14,7 @@ uses = {
 ours = set(uses)
 # Library: crates that may name it. The benchmark compares our wrappers with the library alone.
 wrappers = {
-    "tch": {"projector", "worker", "trainer", "bench", "zoo"},
+    "tch": {"kernels", "projector", "worker", "trainer", "bench", "zoo"},
     "aws-sdk-s3": {"store", "bench"},
     "aws-config": {"store", "bench"},
     "lapin": {"queue", "bench"},
@@ -38,7 +38,8 @@ graph = {
     "state-dict": set(),
     "store": set(),
     "telemetry": set(),
-    "projector": {"proto"},
+    "kernels": set(),
+    "projector": {"kernels", "proto"},
     "queue": {"proto"},
     "coordinator": {"proto", "queue", "store", "telemetry"},
     "worker": {"proto", "queue", "store", "telemetry", "projector", "zoo"},

@@ -3,12 +3,14 @@
 //!
 //! Long work: every finished case is appended to a file under `--work`, and a later start goes on from there.
 
+mod authors;
 mod blend;
 mod cases;
 mod dashboard;
 mod deltas;
 mod editing;
 mod fleet;
+mod flop;
 mod messages;
 mod networks;
 mod objects;
@@ -73,6 +75,8 @@ enum Command {
         #[arg(long)]
         fine_tune: Option<String>,
     },
+    /// Seconds per image and final losses against the authors' own code.
+    Authors(Box<authors::Args>),
     /// Milliseconds of a Poisson blend.
     Blend,
     /// Messages and objects each second, and what they cost, against the client libraries alone; needs a RabbitMQ.
@@ -144,6 +148,12 @@ fn main() -> Result<()> {
             let work = PathBuf::from("target/editing");
             std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
             write(&out, editing::run(&model()?, &args.samples, &work, real, &tune.unwrap_or_default())?)
+        }
+        Command::Authors(mut asked) => {
+            asked.model = args.model.clone();
+            let (text, json) = authors::run(&model()?, &args.samples, &asked)?;
+            write(&asked.out.with_extension("json"), json)?;
+            write(&asked.out, text)
         }
         Command::Blend => {
             println!("{}", blend::run()?);

@@ -287,7 +287,7 @@ fn loss(lpips: &Lpips, resolution: i64) -> impl Fn(&Tensor) -> Tensor {
     let target = tch::no_grad(|| lpips.features(&noise([BATCH, resolution, resolution])));
     let ones = Tensor::ones([BATCH, 1, resolution, resolution], (Kind::Float, Device::Cpu));
     let weights = lpips.map_weights(&ones, &target, MaskMode::UpsampleFeatures);
-    move |images| lpips.distance(&lpips.features(images), &target, &weights).sum(Kind::Float)
+    move |images| lpips.distance(images, &target, &weights).sum(Kind::Float)
 }
 
 /// Smooth random images in [-1, 1].

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use proto::{ClassSource, LatentStart, MaskSource, Params};
+use proto::{ClassSource, LatentStart, MaskSource, Params, Precision};
 
 /// Options of `basin project` and `basin submit`.
 #[derive(clap::Args)]
@@ -29,6 +29,10 @@ pub struct Asked {
     /// Where the search for z starts: `random`, or `encoder` (of the model), with another standard deviation as `encoder:0.25`.
     #[arg(long, value_name = "SOURCE", value_parser = start)]
     start_from: Option<LatentStart>,
+    /// How the networks round while they search: `fp32`, `tf32` (GPUs) or `bf16`. The end of the last descent and all that is
+    /// reported are fp32 always.
+    #[arg(long, value_name = "PRECISION", value_parser = precision)]
+    precision: Option<Precision>,
     /// Fit the generator to each image after the search, and keep what that changed: edits need it.
     #[arg(long)]
     fine_tune: bool,
@@ -61,6 +65,9 @@ impl Asked {
         }
         if let Some(start) = self.start_from {
             params.start = start;
+        }
+        if let Some(precision) = self.precision {
+            params.precision = precision;
         }
         params.validate()?;
         Ok(params)
@@ -96,6 +103,10 @@ fn mask_source(text: &str) -> Result<MaskSource, String> {
             None => Err("it is box, outline, detector-box, detector-mask, whole or file:PATTERN".into()),
         },
     }
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    serde_json::from_value(text.into()).map_err(|_| "it is fp32, tf32 or bf16".into())
 }
 
 /// Of branch `legacy`.

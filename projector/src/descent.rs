@@ -25,6 +25,11 @@ pub struct AdamState {
 }
 
 impl AdamState {
+    /// How many steps were done.
+    pub(crate) fn steps(&self) -> u32 {
+        self.steps
+    }
+
     pub(crate) fn select(&self, index: &[usize]) -> AdamState {
         let pick = |rows: &[Vec<f32>]| index.iter().map(|&i| rows[i].clone()).collect();
         AdamState { steps: self.steps, m: pick(&self.m), v: pick(&self.v) }

@@ -320,7 +320,7 @@ mod tests {
     use std::collections::HashMap;
     use std::path::PathBuf;
 
-    use proto::{L1Scale, MaskMode, Params};
+    use proto::{L1Scale, MaskMode, Params, Precision};
 
     use super::*;
     use crate::nn::Weights;
@@ -357,7 +357,7 @@ mod tests {
         let paper = Params::paper();
         let loss = proto::Loss { beta: 0.0, l1: L1Scale::ChannelSum, mask: MaskMode::UpsampleFeatures, background: 1.0 };
         let setting = Setting {
-            method: Method { loss, descent: paper.descent, align_corners: true },
+            method: Method { loss, descent: paper.descent, align_corners: true, precision: Precision::Fp32 },
             tune: FineTune { steps: 6, lr: 1e-3, ..FineTune::default() },
             search: None,
         };

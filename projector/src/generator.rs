@@ -1,6 +1,6 @@
 //! What the search needs of a generator.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A class-conditional generator `G(z, c)` with frozen weights.
 pub trait Generator: Send {
@@ -20,6 +20,12 @@ pub trait Generator: Send {
     fn resolution(&self) -> i64;
     /// The weights theta that fine-tuning moves, by name: all but embeddings and normalisations. Handles, not copies.
     fn weights(&self) -> Vec<(String, Tensor)>;
+    /// A copy with its own weights on a device, whose convolutions work on numbers of this kind. What depends on z and c alone, and
+    /// the images, are float32.
+    fn converted(&self, device: Device, kind: Kind) -> Box<dyn Generator>;
+
     /// A copy with its own weights on a device.
-    fn replicate(&self, device: Device) -> Box<dyn Generator>;
+    fn replicate(&self, device: Device) -> Box<dyn Generator> {
+        self.converted(device, Kind::Float)
+    }
 }

@@ -107,7 +107,7 @@ impl LatentSearch {
 
     /// The next work under phi*; `None` when finished.
     pub fn ask(&mut self, params: &Params, transforms: Transforms, rng: &mut ChaCha8Rng) -> Option<Request> {
-        let request = |z, c, work| Some(Request { z, c, transforms, work });
+        let request = |z, c, work, exact| Some(Request { z, c, transforms, work, exact });
         let descend = |steps, adam, record| Work::Descend { steps, adam, track_inverted: false, record };
         match &mut self.phase {
             Phase::Explore { cma, asked, .. } => {
@@ -116,20 +116,24 @@ impl LatentSearch {
                     Params::BasinCma { steps, .. } => descend(*steps, None, false),
                     _ => Work::Evaluate,
                 };
-                request(latent::to_f32(asked), self.starts.clone(), work)
+                request(latent::to_f32(asked), self.starts.clone(), work, false)
             }
             Phase::Descend { z, c, adam, done } => {
-                let next = rungs(params, self.seeds).into_iter().map(|rung| rung.until).find(|until| until > done);
+                let rungs = rungs(params, self.seeds);
+                let next = rungs.iter().map(|rung| rung.until).find(|until| until > done);
                 let steps = (next.expect("a descent that is over is finished") - *done).min(DESCENT_CHUNK);
-                request(z.clone(), c.clone(), descend(steps, adam.clone(), true))
+                // What is reported is the end of a descent in float32.
+                let last = rungs.last().is_some_and(|rung| rung.until == *done + steps);
+                request(z.clone(), c.clone(), descend(steps, adam.clone(), true), last)
             }
             Phase::Lbfgs { lanes, latent_dim, .. } => {
                 let points: Vec<Vec<f32>> = lanes.iter().map(|l| l.point().iter().map(|&v| v as f32).collect()).collect();
                 let (z, c) = points.iter().map(|p| (p[..*latent_dim].to_vec(), p[*latent_dim..].to_vec())).unzip();
-                request(z, Some(c), Work::Gradient)
+                // A line search compares losses of points that are close.
+                request(z, Some(c), Work::Gradient, true)
             }
             Phase::Finished { .. } => None,
-            Phase::Encode { latent_dim, .. } => request(vec![vec![0.0; *latent_dim]], None, Work::Encode),
+            Phase::Encode { latent_dim, .. } => request(vec![vec![0.0; *latent_dim]], None, Work::Encode, true),
         }
     }
 

@@ -32,6 +32,23 @@ impl LossTarget {
         LossTarget { image: image.shallow_clone(), weights, features, map_weights, beta: params.beta }
     }
 
+    /// Of several, each with its number of lanes: one for each lane.
+    pub(crate) fn beside(targets: &[(&LossTarget, usize)]) -> LossTarget {
+        let cat = |of: &dyn Fn(&LossTarget) -> &Tensor| {
+            Tensor::cat(&targets.iter().map(|(target, lanes)| rows(of(target), *lanes)).collect::<Vec<_>>(), 0)
+        };
+        let first = targets[0].0;
+        let features = (0..first.features.0.len()).map(|k| cat(&|target| &target.features.0[k]));
+        let map_weights = (0..first.map_weights.0.len()).map(|k| cat(&|target| &target.map_weights.0[k]));
+        LossTarget {
+            image: cat(&|target| &target.image),
+            weights: cat(&|target| &target.weights),
+            features: Features(features.collect()),
+            map_weights: MapWeights(map_weights.collect()),
+            beta: first.beta,
+        }
+    }
+
     /// Loss of each lane `[n]` for generated images `[n, 3, r, r]`.
     pub fn loss(&self, lpips: &Lpips, images: &Tensor) -> Tensor {
         let (l1, distance) = self.terms(lpips, images);
@@ -40,7 +57,7 @@ impl LossTarget {
 
     /// The two terms of the loss: weighted L1 and LPIPS (without beta), each `[n]`.
     pub fn terms(&self, lpips: &Lpips, images: &Tensor) -> (Tensor, Tensor) {
-        let distance = lpips.distance(&lpips.features(images), &self.features, &self.map_weights);
+        let distance = lpips.distance(images, &self.features, &self.map_weights);
         let l1 = ((images - &self.image).abs() * &self.weights).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float);
         (l1, distance)
     }
@@ -49,4 +66,11 @@ impl LossTarget {
     pub fn squared(&self, images: &Tensor) -> Tensor {
         ((images - &self.image).square() * &self.weights).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float)
     }
+}
+
+/// `[1 or lanes, ...]` as `[lanes, ...]`.
+pub(crate) fn rows(t: &Tensor, lanes: usize) -> Tensor {
+    let mut size = t.size();
+    size[0] = lanes as i64;
+    t.expand(size, false)
 }

@@ -160,6 +160,7 @@ impl Projection {
                 loss: params.loss.clone(),
                 descent: params.descent.clone(),
                 align_corners: params.transform.as_ref().is_some_and(|t| t.align_corners),
+                precision: params.precision,
             },
             params: params.clone(),
             glimpses: targets.iter().map(|_| None).collect(),
@@ -281,7 +282,10 @@ impl Projection {
         let seen = self.glimpses.iter().zip(&self.targets).filter_map(|(g, target)| Some((target, g.as_ref()?)));
         let requests = seen.map(|(target, Glimpse { z, c, transforms })| {
             let z: Vec<f32> = z.iter().map(|v| v.clamp(-self.limit, self.limit)).collect();
-            (target, Request { z: vec![z], c: Some(vec![c.clone()]), transforms: transforms.clone(), work: Work::Render })
+            (
+                target,
+                Request { z: vec![z], c: Some(vec![c.clone()]), transforms: transforms.clone(), work: Work::Render, exact: true },
+            )
         });
         let mut outcomes = lanes.run(&self.method, requests.collect())?.into_iter();
         let mut inverted = || outcomes.next().map(|outcome| outcome.rendered.into_iter().next().expect("one lane").inverted);
@@ -449,7 +453,7 @@ impl Checkpoint {
     fn answer(&self, limit: f32) -> Request {
         let (z, c) = self.result().expect("a finished image that has not diverged has a result");
         let z = z.iter().map(|z| z.iter().map(|v| v.clamp(-limit, limit)).collect()).collect();
-        Request { z, c: c.cloned(), transforms: self.transforms(), work: Work::Render }
+        Request { z, c: c.cloned(), transforms: self.transforms(), work: Work::Render, exact: true }
     }
 
     fn transforms(&self) -> Transforms {

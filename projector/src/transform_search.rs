@@ -67,6 +67,7 @@ impl TransformSearch {
                 track_inverted: params.fitness == Fitness::Minimum,
                 record: false,
             },
+            exact: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The method through its front door, with a tiny random generator: the same answer however the work is cut.
 
-use projector::{Checkpoint, Lanes, ObjectStatistics, Projection, Solution};
-use proto::{ClassStart, LastDescent, LatentSearch, Params, SpatialTransform, Told};
+use projector::{Checkpoint, Generator, Lanes, Model, ObjectStatistics, Projection, Solution};
+use proto::{ClassStart, ColourTransform, LastDescent, LatentSearch, Params, Precision, SpatialTransform, Told, Transform};
 use tch::{Device, Kind, Tensor};
 
 mod harness;
@@ -39,6 +39,120 @@ fn smaller_batches_give_the_same_losses_up_to_rounding() {
             assert!((a - b).abs() <= 1e-4 * a.abs(), "{a} and {b} in blocks of {block}");
         }
     }
+}
+
+#[test]
+fn lanes_of_several_images_in_one_batch_give_the_same_losses_up_to_rounding() {
+    let model = model();
+    let near = |a: f64, b: f64, within: f64| assert!((a - b).abs() <= within * a.abs(), "{a} and {b}");
+    // Without and with transforms, which differ between the images; 13 lanes are one image's six, and six and one of the next two.
+    // The first goes on with Adam's moments after 50 steps, which are small, so that rounding does not grow.
+    let slow = proto::Descent { lr_z: 0.002, ..Params::paper().descent };
+    for (params, block, within) in [
+        (Params { transform: None, descent: slow, ..short(LatentSearch::Adam { steps: 60 }) }, 64, 1e-3),
+        (Params { transform: None, ..short(LatentSearch::Adam { steps: 10 }) }, 13, 1e-3),
+        (short(LatentSearch::Adam { steps: 10 }), 64, 1e-3),
+    ] {
+        let apart = run_fixed(&model, &Lanes::new(&model, &[Device::Cpu]), &params);
+        for devices in [1, 2] {
+            let lanes = Lanes::shared(&model, &vec![Device::Cpu; devices], block);
+            let together = run_fixed(&model, &lanes, &params);
+            assert_eq!(lanes.block(), block);
+            for (a, b) in apart.iter().zip(&together) {
+                assert_eq!((a.seeds.len(), a.history.descent.len()), (b.seeds.len(), b.history.descent.len()));
+                for (a, b) in a.seeds.iter().zip(&b.seeds) {
+                    near(a.loss, b.loss, within);
+                    near(a.inverted_loss, b.inverted_loss, within);
+                    near(a.lpips, b.lpips, within);
+                }
+            }
+        }
+    }
+}
+
+/// Three images, each with a transform of its own where the parameters have any.
+fn run_fixed(model: &Model, lanes: &Lanes, params: &Params) -> Vec<Solution> {
+    let mut projection = Projection::new(params, model, &ObjectStatistics::BIGGAN, targets(model, 3));
+    for i in (0..3).filter(|_| params.transform.is_some()) {
+        let scale = 1.1 + 0.2 * i as f64;
+        let colour = vec![(ColourTransform::Brightness, 0.9)];
+        projection.fix_transform(i, Transform { scale: [scale; 2], shift: [0.1, -0.05], colour });
+    }
+    while !projection.finished() {
+        projection.step(lanes).expect("device works");
+    }
+    projection.finish(lanes).expect("device works").into_iter().map(|s| s.expect("converges")).collect()
+}
+
+/// A generator on a device whose memory holds so many lanes.
+struct Small(Box<dyn Generator>, i64);
+
+impl Generator for Small {
+    fn generate(&self, z: &Tensor, c: &Tensor) -> Tensor {
+        assert!(z.size()[0] <= self.1, "CUDA out of memory. Tried to allocate 2.00 GiB");
+        self.0.generate(z, c)
+    }
+    fn embed(&self, class: i64) -> Tensor {
+        self.0.embed(class)
+    }
+    fn latent_dim(&self) -> i64 {
+        self.0.latent_dim()
+    }
+    fn embed_dim(&self) -> i64 {
+        self.0.embed_dim()
+    }
+    fn num_classes(&self) -> i64 {
+        self.0.num_classes()
+    }
+    fn latent_layer(&self) -> Tensor {
+        self.0.latent_layer()
+    }
+    fn resolution(&self) -> i64 {
+        self.0.resolution()
+    }
+    fn weights(&self) -> Vec<(String, Tensor)> {
+        self.0.weights()
+    }
+    fn converted(&self, device: Device, kind: Kind) -> Box<dyn Generator> {
+        Box::new(Small(self.0.converted(device, kind), self.1))
+    }
+}
+
+#[test]
+fn a_batch_that_is_too_large_for_the_memory_is_halved() {
+    let mut model = model();
+    let params = Params { transform: None, ..short(LatentSearch::Adam { steps: 4 }) };
+    let expected = losses(&run(&model, &Lanes::new(&model, &[Device::Cpu]), &params, targets(&model, 3)));
+    let images = targets(&model, 3);
+    model.generator = Box::new(Small(model.generator, 7));
+    let lanes = Lanes::shared(&model, &[Device::Cpu], 16);
+    let found = losses(&run(&model, &lanes, &params, images));
+    // Six lanes of one image fit, those of two do not.
+    assert_eq!(lanes.block(), 8);
+    for (a, b) in expected.concat().into_iter().zip(found.concat()) {
+        assert!((a - b).abs() <= 1e-4 * a.abs(), "{a} and {b}");
+    }
+}
+
+#[test]
+fn bfloat16_lowers_the_loss_nearly_as_far_and_what_is_reported_is_float32() {
+    let model = model();
+    let lanes = Lanes::new(&model, &[Device::Cpu]);
+    let with = |precision| {
+        let params = Params { transform: None, precision, ..short(LatentSearch::Adam { steps: 120 }) };
+        run(&model, &lanes, &params, targets(&model, 2))
+    };
+    let (exact, rounded) = (with(Precision::Fp32), with(Precision::Bf16));
+    let mean = |solutions: &[Solution]| losses(solutions).concat().iter().sum::<f64>() / 12.0;
+    assert_ne!(losses(&exact), losses(&rounded));
+    assert!((mean(&exact) / mean(&rounded) - 1.0).abs() < 0.02, "{} and {}", mean(&exact), mean(&rounded));
+    // On a CPU there is no TF32.
+    assert_eq!(losses(&exact), losses(&with(Precision::Tf32)));
+    // The answer's picture is that of z and c in float32.
+    let best = &rounded[0].seeds[rounded[0].best];
+    let row = |numbers: &[f32]| Tensor::from_slice(numbers).unsqueeze(0);
+    let image = tch::no_grad(|| model.generator.generate(&row(&best.z), &row(&best.c))).flatten(0, -1);
+    assert!((image - Tensor::from_slice(&rounded[0].generated)).abs().max().double_value(&[]) < 1e-5);
 }
 
 #[test]

@@ -23,8 +23,8 @@ pub use model::{
 };
 pub use params::{
     ClassSource, ClassStart, ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LastDescent,
-    LatentSearch, LatentStart, Loss, MaskMode, MaskSource, Object, Params, Regulariser, SpatialTransform, Told, TransformChoice,
-    TransformSearch, TransformStart,
+    LatentSearch, LatentStart, Loss, MaskMode, MaskSource, Object, Params, Precision, Regulariser, SpatialTransform, Told,
+    TransformChoice, TransformSearch, TransformStart,
 };
 pub use result::{
     Detected, Failure, FailureReason, FineTuned, Found, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain,

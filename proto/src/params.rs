@@ -31,9 +31,26 @@ pub struct Params {
     /// Where the search for c starts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub class_start: ClassStart,
+    /// How the networks round while they search.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
     /// Equation 6 after the search; `None` leaves the generator as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fine_tune: Option<FineTune>,
+}
+
+/// How the networks round while they search. z, c, normalisations, losses and Adam are float32 always, as are the last steps of the
+/// last descent and all that is reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// float32.
+    #[default]
+    Fp32,
+    /// float32 in memory; the factors of products and convolutions are rounded to ten bits where the GPU can. On a CPU as `Fp32`.
+    Tf32,
+    /// Weights and activations of generator and perceptual network in bfloat16.
+    Bf16,
 }
 
 /// What of an image is projected, and as what (paper, Section 3.4).
@@ -456,6 +473,7 @@ impl Params {
             object: Object::default(),
             start: LatentStart::Random,
             class_start: ClassStart::Class,
+            precision: Precision::Fp32,
             fine_tune: None,
         }
     }
@@ -656,7 +674,7 @@ mod tests {
     #[test]
     fn what_is_left_at_its_default_is_not_written_so_that_digests_stay() {
         let json = Params::paper().to_json();
-        assert!(!json.contains("class_start") && !json.contains("last"), "{json}");
+        assert!(!json.contains("class_start") && !json.contains("last") && !json.contains("precision"), "{json}");
         let last = LastDescent::Halving;
         let latent = LatentSearch::BasinCma { generations: 1, steps: 1, final_steps: 3, told: Told::Refined, sigma: 1.0, last };
         let ours = Params { latent, transform: None, class_start: ClassStart::Gaussian, ..Params::paper() };

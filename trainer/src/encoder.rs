@@ -251,7 +251,7 @@ mod tests {
         fn weights(&self) -> Vec<(String, Tensor)> {
             vec![]
         }
-        fn replicate(&self, _: Device) -> Box<dyn Generator> {
+        fn converted(&self, _: Device, _: Kind) -> Box<dyn Generator> {
             Box::new(Light)
         }
     }

@@ -26,7 +26,12 @@ impl Judge {
     /// Loads `perceptual.json` and `perceptual.safetensors` of `dir`, to judge results of `model`.
     pub fn load(dir: &Path, model: &LoadedModel, device: Device) -> Result<Judge, ModelError> {
         let (lpips, digest) = load_perceptual(dir)?;
-        Ok(Judge { lpips: lpips.replicate(device), generator: model.model.generator.replicate(device), device, digest })
+        Ok(Judge {
+            lpips: lpips.replicate(device, Kind::Float),
+            generator: model.model.generator.replicate(device),
+            device,
+            digest,
+        })
     }
 
     /// LPIPS of every seed of a result inside its object, as `SeedResult::lpips` is that of the model's own network.

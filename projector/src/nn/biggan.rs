@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::biggan_deep::{Attention, Norm, NormFolding, fold_norm, named, upsample};
+use super::biggan_deep::{Attention, Norm, NormFolding, Norms, fold_norm, named, upsample};
 use super::{LoadError, Weights, channels_last};
 use crate::generator::Generator;
 
@@ -120,8 +120,7 @@ pub struct Biggan {
     linear: (Tensor, Tensor),
     /// `[2 * total, z + embed]` and `[2 * total]`: all a, then all b.
     norms: (Tensor, Tensor),
-    /// Sum of the channels of all conditional normalisations.
-    total: i64,
+    channels: Norms,
     blocks: Vec<Block>,
     /// Last normalisation.
     bn: (Tensor, Tensor),
@@ -145,7 +144,7 @@ impl Biggan {
         let shapes = config.blocks()?;
         let embeddings = weights.take("embeddings", &[config.n_classes, config.shared_dim])?;
         let linear = weights.take_pair("linear", &[16 * shapes[0].0, config.chunk()])?;
-        let (mut blocks, mut total) = (Vec::new(), 0);
+        let (mut blocks, mut all) = (Vec::new(), Norms::default());
         for (i, &(input, output, attention)) in shapes.iter().enumerate() {
             let mut conv = |part: &str, (input, size): (i64, i64)| -> Result<(Tensor, Tensor), LoadError> {
                 let (weight, bias) = weights.take_pair(&format!("blocks.{i}.0.{part}"), &[output, input, size, size])?;
@@ -154,10 +153,10 @@ impl Biggan {
             let (conv1, conv2, conv_sc) = (conv("conv1", (input, 3))?, conv("conv2", (output, 3))?, conv("conv_sc", (input, 1))?);
             let names = ATTENTION.map(|part| format!("blocks.{i}.1.{part}"));
             let attention = attention.then(|| Attention::load(weights, names, output)).transpose()?;
-            let norms = [input, output].map(|channels| Norm::next(&mut total, channels));
+            let norms = [input, output].map(|channels| all.next(channels));
             blocks.push(Block { norms, conv1, conv2, conv_sc, attention });
         }
-        let norms = weights.take_pair("norms", &[2 * total, config.dim_z + config.shared_dim])?;
+        let norms = weights.take_pair("norms", &[2 * all.total(), config.dim_z + config.shared_dim])?;
         let last = shapes.last().expect("every resolution has blocks").1;
         let bn = weights.take_pair("output_layer.0", &[last])?;
         let to_rgb = weights.take_pair("output_layer.2", &[3, last, 3, 3])?;
@@ -166,7 +165,7 @@ impl Biggan {
             embeddings,
             linear,
             norms,
-            total,
+            channels: all,
             blocks,
             bn: (bn.0.view([1, -1, 1, 1]), bn.1.view([1, -1, 1, 1])),
             to_rgb: (channels_last(&to_rgb.0), to_rgb.1),
@@ -189,14 +188,14 @@ impl Biggan {
         &self.config
     }
 
-    fn block(&self, block: &Block, x: &Tensor, norms: &Tensor) -> Tensor {
+    fn block(block: &Block, x: &Tensor, norms: &[Tensor]) -> Tensor {
         let conv = |x: &Tensor, (weight, bias): &(Tensor, Tensor)| {
             let pad = weight.size()[2] / 2;
             x.conv2d(weight, Some(bias), [1, 1], [pad, pad], [1, 1], 1)
         };
-        let h = upsample(&block.norms[0].forward(x, norms, self.total).relu_());
+        let h = upsample(&block.norms[0].relu(x, norms));
         let h = conv(&h, &block.conv1);
-        let h = conv(&block.norms[1].forward(&h, norms, self.total).relu_(), &block.conv2);
+        let h = conv(&block.norms[1].relu(&h, norms), &block.conv2);
         // A 1x1 convolution commutes with the up-sampling that the reference does before it.
         let x = h + upsample(&conv(x, &block.conv_sc));
         block.attention.as_ref().map_or_else(|| x.shallow_clone(), |a| a.forward(&x))
@@ -205,14 +204,14 @@ impl Biggan {
 
 impl Generator for Biggan {
     fn generate(&self, z: &Tensor, c: &Tensor) -> Tensor {
-        let norms = Tensor::cat(&[z, c], 1).linear(&self.norms.0, Some(&self.norms.1)).unsqueeze(-1).unsqueeze(-1);
+        let norms = self.channels.of(&Tensor::cat(&[z, c], 1), &self.norms);
         let h = z.narrow(1, 0, self.config.chunk()).linear(&self.linear.0, Some(&self.linear.1));
-        let mut x = h.view([z.size()[0], -1, 4, 4]);
+        let mut x = h.view([z.size()[0], -1, 4, 4]).to_kind(self.to_rgb.0.kind());
         for block in &self.blocks {
-            x = self.block(block, &x, &norms);
+            x = Biggan::block(block, &x, &norms);
         }
-        let x = self.bn.1.addcmul(&x, &self.bn.0).relu_();
-        x.conv2d(&self.to_rgb.0, Some(&self.to_rgb.1), [1, 1], [1, 1], [1, 1], 1).tanh()
+        let x = kernels::affine_relu(&x, &self.bn.0, &self.bn.1);
+        x.conv2d(&self.to_rgb.0, Some(&self.to_rgb.1), [1, 1], [1, 1], [1, 1], 1).to_kind(Kind::Float).tanh()
     }
 
     fn embed(&self, class: i64) -> Tensor {
@@ -236,7 +235,7 @@ impl Generator for Biggan {
     /// spectral norm of one). Its principal directions stay within one chunk.
     fn latent_layer(&self) -> Tensor {
         let z = self.config.dim_z;
-        let half = |t: &Tensor, i: i64| t.narrow(0, i * self.total, self.total);
+        let half = |t: &Tensor, i: i64| t.narrow(0, i * self.channels.total(), self.channels.total());
         let (a, b) = (half(&self.norms.0, 0).narrow(1, 0, z), half(&self.norms.0, 1).narrow(1, 0, z));
         // a = r gain, b = bias - m r gain; the constant terms are r and -m r.
         let (r, mr) = (half(&self.norms.1, 0).unsqueeze(1), half(&self.norms.1, 1).unsqueeze(1));
@@ -261,25 +260,27 @@ impl Generator for Biggan {
         first.into_iter().chain(blocks).chain(last).collect()
     }
 
-    fn replicate(&self, device: Device) -> Box<dyn Generator> {
+    fn converted(&self, device: Device, kind: Kind) -> Box<dyn Generator> {
         let copy = |t: &Tensor| t.to_device(device).detach().copy();
         let pair = |(w, b): &(Tensor, Tensor)| (copy(w), copy(b));
+        let rounded = |t: &Tensor| copy(t).to_kind(kind);
+        let conv = |(w, b): &(Tensor, Tensor)| (rounded(w), rounded(b));
         let block = |b: &Block| Block {
             norms: b.norms,
-            conv1: pair(&b.conv1),
-            conv2: pair(&b.conv2),
-            conv_sc: pair(&b.conv_sc),
-            attention: b.attention.as_ref().map(|a| a.map(copy)),
+            conv1: conv(&b.conv1),
+            conv2: conv(&b.conv2),
+            conv_sc: conv(&b.conv_sc),
+            attention: b.attention.as_ref().map(|a| a.map(rounded)),
         };
         Box::new(Biggan {
             config: self.config.clone(),
             embeddings: copy(&self.embeddings),
             linear: pair(&self.linear),
             norms: pair(&self.norms),
-            total: self.total,
+            channels: self.channels.clone(),
             blocks: self.blocks.iter().map(block).collect(),
             bn: pair(&self.bn),
-            to_rgb: pair(&self.to_rgb),
+            to_rgb: conv(&self.to_rgb),
         })
     }
 }

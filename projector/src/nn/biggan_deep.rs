@@ -5,7 +5,7 @@
 //! `a x + b` with a and b affine in the condition `[z, c]`.
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{LoadError, Weights, channels_last};
 use crate::generator::Generator;
@@ -80,25 +80,38 @@ impl Config {
     }
 }
 
-/// `a x + b` with per-sample a and b: a slice of the product of all conditional normalisations.
+/// `relu(a x + b)` with per-sample a and b: a part of the product of all conditional normalisations.
 #[derive(Clone, Copy)]
-pub(super) struct Norm {
-    start: i64,
-    channels: i64,
+pub(super) struct Norm(usize);
+
+/// The conditional normalisations of a network, in order: channels of each.
+#[derive(Clone, Default)]
+pub(super) struct Norms(Vec<i64>);
+
+impl Norms {
+    /// The next one.
+    pub(super) fn next(&mut self, channels: i64) -> Norm {
+        self.0.push(channels);
+        Norm(self.0.len() - 1)
+    }
+
+    /// Sum of all channels.
+    pub(super) fn total(&self) -> i64 {
+        self.0.iter().sum()
+    }
+
+    /// Scales and shifts of all of them, of the condition `[n, cond]`. They are split in one operation, so that the gradient of all is
+    /// put together in one, too.
+    pub(super) fn of(&self, cond: &Tensor, (weight, bias): &(Tensor, Tensor)) -> Vec<Tensor> {
+        let product = cond.linear(weight, Some(bias)).unsqueeze(-1).unsqueeze(-1);
+        product.split_with_sizes(self.0.repeat(2), 1)
+    }
 }
 
 impl Norm {
-    /// The next `channels` of the product.
-    pub(super) fn next(total: &mut i64, channels: i64) -> Norm {
-        let norm = Norm { start: *total, channels };
-        *total += channels;
-        norm
-    }
-
-    /// `a x + b`, of the product `norms` `[n, 2 * total, 1, 1]`.
-    pub(super) fn forward(&self, x: &Tensor, norms: &Tensor, total: i64) -> Tensor {
-        let a = norms.narrow(1, self.start, self.channels);
-        norms.narrow(1, total + self.start, self.channels).addcmul(x, &a)
+    /// `relu(a x + b)`, of what [`Norms::of`] gave.
+    pub(super) fn relu(&self, x: &Tensor, norms: &[Tensor]) -> Tensor {
+        kernels::affine_relu(x, &norms[self.0], &norms[norms.len() / 2 + self.0])
     }
 }
 
@@ -130,8 +143,7 @@ pub struct BigganDeep {
     gen_z: (Tensor, Tensor),
     /// `[2 * total, z + embed]` and `[2 * total]`: all a, then all b.
     norms: (Tensor, Tensor),
-    /// Sum of the channels of all conditional normalisations.
-    total: i64,
+    channels: Norms,
     layers: Vec<Layer>,
     /// Last normalisation.
     bn: (Tensor, Tensor),
@@ -157,7 +169,7 @@ impl BigganDeep {
         let cond = config.z_dim + config.class_embed_dim;
         let embeddings = weights.take("embeddings", &[config.num_classes, config.class_embed_dim])?;
         let gen_z = weights.take_pair("gen_z", &[16 * 16 * ch, cond])?;
-        let (mut layers, mut total) = (Vec::new(), 0);
+        let (mut layers, mut channels) = (Vec::new(), Norms::default());
         for (i, &(up, input, output)) in config.layers.iter().enumerate() {
             if i == config.attention_layer_position {
                 let name = format!("layers.{}.snconv1x1_", layers.len());
@@ -165,7 +177,7 @@ impl BigganDeep {
             }
             let name = format!("layers.{}", layers.len());
             let (shapes, halve) = (conv_shapes(ch * input, ch * output), input != output);
-            let norms = shapes.map(|[_, channels, ..]| Norm::next(&mut total, channels));
+            let norms = shapes.map(|[_, input, ..]| channels.next(input));
             let mut convs = Vec::new();
             for (j, shape) in shapes.iter().enumerate() {
                 let (weight, bias) = weights.take_pair(&format!("{name}.conv_{j}"), shape)?;
@@ -173,7 +185,7 @@ impl BigganDeep {
             }
             layers.push(Layer::Block(Block { up, halve, norms, convs: convs.try_into().expect("exactly four were pushed") }));
         }
-        let norms = weights.take_pair("norms", &[2 * total, cond])?;
+        let norms = weights.take_pair("norms", &[2 * channels.total(), cond])?;
         let bn = weights.take_pair("bn", &[ch])?;
         let to_rgb = weights.take_pair("conv_to_rgb", &[3, ch, 3, 3])?;
         Ok(BigganDeep {
@@ -181,7 +193,7 @@ impl BigganDeep {
             embeddings,
             gen_z,
             norms,
-            total,
+            channels,
             layers,
             bn: (bn.0.view([1, -1, 1, 1]), bn.1.view([1, -1, 1, 1])),
             to_rgb: (channels_last(&to_rgb.0), to_rgb.1),
@@ -204,10 +216,10 @@ impl BigganDeep {
         &self.config
     }
 
-    fn block(&self, block: &Block, x: &Tensor, norms: &Tensor) -> Tensor {
+    fn block(block: &Block, x: &Tensor, norms: &[Tensor]) -> Tensor {
         let mut h = x.shallow_clone();
         for (j, (norm, (weight, bias))) in block.norms.iter().zip(&block.convs).enumerate() {
-            h = norm.forward(&h, norms, self.total).relu_();
+            h = norm.relu(&h, norms);
             if j == 1 && block.up {
                 h = upsample(&h);
             }
@@ -222,18 +234,19 @@ impl BigganDeep {
 impl Generator for BigganDeep {
     fn generate(&self, z: &Tensor, c: &Tensor) -> Tensor {
         let cond = Tensor::cat(&[z, c], 1);
-        let norms = cond.linear(&self.norms.0, Some(&self.norms.1)).unsqueeze(-1).unsqueeze(-1);
+        let norms = self.channels.of(&cond, &self.norms);
         let h = cond.linear(&self.gen_z.0, Some(&self.gen_z.1));
         // Height, width, channels, as TensorFlow had it.
-        let mut x = h.view([-1, 4, 4, 16 * self.config.channel_width]).permute([0, 3, 1, 2]);
+        let x = h.view([-1, 4, 4, 16 * self.config.channel_width]).permute([0, 3, 1, 2]);
+        let mut x = x.to_kind(self.to_rgb.0.kind());
         for layer in &self.layers {
             x = match layer {
-                Layer::Block(block) => self.block(block, &x, &norms),
+                Layer::Block(block) => BigganDeep::block(block, &x, &norms),
                 Layer::Attention(attention) => attention.forward(&x),
             };
         }
-        let x = self.bn.1.addcmul(&x, &self.bn.0).relu_();
-        x.conv2d(&self.to_rgb.0, Some(&self.to_rgb.1), [1, 1], [1, 1], [1, 1], 1).tanh()
+        let x = kernels::affine_relu(&x, &self.bn.0, &self.bn.1);
+        x.conv2d(&self.to_rgb.0, Some(&self.to_rgb.1), [1, 1], [1, 1], [1, 1], 1).to_kind(Kind::Float).tanh()
     }
 
     fn embed(&self, class: i64) -> Tensor {
@@ -272,9 +285,11 @@ impl Generator for BigganDeep {
         first.into_iter().chain(layers).chain(last).collect()
     }
 
-    fn replicate(&self, device: Device) -> Box<dyn Generator> {
+    fn converted(&self, device: Device, kind: Kind) -> Box<dyn Generator> {
         let copy = |t: &Tensor| t.to_device(device).detach().copy();
         let pair = |(w, b): &(Tensor, Tensor)| (copy(w), copy(b));
+        let rounded = |t: &Tensor| copy(t).to_kind(kind);
+        let conv = |(w, b): &(Tensor, Tensor)| (rounded(w), rounded(b));
         let layers = self
             .layers
             .iter()
@@ -283,9 +298,9 @@ impl Generator for BigganDeep {
                     up: b.up,
                     halve: b.halve,
                     norms: b.norms,
-                    convs: std::array::from_fn(|j| pair(&b.convs[j])),
+                    convs: std::array::from_fn(|j| conv(&b.convs[j])),
                 }),
-                Layer::Attention(a) => Layer::Attention(a.map(copy)),
+                Layer::Attention(a) => Layer::Attention(a.map(rounded)),
             })
             .collect();
         Box::new(BigganDeep {
@@ -293,10 +308,10 @@ impl Generator for BigganDeep {
             embeddings: copy(&self.embeddings),
             gen_z: pair(&self.gen_z),
             norms: pair(&self.norms),
-            total: self.total,
+            channels: self.channels.clone(),
             layers,
             bn: pair(&self.bn),
-            to_rgb: pair(&self.to_rgb),
+            to_rgb: conv(&self.to_rgb),
         })
     }
 }

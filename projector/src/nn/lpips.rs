@@ -178,10 +178,10 @@ pub struct Lpips {
 }
 
 /// Normalised feature maps, one for each tap: `[n, channels, h, w]`.
-pub struct Features(Vec<Tensor>);
+pub struct Features(pub(crate) Vec<Tensor>);
 
 /// Weights of the distance maps: `[n, 1, h, w]` for each tap, so that their products' sums are the masked distance.
-pub struct MapWeights(Vec<Tensor>);
+pub struct MapWeights(pub(crate) Vec<Tensor>);
 
 impl Lpips {
     /// Builds the network; heads are `lin{k}.model.1.weight`.
@@ -230,10 +230,10 @@ impl Lpips {
         Ok(Lpips { shift: channels(config.shift), scale: channels(config.scale), stages, heads })
     }
 
-    /// A copy on a device.
-    pub fn replicate(&self, device: Device) -> Lpips {
+    /// A copy on a device, whose convolutions work on numbers of this kind; distances are float32.
+    pub fn replicate(&self, device: Device, kind: Kind) -> Lpips {
         let copy = |t: &Tensor| t.to_device(device).copy();
-        let pair = |(w, b): &(Tensor, Tensor)| (copy(w), copy(b));
+        let pair = |(w, b): &(Tensor, Tensor)| (copy(w).to_kind(kind), copy(b).to_kind(kind));
         let stage = |stage: &Stage| match *stage {
             Stage::Conv { ref conv, stride, padding, tap } => Stage::Conv { conv: pair(conv), stride, padding, tap },
             Stage::MaxPool { kernel, stride, ceil } => Stage::MaxPool { kernel, stride, ceil },
@@ -249,9 +249,18 @@ impl Lpips {
         }
     }
 
+    /// Of the numbers that convolutions work on.
+    fn kind(&self) -> Kind {
+        let weights = self.stages.iter().find_map(|stage| match stage {
+            Stage::Conv { conv, .. } | Stage::Fire { squeeze: conv, .. } => Some(&conv.0),
+            Stage::MaxPool { .. } => None,
+        });
+        weights.map_or(Kind::Float, Tensor::kind)
+    }
+
     /// Output of the last stage and the taps before normalisation, for images `[n, 3, h, w]` in [-1, 1].
     fn stack(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
-        let mut x = (images - &self.shift) / &self.scale;
+        let mut x = ((images - &self.shift) / &self.scale).to_kind(self.kind());
         let mut taps = Vec::with_capacity(self.heads.len());
         let conv = |x: &Tensor, (weight, bias): &(Tensor, Tensor), stride: i64, padding: i64| {
             x.conv2d(weight, Some(bias), [stride; 2], [padding; 2], [1, 1], 1).relu_()
@@ -284,6 +293,7 @@ impl Lpips {
         Features(
             taps.into_iter()
                 .map(|x| {
+                    let x = x.to_kind(Kind::Float);
                     let square = x.square().sum_dim_intlist(&[1i64][..], true, Kind::Float);
                     let norm = square.clamp_min(SAFE_SQUARE).sqrt() + NORM_EPS;
                     x / norm
@@ -319,14 +329,11 @@ impl Lpips {
         )
     }
 
-    /// Masked distance of each of n images to its target, `[n]`.
-    pub fn distance(&self, features: &Features, target: &Features, weights: &MapWeights) -> Tensor {
+    /// Masked distance of each of n images `[n, 3, h, w]` in [-1, 1] to its target, `[n]`.
+    pub fn distance(&self, images: &Tensor, target: &Features, weights: &MapWeights) -> Tensor {
+        let (_, taps) = self.stack(images);
         let terms: Vec<Tensor> = (0..self.heads.len())
-            .map(|k| {
-                let d =
-                    ((&features.0[k] - &target.0[k]).square() * &self.heads[k]).sum_dim_intlist(&[1i64][..], true, Kind::Float);
-                (d * &weights.0[k]).sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float)
-            })
+            .map(|k| kernels::unit_distance(&taps[k], &target.0[k], &self.heads[k], &weights.0[k]))
             .collect();
         Tensor::stack(&terms, 0).sum_dim_intlist(&[0i64][..], false, Kind::Float)
     }

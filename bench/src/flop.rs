@@ -1,0 +1,66 @@
+//! Floating-point operations that the shapes ask for: two for a multiplication with its addition, biases and norms not counted.
+
+use projector::nn::biggan_deep::Config;
+use projector::nn::lpips::{self, Layer};
+
+/// Of one image forward through the folded generator (three output channels).
+pub fn generator(config: &Config) -> f64 {
+    let ch = config.channel_width;
+    let cond = config.z_dim + config.class_embed_dim;
+    let (mut size, mut channels, mut products) = (4i64, 0, 16 * 16 * ch * cond);
+    for (i, &(up, input, output)) in config.layers.iter().enumerate() {
+        let (input, output) = (ch * input, ch * output);
+        if i == config.attention_layer_position {
+            let (pixels, keys) = (size * size, size * size / 4);
+            products += pixels * input * (input / 8 * 2 + input / 2 * 2) + pixels * keys * (input / 8 + input / 2);
+        }
+        let mid = input / 4;
+        channels += input + 3 * mid;
+        products += size * size * input * mid;
+        size *= if up { 2 } else { 1 };
+        products += size * size * (2 * 9 * mid * mid + mid * output);
+    }
+    products += 2 * channels * cond + size * size * 9 * ch * 3;
+    2.0 * products as f64
+}
+
+/// Of one square image of `size` pixels forward through the perceptual network.
+pub fn perceptual(config: &lpips::Config, mut size: i64) -> f64 {
+    let (mut input, mut products) = (3, 0);
+    for layer in &config.layers {
+        match *layer {
+            Layer::Conv { channels, kernel, stride, padding, .. } => {
+                size = (size + 2 * padding - kernel) / stride + 1;
+                products += size * size * channels * input * kernel * kernel;
+                input = channels;
+            }
+            Layer::MaxPool { kernel, stride, ceil } => size = (size - kernel + if ceil { stride - 1 } else { 0 }) / stride + 1,
+            Layer::Fire { squeeze, channels, .. } => {
+                products += size * size * squeeze * (input + channels / 2 * 10);
+                input = channels;
+            }
+        }
+    }
+    2.0 * products as f64
+}
+
+/// Of a lane-step: both forward, and backward to z and c with frozen weights.
+pub fn lane_step(generator: f64, perceptual: f64) -> f64 {
+    2.0 * (generator + perceptual)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_those_of_the_published_shapes() {
+        // Counted by another program, layer by layer.
+        let close = |flop: f64, giga: f64| assert!((flop / 1e9 / giga - 1.0).abs() < 0.01, "{flop} instead of {giga} GFLOP");
+        close(generator(&crate::networks::biggan_deep(256)), 58.8);
+        close(generator(&crate::networks::biggan_deep(128)), 17.9);
+        let named = |name| lpips::Config::named(name).expect("published");
+        close(perceptual(&named("alex"), 256), 1.74);
+        close(perceptual(&named("vgg16"), 256), 40.1);
+    }
+}
