@@ -138,16 +138,20 @@ throughput: setup services ## Measure messages and objects each second against l
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench fleet
 
-samples: setup ## Make samples/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
-	@$(CARGO) run --locked -p trainer -- samples
+samples: setup ## Make samples/ and docs/studies/data/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
+	@$(CARGO) build --locked -p trainer
+	@target/debug/trainer samples
+	@target/debug/trainer samples --kind centred --after 64 --out docs/studies/data/centred
+	@target/debug/trainer samples --kind offcentre --after 128 --out docs/studies/data/offcentre
 
-models: setup ## Train the bundled model from scratch (hours) into target/training and write models/fashion32
+models: setup ## Train the bundled model from scratch (hours) into target/training and write models/fashion32 and its judge
 	@$(CARGO) build --locked -p trainer
 	@target/debug/trainer classifier
 	@target/debug/trainer gan
 	@target/debug/trainer export
 	@target/debug/trainer directions
 	@target/debug/trainer encoder
+	@target/debug/trainer judge
 
 clean: ## Remove what was built and the demo's output
 	@rm -rf target out
