@@ -5,8 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use coordinator::bootstrap::{Interval, interval};
-use projector::Lanes;
+use projector::lanes::CPU_BLOCK;
 use projector::projection::lane_steps;
+use projector::{Lanes, Target};
 use proto::{LastDescent, LatentSearch, Params, Precision};
 use serde::{Deserialize, Serialize};
 use worker::{Devices, LoadedModel};
@@ -31,12 +32,14 @@ struct Case {
 struct Variant {
     name: &'static str,
     params: Params,
+    /// Lanes in a batch.
+    block: usize,
 }
 
 /// A reference and what is compared with it.
 fn comparisons() -> [(&'static str, Vec<Variant>); 2] {
     let adam = Params { transform: None, latent: LatentSearch::Adam { steps: 300 }, ..Params::paper() };
-    let variant = |name, params| Variant { name, params };
+    let variant = |name, params| Variant { name, params, block: CPU_BLOCK };
     let profiles = vec![
         variant("paper", Params::paper()),
         variant("fast", Params::fast()),
@@ -46,7 +49,9 @@ fn comparisons() -> [(&'static str, Vec<Variant>); 2] {
     ];
     let rounding = vec![
         variant("Adam, 300 steps, fp32", adam.clone()),
-        variant("Adam, 300 steps, bf16", Params { precision: Precision::Bf16, ..adam }),
+        variant("Adam, 300 steps, bf16", Params { precision: Precision::Bf16, ..adam.clone() }),
+        // The control: nothing but the order of sums is another.
+        Variant { block: 2 * CPU_BLOCK, ..variant("Adam, 300 steps, fp32 in other batches", adam) },
     ];
     [("Precision", rounding), ("Profiles", profiles)]
 }
@@ -72,7 +77,6 @@ fn shifted() -> Params {
 /// Runs what is not done, and tells the tables.
 pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize) -> Result<String> {
     std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
-    let lanes = Lanes::new(&model.model, &Devices::automatic().0);
     let mut all = targets(model, samples, |file| file.contains("offcentre"))?;
     all.truncate(n);
     let mut text = format!(
@@ -86,27 +90,23 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize) -> Result
     for (title, variants) in comparisons() {
         let mut columns = Vec::new();
         for variant in &variants {
-            columns.push(measured(model, &lanes, work, variant, &all)?);
+            columns.push(measured(model, work, variant, &all)?);
         }
         text += &table(title, &variants, &columns);
     }
     Ok(text)
 }
 
-fn measured(
-    model: &LoadedModel,
-    lanes: &Lanes,
-    work: &Path,
-    variant: &Variant,
-    all: &[(String, projector::Target)],
-) -> Result<Vec<Case>> {
+fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String, Target)]) -> Result<Vec<Case>> {
     // The name says the parameters, so that other ones begin anew.
     let digest = proto::hex_sha256(variant.params.to_json().as_bytes());
-    let mut cases: Cases<Case> = Cases::open(work, &format!("quality-{}", &digest[..8]), model)?;
+    let block = if variant.block == CPU_BLOCK { String::new() } else { format!("-{}", variant.block) };
+    let mut cases: Cases<Case> = Cases::open(work, &format!("quality-{}{block}", &digest[..8]), model)?;
+    let lanes = Lanes::with_block(&model.model, &Devices::automatic().0, variant.block);
     let left: Vec<usize> = (0..all.len()).filter(|i| !cases.done.contains_key(i)).collect();
     for batch in left.chunks(BATCH) {
         let targets = batch.iter().map(|&i| all[i].1.shallow_clone()).collect();
-        for (&i, solution) in batch.iter().zip(project(model, lanes, &variant.params, targets, None)?) {
+        for (&i, solution) in batch.iter().zip(project(model, &lanes, &variant.params, targets, None)?) {
             let round = |x: f64| (x * 1e5).round() / 1e5;
             let losses = solution.seeds.iter().map(|s| round(s.loss)).collect();
             let inverted = solution.seeds.iter().map(|s| round(s.inverted_loss)).collect();
