@@ -38,8 +38,8 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     devices: Devices,
     /// Images.
-    #[arg(long, default_value_t = 16)]
-    images: usize,
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    images: u16,
     /// Generations of BasinCMA (paper: 30).
     #[arg(long, default_value_t = 10)]
     generations: u32,
@@ -113,11 +113,12 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, 
     let params = Params { transform: None, latent, seeds, ..Params::pix2latent() };
     let mut all = targets(model, samples, |_| true)?;
     // Evenly spread over classes, and over centred and off-centre images.
-    let every = (all.len() / args.images.max(1)).max(1);
-    all = all.into_iter().step_by(every).take(args.images).collect();
+    let wanted = usize::from(args.images);
+    let every = (all.len() / wanted).max(1);
+    all = all.into_iter().step_by(every).take(wanted).collect();
     // The whole image counts: with a box theirs tells CMA-ES the loss with the background, ours the loss inside the box.
     all.iter_mut().for_each(|(_, target)| target.bbox = None);
-    ensure!(args.images > 0 && all.len() == args.images, "there are only {} images in {}", all.len(), samples.display());
+    ensure!(all.len() == wanted, "there are only {} images in {}", all.len(), samples.display());
 
     let file = std::env::temp_dir().join(format!("basin-authors-{}.safetensors", std::process::id()));
     write_targets(model, &params, &all, &file)?;
