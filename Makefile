@@ -115,7 +115,7 @@ bench-quality: setup ## Losses of bfloat16 and of cheaper schedules, paired over
 	@target/debug/basin-bench quality
 
 bench-coordinator: setup services ## Measure the coordinator: ImageNet planned and published, 120,000 results at a start, events each second
-	@$(CARGO) build --locked -p bench -p coordinator
+	@$(CARGO) build --locked -p bench -p coordinator --bins --example publish
 	@target/debug/basin-bench coordinator
 
 bench-overhead: setup services ## Measure what a fleet adds to the projection of an image (on a quiet machine)

@@ -8,27 +8,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use axum::body::Bytes;
-use coordinator::drive::{Driver, WINDOW};
-use coordinator::fleet::Fleet;
-use coordinator::plan::RunSpec;
-use coordinator::run::prepare;
-use coordinator::tally::Tally;
+use coordinator::drive::WINDOW;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use proto::keys::{Item, Marker};
-use proto::{Control, Event, Job, Params, RunRecord, What, keys};
+use proto::{Event, Job, Params, What, keys};
 use queue::{Channel, Queue};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
-use store::{Runs, Store};
+use store::Store;
 use tokio::runtime::Runtime;
 
 use crate::bucket::{BUCKET, Bucket};
 use crate::fleet::processor;
 use crate::rabbitmq::RabbitMq;
-use crate::services::{Coordinator, copy_model, peak_megabytes};
+use crate::services::{Coordinator, copy_model};
 
 /// Images and classes of ImageNet's training set.
 const IMAGENET: (usize, usize) = (1_281_167, 1000);
@@ -50,8 +46,8 @@ const ITEMS: [Item; 6] = [Item::Projection, Item::Target, Item::Transformed, Ite
 const BARS: (f64, f64, f64, f64) = (180.0, 400.0, 30.0, 5000.0);
 
 /// What the process that plans and publishes tells.
-#[derive(Serialize, Deserialize)]
-pub struct Published {
+#[derive(Deserialize)]
+struct Published {
     images: usize,
     planning: f64,
     publishing: f64,
@@ -181,82 +177,22 @@ fn publish_apart(runtime: &Runtime, broker: &RabbitMq, dataset: &str) -> Result<
             tokio::time::sleep(PURGE_EVERY).await;
         }
     });
-    let mut child = Command::new(std::env::current_exe().context("cannot find this program")?);
+    // It links no torch, as a coordinator does not.
+    let program = std::env::current_exe().context("cannot find this program")?.with_file_name("examples/publish");
+    let results = tempfile::tempdir().context("cannot create a folder")?;
+    let mut child = Command::new(&program);
+    child.arg(dataset).arg(results.path()).arg(&url).stderr(Stdio::inherit());
     let output =
-        child.args(["publish", dataset, &url]).stderr(Stdio::inherit()).output().context("cannot start this program again")?;
+        child.output().with_context(|| format!("cannot start {}: make bench-coordinator builds it", program.display()))?;
     taking.abort();
     runtime.block_on(queue.close());
     ensure!(output.status.success(), "publishing failed");
     serde_json::from_slice(&output.stdout).context("the child does not tell what it did")
 }
 
-/// Plans a run over `dataset` and publishes all its jobs, here.
-pub async fn publish(dataset: &str, queue: &str) -> Result<Published> {
-    let place = tempfile::tempdir().context("cannot create a folder")?;
-    let results = Store::open(&place.path().to_string_lossy()).await?;
-    let (spec, dataset) = (imagenet(dataset), Store::open(dataset).await?);
-    let name = spec.record.name.clone();
-    let started = Instant::now();
-    let (plan, _) = prepare(&spec, None, &dataset, &results).await?;
-    let (images, planning) = (plan.images.len(), started.elapsed());
-    eprintln!(
-        "planned {images} images after {:.1} s, {:.0} MB at most",
-        planning.as_secs_f64(),
-        peak_megabytes(std::process::id())?
-    );
-
-    let queue = Queue::open(queue).await?;
-    let mut driver = Driver::new(queue.clone(), Runs::One(results), WINDOW).await?;
-    driver.fleet.add(spec, plan, Control::default(), Tally::default());
-    let (started, mut told) = (Instant::now(), Instant::now());
-    while !driver.fleet.settled(&name) {
-        driver.top_up().await?;
-        let now = driver.now();
-        finish_all(&mut driver.fleet, now);
-        if told.elapsed() >= Duration::from_secs(10) {
-            told = Instant::now();
-            eprintln!("{} published, {:.0} MB at most", driver.fleet.counted(&name), peak_megabytes(std::process::id())?);
-        }
-    }
-    let publishing = started.elapsed().as_secs_f64();
-    ensure!(driver.fleet.counted(&name) == images, "not every image counts");
-    drop(driver);
-    queue.close().await;
-    Ok(Published { images, planning: planning.as_secs_f64(), publishing, peak_megabytes: peak_megabytes(std::process::id())? })
-}
-
-/// Tells the ledger of a result of every job that is published.
-fn finish_all(fleet: &mut Fleet, now: f64) {
-    for (i, job) in fleet.silent(f64::INFINITY).into_iter().enumerate() {
-        let class = (i % IMAGENET.1) as u32;
-        fleet.apply(
-            &Event { job: job.job, run: job.run, image: job.image, class, worker: "bench".into(), what: succeeded() },
-            now,
-        );
-    }
-}
-
 fn succeeded() -> What {
     let stage_seconds = ["fetch", "transform_search", "latent_search", "final_descent"].map(|s| (s.to_owned(), 5.0)).into();
     What::Succeeded { loss: 1.25, seconds: 20.0, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds }
-}
-
-fn imagenet(dataset: &str) -> RunSpec {
-    let record = RunRecord {
-        format: 1,
-        name: "imagenet".into(),
-        dataset: dataset.into(),
-        annotations: "none".into(),
-        limit: None,
-        model: "biggan-deep-256".into(),
-        model_digest: "0".repeat(64),
-        resolution: 256,
-        params: Params::paper(),
-        seed: 0,
-        version: env!("CARGO_PKG_VERSION").into(),
-    };
-    let classes = (0..IMAGENET.1).map(|class| format!("n{class:08}")).collect();
-    RunSpec { record, classes, super_classes: vec![], categories: vec![] }
 }
 
 /// Where a coordinator finds what there is.

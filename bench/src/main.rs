@@ -114,9 +114,6 @@ enum Command {
         #[arg(long)]
         quick: bool,
     },
-    /// The part of `coordinator` that publishes, as JSON.
-    #[command(hide = true)]
-    Publish { dataset: String, queue: String },
     /// What coordinator, RabbitMQ, worker and store add to the projection of an image; needs a RabbitMQ.
     Overhead {
         /// The table.
@@ -232,13 +229,6 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Coordinator { out, .. } => write(&out, coordination::run(false)?),
-        Command::Publish { dataset, queue } => {
-            // As in `basin-coordinator`.
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-            let published = runtime.context("cannot start threads")?.block_on(coordination::publish(&dataset, &queue))?;
-            println!("{}", serde_json::to_string(&published)?);
-            Ok(())
-        }
         Command::Overhead { out, turns, images, devices, params } => {
             let params = params.map_or_else(|| Ok(proto::Params::fast()), |json| proto::Params::from_json(&json));
             let extent = overhead::Extent { turns, images, devices, params: params.context("cannot read --params")? };

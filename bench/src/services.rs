@@ -73,7 +73,7 @@ impl Coordinator {
         })?;
         let mut coordinator = Coordinator { service, address };
         let end = Instant::now() + PATIENCE;
-        while coordinator.ask("GET", "/readyz", "").await.is_err() {
+        while !coordinator.ask("GET", "/readyz", "").await.is_ok_and(|body| body.starts_with(b"acting")) {
             if let Some(left) = coordinator.service.0.try_wait().context("cannot look after the coordinator")? {
                 bail!("the coordinator ends with {left}");
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use proto::keys::Marker;
 use proto::{Alive, CrashPoint, Event, Failure, FailureReason, Job, What, chain, hex_sha256, keys};
 use queue::{Channel, Consumer, DeadLetter, Delivery, Parcel, Queue};
@@ -26,6 +26,8 @@ use crate::tally::Tally;
 pub const WINDOW: usize = 1000;
 /// Jobs handed to the queue at a time.
 const PUBLISH: usize = 256;
+/// Events taken in, at most, before the window is filled again.
+const TAKE: usize = PUBLISH;
 /// How often the store is asked for jobs that nothing was heard of.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// A job counts as silent after this many seconds.
@@ -157,11 +159,25 @@ impl Driver {
     /// Takes in what happened. `false`: the queue was closed.
     pub async fn take(&mut self, happening: Happening) -> Result<bool, Error> {
         match happening {
-            Happening::Event(delivery) => self.take_event(delivery).await?,
+            Happening::Event(delivery) => return self.take_events(delivery).await,
             Happening::DeadLetter(delivery) => self.bury(delivery).await?,
             Happening::Check => self.look_for_silent().await?,
             Happening::Measure => self.measure(),
             Happening::Closed => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Takes in an event and those that wait behind it, so that the jobs they make room for are published together. `false`: the queue
+    /// was closed.
+    async fn take_events(&mut self, first: Delivery) -> Result<bool, Error> {
+        self.take_event(first).await?;
+        for _ in 1..TAKE {
+            match self.events.next().now_or_never().transpose()? {
+                Some(Some(waiting)) => self.take_event(waiting).await?,
+                Some(None) => return Ok(false),
+                None => break,
+            }
         }
         Ok(true)
     }
@@ -442,5 +458,35 @@ pub async fn drive(
         if !driver.take(happening).await? {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Control;
+
+    use super::*;
+    use crate::ledger::tests::{event, planned, succeeded};
+    use crate::plan::tests::spec;
+
+    #[tokio::test]
+    async fn events_that_wait_are_taken_in_together() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a store");
+        let queue = Queue::open("embedded:").await.expect("a queue");
+        let mut driver = Driver::new(queue.clone(), Runs::One(results), 100).await.expect("a driver");
+        let images = (0..10).map(|i| planned(&format!("{i}.png"))).collect();
+        driver.fleet.add(spec("r"), Plan { images, ..Plan::default() }, Control::default(), Tally::default());
+        driver.top_up().await.expect("the jobs are published");
+        for job in driver.fleet.silent(f64::INFINITY) {
+            queue.publish(Channel::Events, event("r", &job.job, succeeded()).encode()).await.expect("the event is published");
+        }
+        let first = loop {
+            match driver.wait().await.expect("the queue is there") {
+                first @ Happening::Event(_) => break first,
+                other => assert!(driver.take(other).await.expect("the store is there")),
+            }
+        };
+        assert!(driver.take(first).await.expect("all are taken in") && driver.fleet.settled("r"));
     }
 }

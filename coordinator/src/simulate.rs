@@ -131,8 +131,8 @@ fn record() -> RunRecord {
     }
 }
 
-/// `VmHWM` of Linux.
-fn peak() -> Option<u64> {
+/// Largest memory of this process so far, in bytes: `VmHWM` of Linux.
+pub fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)

@@ -1,0 +1,85 @@
+//! Plans a run over a large data set and publishes all of its jobs: what `make bench-coordinator` measures, in a process that holds nothing
+//! else. Class folders are ImageNet's.
+//!
+//! The driver is the real one, with its window and its confirmations. The results are told to the ledger here, and not through the queue.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use coordinator::drive::{Driver, WINDOW};
+use coordinator::fleet::Fleet;
+use coordinator::plan::RunSpec;
+use coordinator::run::prepare;
+use coordinator::simulate::peak;
+use coordinator::tally::Tally;
+use proto::{Control, Event, Params, RunRecord, What};
+use queue::Queue;
+use serde_json::json;
+use store::{Runs, Store};
+
+const CLASSES: u32 = 1000;
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [dataset, results, queue] = &arguments[..] else { anyhow::bail!("publish DATASET RESULTS QUEUE") };
+    let (spec, dataset, results) = (spec(dataset), Store::open(dataset).await?, Store::open(results).await?);
+    let run = spec.record.name.clone();
+    let started = Instant::now();
+    let (plan, _) = prepare(&spec, None, &dataset, &results).await?;
+    let (images, planning) = (plan.images.len(), started.elapsed().as_secs_f64());
+    eprintln!("planned {images} images after {planning:.1} s, {:.0} MB at most", peak_megabytes()?);
+
+    let queue = Queue::open(queue).await?;
+    let mut driver = Driver::new(queue.clone(), Runs::One(results), WINDOW).await?;
+    driver.fleet.add(spec, plan, Control::default(), Tally::default());
+    let (started, mut told) = (Instant::now(), Instant::now());
+    while !driver.fleet.settled(&run) {
+        driver.top_up().await?;
+        let now = driver.now();
+        finish_all(&mut driver.fleet, now);
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            eprintln!("{} published, {:.0} MB at most", driver.fleet.counted(&run), peak_megabytes()?);
+        }
+    }
+    let publishing = started.elapsed().as_secs_f64();
+    ensure!(driver.fleet.counted(&run) == images, "not every image counts");
+    drop(driver);
+    queue.close().await;
+    let peak_megabytes = peak_megabytes()?;
+    println!("{}", json!({ "images": images, "planning": planning, "publishing": publishing, "peak_megabytes": peak_megabytes }));
+    Ok(())
+}
+
+/// Tells the ledger of a result of every job that is published.
+fn finish_all(fleet: &mut Fleet, now: f64) {
+    for (job, class) in fleet.silent(f64::INFINITY).into_iter().zip((0..CLASSES).cycle()) {
+        let stage_seconds = ["fetch", "transform_search", "latent_search", "final_descent"].map(|s| (s.to_owned(), 5.0)).into();
+        let what = What::Succeeded { loss: 1.25, seconds: 20.0, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds };
+        fleet.apply(&Event { job: job.job, run: job.run, image: job.image, class, worker: "bench".into(), what }, now);
+    }
+}
+
+fn peak_megabytes() -> Result<f64> {
+    Ok(peak().context("this system does not tell the memory of a process")? as f64 / 1e6)
+}
+
+fn spec(dataset: &str) -> RunSpec {
+    let record = RunRecord {
+        format: 1,
+        name: "imagenet".into(),
+        dataset: dataset.into(),
+        annotations: "none".into(),
+        limit: None,
+        model: "biggan-deep-256".into(),
+        model_digest: "0".repeat(64),
+        resolution: 256,
+        params: Params::paper(),
+        seed: 0,
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let classes = (0..CLASSES).map(|class| format!("n{class:08}")).collect();
+    RunSpec { record, classes, super_classes: vec![], categories: vec![] }
+}
