@@ -91,6 +91,9 @@ enum Command {
         /// Real images.
         #[arg(long, default_value_t = 32)]
         real: usize,
+        /// Only write the tables, of the variants that are complete.
+        #[arg(long)]
+        as_it_is: bool,
     },
     /// BigGAN-deep-256 with random weights: seconds per image by precision and lanes, and the share of the device's ceiling.
     Gpu(Box<gpu::Args>),
@@ -206,7 +209,9 @@ fn main() -> Result<()> {
             write(&asked.out.with_extension("json"), json)?;
             write(&asked.out, text)
         }
-        Command::Quality { out, real } => write(&out, quality::run(&model()?, &args.samples, &args.work, real)?),
+        Command::Quality { out, real, as_it_is } => {
+            write(&out, quality::run(&model()?, &args.samples, &args.work, real, as_it_is)?)
+        }
         Command::Gpu(asked) => {
             if let Some(folder) = &asked.folder {
                 return gpu::write_folder(asked.resolution(), &args.samples, folder);

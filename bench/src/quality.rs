@@ -75,7 +75,7 @@ fn shifted() -> Params {
 }
 
 /// Runs what is not done, and tells the tables.
-pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize) -> Result<String> {
+pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, as_it_is: bool) -> Result<String> {
     std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
     let mut all = targets(model, samples, |file| file.contains("offcentre"))?;
     all.truncate(n);
@@ -89,15 +89,18 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize) -> Result
     );
     for (title, variants) in comparisons() {
         let mut columns = Vec::new();
-        for variant in &variants {
-            columns.push(measured(model, work, variant, &all)?);
+        for variant in variants {
+            let cases = measured(model, work, &variant, if as_it_is { &[] } else { &all }, all.len())?;
+            columns.push((variant, cases));
         }
-        text += &table(title, &variants, &columns);
+        columns.retain(|(_, cases)| cases.len() == all.len());
+        text += &table(title, &columns);
     }
     Ok(text)
 }
 
-fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String, Target)]) -> Result<Vec<Case>> {
+/// The first `n` cases, of which those of `all` are run that are not there.
+fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String, Target)], n: usize) -> Result<Vec<Case>> {
     // The name says the parameters, so that other ones begin anew.
     let digest = proto::hex_sha256(variant.params.to_json().as_bytes());
     let block = if variant.block == CPU_BLOCK { String::new() } else { format!("-{}", variant.block) };
@@ -114,33 +117,33 @@ fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String,
         }
         eprintln!("{}: {} of {} images", variant.name, cases.done.len(), all.len());
     }
-    Ok(cases.done.into_iter().take_while(|(i, _)| *i < all.len()).map(|(_, case)| case).collect())
+    Ok(cases.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect())
 }
 
-fn table(title: &str, variants: &[Variant], columns: &[Vec<Case>]) -> String {
+fn table(title: &str, columns: &[(Variant, Vec<Case>)]) -> String {
+    let Some((first, reference)) = columns.first() else { return format!("\n## {title}\n\nNothing was run.\n") };
     let mut text = format!(
         "\n## {title}\n\n\
         | | lane-steps | of the first | loss, mean of the seeds | difference, % | best seed | difference, % | inverted, best seed | difference, % | \
         rank correlation of the seeds |\n|---|---|---|---|---|---|---|---|---|---|\n"
     );
-    let reference = lane_steps(&variants[0].params) as f64;
-    for (variant, cases) in variants.iter().zip(columns) {
+    for (variant, cases) in columns {
         let steps = lane_steps(&variant.params);
         let columns_of = |of: &dyn Fn(&Case) -> f64| {
             let values: Vec<f64> = cases.iter().map(of).collect();
-            let before: Vec<f64> = columns[0].iter().map(of).collect();
+            let before: Vec<f64> = reference.iter().map(of).collect();
             format!("{:.4} | {}", mean(&values), relative(&values, &before))
         };
         let correlations: Vec<f64> = cases
             .iter()
-            .zip(&columns[0])
+            .zip(reference)
             .filter(|(case, first)| case.losses.len() == first.losses.len())
             .map(|(case, first)| rank_correlation(&case.losses, &first.losses))
             .collect();
         text += &format!(
             "| {} | {steps} | {:.2} | {} | {} | {} | {:.3} |\n",
             variant.name,
-            steps as f64 / reference,
+            steps as f64 / lane_steps(&first.params) as f64,
             columns_of(&|case| mean(&case.losses)),
             columns_of(&|case| least(&case.losses).1),
             columns_of(&|case| case.inverted[least(&case.losses).0]),
