@@ -28,7 +28,8 @@ impl Study {
         let mut command = Command::new(env!("CARGO_BIN_EXE_basin"));
         command.arg("study").arg(what).arg(root().join("docs/studies/data").join(data));
         command.arg("--model").arg(&self.model).arg("--out").arg(self.path(out));
-        command.args(["--seeds", "4", "--limit", "2", "--devices", "cpu"]).args(more);
+        let limit: &[&str] = if more.contains(&"--limit") { &[] } else { &["--limit", "2"] };
+        command.args(["--seeds", "4", "--devices", "cpu"]).args(limit).args(more);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -87,11 +88,66 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
         assert!(text.contains(part), "{part}: {text}");
     }
 
+    // The numbers in the margin and two images; targets and eighteen rows.
+    let grid = image::open(study.path("out/table1-grid.png")).expect("a picture");
+    assert_eq!((grid.width(), grid.height()), (30 + 2 * 68, 4 + 19 * 68));
+    assert!(text.contains("; 2 Adam; 3 L-BFGS;") && text.contains("](table1-grid.png)"), "{text}");
+    let html = fs::read_to_string(study.path("out/table1.html")).expect("the page");
+    assert!(html.contains("<h2>Differences</h2>") && html.contains("src=\"data:image/png;base64,"), "{html}");
+
     let before = fs::read(study.path("out/judges/vgg/adam.json")).expect("what the judge said");
     let text = study.expect(0, "table2", "centred", "out", &more);
     assert!(text.contains("row 4 of 4, adam") && text.contains("nothing is left to project"), "{text}");
     assert_eq!(study.best("out", "table2")["adam"], rows["adam"]);
     assert_eq!(fs::read(study.path("out/judges/vgg/adam.json")).expect("what the judge said"), before);
+}
+
+#[test]
+fn errors_by_class_stand_in_a_table_and_a_drawing() {
+    let study = Study::new();
+    let vgg = judge("vgg", "models/fashion32-vgg");
+    study.expect(0, "per-class", "centred", "out", &["--evaluations", "8", "--judge", &vgg, "--limit", "5"]);
+    let page = study.page("out", "per-class");
+    let classes = page["classes"].as_array().expect("classes");
+    let images: u64 = classes.iter().map(|class| class["images"].as_u64().expect("a number")).sum();
+    assert_eq!(images, 5);
+    let means: Vec<f64> = classes.iter().map(|class| class["errors"][3]["mean"].as_f64().expect("a mean")).collect();
+    assert!(means.len() > 1 && means.is_sorted_by(|a, b| a >= b), "{means:?}");
+    let svg = fs::read_to_string(study.path("out/per-class.svg")).expect("the drawing");
+    assert_eq!(svg.matches("class=\"bar\"").count(), classes.len(), "{svg}");
+    let html = fs::read_to_string(study.path("out/per-class.html")).expect("the page");
+    assert!(html.contains(svg.trim()), "{html}");
+    assert!(fs::read_to_string(study.path("out/per-class.md")).expect("the tables").contains("](per-class.svg)"));
+}
+
+#[test]
+fn a_data_sets_objects_are_compared_with_the_generators() {
+    let study = Study::new();
+    let measure = |data: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_basin"));
+        command.args(["study", "bias"]).arg(root().join("docs/studies/data").join(data));
+        command.arg("--model").arg(&study.model).arg("--out").arg(study.path(data));
+        command.args(["--samples", "40", "--devices", "cpu"]).args(more).output().expect("basin starts")
+    };
+    let overlap = |data: &str| {
+        assert!(measure(data, &[]).status.success());
+        let page = study.page(data, "bias");
+        assert_eq!(page["objects"][0], 64);
+        page["axes"].as_array().expect("axes").iter().map(|axis| axis["overlap"].as_f64().expect("a number")).collect::<Vec<_>>()
+    };
+    let (centred, offcentre) = (overlap("centred"), overlap("offcentre"));
+    // Centres, across and down.
+    assert!(offcentre[0] < 0.8 * centred[0] && offcentre[1] < 0.8 * centred[1], "{centred:?} {offcentre:?}");
+    let read = |file: &str| fs::read(study.path("centred").join(file)).expect("written");
+    let (svg, page) = (read("bias.svg"), String::from_utf8(read("bias.md")).expect("text"));
+    assert!(page.contains("| centre x |") && page.contains("](bias.svg)") && read("bias.html").len() > svg.len(), "{page}");
+    assert!(measure("centred", &[]).status.success());
+    assert_eq!(read("bias.svg"), svg);
+
+    let refused = measure("centred", &["--mask-from", "detector-box"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("has no detector"));
+    let refused = measure("centred", &["--annotations", "none"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no image of"), "{}", String::from_utf8_lossy(&refused.stderr));
 }
 
 #[test]
