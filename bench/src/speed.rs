@@ -148,9 +148,9 @@ fn composition(model: &LoadedModel, device: &[Device]) -> Result<String> {
     let operations = kernels::profile(|| failed = rate(model, &lanes, 1, Precision::Fp32));
     failed?;
     let total: f64 = operations.iter().map(|o| o.seconds).sum();
-    let mut text = format!(
+    let mut text = String::from(
         "Where a step on one core spends its time, by libtorch's profiler (our two operations are seen on the way back only):\n\n\
-        | operation | calls in a step of 9 lanes | share, % |\n|---|---|---|\n"
+        | operation | calls in a step of 9 lanes | share, % |\n|---|---|---|\n",
     );
     // Three turns of as many steps, in two blocks.
     let steps = f64::from(3 * STEPS * 2);

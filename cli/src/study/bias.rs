@@ -122,7 +122,8 @@ impl Distribution {
 
 /// Of boxes in parts of the frame, at least one of either.
 fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
-    let numbers: [(_, fn(&Box2d) -> f64); 4] = [
+    type Number = fn(&Box2d) -> f64;
+    let numbers: [(_, Number); 4] = [
         ("centre x", |b| b.x + b.width / 2.0),
         ("centre y", |b| b.y + b.height / 2.0),
         ("width", |b| b.width),
