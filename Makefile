@@ -6,8 +6,9 @@ BASIN := target/debug/basin
 DEMO ?= out/demo
 
 FUZZ_SECONDS ?= 600
+PYTHON ?= python3
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-coordinator bench-dashboard bench-editing bench-networks bench-overhead throughput models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +100,20 @@ bench: setup ## Measure lane-steps per second and images per hour
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench speed
 
+bench-authors: setup ## Measure against the authors' own code (PIX2LATENT=checkout PYTHON=with bench/authors/requirements.txt)
+	@$(CARGO) build --locked -p bench
+	@target/debug/basin-bench authors --checkout "$(PIX2LATENT)" --python "$(PYTHON)"
+
+bench-gpu: ## Measure BigGAN-deep-256 on this machine's GPU; without one, infra/gpu/bench.sh --pack
+	@infra/gpu/bench.sh
+
+bench-parts: setup ## Time the parts one by one: CMA-ES, transforms, codecs, deltas, blending, queue, ledger
+	@$(CARGO) bench --locked --profile dev -p bench --bench parts
+
+bench-quality: setup ## Losses of bfloat16 and of cheaper schedules, paired over 32 images (half an hour)
+	@$(CARGO) build --locked -p bench
+	@target/debug/basin-bench quality
+
 bench-coordinator: setup services ## Measure the coordinator: ImageNet planned and published, 120,000 results at a start, events each second
 	@$(CARGO) build --locked --workspace --bins --example publish
 	@target/debug/basin-bench coordinator
@@ -123,16 +138,20 @@ throughput: setup services ## Measure messages and objects each second against l
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench fleet
 
-samples: setup ## Make samples/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
-	@$(CARGO) run --locked -p trainer -- samples
+samples: setup ## Make samples/ and docs/studies/data/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
+	@$(CARGO) build --locked -p trainer
+	@target/debug/trainer samples
+	@target/debug/trainer samples --kind centred --after 64 --out docs/studies/data/centred
+	@target/debug/trainer samples --kind offcentre --after 128 --out docs/studies/data/offcentre
 
-models: setup ## Train the bundled model from scratch (hours) into target/training and write models/fashion32
+models: setup ## Train the bundled model from scratch (hours) into target/training and write models/fashion32 and its judge
 	@$(CARGO) build --locked -p trainer
 	@target/debug/trainer classifier
 	@target/debug/trainer gan
 	@target/debug/trainer export
 	@target/debug/trainer directions
 	@target/debug/trainer encoder
+	@target/debug/trainer judge
 
 clean: ## Remove what was built and the demo's output
 	@rm -rf target out

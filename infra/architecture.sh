@@ -46,7 +46,7 @@ graph = {
     "cli": {"proto", "queue", "store", "telemetry", "coordinator", "worker", "zoo"},
     "zoo": {"proto", "projector", "state-dict"},
     "trainer": {"proto", "projector"},
-    "bench": {"coordinator", "proto", "projector", "worker", "queue", "store"},
+    "bench": {"coordinator", "kernels", "proto", "projector", "worker", "queue", "store"},
 }
 problems = []
 for crate, needed in sorted(uses.items()):

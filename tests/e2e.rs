@@ -13,6 +13,7 @@ use store::Store;
 use worker::edit::{EditRequest, Projected};
 
 mod models;
+mod study;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("cli is in the workspace").to_owned()

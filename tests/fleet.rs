@@ -356,6 +356,36 @@ fn a_fleet_gives_what_one_machine_gives_and_a_leaving_worker_loses_nothing() {
 }
 
 #[test]
+fn a_study_on_a_fleet_has_the_numbers_that_it_has_on_one_machine() {
+    let mut fleet = Fleet::start();
+    fleet.start_worker(&[]);
+    let path = |path: &str| root().join(path).to_string_lossy().into_owned();
+    let (data, model, url) =
+        (path("docs/studies/data/centred"), path("models/fashion32"), format!("http://127.0.0.1:{}", fleet.port));
+    let there = ["--coordinator", &url, "--run-names", "centred"];
+    let study = |out: &str, place: &[&str]| {
+        let out = fleet.path(out).to_string_lossy().into_owned();
+        let tiny = ["--evaluations", "8", "--seeds", "3", "--limit", "2"];
+        let study = ["study", "table2", &data, "--model", &model, "--out", &out];
+        let text = fleet.basin(0, &[&study[..], &tiny[..], place].concat());
+        let page = fs::read(Path::new(&out).join("table2.json")).expect("the study's numbers");
+        (text, serde_json::from_slice::<serde_json::Value>(&page).expect("JSON"))
+    };
+    let (text, page) = study("there", &there);
+    assert!(text.contains("run centred-adam is finished: 2 succeeded, 0 failed"), "{text}");
+    assert!(fleet.path("there/table2-grid.png").exists() && !fleet.path("there/adam").exists());
+    let means = |page: &serde_json::Value| {
+        let rows = page["rows"].as_array().expect("rows").iter();
+        rows.map(|row| (row["slug"].clone(), row["means"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(means(&page).len(), 4);
+    assert_eq!(means(&page), means(&study("here", &[]).1));
+    let (text, again) = study("there", &there);
+    assert!(text.contains("run centred-adam is there already"), "{text}");
+    assert_eq!(means(&again), means(&page));
+}
+
+#[test]
 fn runs_are_paused_cancelled_and_retried_and_strangers_are_kept_out() {
     let mut fleet = Fleet::start();
     let data = fleet.data(4, long());

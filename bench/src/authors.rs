@@ -38,8 +38,8 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     devices: Devices,
     /// Images.
-    #[arg(long, default_value_t = 16)]
-    images: usize,
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    images: u16,
     /// Generations of BasinCMA (paper: 30).
     #[arg(long, default_value_t = 10)]
     generations: u32,
@@ -113,9 +113,12 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, 
     let params = Params { transform: None, latent, seeds, ..Params::pix2latent() };
     let mut all = targets(model, samples, |_| true)?;
     // Evenly spread over classes, and over centred and off-centre images.
-    let every = (all.len() / args.images.max(1)).max(1);
-    all = all.into_iter().step_by(every).take(args.images).collect();
-    ensure!(args.images > 0 && all.len() == args.images, "there are only {} images in {}", all.len(), samples.display());
+    let wanted = usize::from(args.images);
+    let every = (all.len() / wanted).max(1);
+    all = all.into_iter().step_by(every).take(wanted).collect();
+    // The whole image counts: with a box theirs tells CMA-ES the loss with the background, ours the loss inside the box.
+    all.iter_mut().for_each(|(_, target)| target.bbox = None);
+    ensure!(all.len() == wanted, "there are only {} images in {}", all.len(), samples.display());
 
     let file = std::env::temp_dir().join(format!("basin-authors-{}.safetensors", std::process::id()));
     write_targets(model, &params, &all, &file)?;
@@ -156,7 +159,7 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, 
 }
 
 /// FLOP of a lane-step of the model.
-fn lane_step_flop(model: &LoadedModel, folder: &Path) -> Result<f64> {
+pub fn lane_step_flop(model: &LoadedModel, folder: &Path) -> Result<f64> {
     let read = |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("cannot read {name}"));
     let generator: biggan_deep::Config = serde_json::from_slice(&read(&model.manifest.generator.config)?)?;
     let perceptual: lpips::Config = serde_json::from_slice(&read(&model.manifest.perceptual.config)?)?;
@@ -269,7 +272,7 @@ fn table(figures: &Figures) -> String {
     let mut text = format!(
         "# Against the authors' code\n\n\
         Written by `basin-bench authors` (docs/performance.md says how to set it up): model {}, {} images of `samples/`, BasinCMA\n\
-        {generations} x {steps} + {final_steps} with {} seeds, no transform, one image at a time, theirs and ours in turns, on {} ({}). Theirs:\n\
+        {generations} x {steps} + {final_steps} with {} seeds, no transform, no box, one image at a time, theirs and ours in turns, on {} ({}). Theirs:\n\
         minyoungg/pix2latent, branch master, in Python on torch {}. Both minimise the same loss with the same learning rates.\n\n\
         | | theirs | ours |\n|---|---|---|\n",
         figures.model,

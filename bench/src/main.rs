@@ -13,12 +13,14 @@ mod deltas;
 mod editing;
 mod fleet;
 mod flop;
+mod gpu;
 mod messages;
 mod networks;
 mod objects;
 mod ordering;
 mod overhead;
 mod planted;
+mod quality;
 #[path = "../../tests/harness/rabbitmq.rs"]
 mod rabbitmq;
 mod samples;
@@ -81,6 +83,20 @@ enum Command {
     },
     /// Seconds per image and final losses against the authors' own code.
     Authors(Box<authors::Args>),
+    /// Losses of bfloat16 and of cheaper schedules against float32 and the paper's, paired over real images.
+    Quality {
+        /// The tables.
+        #[arg(long, default_value = "docs/quality.md")]
+        out: PathBuf,
+        /// Real images.
+        #[arg(long, default_value_t = 32)]
+        real: usize,
+        /// Only write the tables, of the variants that are complete.
+        #[arg(long)]
+        as_it_is: bool,
+    },
+    /// BigGAN-deep-256 with random weights: seconds per image by precision and lanes, and the share of the device's ceiling.
+    Gpu(Box<gpu::Args>),
     /// Milliseconds of a Poisson blend.
     Blend,
     /// Messages and objects each second, and what they cost, against the client libraries alone; needs a RabbitMQ.
@@ -137,6 +153,9 @@ enum Command {
         #[arg(long, default_value = "docs/networks-figures.md")]
         out: PathBuf,
     },
+    /// The rate of one CPU device, for `speed`.
+    #[command(hide = true)]
+    Alone,
     /// One task of `networks`, as JSON.
     #[command(hide = true)]
     Network { name: String, task: networks::Task, work: PathBuf },
@@ -172,7 +191,11 @@ fn main() -> Result<()> {
             );
             write(&out, format!("{head}\n{planted}\n{ordering}"))
         }
-        Command::Speed { out } => write(&out, speed::run(&model()?)?),
+        Command::Speed { out } => write(&out, speed::run(&model()?, &args.model)?),
+        Command::Alone => {
+            println!("{}", speed::alone(&model()?)?);
+            Ok(())
+        }
         Command::Editing { out, real, fine_tune } => {
             let tune = fine_tune.map(|json| serde_json::from_str(&json)).transpose().context("cannot parse --fine-tune")?;
             // Searches, to go on from: too large to be kept with the cases.
@@ -183,6 +206,17 @@ fn main() -> Result<()> {
         Command::Authors(mut asked) => {
             asked.model = args.model.clone();
             let (text, json) = authors::run(&model()?, &args.samples, &asked)?;
+            write(&asked.out.with_extension("json"), json)?;
+            write(&asked.out, text)
+        }
+        Command::Quality { out, real, as_it_is } => {
+            write(&out, quality::run(&model()?, &args.samples, &args.work, real, as_it_is)?)
+        }
+        Command::Gpu(asked) => {
+            if let Some(folder) = &asked.folder {
+                return gpu::write_folder(asked.resolution(), &args.samples, folder);
+            }
+            let (text, json) = gpu::run(&asked)?;
             write(&asked.out.with_extension("json"), json)?;
             write(&asked.out, text)
         }

@@ -17,7 +17,7 @@ use projector::nn::lpips::{self, Layer, Lpips};
 use projector::nn::mask_rcnn::{self, MaskRcnn};
 use projector::nn::resnet::{self, Classifier};
 use projector::nn::{Weights, biggan, biggan_deep};
-use proto::MaskMode;
+use proto::{GeneratorKind, GeneratorManifest, MaskMode, ModelManifest, ObjectsManifest, PerceptualManifest};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -108,6 +108,52 @@ enum Loaded {
     Classifier(Classifier),
     Detector(Box<MaskRcnn>),
     Light(EfficientNetLite),
+}
+
+/// BigGAN-deep of that many pixels and AlexNet's LPIPS with random weights.
+pub fn random_model(resolution: i64) -> Result<projector::Model> {
+    let config = biggan_deep(resolution);
+    let generator = BigganDeep::load(&config, &mut Weights::new(random_weights(&config)), 1.0)?;
+    let lpips = Lpips::load(&perceptual("alex"), &mut Weights::new(ALEX.1.random()))?;
+    Ok(projector::Model { generator: Box::new(generator), lpips, encoder: None })
+}
+
+/// The same as a model folder with the classes of the bundled model, for programs that read one.
+pub fn random_folder(resolution: i64, classes: &[String], into: &Path) -> Result<()> {
+    std::fs::create_dir_all(into).with_context(|| format!("cannot create {}", into.display()))?;
+    let config = biggan_deep(resolution);
+    let path = |name: &str| into.join(name);
+    std::fs::write(path("config.json"), serde_json::to_vec(&config)?)?;
+    std::fs::write(path("perceptual.json"), serde_json::to_vec(&perceptual("alex"))?)?;
+    let contiguous = |tensors: Tensors| tensors.into_iter().map(|(name, t)| (name, t.contiguous())).collect::<Tensors>();
+    Tensor::write_safetensors(&contiguous(random_weights(&config)), path("generator.safetensors"))?;
+    Tensor::write_safetensors(&contiguous(ALEX.1.random()), path("perceptual.safetensors"))?;
+    let names = ["config.json", "perceptual.json", "generator.safetensors", "perceptual.safetensors"];
+    let digest = |name: &&str| Ok((name.to_string(), proto::hex_sha256(&std::fs::read(path(name))?)));
+    let middle = resolution as f64 / 2.0;
+    let manifest = ModelManifest {
+        format: 1,
+        name: format!("random-{resolution}"),
+        generator: GeneratorManifest {
+            kind: GeneratorKind::BigganDeep,
+            config: "config.json".into(),
+            weights: "generator.safetensors".into(),
+            folded: false,
+            truncation: 1.0,
+            resolution: resolution as u32,
+        },
+        perceptual: PerceptualManifest { config: "perceptual.json".into(), weights: "perceptual.safetensors".into() },
+        classifier: None,
+        detector: None,
+        encoder: None,
+        classes: (0..CLASSES as usize).map(|i| classes.get(i).cloned().unwrap_or(format!("class {i}"))).collect(),
+        categories: vec![],
+        super_classes: vec![],
+        directions: None,
+        objects: ObjectsManifest { center: (middle, middle), size: (middle, middle) },
+        sha256: names.iter().map(digest).collect::<Result<_>>()?,
+    };
+    Ok(std::fs::write(path("model.json"), serde_json::to_vec_pretty(&manifest)?)?)
 }
 
 /// The published configuration of BigGAN-deep for 128, 256 or 512 pixels.

@@ -31,14 +31,14 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where the coordinator is.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Coordinator {
     /// URL of the coordinator.
     #[arg(long, env = "BASIN_COORDINATOR_URL", value_name = "URL", default_value = "http://127.0.0.1:8470")]
-    coordinator: String,
+    pub coordinator: String,
     /// File with the coordinator's token. BASIN_TOKEN holds the token itself.
     #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
 }
 
 /// Options of `basin submit`.
@@ -272,19 +272,23 @@ pub fn submit(args: Submit) -> anyhow::Result<ExitCode> {
         priority: args.priority,
         per_minute: args.per_minute,
     };
-    match client.send::<Value>("POST", "/v1/runs", &request) {
-        Ok(answer) => say!("{}", answer["note"].as_str().unwrap_or_default()),
-        // Handed in twice, as a Job of Kubernetes does whose pod was lost, it is one run.
-        Err(error) if error.downcast_ref::<Refused>().is_some_and(|e| e.status == 409 && e.why.ends_with(SAME_SETTINGS)) => {
-            say!("{error}");
-        }
-        Err(error) => return Err(error),
-    }
+    say!("{}", hand_in(&client, &request)?);
     if args.wait { wait(&args.coordinator, &[args.name]) } else { Ok(ExitCode::SUCCESS) }
 }
 
+/// Hands in a run; returns what is to be said of it. Handed in twice, as a Job of Kubernetes does whose pod was lost, it is one run.
+pub fn hand_in(client: &Client, request: &RunRequest) -> anyhow::Result<String> {
+    match client.send::<Value>("POST", "/v1/runs", request) {
+        Ok(answer) => Ok(answer["note"].as_str().unwrap_or_default().to_owned()),
+        Err(error) if error.downcast_ref::<Refused>().is_some_and(|e| e.status == 409 && e.why.ends_with(SAME_SETTINGS)) => {
+            Ok(error.to_string())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// A folder as the coordinator must name it, who works elsewhere.
-fn absolute(dataset: &str) -> anyhow::Result<String> {
+pub fn absolute(dataset: &str) -> anyhow::Result<String> {
     if dataset.contains("://") || dataset.starts_with("file:") {
         return Ok(dataset.to_owned());
     }

@@ -21,6 +21,7 @@ use proto::JobId;
 use queue::Queue;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use worker::{Devices, LoadedModel, Models, Shutdown, Working};
@@ -92,8 +93,10 @@ impl Local {
         let devices: Devices = machine.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
         let (shutdown, bar) = (Shutdown::default(), progress_bar());
         let (ask, asked) = watch::channel(false);
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        let signals = [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?];
         // Lives as long as the process: what comes before and after the work can be ended, too.
-        tokio::spawn(on_signal(shutdown.clone(), ask, bar.clone()));
+        tokio::spawn(on_signal(signals, shutdown.clone(), ask, bar.clone()));
         Ok(Local { machine, devices, shutdown, asked, bar })
     }
 
@@ -227,14 +230,10 @@ async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk
 }
 
 /// The first signal asks to stop, the second leaves at once.
-async fn on_signal(shutdown: Shutdown, stop: watch::Sender<bool>, bar: ProgressBar) {
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(stream) => stream,
-        Err(_) => return,
-    };
+async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdown, stop: watch::Sender<bool>, bar: ProgressBar) {
     for count in 0.. {
         tokio::select! {
-            done = tokio::signal::ctrl_c() => if done.is_err() { return },
+            _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
         if count > 0 || bar.is_finished() {

@@ -95,7 +95,7 @@ enum Command {
     /// Repeat the paper's experiments on a data set: all rows of a table as runs, and the table.
     ///
     /// Run it again to go on: finished rows are left alone, an unfinished one resumes. Exit code: as of `project`.
-    Study(study::Args),
+    Study(Box<study::Args>),
     /// Fetch, convert, check and calibrate models.
     Models(models::Args),
     /// Print the parameters of a profile as JSON, to be changed and given to `project --params`.
@@ -145,7 +145,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => runtime()?.block_on(fleet::verify(args)),
         Command::Simulate(args) => fleet::simulate(&args),
         Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),
-        Command::Study(args) => runtime()?.block_on(study::run(args)),
+        Command::Study(args) => runtime()?.block_on(study::run(*args)),
         Command::Models(args) => models::run(args),
         Command::Plan(args) => runtime()?.block_on(plan::run(*args)),
         Command::Params { profile } => {

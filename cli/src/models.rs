@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use proto::{ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
+use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
 use worker::calibrate::{self, Source};
 use worker::{Devices, LoadedModel};
 use zoo::categories::{PAPER_PASCAL, imagenet};
@@ -175,11 +175,22 @@ enum SuperClasses {
     None,
 }
 
+/// What finds the object in a generated image.
 #[derive(Clone, Copy, ValueEnum)]
-enum Finds {
+pub enum Finds {
     DetectorBox,
     DetectorMask,
     Foreground,
+}
+
+impl From<Finds> for Source {
+    fn from(finds: Finds) -> Source {
+        match finds {
+            Finds::DetectorBox => Source::DetectorBox,
+            Finds::DetectorMask => Source::DetectorMask,
+            Finds::Foreground => Source::Foreground,
+        }
+    }
 }
 
 /// Runs it.
@@ -476,29 +487,42 @@ fn verify(folder: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
-    let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
-    let device = devices.0[0];
-    let source = match args.mask_from {
-        Finds::DetectorBox => Source::DetectorBox,
-        Finds::DetectorMask => Source::DetectorMask,
-        Finds::Foreground => Source::Foreground,
-    };
-    let (mut manifest, _) = read_manifest(&args.folder)?;
+/// Whether the model has what finds objects.
+pub fn can_find(source: Source, manifest: &ModelManifest) -> anyhow::Result<()> {
     if source != Source::Foreground && manifest.detector.is_none() {
         bail!("model {} has no detector; --mask-from foreground needs none", manifest.name);
     }
-    let model = load_whole(&args.folder)?;
+    Ok(())
+}
+
+/// Boxes of the objects in so many generated images, at least one, with a progress bar.
+pub fn sample_boxes(
+    model: &LoadedModel,
+    devices: &Devices,
+    source: Source,
+    (samples, seed): (usize, u64),
+) -> anyhow::Result<Vec<Box2d>> {
+    let device = devices.0[0];
     let finder = model.finder.replicate(device);
-    let samples = args.samples as usize;
     let bar = ProgressBar::with_draw_target(Some(samples as u64), ProgressDrawTarget::stderr());
-    let boxes =
-        calibrate::measure(&model, &finder, device, source, (samples, args.seed), &mut |done| bar.set_position(done as u64));
+    let boxes = calibrate::measure(model, &finder, device, source, (samples, seed), &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     let boxes = boxes?;
-    let Some(objects) = calibrate::mean(&boxes) else {
+    if boxes.is_empty() {
         bail!("no object was found in {samples} images: another --mask-from may see them");
-    };
+    }
+    Ok(boxes)
+}
+
+fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
+    let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
+    let source = Source::from(args.mask_from);
+    let (mut manifest, _) = read_manifest(&args.folder)?;
+    can_find(source, &manifest)?;
+    let model = load_whole(&args.folder)?;
+    let samples = args.samples as usize;
+    let boxes = sample_boxes(&model, &devices, source, (samples, args.seed))?;
+    let objects = calibrate::mean(&boxes).expect("an object was found");
     let ObjectsManifest { center: (y, x), size: (height, width) } = objects;
     say!("objects in {} of {samples} images: centre (y {y:.2}, x {x:.2}), size {height:.2} x {width:.2} pixels", boxes.len());
     if boxes.len() < FEW {

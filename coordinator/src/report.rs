@@ -17,8 +17,12 @@ use crate::summary::{Counts, Metric, Spread, Summary};
 
 mod chart;
 mod picture;
+mod sheet;
 
+pub use chart::tick_step;
 use picture::Album;
+pub use picture::png_url;
+pub use sheet::sheet;
 
 const STYLE: &str = include_str!("report/report.css");
 const SCRIPT: &str = include_str!("report/report.js");
@@ -88,27 +92,7 @@ fn write_page(
     failures: &[Failure],
     pictures: &HashMap<String, Pictures>,
 ) -> fmt::Result {
-    let name = Text(&summary.run.name);
-    write!(
-        page,
-        r#"<!doctype html>
-<html lang="en" class="static">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<link rel="icon" href="data:,">
-<title>{name} · basin</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-"#,
-        style = csp_hash(STYLE),
-        script = csp_hash(SCRIPT),
-    )?;
+    write_head(page, &summary.run.name, " class=\"static\"", &[STYLE], &[SCRIPT])?;
     write_header(page, summary)?;
     write_tiles(page, summary)?;
     page.push_str("<div class=\"pair\">\n");
@@ -122,6 +106,42 @@ fn write_page(
     write_failures(page, summary, failures)?;
     write_images(page, results, pictures)?;
     writeln!(page, "</main>\n<script>{SCRIPT}</script>\n</body>\n</html>")
+}
+
+/// A page in the looks of the report, without a script. `style` is what `body`, HTML, needs besides.
+pub fn plain_page(title: &str, style: &str, body: &str) -> String {
+    let mut page = String::new();
+    write_head(&mut page, title, "", &[STYLE, style], &[]).expect("a String takes every write");
+    page + body + "</main>\n</body>\n</html>\n"
+}
+
+/// Up to the beginning of the page's contents. `attributes` are those of the root.
+fn write_head(page: &mut String, title: &str, attributes: &str, styles: &[&str], scripts: &[&str]) -> fmt::Result {
+    let hashes = |texts: &[&str]| match texts {
+        [] => "'none'".to_owned(),
+        texts => texts.iter().map(|text| format!("'{}'", csp_hash(text))).collect::<Vec<_>>().join(" "),
+    };
+    let (style, script) = (hashes(styles), hashes(scripts));
+    write!(
+        page,
+        r#"<!doctype html>
+<html lang="en"{attributes}>
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src {style}; script-src {script}; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{} · basin</title>
+"#,
+        Text(title),
+    )?;
+    for style in styles {
+        writeln!(page, "<style>{style}</style>")?;
+    }
+    page.push_str("</head>\n<body>\n<main>\n");
+    Ok(())
 }
 
 fn write_header(page: &mut String, summary: &Summary) -> fmt::Result {
@@ -522,7 +542,7 @@ fn csp_hash(text: &str) -> String {
 
 /// A stranger's text, safe between tags and in a quoted attribute. Control characters, and those that turn the direction of
 /// the text around them, are written as Rust would.
-pub(crate) struct Text<'a>(pub(crate) &'a str);
+pub struct Text<'a>(pub &'a str);
 
 impl Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

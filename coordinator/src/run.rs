@@ -335,7 +335,7 @@ fn redriven_jobs(spec: &RunSpec, entries: &[Entry], seeds: &Seeds) -> HashMap<St
 }
 
 /// Every n-th entry, `limit` of them.
-pub(crate) fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
+pub fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
     let n = entries.len();
     if limit >= n {
         return entries;

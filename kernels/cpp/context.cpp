@@ -53,6 +53,8 @@ extern "C" char *basin_allow_tf32(bool allow) {
     });
 }
 
+extern "C" void basin_compose(bool always) { basin::composed_only = always; }
+
 extern "C" uint64_t basin_profile_begin() {
     {
         std::lock_guard lock(guard);

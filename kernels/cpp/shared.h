@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <atomic>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -9,7 +10,7 @@
 #include <string>
 
 // The best instructions that the processor has, chosen when the program starts.
-#define BASIN_CLONES __attribute__((target_clones("avx512f", "avx2,fma", "default")))
+#define BASIN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 
 namespace basin {
 
@@ -44,10 +45,13 @@ inline __attribute__((always_inline)) void store(Bfloat16 &to, float v) {
     to.bits = static_cast<uint16_t>(v == v ? rounded : 0x7fc0);
 }
 
+// Whether loops of ours are left out, so that what a GPU would run can be counted on a CPU.
+inline std::atomic<bool> composed_only{false};
+
 // Whether a tensor `[n, c, h, w]` is one run of floats or bfloat16 in memory, channels innermost, on the CPU.
 inline bool channels_innermost(const at::Tensor &x) {
     const bool kind = x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
-    return kind && x.device().is_cpu() && x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+    return !composed_only && kind && x.device().is_cpu() && x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
 
 // Calls `body` with a pointer to the tensor's numbers.

@@ -22,6 +22,7 @@ unsafe extern "C" {
         out: *mut *mut Raw,
     ) -> *mut c_char;
     fn basin_allow_tf32(allow: bool) -> *mut c_char;
+    fn basin_compose(always: bool);
     fn basin_profile_begin() -> u64;
     fn basin_profile_end(handle: u64) -> *mut c_char;
     fn free(pointer: *mut std::ffi::c_void);
@@ -52,6 +53,15 @@ pub fn unit_distance(x: &Tensor, target: &Tensor, head: &Tensor, weights: &Tenso
 pub fn allow_tf32(allow: bool) {
     // SAFETY: sets two flags.
     check(unsafe { basin_allow_tf32(allow) });
+}
+
+/// Does `work` with libtorch's operations alone, in the whole process: what a GPU runs, seen on a CPU.
+pub fn composed<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: sets a flag.
+    unsafe { basin_compose(true) };
+    let done = work();
+    unsafe { basin_compose(false) };
+    done
 }
 
 /// An operation of libtorch, over a piece of work.

@@ -113,3 +113,40 @@ pub(crate) fn gradient(
     let gz = gradients.pop().expect("two gradients");
     (gz, gc, loss.detach(), images.detach())
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::nn::{self, OptimizerConfig};
+
+    use super::*;
+
+    #[test]
+    fn twenty_steps_are_those_of_libtorchs_adam() {
+        tch::manual_seed(5);
+        let float = (Kind::Float, Device::Cpu);
+        let (start_z, start_c) = (Tensor::randn([3, 8], float), Tensor::randn([3, 4], float));
+        let params = Descent { lr_z: 0.05, lr_c: 1e-2, limit: 2.0 };
+        // A gradient that turns and shrinks, different in every coordinate.
+        let gradient = |x: &Tensor| (x * 3.0).sin() * x.abs();
+
+        let (mut z, mut c) = (start_z.shallow_clone(), start_c.shallow_clone());
+        let mut ours = Adam::new(&z, &c);
+        // One optimiser for each learning rate.
+        let mut theirs = [(&start_z, params.lr_z), (&start_c, params.lr_c)].map(|(start, lr)| {
+            let store = nn::VarStore::new(Device::Cpu);
+            let variable = store.root().var_copy("x", start);
+            (variable, nn::Adam::default().build(&store, lr).expect("libtorch's own"), store)
+        });
+        for _ in 0..20 {
+            let (gz, gc) = (gradient(&z), gradient(&c));
+            ours.step(&mut z, &mut c, &gz, &gc, &params);
+            for (variable, optimiser, _) in &mut theirs {
+                optimiser.backward_step(&(&*variable * gradient(variable).detach()).sum(Kind::Float));
+            }
+        }
+        for (ours, (theirs, ..)) in [&z, &c].into_iter().zip(&theirs) {
+            let error = (ours - theirs).abs().max().double_value(&[]);
+            assert!(error < 1e-5, "{error}");
+        }
+    }
+}

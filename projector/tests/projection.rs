@@ -145,7 +145,11 @@ fn bfloat16_lowers_the_loss_nearly_as_far_and_what_is_reported_is_float32() {
     let (exact, rounded) = (with(Precision::Fp32), with(Precision::Bf16));
     let mean = |solutions: &[Solution]| losses(solutions).concat().iter().sum::<f64>() / 12.0;
     assert_ne!(losses(&exact), losses(&rounded));
-    assert!((mean(&exact) / mean(&rounded) - 1.0).abs() < 0.02, "{} and {}", mean(&exact), mean(&rounded));
+    // Of what float32 takes off the loss.
+    let curves = exact.iter().flat_map(|solution| &solution.history.descent);
+    let start = curves.map(|curve| curve[0]).sum::<f64>() / 12.0;
+    let share = (start - mean(&rounded)) / (start - mean(&exact));
+    assert!((share - 1.0).abs() < 0.01, "{start} becomes {} and {}", mean(&exact), mean(&rounded));
     // On a CPU there is no TF32.
     assert_eq!(losses(&exact), losses(&with(Precision::Tf32)));
     // The answer's picture is that of z and c in float32.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use coordinator::bootstrap::{Interval, interval};
 use coordinator::run::Records;
+use coordinator::summary::Spread;
 use proto::ResultRecord;
 use serde::Serialize;
 
@@ -26,8 +27,12 @@ pub struct Measured {
 }
 
 /// Numbers of an image.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
+    /// Its class.
+    pub class: String,
+    /// The attempt that its pictures are of.
+    pub attempt: String,
     /// For each seed each metric.
     pub seeds: Vec<Vec<f64>>,
     /// The seed with the smallest training loss.
@@ -57,7 +62,12 @@ impl Scores {
         let seed = |(i, seed): (usize, &proto::SeedResult)| {
             [seed.l1, seed.l2, seed.lpips].into_iter().chain(judged.iter().map(|by| by[i])).collect()
         };
-        Scores { seeds: record.seeds.iter().enumerate().map(seed).collect(), answer: record.best }
+        Scores {
+            class: record.class_name.clone(),
+            attempt: record.attempt.clone(),
+            seeds: record.seeds.iter().enumerate().map(seed).collect(),
+            answer: record.best,
+        }
     }
 
     /// One number of a metric. A seed that diverged has none.
@@ -92,6 +102,36 @@ impl Measured {
     }
 }
 
+/// A class with the errors of its images.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ByClass {
+    /// Its name.
+    pub class: String,
+    /// Its images.
+    pub images: usize,
+    /// By metric, of the seeds with the smallest training loss.
+    pub errors: Vec<Spread>,
+}
+
+/// The classes of a row, the largest error of a metric first.
+pub fn by_class(row: &Measured, metrics: usize, first: usize) -> Vec<ByClass> {
+    let mut classes: BTreeMap<&str, Vec<&Scores>> = BTreeMap::new();
+    for scores in row.images.values() {
+        classes.entry(&scores.class).or_default().push(scores);
+    }
+    let errors = |scores: &[&Scores], metric| Spread::over(scores.iter().map(|s| s.take(Take::Answer, metric)));
+    let class = |(class, scores): (&str, Vec<&Scores>)| ByClass {
+        class: class.to_owned(),
+        images: scores.len(),
+        errors: (0..metrics).map(|metric| errors(&scores, metric)).collect(),
+    };
+    let mut classes: Vec<ByClass> = classes.into_iter().map(class).collect();
+    let mean = |class: &ByClass| class.errors[first].mean.unwrap_or(f64::INFINITY);
+    // Of those that are equal the first by name stays first.
+    classes.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+    classes
+}
+
 /// Images that every row has a result of.
 pub fn common(rows: &[&Measured]) -> Vec<String> {
     let Some((first, others)) = rows.split_first() else { return vec![] };
@@ -114,7 +154,10 @@ mod tests {
     use super::*;
 
     fn row(images: &[(&str, [[f64; 2]; 2])]) -> Measured {
-        let scores = |seeds: &[[f64; 2]; 2]| Scores { seeds: seeds.iter().map(|s| s.to_vec()).collect(), answer: 1 };
+        let scores = |seeds: &[[f64; 2]; 2]| {
+            let seeds = seeds.iter().map(|s| s.to_vec()).collect();
+            Scores { seeds, answer: 1, ..Scores::default() }
+        };
         Measured {
             images: images.iter().map(|(name, seeds)| ((*name).to_owned(), scores(seeds))).collect(),
             ..Measured::default()
@@ -129,6 +172,19 @@ mod tests {
         assert_eq!(row.values(&images, Take::Best, 0), [1.0, 5.0]);
         assert_eq!(row.values(&images, Take::Answer, 0), [3.0, 5.0]);
         assert_eq!(row.values(&images, Take::Best, 1), [4.0, 2.0]);
+    }
+
+    #[test]
+    fn classes_stand_by_their_error() {
+        let mut row = row(&[("a", [[0.0, 0.0], [1.0, 5.0]]), ("b", [[0.0, 0.0], [3.0, 5.0]]), ("c", [[0.0, 0.0], [4.0, 6.0]])]);
+        for (image, class) in [("a", "Bag"), ("b", "Bag"), ("c", "Coat")] {
+            row.images.get_mut(image).expect("there").class = class.into();
+        }
+        let found = by_class(&row, 2, 0);
+        let numbers: Vec<(&str, usize, Option<f64>)> = found.iter().map(|c| (&*c.class, c.images, c.errors[0].mean)).collect();
+        assert_eq!(numbers, [("Coat", 1, Some(4.0)), ("Bag", 2, Some(2.0))]);
+        // Deviation sqrt(2) of two images.
+        assert_eq!([found[0].errors[0].standard_error, found[1].errors[0].standard_error], [None, Some(1.0)]);
     }
 
     #[test]

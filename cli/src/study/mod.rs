@@ -1,8 +1,13 @@
 //! `basin study`: the paper's experiments on a data set. Each row of a table is a run like any other.
 //!
-//! [`rows`] (pure) says which, [`run`] (io) runs them, [`measured`], [`claims`] and [`page`] (pure) make the tables.
+//! [`rows`] (pure) says which, [`run`] (io) runs them, here or on a [`fleet`], [`measured`], [`claims`] and [`page`] (pure) make the
+//! tables, [`chart`] (pure) the drawings, and [`files`] (io) writes them. [`bias`] has no rows: it compares boxes.
 
+mod bias;
+mod chart;
 mod claims;
+mod files;
+mod fleet;
 mod measured;
 mod page;
 mod rows;
@@ -14,17 +19,21 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use coordinator::summary::Spread;
 use proto::{RunRecord, keys};
 use serde::Serialize;
 use store::Store;
 use worker::judge::Judge;
 
+use self::bias::Bias;
+use self::chart::Bar;
+use self::files::Figure;
+use self::fleet::FleetArgs;
 use self::page::{About, Page, markdown};
 use self::rows::{Budget, Row};
 use self::run::{Done, Setting, object_of};
 use crate::local::{Local, Machine};
 use crate::project::{load, read_manifest};
-use crate::report::place;
 
 /// Options of `basin study`.
 #[derive(clap::Args)]
@@ -43,6 +52,8 @@ enum What {
     Table3(Study),
     /// Figure 9: the error of each class.
     PerClass(Study),
+    /// Figures 3 and 4: where the data set has its objects and where the generator has them, and how large they are.
+    Bias(Bias),
 }
 
 /// A study whose rows are runs.
@@ -76,6 +87,11 @@ struct Study {
     /// of yours, as VGG does in the paper. May be given several times.
     #[arg(long = "judge", value_name = "NAME=FOLDER", value_parser = judge)]
     judges: Vec<(String, PathBuf)>,
+    /// Images of a table whose targets and results are shown as pictures, evenly spread.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    grid: u8,
+    #[command(flatten)]
+    fleet: FleetArgs,
     #[command(flatten)]
     machine: Machine,
 }
@@ -116,7 +132,7 @@ impl Which {
     }
 
     /// Name of its files, without extension.
-    fn file(self) -> &'static str {
+    pub fn file(self) -> &'static str {
         match self {
             Which::Table1 => "table1",
             Which::Table2 => "table2",
@@ -133,6 +149,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Table2(study) => study.run(Which::Table2).await,
         What::Table3(study) => study.run(Which::Table3).await,
         What::PerClass(study) => study.run(Which::PerClass).await,
+        What::Bias(bias) => bias.run().await,
     }
 }
 
@@ -144,6 +161,7 @@ impl Study {
         let local = Local::new(self.machine)?;
         let dataset = Store::open(&self.dataset).await.context("cannot open the data set")?;
         let out = Store::open(&self.out).await.context("cannot open --out")?;
+        let fleet = self.fleet.open(which.file()).await?;
         let model = load(self.model, object_of(&rows, &manifest)).await?;
         let device = *local.devices.0.first().context("--devices names none")?;
         let mut judges = Vec::new();
@@ -177,18 +195,19 @@ impl Study {
             judges: judges.iter().map(|(name, judge)| (name.clone(), judge.digest.clone())).collect(),
             notes: Vec::new(),
         };
-        let setting = Setting { local: &local, model, dataset, out: out.clone(), record, judges };
+        let setting = Setting { local: &local, fleet, model, dataset, out: out.clone(), record, judges };
         let Done { rows, interrupted } = setting.run(rows).await?;
         about.notes = notes(which, manifest.detector.is_some(), &rows);
         let failed = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).any(|row| row.failed > 0);
         if !rows.iter().any(|(_, ran)| ran.is_ok()) && !interrupted {
             bail!("no row could be run: model {} lacks what all of them need", manifest.name);
         }
-        let page = Page::new(about, &rows);
-        for (extension, bytes) in [("json", page.to_json()), ("md", markdown(&page).into_bytes())] {
-            out.put(&format!("{}.{extension}", which.file()), bytes).await?;
-        }
-        say!("tables: {}", place(&out, &format!("{}.md", which.file())));
+        let page = Page::new(about, &rows, self.grid.into());
+        let figure = match which {
+            Which::PerClass => class_bars(&page),
+            _ => setting.grid(&page, &rows).await?,
+        };
+        files::write(&out, which.file(), &page, &markdown(&page, figure.as_ref()), figure.as_slice()).await?;
         Ok(if interrupted {
             note!("interrupted: the tables have the rows that are finished; run the same command again to go on");
             ExitCode::from(130)
@@ -199,6 +218,19 @@ impl Study {
             ExitCode::SUCCESS
         })
     }
+}
+
+/// The error of each class as bars.
+fn class_bars(page: &Page) -> Option<Figure> {
+    let metric = page.class_metric();
+    let bars = page.classes.iter().map(|measured::ByClass { class, images, errors }| {
+        let Spread { mean, standard_error, .. } = errors[metric];
+        Bar { name: class, images: *images, mean, standard_error }
+    });
+    let bars: Vec<Bar> = bars.collect();
+    let alt = format!("{} by class, with standard errors", page.metrics[metric]);
+    let bytes = chart::bars(&alt, &bars).into_bytes();
+    (!bars.is_empty()).then(|| Figure { file: "per-class.svg".into(), alt, bytes })
 }
 
 /// What a reader must know of the rows.

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use coordinator::bootstrap::Interval;
+use coordinator::run::spread;
 use proto::{LatentStart, SpatialTransform};
 use serde::Serialize;
 
 use super::Which;
 use super::claims::{Claim, Verdict, claims};
-use super::measured::{METRICS, Measured, Take, common, difference, mean};
+use super::files::{Figure, cell};
+use super::measured::{ByClass, METRICS, Measured, Take, by_class, common, difference, mean};
 use super::rows::{Budget, Row, stage_one};
 
 /// What a study is about.
@@ -54,6 +56,10 @@ pub struct Page {
     pub rows: Vec<Line>,
     /// What the paper says of their order.
     pub orderings: Vec<Ordering>,
+    /// The classes of the first row; only where they are what the study is about.
+    pub classes: Vec<ByClass>,
+    /// Those of `images` whose pictures are shown.
+    pub shown: Vec<String>,
 }
 
 /// A row with its numbers.
@@ -108,8 +114,8 @@ pub struct Ordering {
 pub type Ran = Result<Measured, String>;
 
 impl Page {
-    /// Of the rows in the order of the table.
-    pub fn new(about: About, rows: &[(Row, Ran)]) -> Page {
+    /// Of the rows in the order of the table. Pictures of `pictures` images are shown.
+    pub fn new(about: About, rows: &[(Row, Ran)], pictures: usize) -> Page {
         let ran: Vec<&Measured> = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).collect();
         let images = common(&ran);
         let metrics: Vec<String> =
@@ -127,15 +133,28 @@ impl Page {
             Some(Ordering { text, metric, difference, verdict: claim.order.verdict(difference, second) })
         };
         let orderings = claims(about.which, about.judges.len()).into_iter().filter_map(ordering).collect();
-        Page { format: 1, rows: lines.collect(), orderings, images, metrics, about }
+        let classes = match (about.which, ran.first()) {
+            (Which::PerClass, Some(row)) => by_class(row, metrics.len(), by_class_metric(metrics.len())),
+            _ => vec![],
+        };
+        let shown = if about.which == Which::PerClass { vec![] } else { spread(images.clone(), pictures) };
+        Page { format: 1, rows: lines.collect(), orderings, images, metrics, classes, shown, about }
     }
 
-    /// The bytes of `<study>.json`.
-    pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self).expect("plain structs with string keys serialise");
-        json.push(b'\n');
-        json
+    /// What the classes are sorted by, and drawn.
+    pub fn class_metric(&self) -> usize {
+        by_class_metric(self.metrics.len())
     }
+
+    /// Rows with numbers, as people call them.
+    pub fn labels(&self) -> Vec<String> {
+        self.rows.iter().filter(|row| row.left_out.is_none()).map(label).collect()
+    }
+}
+
+/// The first judge, as the paper takes VGG; LPIPS without one.
+fn by_class_metric(metrics: usize) -> usize {
+    METRICS.len().min(metrics - 1)
 }
 
 fn line(row: &Row, ran: &Ran, other: Option<&Measured>, images: &[String], metrics: usize) -> Line {
@@ -174,21 +193,21 @@ fn line(row: &Row, ran: &Ran, other: Option<&Measured>, images: &[String], metri
 }
 
 /// The page for people.
-pub fn markdown(page: &Page) -> String {
+pub fn markdown(page: &Page, figure: Option<&Figure>) -> String {
     let mut text = String::new();
-    write(&mut text, page).expect("a String takes every write");
+    write(&mut text, page, figure).expect("a String takes every write");
     text
 }
 
-fn write(text: &mut String, page: &Page) -> std::fmt::Result {
+fn write(text: &mut String, page: &Page, figure: Option<&Figure>) -> std::fmt::Result {
     let Page { about, images, metrics, rows, .. } = page;
     let Budget { evaluations, seeds } = Budget { evaluations: about.evaluations, seeds: about.seeds };
     writeln!(text, "# {}\n", about.which.title())?;
     writeln!(text, "| | |\n|---|---|")?;
-    writeln!(text, "| command | `{}` |", about.command)?;
+    writeln!(text, "| command | `{}` |", cell(&about.command))?;
     writeln!(text, "| basin | {} |", about.version)?;
     writeln!(text, "| model | {} ({}) |", about.model, short(&about.model_digest))?;
-    writeln!(text, "| data set | `{}` |", about.dataset)?;
+    writeln!(text, "| data set | `{}` |", cell(&about.dataset))?;
     writeln!(text, "| images | {} with a result in every row: all means are over these |", images.len())?;
     writeln!(
         text,
@@ -222,6 +241,22 @@ fn write(text: &mut String, page: &Page) -> std::fmt::Result {
         if let Some(why) = &row.left_out {
             writeln!(text, "\n{} is left out: {why}.", label(row))?;
         }
+    }
+
+    write_classes(text, page)?;
+    if let Some(Figure { file, alt, .. }) = figure {
+        if page.classes.is_empty() {
+            let lines = page.labels();
+            let lines =
+                std::iter::once("target".to_owned()).chain(lines).enumerate().map(|(i, line)| format!("{} {line}", i + 1));
+            let lines = lines.collect::<Vec<_>>().join("; ");
+            writeln!(text, "\n## Pictures\n\nFrom top to bottom: {lines}.\n")?;
+            writeln!(
+                text,
+                "The seed with the smallest training loss, put back into the target's frame; grey lies outside of what was generated."
+            )?;
+        }
+        writeln!(text, "\n![{alt}]({file})")?;
     }
 
     if rows.iter().any(|row| !row.differences.is_empty()) {
@@ -293,6 +328,28 @@ fn write(text: &mut String, page: &Page) -> std::fmt::Result {
     Ok(())
 }
 
+/// The errors of each class, if they are what the study is about.
+fn write_classes(text: &mut String, page: &Page) -> std::fmt::Result {
+    if page.classes.is_empty() {
+        return Ok(());
+    }
+    let (metrics, by) = (&page.metrics, &page.metrics[page.class_metric()]);
+    writeln!(text, "\n## By class\n")?;
+    writeln!(
+        text,
+        "Of the one seed with the smallest training loss: mean over the images of a class, with its standard error; the largest {by} \
+         first.\n"
+    )?;
+    let columns: Vec<String> = metrics.iter().map(|metric| format!("{metric} | ±")).collect();
+    writeln!(text, "| class | images | {} |\n|---|---|{}", columns.join(" | "), "---|---|".repeat(metrics.len()))?;
+    for ByClass { class, images, errors } in &page.classes {
+        let number = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.4}"));
+        let cells: Vec<String> = errors.iter().map(|e| format!("{} | {}", number(e.mean), number(e.standard_error))).collect();
+        writeln!(text, "| {} | {images} | {} |", cell(class), cells.join(" | "))?;
+    }
+    Ok(())
+}
+
 /// The errors of all rows, in the paper's form.
 fn table(text: &mut String, page: &Page, takes: &[(Take, &str)]) -> std::fmt::Result {
     let columns: Vec<String> =
@@ -321,6 +378,7 @@ fn interval(i: Interval) -> String {
     format!("{:+.4} ({:+.4} to {:+.4})", i.mean, i.low, i.high)
 }
 
-fn short(digest: &str) -> &str {
+/// The beginning of a digest.
+pub fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }

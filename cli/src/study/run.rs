@@ -1,20 +1,25 @@
-//! Runs the rows of a study one after the other (*io*), and collects their numbers.
+//! Runs the rows of a study one after the other, or has a fleet run them (*io*), and collects their numbers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use coordinator::plan::RunSpec;
+use coordinator::report::sheet;
 use coordinator::run::Records;
 use indicatif::HumanDuration;
+use proto::keys::{self, Item};
 use proto::{ModelManifest, Object, RunRecord};
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
 use worker::LoadedModel;
 use worker::judge::Judge;
 
-use super::measured::Measured;
-use super::page::Ran;
+use super::files::Figure;
+use super::fleet::Fleet;
+use super::measured::{Measured, Scores};
+use super::page::{Page, Ran};
 use super::rows::Row;
 use crate::local::{Local, Outcome, Task};
 
@@ -22,6 +27,8 @@ use crate::local::{Local, Outcome, Task};
 pub struct Setting<'a> {
     /// This process.
     pub local: &'a Local,
+    /// What runs the rows instead of it.
+    pub fleet: Option<Fleet>,
     /// The model, loaded once.
     pub model: LoadedModel,
     /// Where the images are.
@@ -53,6 +60,10 @@ pub fn object_of(rows: &[Row], manifest: &ModelManifest) -> Object {
 impl Setting<'_> {
     /// Runs what is not done of each row. Rows that the model cannot run are left out.
     pub async fn run(&self, rows: Vec<Row>) -> anyhow::Result<Done> {
+        if let Some(fleet) = &self.fleet {
+            let able: Vec<&Row> = rows.iter().filter(|row| self.model.manifest.lacks(&row.params).is_none()).collect();
+            fleet.finish(&able, &self.record).await?;
+        }
         let mut done = Done { rows: Vec::new(), interrupted: false };
         let (count, mut spent) = (rows.len(), Spent::default());
         let work: Vec<u64> = rows.iter().map(|row| worker::lane_steps(&row.params)).collect();
@@ -63,19 +74,33 @@ impl Setting<'_> {
                 continue;
             }
             note!("row {} of {count}, {}: {} lane-steps an image{}", i + 1, row.slug, work[i], spent.left(&work[i..]));
-            let results = self.out.with_prefix(row.slug)?;
-            let begun = Instant::now();
-            let title = format!("row {} of {count}, ", i + 1);
-            let Outcome { records, left, interrupted, .. } = self.project(&row, &results, title).await?;
-            if interrupted {
-                done.interrupted = true;
-                return Ok(done);
-            }
-            spent.add(work[i] * left as u64, begun.elapsed().as_secs_f64(), left);
+            let results = self.results(&row)?;
+            let records = match &self.fleet {
+                Some(fleet) => Arc::new(fleet.records(&row, &self.record.model_digest).await?),
+                None => {
+                    let begun = Instant::now();
+                    let title = format!("row {} of {count}, ", i + 1);
+                    let Outcome { records, left, interrupted, .. } = self.project(&row, &results, title).await?;
+                    if interrupted {
+                        done.interrupted = true;
+                        return Ok(done);
+                    }
+                    spent.add(work[i] * left as u64, begun.elapsed().as_secs_f64(), left);
+                    records
+                }
+            };
             let judged = self.judged(&row, &records, &results).await?;
             done.rows.push((row, Ok(Measured::new(&records, &judged))));
         }
         Ok(done)
+    }
+
+    /// Where a row's results are.
+    fn results(&self, row: &Row) -> Result<Store, store::Error> {
+        match &self.fleet {
+            Some(fleet) => fleet.results(row),
+            None => self.out.with_prefix(row.slug),
+        }
     }
 
     async fn project(&self, row: &Row, results: &Store, title: String) -> anyhow::Result<Outcome> {
@@ -84,6 +109,27 @@ impl Setting<'_> {
         let task = Task { spec, redrive: None, dataset: &self.dataset, results, record: None, title };
         let outcome = self.local.project(task, || self.model.copy()).await;
         outcome.with_context(|| format!("cannot run row {} of the study", row.slug))
+    }
+
+    /// The targets that a page shows, and what each row made of them.
+    pub async fn grid(&self, page: &Page, rows: &[(Row, Ran)]) -> anyhow::Result<Option<Figure>> {
+        let ran: Vec<(&Row, &Measured)> = rows.iter().filter_map(|(row, ran)| Some((row, ran.as_ref().ok()?))).collect();
+        let Some(first) = ran.first().filter(|_| !page.shown.is_empty()) else { return Ok(None) };
+        let lines = std::iter::once((first, Item::Target)).chain(ran.iter().map(|row| (row, Item::Inverted)));
+        let mut pictures = Vec::new();
+        for ((row, measured), item) in lines {
+            let results = self.results(row)?;
+            let mut line = Vec::new();
+            for image in &page.shown {
+                let Scores { attempt, .. } = &measured.images[image];
+                let key = keys::item(image, attempt, item);
+                line.push(results.get(&key).await.with_context(|| format!("row {} lacks a picture", row.slug))?.to_vec());
+            }
+            pictures.push(line);
+        }
+        let file = format!("{}-grid.png", page.about.which.file());
+        let alt = "Targets, and what each row made of them".to_owned();
+        Ok(Some(Figure { file, alt, bytes: sheet(&pictures) }))
     }
 
     /// For each result what each judge says of each seed. What was judged before is not judged again.

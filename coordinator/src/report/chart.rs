@@ -27,7 +27,7 @@ pub fn write_bars(page: &mut String, by: &str, bars: &[Bar]) -> fmt::Result {
     let (first, last) = if bars.len() > MOST_BARS { (FIRST_BARS, LAST_BARS) } else { (bars.len(), 0) };
     let end = |b: &Bar| b.spread.mean.unwrap_or(0.0) + b.spread.standard_error.unwrap_or(0.0);
     let largest = bars.iter().map(end).fold(0.0, f64::max);
-    let step = step(largest / 4.0);
+    let step = tick_step(largest / 4.0);
     let ticks = if largest > 0.0 { (largest / step).ceil() as usize } else { 1 };
     let percent = |value: f64| 100.0 * (value / (step * ticks as f64)).clamp(0.0, 1.0);
 
@@ -96,7 +96,7 @@ pub fn write_bars(page: &mut String, by: &str, bars: &[Bar]) -> fmt::Result {
 }
 
 /// 1, 2 or 5 times a power of ten, not below `least`.
-fn step(least: f64) -> f64 {
+pub fn tick_step(least: f64) -> f64 {
     if least <= 0.0 {
         return 1.0;
     }
@@ -188,8 +188,8 @@ mod tests {
 
     #[test]
     fn ticks_are_round() {
-        assert_eq!([0.07, 0.1, 0.13, 0.3, 0.6].map(step), [0.1, 0.1, 0.2, 0.5, 1.0]);
-        assert_eq!(step(0.0), 1.0);
+        assert_eq!([0.07, 0.1, 0.13, 0.3, 0.6].map(tick_step), [0.1, 0.1, 0.2, 0.5, 1.0]);
+        assert_eq!(tick_step(0.0), 1.0);
     }
 
     #[test]

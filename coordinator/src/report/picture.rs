@@ -40,7 +40,7 @@ impl Album {
             return None;
         }
         let picture = if png.len() <= PNG_LIMIT {
-            Picture { url: format!("data:image/png;base64,{}", BASE64.encode(png)), scaled: false }
+            Picture { url: png_url(png), scaled: false }
         } else {
             Picture { url: format!("data:image/jpeg;base64,{}", BASE64.encode(thumbnail(png)?)), scaled: true }
         };
@@ -51,6 +51,11 @@ impl Album {
         self.used += picture.url.len();
         Some(picture)
     }
+}
+
+/// `data:` URL of a PNG.
+pub fn png_url(png: &[u8]) -> String {
+    format!("data:image/png;base64,{}", BASE64.encode(png))
 }
 
 fn thumbnail(png: &[u8]) -> Option<Vec<u8>> {

@@ -1,0 +1,207 @@
+//! What a cheaper or rounder search costs in loss: variants against a reference, paired over real images. Cases are kept, so that the
+//! work goes on where it stopped.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use coordinator::bootstrap::{Interval, interval};
+use projector::lanes::CPU_BLOCK;
+use projector::projection::lane_steps;
+use projector::{Lanes, Target};
+use proto::{LastDescent, LatentSearch, Params, Precision};
+use serde::{Deserialize, Serialize};
+use worker::{Devices, LoadedModel};
+
+use crate::cases::{Cases, project};
+use crate::samples::targets;
+
+/// Images side by side.
+const BATCH: usize = 4;
+
+/// All seeds of an image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Case {
+    image: String,
+    /// What is minimised, in the generator's frame.
+    losses: Vec<f64>,
+    /// The same of the inverted image inside the box.
+    inverted: Vec<f64>,
+}
+
+/// A way to search.
+struct Variant {
+    name: &'static str,
+    params: Params,
+    /// Lanes in a batch.
+    block: usize,
+}
+
+/// A reference and what is compared with it.
+fn comparisons() -> [(&'static str, Vec<Variant>); 2] {
+    let adam = Params { transform: None, latent: LatentSearch::Adam { steps: 300 }, ..Params::paper() };
+    let variant = |name, params| Variant { name, params, block: CPU_BLOCK };
+    let profiles = vec![
+        variant("paper", Params::paper()),
+        variant("fast", Params::fast()),
+        variant("fast, last descent from the best refined points", ending(LastDescent::Refined)),
+        variant("fast, last descent halved twice", ending(LastDescent::Halving)),
+        variant("fast, one generation in three for a longer last descent", shifted()),
+    ];
+    let rounding = vec![
+        variant("Adam, 300 steps, fp32", adam.clone()),
+        variant("Adam, 300 steps, bf16", Params { precision: Precision::Bf16, ..adam.clone() }),
+        // The control: nothing but the order of sums is another.
+        Variant { block: 2 * CPU_BLOCK, ..variant("Adam, 300 steps, fp32 in other batches", adam) },
+    ];
+    [("Precision", rounding), ("Profiles", profiles)]
+}
+
+fn ending(with: LastDescent) -> Params {
+    let mut params = Params::fast();
+    if let LatentSearch::BasinCma { last, .. } = &mut params.latent {
+        *last = with;
+    }
+    params
+}
+
+/// The same lane-steps as `fast`, fewer of them in CMA-ES' generations.
+fn shifted() -> Params {
+    let mut params = Params::fast();
+    if let LatentSearch::BasinCma { generations, final_steps, steps, .. } = &mut params.latent {
+        *final_steps += *steps * 4;
+        *generations -= 4;
+    }
+    params
+}
+
+/// Runs what is not done, and tells the tables.
+pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, as_it_is: bool) -> Result<String> {
+    std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
+    let mut all = targets(model, samples, |file| file.contains("offcentre"))?;
+    all.truncate(n);
+    let mut text = format!(
+        "# Quality of cheaper and rounder searches\n\n\
+        Written by `make bench-quality`: model {}, {} real off-centre images of `samples/`, 18 seeds, the same seeds for all. The loss is\n\
+        what is minimised, in the generator's frame, after the last step; inverted, the same of the inverted image inside the box.\n\
+        Differences are relative, paired over the images, with 95 % bootstrap intervals. Cases are in `docs/validation/`.\n",
+        model.reference.name,
+        all.len(),
+    );
+    for (title, variants) in comparisons() {
+        let mut columns = Vec::new();
+        for variant in variants {
+            let cases = measured(model, work, &variant, if as_it_is { &[] } else { &all }, all.len())?;
+            columns.push((variant, cases));
+        }
+        columns.retain(|(_, cases)| cases.len() == all.len());
+        text += &table(title, &columns);
+    }
+    Ok(text)
+}
+
+/// The first `n` cases, of which those of `all` are run that are not there.
+fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String, Target)], n: usize) -> Result<Vec<Case>> {
+    // The name says the parameters, so that other ones begin anew.
+    let digest = proto::hex_sha256(variant.params.to_json().as_bytes());
+    let block = if variant.block == CPU_BLOCK { String::new() } else { format!("-{}", variant.block) };
+    let mut cases: Cases<Case> = Cases::open(work, &format!("quality-{}{block}", &digest[..8]), model)?;
+    let lanes = Lanes::with_block(&model.model, &Devices::automatic().0, variant.block);
+    let left: Vec<usize> = (0..all.len()).filter(|i| !cases.done.contains_key(i)).collect();
+    for batch in left.chunks(BATCH) {
+        let targets = batch.iter().map(|&i| all[i].1.shallow_clone()).collect();
+        for (&i, solution) in batch.iter().zip(project(model, &lanes, &variant.params, targets, None)?) {
+            let round = |x: f64| (x * 1e5).round() / 1e5;
+            let losses = solution.seeds.iter().map(|s| round(s.loss)).collect();
+            let inverted = solution.seeds.iter().map(|s| round(s.inverted_loss)).collect();
+            cases.push(i, Case { image: all[i].0.clone(), losses, inverted })?;
+        }
+        eprintln!("{}: {} of {} images", variant.name, cases.done.len(), all.len());
+    }
+    Ok(cases.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect())
+}
+
+fn table(title: &str, columns: &[(Variant, Vec<Case>)]) -> String {
+    let Some((first, reference)) = columns.first() else { return format!("\n## {title}\n\nNothing was run.\n") };
+    let mut text = format!(
+        "\n## {title}\n\n\
+        | | lane-steps | of the first | loss, mean of the seeds | difference, % | best seed | difference, % | inverted, best seed | difference, % | \
+        rank correlation of the seeds |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    );
+    for (variant, cases) in columns {
+        let steps = lane_steps(&variant.params);
+        let columns_of = |of: &dyn Fn(&Case) -> f64| {
+            let values: Vec<f64> = cases.iter().map(of).collect();
+            let before: Vec<f64> = reference.iter().map(of).collect();
+            format!("{:.4} | {}", mean(&values), relative(&values, &before))
+        };
+        let correlations: Vec<f64> = cases
+            .iter()
+            .zip(reference)
+            .filter(|(case, first)| case.losses.len() == first.losses.len())
+            .map(|(case, first)| rank_correlation(&case.losses, &first.losses))
+            .collect();
+        text += &format!(
+            "| {} | {steps} | {:.2} | {} | {} | {} | {:.3} |\n",
+            variant.name,
+            steps as f64 / lane_steps(&first.params) as f64,
+            columns_of(&|case| mean(&case.losses)),
+            columns_of(&|case| least(&case.losses).1),
+            columns_of(&|case| case.inverted[least(&case.losses).0]),
+            mean(&correlations),
+        );
+    }
+    text
+}
+
+/// Mean of the differences over the mean of the reference, in percent, with its interval.
+fn relative(values: &[f64], reference: &[f64]) -> String {
+    let scale = 100.0 / mean(reference);
+    let differences: Vec<f64> = values.iter().zip(reference).map(|(a, b)| scale * (a - b)).collect();
+    match interval(&differences) {
+        Some(Interval { mean, low, high }) => format!("{mean:+.2} ({low:+.2} to {high:+.2})"),
+        None => "-".into(),
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn least(values: &[f64]) -> (usize, f64) {
+    let (i, value) = values.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1)).expect("there are seeds");
+    (i, *value)
+}
+
+/// Spearman's, without ties.
+fn rank_correlation(a: &[f64], b: &[f64]) -> f64 {
+    let ranks = |values: &[f64]| {
+        let mut index: Vec<usize> = (0..values.len()).collect();
+        index.sort_by(|&i, &j| values[i].total_cmp(&values[j]));
+        let mut ranks = vec![0.0; values.len()];
+        index.into_iter().enumerate().for_each(|(rank, i)| ranks[i] = rank as f64);
+        ranks
+    };
+    let n = a.len() as f64;
+    let squares: f64 = ranks(a).iter().zip(ranks(b)).map(|(x, y)| (x - y).powi(2)).sum();
+    1.0 - 6.0 * squares / (n * (n * n - 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_that_agree_are_one_and_reversed_ones_minus_one() {
+        assert_eq!(rank_correlation(&[1.0, 5.0, 2.0], &[10.0, 30.0, 20.0]), 1.0);
+        assert_eq!(rank_correlation(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), -1.0);
+    }
+
+    #[test]
+    fn every_variant_is_valid_and_the_fast_ones_cost_the_same() {
+        let [_, (_, profiles)] = comparisons();
+        assert!(profiles.iter().all(|variant| variant.params.validate().is_ok()));
+        let fast = lane_steps(&Params::fast());
+        assert!(profiles[1..].iter().all(|variant| lane_steps(&variant.params).abs_diff(fast) <= 18));
+        assert!(fast * 4 <= lane_steps(&Params::paper()));
+    }
+}

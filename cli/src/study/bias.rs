@@ -1,0 +1,257 @@
+//! `basin study bias`: where a data set and a generator have their objects (the paper's Figures 3 and 4).
+
+use std::fmt::Write;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use coordinator::dataset::{self, Annotations, Entry};
+use coordinator::run::spread;
+use proto::{Box2d, ClassSource, MaskSource, Object};
+use serde::Serialize;
+use store::Store;
+use worker::calibrate::Source;
+use worker::{Devices, codec};
+
+use super::chart::{Panel, histograms};
+use super::files::{self, Figure};
+use super::page::short;
+use crate::models::{Finds, can_find, sample_boxes};
+use crate::project::{load, read_manifest};
+
+/// Cells of a histogram.
+const CELLS: usize = 20;
+
+/// Options of `basin study bias`.
+#[derive(clap::Args)]
+pub struct Bias {
+    /// Folder or bucket (s3://bucket/prefix) of the images.
+    dataset: String,
+    /// Model folder.
+    #[arg(long, env = "BASIN_MODEL")]
+    model: PathBuf,
+    /// Folder or bucket (s3://bucket/prefix) for the figure and the numbers.
+    #[arg(long, env = "BASIN_OUT")]
+    out: String,
+    /// COCO JSON or CSV manifest with boxes; `auto` looks for one.
+    #[arg(long, default_value = "auto")]
+    annotations: String,
+    /// What finds the object in a generated image: as a rule the detector, and `foreground` for a model without one.
+    #[arg(long, value_enum)]
+    mask_from: Option<Finds>,
+    /// Images that are generated.
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Take only this many images, evenly spread over the data set.
+    #[arg(long, value_name = "N")]
+    limit: Option<NonZeroUsize>,
+    /// Where to compute: `auto`, `cpu` or `cuda:0`.
+    #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
+    devices: String,
+}
+
+/// `bias.json`.
+#[derive(Clone, Debug, Serialize)]
+struct Found {
+    /// Of this file: 1.
+    format: u32,
+    /// The command that repeats it.
+    command: String,
+    /// Version of basin.
+    version: String,
+    /// URL of the data set.
+    dataset: String,
+    /// Name of the model.
+    model: String,
+    /// Its digest.
+    model_digest: String,
+    /// Generated images.
+    samples: u32,
+    /// Objects in the data set's images and in the generated ones.
+    objects: [usize; 2],
+    /// Images of the data set that have no box, or cannot be read.
+    without: usize,
+    /// What was measured, in parts of the frame.
+    axes: [Axis; 4],
+}
+
+/// One number of the boxes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Axis {
+    name: &'static str,
+    dataset: Distribution,
+    generator: Distribution,
+    /// What both histograms have in common: 1 if they are equal, 0 if they do not touch.
+    overlap: f64,
+}
+
+/// Numbers from 0 to 1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Distribution {
+    mean: f64,
+    deviation: f64,
+    /// In each of equally wide cells.
+    counts: Vec<u32>,
+}
+
+impl Distribution {
+    /// Of at least one number.
+    fn of(values: &[f64]) -> Distribution {
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let centre = mean(values);
+        let squares: Vec<f64> = values.iter().map(|value| (value - centre).powi(2)).collect();
+        let mut counts = vec![0; CELLS];
+        for value in values {
+            counts[((value * CELLS as f64) as usize).min(CELLS - 1)] += 1;
+        }
+        Distribution { mean: centre, deviation: mean(&squares).sqrt(), counts }
+    }
+
+    fn overlap(&self, other: &Distribution) -> f64 {
+        let parts = |counts: &[u32]| {
+            let all = f64::from(counts.iter().sum::<u32>());
+            counts.iter().map(|&count| f64::from(count) / all).collect::<Vec<_>>()
+        };
+        parts(&self.counts).into_iter().zip(parts(&other.counts)).map(|(a, b)| a.min(b)).sum()
+    }
+}
+
+/// Of boxes in parts of the frame, at least one of either.
+fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
+    type Number = fn(&Box2d) -> f64;
+    let numbers: [(_, Number); 4] = [
+        ("centre x", |b| b.x + b.width / 2.0),
+        ("centre y", |b| b.y + b.height / 2.0),
+        ("width", |b| b.width),
+        ("height", |b| b.height),
+    ];
+    numbers.map(|(name, of)| {
+        let distribution = |boxes: &[Box2d]| Distribution::of(&boxes.iter().map(of).collect::<Vec<_>>());
+        let (dataset, generator) = (distribution(dataset), distribution(generator));
+        Axis { name, overlap: dataset.overlap(&generator), dataset, generator }
+    })
+}
+
+impl Bias {
+    /// Runs it.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let (manifest, model_digest) = read_manifest(&self.model)?;
+        let detector = if manifest.detector.is_some() { Finds::DetectorBox } else { Finds::Foreground };
+        let source = Source::from(self.mask_from.unwrap_or(detector));
+        can_find(source, &manifest)?;
+        let devices: Devices = self.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
+        let dataset = Store::open(&self.dataset).await.context("cannot open the data set")?;
+        let out = Store::open(&self.out).await.context("cannot open --out")?;
+        let resolution = manifest.generator.resolution;
+        let (real, without) = boxes(&dataset, &self.annotations, self.limit.map(Into::into), resolution).await?;
+        let mask = if source == Source::Foreground { MaskSource::Box } else { MaskSource::DetectorBox };
+        let model = load(self.model, Object { class: ClassSource::Annotation, mask }).await?;
+        let samples = (self.samples as usize, self.seed);
+        let generated = tokio::task::spawn_blocking(move || sample_boxes(&model, &devices, source, samples)).await??;
+        let scale = |b: &Box2d| {
+            let [x, y, width, height] = [b.x, b.y, b.width, b.height].map(|v| v / f64::from(resolution));
+            Box2d { x, y, width, height }
+        };
+        let scaled = |boxes: &[Box2d]| boxes.iter().map(scale).collect::<Vec<_>>();
+        let found = Found {
+            format: 1,
+            command: super::command(std::env::args()),
+            version: env!("CARGO_PKG_VERSION").into(),
+            dataset: dataset.url(),
+            model: manifest.name,
+            model_digest,
+            samples: self.samples,
+            objects: [real.len(), generated.len()],
+            without,
+            axes: axes(&scaled(&real), &scaled(&generated)),
+        };
+        let alt = "Histograms of the objects' centres and sizes".to_owned();
+        let figure = Figure { file: "bias.svg".into(), alt, bytes: drawing(&found).into_bytes() };
+        files::write(&out, "bias", &found, &markdown(&found, &figure), &[figure]).await?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Boxes of a data set in pixels of the frame that a projection has, and how many images have none.
+async fn boxes(dataset: &Store, annotations: &str, limit: Option<usize>, resolution: u32) -> anyhow::Result<(Vec<Box2d>, usize)> {
+    let annotations: Annotations = annotations.parse().expect("any text names annotations");
+    // Images without a class have boxes, too.
+    let object = Object { class: ClassSource::Classifier, mask: MaskSource::Box };
+    let read = dataset::read(dataset, &annotations, &object).await.context("cannot read the data set")?;
+    for note in &read.notes {
+        note!("{note}");
+    }
+    let limit = limit.unwrap_or(read.entries.len());
+    let (mut boxes, mut without) = (Vec::new(), 0);
+    for entry in spread(read.entries, limit) {
+        let Entry::Image(image) = entry else {
+            without += 1;
+            continue;
+        };
+        let Some(bbox) = image.bbox else {
+            without += 1;
+            continue;
+        };
+        match codec::decode(&dataset.get(&image.key).await?, Some(*bbox), resolution) {
+            Ok(decoded) => boxes.extend(decoded.bbox),
+            Err(error) => {
+                note!("{:?} {error}", &*image.key);
+                without += 1;
+            }
+        }
+    }
+    if boxes.is_empty() {
+        bail!("no image of {} has a box: name a COCO file or a CSV manifest that has them with --annotations", dataset.url());
+    }
+    Ok((boxes, without))
+}
+
+fn drawing(found: &Found) -> String {
+    let panels: Vec<Panel> =
+        found.axes.iter().map(|axis| Panel { name: axis.name, counts: [&axis.generator.counts, &axis.dataset.counts] }).collect();
+    let [real, generated] = found.objects;
+    let names = [format!("{}: {generated} objects", found.model), format!("data set: {real} objects")];
+    histograms("Where objects are, and how large, in parts of the frame", [&names[0], &names[1]], &panels)
+}
+
+fn markdown(found: &Found, figure: &Figure) -> String {
+    let Found { command, version, dataset, model, model_digest, samples, objects: [real, generated], without, axes, .. } = found;
+    let mut text = format!(
+        "# Objects of a data set and of a generator (the paper's Figures 3 and 4)\n\n\
+         | | |\n|---|---|\n| command | `{}` |\n| basin | {version} |\n| model | {model} ({}) |\n| data set | `{}` |\n\
+         | boxes | {real} of the data set ({without} images have none), {generated} in {samples} generated images |\n\n",
+        files::cell(command),
+        short(model_digest),
+        files::cell(dataset),
+    );
+    text += "In parts of the frame, which is the square window that a projection has of an image. Mean and standard deviation; overlap: \
+             what both histograms have in common, 1 if they are equal.\n\n";
+    text += "| | data set | generator | overlap |\n|---|---|---|---|\n";
+    for Axis { name, dataset, generator, overlap } in axes {
+        let spread = |d: &Distribution| format!("{:.3} ± {:.3}", d.mean, d.deviation);
+        writeln!(text, "| {name} | {} | {} | {overlap:.3} |", spread(dataset), spread(generator))
+            .expect("a String takes every write");
+    }
+    text + &format!("\n![{}]({})\n", figure.alt, figure.file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_box_counts_once_on_each_axis() {
+        let square = |x: f64, side: f64| Box2d { x, y: 0.0, width: side, height: side };
+        let found = axes(&[square(0.0, 0.5), square(0.5, 0.5)], &[square(0.0, 1.0), square(0.0, 0.5)]);
+        assert_eq!(found.each_ref().map(|axis| axis.overlap), [0.5, 0.5, 0.5, 0.5]);
+        let [x, .., height] = &found;
+        assert_eq!((x.dataset.mean, x.dataset.deviation), (0.5, 0.25));
+        // The whole frame lies in the last cell.
+        assert_eq!((height.generator.counts[CELLS - 1], height.generator.counts[CELLS / 2]), (1, 1));
+        assert_eq!(x.generator.counts.iter().sum::<u32>(), 2);
+    }
+}
