@@ -11,19 +11,16 @@ use anyhow::{Context, Result, ensure};
 use coordinator::bootstrap::{Interval, interval};
 use projector::nn::{biggan_deep, lpips};
 use projector::{Lanes, Target, mask};
-use proto::{LastDescent, LatentSearch, Params, Told};
+use proto::{LastDescent, LatentSearch, Params, Precision, Told};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use worker::{Devices, LoadedModel};
 
 use crate::cases::project;
 use crate::fleet::processor;
-use crate::flop;
+use crate::flop::{self, matrix_rate};
 use crate::samples::targets;
 use crate::services::peak_megabytes;
-
-/// Width of the square matrices whose product is the machine's measure.
-const MATRIX: i64 = 2048;
 
 /// What is compared.
 #[derive(clap::Args)]
@@ -151,7 +148,7 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, 
         seeds,
         schedule: [generations, steps, final_steps],
         lane_step_gflop: flop / 1e9,
-        matrix_gflops: matrix_rate(devices)? / 1e9,
+        matrix_gflops: matrix_rate(devices, Precision::Fp32)? / 1e9,
         peak_megabytes: Sides { theirs: their_peak, ours: if gpu { f64::NAN } else { peak_megabytes(std::process::id())? } },
         images,
     };
@@ -227,30 +224,6 @@ impl Drop for Authors {
     }
 }
 
-/// FLOP/s of a product of large matrices in float32, on all devices at the same time.
-pub fn matrix_rate(devices: &[Device]) -> Result<f64> {
-    let turns = 8;
-    let rates = std::thread::scope(|scope| {
-        let work = |device: Device| {
-            move || {
-                tch::set_num_threads(1);
-                let a = Tensor::randn([MATRIX, MATRIX], (Kind::Float, device));
-                let mut product = a.matmul(&a);
-                let began = Instant::now();
-                for _ in 0..turns {
-                    product = a.matmul(&a);
-                }
-                // Waits for the device.
-                let _ = product.double_value(&[0, 0]);
-                f64::from(turns) * 2.0 * (MATRIX as f64).powi(3) / began.elapsed().as_secs_f64()
-            }
-        };
-        let threads: Vec<_> = devices.iter().map(|&device| scope.spawn(work(device))).collect();
-        threads.into_iter().map(|thread| thread.join().ok()).collect::<Option<Vec<f64>>>()
-    });
-    Ok(rates.context("a device failed")?.iter().sum())
-}
-
 fn table(figures: &Figures) -> String {
     let n = figures.images.len() as f64;
     let average = |of: &dyn Fn(&Run) -> f64| {
@@ -296,7 +269,7 @@ fn table(figures: &Figures) -> String {
     text += &format!(
         "\nOurs takes 1/{ratio:.2} of the time (95 % interval over the images: {low:.2} to {high:.2}). Ours less theirs, paired, with 95 %\n\
         bootstrap intervals: mean of the seeds {}, best seed {}. A lane-step is {:.3} GFLOP by its shapes, of which theirs computes\n\
-        more (gradients of weights, output channels that are dropped); a product of {MATRIX} x {MATRIX} matrices runs at {:.0} GFLOP/s.\n",
+        more (gradients of weights, output channels that are dropped); a product of large matrices runs at {:.0} GFLOP/s.\n",
         differences(paired(&mean)),
         differences(paired(&best)),
         figures.lane_step_gflop,

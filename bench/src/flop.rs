@@ -1,7 +1,13 @@
-//! Floating-point operations that the shapes ask for: two for a multiplication with its addition, biases and norms not counted.
+//! Floating-point operations that the shapes ask for, two for a multiplication with its addition, biases and norms not counted; and how
+//! many a machine does each second at best.
 
+use std::time::Instant;
+
+use anyhow::{Context, Result};
 use projector::nn::biggan_deep::Config;
 use projector::nn::lpips::{self, Layer};
+use proto::Precision;
+use tch::{Device, Kind, Tensor};
 
 /// Of one image forward through the folded generator (three output channels).
 pub fn generator(config: &Config) -> f64 {
@@ -47,6 +53,32 @@ pub fn perceptual(config: &lpips::Config, mut size: i64) -> f64 {
 /// Of a lane-step: both forward, and backward to z and c with frozen weights.
 pub fn lane_step(generator: f64, perceptual: f64) -> f64 {
     2.0 * (generator + perceptual)
+}
+
+/// FLOP/s of a product of large matrices in this precision, on all devices at the same time.
+pub fn matrix_rate(devices: &[Device], precision: Precision) -> Result<f64> {
+    kernels::allow_tf32(precision == Precision::Tf32);
+    let kind = if precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
+    let rate = |device: Device| {
+        let (size, turns) = if matches!(device, Device::Cuda(_)) { (8192i64, 20) } else { (2048, 8) };
+        tch::set_num_threads(1);
+        let a = Tensor::randn([size, size], (Kind::Float, device)).to_kind(kind);
+        // Reading a number waits for the device.
+        let wait = |t: &Tensor| t.narrow(0, 0, 1).narrow(1, 0, 1).to_kind(Kind::Float).double_value(&[0, 0]);
+        wait(&a.matmul(&a));
+        let began = Instant::now();
+        let mut product = a.matmul(&a);
+        for _ in 1..turns {
+            product = a.matmul(&a);
+        }
+        wait(&product);
+        f64::from(turns) * 2.0 * (size as f64).powi(3) / began.elapsed().as_secs_f64()
+    };
+    let rates = std::thread::scope(|scope| {
+        let threads: Vec<_> = devices.iter().map(|&device| scope.spawn(move || rate(device))).collect();
+        threads.into_iter().map(|thread| thread.join().ok()).collect::<Option<Vec<f64>>>()
+    });
+    Ok(rates.context("a device failed")?.iter().sum())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 use worker::Devices;
 
+use crate::flop::matrix_rate;
 use crate::{flop, networks};
 
 /// What is measured.
@@ -134,27 +135,6 @@ fn descend(model: &Model, lanes: &Lanes, precision: Precision, images: u32, seed
         bail!("the loss is not finite");
     }
     Ok(())
-}
-
-/// FLOP/s of a product of large matrices in this precision, on all devices after another.
-fn matrix_rate(devices: &[Device], precision: Precision) -> Result<f64> {
-    kernels::allow_tf32(precision == Precision::Tf32);
-    let kind = if precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
-    let mut sum = 0.0;
-    for &device in devices {
-        let (size, turns) = if matches!(device, Device::Cuda(_)) { (8192i64, 20) } else { (1024, 3) };
-        let a = Tensor::randn([size, size], (Kind::Float, device)).to_kind(kind);
-        let wait = |t: &Tensor| t.narrow(0, 0, 1).narrow(1, 0, 1).to_kind(Kind::Float).double_value(&[0, 0]);
-        wait(&a.matmul(&a));
-        let began = Instant::now();
-        let mut product = a.matmul(&a);
-        for _ in 1..turns {
-            product = a.matmul(&a);
-        }
-        wait(&product);
-        sum += f64::from(turns) * 2.0 * (size as f64).powi(3) / began.elapsed().as_secs_f64();
-    }
-    Ok(sum)
 }
 
 /// Operations of a search step that launch something on a GPU, counted by libtorch's profiler on a CPU.

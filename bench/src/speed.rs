@@ -10,8 +10,9 @@ use proto::{LatentSearch, Params, Precision};
 use tch::{Device, Kind, Tensor};
 use worker::{Devices, LoadedModel, lane_steps};
 
-use crate::authors::{lane_step_flop, matrix_rate};
+use crate::authors::lane_step_flop;
 use crate::fleet::processor;
+use crate::flop::matrix_rate;
 
 /// As many as a projection asks for at a time.
 const STEPS: u32 = 50;
@@ -103,7 +104,7 @@ pub fn run(model: &LoadedModel, folder: &Path) -> Result<String> {
     let shared = rate(model, &Lanes::shared(&model.model, all, 72), 8, Precision::Fp32)?;
     drop(whole);
     let apart = apart(all.len())?;
-    let matrix = matrix_rate(all)?;
+    let matrix = matrix_rate(all, Precision::Fp32)?;
     let unfrozen = unfrozen_ratio(model);
     let per_hour = |params: &Params| 3600.0 * several / lane_steps(params) as f64;
     let mut text = format!(

@@ -109,13 +109,10 @@ fn precision(text: &str) -> Result<Precision, String> {
     serde_json::from_value(text.into()).map_err(|_| "it is fp32, tf32 or bf16".into())
 }
 
-/// Of branch `legacy`.
-const ENCODER_SIGMA: f64 = 0.5;
-
 fn start(text: &str) -> Result<LatentStart, String> {
     match text.split_once(':') {
         None if text == "random" => Ok(LatentStart::Random),
-        None if text == "encoder" => Ok(LatentStart::Encoder { sigma: ENCODER_SIGMA }),
+        None if text == "encoder" => Ok(LatentStart::ENCODER),
         Some(("encoder", sigma)) => {
             let sigma = sigma.parse().map_err(|_| format!("{sigma:?} is no number"))?;
             Ok(LatentStart::Encoder { sigma })

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures a search step of BigGAN-deep-256 on this machine's GPU, with random weights: some four minutes.
+# Measures a search step of BigGAN-deep-256 on this machine's GPU, with random weights.
 #
 #   bench.sh          sets libtorch up for CUDA, builds, measures, writes docs/gpu.md and docs/gpu.json
 #   bench.sh --pack   makes target/bench-gpu, a folder for a machine that has a GPU and Python with torch 2.11 but no compiler: run.sh in it

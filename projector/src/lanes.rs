@@ -601,7 +601,6 @@ impl View {
 fn compute(local: &Local, method: &Method, pieces: &[(Target, Request)]) -> Vec<Outcome> {
     let _no_grad = tch::no_grad_guard();
     let counts: Vec<usize> = pieces.iter().map(|(_, request)| request.z.len()).collect();
-    let lanes = counts.iter().sum::<usize>() as i64;
     let Local { device, ref model, .. } = *local;
     let first = &pieces[0].1;
     let (generator, lpips) = local.networks(if first.exact { Precision::Fp32 } else { method.precision });
@@ -616,7 +615,7 @@ fn compute(local: &Local, method: &Method, pieces: &[(Target, Request)]) -> Vec<
         pieces.iter().map(|(target, request)| (View::new(model, device, method, target, &request.transforms), request.z.len()));
     let transforms = pieces.iter().map(|(_, request)| request.transforms.of_lanes(request.z.len())).collect::<Option<Vec<_>>>();
     let view = View::beside(views.collect(), transforms.map(|each| each.concat()));
-    let outcome = work(local, (generator, lpips), method, pieces, &view, (z, c), lanes);
+    let outcome = work(local, (generator, lpips), method, pieces, &view, (z, c));
     split(outcome, &counts)
 }
 
@@ -651,7 +650,6 @@ fn work(
     pieces: &[(Target, Request)],
     view: &View,
     (z, c): (Tensor, Tensor),
-    lanes: i64,
 ) -> Outcome {
     let View { forward, inverse, .. } = view;
     let request = &pieces[0].1;
@@ -727,7 +725,7 @@ fn work(
                 Transforms::Shared(t) => transform::apply(&view.image, std::slice::from_ref(t), method.align_corners),
                 Transforms::Each(each) => transform::apply(&view.image, each, method.align_corners),
             };
-            let z = encoder.encode(&image.expand([lanes, -1, -1, -1], false), &c);
+            let z = encoder.encode(&image.expand([z.size()[0], -1, -1, -1], false), &c);
             Outcome { z: to_rows(&z), c: to_rows(&c), ..Default::default() }
         }
     }

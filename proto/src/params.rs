@@ -131,6 +131,11 @@ pub enum LatentStart {
     },
 }
 
+impl LatentStart {
+    /// Around the encoder's guess, as branch `legacy` has it.
+    pub const ENCODER: LatentStart = LatentStart::Encoder { sigma: 0.5 };
+}
+
 /// Where the search for c starts (Table 2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

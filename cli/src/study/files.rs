@@ -73,11 +73,14 @@ fn body(markdown: &str, figures: &[Figure]) -> String {
 }
 
 fn table(block: &str) -> String {
-    let mut html = "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\">\n".to_owned();
+    let heads = block.lines().next().is_some_and(|line| !cells(line).iter().all(String::is_empty));
+    // Without heads it is a list of names and texts.
+    let class = if heads { "numbers" } else { "numbers facts" };
+    let mut html = format!("<div class=\"scroll\" tabindex=\"0\"><table class=\"{class}\">\n");
     for (i, line) in block.lines().enumerate() {
         let cells = cells(line);
         match i {
-            0 if cells.iter().all(String::is_empty) => {}
+            0 if !heads => {}
             0 => {
                 let heads = cells.iter().map(|c| format!("<th scope=\"col\">{}</th>", inline(c))).collect::<String>();
                 writeln!(html, "<thead><tr>{heads}</tr></thead>").expect("a String takes every write");

@@ -7,8 +7,6 @@ use proto::{
     TransformSearch,
 };
 
-/// Deviation around the encoder's guess (branch `legacy` of the authors' code).
-const ENCODER_SIGMA: f64 = 0.5;
 /// Seeds below which CMA-ES has no population.
 const FEWEST: u32 = 3;
 
@@ -110,7 +108,7 @@ impl Budget {
             transform: transform.filter(|_| with.spatial || with.colour),
             latent,
             seeds: self.seeds,
-            start: if with.encoder { LatentStart::Encoder { sigma: ENCODER_SIGMA } } else { LatentStart::Random },
+            start: if with.encoder { LatentStart::ENCODER } else { LatentStart::Random },
             ..Params::paper()
         }
     }
@@ -300,8 +298,7 @@ mod tests {
     #[test]
     fn at_the_papers_budget_the_rows_are_the_papers() {
         let full = table1(PAPER).into_iter().find(|row| row.slug == "basincma-all").expect("listed").params;
-        let encoder = LatentStart::Encoder { sigma: ENCODER_SIGMA };
-        assert_eq!(full, Params { profile: "study".into(), start: encoder, ..Params::paper() });
+        assert_eq!(full, Params { profile: "study".into(), start: LatentStart::ENCODER, ..Params::paper() });
         assert_eq!(stage_one(&full), Some((900, 8)));
         assert_eq!(PAPER.cma_adam(), LatentSearch::CmaAdam { generations: 480, steps: 720 });
     }
