@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proto::keys::Item;
-use proto::{ModelManifest, Params};
+use proto::{LatentSearch, ModelManifest, Params};
 use state_dict::{Array, Dtype, StateDict};
 
 use super::*;
@@ -349,4 +349,8 @@ fn a_plan_follows_from_what_was_measured() {
     assert!(code == Some(1) && text.contains("no number of workers finishes within 0.0001 hours"), "{text}");
     let (code, text) = plan(&["--measured", &data, "--workers", "1"]);
     assert!(code == Some(1) && text.contains("has no summary.json"), "{text}");
+    let start = Params { latent: LatentSearch::Start, transform: None, ..Params::paper() };
+    fs::write(&params, start.to_json()).expect("writable");
+    let (code, text) = plan(&["--lane-steps-per-second", "1", "--workers", "1"]);
+    assert!(code == Some(1) && text.contains("nothing to plan"), "{text}");
 }

@@ -100,6 +100,64 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
     assert!(text.contains("row 4 of 4, adam") && text.contains("nothing is left to project"), "{text}");
     assert_eq!(study.best("out", "table2")["adam"], rows["adam"]);
     assert_eq!(fs::read(study.path("out/judges/vgg/adam.json")).expect("what the judge said"), before);
+
+    let pictures = files(&study.path("out/class-random/images"));
+    for picture in pictures.iter().filter(|path| path.ends_with("inverted.png")) {
+        fs::remove_file(picture).expect("it is there");
+    }
+    let text = study.expect(0, "table2", "centred", "out", &more);
+    assert!(text.contains("no pictures are shown: row class-random"), "{text}");
+    assert_eq!(study.best("out", "table2").len(), 4);
+
+    // Two images decide nothing, whatever they say.
+    let orderings = study.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
+    assert!(orderings.len() > 8 && orderings.iter().all(|ordering| ordering["verdict"] == "undecided"), "{orderings:?}");
+
+    // What contradicts is found before there is any work.
+    let text = study.expect(1, "table2", "centred", "out", &["--evaluations", "8", "--limit", "1"]);
+    assert!(text.contains("has 2 images, and 1 are asked for"), "{text}");
+    let text = study.expect(1, "table2", "centred", "out", &["--judge", &vgg, "--judge", &vgg]);
+    assert!(text.contains("two judges have the same name"), "{text}");
+    fs::remove_dir_all(study.path("out/class-gaussian")).expect("it is there");
+    let text = study.expect(1, "table2", "centred", "out", &["--evaluations", "16"]);
+    assert!(text.contains("latent.steps = 8") && !study.path("out/class-gaussian").exists(), "{text}");
+}
+
+#[test]
+fn images_that_fail_or_change_or_cannot_be_judged_are_told() {
+    let study = Study::new();
+    let image = |i: usize| {
+        let mut paths = files(&root().join("docs/studies/data/centred/images"));
+        paths.sort();
+        paths.swap_remove(i)
+    };
+    let data = study.path("data");
+    for (i, name) in ["Bag/a.png", "Coat/b.png", "Coat/c.png"].into_iter().enumerate() {
+        fs::create_dir_all(data.join(name).parent().expect("a folder")).expect("writable");
+        fs::copy(image(i), data.join(name)).expect("writable");
+    }
+    fs::write(data.join("Coat/c.png"), b"").expect("writable");
+    let url = data.to_string_lossy().into_owned();
+    let more = ["--evaluations", "8", "--limit", "3"];
+    let images = || study.page("out", "table2")["images"].as_array().map(Vec::len);
+
+    let text = study.expect(2, "table2", &url, "out", &more);
+    assert!(text.contains("run again with --retry-failed") && images() == Some(2), "{text}");
+    assert!(fs::read_to_string(study.path("out/table2.md")).expect("the tables").contains("In 2 images there is no box"));
+    fs::copy(image(2), data.join("Coat/c.png")).expect("writable");
+    study.expect(0, "table2", &url, "out", &[&more[..], &["--retry-failed"]].concat());
+    assert_eq!(images(), Some(3));
+
+    let mut projections = files(&study.path("out/class-random/images"));
+    projections.retain(|path| path.ends_with("projection.safetensors"));
+    fs::write(&projections[0], b"damaged").expect("writable");
+    let vgg = judge("vgg", "models/fashion32-vgg");
+    let text = study.expect(2, "table2", &url, "out", &[&more[..], &["--judge", &vgg]].concat());
+    assert!(text.contains("is left out: judge vgg cannot measure it in row class-random") && images() == Some(2), "{text}");
+
+    fs::copy(image(5), data.join("Bag/a.png")).expect("writable");
+    let text = study.expect(1, "table2", &url, "out", &more);
+    assert!(text.contains("of another file, class or box"), "{text}");
 }
 
 #[test]
@@ -117,6 +175,10 @@ fn errors_by_class_stand_in_a_table_and_a_drawing() {
     assert_eq!(svg.matches("class=\"bar\"").count(), classes.len(), "{svg}");
     let html = fs::read_to_string(study.path("out/per-class.html")).expect("the page");
     assert!(html.contains(svg.trim()), "{html}");
+    let kinds = page["super_classes"].as_array().expect("super-classes");
+    assert_eq!(kinds.iter().map(|kind| kind["images"].as_u64().expect("a number")).sum::<u64>(), 5);
+    assert!(kinds.iter().all(|kind| classes.iter().all(|class| class["class"] != kind["class"])), "{kinds:?}");
+    assert!(html.contains("<h2>By super-class</h2>") && study.path("out/per-super-class.svg").exists(), "{html}");
     assert!(fs::read_to_string(study.path("out/per-class.md")).expect("the tables").contains("](per-class.svg)"));
 }
 

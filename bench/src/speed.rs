@@ -122,7 +122,7 @@ pub fn run(model: &LoadedModel, folder: &Path) -> Result<String> {
         The split over {} devices costs {:.1} % (the first row against the last). A lane-step is {:.3} GFLOP by its shapes, so that the first\n\
         row is {:.0} GFLOP/s: {:.0} % of a product of large matrices in float32 ({:.0} GFLOP/s). A pass through the generator with gradients\n\
         of all weights takes {unfrozen:.2} times the pass with frozen weights, which the search uses.\n\n\
-        | profile | lane-steps per image | images per hour |\n|---|---|---|\n\
+        | profile | lane-steps per image | images per hour, at the rate of the first row |\n|---|---|---|\n\
         | paper | {} | {:.0} |\n| fast | {} | {:.0} |\n\n",
         model.reference.name,
         processor()?,

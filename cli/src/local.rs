@@ -17,7 +17,7 @@ use coordinator::redrive::Redrive;
 use coordinator::run::{self, Records};
 use coordinator::summary::Summary;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use proto::JobId;
+use proto::{JobId, ResultRecord};
 use queue::Queue;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
@@ -84,7 +84,15 @@ pub struct Outcome {
     /// Its results and failures.
     pub records: Arc<Records>,
     /// The jobs of images that had a result before.
-    pub expected: HashMap<String, JobId>,
+    expected: HashMap<String, JobId>,
+}
+
+impl Outcome {
+    /// Results that were there before and are of another file, class or box than the data set has now.
+    pub fn stale(&self) -> usize {
+        let other = |record: &&ResultRecord| self.expected.get(&record.image).is_some_and(|id| *id != record.job);
+        self.records.results.iter().filter(other).count()
+    }
 }
 
 impl Local {

@@ -82,6 +82,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }
+    let lane_steps_per_image = worker::lane_steps(&params);
+    if lane_steps_per_image == 0 {
+        bail!("latent.method start searches nothing: there is nothing to plan");
+    }
     let (images, failures, job_bytes) = count(&args, &params, &manifest, &digest).await?;
     let measured = match (&args.measured, args.lane_steps_per_second) {
         (Some(results), _) => measure(results, &digest).await?,
@@ -90,7 +94,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let question = Question {
         images,
-        lane_steps_per_image: worker::lane_steps(&params),
+        lane_steps_per_image,
         rate: measured.rate,
         batch_images: args.batch_images,
         bytes_per_image: measured.bytes_per_image,

@@ -73,7 +73,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         record: args.record,
         title: String::new(),
     };
-    let Outcome { total, interrupted, summary, records, expected, .. } = local.project(task, || model).await?;
+    let outcome = local.project(task, || model).await?;
+    let stale = outcome.stale();
+    let Outcome { total, interrupted, summary, records, .. } = outcome;
     let failures = &records.failures;
     let (succeeded, failed) = (summary.images.succeeded, summary.images.failed);
     let left = (total as u64).saturating_sub(succeeded + failed);
@@ -85,7 +87,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if failures.len() > LISTED {
         say!("  and {} more, see results.csv", failures.len() - LISTED);
     }
-    let stale = records.results.iter().filter(|r| expected.get(&r.image).is_some_and(|id| *id != r.job)).count();
     if stale > 0 {
         note!(
             "{stale} results are of another file, class or box than the data set has now; to make them again, delete their folders \

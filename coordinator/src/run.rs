@@ -351,13 +351,17 @@ pub async fn begin(record: &RunRecord, results: &Store) -> Result<(), Error> {
         CrashPoint::RunBegun.pass();
         return Ok(());
     }
-    let there: RunRecord = read_json(results, keys::RUN).await?;
+    check_same(&read_json(results, keys::RUN).await?, record, results)
+}
+
+/// Whether `there`, the run of a store, is of the same data set, model, parameters and seed as `record`.
+pub fn check_same(there: &RunRecord, record: &RunRecord, results: &Store) -> Result<(), Error> {
     let differs = |what, there: String, here: String| Err(Error::OtherRun { url: results.url(), what, there, here });
     if there.dataset != record.dataset {
-        return differs("data set", there.dataset, record.dataset.clone());
+        return differs("data set", there.dataset.clone(), record.dataset.clone());
     }
     if there.model_digest != record.model_digest {
-        return differs("model", there.model_digest, record.model_digest.clone());
+        return differs("model", there.model_digest.clone(), record.model_digest.clone());
     }
     if there.params != record.params {
         let (there, here) = differing(&there.params, &record.params);

@@ -71,6 +71,8 @@ struct Found {
     model_digest: String,
     /// Generated images.
     samples: u32,
+    /// What found the objects in them.
+    found_by: &'static str,
     /// Objects in the data set's images and in the generated ones.
     objects: [usize; 2],
     /// Images of the data set that have no box, or cannot be read.
@@ -165,6 +167,10 @@ impl Bias {
             model: manifest.name,
             model_digest,
             samples: self.samples,
+            found_by: match source {
+                Source::Foreground => "what differs from the background",
+                Source::DetectorBox | Source::DetectorMask => "the model's detector",
+            },
             objects: [real.len(), generated.len()],
             without,
             axes: axes(&scaled(&real), &scaled(&generated)),
@@ -219,14 +225,17 @@ fn drawing(found: &Found) -> String {
 }
 
 fn markdown(found: &Found, figure: &Figure) -> String {
-    let Found { command, version, dataset, model, model_digest, samples, objects: [real, generated], without, axes, .. } = found;
+    let Found { command, version, dataset, model_digest, samples, found_by, objects: [real, generated], without, axes, .. } =
+        found;
+    let model = files::cell(&found.model);
     let mut text = format!(
         "# Objects of a data set and of a generator (the paper's Figures 3 and 4)\n\n\
-         | | |\n|---|---|\n| command | `{}` |\n| basin | {version} |\n| model | {model} ({}) |\n| data set | `{}` |\n\
-         | boxes | {real} of the data set ({without} images have none), {generated} in {samples} generated images |\n\n",
-        files::cell(command),
+         | | |\n|:---|:---|\n| command | {} |\n| basin | {version} |\n| model | {model} ({}) |\n| data set | {} |\n\
+         | boxes | {real} of the data set (in {without} images there is none, or it cannot be read); {generated} in {samples} generated \
+         images, found by {found_by} |\n\n",
+        files::code(command),
         short(model_digest),
-        files::cell(dataset),
+        files::code(dataset),
     );
     text += "In parts of the frame, which is the square window that a projection has of an image. Mean and standard deviation; overlap: \
              what both histograms have in common, 1 if they are equal.\n\n";

@@ -9,6 +9,8 @@ use super::measured::METRICS;
 /// Two rows are close if their difference is less than this part of the second one.
 const CLOSE: f64 = 0.05;
 const LPIPS: usize = 2;
+/// The bootstrap of fewer images is too sure of itself.
+pub const FEWEST_IMAGES: usize = 8;
 
 /// A sentence of the paper about two rows, best of the seeds.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,8 +58,11 @@ impl Verdict {
 }
 
 impl Order {
-    /// Of the difference of the first row to the second, whose mean is `second`.
-    pub fn verdict(self, difference: Interval, second: f64) -> Verdict {
+    /// Of the difference of the first row to the second, whose mean over so many `images` is `second`.
+    pub fn verdict(self, difference: Interval, second: f64, images: usize) -> Verdict {
+        if images < FEWEST_IMAGES {
+            return Verdict::Undecided;
+        }
         let Interval { low, high, .. } = difference;
         let close = CLOSE * second.abs();
         let (agrees, disagrees) = match self {
@@ -116,13 +121,14 @@ mod tests {
 
     #[test]
     fn the_interval_decides() {
-        let verdict = |order: Order, low, high| order.verdict(Interval { mean: (low + high) / 2.0, low, high }, 1.0);
+        let verdict = |order: Order, low, high| order.verdict(Interval { mean: (low + high) / 2.0, low, high }, 1.0, 8);
         use Order::{Close, Lower};
         use Verdict::{DoesNotHold, Holds, Undecided};
         let found = [(Lower, -0.2, -0.1), (Lower, -0.1, 0.1), (Lower, 0.1, 0.2)].map(|(o, l, h)| verdict(o, l, h));
         assert_eq!(found, [Holds, Undecided, DoesNotHold]);
         let found = [(Close, -0.04, 0.04), (Close, -0.04, 0.06), (Close, -0.2, -0.06), (Close, 0.06, 0.2)];
         assert_eq!(found.map(|(o, l, h)| verdict(o, l, h)), [Holds, Undecided, DoesNotHold, DoesNotHold]);
+        assert_eq!(Lower.verdict(Interval { mean: -0.2, low: -0.2, high: -0.2 }, 1.0, 7), Undecided);
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! What a study writes: its numbers, its page in two forms, its figures.
 
-use std::fmt::Write;
-
 use coordinator::report::{Text, plain_page, png_url};
+use pulldown_cmark::html::push_html;
+use pulldown_cmark::{Alignment, Event, Options, Parser, Tag, TagEnd};
 use serde::Serialize;
 use store::Store;
 
 use super::chart;
 use crate::report::place;
+
+/// Of what Markdown becomes.
+const STYLE: &str = "main > h2 { margin-top: 40px; } main > p { color: var(--quiet); margin-top: 8px; max-width: 100ch; }
+main > p:has(.scroll) { max-width: none; } span.scroll { display: block; }";
 
 /// A drawing (SVG) or a picture (PNG).
 #[derive(Clone, Debug, PartialEq)]
@@ -41,103 +45,97 @@ pub async fn write(
     Ok(())
 }
 
-/// Text that stays in its cell of a Markdown table.
+/// Text as Markdown that stays in its cell of a table and means nothing there.
 pub fn cell(text: &str) -> String {
-    text.replace(['\n', '\r'], " ").replace('|', "\\|")
+    let mut cell = String::new();
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' => cell.push(' '),
+            '\\' | '|' | '`' | '*' | '_' | '~' | '[' | ']' | '<' | '&' => cell.extend(['\\', c]),
+            c => cell.push(c),
+        }
+    }
+    cell
 }
 
-/// A study's Markdown as one page that loads nothing: headings, tables, figures on lines of their own, paragraphs, code.
+/// Text as code that stays in its cell of a table.
+pub fn code(text: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let (fence, gap) = ("`".repeat(longest + 1), if longest > 0 { " " } else { "" });
+    format!("{fence}{gap}{}{gap}{fence}", text.replace(['\n', '\r'], " ").replace('|', "\\|"))
+}
+
+/// A study's Markdown as one page that loads nothing, with its figures inside.
 pub fn html(markdown: &str, figures: &[Figure]) -> String {
     let title = markdown.lines().next().unwrap_or_default().trim_start_matches("# ");
-    plain_page(title, chart::STYLE, &body(markdown, figures))
+    plain_page(title, &format!("{STYLE}\n{}", chart::STYLE), &body(markdown, figures))
+}
+
+/// Where in the Markdown its parser is.
+#[derive(Default)]
+struct Place {
+    /// Of the table's columns: those that are aligned to the left are text, others are numbers.
+    columns: Vec<Alignment>,
+    /// Of the column of the cell that comes next.
+    column: usize,
+    in_head: bool,
+    in_image: bool,
 }
 
 fn body(markdown: &str, figures: &[Figure]) -> String {
-    let mut body = String::new();
-    for block in markdown.split("\n\n").map(str::trim).filter(|block| !block.is_empty()) {
-        if let Some(heading) = block.strip_prefix("## ") {
-            body += &format!("<h2>{}</h2>\n", inline(heading));
-        } else if let Some(heading) = block.strip_prefix("# ") {
-            body += &format!("<h1>{}</h1>\n", inline(heading));
-        } else if block.starts_with('|') {
-            body += &table(block);
-        } else if let Some((alt, file)) =
-            block.strip_prefix("![").and_then(|b| b.strip_suffix(')')).and_then(|b| b.split_once("]("))
-        {
-            body += &figure(alt, figures.iter().find(|figure| figure.file == file));
-        } else {
-            body += &format!("<p class=\"lead\">{}</p>\n", inline(block));
-        }
-    }
-    body
+    let mut place = Place::default();
+    let mut html = String::new();
+    push_html(&mut html, Parser::new_ext(markdown, Options::ENABLE_TABLES).filter_map(|event| place.shown(event, figures)));
+    html
 }
 
-fn table(block: &str) -> String {
-    let heads = block.lines().next().is_some_and(|line| !cells(line).iter().all(String::is_empty));
-    // Without heads it is a list of names and texts.
-    let class = if heads { "numbers" } else { "numbers facts" };
-    let mut html = format!("<div class=\"scroll\" tabindex=\"0\"><table class=\"{class}\">\n");
-    for (i, line) in block.lines().enumerate() {
-        let cells = cells(line);
-        match i {
-            0 if !heads => {}
-            0 => {
-                let heads = cells.iter().map(|c| format!("<th scope=\"col\">{}</th>", inline(c))).collect::<String>();
-                writeln!(html, "<thead><tr>{heads}</tr></thead>").expect("a String takes every write");
+impl Place {
+    fn shown<'a>(&mut self, event: Event<'a>, figures: &[Figure]) -> Option<Event<'a>> {
+        let html = |html: String| Some(Event::Html(html.into()));
+        match event {
+            // Nothing that a data set or a path says becomes part of the page.
+            Event::Html(text) | Event::InlineHtml(text) => Some(Event::Text(text)),
+            Event::Start(Tag::Image { dest_url, .. }) => {
+                self.in_image = true;
+                figures.iter().find(|figure| figure.file == *dest_url).and_then(|figure| html(embedded(figure)))
             }
-            1 => {}
-            _ => {
-                let others = cells.iter().skip(1).map(|c| format!("<td>{}</td>", inline(c))).collect::<String>();
-                let first = cells.first().map(|c| inline(c)).unwrap_or_default();
-                writeln!(html, "<tr><th scope=\"row\">{first}</th>{others}</tr>").expect("a String takes every write");
+            Event::End(TagEnd::Image) => {
+                self.in_image = false;
+                None
             }
+            _ if self.in_image => None,
+            Event::Start(Tag::Table(columns)) => {
+                self.columns = columns;
+                html("<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\">\n".into())
+            }
+            Event::End(TagEnd::Table) => html("</tbody></table></div>\n".into()),
+            Event::Start(Tag::TableHead | Tag::TableRow) => {
+                self.column = 0;
+                self.in_head = matches!(event, Event::Start(Tag::TableHead));
+                Some(event)
+            }
+            Event::Start(Tag::TableCell) => {
+                self.column += 1;
+                let text = self.columns.get(self.column - 1) == Some(&Alignment::Left);
+                let class = if text { " class=\"text\"" } else { "" };
+                html(match (self.in_head, self.column) {
+                    (true, _) => format!("<th scope=\"col\"{class}>"),
+                    (false, 1) => "<th scope=\"row\">".into(),
+                    (false, _) => format!("<td{class}>"),
+                })
+            }
+            Event::End(TagEnd::TableCell) => html(if self.in_head || self.column == 1 { "</th>" } else { "</td>" }.into()),
+            event => Some(event),
         }
     }
-    html + "</table></div>\n"
 }
 
-/// Of a line of a table.
-fn cells(line: &str) -> Vec<String> {
-    let inner = line.trim().trim_start_matches('|');
-    let inner = inner.strip_suffix('|').unwrap_or(inner);
-    let mut cells = vec![String::new()];
-    let mut escaped = false;
-    for c in inner.chars() {
-        match c {
-            '\\' if !escaped => {
-                escaped = true;
-                continue;
-            }
-            '|' if !escaped => cells.push(String::new()),
-            c => {
-                let cell = cells.last_mut().expect("there is one");
-                if escaped && c != '|' {
-                    cell.push('\\');
-                }
-                cell.push(c);
-            }
-        }
-        escaped = false;
-    }
-    cells.into_iter().map(|cell| cell.trim().to_owned()).collect()
-}
-
-/// Every other piece between backticks is code.
-fn inline(text: &str) -> String {
-    let pieces = text.split('`').enumerate();
-    pieces.map(|(i, piece)| if i % 2 == 1 { format!("<code>{}</code>", Text(piece)) } else { Text(piece).to_string() }).collect()
-}
-
-fn figure(alt: &str, figure: Option<&Figure>) -> String {
-    match figure {
-        Some(Figure { file, bytes, .. }) if file.ends_with(".svg") => {
-            format!("<div class=\"scroll\">{}</div>\n", String::from_utf8_lossy(bytes))
-        }
-        Some(Figure { bytes, .. }) => {
-            format!("<div class=\"scroll\"><img alt=\"{}\" src=\"{}\"></div>\n", Text(alt), png_url(bytes))
-        }
-        None => String::new(),
-    }
+fn embedded(Figure { file, alt, bytes }: &Figure) -> String {
+    let figure = match file.ends_with(".svg") {
+        true => String::from_utf8_lossy(bytes).into_owned(),
+        false => format!("<img alt=\"{}\" src=\"{}\">", Text(alt), png_url(bytes)),
+    };
+    format!("<span class=\"scroll\">{figure}</span>")
 }
 
 #[cfg(test)]
@@ -146,16 +144,21 @@ mod tests {
 
     #[test]
     fn a_page_is_its_markdown_with_the_figures_inside() {
-        let markdown = "# A <b>\n\n| | |\n|---|---|\n| command | `a\\|b 'it'\\''s'` |\n\n## Two\n\n| x | y |\n|---|---|\n| Bag | 1 |\n\n\
-                        Some text.\n\n![the grid](a.png)\n\n![bars](b.svg)\n";
-        let file = |file: &str, bytes: &[u8]| Figure { file: file.into(), alt: String::new(), bytes: bytes.to_vec() };
-        let page = html(markdown, &[file("a.png", b"png"), file("b.svg", b"<svg>here</svg>")]);
+        let markdown = format!(
+            "# A study\n\n| | |\n|:--|:--|\n| command | {} |\n\n## Two\n\n| x | y |\n|---|---|\n| {} | 1 |\n\n\
+             Some text <script>.\n\n![the grid](a.png)\n\n![bars](b.svg)\n",
+            code("a|b 'it'\\''s'"),
+            cell("<b> *Bag* __init__\n| [x](y)"),
+        );
+        let figure = |file: &str, bytes: &[u8]| Figure { file: file.into(), alt: "the grid".into(), bytes: bytes.to_vec() };
+        let page = html(&markdown, &[figure("a.png", b"png"), figure("b.svg", b"<svg>here</svg>")]);
         for part in [
-            "<title>A &lt;b&gt; · basin</title>",
-            "<h1>A &lt;b&gt;</h1>",
-            "<tr><th scope=\"row\">command</th><td><code>a|b &#39;it&#39;\\&#39;&#39;s&#39;</code></td></tr>",
-            "<thead><tr><th scope=\"col\">x</th><th scope=\"col\">y</th></tr></thead>",
-            "<p class=\"lead\">Some text.</p>",
+            "<title>A study · basin</title>",
+            "<h1>A study</h1>",
+            "<th scope=\"row\">command</th><td class=\"text\"><code>a|b 'it'\\''s'</code></td>",
+            "<th scope=\"col\">x</th><th scope=\"col\">y</th>",
+            "<th scope=\"row\">&lt;b&gt; *Bag* __init__ | [x](y)</th><td>1</td>",
+            "Some text &lt;script&gt;.",
             "<img alt=\"the grid\" src=\"data:image/png;base64,cG5n\">",
             "<svg>here</svg>",
         ] {
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_a_cell_stays_in_it() {
-        assert_eq!(cells(&format!("| {} | b |", cell("a | b\nc"))), ["a | b c", "b"]);
+    fn code_with_backticks_is_code() {
+        assert!(body(&code("a `b` c"), &[]).contains("<code>a `b` c</code>"));
     }
 }

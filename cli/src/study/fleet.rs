@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use coordinator::run::{Records, read_records, read_run};
 use coordinator::service::RunRequest;
-use proto::RunRecord;
+use proto::{RunRecord, hex_sha256, keys};
 use store::{Runs, Store};
 
 use super::rows::Row;
@@ -23,7 +23,8 @@ pub struct FleetArgs {
     /// The fleet's home, where the results are read.
     #[arg(long, env = "BASIN_HOME_URL", value_name = "URL")]
     home: Option<String>,
-    /// What the runs' names begin with, before `-` and the row: the study, as a rule. Studies of several data sets need several.
+    /// What the runs' names begin with, before `-` and the row: the name of the data set's folder, as a rule. Studies of one data set
+    /// share it: a row that two of them have is run once. Another budget needs another.
     #[arg(long, value_name = "NAME", requires = "coordinator")]
     run_names: Option<String>,
 }
@@ -37,10 +38,10 @@ pub struct Fleet {
 
 impl FleetArgs {
     /// `None`: this machine.
-    pub async fn open(self, study: &str) -> anyhow::Result<Option<Fleet>> {
+    pub async fn open(self, dataset: &Store) -> anyhow::Result<Option<Fleet>> {
         let (Some(coordinator), Some(home)) = (self.coordinator, self.home) else { return Ok(None) };
         let home = Store::open(&home).await.context("cannot open --home")?;
-        let prefix = self.run_names.unwrap_or_else(|| study.to_owned());
+        let prefix = self.run_names.unwrap_or_else(|| folder(&dataset.url()).to_owned());
         Ok(Some(Fleet { coordinator: Coordinator { coordinator, token_file: self.token_file }, home, prefix }))
     }
 }
@@ -53,6 +54,24 @@ impl Fleet {
     /// Where a row's results are.
     pub fn results(&self, row: &Row) -> Result<Store, store::Error> {
         Runs::Home(self.home.clone()).of(&self.run(row))
+    }
+
+    /// Finds what the fleet would refuse, or run with another model, before it is asked to.
+    pub async fn check(&self, rows: &[&Row], record: &RunRecord) -> anyhow::Result<()> {
+        for row in rows {
+            let name = self.run(row);
+            if let Err(problem) = keys::check_run(&name) {
+                bail!("a run cannot be named {name:?}, which {problem}: give another beginning with --run-names");
+            }
+        }
+        let (model, home) = (&record.model, self.home.url());
+        let manifest = self.home.get(&format!("{}/model.json", keys::model_prefix(model))).await;
+        let manifest = manifest.with_context(|| format!("{home} has no model {model}: bring it there with `basin push`"))?;
+        let digest = hex_sha256(&manifest);
+        if digest != record.model_digest {
+            bail!("model {model} in {home} is another one ({digest}) than --model's ({})", record.model_digest);
+        }
+        Ok(())
     }
 
     /// Hands in what is not there yet of the rows, and waits until all of them are finished.
@@ -94,5 +113,24 @@ impl Fleet {
             bail!("run {} is of another model named {} ({}) than --model's", run.name, run.model, run.model_digest);
         }
         Ok(read_records(&results).await?)
+    }
+}
+
+/// The last part of a store's URL.
+fn folder(url: &str) -> &str {
+    let (path, _options) = url.split_once('?').unwrap_or((url, ""));
+    path.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_named_after_the_data_sets_folder() {
+        assert_eq!(
+            ["s3://bucket/sets/coco?region=a/b", "s3://bucket", "file:///data/coco/"].map(folder),
+            ["coco", "bucket", "coco"]
+        );
     }
 }

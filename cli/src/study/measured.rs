@@ -16,14 +16,10 @@ pub const METRICS: [&str; 3] = ["L1", "L2", "LPIPS"];
 pub struct Measured {
     /// By image.
     pub images: BTreeMap<String, Scores>,
-    /// Images with a failure.
+    /// Images with a failure, or that a judge could not measure.
     pub failed: usize,
-    /// Images without a box: all of the image counts.
+    /// Images whose object has no box: all of the image counts.
     pub whole: usize,
-    /// Of an image, on average.
-    pub lane_steps: f64,
-    /// Seconds of device work of an image, on average.
-    pub seconds: f64,
 }
 
 /// Numbers of an image.
@@ -37,6 +33,10 @@ pub struct Scores {
     pub seeds: Vec<Vec<f64>>,
     /// The seed with the smallest training loss.
     pub answer: usize,
+    /// What it cost.
+    pub lane_steps: u64,
+    /// Seconds of device work.
+    pub seconds: f64,
 }
 
 /// How the seeds of an image become one number. The paper leaves open what its "best of 18 seeds" is.
@@ -67,7 +67,14 @@ impl Scores {
             attempt: record.attempt.clone(),
             seeds: record.seeds.iter().enumerate().map(seed).collect(),
             answer: record.best,
+            lane_steps: record.lane_steps,
+            seconds: record.seconds,
         }
+    }
+
+    /// Seeds without a number, which averages leave out.
+    fn diverged(&self) -> usize {
+        self.seeds.iter().filter(|seed| !seed.iter().all(|value| value.is_finite())).count()
     }
 
     /// One number of a metric. A seed that diverged has none.
@@ -82,18 +89,27 @@ impl Scores {
 }
 
 impl Measured {
-    /// Of all results of a run. `judged` has for each of them what each judge says of each seed.
-    pub fn new(records: &Records, judged: &[Vec<Vec<f64>>]) -> Measured {
+    /// Of all results of a run. `judged` has for each of them what each judge says of each seed, if all could measure it.
+    pub fn new(records: &Records, judged: &[Option<Vec<Vec<f64>>>]) -> Measured {
         let results = &records.results;
-        let average = |of: fn(&ResultRecord) -> f64| mean(&results.iter().map(of).collect::<Vec<_>>());
-        let scores = |(record, judged): (&ResultRecord, &Vec<_>)| (record.image.clone(), Scores::of(record, judged));
+        let judged = results.iter().zip(judged).filter_map(|(record, judged)| Some((record, judged.as_ref()?)));
+        let images: BTreeMap<String, Scores> =
+            judged.map(|(record, judged)| (record.image.clone(), Scores::of(record, judged))).collect();
         Measured {
-            images: results.iter().zip(judged).map(scores).collect(),
-            failed: records.failures.len(),
+            failed: records.failures.len() + results.len() - images.len(),
             whole: results.iter().filter(|record| record.target_bbox.is_none() && !record.mask).count(),
-            lane_steps: average(|record| record.lane_steps as f64),
-            seconds: average(|record| record.seconds),
+            images,
         }
+    }
+
+    /// Mean of a cost of `images`, which it has.
+    pub fn cost(&self, images: &[String], of: fn(&Scores) -> f64) -> f64 {
+        mean(&images.iter().map(|image| of(&self.images[image])).collect::<Vec<_>>())
+    }
+
+    /// Seeds of `images` without a number, which averages leave out.
+    pub fn diverged(&self, images: &[String]) -> usize {
+        images.iter().map(|image| self.images[image].diverged()).sum()
     }
 
     /// One number for each of `images`, which it has.
@@ -113,11 +129,13 @@ pub struct ByClass {
     pub errors: Vec<Spread>,
 }
 
-/// The classes of a row, the largest error of a metric first.
-pub fn by_class(row: &Measured, metrics: usize, first: usize) -> Vec<ByClass> {
+/// The classes of a row as `named`, the largest error of a metric first.
+pub fn by_class<'a>(row: &'a Measured, named: impl Fn(&'a str) -> Option<&'a str>, metrics: usize, first: usize) -> Vec<ByClass> {
     let mut classes: BTreeMap<&str, Vec<&Scores>> = BTreeMap::new();
     for scores in row.images.values() {
-        classes.entry(&scores.class).or_default().push(scores);
+        if let Some(class) = named(&scores.class) {
+            classes.entry(class).or_default().push(scores);
+        }
     }
     let errors = |scores: &[&Scores], metric| Spread::over(scores.iter().map(|s| s.take(Take::Answer, metric)));
     let class = |(class, scores): (&str, Vec<&Scores>)| ByClass {
@@ -172,6 +190,7 @@ mod tests {
         assert_eq!(row.values(&images, Take::Best, 0), [1.0, 5.0]);
         assert_eq!(row.values(&images, Take::Answer, 0), [3.0, 5.0]);
         assert_eq!(row.values(&images, Take::Best, 1), [4.0, 2.0]);
+        assert_eq!(row.diverged(&images), 1);
     }
 
     #[test]
@@ -180,11 +199,13 @@ mod tests {
         for (image, class) in [("a", "Bag"), ("b", "Bag"), ("c", "Coat")] {
             row.images.get_mut(image).expect("there").class = class.into();
         }
-        let found = by_class(&row, 2, 0);
+        let found = by_class(&row, Some, 2, 0);
         let numbers: Vec<(&str, usize, Option<f64>)> = found.iter().map(|c| (&*c.class, c.images, c.errors[0].mean)).collect();
         assert_eq!(numbers, [("Coat", 1, Some(4.0)), ("Bag", 2, Some(2.0))]);
         // Deviation sqrt(2) of two images.
         assert_eq!([found[0].errors[0].standard_error, found[1].errors[0].standard_error], [None, Some(1.0)]);
+        let found = by_class(&row, |class| (class == "Bag").then_some("Accessories"), 2, 0);
+        assert_eq!(found.iter().map(|c| (&*c.class, c.images)).collect::<Vec<_>>(), [("Accessories", 2)]);
     }
 
     #[test]

@@ -13,12 +13,15 @@ mod page;
 mod rows;
 mod run;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use coordinator::plan::RunSpec;
+use coordinator::redrive::Redrive;
 use coordinator::summary::Spread;
 use proto::{RunRecord, keys};
 use serde::Serialize;
@@ -90,6 +93,9 @@ struct Study {
     /// Images of a table whose targets and results are shown as pictures, evenly spread.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     grid: u8,
+    /// Try images again that failed before in any row. With a fleet: `basin runs retry`.
+    #[arg(long, conflicts_with = "coordinator")]
+    retry_failed: bool,
     #[command(flatten)]
     fleet: FleetArgs,
     #[command(flatten)]
@@ -111,7 +117,7 @@ pub enum Which {
 }
 
 impl Which {
-    /// Its rows, for a model that `detects` objects or not.
+    /// Its rows, for a model that `detects` objects of its classes or not.
     pub fn rows(self, budget: Budget, detects: bool) -> Vec<Row> {
         match self {
             Which::Table1 => rows::table1(budget),
@@ -157,11 +163,16 @@ impl Study {
     async fn run(self, which: Which) -> anyhow::Result<ExitCode> {
         let (manifest, model_digest) = read_manifest(&self.model)?;
         let budget = Budget { evaluations: self.evaluations, seeds: self.seeds };
-        let rows = which.rows(budget, manifest.detector.is_some());
+        let detects = manifest.detector.is_some() && !manifest.categories.is_empty();
+        let rows = which.rows(budget, detects);
+        let names: BTreeSet<&String> = self.judges.iter().map(|(name, _)| name).collect();
+        if names.len() < self.judges.len() {
+            bail!("two judges have the same name: give each another one");
+        }
         let local = Local::new(self.machine)?;
         let dataset = Store::open(&self.dataset).await.context("cannot open the data set")?;
         let out = Store::open(&self.out).await.context("cannot open --out")?;
-        let fleet = self.fleet.open(which.file()).await?;
+        let fleet = self.fleet.open(&dataset).await?;
         let model = load(self.model, object_of(&rows, &manifest)).await?;
         let device = *local.devices.0.first().context("--devices names none")?;
         let mut judges = Vec::new();
@@ -195,24 +206,29 @@ impl Study {
             judges: judges.iter().map(|(name, judge)| (name.clone(), judge.digest.clone())).collect(),
             notes: Vec::new(),
         };
-        let setting = Setting { local: &local, fleet, model, dataset, out: out.clone(), record, judges };
+        let super_classes = RunSpec::new(record.clone(), &manifest).super_class_of();
+        let redrive = self.retry_failed.then(Redrive::failures);
+        let setting = Setting { local: &local, fleet, model, dataset, out: out.clone(), record, redrive, judges };
         let Done { rows, interrupted } = setting.run(rows).await?;
-        about.notes = notes(which, manifest.detector.is_some(), &rows);
+        about.notes = notes(which, detects, &rows);
         let failed = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).any(|row| row.failed > 0);
         if !rows.iter().any(|(_, ran)| ran.is_ok()) && !interrupted {
             bail!("no row could be run: model {} lacks what all of them need", manifest.name);
         }
-        let page = Page::new(about, &rows, self.grid.into());
-        let figure = match which {
-            Which::PerClass => class_bars(&page),
-            _ => setting.grid(&page, &rows).await?,
+        let page = Page::new(about, &rows, self.grid.into(), &super_classes);
+        let figures: Vec<Figure> = match which {
+            Which::PerClass => {
+                let super_classes = class_bars(&page, "super-class", &page.super_classes);
+                super_classes.into_iter().chain(class_bars(&page, "class", &page.classes)).collect()
+            }
+            _ => setting.grid(&page, &rows).await?.into_iter().collect(),
         };
-        files::write(&out, which.file(), &page, &markdown(&page, figure.as_ref()), figure.as_slice()).await?;
+        files::write(&out, which.file(), &page, &markdown(&page, &figures), &figures).await?;
         Ok(if interrupted {
             note!("interrupted: the tables have the rows that are finished; run the same command again to go on");
             ExitCode::from(130)
         } else if failed {
-            note!("some images failed: see the reports of the rows");
+            note!("some images failed: see the reports of the rows; mended something? run again with --retry-failed");
             ExitCode::from(2)
         } else {
             ExitCode::SUCCESS
@@ -221,16 +237,16 @@ impl Study {
 }
 
 /// The error of each class as bars.
-fn class_bars(page: &Page) -> Option<Figure> {
+fn class_bars(page: &Page, what: &str, classes: &[measured::ByClass]) -> Option<Figure> {
     let metric = page.class_metric();
-    let bars = page.classes.iter().map(|measured::ByClass { class, images, errors }| {
+    let bars = classes.iter().map(|measured::ByClass { class, images, errors }| {
         let Spread { mean, standard_error, .. } = errors[metric];
         Bar { name: class, images: *images, mean, standard_error }
     });
     let bars: Vec<Bar> = bars.collect();
-    let alt = format!("{} by class, with standard errors", page.metrics[metric]);
+    let alt = format!("{} by {what}, with standard errors", page.metrics[metric]);
     let bytes = chart::bars(&alt, &bars).into_bytes();
-    (!bars.is_empty()).then(|| Figure { file: "per-class.svg".into(), alt, bytes })
+    (!bars.is_empty()).then(|| Figure { file: format!("per-{what}.svg"), alt, bytes })
 }
 
 /// What a reader must know of the rows.
@@ -245,13 +261,19 @@ fn notes(which: Which, detects: bool, rows: &[(Row, page::Ran)]) -> Vec<String> 
                 "The model has no detector: the masks are the data set's boxes, where the paper has Mask R-CNN's.".to_owned(),
             );
         }
+        notes.push(
+            "The paper's row of BasinCMA without transform cannot be read in our copy: of it, only what its Table 1 says too is \
+             checked."
+                .to_owned(),
+        );
     }
     if which == Which::Table1 {
         notes.push("The class is the data set's. Colour is brightness.".to_owned());
     }
     let whole = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).map(|row| row.whole).max().unwrap_or(0);
     if whole > 0 {
-        notes.push(format!("{whole} images have no box: all of the image counts as the object."));
+        let why = if detects && which == Which::Table3 { "no detection fits the class" } else { "there is no box" };
+        notes.push(format!("In {whole} images {why}: all of the image counts as the object."));
     }
     notes
 }

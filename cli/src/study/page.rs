@@ -5,12 +5,13 @@ use std::fmt::Write;
 
 use coordinator::bootstrap::Interval;
 use coordinator::run::spread;
+use coordinator::summary::SuperClasses;
 use proto::{LatentStart, SpatialTransform};
 use serde::Serialize;
 
 use super::Which;
-use super::claims::{Claim, Verdict, claims};
-use super::files::{Figure, cell};
+use super::claims::{Claim, FEWEST_IMAGES, Verdict, claims};
+use super::files::{Figure, cell, code};
 use super::measured::{ByClass, METRICS, Measured, Take, by_class, common, difference, mean};
 use super::rows::{Budget, Row, stage_one};
 
@@ -58,6 +59,8 @@ pub struct Page {
     pub orderings: Vec<Ordering>,
     /// The classes of the first row; only where they are what the study is about.
     pub classes: Vec<ByClass>,
+    /// The same by the model's super-classes, if it has any: the paper's Figure 9 has ImageNet's classes by 16 kinds of thing.
+    pub super_classes: Vec<ByClass>,
     /// Those of `images` whose pictures are shown.
     pub shown: Vec<String>,
 }
@@ -85,8 +88,10 @@ pub struct Line {
     pub lane_steps: Option<f64>,
     /// Seconds of device work of an image, on average.
     pub seconds: Option<f64>,
-    /// Images that failed.
+    /// Images that failed, or that a judge could not measure.
     pub failed: usize,
+    /// Seeds that diverged, which the averages leave out.
+    pub diverged: usize,
     /// Means over the images, by metric.
     pub means: BTreeMap<Take, Vec<f64>>,
     /// The row that it is compared with.
@@ -115,7 +120,7 @@ pub type Ran = Result<Measured, String>;
 
 impl Page {
     /// Of the rows in the order of the table. Pictures of `pictures` images are shown.
-    pub fn new(about: About, rows: &[(Row, Ran)], pictures: usize) -> Page {
+    pub fn new(about: About, rows: &[(Row, Ran)], pictures: usize, super_classes: &SuperClasses) -> Page {
         let ran: Vec<&Measured> = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).collect();
         let images = common(&ran);
         let metrics: Vec<String> =
@@ -130,15 +135,19 @@ impl Page {
             let difference = difference(a, b, &images, Take::Best, claim.metric)?;
             let second = mean(&b.values(&images, Take::Best, claim.metric));
             let (text, metric) = (claim.text.to_owned(), metrics[claim.metric].clone());
-            Some(Ordering { text, metric, difference, verdict: claim.order.verdict(difference, second) })
+            Some(Ordering { text, metric, difference, verdict: claim.order.verdict(difference, second, images.len()) })
         };
         let orderings = claims(about.which, about.judges.len()).into_iter().filter_map(ordering).collect();
-        let classes = match (about.which, ran.first()) {
-            (Which::PerClass, Some(row)) => by_class(row, metrics.len(), by_class_metric(metrics.len())),
-            _ => vec![],
+        let (count, first) = (metrics.len(), by_class_metric(metrics.len()));
+        let (classes, super_classes) = match (about.which, ran.first()) {
+            (Which::PerClass, Some(row)) => (
+                by_class(row, Some, count, first),
+                by_class(row, |class| super_classes.get(class).map(String::as_str), count, first),
+            ),
+            _ => (vec![], vec![]),
         };
         let shown = if about.which == Which::PerClass { vec![] } else { spread(images.clone(), pictures) };
-        Page { format: 1, rows: lines.collect(), orderings, images, metrics, classes, shown, about }
+        Page { format: 1, rows: lines.collect(), orderings, images, metrics, classes, super_classes, shown, about }
     }
 
     /// What the classes are sorted by, and drawn.
@@ -182,9 +191,10 @@ fn line(row: &Row, ran: &Ran, other: Option<&Measured>, images: &[String], metri
         seeds: row.params.seeds,
         evaluations: worker::lane_steps(&stage_two) as f64 / f64::from(row.params.seeds),
         stage_one: stage_one(&row.params),
-        lane_steps: measured.map(|m| m.lane_steps),
-        seconds: measured.map(|m| m.seconds),
+        lane_steps: measured.map(|m| m.cost(images, |scores| scores.lane_steps as f64)),
+        seconds: measured.map(|m| m.cost(images, |scores| scores.seconds)),
         failed: measured.map_or(0, |m| m.failed),
+        diverged: measured.map_or(0, |m| m.diverged(images)),
         means: Take::ALL.into_iter().filter_map(by_take).collect(),
         against: row.against.filter(|_| other.is_some()).map(str::to_owned),
         differences: Take::ALL.into_iter().filter_map(differences).collect(),
@@ -193,21 +203,21 @@ fn line(row: &Row, ran: &Ran, other: Option<&Measured>, images: &[String], metri
 }
 
 /// The page for people.
-pub fn markdown(page: &Page, figure: Option<&Figure>) -> String {
+pub fn markdown(page: &Page, figures: &[Figure]) -> String {
     let mut text = String::new();
-    write(&mut text, page, figure).expect("a String takes every write");
+    write(&mut text, page, figures).expect("a String takes every write");
     text
 }
 
-fn write(text: &mut String, page: &Page, figure: Option<&Figure>) -> std::fmt::Result {
+fn write(text: &mut String, page: &Page, figures: &[Figure]) -> std::fmt::Result {
     let Page { about, images, metrics, rows, .. } = page;
     let Budget { evaluations, seeds } = Budget { evaluations: about.evaluations, seeds: about.seeds };
     writeln!(text, "# {}\n", about.which.title())?;
-    writeln!(text, "| | |\n|---|---|")?;
-    writeln!(text, "| command | `{}` |", cell(&about.command))?;
+    writeln!(text, "| | |\n|:---|:---|")?;
+    writeln!(text, "| command | {} |", code(&about.command))?;
     writeln!(text, "| basin | {} |", about.version)?;
-    writeln!(text, "| model | {} ({}) |", about.model, short(&about.model_digest))?;
-    writeln!(text, "| data set | `{}` |", cell(&about.dataset))?;
+    writeln!(text, "| model | {} ({}) |", cell(&about.model), short(&about.model_digest))?;
+    writeln!(text, "| data set | {} |", code(&about.dataset))?;
     writeln!(text, "| images | {} with a result in every row: all means are over these |", images.len())?;
     writeln!(
         text,
@@ -215,7 +225,7 @@ fn write(text: &mut String, page: &Page, figure: Option<&Figure>) -> std::fmt::R
     )?;
     writeln!(text, "| random numbers | seed {} |", about.seed)?;
     for (name, digest) in &about.judges {
-        writeln!(text, "| {name} | LPIPS under another network ({}), which no search used |", short(digest))?;
+        writeln!(text, "| {} | LPIPS under the network {} |", cell(name), short(digest))?;
     }
     writeln!(text)?;
     for note in &about.notes {
@@ -224,8 +234,8 @@ fn write(text: &mut String, page: &Page, figure: Option<&Figure>) -> std::fmt::R
     writeln!(
         text,
         "Lower is better. L1 and L2: sum over channels, mean over the object's pixels, in [-1, 1]; LPIPS: under the model's own \
-         perceptual network, which the search minimises (the paper's is AlexNet). All of the image put back into the target's frame, \
-         inside the object's mask.\n"
+         perceptual network, which the search minimises (the paper's is AlexNet). All are of the image put back into the target's \
+         frame, inside the object's mask.\n"
     )?;
 
     writeln!(text, "## Errors\n\nAverage of the seeds; best of the seeds, for each metric its own.\n")?;
@@ -239,12 +249,16 @@ fn write(text: &mut String, page: &Page, figure: Option<&Figure>) -> std::fmt::R
     }
     for row in rows {
         if let Some(why) = &row.left_out {
-            writeln!(text, "\n{} is left out: {why}.", label(row))?;
+            writeln!(text, "\n{} is left out: {}.", label(row), cell(why))?;
         }
     }
+    for row in rows.iter().filter(|row| row.diverged > 0) {
+        writeln!(text, "\n{}: {} seeds diverged, and are not in the averages.", label(row), row.diverged)?;
+    }
 
-    write_classes(text, page)?;
-    if let Some(Figure { file, alt, .. }) = figure {
+    write_classes(text, page, "super-class", &page.super_classes)?;
+    write_classes(text, page, "class", &page.classes)?;
+    for Figure { file, alt, .. } in figures {
         if page.classes.is_empty() {
             let lines = page.labels();
             let lines =
@@ -279,8 +293,13 @@ fn write(text: &mut String, page: &Page, figure: Option<&Figure>) -> std::fmt::R
 
     if !page.orderings.is_empty() {
         writeln!(text, "\n## What the paper says\n")?;
-        writeln!(text, "By the interval of the difference of the best of the seeds; close: within 5 %.\n")?;
-        writeln!(text, "| | metric | | difference |\n|---|---|---|---|")?;
+        writeln!(
+            text,
+            "By the interval of the difference of the best of the seeds, over {} images (fewer than {FEWEST_IMAGES} decide nothing); \
+             close: within 5 %, which is our line. Each interval is one of 95 %: of twenty that chance alone made, one decides.\n",
+            images.len()
+        )?;
+        writeln!(text, "| | metric | | difference |\n|:---|:---|:---|---|")?;
         for Ordering { text: claim, metric, difference, verdict } in &page.orderings {
             writeln!(text, "| {claim} | {metric} | {} | {} |", verdict.as_str(), interval(*difference))?;
         }
@@ -289,7 +308,7 @@ fn write(text: &mut String, page: &Page, figure: Option<&Figure>) -> std::fmt::R
     writeln!(text, "\n## What it cost\n")?;
     writeln!(
         text,
-        "Of an image. A lane-step is one generator evaluation of one seed, with a backward pass but for those of CMA.\n"
+        "Of an image, over the images above. A lane-step is one generator evaluation of one seed, with a backward pass but for those of CMA.\n"
     )?;
     writeln!(
         text,
@@ -329,20 +348,20 @@ fn write(text: &mut String, page: &Page, figure: Option<&Figure>) -> std::fmt::R
 }
 
 /// The errors of each class, if they are what the study is about.
-fn write_classes(text: &mut String, page: &Page) -> std::fmt::Result {
-    if page.classes.is_empty() {
+fn write_classes(text: &mut String, page: &Page, what: &str, classes: &[ByClass]) -> std::fmt::Result {
+    if classes.is_empty() {
         return Ok(());
     }
     let (metrics, by) = (&page.metrics, &page.metrics[page.class_metric()]);
-    writeln!(text, "\n## By class\n")?;
+    writeln!(text, "\n## By {what}\n")?;
     writeln!(
         text,
-        "Of the one seed with the smallest training loss: mean over the images of a class, with its standard error; the largest {by} \
-         first.\n"
+        "Of the one seed with the smallest training loss: mean over the images of a {what}, with its standard error; the \
+         largest {by} first.\n"
     )?;
     let columns: Vec<String> = metrics.iter().map(|metric| format!("{metric} | ±")).collect();
-    writeln!(text, "| class | images | {} |\n|---|---|{}", columns.join(" | "), "---|---|".repeat(metrics.len()))?;
-    for ByClass { class, images, errors } in &page.classes {
+    writeln!(text, "| {what} | images | {} |\n|---|---|{}", columns.join(" | "), "---|---|".repeat(metrics.len()))?;
+    for ByClass { class, images, errors } in classes {
         let number = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.4}"));
         let cells: Vec<String> = errors.iter().map(|e| format!("{} | {}", number(e.mean), number(e.standard_error))).collect();
         writeln!(text, "| {} | {images} | {} |", cell(class), cells.join(" | "))?;

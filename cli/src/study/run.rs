@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use coordinator::plan::RunSpec;
+use coordinator::redrive::Redrive;
 use coordinator::report::sheet;
-use coordinator::run::Records;
+use coordinator::run::{Records, check_same, read_run};
 use indicatif::HumanDuration;
 use proto::keys::{self, Item};
 use proto::{ModelManifest, Object, RunRecord};
@@ -37,6 +38,8 @@ pub struct Setting<'a> {
     pub out: Store,
     /// As `run.json` has them; name and parameters are the row's.
     pub record: RunRecord,
+    /// What is projected again in each row.
+    pub redrive: Option<Redrive>,
     /// By name.
     pub judges: Vec<(String, Judge)>,
 }
@@ -60,15 +63,16 @@ pub fn object_of(rows: &[Row], manifest: &ModelManifest) -> Object {
 impl Setting<'_> {
     /// Runs what is not done of each row. Rows that the model cannot run are left out.
     pub async fn run(&self, rows: Vec<Row>) -> anyhow::Result<Done> {
+        let able: Vec<&Row> = rows.iter().filter(|row| self.lacks(row).is_none()).collect();
+        self.check(&able).await?;
         if let Some(fleet) = &self.fleet {
-            let able: Vec<&Row> = rows.iter().filter(|row| self.model.manifest.lacks(&row.params).is_none()).collect();
             fleet.finish(&able, &self.record).await?;
         }
         let mut done = Done { rows: Vec::new(), interrupted: false };
         let (count, mut spent) = (rows.len(), Spent::default());
         let work: Vec<u64> = rows.iter().map(|row| worker::lane_steps(&row.params)).collect();
         for (i, row) in rows.into_iter().enumerate() {
-            if let Some(why) = self.model.manifest.lacks(&row.params) {
+            if let Some(why) = self.lacks(&row) {
                 note!("row {} of {count}, {}: left out, {why}", i + 1, row.slug);
                 done.rows.push((row, Err(why)));
                 continue;
@@ -80,13 +84,15 @@ impl Setting<'_> {
                 None => {
                     let begun = Instant::now();
                     let title = format!("row {} of {count}, ", i + 1);
-                    let Outcome { records, left, interrupted, .. } = self.project(&row, &results, title).await?;
-                    if interrupted {
+                    let outcome = self.project(&row, &results, title).await?;
+                    if outcome.interrupted {
                         done.interrupted = true;
                         return Ok(done);
                     }
+                    check_results(&outcome, &results)?;
+                    let left = outcome.left;
                     spent.add(work[i] * left as u64, begun.elapsed().as_secs_f64(), left);
-                    records
+                    outcome.records
                 }
             };
             let judged = self.judged(&row, &records, &results).await?;
@@ -103,10 +109,37 @@ impl Setting<'_> {
         }
     }
 
+    /// Why the model cannot run a row.
+    fn lacks(&self, row: &Row) -> Option<String> {
+        let why = self.model.manifest.lacks(&row.params)?;
+        // The options that it goes on to name are not a study's.
+        Some(why.split_once(", which --").map_or(why.clone(), |(why, _)| why.to_owned()))
+    }
+
+    fn record(&self, row: &Row) -> RunRecord {
+        RunRecord { name: row.slug.into(), params: row.params.clone(), ..self.record.clone() }
+    }
+
+    /// Finds rows of another study where these belong, before there is any work.
+    async fn check(&self, rows: &[&Row]) -> anyhow::Result<()> {
+        if let Some(fleet) = &self.fleet {
+            fleet.check(rows, &self.record).await?;
+        }
+        for row in rows {
+            let results = self.results(row)?;
+            let Some(there) = read_run(&results).await? else { continue };
+            // A fleet's coordinator compares data sets, of which it may have another name.
+            let dataset = if self.fleet.is_some() { there.dataset.clone() } else { self.record.dataset.clone() };
+            let here = RunRecord { dataset, ..self.record(row) };
+            check_same(&there, &here, &results).with_context(|| format!("cannot run row {} of the study", row.slug))?;
+        }
+        Ok(())
+    }
+
     async fn project(&self, row: &Row, results: &Store, title: String) -> anyhow::Result<Outcome> {
-        let record = RunRecord { name: row.slug.into(), params: row.params.clone(), ..self.record.clone() };
-        let spec = RunSpec::new(record, &self.model.manifest);
-        let task = Task { spec, redrive: None, dataset: &self.dataset, results, record: None, title };
+        let spec = RunSpec::new(self.record(row), &self.model.manifest);
+        let redrive = self.redrive.clone();
+        let task = Task { spec, redrive, dataset: &self.dataset, results, record: None, title };
         let outcome = self.local.project(task, || self.model.copy()).await;
         outcome.with_context(|| format!("cannot run row {} of the study", row.slug))
     }
@@ -123,7 +156,13 @@ impl Setting<'_> {
             for image in &page.shown {
                 let Scores { attempt, .. } = &measured.images[image];
                 let key = keys::item(image, attempt, item);
-                line.push(results.get(&key).await.with_context(|| format!("row {} lacks a picture", row.slug))?.to_vec());
+                match results.get(&key).await {
+                    Ok(bytes) => line.push(bytes.to_vec()),
+                    Err(error) => {
+                        note!("no pictures are shown: row {} lacks one: {error}", row.slug);
+                        return Ok(None);
+                    }
+                }
             }
             pictures.push(line);
         }
@@ -132,9 +171,9 @@ impl Setting<'_> {
         Ok(Some(Figure { file, alt, bytes: sheet(&pictures) }))
     }
 
-    /// For each result what each judge says of each seed. What was judged before is not judged again.
-    async fn judged(&self, row: &Row, records: &Records, results: &Store) -> anyhow::Result<Vec<Vec<Vec<f64>>>> {
-        let mut all = vec![Vec::new(); records.results.len()];
+    /// For each result what each judge says of each seed, if all can measure it. What was judged before is not judged again.
+    async fn judged(&self, row: &Row, records: &Records, results: &Store) -> anyhow::Result<Vec<Option<Vec<Vec<f64>>>>> {
+        let mut all = vec![Some(Vec::new()); records.results.len()];
         for (name, judge) in &self.judges {
             let key = format!("judges/{name}/{}.json", row.slug);
             let mut opinions = Opinions::read(&self.out, &key).await?.filter(|known| known.judge == judge.digest);
@@ -143,30 +182,61 @@ impl Setting<'_> {
             let mut new = 0;
             for (record, judged) in records.results.iter().zip(&mut all) {
                 if opinions.images.get(&record.image).is_none_or(|known| known.attempt != record.attempt) {
-                    let lpips = judge.measure(record, results, &self.model).await;
-                    let lpips = lpips.with_context(|| format!("judge {name} cannot measure row {}", row.slug))?;
+                    let lpips = match judge.measure(record, results, &self.model).await {
+                        Ok(lpips) => lpips,
+                        Err(error) => {
+                            let image = &record.image;
+                            note!("{image:?} is left out: judge {name} cannot measure it in row {}: {error}", row.slug);
+                            *judged = None;
+                            continue;
+                        }
+                    };
                     let opinion = Opinion { attempt: record.attempt.clone(), lpips: lpips.into_iter().map(finite).collect() };
                     opinions.images.insert(record.image.clone(), opinion);
                     new += 1;
+                    if new % KEPT_EVERY == 0 {
+                        self.out.put(&key, opinions.to_json()).await?;
+                    }
                 }
                 let known = &opinions.images[&record.image];
                 if known.lpips.len() != record.seeds.len() {
                     bail!("{key} is damaged: delete it, and it is made again");
                 }
-                judged.push(known.lpips.iter().map(|lpips| lpips.unwrap_or(f64::NAN)).collect());
+                if let Some(judged) = judged {
+                    judged.push(known.lpips.iter().map(|lpips| lpips.unwrap_or(f64::NAN)).collect());
+                }
             }
-            if new > 0 {
-                self.out.put(&key, serde_json::to_vec(opinions).expect("a record serialises")).await?;
+            if new % KEPT_EVERY > 0 {
+                self.out.put(&key, opinions.to_json()).await?;
             }
         }
         Ok(all)
     }
 }
 
+/// Refuses results that would be compared with those of other images or boxes.
+fn check_results(outcome: &Outcome, results: &Store) -> anyhow::Result<()> {
+    let (stale, place) = (outcome.stale(), results.url());
+    if stale > 0 {
+        bail!(
+            "{stale} results in {place} are of another file, class or box than the data set has now: delete their folders under \
+            images/, and they are made again, or choose another --out"
+        );
+    }
+    let found = outcome.records.results.len() + outcome.records.failures.len();
+    if found > outcome.total {
+        bail!("{place} has {found} images, and {} are asked for: choose a larger --limit or another --out", outcome.total);
+    }
+    Ok(())
+}
+
 /// JSON has no NaN.
 fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
+
+/// Images after whose judging what was said is kept.
+const KEPT_EVERY: usize = 64;
 
 /// `judges/<name>/<row>.json`: what a judge said of a row.
 #[derive(Debug, Serialize, Deserialize)]
@@ -188,6 +258,10 @@ struct Opinion {
 }
 
 impl Opinions {
+    fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a record serialises")
+    }
+
     async fn read(out: &Store, key: &str) -> anyhow::Result<Option<Opinions>> {
         match out.get(key).await {
             Ok(bytes) => Ok(Some(
