@@ -113,7 +113,14 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
     let orderings = study.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
     assert!(orderings.len() > 8 && orderings.iter().all(|ordering| ordering["verdict"] == "undecided"), "{orderings:?}");
 
+    study.expect(0, "table1", "centred", "out", &[&more[..], &["--rows", "lbfgs,adam"]].concat());
+    assert_eq!(study.best("out", "table1").into_keys().collect::<Vec<_>>(), ["adam", "lbfgs"]);
+    let orderings = study.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
+    assert_eq!(orderings.len(), 1, "{orderings:?}");
+
     // What contradicts is found before there is any work.
+    let text = study.expect(1, "table2", "centred", "out", &["--rows", "adam,cma"]);
+    assert!(text.contains("--rows names \"cma\"; the rows are class-gaussian, class-random, class-predicted, adam"), "{text}");
     let text = study.expect(1, "table2", "centred", "out", &["--evaluations", "8", "--limit", "1"]);
     assert!(text.contains("has 2 images, and 1 are asked for"), "{text}");
     let text = study.expect(1, "table2", "centred", "out", &["--judge", &vgg, "--judge", &vgg]);

@@ -77,6 +77,9 @@ struct Study {
     /// Generator evaluations of each seed in stage two, the same for all rows (the paper: 1200).
     #[arg(long, default_value_t = 1200, value_name = "N", value_parser = clap::value_parser!(u32).range(8..=100_000))]
     evaluations: u32,
+    /// Only these rows, by the names of their folders; a wrong one lists them.
+    #[arg(long, value_name = "ROW,...", value_delimiter = ',')]
+    rows: Vec<String>,
     /// Seeds of an image.
     #[arg(long, default_value_t = 18, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=4096))]
     seeds: u32,
@@ -164,7 +167,7 @@ impl Study {
         let (manifest, model_digest) = read_manifest(&self.model)?;
         let budget = Budget { evaluations: self.evaluations, seeds: self.seeds };
         let detects = manifest.detector.is_some() && !manifest.categories.is_empty();
-        let rows = which.rows(budget, detects);
+        let rows = only(which.rows(budget, detects), &self.rows)?;
         let names: BTreeSet<&String> = self.judges.iter().map(|(name, _)| name).collect();
         if names.len() < self.judges.len() {
             bail!("two judges have the same name: give each another one");
@@ -234,6 +237,15 @@ impl Study {
             ExitCode::SUCCESS
         })
     }
+}
+
+/// The rows of these names; all without any.
+fn only(rows: Vec<Row>, names: &[String]) -> anyhow::Result<Vec<Row>> {
+    if let Some(unknown) = names.iter().find(|name| rows.iter().all(|row| row.slug != **name)) {
+        let known: Vec<&str> = rows.iter().map(|row| row.slug).collect();
+        bail!("--rows names {unknown:?}; the rows are {}", known.join(", "));
+    }
+    Ok(rows.into_iter().filter(|row| names.is_empty() || names.iter().any(|name| name == row.slug)).collect())
 }
 
 /// The error of each class as bars.
