@@ -50,9 +50,12 @@ enum Phase {
         adam: Option<AdamState>,
         done: u32,
     },
+    /// Each lane's variables are z and what its class vector has moved from `origins`, divided by `class_rate`.
     Lbfgs {
         lanes: Vec<Lbfgs>,
         latent_dim: usize,
+        origins: Rows,
+        class_rate: f64,
         done: u32,
     },
     Finished {
@@ -63,6 +66,7 @@ enum Phase {
     Encode {
         latent_dim: usize,
         c0: Vec<f32>,
+        class_rate: f64,
         sigma: f64,
     },
 }
@@ -82,6 +86,9 @@ pub struct ClassVectors<'a> {
     pub own: &'a [f32],
     /// One for each lane; `None`: `own`.
     pub each: Option<&'a Rows>,
+    /// Root of the ratio of the learning rates of the class vector and of z. L-BFGS has no learning rates: in class vectors divided by
+    /// this, the steepest descent goes as far for equal gradients as the rates say.
+    pub rate: f64,
 }
 
 impl LatentSearch {
@@ -95,7 +102,7 @@ impl LatentSearch {
         rng: &mut ChaCha8Rng,
     ) -> LatentSearch {
         let phase = match start {
-            LatentStart::Encoder { sigma } => Phase::Encode { latent_dim, c0: c.own.to_vec(), sigma },
+            LatentStart::Encoder { sigma } => Phase::Encode { latent_dim, c0: c.own.to_vec(), class_rate: c.rate, sigma },
             LatentStart::Random => {
                 let mut random = || (0..seeds).map(|_| latent::truncated(latent_dim, rng)).collect();
                 let sigma = if let Params::BasinCma { sigma, .. } = params { *sigma } else { 1.0 };
@@ -126,9 +133,9 @@ impl LatentSearch {
                 let last = rungs.last().is_some_and(|rung| rung.until == *done + steps);
                 request(z.clone(), c.clone(), descend(steps, adam.clone(), true), last)
             }
-            Phase::Lbfgs { lanes, latent_dim, .. } => {
-                let points: Vec<Vec<f32>> = lanes.iter().map(|l| l.point().iter().map(|&v| v as f32).collect()).collect();
-                let (z, c) = points.iter().map(|p| (p[..*latent_dim].to_vec(), p[*latent_dim..].to_vec())).unzip();
+            Phase::Lbfgs { lanes, latent_dim, origins, class_rate, .. } => {
+                let points = lanes.iter().map(Lbfgs::point).zip(&*origins);
+                let (z, c) = points.map(|(point, origin)| latents(&point, *latent_dim, origin, *class_rate)).unzip();
                 // A line search compares losses of points that are close.
                 request(z, Some(c), Work::Gradient, true)
             }
@@ -196,28 +203,32 @@ impl LatentSearch {
                     Some(_) => {}
                 }
             }
-            Phase::Lbfgs { lanes, latent_dim, done } => {
+            Phase::Lbfgs { lanes, latent_dim, origins, class_rate, done } => {
                 if self.curves.is_empty() {
                     self.curves = vec![vec![]; lanes.len()];
                 }
                 for (i, lane) in lanes.iter_mut().enumerate() {
                     self.curves[i].push(outcome.loss[i] as f32);
-                    lane.tell(outcome.loss[i], outcome.gradient[i].iter().map(|&g| f64::from(g)).collect());
+                    let rates = std::iter::repeat_n(1.0, *latent_dim).chain(std::iter::repeat(*class_rate));
+                    lane.tell(
+                        outcome.loss[i],
+                        outcome.gradient[i].iter().zip(rates).map(|(&g, rate)| f64::from(g) * rate).collect(),
+                    );
                 }
                 *done += 1;
                 if *done >= lbfgs_evaluations(params) {
-                    let best: Vec<Vec<f32>> = lanes.iter().map(|l| l.best().iter().map(|&v| v as f32).collect()).collect();
-                    let (z, c) = best.iter().map(|p| (p[..*latent_dim].to_vec(), p[*latent_dim..].to_vec())).unzip();
+                    let best = lanes.iter().map(Lbfgs::best).zip(&*origins);
+                    let (z, c) = best.map(|(best, origin)| latents(best, *latent_dim, origin, *class_rate)).unzip();
                     self.phase = Phase::Finished { z, c: Some(c) };
                 }
             }
             Phase::Finished { .. } => {}
-            Phase::Encode { latent_dim, c0, sigma } => {
+            Phase::Encode { latent_dim, c0, class_rate, sigma } => {
                 let (mean, spread) = (&outcome.z[0], *sigma);
                 let mut draw =
                     || (0..*latent_dim).map(|d| mean[d] + spread as f32 * rng.sample::<f32, _>(StandardNormal)).collect();
                 let mut around = || (0..self.seeds).map(|_| draw()).collect();
-                let c = ClassVectors { own: c0, each: self.starts.as_ref() };
+                let c = ClassVectors { own: c0, each: self.starts.as_ref(), rate: *class_rate };
                 self.phase = begin(params, &mut around, (mean, spread), self.seeds, c);
             }
         }
@@ -243,11 +254,11 @@ fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32]
         Params::Start => Phase::Finished { z: draw(), c: c.each.cloned() },
         Params::Adam { .. } => Phase::Descend { z: draw(), c: c.each.cloned(), adam: None, done: 0 },
         Params::Lbfgs { .. } => {
-            let start = |(i, z): (usize, Vec<f32>)| {
-                let c = c.each.map_or(c.own, |each| &each[i]);
-                Lbfgs::new(z.iter().chain(c).copied().map(f64::from).collect())
-            };
-            Phase::Lbfgs { lanes: draw().into_iter().enumerate().map(start).collect(), latent_dim: mean.len(), done: 0 }
+            let moved = || std::iter::repeat_n(0.0, c.own.len());
+            let lanes: Vec<Lbfgs> =
+                draw().iter().map(|z| Lbfgs::new(z.iter().copied().map(f64::from).chain(moved()).collect())).collect();
+            let origins = c.each.cloned().unwrap_or_else(|| vec![c.own.to_vec(); lanes.len()]);
+            Phase::Lbfgs { lanes, latent_dim: mean.len(), origins, class_rate: c.rate, done: 0 }
         }
         Params::Cma { .. } | Params::CmaAdam { .. } | Params::BasinCma { .. } => {
             // CMA-ES needs some spread; one start without any is a descent's.
@@ -255,6 +266,13 @@ fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32]
             Phase::Explore { cma: Box::new(cma), asked: vec![], generation: 0, best: vec![] }
         }
     }
+}
+
+/// z and c of L-BFGS' variables.
+fn latents(point: &[f64], latent_dim: usize, origin: &[f32], class_rate: f64) -> (Vec<f32>, Vec<f32>) {
+    let (z, moved) = point.split_at(latent_dim);
+    let c = origin.iter().zip(moved).map(|(&origin, moved)| (f64::from(origin) + class_rate * moved) as f32);
+    (z.iter().map(|&v| v as f32).collect(), c.collect())
 }
 
 /// Adds what a generation was refined to, and keeps `seeds` points of all.

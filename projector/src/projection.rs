@@ -3,7 +3,7 @@
 //! Images advance side by side and never touch each other: each has its own state and its own random numbers, so the answer for an
 //! image does not depend on what is projected beside it. Between two steps the caller may stop, save, or look.
 
-use proto::{ClassStart, History, Params, Transform};
+use proto::{ClassStart, Descent, History, Params, Transform};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -152,7 +152,7 @@ impl Projection {
         let embeddings: Vec<Vec<f32>> = targets.iter().map(|t| embedding(model, t)).collect();
         let start = |(t, own): (&Target, &Vec<f32>)| {
             let each = class_starts(params, model, t);
-            start(params, statistics, shape, t, ClassVectors { own, each: each.as_ref() })
+            start(params, statistics, shape, t, class_vectors(params, own, each.as_ref()))
         };
         let images = targets.iter().zip(&embeddings).map(start).collect();
         Projection {
@@ -203,7 +203,12 @@ impl Projection {
         let state = &mut self.images[image];
         assert_eq!(state.lane_steps, 0, "the image has been stepped");
         state.transform = Some(transform);
-        state.stage = Stage::Latent(latent_search(&self.params, state.shape, own(&self.embeddings[image]), &mut state.rng));
+        state.stage = Stage::Latent(latent_search(
+            &self.params,
+            state.shape,
+            class_vectors(&self.params, &self.embeddings[image], None),
+            &mut state.rng,
+        ));
     }
 
     /// Whether every image is finished.
@@ -412,8 +417,10 @@ fn latent_search(params: &Params, shape: Shape, c: ClassVectors, rng: &mut ChaCh
     LatentSearch::new(&params.latent, params.start, params.seeds as usize, shape.latent_dim, c, rng)
 }
 
-fn own(embedding: &[f32]) -> ClassVectors<'_> {
-    ClassVectors { own: embedding, each: None }
+fn class_vectors<'a>(params: &Params, own: &'a [f32], each: Option<&'a Rows>) -> ClassVectors<'a> {
+    let Descent { lr_z, lr_c, .. } = params.descent;
+    // Without a rate for z there is nothing to compare with.
+    ClassVectors { own, each, rate: if lr_z > 0.0 { (lr_c / lr_z).sqrt() } else { 1.0 } }
 }
 
 /// Class vectors that the seeds begin with, where it is not that of the image's class. They have random numbers of their own, so
@@ -493,7 +500,7 @@ impl Checkpoint {
                 if search.finished(t) {
                     self.transform = Some(search.transform(t));
                     self.transform_history = std::mem::take(&mut search.history);
-                    self.stage = Stage::Latent(latent_search(params, self.shape, own(c0), &mut self.rng));
+                    self.stage = Stage::Latent(latent_search(params, self.shape, class_vectors(params, c0, None), &mut self.rng));
                 }
             }
             Stage::Latent(search) => search.tell(&params.latent, outcome, &mut self.rng),

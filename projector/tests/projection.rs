@@ -301,6 +301,24 @@ fn every_method_lowers_the_loss_and_keeps_z_within_the_limit() {
 }
 
 #[test]
+fn lbfgs_moves_the_class_vector_as_far_as_the_learning_rates_allow() {
+    let model = model();
+    let lanes = Lanes::new(&model, &[Device::Cpu]);
+    let moved = |lr_c: f64| {
+        let mut params = Params { transform: None, ..short(LatentSearch::Lbfgs { evaluations: 40 }) };
+        params.descent.lr_c = lr_c;
+        let solution = run(&model, &lanes, &params, targets(&model, 1)).remove(0);
+        let own = Vec::<f32>::try_from(model.generator.embed(targets(&model, 1)[0].class)).expect("a vector");
+        let far = |c: &Vec<f32>| c.iter().zip(&own).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        solution.seeds.iter().map(|seed| far(&seed.c)).fold(0.0, f32::max)
+    };
+    let rate_of_z = Params::paper().descent.lr_z;
+    let [none, papers, free] = [0.0, Params::paper().descent.lr_c, rate_of_z].map(moved);
+    println!("moved {none}, {papers}, {free}");
+    assert!(none == 0.0 && papers > 0.0 && papers < 0.05 * free, "{papers} and {free}");
+}
+
+#[test]
 fn the_other_profile_and_an_anisotropic_transform_with_all_colours_run() {
     use proto::ColourTransform::*;
     let model = model();

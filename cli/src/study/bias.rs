@@ -63,7 +63,7 @@ struct Found {
     command: String,
     /// Version of basin.
     version: String,
-    /// URL of the data set.
+    /// The data set, as the command names it.
     dataset: String,
     /// Name of the model.
     model: String,
@@ -163,7 +163,7 @@ impl Bias {
             format: 1,
             command: super::command(std::env::args()),
             version: env!("CARGO_PKG_VERSION").into(),
-            dataset: dataset.url(),
+            dataset: self.dataset.clone(),
             model: manifest.name,
             model_digest,
             samples: self.samples,

@@ -200,7 +200,7 @@ impl Study {
             which,
             command: command(std::env::args()),
             version: record.version.clone(),
-            dataset: record.dataset.clone(),
+            dataset: self.dataset.clone(),
             model: manifest.name.clone(),
             model_digest,
             evaluations: self.evaluations,

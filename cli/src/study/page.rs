@@ -24,7 +24,7 @@ pub struct About {
     pub command: String,
     /// Version of basin.
     pub version: String,
-    /// URL of the data set.
+    /// The data set, as the command names it.
     pub dataset: String,
     /// Name of the model.
     pub model: String,
