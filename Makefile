@@ -8,7 +8,7 @@ DEMO ?= out/demo
 FUZZ_SECONDS ?= 600
 PYTHON ?= python3
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,10 @@ test: check services ## Everything that CI checks
 validate: setup ## Heavy checks of the method (planted targets, ordering of methods); writes docs/validation.md
 	@$(CARGO) build --locked -p bench
 	@target/debug/basin-bench validate
+
+study: setup ## The paper's tables and figures on 64 + 64 images (two hours and a half); writes docs/studies/
+	@$(CARGO) build --locked --workspace
+	@infra/study.sh
 
 chaos: setup services ## 300 faults of 14 kinds during a run of 1000 images (an hour)
 	@$(CARGO) build --locked --workspace
