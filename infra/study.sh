@@ -23,4 +23,6 @@ done
 study table2 centred centred $small
 study table3 offcentre offcentre $small
 # Whether the order at the paper's budget is another one.
-study table1 centred paper-budget --evaluations 1200 --judge vgg=models/fashion32-vgg --limit 12 --rows adam,lbfgs,cma-adam,basincma
+paper="--evaluations 1200 --judge vgg=models/fashion32-vgg --limit 12"
+study table1 centred paper-budget-centred $paper --rows adam,lbfgs,cma-adam,basincma
+study table1 offcentre paper-budget-offcentre $paper --rows adam,cma-adam,basincma
