@@ -24,5 +24,5 @@ study table2 centred centred $small
 study table3 offcentre offcentre $small
 # Whether the order at the paper's budget is another one.
 paper="--evaluations 1200 --judge vgg=models/fashion32-vgg --limit 12"
-study table1 centred paper-budget-centred $paper --rows adam,lbfgs,cma-adam,basincma
-study table1 offcentre paper-budget-offcentre $paper --rows adam,cma-adam,basincma
+study table1 centred paper-budget-centred $paper --rows adam,lbfgs,cma-adam,basincma,basincma-encoder
+study table1 offcentre paper-budget-offcentre $paper --rows cma-adam,basincma
