@@ -126,8 +126,8 @@ pub async fn load(model: PathBuf, object: Object) -> anyhow::Result<LoadedModel>
     tokio::task::spawn_blocking(load).await?.context("cannot load the model")
 }
 
-/// Last part of the URL, without its options.
-fn run_name(out: &str) -> String {
+/// Last part of a store's URL, without its options.
+pub fn run_name(out: &str) -> String {
     let place = out.split('?').next().unwrap_or(out);
     place
         .trim_end_matches('/')

@@ -18,7 +18,7 @@ pub use event::{Alive, Event, What};
 pub use history::History;
 pub use job::{Box2d, Job, JobId, Mask, OPEN_CLASS};
 pub use model::{
-    ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest,
+    ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest, Lack,
     ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256, relaxed,
 };
 pub use params::{

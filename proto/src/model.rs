@@ -1,6 +1,7 @@
 //! The model folder: `model.json` names every file with its SHA-256, so the digest of `model.json` is the digest of the model.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -194,9 +195,9 @@ impl ModelManifest {
     }
 
     /// What the parameters ask for and the model lacks, if anything.
-    pub fn lacks(&self, params: &Params) -> Option<String> {
+    pub fn lacks(&self, params: &Params) -> Option<Lack> {
         let Params { object, start, .. } = params;
-        let lack = |part: &str, from: &str| Some(format!("model {} has no {part}, which --{from}-from asks for", self.name));
+        let lack = |part: &str, from| Some(Lack { what: format!("model {} has no {part}", self.name), from });
         match &object.class {
             class if class.is_predicted() && self.classifier.is_none() => return lack("classifier", "class"),
             ClassSource::Category if self.categories.is_empty() => return lack("categories", "class"),
@@ -211,6 +212,21 @@ impl ModelManifest {
             _ if matches!(start, LatentStart::Encoder { .. }) && self.encoder.is_none() => lack("encoder", "start"),
             _ => None,
         }
+    }
+}
+
+/// What a model lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// For people.
+    pub what: String,
+    /// The beginning of the option, before `-from`, that asks for it.
+    from: &'static str,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, which --{}-from asks for", self.what, self.from)
     }
 }
 

@@ -311,7 +311,7 @@ impl Fetcher {
         }
         let facts = self.supply.facts(job).await?;
         if let Some(problem) = facts.manifest.lacks(&job.params) {
-            return Err(LoadError::Lacks(problem));
+            return Err(LoadError::Lacks(problem.to_string()));
         }
         let (classes, open) = (facts.manifest.classes.len(), job.params.object.class.is_predicted());
         if (job.class as usize >= classes) != open || open && job.class != OPEN_CLASS {

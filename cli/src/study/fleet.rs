@@ -10,6 +10,7 @@ use store::{Runs, Store};
 
 use super::rows::Row;
 use crate::fleet::{Client, Coordinator, absolute, hand_in, wait};
+use crate::project::run_name;
 
 /// Which fleet runs the rows, if not this machine.
 #[derive(clap::Args)]
@@ -41,7 +42,7 @@ impl FleetArgs {
     pub async fn open(self, dataset: &Store) -> anyhow::Result<Option<Fleet>> {
         let (Some(coordinator), Some(home)) = (self.coordinator, self.home) else { return Ok(None) };
         let home = Store::open(&home).await.context("cannot open --home")?;
-        let prefix = self.run_names.unwrap_or_else(|| folder(&dataset.url()).to_owned());
+        let prefix = self.run_names.unwrap_or_else(|| run_name(&dataset.url()));
         Ok(Some(Fleet { coordinator: Coordinator { coordinator, token_file: self.token_file }, home, prefix }))
     }
 }
@@ -113,24 +114,5 @@ impl Fleet {
             bail!("run {} is of another model named {} ({}) than --model's", run.name, run.model, run.model_digest);
         }
         Ok(read_records(&results).await?)
-    }
-}
-
-/// The last part of a store's URL.
-fn folder(url: &str) -> &str {
-    let (path, _options) = url.split_once('?').unwrap_or((url, ""));
-    path.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_are_named_after_the_data_sets_folder() {
-        assert_eq!(
-            ["s3://bucket/sets/coco?region=a/b", "s3://bucket", "file:///data/coco/"].map(folder),
-            ["coco", "bucket", "coco"]
-        );
     }
 }

@@ -13,7 +13,7 @@ use super::Which;
 use super::claims::{Claim, FEWEST_IMAGES, Verdict, claims};
 use super::files::{Figure, cell, code};
 use super::measured::{ByClass, METRICS, Measured, Take, by_class, common, difference, mean};
-use super::rows::{Budget, Row, stage_one};
+use super::rows::{Row, stage_one};
 
 /// What a study is about.
 #[derive(Clone, Debug, Serialize)]
@@ -211,7 +211,7 @@ pub fn markdown(page: &Page, figures: &[Figure]) -> String {
 
 fn write(text: &mut String, page: &Page, figures: &[Figure]) -> std::fmt::Result {
     let Page { about, images, metrics, rows, .. } = page;
-    let Budget { evaluations, seeds } = Budget { evaluations: about.evaluations, seeds: about.seeds };
+    let About { evaluations, seeds, .. } = about;
     writeln!(text, "# {}\n", about.which.title())?;
     writeln!(text, "| | |\n|:---|:---|")?;
     writeln!(text, "| command | {} |", code(&about.command))?;

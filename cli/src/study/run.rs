@@ -111,9 +111,7 @@ impl Setting<'_> {
 
     /// Why the model cannot run a row.
     fn lacks(&self, row: &Row) -> Option<String> {
-        let why = self.model.manifest.lacks(&row.params)?;
-        // The options that it goes on to name are not a study's.
-        Some(why.split_once(", which --").map_or(why.clone(), |(why, _)| why.to_owned()))
+        self.model.manifest.lacks(&row.params).map(|lack| lack.what)
     }
 
     fn record(&self, row: &Row) -> RunRecord {

@@ -75,7 +75,7 @@ pub(super) async fn submitted(config: &Config, request: RunRequest, known: bool)
     let dataset = Store::open(&request.dataset).await.map_err(Error::from)?;
     let (manifest, digest) = read_model(&config.home, &request.model).await?;
     if let Some(problem) = manifest.lacks(&params) {
-        return Err(invalid(problem));
+        return Err(invalid(problem.to_string()));
     }
     let record = RunRecord {
         format: 1,
