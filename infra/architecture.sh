@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The crate graph of docs/architecture.md, checked: which crate may use which heavy library, and which of our own.
+# The crate graph of docs/src/explanation/architecture.md, checked: which crate may use which heavy library, and which of our own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -60,7 +60,7 @@ for crate, needed in sorted(uses.items()):
         if library in needed and crate not in allowed:
             problems.append(f"{crate} uses {library}; only {', '.join(sorted(allowed))} may")
     if crate not in graph:
-        problems.append(f"{crate} has no place in the graph: add it to infra/architecture.sh and docs/architecture.md")
+        problems.append(f"{crate} has no place in the graph: add it to infra/architecture.sh and docs/src/explanation/architecture.md")
         continue
     for other in sorted((needed & ours) - graph[crate]):
         problems.append(f"{crate} must not use {other}")

@@ -1,6 +1,6 @@
 """Numbers that tell why orderings fail, of the runs of a study. Needs numpy, pillow and safetensors.
 
-    python docs/studies/causes.py out/study/centred > docs/studies/centred/causes.txt
+    python benchmarks/studies/causes.py out/study/centred > benchmarks/studies/centred/causes.txt
 
 1. How far the seeds' class vectors end from their class's (told by Adam's, which end within 0.06 of it), and how many end nearer to
    another class.

@@ -14,7 +14,7 @@ import yaml
 CHART = Path(__file__).resolve().parents[2] / "helm/basin"
 HEAD = """# basin, the chart
 
-Coordinator, workers that KEDA starts and stops, and if wanted RabbitMQ by its operator. [docs/kubernetes.md](../../docs/kubernetes.md) leads
+Coordinator, workers that KEDA starts and stops, and if wanted RabbitMQ by its operator. [Run on Kubernetes](../../docs/src/how-to/kubernetes.md) leads
 from nothing to a finished run.
 
 ```
