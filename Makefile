@@ -85,13 +85,13 @@ test: check services ## Everything that CI checks
 	@infra/published/setup.sh
 	@$(CARGO) test --locked --workspace
 
-docs: target/tools/mdbook-$(MDBOOK) ## Build the documentation as a book in target/book and check its links
-	@$</bin/mdbook build docs
+docs: target/tools/mdbook-$(MDBOOK)/bin/mdbook ## Build the documentation as a book in target/book and check its links
+	@$< build docs
 	@infra/docs-links.py target/book
 	@echo "target/book/index.html"
 
-target/tools/mdbook-$(MDBOOK):
-	@$(CARGO) install --locked --root $@ --version $(MDBOOK) --no-default-features --features search mdbook
+target/tools/mdbook-$(MDBOOK)/bin/mdbook:
+	@$(CARGO) install --locked --root target/tools/mdbook-$(MDBOOK) --version $(MDBOOK) --no-default-features --features search mdbook
 
 reference: setup ## Write the reference of commands and parameters from the code
 	@$(CARGO) $(PROGRAMS)
