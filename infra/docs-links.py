@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks that relative links lead somewhere, to the heading as well.
 
-    infra/docs-links.py             links of every Markdown file in the repository
+    infra/docs-links.py             links of every Markdown file in the repository, and files of the repository that a text names
     infra/docs-links.py target/book links of every page of the built book
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 LINK = re.compile(r"\]\(\s*<?([^()\s<>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
+NAMED = re.compile(r"`([a-z-]+/[\w./-]+\.(?:rs|sh|py|proto|csv|yaml|md))`")
 
 
 class Page(HTMLParser):
@@ -20,7 +21,7 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links = set(), []
+        self.ids, self.links, self.named = set(), [], []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
@@ -36,7 +37,7 @@ class Markdown:
 
     def __init__(self, path):
         text = re.sub(r"^(```|~~~).*?^\1", "", path.read_text(), flags=re.M | re.S)
-        self.ids, self.links = set(), LINK.findall(re.sub(r"`[^`\n]*`", "", text))
+        self.ids, self.links, self.named = set(), LINK.findall(re.sub(r"`[^`\n]*`", "", text)), NAMED.findall(text)
         for heading in re.findall(r"^#+ (.*)$", text, flags=re.M):
             words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
             slug = re.sub(r"[^\w\- ]", "", words).strip().replace(" ", "-")
@@ -57,6 +58,9 @@ def main():
         return pages[path]
 
     for file in files:
+        for name in page(file).named:
+            if Path(name.split("/")[0]).is_dir() and not Path(name).exists():
+                problems.append(f"{file}: there is no {name}")
         for link in page(file).links:
             path, _, anchor = unquote(link).partition("#")
             if re.match(r"[a-z]+:|//", link):
