@@ -24,7 +24,7 @@ def main():
         return
     context, book = json.load(sys.stdin)
     root = Path(context["root"]).resolve()
-    source, repository = root / context["config"]["book"]["src"], root.parent
+    source, repository = root / "src", root.parent
     pages = list(chapters(book.get("items") or book["sections"]))
     homes = {(source / page["path"]).resolve(): page["path"] for page in pages}
     # Folders that src shows by a symbolic link: mdBook copies what lies in them.
@@ -45,7 +45,8 @@ def main():
             if home is None or (file.suffix == ".md" and file not in homes):
                 path = f"`{file.relative_to(repository)}`"
                 return path if text.strip("`") in path else f"{text} ({path})"
-            to = os.path.relpath(home, Path(page["path"]).parent)
+            # mdBook makes an index of every README.
+            to = re.sub(r"README\.md$", "index.md", os.path.relpath(home, Path(page["path"]).parent))
             return f"{bang}[{text}]({to}{'#' + anchor if anchor else ''})"
 
         # Code is left as it is.
