@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, default_value_t = 100)]
     final_steps: u32,
     /// The table; the numbers beside it as JSON.
-    #[arg(long, default_value = "docs/authors.md")]
+    #[arg(long, default_value = "benchmarks/authors.md")]
     pub out: PathBuf,
     /// The model folder.
     #[arg(skip)]
@@ -244,7 +244,7 @@ fn table(figures: &Figures) -> String {
     let [generations, steps, final_steps] = figures.schedule;
     let mut text = format!(
         "# Against the authors' code\n\n\
-        Written by `basin-bench authors` (docs/performance.md says how to set it up): model {}, {} images of `samples/`, BasinCMA\n\
+        Written by `basin-bench authors` (docs/src/explanation/performance.md says how to set it up): model {}, {} images of `samples/`, BasinCMA\n\
         {generations} x {steps} + {final_steps} with {} seeds, no transform, no box, one image at a time, theirs and ours in turns, on {} ({}). Theirs:\n\
         minyoungg/pix2latent, branch master, in Python on torch {}. Both minimise the same loss with the same learning rates.\n\n\
         | | theirs | ours |\n|---|---|---|\n",

@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, default_value_t = 20)]
     steps: u32,
     /// The table; the numbers beside it as JSON.
-    #[arg(long, default_value = "docs/gpu.md")]
+    #[arg(long, default_value = "benchmarks/gpu.md")]
     pub out: PathBuf,
     /// Write the random model as a folder, for `basin-bench authors --model`, and measure nothing.
     #[arg(long, value_name = "FOLDER")]

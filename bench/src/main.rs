@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, default_value = "samples", global = true)]
     samples: PathBuf,
     /// Where finished cases are kept.
-    #[arg(long, default_value = "docs/validation", global = true)]
+    #[arg(long, default_value = "benchmarks/validation", global = true)]
     work: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -52,7 +52,7 @@ enum Command {
     /// Planted targets, then the ordering of the methods; writes a table.
     Validate {
         /// The table.
-        #[arg(long, default_value = "docs/validation.md")]
+        #[arg(long, default_value = "benchmarks/validation.md")]
         out: PathBuf,
         /// Planted targets.
         #[arg(long, default_value_t = 20)]
@@ -64,13 +64,13 @@ enum Command {
     /// Lane-steps per second: batched against one by one, frozen weights against not.
     Speed {
         /// The table.
-        #[arg(long, default_value = "docs/speed.md")]
+        #[arg(long, default_value = "benchmarks/speed.md")]
         out: PathBuf,
     },
     /// Fine-tuning, editability after it, and the codecs of weight deltas.
     Editing {
         /// The table.
-        #[arg(long, default_value = "docs/editing-figures.md")]
+        #[arg(long, default_value = "benchmarks/editing-figures.md")]
         out: PathBuf,
         /// Real images.
         #[arg(long, default_value_t = 16)]
@@ -84,7 +84,7 @@ enum Command {
     /// Losses of bfloat16 and of cheaper schedules against float32 and the paper's, paired over real images.
     Quality {
         /// The tables.
-        #[arg(long, default_value = "docs/quality.md")]
+        #[arg(long, default_value = "benchmarks/quality.md")]
         out: PathBuf,
         /// Real images.
         #[arg(long, default_value_t = 32)]
@@ -100,7 +100,7 @@ enum Command {
     /// Messages and objects each second, and what they cost, against the client libraries alone; needs a RabbitMQ.
     Fleet {
         /// The table.
-        #[arg(long, default_value = "docs/throughput.md")]
+        #[arg(long, default_value = "benchmarks/throughput.md")]
         out: PathBuf,
         /// A little of everything, to see that it works; writes nothing.
         #[arg(long)]
@@ -109,7 +109,7 @@ enum Command {
     /// Plans and publishes ImageNet, starts onto 120,000 results, takes in events; needs a RabbitMQ.
     Coordinator {
         /// The table.
-        #[arg(long, default_value = "docs/coordinator-speed.md")]
+        #[arg(long, default_value = "benchmarks/coordinator-speed.md")]
         out: PathBuf,
         /// A little of everything, to see that it works; writes nothing.
         #[arg(long)]
@@ -118,7 +118,7 @@ enum Command {
     /// What coordinator, RabbitMQ, worker and store add to the projection of an image; needs a RabbitMQ.
     Overhead {
         /// The table.
-        #[arg(long, default_value = "docs/fleet-overhead.md")]
+        #[arg(long, default_value = "benchmarks/fleet-overhead.md")]
         out: PathBuf,
         /// Turns that count; there is one more.
         #[arg(long, default_value_t = 5)]
@@ -136,7 +136,7 @@ enum Command {
     /// Pages of a large run, and what twenty that are open cost.
     Dashboard {
         /// The table.
-        #[arg(long, default_value = "docs/dashboard-speed.md")]
+        #[arg(long, default_value = "benchmarks/dashboard-speed.md")]
         out: PathBuf,
         /// Settled images.
         #[arg(long, default_value_t = 120_000)]
@@ -148,7 +148,7 @@ enum Command {
     /// The published networks at full size with random weights: files, speed and memory.
     Networks {
         /// The tables.
-        #[arg(long, default_value = "docs/networks-figures.md")]
+        #[arg(long, default_value = "benchmarks/networks-figures.md")]
         out: PathBuf,
     },
     /// The rate of one CPU device, for `speed`.
@@ -183,7 +183,7 @@ fn main() -> Result<()> {
             let ordering = ordering::run(&model, &lanes, &args.samples, &args.work, real)?;
             let head = format!(
                 "# Validation\n\nWritten by `make validate`; model {} ({}), profile `paper` unless said otherwise.\n\
-                Every case is a line in `docs/validation/`; what is there is not run again.\n",
+                Every case is a line in `benchmarks/validation/`; what is there is not run again.\n",
                 model.reference.name,
                 &model.reference.digest[..12]
             );

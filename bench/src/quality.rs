@@ -83,7 +83,7 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, as_it_is:
         "# Quality of cheaper and rounder searches\n\n\
         Written by `make bench-quality`: model {}, {} real off-centre images of `samples/`, 18 seeds, the same seeds for all. The loss is\n\
         what is minimised, in the generator's frame, after the last step; inverted, the same of the inverted image inside the box.\n\
-        Differences are relative, paired over the images, with 95 % bootstrap intervals. Cases are in `docs/validation/`.\n",
+        Differences are relative, paired over the images, with 95 % bootstrap intervals. Cases are in `benchmarks/validation/`.\n",
         model.reference.name,
         all.len(),
     );

@@ -23,6 +23,7 @@ mod local;
 mod models;
 mod plan;
 mod project;
+mod reference;
 mod report;
 mod serve_edits;
 mod study;
@@ -114,6 +115,12 @@ enum Command {
         /// Folder to write to.
         dir: PathBuf,
     },
+    /// Write the pages of the documentation that follow from the code.
+    #[command(hide = true)]
+    Reference {
+        /// Folder to write to.
+        dir: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -157,6 +164,10 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "basin", &mut text);
             let _ = std::io::Write::write_all(&mut std::io::stdout(), &text);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Reference { dir } => {
+            reference::write(&Args::command(), &dir)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Man { dir } => {

@@ -323,7 +323,7 @@ fn a_study_on_a_fleet_has_the_numbers_that_it_has_on_one_machine() {
     fleet.start_worker(&[]);
     let path = |path: &str| root().join(path).to_string_lossy().into_owned();
     let (data, model, url) =
-        (path("docs/studies/data/centred"), path("models/fashion32"), format!("http://127.0.0.1:{}", fleet.port));
+        (path("benchmarks/data/centred"), path("models/fashion32"), format!("http://127.0.0.1:{}", fleet.port));
     let there = ["--coordinator", &url];
     let study = |out: &str, place: &[&str]| {
         let out = fleet.path(out).to_string_lossy().into_owned();

@@ -148,8 +148,9 @@ fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
 
 /// What an example of the documentation prints.
 fn python_example(scene: &Scene, name: &str, argument: &str) -> String {
-    let docs =
-        ["docs/results.md", "docs/editing.md"].map(|file| fs::read_to_string(root().join(file)).expect("readable")).concat();
+    let docs = ["docs/src/how-to/results.md", "docs/src/reference/weight-deltas.md"]
+        .map(|file| fs::read_to_string(root().join(file)).expect("readable"))
+        .concat();
     let example = docs.split(&format!("```python {name}\n")).nth(1).and_then(|t| t.split("```").next()).expect("the example");
     fs::write(scene.path("example.py"), example).expect("writable");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);

@@ -157,7 +157,7 @@ impl Thread {
             batch.iter().enumerate().map(|(i, image)| Course::begin(&image.hand, projection.stage(i))).collect();
         let images = batch.iter().map(|image| (image.job.image.as_str(), image.frame.pixels.as_slice()));
         let mut recorder = self.record.as_ref().map(|dir| Recorder::new(dir, model.reference.resolution, images));
-        // Of which images what is kept can change no more: fine-tuning begins again from the search's answer (docs/adr/0009).
+        // Of which images what is kept can change no more: fine-tuning begins again from the search's answer (docs/src/adr/0009).
         let searched = |projection: &Projection, i| projection.stage(i) == Some("fine_tune");
         let mut settled: Vec<bool> = (0..batch.len()).map(|i| searched(&projection, i)).collect();
         while !projection.finished() {

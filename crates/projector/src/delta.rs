@@ -343,7 +343,7 @@ fn encode(difference: &Tensor, codec: &DeltaCodec, tolerance: f64) -> Code {
         DeltaCodec::Int4 => integers(&d, 7).0,
         DeltaCodec::LowRank { rank } => low_rank(&d, i64::from(*rank)),
         // The coarsest integers whose error is small enough. Of the codes above the others are finer, or larger for the same
-        // image (docs/editing-figures.md).
+        // image (benchmarks/editing-figures.md).
         DeltaCodec::Auto { .. } => {
             let allowed = tolerance * d.square().sum(Kind::Double).double_value(&[]).sqrt();
             // Errors fall with the level: the first that is good enough.

@@ -30,7 +30,7 @@ fn one_two_or_three_devices_and_one_or_many_images_give_the_same_bits() {
 #[test]
 fn smaller_batches_give_the_same_losses_up_to_rounding() {
     let model = model();
-    // One descent: CMA-ES on top of it would carry rounding from one generation to the next (docs/adr/0003).
+    // One descent: CMA-ES on top of it would carry rounding from one generation to the next (docs/src/adr/0003).
     let params = Params { transform: None, ..short(LatentSearch::Adam { steps: 10 }) };
     let whole = run(&model, &Lanes::new(&model, &[Device::Cpu]), &params, targets(&model, 2));
     for block in [1, 2, 4] {

@@ -1,6 +1,6 @@
 //! One row per image: `results.csv` and `results.parquet`. Pure: records in, bytes out.
 //!
-//! Both files are made from the same columns, sorted by image. `docs/results.md` explains every column.
+//! Both files are made from the same columns, sorted by image. `docs/src/reference/results.md` explains every column.
 
 use std::sync::Arc;
 
@@ -295,10 +295,10 @@ mod tests {
 
     #[test]
     fn every_column_is_explained() {
-        let document = include_str!("../../../docs/results.md");
+        let document = include_str!("../../../docs/src/reference/results.md");
         for column in columns(&[], &[]) {
             let metric = column.name.trim_end_matches("_seeds_mean").trim_end_matches("_seeds_min");
-            assert!(document.contains(&format!("`{metric}`")), "docs/results.md does not explain {}", column.name);
+            assert!(document.contains(&format!("`{metric}`")), "docs/src/reference/results.md does not explain {}", column.name);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which settled images are projected again. Pure.
 //!
 //! A failure can be tried again as it is: what was wrong may be mended. A result cannot, since the same job gives the same answer:
-//! it is projected again with another seed only (`docs/adr/0007-redrive.md`).
+//! it is projected again with another seed only (`docs/src/adr/0007-redrive.md`).
 
 use proto::{Failure, FailureReason, ResultRecord};
 use serde_json::Value;
