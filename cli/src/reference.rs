@@ -135,7 +135,8 @@ impl Schema {
             PROFILES.map(|name| format!("`{name}`")).join(" | ")
         );
         for (name, field) in fields(schema) {
-            let inner = self.resolve(field);
+            // The entries of a list.
+            let inner = self.resolve(field.get("items").unwrap_or(field));
             let choices = variants(inner).unwrap_or_default();
             let section = first
                 && (inner.get("properties").is_some() || choices.first().is_some_and(|one| one.get("properties").is_some()));

@@ -52,7 +52,8 @@ pub enum Precision {
     /// float32.
     #[default]
     Fp32,
-    /// float32 in memory. GPUs that can round the factors of products and convolutions to ten bits. The same as `fp32` on a CPU.
+    /// float32 in memory; on GPUs that support it the factors of products and convolutions are rounded to ten bits. The same as
+    /// `fp32` on a CPU.
     Tf32,
     /// Weights and activations of generator and perceptual network in bfloat16.
     Bf16,
@@ -96,7 +97,7 @@ pub enum MaskSource {
     Box,
     /// The data set's outline: COCO's polygons or run lengths. The box if it has none.
     Outline,
-    /// The box of the model's detector (see `worker/src/find.rs` for which of several).
+    /// The box of the model's detector (`crates/engine/src/find.rs` says which of several).
     DetectorBox,
     /// The mask of the model's detector.
     DetectorMask,
@@ -176,7 +177,7 @@ pub struct Loss {
 pub enum L1Scale {
     /// Sum over channels, mean over pixels (paper, legacy).
     ChannelSum,
-    /// Mean over channels and pixels: a third of that (master).
+    /// Mean over channels and pixels, a third of `channel_sum` (master).
     ChannelMean,
 }
 
@@ -313,14 +314,14 @@ pub enum LatentSearch {
     },
     /// CMA-ES without gradients. The projection is its last generation, and c stays that of the class.
     Cma {
-        /// Generations.
+        /// Generations. 1 to 1,000,000.
         generations: u32,
     },
     /// CMA-ES without gradients, then Adam from fresh samples of it.
     CmaAdam {
-        /// Generations.
+        /// Generations. 1 to 1,000,000.
         generations: u32,
-        /// Gradient steps.
+        /// Gradient steps. 1 to 1,000,000.
         steps: u32,
     },
     /// CMA-ES over the starts of short descents, then a long descent: the paper's method (Algorithm 1, lines 13-23).
@@ -377,7 +378,7 @@ pub struct Descent {
     pub limit: f64,
 }
 
-/// Equation 6: the generator's weights are fitted to the image, and may not go far.
+/// Equation 6: fits the generator's weights to the image, and a regulariser keeps them near the model's.
 ///
 /// The authors' code has no fine-tuning: what the paper leaves open follows PTI (Roich et al. 2021) and the readings of Section 3.5.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
