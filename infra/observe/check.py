@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Holds dashboards and alerts against what the services measure. Only the standard library.
+"""Checks that the services measure what dashboards and alerts show. Only the standard library.
 
-check.py names               every metric and label in them exists; metrics.txt says what the Rust constants say
-check.py series URL RUN      asks a Prometheus every one of their questions, since the start of the run, and says what has no answer
-check.py receive PORT FILE   takes traces (OTLP, JSON) and appends them to a file
-check.py traces FILE JOBS    that file has so many whole traces, with what the dashboard of a job looks for
+check.py names               every metric and label in them exists (metrics.txt; a test compares that with the Rust constants)
+check.py series URL RUN      every query of them has an answer in a Prometheus, since the start of the run
+check.py receive PORT FILE   receives traces (OTLP, JSON) and appends them to a file
+check.py traces FILE JOBS    that file has JOBS whole traces, with the attributes that the dashboard of a job reads
 """
 import collections, http.server, json, math, pathlib, re, sys, time, urllib.parse, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DASHBOARDS = sorted((ROOT / "infra/grafana/dashboards").glob("*.json"))
-ALERTS = ROOT / "infra/prometheus/alerts.yaml"
+DASHBOARDS = sorted((ROOT / "helm/basin/files/dashboards").glob("*.json"))
+ALERTS = ROOT / "helm/basin/files/alerts.yaml"
 SELECTOR = re.compile(r"\b((?:basin|hw_gpu)_[a-z0-9_]+|ALERTS)\b(\{[^}]*\})?")
-# Needs a GPU, or trouble that a short run on a healthy machine has not.
+# Needs a GPU, or failures that a short run on a healthy machine does not have.
 MAY_BE_EMPTY = re.compile(r'hw_gpu|basin_retries|basin_jobs_republished|basin_checkpoints_total\{outcome="failed"|ALERTS')
 UNITS = {"s": "seconds", "By": "bytes"}
 
