@@ -18,7 +18,7 @@ UNITS = {"s": "seconds", "By": "bytes"}
 
 
 def prometheus(name, kind, unit):
-    """What Prometheus calls it."""
+    """Its name in Prometheus."""
     words = name.split(".")
     if unit in UNITS:
         words.append(UNITS[unit])
@@ -83,21 +83,21 @@ def names():
         labels = {"alertname", "alertstate"}
         for name, matchers in SELECTOR.findall(expr):
             if name not in known:
-                problems.append(f"{where}: nobody measures {name}")
+                problems.append(f"{where}: no service measures {name}")
                 continue
             labels |= known[name]
             problems += [f"{where}: {name} has no label {label}" for label in re.findall(r"(\w+)\s*(?:=|!)", matchers) if label not in known[name]]
         for group in re.findall(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)", expr):
-            problems += [f"{where}: nothing in it has label {label}" for label in re.findall(r"\w+", group) if label not in labels]
+            problems += [f"{where}: no series in it has the label {label}" for label in re.findall(r"\w+", group) if label not in labels]
     sources = [path for service in ("coordinator", "worker") if (path := ROOT / service / "src/metrics.rs").exists()]
     if len(sources) == 2:
         ours = {(name, kind, unit) for name, kind, unit, *_ in listed()}
         constants = r'\b(counter|gauge|histogram)\(\s*"((?:basin|hw)\.[^"]+)",\s*"([^"]+)"'
         theirs = {(name, kind, unit) for path in sources for kind, name, unit in re.findall(constants, path.read_text())}
-        problems += [f"metrics.txt alone has {' '.join(m)}" for m in sorted(ours - theirs)]
-        problems += [f"metrics.rs alone has {' '.join(m)}" for m in sorted(theirs - ours)]
+        problems += [f"only metrics.txt has {' '.join(m)}" for m in sorted(ours - theirs)]
+        problems += [f"only metrics.rs has {' '.join(m)}" for m in sorted(theirs - ours)]
     else:
-        print("check: no metrics.rs yet, only metrics.txt is compared")
+        print("check: there is no metrics.rs; only metrics.txt is compared")
     print(f"check: {len(asked)} expressions, {len(known)} series")
     return problems
 
@@ -108,7 +108,7 @@ def ask(url, path, **parameters):
 
 
 def series(url, run, patience=40):
-    """Each question itself must have an answer (an alert's has none while all is well), and each series that it looks at."""
+    """Each query must have an answer, and each series in it; an alert's query has none without trouble."""
     begun, todo = time.time() - 3600, []
     for where, expr in questions():
         for name, value in (("__rate_interval", "30s"), ("__range", "10m"), ("run", run), ("class", ".*"), ("top", "20")):
