@@ -94,7 +94,8 @@ pub struct Speed {
     model: String,
     devices: String,
     device_count: usize,
-    rates: Rates,
+    /// Lane-steps per second; the first is of 8 images on all devices, the last without a split.
+    rates: Vec<(String, f64)>,
     lane_step_gflop: f64,
     /// GFLOP/s of a product of large matrices in float32 on all devices.
     matrix_gflops: f64,
@@ -103,20 +104,6 @@ pub struct Speed {
     /// Lane-steps of an image by profile.
     profiles: Vec<(String, u64)>,
     operations: Vec<Operation>,
-}
-
-/// Lane-steps per second.
-#[derive(Serialize, Deserialize)]
-struct Rates {
-    several: f64,
-    bf16: f64,
-    composed: f64,
-    eighteen: f64,
-    shared: f64,
-    one_by_one: f64,
-    one_image: f64,
-    one_device: f64,
-    apart: f64,
 }
 
 /// A part of a search step on one device.
@@ -147,19 +134,22 @@ pub fn run(model: &LoadedModel, folder: &Path) -> Result<Speed> {
     })
 }
 
-fn rates(model: &LoadedModel, all: &[Device]) -> Result<Rates> {
-    let with = |lanes: &Lanes, images, precision| rate(model, lanes, images, precision);
+fn rates(model: &LoadedModel, all: &[Device]) -> Result<Vec<(String, f64)>> {
     let whole = Lanes::new(&model.model, all);
-    let several = with(&whole, 8, Precision::Fp32)?;
-    let one_image = with(&whole, 1, Precision::Fp32)?;
-    let bf16 = with(&whole, 8, Precision::Bf16)?;
-    let composed = kernels::composed(|| with(&whole, 8, Precision::Fp32))?;
-    let one_device = with(&Lanes::new(&model.model, &all[..1]), 8, Precision::Fp32)?;
-    let one_by_one = with(&Lanes::with_block(&model.model, all, 1), 8, Precision::Fp32)?;
-    let eighteen = with(&Lanes::with_block(&model.model, all, 18), 8, Precision::Fp32)?;
-    let shared = with(&Lanes::shared(&model.model, all, 72), 8, Precision::Fp32)?;
+    let of = |lanes: &Lanes| rate(model, lanes, 8, Precision::Fp32);
+    let rates = vec![
+        ("8 images", of(&whole)?),
+        ("8 images, generator and perceptual network in bfloat16", rate(model, &whole, 8, Precision::Bf16)?),
+        ("8 images, libtorch's operations alone", kernels::composed(|| of(&whole))?),
+        ("8 images, 18 lanes in a batch instead of 9", of(&Lanes::with_block(&model.model, all, 18))?),
+        ("8 images, batches of lanes of any images, as on a GPU", of(&Lanes::shared(&model.model, all, 72))?),
+        ("8 images, one lane a batch", of(&Lanes::with_block(&model.model, all, 1))?),
+        ("1 image", rate(model, &whole, 1, Precision::Fp32)?),
+        ("8 images, one device", of(&Lanes::new(&model.model, &all[..1]))?),
+    ];
     drop(whole);
-    Ok(Rates { several, bf16, composed, eighteen, shared, one_by_one, one_image, one_device, apart: apart(all.len())? })
+    let apart = ("one process for each device, at the same time, together", apart(all.len())?);
+    Ok(rates.into_iter().chain([apart]).map(|(name, rate)| (name.to_owned(), rate)).collect())
 }
 
 /// The largest parts of a search step.
@@ -185,19 +175,10 @@ impl Record for Speed {
     const NAME: &'static str = "speed";
 
     fn page(&self, machine: &Machine) -> Page {
-        let Rates { several, apart, .. } = self.rates;
+        let rate = |row: Option<&(String, f64)>| row.map_or(f64::NAN, |(_, rate)| *rate);
+        let (several, apart) = (rate(self.rates.first()), rate(self.rates.last()));
         let gflops = several * self.lane_step_gflop;
-        let rates = [
-            ("8 images", several),
-            ("8 images, generator and perceptual network in bfloat16", self.rates.bf16),
-            ("8 images, libtorch's operations alone", self.rates.composed),
-            ("8 images, 18 lanes in a batch instead of 9", self.rates.eighteen),
-            ("8 images, batches of lanes of any images, as on a GPU", self.rates.shared),
-            ("8 images, one lane a batch", self.rates.one_by_one),
-            ("1 image", self.rates.one_image),
-            ("8 images, one device", self.rates.one_device),
-            ("one process for each device, at the same time, together", apart),
-        ];
+        let rates = self.rates.iter().map(|(name, rate)| vec![name.clone(), number(*rate, 0)]);
         let profiles = self
             .profiles
             .iter()
@@ -208,7 +189,7 @@ impl Record for Speed {
                 "Written by `make bench` on {machine}: model {}, devices {}, best of three turns of {STEPS} Adam steps, 18 seeds.",
                 self.model, self.devices
             ))
-            .table(&["", "lane-steps/s"], rates.map(|(name, rate)| vec![name.into(), number(rate, 0)]))
+            .table(&["", "lane-steps/s"], rates)
             .text(&format!(
                 "The split over {} devices costs {:.1} % (the first row against the last). A lane-step is {:.3} GFLOP by its shapes. The \
                 first row is {gflops:.0} GFLOP/s: {:.0} % of a product of large matrices in float32 ({:.0} GFLOP/s). A pass through the \

@@ -118,7 +118,7 @@ pub struct Samples {
 }
 
 impl Samples {
-        pub fn draw(generator: &dyn Generator, n: usize, rng: &mut ChaCha8Rng) -> Samples {
+    pub fn draw(generator: &dyn Generator, n: usize, rng: &mut ChaCha8Rng) -> Samples {
         let classes: Vec<i64> = (0..n).map(|_| rng.random_range(0..generator.num_classes())).collect();
         let z_dim = generator.latent_dim();
         let z: Vec<f32> = (0..n as i64 * z_dim).map(|_| rng.sample::<f32, _>(StandardNormal) % 2.0).collect();
