@@ -11,7 +11,7 @@ program=target/debug/basin-bench
 
 if [ "${1:-}" = --pack ]; then
     infra/libtorch/setup.sh
-    ${CARGO:-cargo} build --locked -p bench
+    ${CARGO:-cargo} build --locked --workspace --bin basin-bench
     pack=target/bench-gpu
     rm -rf "$pack"
     mkdir -p "$pack/bench"
@@ -28,5 +28,5 @@ command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null || {
     exit 1
 }
 CUDA=1 infra/libtorch/setup.sh
-${CARGO:-cargo} build --locked -p bench
+${CARGO:-cargo} build --locked --workspace --bin basin-bench
 BASIN_BENCH=$PWD/$program LIBTORCH_LIB=$PWD/target/libtorch/torch/lib OUT=${OUT:-benchmarks} infra/gpu/run.sh "$@"
