@@ -1,4 +1,4 @@
-//! A run on this machine: coordinator and worker in one process, over the embedded queue.
+//! A run on this machine: coordinator and worker in one process, with the embedded queue between them.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -31,16 +31,16 @@ use worker::{Shutdown, Working};
 /// How to compute on this machine.
 #[derive(clap::Args)]
 pub struct Machine {
-    /// Where to compute: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
+    /// Devices to compute on: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
     #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
     devices: String,
-    /// Images that are projected side by side.
+    /// Number of images to project at one time.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_images: u16,
-    /// Seconds between checkpoints: what a kill costs at most.
+    /// Seconds between checkpoints; a killed process loses at most this much work.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     checkpoint_every: u64,
-    /// Serve a dashboard of the run while it goes on, to browsers of this machine.
+    /// Serve a dashboard of the run to browsers of this machine until the run ends. Default address: 127.0.0.1:8470.
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:8470")]
     watch: Option<SocketAddr>,
 }
@@ -228,10 +228,10 @@ async fn obey(mut asked: watch::Receiver<bool>, stop: watch::Sender<bool>) {
 /// The dashboard of the run, and what serves it.
 async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk, AbortHandle)> {
     if !address.ip().is_loopback() {
-        bail!("--watch {address} can be reached from other machines, and asks for no token: use 127.0.0.1");
+        bail!("--watch {address} is open to other machines, and this dashboard has no token: use 127.0.0.1");
     }
     let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("--watch cannot listen on {address} (give another address)"))?;
+    let listener = listener.with_context(|| format!("--watch cannot listen on {address}: give another address"))?;
     let (desk, handle) = Desk::open(results).await?;
     note!("dashboard: http://{}", listener.local_addr()?);
     let gate = Gate::local().context("cannot read /dev/urandom")?;
