@@ -145,7 +145,7 @@ impl Args {
         };
         if classes.is_empty() && moves.is_empty() && self.truncation == 1.0 {
             bail!(
-                "nothing to change: give --class, --shift, --zoom, --move or --truncation (--list prints classes and directions)"
+                "nothing to change: give --class NAME, --shift, --zoom, --move or --truncation (--list prints classes and directions)"
             );
         }
         let request =
