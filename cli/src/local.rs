@@ -59,38 +59,33 @@ pub struct Local {
 
 /// One run of several.
 pub struct Task<'a> {
-    /// The run.
     pub spec: RunSpec,
-    /// What is projected again.
+    /// Images to project again.
     pub redrive: Option<Redrive>,
-    /// Where its images are.
     pub dataset: &'a Store,
-    /// Where its results go.
     pub results: &'a Store,
-    /// Folder of the films.
+    /// Folder for films of the search.
     pub record: Option<PathBuf>,
-    /// Stands before the progress.
+    /// Printed before the progress.
     pub title: String,
 }
 
-/// What came of a run.
+/// How a run ended.
 pub struct Outcome {
     /// Images of the run.
     pub total: usize,
     /// Images that had neither a result nor a failure before.
     pub left: usize,
-    /// A signal asked to stop: some of it is left.
+    /// A signal stopped the run before its end.
     pub interrupted: bool,
-    /// Its numbers.
     pub summary: Summary,
-    /// Its results and failures.
     pub records: Arc<Records>,
     /// The jobs of images that had a result before.
     expected: HashMap<String, JobId>,
 }
 
 impl Outcome {
-    /// Results that were there before and are of another file, class or box than the data set has now.
+    /// Results of earlier starts that were made from another file, class or box than the data set has now.
     pub fn stale(&self) -> usize {
         let other = |record: &&ResultRecord| self.expected.get(&record.image).is_some_and(|id| *id != record.job);
         self.records.results.iter().filter(other).count()
@@ -105,12 +100,12 @@ impl Local {
         let (ask, asked) = watch::channel(false);
         let listen = |kind| signal(kind).context("cannot listen to signals");
         let signals = [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?];
-        // Lives as long as the process: what comes before and after the work can be ended, too.
+        // Lives as long as the process, so that a signal also ends what comes before and after the work.
         tokio::spawn(on_signal(signals, shutdown.clone(), ask, bar.clone()));
         Ok(Local { machine, devices, shutdown, asked, bar })
     }
 
-    /// Projects what is left of a run, and writes its tables. `model` is asked for if there is something left.
+    /// Projects what is left of a run, and writes its tables. `model` is called if an image is left.
     pub async fn project(&self, task: Task<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
         let Task { spec, redrive, dataset, results, record, title } = task;
         let super_classes = spec.super_class_of();
@@ -133,7 +128,7 @@ impl Local {
             note!("projecting {left} images into {name} ({seeds} seeds, profile {how}) on {devices}");
             self.drive(spec, plan, record, model(), results, title).await?
         };
-        // From here on a signal ends the process: `basin report` makes again what it leaves unwritten.
+        // From here on a signal ends the process; `basin report` writes the tables that are missing then.
         let record = run::read_run(results).await?.context("run.json has vanished")?;
         let records = Arc::new(run::read_records(results).await?);
         if !interrupted {
@@ -188,7 +183,7 @@ impl Local {
             let models = Models::One(Box::new(model));
             async move {
                 let outcome = worker::run(config, models, queue.clone(), runs, shutdown, working).await;
-                // Without the worker nothing more will happen.
+                // Without a worker the run cannot continue.
                 stop.send_replace(true);
                 outcome
             }
@@ -197,7 +192,7 @@ impl Local {
             let queue = queue.clone();
             async move {
                 let outcome = drive::drive(spec, plan, &queue, runs, stopped, status, desk).await;
-                // The worker gives back what it holds before the queue closes.
+                // The worker releases its jobs before the queue closes.
                 if outcome.is_ok() && !shutdown.requested() {
                     queue.close().await;
                 } else {
@@ -239,7 +234,7 @@ async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk
     Ok((desk, serves.abort_handle()))
 }
 
-/// The first signal asks to stop, the second leaves at once.
+/// The first signal stops the run after this step, the second ends the process at once.
 async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdown, stop: watch::Sender<bool>, bar: ProgressBar) {
     for count in 0.. {
         tokio::select! {
@@ -250,7 +245,7 @@ async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdo
             // Not `exit`, which would destroy libtorch's state under the threads that use it.
             signal_hook::low_level::exit(130);
         }
-        bar.suspend(|| note!("stopping after this step, saving (again: leave at once)"));
+        bar.suspend(|| note!("stopping after this step and saving (again: exit at once)"));
         shutdown.request();
         stop.send_replace(true);
     }

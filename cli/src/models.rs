@@ -17,6 +17,8 @@ use zoo::convert::{self, Names, Parts, Trunk};
 use zoo::fetch::{Fetched, Progress, fetch};
 use zoo::published::{Address, File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 
+use crate::project::read_manifest;
+
 /// Number of objects below which their mean is unreliable.
 const FEW: usize = 100;
 
@@ -267,12 +269,6 @@ fn describe_network(network: &Published) {
         };
         say!("  {} ({} MB)\n    {address}\n    {hash}", file.name, megabytes(file.size));
     }
-}
-
-fn read_manifest(folder: &Path) -> anyhow::Result<(ModelManifest, String)> {
-    let path = folder.join("model.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))
 }
 
 fn describe_folder(folder: &Path) -> anyhow::Result<()> {

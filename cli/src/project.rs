@@ -116,7 +116,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Reads `model.json` of a model folder; also returns the model's digest.
 pub fn read_manifest(model: &Path) -> anyhow::Result<(ModelManifest, String)> {
     let path = model.join("model.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {} (--model names a model folder)", path.display()))?;
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}: give a model folder", path.display()))?;
     ModelManifest::parse(&bytes).with_context(|| format!("{} is not a valid model description", path.display()))
 }
 

@@ -34,7 +34,7 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
         queue.publish(Channel::Events, vec![8, 99]).await.expect("published");
         queue.close().await;
     });
-    // What is wrong with a worker's machine is no fault of the images: it leaves, and nothing fails.
+    // A fault of a worker's machine fails no image: the worker leaves.
     let no_folder = fleet.path("token").to_string_lossy().into_owned();
     fleet.start_worker_with(&[], &[("BASIN_MODEL_CACHE", &no_folder)]);
     wait_for("the worker without a cache to leave", 60, || fleet.workers[0].ended());
@@ -53,7 +53,7 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
     drop(standby);
     fleet.workers.clear();
 
-    // Queues with other settings, as of another version, are refused until somebody wants new ones.
+    // Queues with other settings, as of another version, are refused without --reset-queues.
     let other = [("BASIN_QUEUE_URL", &*format!("{}&delivery_limit=7", fleet.queue_url()))];
     fleet.start_coordinator_with(&other, &[]);
     wait_for("the refusal", 60, || fleet.coordinator.as_mut().is_some_and(Process::ended));
@@ -63,8 +63,8 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
     assert!(fleet.status("r").contains("finished"));
 }
 
-/// An image that kills whoever works on it, which the test does for it: the others of its batch are projected, and it becomes a
-/// failure after some attempts.
+/// The test kills every worker that begins the image: the other images of its batch are projected, and it becomes a failure after
+/// some attempts.
 #[test]
 fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
     let mut fleet = Fleet::start();
@@ -90,8 +90,8 @@ fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
     assert!(failure.contains("quarantined") && failure.contains("5 attempts"), "{failure}");
 }
 
-/// Every point between two steps that others can see, of worker and coordinator: a process ends there, another goes on, and the
-/// run is complete, once, with the numbers of one machine.
+/// For every point between two visible steps of worker and coordinator: a process ends there, another takes over, and the run is
+/// complete, once, with the numbers of one machine.
 #[test]
 fn a_crash_between_any_two_steps_loses_nothing() {
     let mut fleet = Fleet::start();

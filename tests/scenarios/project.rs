@@ -253,7 +253,7 @@ fn coco_annotations_with_bad_entries_lose_only_those() {
 }
 
 #[test]
-fn an_interrupted_run_saves_and_goes_on_to_the_same_answer() {
+fn an_interrupted_run_saves_and_resumes_to_the_same_result() {
     let scene = Scene::new().with_samples(2).long();
     scene.expect(0, "undisturbed", &[]);
     let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
@@ -269,7 +269,7 @@ fn an_interrupted_run_saves_and_goes_on_to_the_same_answer() {
 }
 
 #[test]
-fn a_run_can_be_watched_in_a_browser_while_it_goes_on() {
+fn a_run_can_be_watched_in_a_browser_until_it_ends() {
     // One result is there from before.
     let scene = Scene::new().with_samples(1);
     scene.expect(0, "out", &[]);
@@ -299,7 +299,7 @@ fn a_run_can_be_watched_in_a_browser_while_it_goes_on() {
 }
 
 #[test]
-fn a_killed_run_goes_on_from_its_checkpoints_to_the_same_answer() {
+fn a_killed_run_resumes_from_its_checkpoints_to_the_same_result() {
     let scene = Scene::new().with_samples(2).long();
     scene.expect(0, "undisturbed", &[]);
     let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use harness::{Fleet, Heard, Otlp, Span, files, pass, root, short, wait_for};
 use proto::{LatentSearch, ResultRecord};
 
-/// Every span of a job that goes well: who makes it, its kind, and what it is part of.
+/// Every span of a job that succeeds: service, name, kind and name of the parent.
 const SPANS: [(&str, &str, i32, &str); 12] = [
     ("basin-coordinator", "process basin.events", 5, "publish basin.events"),
     ("basin-coordinator", "process basin.events", 5, "publish basin.events"),

@@ -182,10 +182,12 @@ fn a_tiny_terminal_still_says_the_most_important() {
     press(&mut state, KeyCode::Esc);
     press(&mut state, KeyCode::Enter);
     assert_shows(&screen(&state, 20, 5), &["night  running  ", "62 %", "3 failed"]);
-    // What there is room for, down to a single cell.
-    for (width, height, part) in [(1, 1, "n"), (2, 3, "ni"), (3, 40, "nig"), (200, 2, "night  running")] {
+    // As much of the name as there is room for, and something even in a single cell.
+    for (width, height, part) in [(2, 3, "ni"), (3, 40, "nig"), (200, 2, "night  running")] {
         assert_shows(&screen(&state, width, height), &[part]);
     }
+    let cell = screen(&state, 1, 1);
+    assert!(cell.chars().any(|c| !c.is_whitespace() && c != '"'), "{cell}");
 }
 
 #[test]
