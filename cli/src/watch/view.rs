@@ -96,8 +96,7 @@ fn view_runs(frame: &mut Frame, area: Rect, state: &State) {
     let [list, trouble, workers] =
         Layout::vertical([Constraint::Max(rows), Constraint::Max(lines.min(area.height / 3)), Constraint::Fill(1)]).areas(area);
     let bar = usize::from(area.width / 5).clamp(6, 30);
-    let column =
-        |title, need, cell: &dyn Fn(&RunStatus) -> Line<'static>| Column::new(title, need, runs.iter().map(|run| cell(run)));
+    let column = |title, need, cell: &dyn Fn(&RunStatus) -> Line<'static>| Column::new(title, need, runs.iter().map(cell));
     let columns = [
         column("run", 0, &|run| Line::raw(harmless(&run.name))),
         column("state", 2, &|run| state_of(state, run).into()),
@@ -180,9 +179,8 @@ fn view_classes(frame: &mut Frame, area: Rect, state: &State, run: &RunStatus) {
         (Some(value), None) => format!("{value:.4}"),
         (None, _) => String::new(),
     };
-    let column = |title, need, cell: &dyn Fn(&ClassStatus) -> Line<'static>| {
-        Column::new(title, need, run.classes.iter().map(|class| cell(class)))
-    };
+    let column =
+        |title, need, cell: &dyn Fn(&ClassStatus) -> Line<'static>| Column::new(title, need, run.classes.iter().map(cell));
     let columns = [
         column("class", 0, &|class| Line::raw(harmless(&class.class))),
         column("images", 3, &|class| Line::raw(class.images.to_string()).right_aligned()),
