@@ -1,4 +1,4 @@
-//! A run on this machine: coordinator and worker in one process, over the embedded queue.
+//! A run on this machine: coordinator and worker in one process, with the embedded queue between them.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -31,16 +31,16 @@ use worker::{Shutdown, Working};
 /// How to compute on this machine.
 #[derive(clap::Args)]
 pub struct Machine {
-    /// Where to compute: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
+    /// Devices to compute on: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
     #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
     devices: String,
-    /// Images that are projected side by side.
+    /// Number of images to project at one time.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_images: u16,
-    /// Seconds between checkpoints: what a kill costs at most.
+    /// Seconds between checkpoints; a killed process loses at most this much work.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     checkpoint_every: u64,
-    /// Serve a dashboard of the run while it goes on, to browsers of this machine.
+    /// Serve a dashboard of the run to browsers of this machine until the run ends. Default address: 127.0.0.1:8470.
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:8470")]
     watch: Option<SocketAddr>,
 }
@@ -59,38 +59,33 @@ pub struct Local {
 
 /// One run of several.
 pub struct Task<'a> {
-    /// The run.
     pub spec: RunSpec,
-    /// What is projected again.
+    /// Images to project again.
     pub redrive: Option<Redrive>,
-    /// Where its images are.
     pub dataset: &'a Store,
-    /// Where its results go.
     pub results: &'a Store,
-    /// Folder of the films.
+    /// Folder for films of the search.
     pub record: Option<PathBuf>,
-    /// Stands before the progress.
+    /// Printed before the progress.
     pub title: String,
 }
 
-/// What came of a run.
+/// How a run ended.
 pub struct Outcome {
     /// Images of the run.
     pub total: usize,
     /// Images that had neither a result nor a failure before.
     pub left: usize,
-    /// A signal asked to stop: some of it is left.
+    /// A signal stopped the run before its end.
     pub interrupted: bool,
-    /// Its numbers.
     pub summary: Summary,
-    /// Its results and failures.
     pub records: Arc<Records>,
     /// The jobs of images that had a result before.
     expected: HashMap<String, JobId>,
 }
 
 impl Outcome {
-    /// Results that were there before and are of another file, class or box than the data set has now.
+    /// Results of earlier starts that were made from another file, class or box than the data set has now.
     pub fn stale(&self) -> usize {
         let other = |record: &&ResultRecord| self.expected.get(&record.image).is_some_and(|id| *id != record.job);
         self.records.results.iter().filter(other).count()
@@ -105,12 +100,12 @@ impl Local {
         let (ask, asked) = watch::channel(false);
         let listen = |kind| signal(kind).context("cannot listen to signals");
         let signals = [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?];
-        // Lives as long as the process: what comes before and after the work can be ended, too.
+        // Lives as long as the process, so that a signal also ends what comes before and after the work.
         tokio::spawn(on_signal(signals, shutdown.clone(), ask, bar.clone()));
         Ok(Local { machine, devices, shutdown, asked, bar })
     }
 
-    /// Projects what is left of a run, and writes its tables. `model` is asked for if there is something left.
+    /// Projects what is left of a run, and writes its tables. `model` is called if an image is left.
     pub async fn project(&self, task: Task<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
         let Task { spec, redrive, dataset, results, record, title } = task;
         let super_classes = spec.super_class_of();
@@ -133,7 +128,7 @@ impl Local {
             note!("projecting {left} images into {name} ({seeds} seeds, profile {how}) on {devices}");
             self.drive(spec, plan, record, model(), results, title).await?
         };
-        // From here on a signal ends the process: `basin report` makes again what it leaves unwritten.
+        // From here on a signal ends the process; `basin report` writes the tables that are missing then.
         let record = run::read_run(results).await?.context("run.json has vanished")?;
         let records = Arc::new(run::read_records(results).await?);
         if !interrupted {
@@ -188,7 +183,7 @@ impl Local {
             let models = Models::One(Box::new(model));
             async move {
                 let outcome = worker::run(config, models, queue.clone(), runs, shutdown, working).await;
-                // Without the worker nothing more will happen.
+                // Without a worker the run cannot continue.
                 stop.send_replace(true);
                 outcome
             }
@@ -197,7 +192,7 @@ impl Local {
             let queue = queue.clone();
             async move {
                 let outcome = drive::drive(spec, plan, &queue, runs, stopped, status, desk).await;
-                // The worker gives back what it holds before the queue closes.
+                // The worker releases its jobs before the queue closes.
                 if outcome.is_ok() && !shutdown.requested() {
                     queue.close().await;
                 } else {
@@ -228,10 +223,10 @@ async fn obey(mut asked: watch::Receiver<bool>, stop: watch::Sender<bool>) {
 /// The dashboard of the run, and what serves it.
 async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk, AbortHandle)> {
     if !address.ip().is_loopback() {
-        bail!("--watch {address} can be reached from other machines, and asks for no token: use 127.0.0.1");
+        bail!("--watch {address} is open to other machines, and this dashboard has no token: use 127.0.0.1");
     }
     let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("--watch cannot listen on {address} (give another address)"))?;
+    let listener = listener.with_context(|| format!("--watch cannot listen on {address}: give another address"))?;
     let (desk, handle) = Desk::open(results).await?;
     note!("dashboard: http://{}", listener.local_addr()?);
     let gate = Gate::local().context("cannot read /dev/urandom")?;
@@ -239,7 +234,7 @@ async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk
     Ok((desk, serves.abort_handle()))
 }
 
-/// The first signal asks to stop, the second leaves at once.
+/// The first signal stops the run after this step, the second ends the process at once.
 async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdown, stop: watch::Sender<bool>, bar: ProgressBar) {
     for count in 0.. {
         tokio::select! {
@@ -250,7 +245,7 @@ async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdo
             // Not `exit`, which would destroy libtorch's state under the threads that use it.
             signal_hook::low_level::exit(130);
         }
-        bar.suspend(|| note!("stopping after this step, saving (again: leave at once)"));
+        bar.suspend(|| note!("stopping after this step and saving (again: exit at once)"));
         shutdown.request();
         stop.send_replace(true);
     }

@@ -55,7 +55,7 @@ pub struct Heard {
     pub spans: Vec<Span>,
     /// By name.
     pub metrics: BTreeMap<String, Metric>,
-    /// Of those who spoke.
+    /// By the name of the service.
     pub resources: BTreeMap<String, Attributes>,
 }
 
@@ -215,9 +215,9 @@ impl Ear {
 impl Heard {
     /// Name of the service that speaks.
     fn meet(&mut self, resource: Option<Resource>) -> String {
-        let who = attributes(resource.unwrap_or_default().attributes);
-        let name = who["service.name"].clone();
-        self.resources.insert(name.clone(), who);
+        let service = attributes(resource.unwrap_or_default().attributes);
+        let name = service["service.name"].clone();
+        self.resources.insert(name.clone(), service);
         name
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use store::Store;
 
 use super::chart;
-use crate::report::place;
+use crate::project::place;
 
 /// Of what Markdown becomes.
 const STYLE: &str = "main > h2 { margin-top: 40px; } main > p { color: var(--quiet); margin-top: 8px; max-width: 100ch; }

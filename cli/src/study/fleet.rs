@@ -9,8 +9,10 @@ use results::run::{Records, read_records, read_run};
 use store::{Runs, Store};
 
 use super::rows::Row;
-use crate::fleet::{Client, Coordinator, absolute, hand_in, wait};
+use crate::connection::Connection;
 use crate::project::run_name;
+use crate::submit::absolute;
+use crate::wait::wait;
 
 /// Which fleet runs the rows, if not this machine.
 #[derive(clap::Args)]
@@ -32,7 +34,7 @@ pub struct FleetArgs {
 
 /// A fleet that runs the rows of a study.
 pub struct Fleet {
-    coordinator: Coordinator,
+    connection: Connection,
     home: Store,
     prefix: String,
 }
@@ -43,7 +45,7 @@ impl FleetArgs {
         let (Some(coordinator), Some(home)) = (self.coordinator, self.home) else { return Ok(None) };
         let home = Store::open(&home).await.context("cannot open --home")?;
         let prefix = self.run_names.unwrap_or_else(|| run_name(&dataset.url()));
-        Ok(Some(Fleet { coordinator: Coordinator { coordinator, token_file: self.token_file }, home, prefix }))
+        Ok(Some(Fleet { connection: Connection { coordinator, token_file: self.token_file }, home, prefix }))
     }
 }
 
@@ -92,15 +94,15 @@ impl Fleet {
             })
         };
         let requests = rows.iter().map(request).collect::<anyhow::Result<Vec<RunRequest>>>()?;
-        let coordinator = self.coordinator.clone();
+        let connection = self.connection.clone();
         tokio::task::spawn_blocking(move || {
-            let client = Client::new(&coordinator)?;
+            let client = connection.client(client::LONG)?;
             for request in &requests {
-                note!("{}", hand_in(&client, request)?);
+                note!("{}", client.submit(request)?);
             }
             let names: Vec<String> = requests.into_iter().map(|request| request.name).collect();
             // Its code tells of failed images, which the tables count.
-            wait(&coordinator, &names).map(|_| ())
+            wait(&connection, &names).map(|_| ())
         })
         .await?
     }

@@ -20,7 +20,7 @@ pub struct ErrorAnswer {
     pub error: String,
 }
 
-/// How a run stands.
+/// How a run stands. A count that is missing is 0, so that a client reads an older coordinator, too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunStatus {
     /// Name of the run.
@@ -28,34 +28,46 @@ pub struct RunStatus {
     /// Whether its jobs are handed out.
     pub state: RunState,
     /// Higher comes first.
+    #[serde(default)]
     pub priority: i32,
     /// Most jobs started each minute.
     pub per_minute: Option<f64>,
     /// Images in all.
+    #[serde(default)]
     pub images: usize,
     /// With a result from before the coordinator started.
+    #[serde(default)]
     pub skipped: usize,
     /// With a result, since then.
+    #[serde(default)]
     pub succeeded: usize,
     /// With a failure.
+    #[serde(default)]
     pub failed: usize,
     /// In a worker's hands.
+    #[serde(default)]
     pub started: usize,
     /// On the queue, and not begun.
+    #[serde(default)]
     pub queued: usize,
     /// Not on the queue yet.
+    #[serde(default)]
     pub waiting: usize,
     /// By class, of the images with a result.
+    #[serde(default)]
     pub classes: Vec<ClassStatus>,
     /// By super-class, of the same images; empty where the model has none.
+    #[serde(default)]
     pub super_classes: Vec<ClassStatus>,
     /// Results that are not in `classes` yet: they are read one after another.
+    #[serde(default)]
     pub unread: usize,
     /// Images settled each hour, lately.
     pub per_hour: Option<f64>,
     /// Seconds until all are settled, at that rate.
     pub eta_seconds: Option<f64>,
     /// Mean seconds of each stage of an image, since the coordinator started.
+    #[serde(default)]
     pub stage_seconds: BTreeMap<String, f64>,
     /// What all images may cost, in dollars, where the price of a worker's hour is known.
     pub cost: Option<f64>,
@@ -153,6 +165,7 @@ pub struct WorkerStatus {
     /// Its name.
     pub name: String,
     /// Seconds since it was heard of.
+    #[serde(default)]
     pub silent_seconds: f64,
     /// What it said.
     #[serde(flatten)]

@@ -176,7 +176,7 @@ fn checkpoints_become_a_model_that_projects() {
     assert_eq!(code, Some(0), "{text}");
     let (manifest, _) = ModelManifest::parse(&fs::read(scene.path("tiny/model.json")).expect("there")).expect("a model");
     assert!(manifest.generator.folded && manifest.name == "tiny" && manifest.classes.len() == 7);
-    for (command, says) in [("verify", "tiny is whole"), ("describe", "classes       7: a, b, c, d, e, f, g")] {
+    for (command, says) in [("verify", "tiny is complete"), ("describe", "classes       7: a, b, c, d, e, f, g")] {
         let (code, text) = basin(&["models", command, &out]);
         assert!(code == Some(0) && text.contains(says), "{text}");
     }

@@ -1,4 +1,4 @@
-//! What a person asks of a run, the same for one machine and for a fleet.
+//! The options of a run, the same on one machine and on a fleet.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -6,52 +6,59 @@ use std::path::PathBuf;
 use anyhow::Context;
 use proto::{ClassSource, LatentStart, MaskSource, Params, Precision};
 
-/// Options of `basin project` and `basin submit`.
+/// Options of `basin project`, `basin submit` and `basin plan`.
 #[derive(clap::Args)]
-pub struct Asked {
-    /// COCO JSON or CSV manifest with classes and boxes; `auto` looks for one, `none` takes the folders' names as classes.
+pub struct RunOptions {
+    /// Key of the COCO JSON or CSV manifest that lists classes and boxes. `auto` looks for one; `none` takes the names of the folders
+    /// as classes.
     #[arg(long, default_value = "auto")]
     pub annotations: String,
-    /// Which method and schedule: `paper`, the authors' second code `pix2latent`, or the shorter `fast`.
+    /// Profile, a named set of parameters: the paper's method (`paper`), the authors' second code (`pix2latent`), or a short search
+    /// (`fast`).
     #[arg(long, value_parser = Params::PROFILES, default_value = "paper", conflicts_with = "params")]
     profile: String,
-    /// Parameters from a JSON file (see `basin params`).
+    /// Read all parameters from a JSON file instead (see `basin params`).
     #[arg(long, value_name = "FILE")]
     params: Option<PathBuf>,
-    /// Where each image's class comes from: `annotation`, `category` (the annotation names a kind, such as COCO's dog, and the
-    /// model's classifier chooses among the classes of it), `classifier`, or `class:NAME` for all images.
+    /// Take each image's class from its `annotation`, from its `category` (the annotation names a category such as COCO's dog, and
+    /// the model's classifier chooses one of its classes), from the `classifier`, or use `class:NAME` for all images. Default: as in
+    /// the parameters.
     #[arg(long, value_name = "SOURCE", value_parser = class_source)]
     class_from: Option<ClassSource>,
-    /// Where each object's mask comes from: `box` or `outline` of the annotations, `detector-box` or `detector-mask` of the
-    /// model's detector, `whole` for the whole image, or `file:PATTERN` for images of the data set, such as `file:masks/{stem}.png`.
+    /// Take each object's mask from the annotation's `box` or `outline`, from the model's detector (`detector-box` or
+    /// `detector-mask`), from files of the data set (`file:PATTERN`, such as `file:masks/{stem}.png`), or use the `whole` image.
+    /// Default: as in the parameters.
     #[arg(long, value_name = "SOURCE", value_parser = mask_source)]
     mask_from: Option<MaskSource>,
-    /// Where the search for z starts: `random`, or `encoder` (of the model), with another standard deviation as `encoder:0.25`.
+    /// Start the search for z at `random`, or around the answer of the model's `encoder`; `encoder:0.25` also sets the standard
+    /// deviation. Default: as in the parameters.
     #[arg(long, value_name = "SOURCE", value_parser = start)]
     start_from: Option<LatentStart>,
-    /// How the networks round while they search: `fp32`, `tf32` (GPUs) or `bf16`. The end of the last descent and all that is
-    /// reported are fp32 always.
+    /// Precision of the networks during the search: `fp32`, `tf32` (GPUs) or `bf16`. The end of the final descent and all reported
+    /// numbers are always fp32. Default: as in the parameters.
     #[arg(long, value_name = "PRECISION", value_parser = precision)]
     precision: Option<Precision>,
-    /// Fit the generator to each image after the search, and keep what that changed: edits need it.
+    /// Fine-tune the generator to each image after the search and store the weight delta, which edits use.
     #[arg(long)]
     fine_tune: bool,
-    /// Everything random follows from it.
+    /// Run seed: all random numbers of the run follow from it.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
-    /// Project only this many images, evenly spread over the data set.
+    /// Project only N images, evenly spread over the data set. Default: all.
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
 }
 
-impl Asked {
-    /// The parameters: of the profile, or from the file.
+impl RunOptions {
+    /// The parameters of the profile or of the file, with the options' changes.
     pub fn params(&self) -> anyhow::Result<Params> {
         let mut params = match &self.params {
             None => Params::profile(&self.profile).expect("clap allows known names only"),
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-                Params::from_json(&text).with_context(|| format!("{} holds no valid parameters", path.display()))?
+                Params::from_json(&text).with_context(|| {
+                    format!("{} does not hold valid parameters (`basin params` prints an example)", path.display())
+                })?
             }
         };
         if self.fine_tune {
@@ -73,7 +80,6 @@ impl Asked {
         Ok(params)
     }
 
-    /// Images at most.
     pub fn limit(&self) -> Option<usize> {
         self.limit.map(Into::into)
     }
@@ -86,7 +92,7 @@ fn class_source(text: &str) -> Result<ClassSource, String> {
         "classifier" => Ok(ClassSource::Classifier),
         _ => match text.strip_prefix("class:") {
             Some(name) => Ok(ClassSource::Fixed { name: name.into() }),
-            None => Err("it is annotation, category, classifier or class:NAME".into()),
+            None => Err("expected annotation, category, classifier or class:NAME".into()),
         },
     }
 }
@@ -100,13 +106,13 @@ fn mask_source(text: &str) -> Result<MaskSource, String> {
         "whole" => Ok(MaskSource::Whole),
         _ => match text.strip_prefix("file:") {
             Some(pattern) => Ok(MaskSource::File { pattern: pattern.into() }),
-            None => Err("it is box, outline, detector-box, detector-mask, whole or file:PATTERN".into()),
+            None => Err("expected box, outline, detector-box, detector-mask, whole or file:PATTERN".into()),
         },
     }
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
-    serde_json::from_value(text.into()).map_err(|_| "it is fp32, tf32 or bf16".into())
+    serde_json::from_value(text.into()).map_err(|_| "expected fp32, tf32 or bf16".into())
 }
 
 fn start(text: &str) -> Result<LatentStart, String> {
@@ -114,9 +120,9 @@ fn start(text: &str) -> Result<LatentStart, String> {
         None if text == "random" => Ok(LatentStart::Random),
         None if text == "encoder" => Ok(LatentStart::ENCODER),
         Some(("encoder", sigma)) => {
-            let sigma = sigma.parse().map_err(|_| format!("{sigma:?} is no number"))?;
+            let sigma = sigma.parse().map_err(|_| format!("{sigma:?} is not a number"))?;
             Ok(LatentStart::Encoder { sigma })
         }
-        _ => Err("it is random, encoder or encoder:SIGMA".into()),
+        _ => Err("expected random, encoder or encoder:SIGMA".into()),
     }
 }
