@@ -6,6 +6,7 @@
 
 pub mod bootstrap;
 pub mod export;
+pub mod format;
 pub mod manifest;
 pub mod redrive;
 pub mod report;
