@@ -7,7 +7,7 @@ use dataset::{Annotations, Entry};
 use futures_util::TryStreamExt;
 use proto::keys::Marker;
 use proto::{Failure, FailureReason, JobId, RedriveRecord, ResultRecord, keys};
-use results::manifest::Object;
+use results::manifest::ObjectEntry;
 use results::run::{AT_ONCE, Markers, begin, delete_each, read_each, read_seeds, redrives, spread, write_failure};
 use results::seeds::{Seeds, image_seed};
 use store::{PutNew, Store};
@@ -74,7 +74,7 @@ pub async fn see(
     let mut seeds = read_seeds(&spec.record, results).await?;
     let (ours, strangers): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
     let key = |place: &String| keys::marker_at(place, Marker::Failure);
-    let failures: Vec<(Failure, Object)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
+    let failures: Vec<(Failure, ObjectEntry)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
     let mut redriven = None;
     if let Some(redrive) = redrive
         && let Some(seed) = redrive.seed()

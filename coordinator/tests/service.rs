@@ -264,7 +264,7 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
     assert_eq!((lines.len(), manifest.images.succeeded, manifest.run.name.as_str()), (21, 3, "r"));
     for object in manifest.objects.iter().chain(&lines) {
         let bytes = results.get(&object.key).await.unwrap();
-        assert_eq!(*object, results::manifest::Object::new(object.key.clone(), &bytes));
+        assert_eq!(*object, results::manifest::ObjectEntry::new(object.key.clone(), &bytes));
     }
     let acting = world.start().await;
     assert_eq!(acting.status().await.unwrap().classes, before.classes);
@@ -281,7 +281,7 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
     home.put(&keys::control("r"), control).await.unwrap();
 
     results.put("results.csv", "altered").await.unwrap();
-    assert_eq!(verify(&results, true).await.unwrap().problems, ["results.csv is not what manifest.json says"]);
+    assert_eq!(verify(&results, true).await.unwrap().problems, ["results.csv differs from its entry in manifest.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

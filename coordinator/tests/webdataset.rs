@@ -10,7 +10,7 @@ use ::harness::{Auth, Server};
 use harness::World;
 use proto::keys::Item;
 use proto::{ResultRecord, hex_sha256, keys};
-use results::manifest::{Manifest, Object};
+use results::manifest::{Manifest, ObjectEntry};
 use results::run::{read_records, read_run};
 use results::summary::Counts;
 use results::tables::write_tables;
@@ -53,7 +53,7 @@ fn members(shard: &[u8]) -> BTreeMap<String, Vec<u8>> {
 #[derive(Deserialize)]
 struct Line {
     #[serde(flatten)]
-    object: Object,
+    object: ObjectEntry,
     shard: String,
     member: String,
 }
@@ -96,7 +96,7 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
         assert_eq!(hex_sha256(&shards[shard.as_str()][&member]), object.sha256);
     }
     let manifest: Manifest = serde_json::from_slice(&first[keys::MANIFEST]).unwrap();
-    let expected = first.iter().filter(|(key, _)| *key != keys::MANIFEST).map(|(key, b)| Object::new(key.clone(), b));
+    let expected = first.iter().filter(|(key, _)| *key != keys::MANIFEST).map(|(key, b)| ObjectEntry::new(key.clone(), b));
     let mut named = manifest.objects.clone();
     named.sort_by(|a, b| a.key.cmp(&b.key));
     assert_eq!((named, manifest.images), (expected.collect(), images));
@@ -158,14 +158,14 @@ async fn an_export_of_a_run_that_has_not_ended_says_so() {
         let manifest: Manifest = serde_json::from_slice(&out.get(keys::MANIFEST).await.unwrap()).unwrap();
         assert_eq!(manifest.images, counts(planned));
     };
-    exported(None, Some(false), "the run has not ended: 3 of its images have results, and are exported").await;
+    exported(None, Some(false), "the run has not ended: 3 of its images have results and are exported").await;
     // Tables that were written on the way.
     let tables = async |planned| {
         let records = Arc::new(read_records(&results).await.unwrap());
         write_tables(&run, planned, Default::default(), &records, &results).await.unwrap();
     };
     tables(Some(5)).await;
-    let caveat = "the run has not ended: 3 of its 5 images have results, and are exported";
+    let caveat = "the run has not ended: 3 of its 5 images have results and are exported";
     exported(Some(5), Some(false), caveat).await;
     // As they are when it goes on.
     results.delete(keys::MANIFEST).await.unwrap();
@@ -173,7 +173,7 @@ async fn an_export_of_a_run_that_has_not_ended_says_so() {
     results.put(keys::MANIFEST, "{").await.unwrap();
     exported(Some(5), Some(false), caveat).await;
     tables(None).await;
-    exported(None, None, "nothing tells whether the run has ended: 3 of its images have results, and are exported").await;
+    exported(None, None, "it is not known whether the run has ended: 3 of its images have results and are exported").await;
     acting.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! The pages. Pure: what is known in, HTML out. Names of images, runs and workers are hostile text.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{DOCTYPE, Markup, html};
 use proto::{FailureReason, FineTuned, History, Params, ResultRecord, RunState};
 use serde_json::json;
 
@@ -9,8 +9,8 @@ use crate::outcomes::Histogram;
 use client::api::{
     ClassStatus, FailureGroup, ImagePage, ImageQuery, ImageRow, ImageSort, ImageState, Origin, RunStatus, WorkerStatus,
 };
-use results::report::chart::{Bar, write_bars};
-use results::report::{Name, Text};
+use results::chart::{Bar, bars};
+use results::html::{Untrusted, UntrustedName};
 use results::summary::Spread;
 
 /// What `by` says in the URL of a run's page that shows errors by super-class.
@@ -479,14 +479,13 @@ impl Frame<'_> {
     }
 }
 
-/// A stranger's text.
-fn text(text: &str) -> PreEscaped<String> {
-    PreEscaped(Text(text).to_string())
+fn text(text: &str) -> Untrusted<'_> {
+    Untrusted(text)
 }
 
-/// A stranger's text that may be cut where names are.
-fn name(text: &str) -> PreEscaped<String> {
-    PreEscaped(Name(text).to_string())
+/// May be broken where names are.
+fn name(text: &str) -> UntrustedName<'_> {
+    UntrustedName(text)
 }
 
 fn badge(state: RunState) -> Markup {
@@ -574,12 +573,10 @@ fn heads(columns: &[(&str, bool)]) -> Markup {
 }
 
 /// Bars of the classes' mean LPIPS with standard errors, as in Figure 9 of the paper.
-fn lpips_bars(by: &str, classes: &[&ClassStatus]) -> String {
+fn lpips_bars(by: &str, classes: &[&ClassStatus]) -> Markup {
     let spread = |c: &ClassStatus| Spread { mean: c.lpips, standard_error: c.lpips_standard_error, ..Spread::over([]) };
-    let bars: Vec<Bar> = classes.iter().map(|c| Bar { name: &c.class, images: c.images, spread: spread(c) }).collect();
-    let mut page = String::new();
-    write_bars(&mut page, by, &bars).expect("a String takes every write");
-    page
+    let classes: Vec<Bar> = classes.iter().map(|c| Bar { name: &c.class, images: c.images, spread: spread(c) }).collect();
+    bars(by, &classes)
 }
 
 /// Errors by class or super-class as in Figure 9 of the paper: means with their standard errors, the largest first.
@@ -591,7 +588,7 @@ fn errors(at: &str, by: &str, classes: &[ClassStatus]) -> Markup {
         @if sorted.is_empty() {
             p.soft { "No image has a result yet." }
         } @else {
-            (PreEscaped(lpips_bars(by, &sorted)))
+            (lpips_bars(by, &sorted))
             div.row { label { "Filter" input type="search" data-filters="class-table"; } }
             div.scroll tabindex="0" role="region" aria-label={ "Errors by " (by) } {
                 table #class-table data-sortable {

@@ -2,10 +2,10 @@
 
 use time::OffsetDateTime;
 
-/// In place of a number that there is not.
+/// Stands for a missing number.
 pub const ABSENT: &str = "–";
 
-/// A time in two units at most: `42 s`, `5 min`, `3 h 20 min`, `2 d 4 h`.
+/// An estimated or rough time in at most two units: `42 s`, `5 min`, `3 h 20 min`, `2 d 4 h`.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     match (seconds / 60, seconds / 3600) {
@@ -57,7 +57,7 @@ pub fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 })
 }
 
-/// With so many decimals; [`ABSENT`] where there is no finite number. The minus sign is as wide as a digit.
+/// [`ABSENT`] without a finite number. The minus sign is as wide as a digit.
 pub fn decimal(value: Option<f64>, decimals: usize) -> String {
     match value {
         Some(value) if value.is_finite() => minus(&format!("{value:.decimals$}")),
@@ -78,7 +78,7 @@ pub fn minus(number: &str) -> String {
     number.replace('-', "−")
 }
 
-/// A rate with two digits at least: `0.4`, `9.9`, `12`.
+/// A rate with about two digits: `0.4`, `9.9`, `12`.
 pub fn short(number: f64) -> String {
     if number < 9.95 { format!("{number:.1}") } else { format!("{number:.0}") }
 }
@@ -98,7 +98,7 @@ pub fn words(name: &str) -> String {
     name.replace('_', " ")
 }
 
-/// At most so many characters of a text; `…` stands for the rest.
+/// The first `characters` of a text; `…` stands for the rest.
 pub fn clipped(text: &str, characters: usize) -> String {
     match text.char_indices().nth(characters) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_have_two_units_at_most() {
+    fn durations_have_at_most_two_units() {
         let rough = [0.4, 59.4, 300.0, 12_000.0, 172_800.0, 1e12, f64::NAN].map(duration);
         assert_eq!(rough, ["0 s", "59 s", "5 min", "3 h 20 min", "2 d 0 h", "years", "0 s"]);
         assert_eq!([1.25, 61.0, 7260.0].map(exact_duration), ["1.2 s", "1 min 01 s", "2 h 01 min"]);

@@ -8,10 +8,12 @@ use image::codecs::jpeg::JpegEncoder;
 use image::imageops::FilterType;
 use image::{ImageFormat, ImageReader, Limits};
 
+use crate::html::png_url;
+
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
-/// Bytes of a PNG above which it is made smaller.
+/// Bytes of a PNG above which it is scaled down.
 const PNG_LIMIT: usize = 12 * 1024;
-/// Pixels of the longer side of a picture that was made smaller.
+/// Pixels of the longer side of a picture that was scaled down.
 const SIDE: u32 = 128;
 const JPEG_QUALITY: u8 = 82;
 /// Characters of all pictures together: with the curves of 250 images the file stays below 20 MB.
@@ -29,12 +31,12 @@ pub struct Album {
 pub struct Picture {
     /// `data:` URL.
     pub url: String,
-    /// Whether it is another than the file in the store.
+    /// Whether it was scaled down and is not the file in the store.
     pub scaled: bool,
 }
 
 impl Album {
-    /// `None` if `png` is none, or there is no room.
+    /// `None` if `png` is not a PNG, or there is no room.
     pub fn embed(&mut self, png: &[u8]) -> Option<Picture> {
         if !png.starts_with(PNG_SIGNATURE) {
             return None;
@@ -51,11 +53,6 @@ impl Album {
         self.used += picture.url.len();
         Some(picture)
     }
-}
-
-/// `data:` URL of a PNG.
-pub fn png_url(png: &[u8]) -> String {
-    format!("data:image/png;base64,{}", BASE64.encode(png))
 }
 
 fn thumbnail(png: &[u8]) -> Option<Vec<u8>> {
