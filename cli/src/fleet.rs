@@ -16,7 +16,7 @@ use results::webdataset::{self, Cut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use store::{ErrorKind, Object, Store, Upload};
+use store::{ErrorKind, ObjectInfo, Store, Upload};
 
 use crate::asked::Asked;
 use crate::watch::{duration, short};
@@ -559,7 +559,7 @@ pub async fn copy(args: Copy) -> anyhow::Result<ExitCode> {
     let (mut objects, mut bytes) = (0, 0);
     let mut lister = from.list("")?;
     while let Some(page) = lister.next_page().await? {
-        let (small, large): (Vec<&Object>, Vec<&Object>) = page.iter().partition(|object| object.size <= PIECE);
+        let (small, large): (Vec<&ObjectInfo>, Vec<&ObjectInfo>) = page.iter().partition(|object| object.size <= PIECE);
         let copies = small.iter().map(async |object| to.put(&object.key, from.get(&object.key).await?).await);
         let copies: Vec<Result<(), store::Error>> = stream::iter(copies).buffer_unordered(COPIES).collect().await;
         copies.into_iter().collect::<Result<(), _>>()?;
