@@ -158,7 +158,7 @@ async fn count(args: &Args, params: &Params, manifest: &ModelManifest, digest: &
 async fn measure(results: &str, digest: &str) -> anyhow::Result<Measured> {
     let store = Store::open(results).await.context("cannot open --measured")?;
     let bytes =
-        store.get("summary.json").await.with_context(|| format!("{results} has no summary.json: is it a finished run?"))?;
+        store.get(proto::keys::SUMMARY).await.with_context(|| format!("{results} has no summary.json: is it a finished run?"))?;
     let summary: Summary = serde_json::from_slice(&bytes).with_context(|| format!("summary.json of {results} is damaged"))?;
     if summary.lane_steps == 0 || summary.seconds <= 0.0 {
         bail!("{results} has no image with a result: nothing was measured");

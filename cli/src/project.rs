@@ -102,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !failures.is_empty() && !interrupted {
         note!("mended something? run again with --retry-failed");
     }
-    say!("report: {}", place(&results, "report.html"));
+    say!("report: {}", place(&results, proto::keys::REPORT));
     Ok(if interrupted {
         note!("interrupted: run the same command again to go on");
         ExitCode::from(130)

@@ -21,12 +21,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let run = run.with_context(|| format!("{} holds no run (there is no run.json)", results.url()))?;
     let records = Arc::new(results::run::read_records(&results).await?);
     // How many images the run has in all, and the model's super-classes, only its earlier tables know here.
-    let earlier = results.get("summary.json").await.ok().and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
+    let earlier = results.get(proto::keys::SUMMARY).await.ok().and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
     let planned = earlier.as_ref().and_then(|summary| summary.images.planned).map(|n| n as usize);
     let super_classes = earlier.map(|summary| summary.super_class_of()).unwrap_or_default();
     let summary = results::tables::write_tables(&run, planned, super_classes, &records, &results).await?;
     say!("{} images: {} succeeded, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
-    say!("report: {}", place(&results, "report.html"));
+    say!("report: {}", place(&results, proto::keys::REPORT));
     Ok(ExitCode::SUCCESS)
 }
 

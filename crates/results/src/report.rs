@@ -34,10 +34,6 @@ const FAILURES: usize = 200;
 /// Characters of a failure's message that the report shows.
 const MESSAGE_CHARACTERS: usize = 2000;
 
-// Ends of the ranges that the search stays in: those of `projector::transform`, which links torch. A hue is a turn and has none.
-const SCALE_LIMITS: (f64, f64) = (0.02, 10.0);
-const SHIFT_LIMITS: (f64, f64) = (-1.0, 1.0);
-const FACTOR_LIMITS: (f64, f64) = (0.667, 1.5);
 /// Distance to an end at which a value counts as being there.
 const AT_LIMIT: f64 = 1e-6;
 
@@ -470,8 +466,8 @@ fn write_transform(page: &mut String, transform: &Transform) -> fmt::Result {
         write!(page, "</dd></div>")
     };
     page.push_str("<dl>");
-    row(page, "scale", if scale[0] == scale[1] { &scale[..1] } else { scale }, Some(SCALE_LIMITS))?;
-    row(page, "shift", shift, Some(SHIFT_LIMITS))?;
+    row(page, "scale", if scale[0] == scale[1] { &scale[..1] } else { scale }, Some(Transform::SCALE_LIMITS))?;
+    row(page, "shift", shift, Some(Transform::SHIFT_LIMITS))?;
     for (colour, value) in colour {
         row(page, colour_name(*colour), &[*value], colour_limits(*colour))?;
     }
@@ -480,8 +476,8 @@ fn write_transform(page: &mut String, transform: &Transform) -> fmt::Result {
 }
 
 fn has_limit(transform: &Transform) -> bool {
-    transform.scale.iter().any(|v| at_limit(*v, SCALE_LIMITS))
-        || transform.shift.iter().any(|v| at_limit(*v, SHIFT_LIMITS))
+    transform.scale.iter().any(|v| at_limit(*v, Transform::SCALE_LIMITS))
+        || transform.shift.iter().any(|v| at_limit(*v, Transform::SHIFT_LIMITS))
         || transform.colour.iter().any(|(c, v)| colour_limits(*c).is_some_and(|limits| at_limit(*v, limits)))
 }
 
@@ -489,8 +485,9 @@ fn at_limit(value: f64, (low, high): (f64, f64)) -> bool {
     value <= low + AT_LIMIT || value >= high - AT_LIMIT
 }
 
+/// A hue is a turn and has no limits.
 fn colour_limits(colour: ColourTransform) -> Option<(f64, f64)> {
-    (colour != ColourTransform::Hue).then_some(FACTOR_LIMITS)
+    (colour != ColourTransform::Hue).then_some(Transform::FACTOR_LIMITS)
 }
 
 fn label(metric: Metric) -> &'static str {
