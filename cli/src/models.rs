@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
 use zoo::categories::{PAPER_PASCAL, imagenet};
 use zoo::convert::{self, Names, Parts, Trunk};
-use zoo::fetch::{Fetched, Progress, fetch};
+use zoo::fetch::{DownloadProgress, Fetched, fetch};
 use zoo::published::{Address, File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 
 use crate::project::read_manifest;
@@ -363,16 +363,16 @@ fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
     );
     bar.set_message(file.name);
     let mut told = std::io::stderr().is_terminal();
-    let mut show = |progress: Progress| match progress {
-        Progress::Waiting => note!("waiting: another process is fetching {}", file.name),
-        Progress::Received { received, total } => {
+    let mut show = |progress: DownloadProgress| match progress {
+        DownloadProgress::Waiting => note!("waiting: another process is fetching {}", file.name),
+        DownloadProgress::Received { received, total } => {
             if !std::mem::replace(&mut told, true) {
                 note!("fetching {}", file.name);
             }
             bar.set_length(total.unwrap_or(0).max(received));
             bar.set_position(received);
         }
-        Progress::Again { pause, why } => note!("{}: {why}; trying again in {} s", file.name, pause.as_secs()),
+        DownloadProgress::Again { pause, why } => note!("{}: {why}; trying again in {} s", file.name, pause.as_secs()),
     };
     let fetched = fetch(file, args.mirror.as_deref(), &args.downloads, &mut show);
     bar.finish_and_clear();

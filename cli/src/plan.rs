@@ -156,7 +156,7 @@ async fn count(args: &Args, params: &Params, manifest: &ModelManifest, digest: &
 async fn measure(results: &str, digest: &str) -> anyhow::Result<Measured> {
     let store = Store::open(results).await.context("cannot open --measured")?;
     let bytes = store
-        .get("summary.json")
+        .get(proto::keys::SUMMARY)
         .await
         .with_context(|| format!("{results} has no summary.json: --measured needs a finished run"))?;
     let summary: Summary = serde_json::from_slice(&bytes).with_context(|| format!("summary.json of {results} is damaged"))?;

@@ -102,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !failures.is_empty() && !interrupted {
         note!("after fixing the cause, run again with --retry-failed");
     }
-    say!("report: {}", place(&results, "report.html"));
+    say!("report: {}", place(&results, proto::keys::REPORT));
     Ok(if interrupted {
         note!("interrupted: run the same command again to resume");
         ExitCode::from(130)
@@ -152,12 +152,12 @@ pub async fn report(args: ReportArgs) -> anyhow::Result<ExitCode> {
     let run = run.with_context(|| format!("{} does not hold a run: run.json is missing", results.url()))?;
     let records = Arc::new(results::run::read_records(&results).await?);
     // Only the earlier tables hold the number of planned images and the super-classes of the model.
-    let earlier = results.get("summary.json").await.ok().and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
+    let earlier = results.get(proto::keys::SUMMARY).await.ok().and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
     let planned = earlier.as_ref().and_then(|summary| summary.images.planned).map(|n| n as usize);
     let super_classes = earlier.map(|summary| summary.super_class_of()).unwrap_or_default();
     let summary = results::tables::write_tables(&run, planned, super_classes, &records, &results).await?;
     say!("{} images: {} succeeded, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
-    say!("report: {}", place(&results, "report.html"));
+    say!("report: {}", place(&results, proto::keys::REPORT));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -185,9 +185,9 @@ async fn a_place_that_is_not_there_is_not_taken_for_an_empty_one() {
     std::fs::create_dir(folder("empty")).unwrap();
     let bucket = |place| server.url(place, "anonymous=true");
     for (place, why) in [
-        (folder("none"), "there is none"),
+        (folder("none"), "not found"),
         (folder("empty"), "holds no run"),
-        (bucket("none/r"), "there is no such bucket"),
+        (bucket("none/r"), "the bucket does not exist"),
         (bucket("bucket/r"), "holds no run"),
     ] {
         let (run, out) = (Store::open(&place).await.unwrap(), Store::open(&folder("export")).await.unwrap());

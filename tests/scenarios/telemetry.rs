@@ -210,7 +210,7 @@ fn dashboards_and_alerts_know_only_metrics_that_there_are() {
     for metric in metrics {
         let name = metric.prometheus_name();
         match metric.kind {
-            telemetry::Kind::Histogram => known.extend(["_bucket", "_sum", "_count"].map(|end| format!("{name}{end}"))),
+            telemetry::Instrument::Histogram => known.extend(["_bucket", "_sum", "_count"].map(|end| format!("{name}{end}"))),
             _ => drop(known.insert(name)),
         }
     }

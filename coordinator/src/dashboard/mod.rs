@@ -346,10 +346,10 @@ async fn fleet(State(door): State<Door>, Extension(role): Extension<Role>, Exten
 /// The table as it is now; of a finished run the one that its end wrote, which has every column.
 async fn csv(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
     if is_over(door.handle.run(run.clone()).await?.state) {
-        return download(&door.handle, &run, "results.csv", "text/csv").await;
+        return download(&door.handle, &run, keys::RESULTS_CSV, "text/csv").await;
     }
     let text = door.handle.look(run.clone(), |outcomes: &Outcomes| outcomes.csv()).await?.1;
-    Ok(attached(&run, "results.csv", "text/csv", text))
+    Ok(attached(&run, keys::RESULTS_CSV, "text/csv", text))
 }
 
 /// Whether the tables are, or are about to be, in the run's place.
@@ -358,7 +358,7 @@ fn is_over(state: RunState) -> bool {
 }
 
 async fn parquet(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
-    download(&door.handle, &run, "results.parquet", "application/vnd.apache.parquet").await
+    download(&door.handle, &run, keys::RESULTS_PARQUET, "application/vnd.apache.parquet").await
 }
 
 async fn download(handle: &Handle, run: &str, key: &str, kind: &'static str) -> Result<Response, Refusal> {
@@ -377,7 +377,7 @@ fn attached(run: &str, key: &str, kind: &'static str, bytes: Vec<u8>) -> Respons
 
 /// The report holds its own style and script, so it is put into a sandbox: it is of no place, and no cookie is its own.
 async fn report(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
-    let bytes = door.handle.results(&run)?.get("report.html").await.map_err(|error| match error.kind() {
+    let bytes = door.handle.results(&run)?.get(keys::REPORT).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no report yet: it is written at its end")),
         _ => Error::from(error).into(),
     })?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use proto::{Control, CrashPoint};
+use proto::{Control, CrashPoint, keys};
 use store::{ErrorKind, Runs, Store};
 
 use super::asked::Refusal;
@@ -63,7 +63,7 @@ pub(super) async fn over_status(home: &Store, name: &str, control: Control) -> R
 }
 
 async fn read_summary(results: &Store) -> Option<Summary> {
-    run::read_json(results, "summary.json").await.ok()
+    run::read_json(results, keys::SUMMARY).await.ok()
 }
 
 /// Tables of runs that are over, as they were asked for: the oldest makes room.
@@ -97,7 +97,7 @@ impl Tables {
 /// The images of a run that is over; none, where it has no table.
 pub(super) async fn read_table(home: &Store, run: &str) -> Result<Arc<Table>, Refusal> {
     let results = Runs::Home(home.clone()).of(run).map_err(Error::from)?;
-    let bytes = match results.get("results.csv").await {
+    let bytes = match results.get(keys::RESULTS_CSV).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Arc::default()),
         Err(error) => return Err(Error::from(error).into()),

@@ -52,10 +52,10 @@ fn make(summary: &Summary, records: &Records, pictures: &HashMap<String, Picture
         lines.add(&object);
     }
     [
-        ("results.csv", results_csv(results, failures)),
-        ("results.parquet", results_parquet(results, failures)),
-        ("summary.json", summary.to_json()),
-        ("report.html", report_html(summary, results, failures, pictures).into_bytes()),
+        (keys::RESULTS_CSV, results_csv(results, failures)),
+        (keys::RESULTS_PARQUET, results_parquet(results, failures)),
+        (keys::SUMMARY, summary.to_json()),
+        (keys::REPORT, report_html(summary, results, failures, pictures).into_bytes()),
         (keys::OBJECTS, lines.finish()),
     ]
 }

@@ -173,7 +173,7 @@ async fn count_images(markers: &Markers, results: &Store) -> Result<(Counts, Opt
     let (succeeded, failed) = (markers.results.len() as u64, markers.failures.len() as u64);
     let manifest = read_counts(results, keys::MANIFEST).await?;
     // After an earlier end of a run that was resumed.
-    let tables = if manifest.is_some() { manifest } else { read_counts(results, "summary.json").await? };
+    let tables = if manifest.is_some() { manifest } else { read_counts(results, keys::SUMMARY).await? };
     let images = Counts { planned: tables.and_then(|t| t.planned), total: succeeded + failed, succeeded, failed };
     let ended = if manifest.is_some() { images.planned.map(|_| images.left() == 0) } else { Some(false) };
     Ok((images, ended))
