@@ -481,7 +481,7 @@ pub async fn push(args: Push) -> anyhow::Result<ExitCode> {
     let path = args.model.join("model.json");
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let (manifest, digest) =
-        ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))?;
+        ModelManifest::parse(&bytes).with_context(|| format!("{} is not a valid model description", path.display()))?;
     keys::check_run(&manifest.name).map_err(|p| anyhow::anyhow!("the model's name {:?} {p}", manifest.name))?;
     let home = Store::open(&args.home).await.context("cannot open --home")?;
     let place = home.with_prefix(&keys::model_prefix(&manifest.name))?;

@@ -266,14 +266,8 @@ fn describe_network(network: &Published) {
     }
 }
 
-fn read_manifest(folder: &Path) -> anyhow::Result<(ModelManifest, String)> {
-    let path = folder.join("model.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))
-}
-
 fn describe_folder(folder: &Path) -> anyhow::Result<()> {
-    let (model, digest) = read_manifest(folder)?;
+    let (model, digest) = engine::read_manifest(folder)?;
     let size = |file: &str| std::fs::metadata(folder.join(file)).map_or(0, |m| m.len().div_ceil(1_000_000));
     say!("{} ({digest})", model.name);
     let (g, r) = (&model.generator, model.generator.resolution);
@@ -470,7 +464,7 @@ fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) ->
 
 /// Everything of a model folder.
 fn load_whole(folder: &Path) -> anyhow::Result<LoadedModel> {
-    let (manifest, _) = read_manifest(folder)?;
+    let (manifest, _) = engine::read_manifest(folder)?;
     let object = Object {
         class: if manifest.classifier.is_some() { ClassSource::Classifier } else { ClassSource::Annotation },
         mask: if manifest.detector.is_some() { MaskSource::DetectorBox } else { MaskSource::Box },
@@ -517,7 +511,7 @@ pub fn sample_boxes(
 fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
     let source = Source::from(args.mask_from);
-    let (mut manifest, _) = read_manifest(&args.folder)?;
+    let (mut manifest, _) = engine::read_manifest(&args.folder)?;
     can_find(source, &manifest)?;
     let model = load_whole(&args.folder)?;
     let samples = args.samples as usize;

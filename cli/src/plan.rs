@@ -76,10 +76,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("--startup is {}, not 0 or more", args.startup);
     }
     let params = args.asked.params()?;
-    let path = args.model.join("model.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {} (--model names a model folder)", path.display()))?;
-    let (manifest, digest) =
-        ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))?;
+    let (manifest, digest) = engine::read_manifest(&args.model).context("--model must name a model folder")?;
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }

@@ -1,12 +1,12 @@
 //! `basin project`: a run on this machine.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use coordinator::plan::RunSpec;
 use engine::LoadedModel;
-use proto::{ModelManifest, Object, RunRecord};
+use proto::{Object, RunRecord};
 use results::redrive::Redrive;
 use store::Store;
 
@@ -43,7 +43,7 @@ pub struct Args {
 /// Runs it.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let params = args.asked.params()?;
-    let (manifest, model_digest) = read_manifest(&args.model)?;
+    let (manifest, model_digest) = engine::read_manifest(&args.model).context("--model must name a model folder")?;
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }
@@ -111,13 +111,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::from(2)
     })
-}
-
-/// Reads `model.json` of a model folder; also returns the model's digest.
-pub fn read_manifest(model: &Path) -> anyhow::Result<(ModelManifest, String)> {
-    let path = model.join("model.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {} (--model names a model folder)", path.display()))?;
-    ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))
 }
 
 /// Loads a model, with what finds the `object` in an image.

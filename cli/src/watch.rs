@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use client::api::Change;
-use proto::{RunState, keys};
+use proto::{RunState, Stage, keys};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -644,9 +644,8 @@ fn failed(state: &State, run: &Run) -> Line<'static> {
 
 /// Mean times of the stages, in the order in which an image meets them.
 fn stages(run: &Run) -> Option<String> {
-    const ORDER: [&str; 4] = ["fetch", "transform_search", "latent_search", "final_descent"];
     let mut stages: Vec<(&str, f64)> = run.stage_seconds.iter().filter_map(|(name, s)| Some((name.0.as_str(), (*s)?))).collect();
-    stages.sort_by_key(|(name, _)| ORDER.iter().position(|known| known == name).unwrap_or(ORDER.len()));
+    stages.sort_by_key(|(name, _)| Stage::rank(name));
     let stages: Vec<String> = stages.iter().map(|(name, s)| format!("{} {} s", name.replace('_', " "), short(*s))).collect();
     (!stages.is_empty()).then(|| format!("{} per image", stages.join(", ")))
 }

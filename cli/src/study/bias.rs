@@ -18,7 +18,7 @@ use super::chart::{Panel, histograms};
 use super::files::{self, Figure};
 use super::page::short;
 use crate::models::{Finds, can_find, sample_boxes};
-use crate::project::{load, read_manifest};
+use crate::project::load;
 
 /// Cells of a histogram.
 const CELLS: usize = 20;
@@ -141,7 +141,7 @@ fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
 impl Bias {
     /// Runs it.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let (manifest, model_digest) = read_manifest(&self.model)?;
+        let (manifest, model_digest) = engine::read_manifest(&self.model).context("--model must name a model folder")?;
         let detector = if manifest.detector.is_some() { Finds::DetectorBox } else { Finds::Foreground };
         let source = Source::from(self.mask_from.unwrap_or(detector));
         can_find(source, &manifest)?;

@@ -5,7 +5,6 @@ use std::io;
 
 /// Why an operation failed, and what a caller can do differently about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum ErrorKind {
     /// No such object, directory or bucket.
     NotFound,
@@ -47,6 +46,11 @@ impl Error {
     /// URL of the store with the key in it.
     pub fn object(&self) -> &str {
         &self.object
+    }
+
+    /// An error of that kind, for tests of what a caller does about it.
+    pub fn example(kind: ErrorKind) -> Error {
+        Failure::new(kind, "an example").into_error("read", "an object".into())
     }
 
     /// Whether the same operation may work later.
