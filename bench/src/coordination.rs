@@ -15,7 +15,7 @@ use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use proto::keys::{Item, Marker};
-use proto::{Event, Job, Params, What, keys};
+use proto::{Event, Job, Params, Stage, What, keys};
 use queue::{Channel, Queue};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -219,7 +219,9 @@ fn publish_apart(runtime: &Runtime, broker: &RabbitMq, dataset: &str) -> Result<
 }
 
 fn succeeded() -> What {
-    let stage_seconds = ["fetch", "transform_search", "latent_search", "final_descent"].map(|s| (s.to_owned(), 5.0)).into();
+    let stage_seconds = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent]
+        .map(|stage| (stage.as_str().to_owned(), 5.0))
+        .into();
     What::Succeeded { loss: 1.25, seconds: 20.0, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds }
 }
 

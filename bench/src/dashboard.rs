@@ -13,7 +13,7 @@ use coordinator::auth::Gate;
 use coordinator::dashboard::Elsewhere;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
-use proto::{Event, Job, Params, What, keys};
+use proto::{Event, Job, Params, Stage, What, keys};
 use queue::{Channel, Queue};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -264,8 +264,8 @@ async fn work(queue: &Queue, n: usize, rate: Option<f64>) -> Result<()> {
             What::Failed { reason: "diverged".into(), message: "made by the benchmark".into() }
         } else {
             let loss = rng.random_range(0.2..4.0);
-            let stage_seconds = [("fetch", 0.2), ("transform_search", 3.0), ("latent_search", 9.0)];
-            let stage_seconds = stage_seconds.map(|(stage, seconds)| (stage.to_owned(), seconds)).into();
+            let stage_seconds = [(Stage::Fetch, 0.2), (Stage::TransformSearch, 3.0), (Stage::LatentSearch, 9.0)];
+            let stage_seconds = stage_seconds.map(|(stage, seconds)| (stage.as_str().to_owned(), seconds)).into();
             What::Succeeded { loss, seconds: 12.2, lane_steps: 28_800, l1: loss / 4.0, lpips: loss / 8.0, stage_seconds }
         };
         queue.publish(Channel::Events, Event::about(&job, "simulated", what).encode()).await?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use engine::LoadedModel;
 use projector::loss::LossTarget;
 use projector::{Checkpoint, Delta, Edit, Generator, Lanes, Projection, Solution, Target, Tuned, transform};
-use proto::{DeltaCodec, FineTune, LatentSearch, Params};
+use proto::{DeltaCodec, FineTune, LatentSearch, Params, Stage};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -155,7 +155,7 @@ fn tuned(model: &LoadedModel, lanes: &Lanes, params: &Params, target: &Target, s
     if let Some(checkpoint) = std::fs::read(saved).ok().and_then(|bytes| postcard::from_bytes::<Checkpoint>(&bytes).ok()) {
         projection.resume(0, checkpoint)?;
     } else {
-        while projection.stage(0).is_some_and(|stage| stage != "fine_tune") {
+        while projection.stage(0).is_some_and(|stage| stage != Stage::FineTune) {
             projection.step(lanes)?;
         }
         std::fs::write(saved, postcard::to_stdvec(projection.checkpoint(0))?)?;

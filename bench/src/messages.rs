@@ -6,7 +6,7 @@ use harness::RabbitMq;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use proto::{Box2d, Event, Job, Params, What};
+use proto::{Box2d, Event, Job, Params, Stage, What};
 use queue::{Channel, Queue};
 
 use crate::compare::{Cost, Extent, Row, timed};
@@ -41,8 +41,8 @@ fn job(number: usize) -> Job {
 }
 
 fn event(number: usize) -> Event {
-    let stages = ["fetch", "transform_search", "latent_search", "final_descent"];
-    let stage_seconds = stages.map(|stage| (stage.to_owned(), 15.375)).into();
+    let stages = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent];
+    let stage_seconds = stages.map(|stage| (stage.as_str().to_owned(), 15.375)).into();
     let what = What::Succeeded { loss: 1.25, seconds: 61.5, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds };
     Event::about(&job(number), "worker-7f9c4d5b6-x2x8q", what)
 }

@@ -23,10 +23,11 @@ use results::run::{self, Records};
 use results::summary::Summary;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use worker::{Shutdown, Working};
+use tokio_util::sync::CancellationToken;
+use worker::Working;
+use worker::shutdown::on_signals;
 
 /// How to compute on this machine.
 #[derive(clap::Args)]
@@ -50,9 +51,8 @@ pub struct Local {
     machine: Machine,
     /// Where it computes.
     pub devices: Devices,
-    shutdown: Shutdown,
-    /// Whether a signal asked to stop.
-    asked: watch::Receiver<bool>,
+    /// Cancelled by a signal.
+    shutdown: CancellationToken,
     /// In progress while images are projected.
     bar: ProgressBar,
 }
@@ -93,16 +93,21 @@ impl Outcome {
 }
 
 impl Local {
-    /// Checks the devices, and listens to signals from now on. Needs a runtime.
+    /// Checks the devices, and listens for signals from now on. Needs a runtime.
     pub fn new(machine: Machine) -> anyhow::Result<Local> {
         let devices: Devices = machine.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
-        let (shutdown, bar) = (Shutdown::default(), progress_bar());
-        let (ask, asked) = watch::channel(false);
-        let listen = |kind| signal(kind).context("cannot listen to signals");
-        let signals = [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?];
-        // Lives as long as the process, so that a signal also ends what comes before and after the work.
-        tokio::spawn(on_signal(signals, shutdown.clone(), ask, bar.clone()));
-        Ok(Local { machine, devices, shutdown, asked, bar })
+        let (shutdown, bar) = (CancellationToken::new(), progress_bar());
+        let shown = bar.clone();
+        // Before and after the projecting there is nothing to finish: the first signal ends the process.
+        let note = move || {
+            let projecting = !shown.is_finished();
+            if projecting {
+                shown.suspend(|| note!("stopping after this step and saving; a second signal exits at once"));
+            }
+            projecting
+        };
+        on_signals(shutdown.clone(), note).context("cannot listen for signals")?;
+        Ok(Local { machine, devices, shutdown, bar })
     }
 
     /// Projects what is left of a run, and writes its tables. `model` is called if an image is left.
@@ -168,7 +173,7 @@ impl Local {
         let (desk, served) = desk.unzip();
         let queue = Queue::open("embedded:").await?;
         let shutdown = self.shutdown.clone();
-        let (stop, stopped) = watch::channel(false);
+        let stop = shutdown.child_token();
         let (status, statuses) = watch::channel(Status::default());
         let (working, workings) = watch::channel(Working::default());
         let per_image = engine::lane_steps(&spec.record.params);
@@ -176,34 +181,32 @@ impl Local {
         let config = self.worker(record, spec.record.version.clone());
 
         self.bar.reset();
-        let obeys = tokio::spawn(obey(self.asked.clone(), stop.clone()));
         let progress = tokio::spawn(show(self.bar.clone(), title, statuses, workings, per_image));
         let worker = {
-            let (queue, runs, shutdown) = (queue.clone(), runs.clone(), shutdown.clone());
+            let (queue, runs, shutdown, stop) = (queue.clone(), runs.clone(), shutdown.clone(), stop.clone());
             let models = Models::One(Box::new(model));
             async move {
                 let outcome = worker::run(config, models, queue.clone(), runs, shutdown, working).await;
-                // Without a worker the run cannot continue.
-                stop.send_replace(true);
+                // Without the worker no result will come.
+                stop.cancel();
                 outcome
             }
         };
         let coordinate = {
-            let queue = queue.clone();
+            let (queue, stopped) = (queue.clone(), as_channel(stop));
             async move {
                 let outcome = drive::drive(spec, plan, &queue, runs, stopped, status, desk).await;
-                // The worker releases its jobs before the queue closes.
-                if outcome.is_ok() && !shutdown.requested() {
+                // The worker releases the jobs that it holds before the queue closes.
+                if outcome.is_ok() && !shutdown.is_cancelled() {
                     queue.close().await;
                 } else {
-                    shutdown.request();
+                    shutdown.cancel();
                 }
-                outcome.map(|()| shutdown.requested())
+                outcome.map(|()| shutdown.is_cancelled())
             }
         };
         let (worked, coordinated) = tokio::join!(worker, coordinate);
         progress.await?;
-        obeys.abort();
         if let Some(served) = served {
             // The next run has a dashboard of its own at the same address.
             served.abort();
@@ -213,11 +216,14 @@ impl Local {
     }
 }
 
-/// Ends the run as soon as a signal asks for it.
-async fn obey(mut asked: watch::Receiver<bool>, stop: watch::Sender<bool>) {
-    if asked.wait_for(|asked| *asked).await.is_ok() {
-        stop.send_replace(true);
-    }
+/// The token as the channel that the coordinator takes.
+fn as_channel(stop: CancellationToken) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        sender.send_replace(true);
+    });
+    receiver
 }
 
 /// The dashboard of the run, and what serves it.
@@ -232,23 +238,6 @@ async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk
     let gate = Gate::local().context("cannot read /dev/urandom")?;
     let serves = tokio::spawn(coordinator::api::serve(listener, handle, gate, Elsewhere::default()));
     Ok((desk, serves.abort_handle()))
-}
-
-/// The first signal stops the run after this step, the second ends the process at once.
-async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdown, stop: watch::Sender<bool>, bar: ProgressBar) {
-    for count in 0.. {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if count > 0 || bar.is_finished() {
-            // Not `exit`, which would destroy libtorch's state under the threads that use it.
-            signal_hook::low_level::exit(130);
-        }
-        bar.suspend(|| note!("stopping after this step and saving (again: exit at once)"));
-        shutdown.request();
-        stop.send_replace(true);
-    }
 }
 
 /// Finished until images are projected.

@@ -17,7 +17,6 @@ use zoo::convert::{self, Names, Parts, Trunk};
 use zoo::fetch::{DownloadProgress, Fetched, fetch};
 use zoo::published::{Address, File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 
-use crate::project::read_manifest;
 
 /// Number of objects below which their mean is unreliable.
 const FEW: usize = 100;
@@ -272,7 +271,7 @@ fn describe_network(network: &Published) {
 }
 
 fn describe_folder(folder: &Path) -> anyhow::Result<()> {
-    let (model, digest) = read_manifest(folder)?;
+    let (model, digest) = engine::read_manifest(folder)?;
     let size = |file: &str| std::fs::metadata(folder.join(file)).map_or(0, |m| m.len().div_ceil(1_000_000));
     say!("{} ({digest})", model.name);
     let (g, r) = (&model.generator, model.generator.resolution);
@@ -469,7 +468,7 @@ fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) ->
 
 /// Everything of a model folder.
 fn load_whole(folder: &Path) -> anyhow::Result<LoadedModel> {
-    let (manifest, _) = read_manifest(folder)?;
+    let (manifest, _) = engine::read_manifest(folder)?;
     let object = Object {
         class: if manifest.classifier.is_some() { ClassSource::Classifier } else { ClassSource::Annotation },
         mask: if manifest.detector.is_some() { MaskSource::DetectorBox } else { MaskSource::Box },
@@ -516,7 +515,7 @@ pub fn sample_boxes(
 fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
     let source = Source::from(args.mask_from);
-    let (mut manifest, _) = read_manifest(&args.folder)?;
+    let (mut manifest, _) = engine::read_manifest(&args.folder)?;
     can_find(source, &manifest)?;
     let model = load_whole(&args.folder)?;
     let samples = args.samples as usize;

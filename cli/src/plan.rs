@@ -13,7 +13,6 @@ use results::seeds::Seeds;
 use results::summary::Summary;
 use store::Store;
 
-use crate::project::read_manifest;
 use crate::run_options::RunOptions;
 
 /// Results whose sizes are averaged.
@@ -76,7 +75,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("--startup is {}: expected a number ≥ 0", args.startup);
     }
     let params = args.options.params()?;
-    let (manifest, digest) = read_manifest(&args.model)?;
+    let (manifest, digest) = engine::read_manifest(&args.model).context("--model must name a model folder")?;
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }

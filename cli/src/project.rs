@@ -1,13 +1,13 @@
 //! `basin project`: a run on this machine. `basin report`: its tables and its report.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use coordinator::plan::RunSpec;
 use engine::LoadedModel;
-use proto::{ModelManifest, Object, RunRecord};
+use proto::{Object, RunRecord};
 use results::redrive::Redrive;
 use results::summary::Summary;
 use store::Store;
@@ -43,7 +43,7 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let params = args.options.params()?;
-    let (manifest, model_digest) = read_manifest(&args.model)?;
+    let (manifest, model_digest) = engine::read_manifest(&args.model).context("--model must name a model folder")?;
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }
@@ -113,14 +113,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Reads `model.json` of a model folder; also returns the model's digest.
-pub fn read_manifest(model: &Path) -> anyhow::Result<(ModelManifest, String)> {
-    let path = model.join("model.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}: give a model folder", path.display()))?;
-    ModelManifest::parse(&bytes).with_context(|| format!("{} is not a valid model description", path.display()))
-}
-
-/// Loads a model, with the networks that find the `object` in an image.
+/// Loads a model, with what finds the `object` in an image.
 pub async fn load(model: PathBuf, object: Object) -> anyhow::Result<LoadedModel> {
     let load = move || engine::load_for(&model, &object);
     tokio::task::spawn_blocking(load).await?.context("cannot load the model")

@@ -21,7 +21,8 @@ use proto::chain;
 use serde_json::json;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use worker::shutdown::on_signals;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -68,12 +69,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let editor = Editor::start(models, runs).context("cannot start the editor's thread")?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let shutdown = CancellationToken::new();
+    on_signals(shutdown.clone(), || true).context("cannot listen for signals")?;
     note!("edits are served at http://{}", listener.local_addr()?);
     tokio::select! {
         never = connections::serve(listener, router(editor, gate), Limits::default()) => match never {},
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        () = shutdown.cancelled() => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -12,7 +12,7 @@ use coordinator::plan::RunSpec;
 use coordinator::prepare::prepare;
 use coordinator::simulate::peak;
 use coordinator::tally::Tally;
-use proto::{Control, Event, Params, RunRecord, What};
+use proto::{Control, Event, Params, RunRecord, Stage, What};
 use queue::Queue;
 use serde_json::json;
 use store::{Runs, Store};
@@ -56,7 +56,9 @@ async fn main() -> Result<()> {
 /// Tells the ledger of a result of every job that is published.
 fn finish_all(fleet: &mut Fleet, now: f64) {
     for (job, class) in fleet.silent(f64::INFINITY).into_iter().zip((0..CLASSES).cycle()) {
-        let stage_seconds = ["fetch", "transform_search", "latent_search", "final_descent"].map(|s| (s.to_owned(), 5.0)).into();
+        let stage_seconds = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent]
+            .map(|stage| (stage.as_str().to_owned(), 5.0))
+            .into();
         let what = What::Succeeded { loss: 1.25, seconds: 20.0, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds };
         fleet.apply(&Event { job: job.job, run: job.run, image: job.image, class, worker: "bench".into(), what }, now);
     }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use proto::{Control, Event, Job, Params, RunRecord, What};
+use proto::{Control, Event, Job, Params, RunRecord, Stage, What};
 
 use crate::fleet::Fleet;
 use dataset::{DatasetImage, Entry};
@@ -52,8 +52,8 @@ pub const REQUESTS: (u64, u64) = (9, 8);
 /// Objects that a listing brings at a time.
 const PAGE: usize = 1000;
 const WORKER: &str = "simulated";
-/// Of an image, as a worker names them.
-const STAGES: [&str; 4] = ["fetch", "transform_search", "latent_search", "final_descent"];
+/// Stages of an image that is not fine-tuned.
+const STAGES: [Stage; 4] = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent];
 
 /// Plans and drives a run.
 pub fn simulate(simulation: &Simulation) -> Measured {
@@ -82,7 +82,7 @@ pub fn simulate(simulation: &Simulation) -> Measured {
             let Some(message) = queue.pop_front() else { break };
             let job = Job::decode(&message).expect("our own message");
             tell(&mut fleet, &Event::about(&job, WORKER, What::Started), now, &mut messages, &mut bytes);
-            let stage_seconds = STAGES.map(|stage| (stage.to_owned(), simulation.seconds / STAGES.len() as f64)).into();
+            let stage_seconds = STAGES.map(|stage| (stage.as_str().to_owned(), simulation.seconds / STAGES.len() as f64)).into();
             let what =
                 What::Succeeded { loss: 1.0, seconds: simulation.seconds, lane_steps: 1, l1: 0.5, lpips: 0.25, stage_seconds };
             busy.push_back((now + simulation.seconds, Event::about(&job, WORKER, what)));

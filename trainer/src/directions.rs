@@ -283,9 +283,7 @@ impl Model {
 pub fn run(dir: &Path, (steps, measured): (u64, usize), seed: u64) -> Result<()> {
     // More threads would add up in another order.
     tch::set_num_threads(1);
-    let path = dir.join("model.json");
-    let (manifest, _) =
-        ModelManifest::parse(&read(&path)?).with_context(|| format!("cannot parse the model manifest {}", path.display()))?;
+    let (manifest, _) = engine::read_manifest(dir)?;
     let model = Model::read(dir, &manifest)?;
 
     const SAID: u64 = 50;

@@ -161,9 +161,7 @@ impl Measured {
 /// Trains an encoder of the model in `dir` for some minutes, measures it, and writes it into the folder and its card. The state of
 /// the training is kept under `work`.
 pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64) -> Result<()> {
-    let path = dir.join("model.json");
-    let (manifest, _) =
-        ModelManifest::parse(&read(&path)?).with_context(|| format!("cannot parse the model manifest {}", path.display()))?;
+    let (manifest, _) = engine::read_manifest(dir)?;
     let model = Model::read(dir, &manifest)?;
     let config = config(&*model.generator);
     // The encoder of another generator is useless.

@@ -17,7 +17,7 @@ use store::Store;
 use super::files::{self, Figure};
 use super::markdown::{cell, code, short, table};
 use crate::models::{Finds, can_find, sample_boxes};
-use crate::project::{load, read_manifest};
+use crate::project::load;
 
 /// Cells of a histogram.
 const CELLS: usize = 20;
@@ -137,7 +137,7 @@ fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
 
 impl Bias {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let (manifest, model_digest) = read_manifest(&self.model)?;
+        let (manifest, model_digest) = engine::read_manifest(&self.model).context("--model must name a model folder")?;
         let detector = if manifest.detector.is_some() { Finds::DetectorBox } else { Finds::Foreground };
         let source = Source::from(self.mask_from.unwrap_or(detector));
         can_find(source, &manifest)?;

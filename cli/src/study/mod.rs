@@ -36,7 +36,7 @@ use self::page::{About, StudyPage};
 use self::rows::{Budget, StudyRow};
 use self::run::{Done, Setting, object_of};
 use crate::local::{Local, Machine};
-use crate::project::{load, read_manifest};
+use crate::project::load;
 
 /// Options of `basin study`.
 #[derive(clap::Args)]
@@ -157,7 +157,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 impl Study {
     async fn run(self, which: Which) -> anyhow::Result<ExitCode> {
-        let (manifest, model_digest) = read_manifest(&self.model)?;
+        let (manifest, model_digest) = engine::read_manifest(&self.model).context("--model must name a model folder")?;
         let budget = Budget { evaluations: self.evaluations, seeds: self.seeds };
         let detects = manifest.detector.is_some() && !manifest.categories.is_empty();
         let rows = only(which.rows(budget, detects), &self.rows)?;

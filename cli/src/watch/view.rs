@@ -297,9 +297,8 @@ fn left(run: &RunStatus) -> Option<String> {
 
 /// Mean times of the stages, in the order in which an image passes them.
 fn stages(run: &RunStatus) -> Option<String> {
-    const ORDER: [&str; 4] = ["fetch", "transform_search", "latent_search", "final_descent"];
     let mut stages: Vec<(&str, f64)> = run.stage_seconds.iter().map(|(name, seconds)| (name.as_str(), *seconds)).collect();
-    stages.sort_by_key(|(name, _)| ORDER.iter().position(|known| known == name).unwrap_or(ORDER.len()));
+    stages.sort_by_key(|(name, _)| Stage::rank(name));
     let text = |(name, seconds): &(&str, f64)| format!("{} {} s", harmless(name).replace('_', " "), short(*seconds));
     let stages: Vec<String> = stages.iter().map(text).collect();
     (!stages.is_empty()).then(|| format!("{} per image", stages.join(", ")))

@@ -1,7 +1,7 @@
 //! The pages. Pure: what is known in, HTML out. Names of images, runs and workers are hostile text.
 
 use maud::{DOCTYPE, Markup, html};
-use proto::{FailureReason, FineTuned, History, Params, ResultRecord, RunState};
+use proto::{FailureReason, FineTuned, History, Params, ResultRecord, RunState, Stage};
 use serde_json::json;
 
 use crate::auth::Role;
@@ -637,9 +637,8 @@ fn histogram(losses: &Histogram) -> Markup {
 
 fn stages(run: &RunStatus) -> Markup {
     let sum: f64 = run.stage_seconds.values().sum();
-    let order = ["fetch", "transform_search", "latent_search", "final_descent"];
     let mut in_order: Vec<(&String, &f64)> = run.stage_seconds.iter().collect();
-    in_order.sort_by_key(|(stage, _)| order.iter().position(|known| known == stage).unwrap_or(order.len()));
+    in_order.sort_by_key(|(stage, _)| Stage::rank(stage));
     html! {
         table {
             thead { tr { th { "stage" } th.num { "seconds an image" } th.num { "share" } } }

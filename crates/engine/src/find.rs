@@ -20,14 +20,13 @@ use crate::weights::{self, ModelError};
 /// A crop of more pixels than this is shrunk before it is classified: ImageNet's photographs are smaller.
 const LARGEST_CROP: i64 = 1 << 20;
 
-/// The networks that look at an image before the search does, as far as they are needed.
+/// The networks that look for class and object; only those that are needed are loaded.
 pub struct Finder {
     device: Device,
     classifier: Option<Classifier>,
     detector: Option<MaskRcnn>,
 }
 
-/// What predicts classes.
 enum Classifier {
     ResNext(resnet::Classifier),
     EfficientNetLite(EfficientNetLite),
@@ -39,7 +38,7 @@ impl Finder {
     /// Reads from the model folder `dir` what finding the object needs.
     pub fn load(dir: &Path, manifest: &ModelManifest, object: &Object) -> Result<Finder, ModelError> {
         let classes = manifest.classes.len() as i64;
-        let classifier = manifest.classifier.as_ref().filter(|_| needs(object).0);
+        let classifier = manifest.classifier.as_ref().filter(|_| Needs::of(object).classifier);
         let classifier = classifier.map(|classifier| match classifier.kind {
             ClassifierKind::Perceptual => Ok(Classifier::Perceptual),
             ClassifierKind::ResNext101 => {
@@ -55,7 +54,7 @@ impl Finder {
                 weights::network(dir, &classifier.weights, manifest, EfficientNetLite::load).map(Classifier::EfficientNetLite)
             }
         });
-        let detector = manifest.detector.as_ref().filter(|_| needs(object).1);
+        let detector = manifest.detector.as_ref().filter(|_| Needs::of(object).detector);
         let detector = detector.map(|detector| match detector.kind {
             DetectorKind::MaskRcnn => {
                 let load = |w: &mut _| MaskRcnn::load(&mask_rcnn::Config::coco(), w);
@@ -81,12 +80,11 @@ impl Finder {
         class.into_iter().chain(objects).collect()
     }
 
-    /// What finds objects, if it was asked for.
+    /// `None`: it was not needed when the finder was loaded.
     pub(crate) fn detector(&self) -> Option<&MaskRcnn> {
         self.detector.as_ref()
     }
 
-    /// A copy on a device.
     pub fn replicate(&self, device: Device) -> Finder {
         let classifier = self.classifier.as_ref().map(|classifier| match classifier {
             Classifier::ResNext(net) => Classifier::ResNext(net.replicate(device)),
@@ -115,16 +113,21 @@ impl Classifier {
     }
 }
 
-/// Whether a classifier, and whether a detector, must be loaded to find the object.
-pub fn needs(object: &Object) -> (bool, bool) {
-    (object.class.is_predicted(), object.mask.is_detected())
+/// The networks that finding an object takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    pub classifier: bool,
+    pub detector: bool,
 }
 
-/// What was found.
+impl Needs {
+    pub fn of(object: &Object) -> Needs {
+        Needs { classifier: object.class.is_predicted(), detector: object.mask.is_detected() }
+    }
+}
+
 pub struct Sighting {
-    /// Index of the class.
     pub class: u32,
-    /// For the record.
     pub found: Found,
     /// The image around a detection; `None`: as it was framed without one.
     pub frame: Option<Decoded>,
@@ -138,7 +141,7 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
     // Only classes of the data set's category, where it is to say that.
     let among: Option<Vec<i64>> = matches!(object.class, ClassSource::Category).then(|| kinds(model, job));
     let classify = |bbox: Option<Box2d>| {
-        let classifier = finder.classifier.as_ref().expect("fetching checked that the model has one");
+        let classifier = finder.classifier.as_ref().expect("the job was checked against the model");
         let image = match classifier {
             Classifier::Perceptual => usual(photo, bbox, &model.statistics),
             _ => tensor(photo, bbox),
@@ -149,7 +152,7 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
         let (class, probability) = classify(framed.object);
         return Sighting { class, found: Found { probability: Some(probability), detection: None }, frame: None };
     }
-    let detector = finder.detector.as_ref().expect("fetching checked that the model has one");
+    let detector = finder.detector.as_ref().expect("the job was checked against the model");
     let detections = detector.detect(&tensor(photo, None).to_device(finder.device));
     let boxes: Vec<(&str, Box2d)> = detections.found.iter().map(|d| (COCO_CATEGORIES[d.label], d.bbox)).collect();
     let known = (!open).then_some(job.class);
@@ -161,7 +164,7 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
         }
         None => (None, job.class, None),
     };
-    let framed = chosen.and_then(|i| frame(job, detector, (&detections, i), photo, model.reference.resolution));
+    let framed = chosen.and_then(|i| frame(job, detector, &detections, i, photo, model.reference.resolution));
     let detection = chosen
         .filter(|_| framed.is_some())
         .map(|i| Detected { label: boxes[i].0.to_owned(), score: f64::from(detections.found[i].score) });
@@ -172,7 +175,8 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
 fn frame(
     job: &Job,
     detector: &MaskRcnn,
-    (detections, index): (&Detections, usize),
+    detections: &Detections,
+    index: usize,
     photo: &Photo,
     resolution: u32,
 ) -> Option<Decoded> {

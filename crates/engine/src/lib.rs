@@ -20,4 +20,4 @@ pub use cache::Cache;
 pub use devices::Devices;
 pub use projector::projection::lane_steps;
 pub use supply::{Models, SupplyError};
-pub use weights::{LoadedModel, ModelError, load, load_for};
+pub use weights::{LoadedModel, ModelError, load, load_for, read_manifest};

@@ -29,7 +29,6 @@ pub struct LoadedModel {
     pub model: Model,
     /// Name, digest and size.
     pub reference: ModelRef,
-    /// What it says of itself.
     pub manifest: ModelManifest,
     /// Where the generator puts its objects.
     pub statistics: ObjectStatistics,
@@ -37,14 +36,14 @@ pub struct LoadedModel {
     pub directions: BTreeMap<String, Vec<f32>>,
     /// Class predictor on top of the perceptual network, if it has one.
     pub head: Option<Head>,
-    /// What looks at images before the search does, as far as it was asked for.
+    /// The networks that look for class and object; only those that were needed are loaded.
     pub finder: Finder,
-    /// Its place in this machine's cache, if it has one.
+    /// Its folder in this machine's cache, if it comes from there.
     pub(crate) _held: Option<Held>,
 }
 
 impl LoadedModel {
-    /// The same model once more, for a worker to have.
+    /// The same model for one more worker.
     pub fn copy(&self) -> LoadedModel {
         let head = |head: &Head| Head { weight: head.weight.shallow_clone(), bias: head.bias.shallow_clone() };
         LoadedModel {
@@ -59,7 +58,7 @@ impl LoadedModel {
         }
     }
 
-    /// Computes once with every network that is loaded: a line for each, or what is wrong.
+    /// Computes once with every loaded network. Returns a line for each, or what is wrong.
     pub fn check(&self) -> Result<Vec<String>, String> {
         let _no_grad = tch::no_grad_guard();
         let generator = &self.model.generator;
@@ -70,7 +69,7 @@ impl LoadedModel {
         let c = Tensor::stack(&classes.map(|class| generator.embed(class)).collect::<Vec<_>>(), 0);
         let images = generator.generate(&z, &c);
         let finite = |what: &str, t: &Tensor| match t.isfinite().all().int64_value(&[]) {
-            0 => Err(format!("{what} of {CHECKED} samples are not all finite: the weights are no trained generator's")),
+            0 => Err(format!("{what} of {CHECKED} samples are not all finite: these are not the weights of a trained generator")),
             _ => Ok(()),
         };
         finite("the images", &images)?;
@@ -100,67 +99,29 @@ impl Head {
     }
 }
 
-/// Why a model folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A file cannot be read.
     #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// `model.json` is not valid.
-    #[error("{path} is no model description")]
-    Manifest {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: proto::DecodeError,
-    },
-    /// A file is not the one that `model.json` names.
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not a valid model description")]
+    Manifest { path: PathBuf, source: proto::DecodeError },
     #[error("{path} has SHA-256 {found}, and model.json says {expected}: the file is damaged or was replaced")]
-    Hash {
-        /// The file.
-        path: PathBuf,
-        /// Digest of the file.
-        found: String,
-        /// Digest in `model.json`.
-        expected: String,
-    },
-    /// A configuration is no JSON of the expected form.
+    Hash { path: PathBuf, found: String, expected: String },
     #[error("cannot parse {path}")]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// A file is no safetensors file.
+    Config { path: PathBuf, source: serde_json::Error },
     #[error("cannot read tensors from {path}")]
-    Tensors {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: tch::TchError,
-    },
-    /// The tensors are not those of the network.
-    #[error("{path} does not fit")]
-    Network {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: LoadError,
-    },
-    /// The parts do not belong together.
+    Tensors { path: PathBuf, source: tch::TchError },
+    #[error("the tensors of {path} do not fit the network")]
+    Network { path: PathBuf, source: LoadError },
     #[error("{path}: {problem}")]
-    Inconsistent {
-        /// The file.
-        path: PathBuf,
-        /// What does not fit.
-        problem: String,
-    },
+    Inconsistent { path: PathBuf, problem: String },
+}
+
+/// Reads `model.json` of the model folder `dir`; also returns the model's digest.
+pub fn read_manifest(dir: &Path) -> Result<(ModelManifest, String), ModelError> {
+    let path = dir.join("model.json");
+    let bytes = read(&path)?;
+    ModelManifest::parse(&bytes).map_err(|source| ModelError::Manifest { path, source })
 }
 
 /// Loads the model folder `dir` for images that are known: without classifier and detector.
@@ -171,10 +132,7 @@ pub fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
 /// Loads the model folder `dir`, with what is needed to find the `object` in an image.
 pub fn load_for(dir: &Path, object: &Object) -> Result<LoadedModel, ModelError> {
     let path = dir.join("model.json");
-    let bytes = read(&path)?;
-    let (manifest, digest) =
-        ModelManifest::parse(&bytes).map_err(|source| ModelError::Manifest { path: path.clone(), source })?;
-
+    let (manifest, digest) = read_manifest(dir)?;
     let generator = load_generator(dir, &manifest)?;
     let layers: lpips::Config = config(dir, &manifest.perceptual.config, &manifest)?;
     let classes = manifest.classes.len() as i64;

@@ -3,7 +3,7 @@
 //! Images advance side by side and never influence each other: each has its own state and its own random numbers, so the projection
 //! of an image does not depend on the others. Between two steps the caller may stop, save or preview.
 
-use proto::{ClassStart, Descent, History, Params, Transform};
+use proto::{ClassStart, Descent, History, Params, Stage, Transform};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -35,7 +35,7 @@ const PART: u32 = 25;
 pub struct Checkpoint {
     shape: Shape,
     rng: ChaCha8Rng,
-    stage: Stage,
+    stage: Search,
     transform: Option<Transform>,
     transform_history: Vec<f64>,
     lane_steps: u64,
@@ -44,7 +44,7 @@ pub struct Checkpoint {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-enum Stage {
+enum Search {
     Transform(Box<TransformSearch>),
     Latent(LatentSearch),
 }
@@ -206,7 +206,7 @@ impl Projection {
         let state = &mut self.images[image];
         assert_eq!(state.lane_steps, 0, "the image has been stepped");
         state.transform = Some(transform);
-        state.stage = Stage::Latent(latent_search(
+        state.stage = Search::Latent(latent_search(
             &self.params,
             state.shape,
             class_vectors(&self.params, &self.embeddings[image], None),
@@ -236,17 +236,16 @@ impl Projection {
         }
     }
 
-    /// The stage that an image's next step belongs to: `transform_search`, `latent_search`, `final_descent` or `fine_tune`;
-    /// `None`: it is finished.
-    pub fn stage(&self, image: usize) -> Option<&'static str> {
+    /// The stage that an image's next step belongs to; `None` when the image is finished.
+    pub fn stage(&self, image: usize) -> Option<Stage> {
         let finished = self.image_finished(image);
         let image = &self.images[image];
         match &image.stage {
             _ if finished => None,
-            _ if image.finished() => Some("fine_tune"),
-            Stage::Transform(_) => Some("transform_search"),
-            Stage::Latent(search) if search.explores() => Some("latent_search"),
-            Stage::Latent(_) => Some("final_descent"),
+            _ if image.finished() => Some(Stage::FineTune),
+            Search::Transform(_) => Some(Stage::TransformSearch),
+            Search::Latent(search) if search.explores() => Some(Stage::LatentSearch),
+            Search::Latent(_) => Some(Stage::FinalDescent),
         }
     }
 
@@ -404,9 +403,9 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
     let stage = match &params.transform {
         Some(t) => {
             let initial = mask::initial_transform(target.bbox, shape.resolution as i64, statistics, t);
-            Stage::Transform(Box::new(TransformSearch::new(t, &initial)))
+            Search::Transform(Box::new(TransformSearch::new(t, &initial)))
         }
-        None => Stage::Latent(latent_search(params, shape, c, &mut rng)),
+        None => Search::Latent(latent_search(params, shape, c, &mut rng)),
     };
     Checkpoint {
         shape,
@@ -458,8 +457,8 @@ impl Checkpoint {
 
     fn result(&self) -> Option<(&Rows, Option<&Rows>)> {
         match &self.stage {
-            Stage::Latent(search) => search.result(),
-            Stage::Transform(_) => None,
+            Search::Latent(search) => search.result(),
+            Search::Transform(_) => None,
         }
     }
 
@@ -480,11 +479,11 @@ impl Checkpoint {
         }
         let transforms = self.transforms();
         match &mut self.stage {
-            Stage::Transform(search) => {
+            Search::Transform(search) => {
                 let t = params.transform.as_ref().expect("stage one has parameters");
                 Some(search.ask(t, self.shape.latent_dim, &mut self.rng))
             }
-            Stage::Latent(search) => search.ask(&params.latent, transforms, &mut self.rng),
+            Search::Latent(search) => search.ask(&params.latent, transforms, &mut self.rng),
         }
     }
 
@@ -501,16 +500,17 @@ impl Checkpoint {
             }
         }
         match &mut self.stage {
-            Stage::Transform(search) => {
+            Search::Transform(search) => {
                 let t = params.transform.as_ref().expect("stage one has parameters");
                 search.tell(t, response);
                 if search.finished(t) {
                     self.transform = Some(search.transform(t));
                     self.transform_history = std::mem::take(&mut search.history);
-                    self.stage = Stage::Latent(latent_search(params, self.shape, class_vectors(params, c0, None), &mut self.rng));
+                    self.stage =
+                        Search::Latent(latent_search(params, self.shape, class_vectors(params, c0, None), &mut self.rng));
                 }
             }
-            Stage::Latent(search) => search.tell(&params.latent, response, &mut self.rng),
+            Search::Latent(search) => search.tell(&params.latent, response, &mut self.rng),
         }
     }
 }
@@ -524,7 +524,7 @@ fn solution(image: Checkpoint, target: &Target, response: Response, align_corner
         Some(t) => transform::apply(&target.image.unsqueeze(0), std::slice::from_ref(t), align_corners),
         None => target.image.shallow_clone(),
     };
-    let Stage::Latent(search) = image.stage else { unreachable!("a finished image is in stage two") };
+    let Search::Latent(search) = image.stage else { unreachable!("a finished image is in stage two") };
     let history = History {
         transform: image.transform_history,
         latent: search.history,

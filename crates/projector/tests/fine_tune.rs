@@ -2,7 +2,7 @@
 
 use projector::delta::DeltaError;
 use projector::{Checkpoint, Delta, Dropped, Lanes, Model, ObjectStatistics, Projection, Solution, Tuned};
-use proto::{DeltaCodec, FineTune, LatentSearch, Params, Regulariser};
+use proto::{DeltaCodec, FineTune, LatentSearch, Params, Regulariser, Stage};
 use tch::{Device, Tensor};
 
 mod harness;
@@ -128,7 +128,7 @@ fn devices_neighbours_and_interruptions_change_no_bit() {
 
     // Fine-tuning itself is not saved: it starts again from the search's answer.
     let mut projection = Projection::new(&params, &model, &ObjectStatistics::BIGGAN, targets(&model, 3));
-    while projection.stage(0) != Some("fine_tune") {
+    while projection.stage(0) != Some(Stage::FineTune) {
         projection.step(&one).expect("device works");
     }
     projection.step(&one).expect("device works");
@@ -137,7 +137,7 @@ fn devices_neighbours_and_interruptions_change_no_bit() {
     for (i, bytes) in saved.iter().enumerate() {
         projection.resume(i, postcard::from_bytes::<Checkpoint>(bytes).expect("deserialises")).expect("fits");
     }
-    assert_eq!(projection.stage(0), Some("fine_tune"));
+    assert_eq!(projection.stage(0), Some(Stage::FineTune));
     while !projection.finished() {
         projection.step(&one).expect("device works");
     }

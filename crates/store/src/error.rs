@@ -5,7 +5,6 @@ use std::io;
 
 /// Why an operation failed; one variant for each case that callers treat differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum ErrorKind {
     /// No such object, directory or bucket.
     NotFound,
@@ -49,7 +48,12 @@ impl Error {
         &self.object
     }
 
-    /// Whether the same operation may succeed later.
+    /// An error of that kind, for tests of what a caller does about it.
+    pub fn example(kind: ErrorKind) -> Error {
+        Failure::new(kind, "an example").into_error("read", "an object".into())
+    }
+
+    /// Whether the same operation may work later.
     pub fn is_retryable(&self) -> bool {
         matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Changed)
     }

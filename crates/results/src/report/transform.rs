@@ -6,9 +6,6 @@ use proto::{ColourTransform, Transform};
 use crate::format::{minus, unsigned_zero};
 
 // Ends of the ranges that the search stays in: those of `projector::transform`, which links torch. A hue is a turn and has none.
-const SCALE_LIMITS: (f64, f64) = (0.02, 10.0);
-const SHIFT_LIMITS: (f64, f64) = (-1.0, 1.0);
-const FACTOR_LIMITS: (f64, f64) = (0.667, 1.5);
 /// Distance to an end at which a value counts as being there.
 const AT_LIMIT: f64 = 1e-6;
 
@@ -16,8 +13,8 @@ pub fn list(Transform { scale, shift, colour }: &Transform) -> Markup {
     let scales = if scale[0] == scale[1] { &scale[..1] } else { scale };
     html! {
         dl {
-            (row("scale", scales, Some(SCALE_LIMITS)))
-            (row("shift", shift, Some(SHIFT_LIMITS)))
+            (row("scale", scales, Some(Transform::SCALE_LIMITS)))
+            (row("shift", shift, Some(Transform::SHIFT_LIMITS)))
             @for (colour, value) in colour { (row(colour_name(*colour), &[*value], colour_limits(*colour))) }
         }
     }
@@ -40,8 +37,8 @@ fn row(name: &str, values: &[f64], limits: Option<(f64, f64)>) -> Markup {
 }
 
 pub fn has_limit(transform: &Transform) -> bool {
-    transform.scale.iter().any(|v| at_limit(*v, SCALE_LIMITS))
-        || transform.shift.iter().any(|v| at_limit(*v, SHIFT_LIMITS))
+    transform.scale.iter().any(|v| at_limit(*v, Transform::SCALE_LIMITS))
+        || transform.shift.iter().any(|v| at_limit(*v, Transform::SHIFT_LIMITS))
         || transform.colour.iter().any(|(c, v)| colour_limits(*c).is_some_and(|limits| at_limit(*v, limits)))
 }
 
@@ -50,7 +47,7 @@ fn at_limit(value: f64, (low, high): (f64, f64)) -> bool {
 }
 
 fn colour_limits(colour: ColourTransform) -> Option<(f64, f64)> {
-    (colour != ColourTransform::Hue).then_some(FACTOR_LIMITS)
+    (colour != ColourTransform::Hue).then_some(Transform::FACTOR_LIMITS)
 }
 
 fn colour_name(colour: ColourTransform) -> &'static str {
