@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use client::api::RunRequest;
 use client::api::{ImageQuery, ImageState};
-use coordinator::auth::Gate;
-use coordinator::dashboard::Elsewhere;
+use coordinator::http::auth::Gate;
+use coordinator::http::other_services::OtherServices;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{Event, Job, Params, What, keys};
@@ -72,8 +72,12 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
     let planned = submitted.elapsed();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let site =
-        tokio::spawn(coordinator::api::serve(listener, handle.clone(), Gate::new(None, None, b"bench"), Elsewhere::default()));
+    let site = tokio::spawn(coordinator::http::serve(
+        listener,
+        handle.clone(),
+        Gate::new(None, None, b"bench"),
+        OtherServices::default(),
+    ));
 
     let settled = Instant::now();
     work(&queue, images, None).await?;

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use coordinator::auth::Gate;
-use coordinator::dashboard::Elsewhere;
-use coordinator::desk::Desk;
-use coordinator::drive::{self, Status};
+use coordinator::http::auth::Gate;
+use coordinator::http::other_services::OtherServices;
 use coordinator::plan::{Plan, RunSpec};
 use coordinator::prepare;
+use coordinator::service::{Handle, OneRun, Progress, Service};
 use engine::{Devices, LoadedModel, Models};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{JobId, ResultRecord};
@@ -26,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 use worker::{Shutdown, Working};
 
 /// How to compute on this machine.
@@ -51,8 +51,8 @@ pub struct Local {
     /// Where it computes.
     pub devices: Devices,
     shutdown: Shutdown,
-    /// Whether a signal asked to stop.
-    asked: watch::Receiver<bool>,
+    /// Cancelled by a signal.
+    stop: CancellationToken,
     /// In progress while images are projected.
     bar: ProgressBar,
 }
@@ -102,12 +102,12 @@ impl Local {
     pub fn new(machine: Machine) -> anyhow::Result<Local> {
         let devices: Devices = machine.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
         let (shutdown, bar) = (Shutdown::default(), progress_bar());
-        let (ask, asked) = watch::channel(false);
+        let stop = CancellationToken::new();
         let listen = |kind| signal(kind).context("cannot listen to signals");
         let signals = [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?];
         // Lives as long as the process: what comes before and after the work can be ended, too.
-        tokio::spawn(on_signal(signals, shutdown.clone(), ask, bar.clone()));
-        Ok(Local { machine, devices, shutdown, asked, bar })
+        tokio::spawn(on_signal(signals, shutdown.clone(), stop.clone(), bar.clone()));
+        Ok(Local { machine, devices, shutdown, stop, bar })
     }
 
     /// Projects what is left of a run, and writes its tables. `model` is asked for if there is something left.
@@ -166,37 +166,41 @@ impl Local {
         results: &Store,
         title: String,
     ) -> anyhow::Result<bool> {
-        let desk = match self.machine.watch {
-            Some(address) => Some(open_desk(address, results).await?),
+        let listener = match self.machine.watch {
+            Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let (desk, served) = desk.unzip();
         let queue = Queue::open("embedded:").await?;
         let shutdown = self.shutdown.clone();
-        let (stop, stopped) = watch::channel(false);
-        let (status, statuses) = watch::channel(Status::default());
+        // The worker's end stops the coordinator of this run, and not those of the next ones.
+        let stop = self.stop.child_token();
+        let (progress, statuses) = watch::channel(Progress::default());
         let (working, workings) = watch::channel(Working::default());
         let per_image = engine::lane_steps(&spec.record.params);
         let runs = Runs::One(results.clone());
         let config = self.worker(record, spec.record.version.clone());
 
         self.bar.reset();
-        let obeys = tokio::spawn(obey(self.asked.clone(), stop.clone()));
-        let progress = tokio::spawn(show(self.bar.clone(), title, statuses, workings, per_image));
+        let run = OneRun::new(spec, plan, results, progress);
+        let run = if listener.is_some() { run.watched().await? } else { run };
+        let (service, handle) = Service::one(run, queue.clone());
+        let served = listener.map(|listener| serve(listener, handle)).transpose()?;
+        let shown = tokio::spawn(show(self.bar.clone(), title, statuses, workings, per_image));
         let worker = {
             let (queue, runs, shutdown) = (queue.clone(), runs.clone(), shutdown.clone());
             let models = Models::One(Box::new(model));
+            let stop = stop.clone();
             async move {
                 let outcome = worker::run(config, models, queue.clone(), runs, shutdown, working).await;
                 // Without the worker nothing more will happen.
-                stop.send_replace(true);
+                stop.cancel();
                 outcome
             }
         };
         let coordinate = {
             let queue = queue.clone();
             async move {
-                let outcome = drive::drive(spec, plan, &queue, runs, stopped, status, desk).await;
+                let outcome = service.run(stop).await;
                 // The worker gives back what it holds before the queue closes.
                 if outcome.is_ok() && !shutdown.requested() {
                     queue.close().await;
@@ -207,8 +211,7 @@ impl Local {
             }
         };
         let (worked, coordinated) = tokio::join!(worker, coordinate);
-        progress.await?;
-        obeys.abort();
+        shown.await?;
         if let Some(served) = served {
             // The next run has a dashboard of its own at the same address.
             served.abort();
@@ -218,29 +221,24 @@ impl Local {
     }
 }
 
-/// Ends the run as soon as a signal asks for it.
-async fn obey(mut asked: watch::Receiver<bool>, stop: watch::Sender<bool>) {
-    if asked.wait_for(|asked| *asked).await.is_ok() {
-        stop.send_replace(true);
-    }
-}
-
-/// The dashboard of the run, and what serves it.
-async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk, AbortHandle)> {
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     if !address.ip().is_loopback() {
-        bail!("--watch {address} can be reached from other machines, and asks for no token: use 127.0.0.1");
+        bail!("--watch {address} can be reached from other machines, and needs no token: use 127.0.0.1");
     }
     let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("--watch cannot listen on {address} (give another address)"))?;
-    let (desk, handle) = Desk::open(results).await?;
+    listener.with_context(|| format!("--watch cannot listen on {address} (give another address)"))
+}
+
+/// Serves the dashboard of the run.
+fn serve(listener: TcpListener, handle: Handle) -> anyhow::Result<AbortHandle> {
     note!("dashboard: http://{}", listener.local_addr()?);
     let gate = Gate::local().context("cannot read /dev/urandom")?;
-    let serves = tokio::spawn(coordinator::api::serve(listener, handle, gate, Elsewhere::default()));
-    Ok((desk, serves.abort_handle()))
+    let serves = tokio::spawn(coordinator::http::serve(listener, handle, gate, OtherServices::default()));
+    Ok(serves.abort_handle())
 }
 
 /// The first signal asks to stop, the second leaves at once.
-async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdown, stop: watch::Sender<bool>, bar: ProgressBar) {
+async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdown, stop: CancellationToken, bar: ProgressBar) {
     for count in 0.. {
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -252,7 +250,7 @@ async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdo
         }
         bar.suspend(|| note!("stopping after this step, saving (again: leave at once)"));
         shutdown.request();
-        stop.send_replace(true);
+        stop.cancel();
     }
 }
 
@@ -271,7 +269,7 @@ fn progress_bar() -> ProgressBar {
 async fn show(
     bar: ProgressBar,
     title: String,
-    mut statuses: watch::Receiver<Status>,
+    mut statuses: watch::Receiver<Progress>,
     workings: watch::Receiver<Working>,
     per_image: u64,
 ) {
@@ -304,7 +302,7 @@ async fn show(
     bar.finish_and_clear();
 }
 
-fn message(status: &Status, working: &Working, left: u64, seconds: f64) -> String {
+fn message(status: &Progress, working: &Working, left: u64, seconds: f64) -> String {
     let settled = status.skipped + status.succeeded + status.failed;
     let failed = if status.failed > 0 { format!(" ({} failed)", status.failed) } else { String::new() };
     let images = format!("{settled}/{} images{failed}", status.images);

@@ -17,6 +17,7 @@ macro_rules! note {
 }
 
 mod asked;
+mod capacity;
 mod edit;
 mod fleet;
 mod local;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use coordinator::capacity::{Estimate, Question};
 use coordinator::plan::{RunSpec, plan};
 use dataset::{self, Annotations};
 use proto::{ModelManifest, Params, RunRecord};
@@ -13,6 +12,7 @@ use results::summary::Summary;
 use store::Store;
 
 use crate::asked::Asked;
+use crate::capacity::{Estimate, Question};
 
 /// Results of which the size is taken.
 const SIZED: usize = 50;

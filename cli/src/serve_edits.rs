@@ -12,8 +12,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use coordinator::auth::Gate;
-use coordinator::connections::{self, Limits};
+use coordinator::http::auth::Gate;
+use coordinator::http::connections::{self, Limits};
 use engine::edit::{EditError, EditRequest};
 use engine::editor::{Editor, View};
 use engine::{Cache, Models};
@@ -52,7 +52,7 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let token = fleet::token(args.token_file.as_deref())?;
     let gate = match &token {
-        Some(token) => Gate::new(Some(token), None, &coordinator::auth::secret()?),
+        Some(token) => Gate::new(Some(token), None, &coordinator::http::auth::secret()?),
         None if args.listen.ip().is_loopback() => Gate::local()?,
         None => bail!("--listen {} can be reached from other machines: set BASIN_TOKEN or --token-file", args.listen),
     };

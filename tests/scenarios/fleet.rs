@@ -166,7 +166,7 @@ impl Fleet {
         // A coordinator needs a moment to start, and to take over.
         let end = Instant::now() + Duration::from_secs(90);
         let text = |o: &Output| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr));
-        while text(&output).contains("does not answer") || text(&output).contains("waits until the acting one") {
+        while text(&output).contains("does not answer") || text(&output).contains("is the standby") {
             assert!(Instant::now() < end, "{}\n{}", text(&output), self.logs());
             std::thread::sleep(Duration::from_millis(100));
             output = self.try_basin(arguments);
@@ -409,12 +409,12 @@ fn runs_are_paused_cancelled_and_retried_and_strangers_are_kept_out() {
 
     // Mended and tried again.
     fs::copy(fleet.path("data/Bag/0.png"), fleet.path("data/Bag/bad.png")).expect("writable");
-    assert!(fleet.basin(1, &["runs", "retry", "quick", "--reason", "diverged"]).contains("nothing that this selects"));
+    assert!(fleet.basin(1, &["runs", "retry", "quick", "--reason", "diverged"]).contains("no image of run quick matches; nothing changed"));
     assert!(fleet.basin(0, &["runs", "retry", "quick", "--reason", "bad_image"]).contains(" 1 to be projected"));
     fleet.basin(0, &["runs", "wait", "quick"]);
 
     fleet.basin(0, &["runs", "cancel", "slow"]);
-    assert!(fleet.basin(1, &["runs", "resume", "slow"]).contains("is over"));
+    assert!(fleet.basin(1, &["runs", "resume", "slow"]).contains("has ended"));
     assert!(http(fleet.port, "GET", "/v1/backlog", Some(TOKEN), "").contains(r#""backlog":0"#));
 }
 
