@@ -112,7 +112,7 @@ chaos: setup services ## 300 faults of 14 kinds during a run of 1000 images (an 
 browser: setup ## The dashboard in a real browser (Debian's chromium, and Node)
 	@tests/browser/setup.sh
 	@$(CARGO) test --locked --workspace --no-run
-	@$(CARGO) test --locked --workspace --test browser -- --ignored
+	@$(CARGO) test --locked --workspace --test coordinator browser -- --ignored
 
 fuzz: ## Feed the reader of checkpoints damaged files for ten minutes (nightly Rust, cargo-fuzz)
 	@cd crates/state-dict/fuzz && mkdir -p corpus/parse && $(CARGO) +nightly fuzz run parse corpus/parse ../tests/fixtures seeds -- \

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
 use client::api::{ImageQuery, ImageState, RunRequest};
-use coordinator::auth::Gate;
-use coordinator::dashboard::Elsewhere;
+use coordinator::http::auth::Gate;
+use coordinator::http::other_services::OtherServices;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{Event, Job, Params, Stage, What, keys};
@@ -92,8 +93,12 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let planning_seconds = submitted.elapsed().as_secs_f64();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let site =
-        tokio::spawn(coordinator::api::serve(listener, handle.clone(), Gate::new(None, None, b"bench"), Elsewhere::default()));
+    let site = tokio::spawn(coordinator::http::serve(
+        listener,
+        handle.clone(),
+        Gate::new(None, None, b"bench"),
+        OtherServices::default(),
+    ));
 
     let begun = Instant::now();
     work(&queue, images, None).await?;

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use coordinator::auth::Gate;
-use coordinator::dashboard::Elsewhere;
-use coordinator::desk::Desk;
-use coordinator::drive::{self, Status};
+use coordinator::http::auth::Gate;
+use coordinator::http::other_services::OtherServices;
 use coordinator::plan::{Plan, RunSpec};
 use coordinator::prepare;
+use coordinator::service::{Handle, OneRun, Progress, Service};
 use engine::{Devices, LoadedModel, Models};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{JobId, ResultRecord};
@@ -166,22 +165,26 @@ impl Local {
         results: &Store,
         title: String,
     ) -> anyhow::Result<bool> {
-        let desk = match self.machine.watch {
-            Some(address) => Some(open_desk(address, results).await?),
+        let listener = match self.machine.watch {
+            Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let (desk, served) = desk.unzip();
         let queue = Queue::open("embedded:").await?;
         let shutdown = self.shutdown.clone();
+        // The worker's end stops the coordinator of this run, and not those of the next ones.
         let stop = shutdown.child_token();
-        let (status, statuses) = watch::channel(Status::default());
+        let (progress, statuses) = watch::channel(Progress::default());
         let (working, workings) = watch::channel(Working::default());
         let per_image = engine::lane_steps(&spec.record.params);
         let runs = Runs::One(results.clone());
         let config = self.worker(record, spec.record.version.clone());
 
         self.bar.reset();
-        let progress = tokio::spawn(show(self.bar.clone(), title, statuses, workings, per_image));
+        let run = OneRun::new(spec, plan, results, progress);
+        let run = if listener.is_some() { run.watched().await? } else { run };
+        let (service, handle) = Service::one(run, queue.clone());
+        let served = listener.map(|listener| serve(listener, handle)).transpose()?;
+        let shown = tokio::spawn(show(self.bar.clone(), title, statuses, workings, per_image));
         let worker = {
             let (queue, runs, shutdown, stop) = (queue.clone(), runs.clone(), shutdown.clone(), stop.clone());
             let models = Models::One(Box::new(model));
@@ -193,9 +196,9 @@ impl Local {
             }
         };
         let coordinate = {
-            let (queue, stopped) = (queue.clone(), as_channel(stop));
+            let queue = queue.clone();
             async move {
-                let outcome = drive::drive(spec, plan, &queue, runs, stopped, status, desk).await;
+                let outcome = service.run(stop).await;
                 // The worker releases the jobs that it holds before the queue closes.
                 if outcome.is_ok() && !shutdown.is_cancelled() {
                     queue.close().await;
@@ -206,7 +209,7 @@ impl Local {
             }
         };
         let (worked, coordinated) = tokio::join!(worker, coordinate);
-        progress.await?;
+        shown.await?;
         if let Some(served) = served {
             // The next run has a dashboard of its own at the same address.
             served.abort();
@@ -216,28 +219,20 @@ impl Local {
     }
 }
 
-/// The token as the channel that the coordinator takes.
-fn as_channel(stop: CancellationToken) -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        stop.cancelled().await;
-        sender.send_replace(true);
-    });
-    receiver
-}
-
-/// The dashboard of the run, and what serves it.
-async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk, AbortHandle)> {
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     if !address.ip().is_loopback() {
         bail!("--watch {address} is open to other machines, and this dashboard has no token: use 127.0.0.1");
     }
     let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("--watch cannot listen on {address}: give another address"))?;
-    let (desk, handle) = Desk::open(results).await?;
+    listener.with_context(|| format!("--watch cannot listen on {address}: give another address"))
+}
+
+/// Serves the dashboard of the run.
+fn serve(listener: TcpListener, handle: Handle) -> anyhow::Result<AbortHandle> {
     note!("dashboard: http://{}", listener.local_addr()?);
     let gate = Gate::local().context("cannot read /dev/urandom")?;
-    let serves = tokio::spawn(coordinator::api::serve(listener, handle, gate, Elsewhere::default()));
-    Ok((desk, serves.abort_handle()))
+    let serves = tokio::spawn(coordinator::http::serve(listener, handle, gate, OtherServices::default()));
+    Ok(serves.abort_handle())
 }
 
 /// Finished until images are projected.
@@ -255,7 +250,7 @@ fn progress_bar() -> ProgressBar {
 async fn show(
     bar: ProgressBar,
     title: String,
-    mut statuses: watch::Receiver<Status>,
+    mut statuses: watch::Receiver<Progress>,
     workings: watch::Receiver<Working>,
     per_image: u64,
 ) {
@@ -288,7 +283,7 @@ async fn show(
     bar.finish_and_clear();
 }
 
-fn message(status: &Status, working: &Working, left: u64, seconds: f64) -> String {
+fn message(status: &Progress, working: &Working, left: u64, seconds: f64) -> String {
     let settled = status.skipped + status.succeeded + status.failed;
     let failed = if status.failed > 0 { format!(" ({} failed)", status.failed) } else { String::new() };
     let images = format!("{settled}/{} images{failed}", status.images);

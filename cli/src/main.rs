@@ -19,6 +19,7 @@ macro_rules! note {
 mod connection;
 mod copy;
 mod doctor;
+mod capacity;
 mod edit;
 mod export;
 mod local;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use coordinator::capacity::{Estimate, Question};
 use coordinator::plan::{RunSpec, plan};
 use dataset::{self, Annotations};
 use proto::{ModelManifest, Params, RunRecord};
@@ -14,6 +13,7 @@ use results::summary::Summary;
 use store::Store;
 
 use crate::run_options::RunOptions;
+use crate::capacity::{Estimate, Question};
 
 /// Results whose sizes are averaged.
 const SIZED: usize = 50;

@@ -12,8 +12,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use coordinator::auth::Gate;
-use coordinator::connections::{self, Limits};
+use coordinator::http::auth::Gate;
+use coordinator::http::connections::{self, Limits};
 use engine::edit::{EditError, EditRequest};
 use engine::editor::{Editor, View};
 use engine::{Cache, Models};
@@ -50,7 +50,7 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let token = client::token(args.token_file.as_deref())?;
     let gate = match &token {
-        Some(token) => Gate::new(Some(token), None, &coordinator::auth::secret()?),
+        Some(token) => Gate::new(Some(token), None, &coordinator::http::auth::secret()?),
         None if args.listen.ip().is_loopback() => Gate::local()?,
         None => {
             bail!("--listen {} is open to other machines, so a token is required: set BASIN_TOKEN or --token-file", args.listen)

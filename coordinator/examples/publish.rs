@@ -1,7 +1,7 @@
-//! Plans a run over a large data set and publishes all of its jobs: what `make bench-coordinator` measures, in a process that holds nothing
-//! else. Class folders are ImageNet's.
+//! Plans a run over a large data set and publishes all of its jobs. `make bench-coordinator` measures it in a process of its own. The
+//! class folders are ImageNet's.
 //!
-//! The driver is the real one, with its window and its confirmations. The results are told to the ledger here, and not through the queue.
+//! The driver is the real one, with its window and its confirmations. The results go to the ledger directly, and not through the queue.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Tells the ledger of a result of every job that is published.
+/// Gives the ledger a result of every published job.
 fn finish_all(fleet: &mut Fleet, now: f64) {
     for (job, class) in fleet.silent(f64::INFINITY).into_iter().zip((0..CLASSES).cycle()) {
         let stage_seconds = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent]
@@ -65,7 +65,7 @@ fn finish_all(fleet: &mut Fleet, now: f64) {
 }
 
 fn peak_megabytes() -> Result<f64> {
-    Ok(peak().context("this system does not tell the memory of a process")? as f64 / 1e6)
+    Ok(peak().context("this system does not report the memory of a process")? as f64 / 1e6)
 }
 
 fn spec(dataset: &str) -> RunSpec {

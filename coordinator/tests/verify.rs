@@ -1,9 +1,7 @@
 //! What `basin verify` finds in runs that were whole once.
 
-mod harness;
-
-use ::harness::{Auth, Server};
-use harness::{Acting, World};
+use crate::world::{Acting, World};
+use harness::{Auth, Server};
 use proto::keys::{Item, Marker};
 use proto::{RedriveRecord, keys};
 use results::verify::verify;

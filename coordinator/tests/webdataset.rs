@@ -1,13 +1,11 @@
 //! An export, read back.
 
-mod harness;
-
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use ::harness::{Auth, Server};
-use harness::World;
+use crate::world::World;
+use harness::{Auth, Server};
 use proto::keys::Item;
 use proto::{ResultRecord, hex_sha256, keys};
 use results::manifest::{Manifest, ObjectEntry};
@@ -89,7 +87,7 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     );
     let record: ResultRecord = serde_json::from_slice(&shards["shard-000002.tar"]["Coat/3.json"]).unwrap();
     assert_eq!(record, world.record("Coat/3.png").await);
-    let lines: Vec<Line> = harness::lines(&out).await;
+    let lines: Vec<Line> = crate::world::lines(&out).await;
     assert_eq!(lines.len(), 5 * 6);
     for Line { object, shard, member } in lines {
         assert_eq!(shards[shard.as_str()][&member], results.get(&object.key).await.unwrap());
@@ -109,9 +107,9 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     export(&results, &out, pairs).await.unwrap();
     assert_eq!(content(&out).await, first);
 
-    // Nothing of anybody else is replaced.
+    // No foreign object is replaced.
     let taken = Store::open(world.path("taken").to_str().unwrap()).await.unwrap();
-    taken.put("shard-000007.tar", "somebody's").await.unwrap();
+    taken.put("shard-000007.tar", "foreign").await.unwrap();
     let error = export(&results, &taken, pairs).await.unwrap_err().to_string();
     assert!(error.contains("taken") && error.contains("empty"), "{error}");
     assert_eq!(content(&taken).await.len(), 1);

@@ -131,7 +131,7 @@ impl Fleet {
         // A coordinator needs a moment to start, and to take over.
         let end = Instant::now() + Duration::from_secs(90);
         let text = |o: &Output| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr));
-        while text(&output).contains("does not answer") || text(&output).contains("waits until the acting one") {
+        while text(&output).contains("does not answer") || text(&output).contains("is the standby") {
             assert!(Instant::now() < end, "{}\n{}", text(&output), self.logs());
             std::thread::sleep(Duration::from_millis(100));
             output = self.try_basin(arguments);

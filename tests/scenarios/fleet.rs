@@ -128,11 +128,11 @@ fn runs_are_paused_cancelled_and_retried() {
 
     // The image is replaced and its failure retried.
     fs::copy(fleet.path("data/Bag/0.png"), fleet.path("data/Bag/bad.png")).expect("writable");
-    assert!(fleet.basin(1, &["runs", "retry", "quick", "--reason", "diverged"]).contains("nothing that this selects"));
+    assert!(fleet.basin(1, &["runs", "retry", "quick", "--reason", "diverged"]).contains("no image of run quick matches; nothing changed"));
     assert!(fleet.basin(0, &["runs", "retry", "quick", "--reason", "bad_image"]).contains(" 1 to be projected"));
     fleet.basin(0, &["runs", "wait", "quick"]);
 
     fleet.basin(0, &["runs", "cancel", "slow"]);
-    assert!(fleet.basin(1, &["runs", "resume", "slow"]).contains("is over"));
+    assert!(fleet.basin(1, &["runs", "resume", "slow"]).contains("has ended"));
     assert!(http(fleet.port, "GET", "/v1/backlog", Some(TOKEN), "").contains(r#""backlog":0"#));
 }

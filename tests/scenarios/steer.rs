@@ -11,7 +11,7 @@ type Answer = Option<(u16, &'static str)>;
 const RUNNING: &str =
     r#"{"name":"r","state":"running","images":3,"skipped":1,"succeeded":0,"failed":0,"started":2,"queued":0,"waiting":0}"#;
 const FINISHED: &str = r#"{"name":"r","state":"finished","images":3,"skipped":1,"succeeded":1,"failed":1}"#;
-const STANDBY: &str = r#"{"error":"this coordinator waits until the acting one is gone"}"#;
+const STANDBY: &str = r#"{"error":"this coordinator is the standby: it waits until the active one is gone"}"#;
 
 /// `basin` with these arguments, at a coordinator that gives these answers, one after another.
 fn basin(arguments: &[&str], answers: Vec<Answer>) -> Output {

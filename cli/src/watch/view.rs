@@ -1,7 +1,7 @@
 //! The screen of a [`State`]. Every text of the coordinator goes through [`harmless`].
 
 use client::api::{ClassStatus, FailureGroup, ImageRow, RunStatus, WorkerStatus};
-use proto::RunState;
+use proto::{RunState, Stage};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};

@@ -1,7 +1,5 @@
 //! A home with a model and a data set, a coordinator, and workers that compute nothing: they write what a worker writes.
 
-#![allow(dead_code, reason = "not each test program uses all of it")]
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,8 +16,8 @@ use queue::{Channel, Queue};
 use results::run::write_failure;
 use store::{PutNew, Runs, Store};
 use tempfile::TempDir;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 pub struct World {
     pub dir: TempDir,
@@ -27,14 +25,14 @@ pub struct World {
     queue: Queue,
 }
 
-/// A coordinator that acts.
+/// An active coordinator.
 pub struct Acting {
     pub handle: Handle,
-    stop: watch::Sender<bool>,
+    stop: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
 }
 
-/// Something is asked for again and again until it is there.
+/// Polls until there is something.
 pub async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
@@ -85,8 +83,8 @@ impl World {
             worker_hour_price: None,
         };
         let (service, handle) = Service::new(config);
-        let (stop, stopped) = watch::channel(false);
-        let runtime = tokio::runtime::Handle::current();
+        let stop = CancellationToken::new();
+        let (runtime, stopped) = (tokio::runtime::Handle::current(), stop.clone());
         let task = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
         wait_for("the lead", async || handle.leads().then_some(())).await;
         Acting { handle, stop, task }
@@ -224,7 +222,7 @@ impl Acting {
     }
 
     pub async fn stop(self) {
-        self.stop.send_replace(true);
+        self.stop.cancel();
         self.task.await.unwrap().unwrap();
     }
 }
@@ -236,7 +234,7 @@ pub async fn lines<T: serde::de::DeserializeOwned>(store: &Store) -> Vec<T> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// What the service of edits wants to be shown.
+/// The token of the edit service.
 pub const EDIT_TOKEN: &str = "operate-token-of-the-test";
 
 /// Its picture for the fields of a request, but for the image.
@@ -249,7 +247,7 @@ pub fn edited(fields: &[(String, String)]) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A service of edits, whose pictures tell what was asked; returns its URL.
+/// An edit service whose pictures depend on the request. Returns its URL.
 pub async fn serve_edits() -> String {
     use axum::Json;
     use axum::extract::{Path, Query};

@@ -1,17 +1,17 @@
-//! Where traces are looked at.
+//! Links to traces.
 
 use std::str::FromStr;
 
 use axum::http::Uri;
 
-/// A URL with `{trace}` in the place of a trace's id.
+/// A URL with `{trace}` in place of a trace's id.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceUrl(String);
 
 const PLACE: &str = "{trace}";
 
 impl TraceUrl {
-    /// Of the trace of this id; `None`: that is no id. An id is what a stranger's record says.
+    /// The URL of a trace. `None`: not an id of a trace; ids come from records, which may be hostile.
     pub fn of(&self, trace: &str) -> Option<String> {
         let is_id = trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit());
         is_id.then(|| self.0.replace(PLACE, trace))
@@ -23,12 +23,12 @@ impl FromStr for TraceUrl {
 
     fn from_str(text: &str) -> Result<TraceUrl, String> {
         if !text.contains(PLACE) {
-            return Err(format!("it has no {PLACE}, as https://tempo.example/trace/{PLACE} has"));
+            return Err(format!("the URL has no {PLACE}: use one such as https://tempo.example/trace/{PLACE}"));
         }
-        let example: Uri = text.replace(PLACE, "0").parse().map_err(|_| "it is no URL".to_owned())?;
+        let example: Uri = text.replace(PLACE, "0").parse().map_err(|_| "not a URL".to_owned())?;
         match (example.scheme_str(), example.host()) {
             (Some("http" | "https"), Some(_)) => Ok(TraceUrl(text.to_owned())),
-            _ => Err("it does not begin with http:// or https:// and a host".into()),
+            _ => Err("use http:// or https:// with a host".into()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Edits of images (*io*): the service that makes them is asked by the coordinator, so that a browser needs no other place.
+//! The edit service (*io*). The coordinator forwards requests to it, so that a browser needs no other address.
 
 use std::io::Read;
 use std::str::FromStr;
@@ -9,17 +9,17 @@ use axum::http::Uri;
 use axum::http::uri::Scheme;
 use tokio::sync::Semaphore;
 
-use super::encoded;
+use crate::http::percent::encoded;
 use crate::service::Refusal;
 
-/// For an answer. The first loads a model.
+/// Longest time for an answer. The first one loads a model.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Requests at a time; the service answers one after the other.
+/// Most requests at a time; the service answers one after the other.
 const AT_ONCE: usize = 16;
-/// Bytes of the largest answer.
+/// Largest answer, in bytes.
 const LARGEST: u64 = 32 << 20;
 
-/// Where `basin serve-edits` listens, such as `http://edits:8475`.
+/// URL of `basin serve-edits`, such as `http://edits:8475`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EditUrl(String);
 
@@ -27,18 +27,17 @@ impl FromStr for EditUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<EditUrl, String> {
-        let url: Uri = text.parse().map_err(|_| "it is no URL".to_owned())?;
+        let url: Uri = text.parse().map_err(|_| "not a URL: use one such as http://edits:8475".to_owned())?;
         let plain = url.query().is_none() && url.host().is_some();
         match url.scheme() {
             Some(scheme) if plain && (*scheme == Scheme::HTTP || *scheme == Scheme::HTTPS) => {
                 Ok(EditUrl(text.trim_end_matches('/').to_owned()))
             }
-            _ => Err("it does not begin with http:// or https:// and a host, or has more than a path".into()),
+            _ => Err("use http:// or https:// with a host and at most a path, such as http://edits:8475".into()),
         }
     }
 }
 
-/// The service.
 #[derive(Clone)]
 pub struct Edits {
     url: EditUrl,
@@ -47,27 +46,32 @@ pub struct Edits {
     room: Arc<Semaphore>,
 }
 
-/// What the service answers.
-pub(super) struct Answered {
+pub(in crate::http) struct Answered {
+    /// Content type.
     pub kind: String,
     pub bytes: Vec<u8>,
 }
 
 impl Edits {
-    /// At `url`, which is shown the token.
+    /// The service at `url` gets the token with each request.
     pub fn new(url: EditUrl, token: Option<String>) -> Edits {
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
         Edits { url, token, agent: config.into(), room: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
-    /// Asks for a picture (`what` is empty) or for what can be asked (`/options`) of an image of a run.
-    pub(super) async fn ask(&self, run: &str, what: &'static str, fields: &[(String, String)]) -> Result<Answered, Refusal> {
+    /// Requests an edited picture (`what` is empty) or the possible edits (`/options`) of an image of a run.
+    pub(in crate::http) async fn ask(
+        &self,
+        run: &str,
+        what: &'static str,
+        fields: &[(String, String)],
+    ) -> Result<Answered, Refusal> {
         proto::keys::check_run(run).map_err(|problem| Refusal::NotFound(format!("run {run:?} {problem}")))?;
         let query =
             fields.iter().map(|(name, value)| format!("{}={}", encoded(name), encoded(value))).collect::<Vec<_>>().join("&");
         let url = format!("{}/v1/runs/{run}/edit{what}?{query}", self.url.0);
         let (agent, token) = (self.agent.clone(), self.token.clone());
-        let busy = |_| Refusal::TooMany("the edit service has much to do: try again in a moment".into());
+        let busy = |_| Refusal::TooMany("the edit service is busy: try again in a moment".into());
         let room = self.room.clone().try_acquire_owned().map_err(busy)?;
         let ask = move || {
             let _room = room;
@@ -85,7 +89,7 @@ impl Edits {
         let asked = tokio::task::spawn_blocking(ask).await.expect("it does not panic");
         let (status, kind, bytes) =
             asked.map_err(|error| Refusal::Unavailable(format!("the edit service does not answer: {error}")))?;
-        // Nothing else of a stranger's is handed on.
+        // Nothing else is forwarded.
         if status == 200 && ["image/png", "application/json"].contains(&kind.as_str()) {
             return Ok(Answered { kind, bytes });
         }

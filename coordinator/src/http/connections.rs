@@ -1,4 +1,4 @@
-//! Connections of the API (*io*): how many there may be, and how long one may take to ask. Who is slow, or many, keeps nobody else out.
+//! Connections of the API (*io*): limits their number and their time, so that slow or many clients keep no other client out.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,25 +18,24 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// What connections may do.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How many there are at most; more are closed at once.
+    /// Most connections; more are closed at once.
     pub all: usize,
-    /// Of one address.
+    /// Most connections of one address.
     pub of_one: usize,
-    /// How long the head of a request may take, and a connection be idle before the next.
+    /// Longest time for the head of a request, and between two requests.
     pub ask: Duration,
 }
 
 impl Default for Limits {
-    /// Half of the files that a process may open by default, and half of these for one address: a proxy is one.
+    /// Half of the files that a process may open by default, and half of that for one address: a proxy is one address.
     fn default() -> Limits {
         Limits { all: 512, of_one: 256, ask: Duration::from_secs(20) }
     }
 }
 
-/// Serves `routes` until it is dropped. Connections that are open then end with the answer that they are at.
+/// Serves `routes` until it is dropped. Open connections then end with their current answer.
 pub async fn serve(listener: TcpListener, routes: Router, limits: Limits) -> Infallible {
     let open = Arc::new(Open::default());
     let mut http = http1::Builder::new();
@@ -61,7 +60,7 @@ pub async fn serve(listener: TcpListener, routes: Router, limits: Limits) -> Inf
         let mut served = served.clone();
         tokio::spawn(async move {
             let mut connection = pin!(connection);
-            // A client that is slow, or gone, is no trouble of ours.
+            // A slow client, or one that is gone, is not an error.
             tokio::select! {
                 _ = connection.as_mut() => {}
                 _ = served.changed() => {
@@ -74,7 +73,7 @@ pub async fn serve(listener: TcpListener, routes: Router, limits: Limits) -> Inf
     }
 }
 
-/// A client that is gone already is nothing; when this process may open no more files, some are closed soon.
+/// A client that is gone is not an error. When this process has too many files open, some are closed soon.
 async fn refused(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
@@ -87,32 +86,32 @@ async fn refused(error: &io::Error) {
 #[derive(Default)]
 struct Open(Mutex<HashMap<IpAddr, usize>>);
 
-/// Of a connection among the open ones, until it is dropped.
+/// Counts a connection until it is dropped.
 struct Place {
     open: Arc<Open>,
-    who: IpAddr,
+    address: IpAddr,
 }
 
 impl Place {
-    fn take(open: &Arc<Open>, who: IpAddr, limits: Limits) -> Option<Place> {
-        let mut counts = open.0.lock().expect("nobody panics with it");
+    fn take(open: &Arc<Open>, address: IpAddr, limits: Limits) -> Option<Place> {
+        let mut counts = open.0.lock().expect("no holder of the lock panics");
         let all: usize = counts.values().sum();
-        let of_one = counts.get(&who).copied().unwrap_or(0);
+        let of_one = counts.get(&address).copied().unwrap_or(0);
         if all >= limits.all || of_one >= limits.of_one {
             return None;
         }
-        counts.insert(who, of_one + 1);
-        Some(Place { open: open.clone(), who })
+        counts.insert(address, of_one + 1);
+        Some(Place { open: open.clone(), address })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.open.0.lock().expect("nobody panics with it");
-        if let Some(count) = counts.get_mut(&self.who) {
+        let mut counts = self.open.0.lock().expect("no holder of the lock panics");
+        if let Some(count) = counts.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.who);
+                counts.remove(&self.address);
             }
         }
     }

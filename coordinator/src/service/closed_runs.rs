@@ -1,4 +1,4 @@
-//! Runs that are over (*io*): their tables are written, and read again for whoever asks.
+//! Closed runs, which are finished or cancelled (*io*): their tables are written, and read again for requests.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use proto::{Control, CrashPoint, keys};
 use store::{ErrorKind, Runs, Store};
 
-use super::asked::Refusal;
+use super::refusal::Refusal;
 use crate::Error;
-use crate::fleet::of_summary;
+use crate::fleet::summary_statuses;
 use crate::outcomes::Table;
 use crate::plan::RunSpec;
 use client::api::RunStatus;
@@ -16,7 +16,7 @@ use results::run::{self, Markers};
 use results::summary::Summary;
 use results::tables::write_tables;
 
-/// Tables, report, and what lost attempts left.
+/// Writes tables and report, and deletes what lost attempts left.
 pub(super) async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
     let results = Runs::Home(home.clone()).of(&spec.record.name)?;
     loop {
@@ -25,20 +25,20 @@ pub(super) async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result
         CrashPoint::TablesWritten.pass();
         let swept = run::sweep(&records.results, &results).await?;
         CrashPoint::Swept.pass();
-        tracing::info!(run = spec.record.name, swept, "removed what lost attempts left");
-        // An image that was given up may have got its result after all.
+        tracing::info!(run = spec.record.name, swept, "deleted what lost attempts left");
+        // An image that was given up may have got its result after all: then the tables are old.
         if Markers::list(&results).await?.results.len() == records.results.len() {
             return Ok(());
         }
     }
 }
 
-/// A run that is over, as its summary tells.
-pub(super) async fn over_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
+/// Read from the summary.
+pub(super) async fn closed_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
     let summary = read_summary(&Runs::Home(home.clone()).of(name)?).await;
     let count = summary.as_ref().map_or((0, 0), |s| (s.images.succeeded, s.images.failed));
     let images = summary.as_ref().map_or(0, |s| s.images.planned.unwrap_or(s.images.total));
-    let (classes, super_classes) = summary.as_ref().map(of_summary).unwrap_or_default();
+    let (classes, super_classes) = summary.as_ref().map(summary_statuses).unwrap_or_default();
     Ok(RunStatus {
         name: name.to_owned(),
         state: control.state,
@@ -66,7 +66,7 @@ async fn read_summary(results: &Store) -> Option<Summary> {
     run::read_json(results, keys::SUMMARY).await.ok()
 }
 
-/// Tables of runs that are over, as they were asked for: the oldest makes room.
+/// The tables that were read last.
 #[derive(Clone, Default)]
 pub(super) struct Tables {
     known: Arc<Mutex<VecDeque<Named>>>,
@@ -79,22 +79,27 @@ impl Tables {
     const MOST: usize = 4;
 
     pub(super) fn get(&self, run: &str) -> Option<Arc<Table>> {
-        self.known.lock().expect("nobody panics with it").iter().find(|(name, _)| name == run).map(|(_, table)| table.clone())
+        self.known
+            .lock()
+            .expect("no holder of the lock panics")
+            .iter()
+            .find(|(name, _)| name == run)
+            .map(|(_, table)| table.clone())
     }
 
     pub(super) fn put(&self, run: &str, table: &Arc<Table>) {
-        let mut tables = self.known.lock().expect("nobody panics with it");
+        let mut tables = self.known.lock().expect("no holder of the lock panics");
         tables.retain(|(name, _)| name != run);
         tables.truncate(Self::MOST - 1);
         tables.push_front((run.to_owned(), table.clone()));
     }
 
     pub(super) fn forget(&self, run: &str) {
-        self.known.lock().expect("nobody panics with it").retain(|(name, _)| name != run);
+        self.known.lock().expect("no holder of the lock panics").retain(|(name, _)| name != run);
     }
 }
 
-/// The images of a run that is over; none, where it has no table.
+/// No images where the run has no table.
 pub(super) async fn read_table(home: &Store, run: &str) -> Result<Arc<Table>, Refusal> {
     let results = Runs::Home(home.clone()).of(run).map_err(Error::from)?;
     let bytes = match results.get(keys::RESULTS_CSV).await {

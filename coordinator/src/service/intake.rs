@@ -1,4 +1,4 @@
-//! From what somebody asks for, or the home has on record, to a run that can be handed out (*io*).
+//! From a request, or from the record in the home, to a planned run (*io*).
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -6,10 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use proto::{Control, CrashPoint, ModelManifest, Params, RunRecord, RunState, chain, keys};
 use store::{ErrorKind, PutNew, Runs, Store};
 
-use super::Config;
-use super::asked::Refusal;
-use super::known::read_snapshot;
-use super::over::over_status;
+use super::closed_runs::closed_status;
+use super::refusal::Refusal;
+use super::snapshots::read_snapshot;
 use crate::Error;
 use crate::plan::{Plan, RunSpec};
 use crate::prepare::{Seen, see};
@@ -19,11 +18,10 @@ use results::RunError;
 use results::redrive::Redrive;
 use results::run;
 
-/// What is to be planned: the run, what should be done with it, and what of it is projected again.
+/// A run to be planned.
 pub(super) type Order = (RunRecord, Control, Option<Redrive>);
 
-/// A run that can be handed out.
-pub(crate) struct Prepared {
+pub(super) struct Prepared {
     pub(super) spec: RunSpec,
     pub(super) plan: Plan,
     pub(super) control: Control,
@@ -31,14 +29,14 @@ pub(crate) struct Prepared {
 }
 
 /// Why a run cannot be planned.
-pub(crate) struct Trouble {
+pub(super) struct Trouble {
     pub(super) refusal: Refusal,
-    /// How it stands, if it is on record and is tried again.
+    /// Its status, if it is on record and will be planned again.
     pub(super) again: Option<Box<RunStatus>>,
 }
 
-/// Checks a request and turns it into what is to be planned. `known`: there is a run of this name.
-pub(super) async fn submitted(config: &Config, request: RunRequest, known: bool) -> Result<Order, Refusal> {
+/// Checks a request. `known`: the service has a run of this name.
+pub(super) async fn submitted(home: &Store, version: String, request: RunRequest, known: bool) -> Result<Order, Refusal> {
     let invalid = |what: String| Refusal::Invalid(what);
     keys::check_run(&request.name).map_err(|p| invalid(format!("the run's name {:?} {p}", request.name)))?;
     keys::check_run(&request.model).map_err(|p| invalid(format!("the model's name {:?} {p}", request.model)))?;
@@ -47,24 +45,22 @@ pub(super) async fn submitted(config: &Config, request: RunRequest, known: bool)
         (None, Some(params)) => Params::from_json(&params.to_json()).map_err(|e| invalid(chain(&e)))?,
         (profile, None) => {
             let profile = profile.as_deref().unwrap_or("paper");
-            let unknown = || invalid(format!("profile {profile:?} is none of {}", Params::PROFILES.join(", ")));
+            let unknown = || invalid(format!("there is no profile {profile:?}: use one of {}", Params::PROFILES.join(", ")));
             Params::profile(profile).ok_or_else(unknown)?
         }
     };
     if request.per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
-        return Err(invalid("per_minute is not above 0".into()));
+        return Err(invalid("per_minute must be above 0".into()));
     }
     if request.limit == Some(0) {
-        return Err(invalid("limit is not above 0".into()));
+        return Err(invalid("limit must be above 0".into()));
     }
     if !request.dataset.contains("://") && !Path::new(&request.dataset).is_absolute() {
         let dataset = &request.dataset;
-        return Err(invalid(format!(
-            "the data set {dataset:?} is neither a URL nor an absolute path: nobody knows where it begins"
-        )));
+        return Err(invalid(format!("the data set {dataset:?} is a relative path: use a URL or an absolute path")));
     }
     let dataset = Store::open(&request.dataset).await.map_err(Error::from)?;
-    let (manifest, digest) = read_model(&config.home, &request.model).await?;
+    let (manifest, digest) = read_model(home, &request.model).await?;
     if let Some(problem) = manifest.lacks(&params) {
         return Err(invalid(problem.to_string()));
     }
@@ -79,9 +75,9 @@ pub(super) async fn submitted(config: &Config, request: RunRequest, known: bool)
         resolution: manifest.generator.resolution,
         params,
         seed: request.seed,
-        version: config.version.clone(),
+        version,
     };
-    match run::read_json::<RunRecord>(&config.home, &keys::index(&request.name)).await {
+    match run::read_json::<RunRecord>(home, &keys::index(&request.name)).await {
         Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
             if known {
                 return Err(Refusal::Conflict(format!("run {} {SAME_SETTINGS}", request.name)));
@@ -98,7 +94,6 @@ pub(super) async fn submitted(config: &Config, request: RunRequest, known: bool)
     Ok((record, Control { priority, per_minute, ..Control::default() }, None))
 }
 
-/// What a run is, and what should be done with it.
 pub(super) async fn read_order(home: &Store, name: &str) -> Result<(RunRecord, Control), Error> {
     let key = keys::index(name);
     let record: RunRecord = run::read_json(home, &key).await?;
@@ -118,10 +113,10 @@ async fn read_model(home: &Store, model: &str) -> Result<(ModelManifest, String)
     ModelManifest::parse(&bytes).map_err(|source| Error::BadModel { key, source })
 }
 
-/// `known`: somebody was told that the run is on record.
+/// `known`: a client was told that the run is on record.
 pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool) -> Result<Prepared, Trouble> {
     let (record, control, redrive) = order;
-    let look = async || {
+    let read = async || {
         let (manifest, digest) = read_model(home, &record.model).await?;
         if digest != record.model_digest {
             let (there, here) = (record.model_digest.clone(), digest);
@@ -132,15 +127,15 @@ pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool)
         let spec = RunSpec::new(record.clone(), &manifest);
         let seen = see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, &results).await?;
         if redrive.is_some() && seen.left() == 0 {
-            return Err(Error::NothingMeant { run: name.to_owned() });
+            return Err(Error::NoMatch { run: name.to_owned() });
         }
         if redrive.is_some() {
-            // Before anything is deleted: should this process die, the next one goes on with it.
+            // Before anything is deleted: if this process dies, the next one continues the redrive.
             write_control(home, name, control).await?;
         }
         Ok((seen, spec, results))
     };
-    let (seen, spec, results) = match look().await {
+    let (seen, spec, results) = match read().await {
         Ok(seen) => seen,
         Err(error) if known => return Err(in_trouble(home, name, control, error.into()).await),
         Err(error) => return Err(Trouble { refusal: error.into(), again: None }),
@@ -154,7 +149,7 @@ pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool)
 
 async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control: Control) -> Result<Prepared, Error> {
     let name = spec.record.name.clone();
-    let (plan, notes) = seen.plan(&spec, results).await?;
+    let (mut plan, notes) = seen.plan(&spec, results).await?;
     for note in notes {
         tracing::info!(run = name, "{note}");
     }
@@ -167,7 +162,6 @@ async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control:
     write_control(home, &name, control).await?;
     CrashPoint::RunControlled.pass();
     let snapshot = read_snapshot(results).await;
-    let mut plan = plan;
     let failures =
         std::mem::take(&mut plan.settled_failures).into_iter().chain(plan.failures.iter().cloned()).collect::<Vec<_>>();
     let resume = move || {
@@ -177,14 +171,13 @@ async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control:
     };
     let prepared = tokio::task::spawn_blocking(resume).await.expect("no value of a plan makes it panic");
     let (counted, unread) = (prepared.tally.counted(), prepared.tally.left());
-    tracing::info!(run = name, counted, unread, "errors by class go on");
+    tracing::info!(run = name, counted, unread, "errors by class restored");
     Ok(prepared)
 }
 
-/// A run that is on record and cannot be planned now.
 pub(super) async fn in_trouble(home: &Store, name: &str, control: Control, refusal: Refusal) -> Trouble {
     let problem = Some(refusal.message().to_owned());
-    let again = over_status(home, name, control).await.ok().map(|status| Box::new(RunStatus { problem, ..status }));
+    let again = closed_status(home, name, control).await.ok().map(|status| Box::new(RunStatus { problem, ..status }));
     Trouble { refusal, again }
 }
 

@@ -1,4 +1,4 @@
-//! What is known of the results of a run (*io*): a snapshot in the home, and what no snapshot and no event told.
+//! Errors of the results of a run (*io*): from the snapshot in the home, and from results that are in no snapshot and no event.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::keys::Marker;
@@ -11,10 +11,10 @@ use dataset::SharedStr;
 use results::RunError;
 use results::run::{self, AT_ONCE};
 
-/// What was read of a result: the number of its job, and class and errors if there are any.
-pub(crate) type Found = (u64, Option<(u32, Errors)>);
+/// The number of a job, and class and errors of its result if it can be read.
+pub(super) type Found = (u64, Option<(u32, Errors)>);
 
-/// Class and errors of results; nothing for those that are gone, or that cannot be read at the end of the run either.
+/// `None` for results that are gone or damaged.
 pub(super) async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, SharedStr)>) -> Result<Vec<Found>, Error> {
     let results = Runs::Home(home.clone()).of(name)?;
     let read = move |(job, image): (u64, SharedStr)| {
@@ -34,7 +34,7 @@ pub(super) async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, Shar
     stream::iter(wanted).map(read).buffer_unordered(AT_ONCE).try_collect().await
 }
 
-/// The snapshot of a run, if there is one that is whole. Without it the results are read.
+/// `None`: there is no whole snapshot, and the results must be read.
 pub(super) async fn read_snapshot(results: &Store) -> Option<Snapshot> {
     let bytes = match results.get(keys::SNAPSHOT).await {
         Ok(bytes) => bytes,
@@ -48,7 +48,7 @@ pub(super) async fn read_snapshot(results: &Store) -> Option<Snapshot> {
     decoded.inspect_err(|error| tracing::warn!(at = results.url(), error = chain(error), "the snapshot is not used")).ok()
 }
 
-/// Writes a snapshot; how many results count in it, if that went well. It costs time only where it did not.
+/// Writes a snapshot. Returns how many results count in it; `None` after an error, which costs only time at the next start.
 pub(super) async fn save(home: &Store, name: &str, snapshot: Snapshot) -> Option<usize> {
     let counted = snapshot.results.len();
     let write = async {
@@ -58,7 +58,7 @@ pub(super) async fn save(home: &Store, name: &str, snapshot: Snapshot) -> Option
     match write.await {
         Ok(()) => Some(counted),
         Err(error) => {
-            tracing::warn!(run = name, error = chain(&error), "a snapshot could not be written");
+            tracing::warn!(run = name, error = chain(&error), "the snapshot cannot be written");
             None
         }
     }

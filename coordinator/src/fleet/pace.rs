@@ -1,34 +1,33 @@
-//! How fast a run goes. Pure: time is an argument, in seconds.
+//! The speed of a run. Pure: time is an argument, in seconds.
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// The rate is that of so many seconds.
+/// The rate is the mean over this many seconds.
 const LATELY: f64 = 600.0;
-/// A mark is set every so many seconds.
+/// Seconds between two marks.
 const MARK: f64 = 5.0;
-/// No rate is told before so many.
+/// Seconds before there is a rate.
 const LEAST: f64 = 10.0;
 
-/// When images were settled, and how long their stages took.
 #[derive(Clone, Debug, Default)]
-pub struct Pace {
+pub(super) struct Pace {
     settled: usize,
-    /// Times, and how many images were settled before.
+    /// Times, and how many images had finished before.
     marks: VecDeque<(f64, usize)>,
     /// Images whose stages are known, and the sums of their seconds.
     stages: (u64, BTreeMap<String, f64>),
 }
 
 impl Pace {
-    /// A job was begun: from the first on, time counts.
-    pub fn begun(&mut self, now: f64) {
+    /// A job has started: time counts from the first one.
+    pub(super) fn begun(&mut self, now: f64) {
         if self.marks.is_empty() {
             self.marks.push_back((now, 0));
         }
     }
 
-    /// One more image.
-    pub fn settled(&mut self, now: f64) {
+    /// An image has finished.
+    pub(super) fn settled(&mut self, now: f64) {
         if self.marks.back().is_none_or(|(when, _)| now - when >= MARK) {
             self.marks.push_back((now, self.settled));
         }
@@ -38,9 +37,9 @@ impl Pace {
         self.settled += 1;
     }
 
-    /// An image's stages took so long.
-    pub fn took(&mut self, seconds: &BTreeMap<String, f64>) {
-        // Anybody could have written the message.
+    /// `seconds`: of each stage of an image.
+    pub(super) fn took(&mut self, seconds: &BTreeMap<String, f64>) {
+        // The message may be hostile.
         if seconds.is_empty() || seconds.len() > 16 || !seconds.values().all(|s| s.is_finite()) {
             return;
         }
@@ -50,8 +49,8 @@ impl Pace {
         }
     }
 
-    /// Images each hour, lately.
-    pub fn per_hour(&self, now: f64) -> Option<f64> {
+    /// Images an hour.
+    pub(super) fn per_hour(&self, now: f64) -> Option<f64> {
         let from = now - LATELY;
         let since = self.marks.iter().find(|(when, _)| *when >= from).or(self.marks.back());
         let &(when, before) = since?;
@@ -61,7 +60,7 @@ impl Pace {
     }
 
     /// Mean seconds of each stage.
-    pub fn stages(&self) -> BTreeMap<String, f64> {
+    pub(super) fn stages(&self) -> BTreeMap<String, f64> {
         let (images, sums) = &self.stages;
         sums.iter().map(|(stage, sum)| (stage.clone(), sum / *images as f64)).collect()
     }

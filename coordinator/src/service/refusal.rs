@@ -1,29 +1,30 @@
-//! What people ask of the service, and why it is not done.
+//! Why a request is refused.
 
 use proto::chain;
 use results::RunError;
 
 use crate::Error;
 
-/// Why something is not done.
+/// Each holds the message for people.
 #[derive(Clone, Debug)]
 pub enum Refusal {
-    /// No such run.
     NotFound(String),
-    /// It contradicts what is there.
+    /// It contradicts the state of a run.
     Conflict(String),
-    /// It makes no sense.
+    /// The request itself is wrong.
     Invalid(String),
-    /// Whoever asks may not.
     Forbidden(String),
-    /// Whoever asks does so too often.
+    /// The client asks too often.
     TooMany(String),
-    /// Not now.
+    /// A later try may succeed.
     Unavailable(String),
 }
 
 impl Refusal {
-    /// For people.
+    pub(super) fn no_run(name: &str) -> Refusal {
+        Refusal::NotFound(format!("there is no run {name}"))
+    }
+
     pub fn message(&self) -> &str {
         match self {
             Refusal::NotFound(m) | Refusal::Conflict(m) | Refusal::Invalid(m) => m,
@@ -43,7 +44,7 @@ impl From<Error> for Refusal {
         let message = chain(&error);
         match error {
             _ if error.store().is_some_and(store::Error::is_retryable) => Refusal::Unavailable(message),
-            Error::NothingMeant { .. } => Refusal::Conflict(message),
+            Error::NoMatch { .. } => Refusal::Conflict(message),
             _ => Refusal::Invalid(message),
         }
     }

@@ -1,10 +1,8 @@
-//! The dashboard (*io*): pages made here, whose numbers follow by server-sent events. Nothing is asked of any other host.
+//! The dashboard (*io*): pages, whose numbers are updated by server-sent events. Nothing comes from any other host.
 //!
-//! A page is whole without its script; the script keeps it fresh, draws the charts and fills the grid of images.
+//! A page is complete without its script; the script updates it, draws the charts and fills the grid of images.
 
-mod edits;
 mod pages;
-mod traces;
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -23,37 +21,35 @@ use proto::{History, ResultRecord, RunState, keys};
 use serde::Deserialize;
 use store::ErrorKind;
 
+use super::api::{EXAMPLES, query};
+use super::auth::{Gate, Role};
+use super::door::{Client, Door, guard_pages};
+use super::percent::{decoded, encoded};
 use crate::Error;
-use crate::api::{Door, Who};
-use crate::auth::{Gate, Role};
 use crate::outcomes::Outcomes;
 use crate::service::{Handle, Refusal};
 use client::api::{Change, ImageQuery, ImageSort, ImageState, RedriveRequest};
-pub use edits::{EditUrl, Edits};
-use pages::{BY_SUPER_CLASS, Frame};
-pub(crate) use pages::{decoded, encoded};
+use pages::Frame;
+use pages::run::{BY_SUPER_CLASS, RunPage};
 use results::RunError;
 use results::run;
-pub use traces::TraceUrl;
 
-/// Images of a run's page with the largest and with the smallest loss.
+/// Images with the largest and with the smallest loss on a run's page.
 const EXTREMES: usize = 8;
-/// Bars of the losses' distribution.
+/// Bars of the histogram of losses.
 const INTERVALS: usize = 40;
-/// Failures of a kind that are shown.
-const EXAMPLES: usize = 10;
-/// After a lost connection a page asks again so soon.
+/// Time until a page with a lost connection tries again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Nothing but what comes from here, and no script or style in a page.
+/// Only content from this server, and no script or style inside a page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
     form-action 'self'; frame-ancestors 'none'";
 
 const ICON: &str = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 32 32\"><path d=\"M2 8q14 34 28 0\" fill=\"none\" \
     stroke=\"#1f5fbf\" stroke-width=\"4\" stroke-linecap=\"round\"/><circle cx=\"16\" cy=\"22\" r=\"4\" fill=\"#b3261e\"/></svg>";
 
-/// The pages and what they need. Those for people who are not logged in are open.
-pub(crate) fn router(door: &Door) -> Router<Door> {
+/// The login and the assets are open.
+pub(super) fn router(door: &Door) -> Router<Door> {
     let pages = Router::new()
         .route("/", get(runs))
         .route("/runs/{run}", get(one_run))
@@ -72,7 +68,7 @@ pub(crate) fn router(door: &Door) -> Router<Door> {
         .route("/runs/{run}/act", post(act))
         .route("/runs/{run}/redrive", post(redrive))
         .layer(middleware::from_fn_with_state(door.clone(), notes))
-        .layer(middleware::from_fn_with_state(door.clone(), crate::api::guard_pages));
+        .layer(middleware::from_fn_with_state(door.clone(), guard_pages));
     let open = Router::new()
         .route("/login", get(login).post(enter))
         .route("/logout", post(leave))
@@ -84,17 +80,8 @@ pub(crate) fn router(door: &Door) -> Router<Door> {
     pages.merge(open)
 }
 
-/// Other services, if there are any.
-#[derive(Clone, Default)]
-pub struct Elsewhere {
-    /// Where traces are looked at.
-    pub traces: Option<TraceUrl>,
-    /// What makes edits.
-    pub edits: Option<Edits>,
-}
-
-/// Headers of every answer. A report has a policy of its own.
-pub(crate) async fn protect(mut response: Response) -> Response {
+/// Adds headers to every answer. A report has its own policy.
+pub(super) async fn protect(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let every: [(HeaderName, &str); 4] = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -113,7 +100,7 @@ fn asset(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=3600")], text).into_response()
 }
 
-/// What went wrong, as a page.
+/// A refusal as a page.
 struct Trouble(Refusal);
 
 impl<E: Into<Refusal>> From<E> for Trouble {
@@ -131,16 +118,16 @@ impl IntoResponse for Trouble {
 
 type Answer = Result<Markup, Trouble>;
 
-/// What a page says once, after something was done: whether it went well, and what.
+/// What a page says once after an action: whether it succeeded, and a text.
 #[derive(Clone, Default)]
-struct Note(Option<(bool, String)>);
+struct ActionNote(Option<(bool, String)>);
 
 impl Door {
-    fn frame(&self, role: Role, note: Note) -> Frame<'_> {
+    fn frame(&self, role: Role, note: ActionNote) -> Frame<'_> {
         Frame { role, form_key: self.gate.form_key(), session: !self.gate.is_open(), note: note.0 }
     }
 
-    /// To a page that tells what was done: a form that is sent again by a reload does nothing twice.
+    /// Redirects to a page that shows the outcome: a reload does not send the form again.
     fn tell(&self, to: &str, done: Result<String, Refusal>) -> Response {
         let note = match &done {
             Ok(note) => format!("done/{}", encoded(note)),
@@ -150,13 +137,13 @@ impl Door {
     }
 }
 
-/// Gives a page what it is to say, and has it forgotten then. A page's own refresh shows nothing of it.
+/// Gives a note to the page and deletes its cookie. The refresh by the page's script does not get it.
 async fn notes(State(door): State<Door>, mut request: Request, next: Next) -> Response {
     let own = request.headers().contains_key("x-refresh");
     let told = door.gate.told(request.headers()).filter(|_| !own).and_then(|note| note.split_once('/'));
     let note = told.map(|(how, note)| (how == "done", decoded(note)));
     let is_told = note.is_some();
-    request.extensions_mut().insert(Note(note));
+    request.extensions_mut().insert(ActionNote(note));
     let mut response = next.run(request).await;
     let is_page = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
     if is_told && is_page {
@@ -165,14 +152,13 @@ async fn notes(State(door): State<Door>, mut request: Request, next: Next) -> Re
     response
 }
 
-async fn runs(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<Note>) -> Answer {
-    Ok(door.frame(role, note).runs(&door.handle.runs().await?))
+async fn runs(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<ActionNote>) -> Answer {
+    Ok(pages::runs::show(&door.frame(role, note), &door.handle.runs().await?))
 }
 
-/// How a run is shown.
 #[derive(Deserialize)]
 struct View {
-    /// Whose errors: of classes, or [`BY_SUPER_CLASS`].
+    /// [`BY_SUPER_CLASS`], or absent: by class.
     by: Option<String>,
 }
 
@@ -180,7 +166,7 @@ async fn one_run(
     State(door): State<Door>,
     Extension(role): Extension<Role>,
     Path(run): Path<String>,
-    Extension(note): Extension<Note>,
+    Extension(note): Extension<ActionNote>,
     FromQuery(View { by }): FromQuery<View>,
 ) -> Answer {
     let look = |outcomes: &Outcomes| {
@@ -192,42 +178,35 @@ async fn one_run(
         (outcomes.losses(INTERVALS), by_loss(true), by_loss(false))
     };
     let (status, (losses, worst, best)) = door.handle.look(run.clone(), look).await?;
-    // The page is worth much without it, too.
+    // The page is useful without it, too.
     let origin = door.handle.origin(&run).await.ok();
     let best = if status.skipped + status.succeeded >= 2 * EXTREMES { best } else { vec![] };
     let by_super_class = by.as_deref() == Some(BY_SUPER_CLASS) && !status.super_classes.is_empty();
-    Ok(door.frame(role, note).run(&status, origin.as_ref(), by_super_class, &losses, &worst, &best))
+    let page = RunPage { run: &status, origin: origin.as_ref(), by_super_class, losses: &losses, worst: &worst, best: &best };
+    Ok(page.show(&door.frame(role, note)))
 }
 
-/// A form sends its empty fields too.
 async fn images(
     State(door): State<Door>,
     Extension(role): Extension<Role>,
     Path(run): Path<String>,
-    Extension(note): Extension<Note>,
+    Extension(note): Extension<ActionNote>,
     FromQuery(fields): FromQuery<Vec<(String, String)>>,
 ) -> Answer {
-    let query = query(fields).map_err(Refusal::Invalid)?;
-    let asked = query.clone();
-    let look = move |outcomes: &Outcomes| (outcomes.page(&asked), outcomes.class_names());
+    let query = query(fields)?;
+    let wanted = query.clone();
+    let look = move |outcomes: &Outcomes| (outcomes.page(&wanted), outcomes.class_names());
     let (status, (page, (classes, super_classes))) = door.handle.look(run.clone(), look).await?;
     let tuned = door.handle.origin(&run).await.is_ok_and(|origin| origin.record.params.fine_tune.is_some());
-    Ok(door.frame(role, note).images(&status, &query, &page, &classes, &super_classes, tuned))
-}
-
-/// A query from the fields of a URL; empty ones ask for nothing.
-pub(crate) fn query(fields: Vec<(String, String)>) -> Result<ImageQuery, String> {
-    let mut object = serde_json::Map::new();
-    for (name, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
-        let value = match name.as_str() {
-            "class" | "super_class" | "image" | "state" | "reason" | "sort" => serde_json::Value::String(text),
-            _ => {
-                serde_json::from_str(&text).map_err(|_| format!("{name}={text:?}: that is neither a number nor true or false"))?
-            }
-        };
-        object.insert(name, value);
-    }
-    serde_json::from_value(object.into()).map_err(|error| error.to_string())
+    let page = pages::images::ImagesPage {
+        run: &status,
+        query: &query,
+        page: &page,
+        classes: &classes,
+        super_classes: &super_classes,
+        tuned,
+    };
+    Ok(page.show(&door.frame(role, note)))
 }
 
 #[derive(Deserialize)]
@@ -239,7 +218,7 @@ async fn image(
     State(door): State<Door>,
     Extension(role): Extension<Role>,
     Path(run): Path<String>,
-    Extension(note): Extension<Note>,
+    Extension(note): Extension<ActionNote>,
     FromQuery(Key { key }): FromQuery<Key>,
 ) -> Answer {
     let (status, row) = door
@@ -249,11 +228,12 @@ async fn image(
             move |outcomes: &Outcomes| outcomes.image(&key)
         })
         .await?;
-    let row = row.ok_or_else(|| Refusal::NotFound(format!("image {key:?} is not settled in this run, or not of it")))?;
+    let row = row.ok_or_else(|| Refusal::NotFound(format!("image {key:?} is not finished in this run, or not part of it")))?;
     let record = if row.state == ImageState::Succeeded { Some(read(&door.handle, &run, &key).await?) } else { None };
-    let trace = record.as_ref().and_then(|(record, _)| door.elsewhere.traces.as_ref()?.of(record.trace.as_ref()?));
-    let edits = record.is_some() && door.elsewhere.edits.is_some();
-    Ok(door.frame(role, note).image(&status, &row, record.as_ref(), trace.as_deref(), edits))
+    let trace = record.as_ref().and_then(|(record, _)| door.others.traces.as_ref()?.of(record.trace.as_ref()?));
+    let edits = record.is_some() && door.others.edits.is_some();
+    let page = pages::image::OneImage { run: &status, row: &row, record: record.as_ref(), trace: trace.as_deref(), edits };
+    Ok(page.show(&door.frame(role, note)))
 }
 
 async fn read(handle: &Handle, run: &str, image: &str) -> Result<(ResultRecord, History), Refusal> {
@@ -278,7 +258,7 @@ async fn picture(
 ) -> Result<Response, Refusal> {
     let Picture { key, item } = asked;
     keys::check_image(&key).map_err(|problem| Refusal::Invalid(format!("the image's name {key:?} {problem}")))?;
-    let known = || Refusal::NotFound(format!("{item:?} is no picture of an image"));
+    let known = || Refusal::NotFound(format!("there is no picture {item:?}: use target, transformed, generated or inverted"));
     let item = Item::ALL.into_iter().find(|i| i.file().strip_suffix(".png") == Some(item.as_str())).ok_or_else(known)?;
     let results = door.handle.results(&run)?;
     let missing = |error: RunError| match error.is_not_found() {
@@ -286,13 +266,12 @@ async fn picture(
         false => error.into(),
     };
     let record: ResultRecord = run::read_json(&results, &keys::marker(&key, Marker::Result)).await.map_err(missing)?;
-    // What fine-tuning did not better stands for itself.
+    // Where fine-tuning did not help, the inverted image is shown instead.
     let item = if record.items().any(|there| there == item) { item } else { Item::Inverted };
     let png = results.get(&keys::item(&key, &record.attempt, item)).await.map_err(|error| missing(error.into()))?;
     Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=60")], png).into_response())
 }
 
-/// An edited picture, from the service that makes them.
 async fn edit(
     State(door): State<Door>,
     Path(run): Path<String>,
@@ -310,12 +289,12 @@ async fn edit_options(
 }
 
 async fn edited(door: &Door, run: &str, what: &'static str, fields: &[(String, String)]) -> Result<Response, Refusal> {
-    let none = || Refusal::NotFound("no edit service is known here: see BASIN_EDIT_URL".into());
-    let edits = door.elsewhere.edits.as_ref().ok_or_else(none)?;
-    // Of a run that there is.
+    let none = || Refusal::NotFound("the coordinator has no edit service: set BASIN_EDIT_URL".into());
+    let edits = door.others.edits.as_ref().ok_or_else(none)?;
+    // Refuses an unknown run.
     door.handle.run(run.to_owned()).await?;
     let answered = edits.ask(run, what, fields).await?;
-    // A page asks twice: whether there is one, and for the picture.
+    // A page requests it twice: to see if there is one, and to show it.
     Ok(([(header::CONTENT_TYPE, answered.kind.as_str()), (header::CACHE_CONTROL, "private, max-age=10")], answered.bytes)
         .into_response())
 }
@@ -324,36 +303,36 @@ async fn failures_of(
     State(door): State<Door>,
     Extension(role): Extension<Role>,
     Path(run): Path<String>,
-    Extension(note): Extension<Note>,
+    Extension(note): Extension<ActionNote>,
 ) -> Answer {
     let groups = door.handle.look(run, |outcomes: &Outcomes| outcomes.failure_groups(EXAMPLES)).await?;
-    Ok(door.frame(role, note).failures(&[groups], true))
+    Ok(pages::failures::show(&door.frame(role, note), &[groups], true))
 }
 
-async fn failures(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<Note>) -> Answer {
+async fn failures(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<ActionNote>) -> Answer {
     let mut all = Vec::new();
     for run in door.handle.runs().await?.into_iter().filter(|run| run.failed > 0) {
         all.push(door.handle.look(run.name, |outcomes: &Outcomes| outcomes.failure_groups(EXAMPLES)).await?);
     }
-    Ok(door.frame(role, note).failures(&all, false))
+    Ok(pages::failures::show(&door.frame(role, note), &all, false))
 }
 
-async fn fleet(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<Note>) -> Answer {
+async fn fleet(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<ActionNote>) -> Answer {
     let (workers, backlog) = (door.handle.workers().await?, door.handle.backlog().await?);
-    Ok(door.frame(role, note).fleet(&workers, backlog))
+    Ok(pages::fleet::show(&door.frame(role, note), &workers, backlog))
 }
 
-/// The table as it is now; of a finished run the one that its end wrote, which has every column.
+/// The current table; of a closed run the stored one, which has every column.
 async fn csv(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
-    if is_over(door.handle.run(run.clone()).await?.state) {
+    if is_closed(door.handle.run(run.clone()).await?.state) {
         return download(&door.handle, &run, keys::RESULTS_CSV, "text/csv").await;
     }
     let text = door.handle.look(run.clone(), |outcomes: &Outcomes| outcomes.csv()).await?.1;
     Ok(attached(&run, keys::RESULTS_CSV, "text/csv", text))
 }
 
-/// Whether the tables are, or are about to be, in the run's place.
-fn is_over(state: RunState) -> bool {
+/// Whether the tables are written, or about to be.
+fn is_closed(state: RunState) -> bool {
     matches!(state, RunState::Finished | RunState::Cancelled)
 }
 
@@ -363,22 +342,22 @@ async fn parquet(State(door): State<Door>, Path(run): Path<String>) -> Result<Re
 
 async fn download(handle: &Handle, run: &str, key: &str, kind: &'static str) -> Result<Response, Refusal> {
     let bytes = handle.results(run)?.get(key).await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no {key} yet: it is written at its end")),
+        ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no {key} yet: it is written at the end of the run")),
         _ => Error::from(error).into(),
     })?;
     Ok(attached(run, key, kind, bytes.to_vec()))
 }
 
-/// The names of runs need no quoting.
+/// Names of runs need no quoting.
 fn attached(run: &str, key: &str, kind: &'static str, bytes: Vec<u8>) -> Response {
     let disposition = format!("attachment; filename=\"{run}-{key}\"");
     ([(header::CONTENT_TYPE, kind.to_owned()), (header::CONTENT_DISPOSITION, disposition)], bytes).into_response()
 }
 
-/// The report holds its own style and script, so it is put into a sandbox: it is of no place, and no cookie is its own.
+/// The report has its own style and script, so it runs in a sandbox: it has no origin and no cookies.
 async fn report(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
     let bytes = door.handle.results(&run)?.get(keys::REPORT).await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no report yet: it is written at its end")),
+        ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no report yet: it is written at the end of the run")),
         _ => Error::from(error).into(),
     })?;
     let policy =
@@ -386,7 +365,7 @@ async fn report(State(door): State<Door>, Path(run): Path<String>) -> Result<Res
     Ok(([(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)], bytes).into_response())
 }
 
-/// Numbers of all runs and workers, whenever they change, a few times each second at most. Made once for all who listen.
+/// Numbers of all runs and workers, whenever they change, at most a few times each second. Made once for all listeners.
 async fn live(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let stream = stream::unfold(door.handle.live()?, async |mut live| {
         let tick = live.next().await?;
@@ -395,7 +374,6 @@ async fn live(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Result<
     Ok(Sse::new(Box::pin(stream)).keep_alive(KeepAlive::default()))
 }
 
-/// What every form holds.
 #[derive(Deserialize)]
 struct Keyed {
     form_key: String,
@@ -403,7 +381,7 @@ struct Keyed {
 
 impl Keyed {
     fn check(&self, gate: &Gate) -> Result<(), Refusal> {
-        let stale = || Refusal::Forbidden("this form is of another page or of an earlier start: load the page again".into());
+        let stale = || Refusal::Forbidden("this form is from another page or from before a restart: load the page again".into());
         (self.form_key == gate.form_key()).then_some(()).ok_or_else(stale)
     }
 }
@@ -419,11 +397,11 @@ struct Act {
 
 async fn act(State(door): State<Door>, Path(run): Path<String>, Form(act): Form<Act>) -> Result<Response, Trouble> {
     act.key.check(&door.gate)?;
-    let number = |text: &str| Refusal::Invalid(format!("{text:?} is no number"));
+    let number = |text: &str| Refusal::Invalid(format!("{text:?} is not a number"));
     let priority = act.priority.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
     let per_minute = act.per_minute.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
     let change = Change { state: act.state, priority, per_minute };
-    let done = door.handle.change(run.clone(), change).await.map(|_| "The run is changed.".to_owned());
+    let done = door.handle.change(run.clone(), change).await.map(|_| "Run changed.".to_owned());
     Ok(door.tell(&format!("/runs/{run}"), done))
 }
 
@@ -440,7 +418,7 @@ struct Redrive {
 async fn redrive(State(door): State<Door>, Path(run): Path<String>, Form(form): Form<Redrive>) -> Result<Response, Trouble> {
     form.key.check(&door.gate)?;
     let wheres = Some(form.condition).filter(|w| !w.trim().is_empty()).into_iter().collect();
-    let number = || Refusal::Invalid(format!("{:?} is no seed: a whole number of at least 0", form.seed));
+    let number = || Refusal::Invalid(format!("the seed {:?} is not a whole number ≥ 0", form.seed));
     let seed = Some(&form.seed).filter(|s| !s.is_empty()).map(|s| s.parse().map_err(|_| number())).transpose()?;
     let done = door.handle.redrive(run.clone(), RedriveRequest { wheres, seed }).await;
     Ok(door.tell(&format!("/runs/{run}"), done))
@@ -453,7 +431,7 @@ struct To {
 }
 
 async fn login(State(door): State<Door>, FromQuery(To { to }): FromQuery<To>) -> Markup {
-    door.frame(Role::View, Note::default()).login(&to)
+    pages::login::show(&door.frame(Role::View, ActionNote::default()), &to)
 }
 
 #[derive(Deserialize)]
@@ -465,7 +443,11 @@ struct Enter {
     to: String,
 }
 
-async fn enter(State(door): State<Door>, Extension(who): Extension<Who>, Form(form): Form<Enter>) -> Result<Response, Trouble> {
+async fn enter(
+    State(door): State<Door>,
+    Extension(client): Extension<Client>,
+    Form(form): Form<Enter>,
+) -> Result<Response, Trouble> {
     form.key.check(&door.gate)?;
     match door.gate.enter(form.token.trim()) {
         Some(cookie) => {
@@ -475,9 +457,9 @@ async fn enter(State(door): State<Door>, Extension(who): Extension<Who>, Form(fo
             Ok(([(header::SET_COOKIE, cookie)], Redirect::to(if to.is_some() { &form.to } else { "/" })).into_response())
         }
         None => {
-            door.count_try(who.0)?;
-            let note = Note(Some((false, "That is not the token.".into())));
-            Ok((StatusCode::UNAUTHORIZED, door.frame(Role::View, note).login(&form.to)).into_response())
+            door.count_try(client.0)?;
+            let note = ActionNote(Some((false, "This token is wrong.".into())));
+            Ok((StatusCode::UNAUTHORIZED, pages::login::show(&door.frame(Role::View, note), &form.to)).into_response())
         }
     }
 }

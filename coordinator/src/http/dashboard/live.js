@@ -1,5 +1,5 @@
 "use strict";
-// What changes while somebody looks: numbers come as they change, larger parts of the page are fetched again every few seconds.
+// Keeps a page up to date: numbers come as they change, larger parts of the page are fetched again every few seconds.
 const REFRESH = 5000;
 const number = (n) => n.toLocaleString("en");
 const all = (query, within = document) => [...within.querySelectorAll(query)];
@@ -51,7 +51,7 @@ function take(tick) {
   document.dispatchEvent(new CustomEvent("basin:tick", { detail: tick }));
 }
 
-// Parts that hold the focus are left alone: nobody's typing is lost.
+// Parts that have the focus are left alone, so that no typing is lost.
 async function refresh() {
   const parts = all("[data-refresh]");
   if (waiting || parts.length === 0) return;
@@ -75,7 +75,7 @@ async function refresh() {
   waiting = false;
 }
 
-// Browsers allow six connections to a place: a page that nobody sees gives its own back.
+// Browsers allow six connections to a server: a hidden page closes its own.
 let source = null;
 function listen() {
   const line = document.getElementById("line");
@@ -86,8 +86,8 @@ function listen() {
   source = new EventSource("/ui/live");
   source.onopen = () => state(true, "live");
   source.onerror = () => {
-    state(false, "connection lost, trying again");
-    // After an answer that is none, a browser gives up.
+    state(false, "connection lost, reconnecting");
+    // After an invalid answer a browser gives up.
     if (source.readyState === EventSource.CLOSED) { source = null; setTimeout(listen, 2000); }
   };
   source.addEventListener("tick", (event) => { state(true, "live"); take(JSON.parse(event.data)); });
@@ -103,7 +103,7 @@ function draw(place) {
   place.replaceChildren();
   const hues = ["--accent", "--busy", "--good", "--bad", "--soft"];
   const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
-  // The first is what matters: it is drawn last, and so lies on top.
+  // The first series matters most: it is drawn last, on top.
   const lines = series.map((s, i) => ({
     label: s.label, stroke: colour(series.length < 8 ? hues[i % hues.length] : i === 0 ? "--accent" : "--soft"),
     width: i === 0 ? 2 : 1, points: { show: x.values.length < 3 },
@@ -121,7 +121,7 @@ function drawAll(within) {
   for (const place of all("[data-chart]", within)) draw(place);
 }
 
-// Tables that can be sorted by their heads and filtered by a field.
+// Tables that are sorted by their heads and filtered by a field.
 function value(row, column) {
   const cell = row.cells[column];
   return cell.dataset.value ?? cell.textContent.trim();
@@ -163,7 +163,7 @@ function filter(field) {
   for (const row of all(`#${field.dataset.filters} tbody tr`)) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
 }
 
-// The grid of images: only the tiles in sight exist, and pages of them are fetched as they come into sight.
+// The grid of images: only visible tiles exist, and pages of them are fetched when they become visible.
 const PAGE = 100;
 function grid(place) {
   const query = place.dataset.query;
@@ -246,7 +246,7 @@ function grid(place) {
   paint();
 }
 
-// The sliders of an image: the service says what there is, and each change asks for another picture. The address keeps the edit.
+// The sliders of an image: the edit service lists the possible edits, and each change requests another picture. The URL keeps the edit.
 async function edits(place) {
   const image = place.dataset.image;
   const fail = (text) => { const p = document.createElement("p"); p.className = "problem"; p.textContent = text; place.replaceChildren(p); };
@@ -282,15 +282,15 @@ async function edits(place) {
     Object.assign(slider, { type: "range", min, max, step: 0.05, value, defaultValue: value });
     return slider;
   }
-  add("class", "Class", choice([["", `${options.class} (as it is)`], ...options.classes.filter((c) => c !== options.class).map((c) => [c, c])], ""));
+  add("class", "Class", choice([["", `${options.class} (unchanged)`], ...options.classes.filter((c) => c !== options.class).map((c) => [c, c])], ""));
   add("strength", "Strength", range(0, 1.5, 1));
   for (const direction of [...trained, ...principal]) add(`move.${direction}`, direction.replace("_", " "), range(-4, 4, 0));
   add("truncation", "Truncation", range(0, 1.5, 1));
-  add("view", "Picture", choice([["blended", "blended into the image"], ["inverted", "in its frame"], ["generated", "as the generator made it"]], "blended"));
-  if (options.tuned) add("fine_tuned", "Weights", choice([["true", "fitted to this image"], ["false", "the model's own"]], "true"));
+  add("view", "Picture", choice([["blended", "blended into the image"], ["inverted", "inverted"], ["generated", "projection"]], "blended"));
+  if (options.tuned) add("fine_tuned", "Weights", choice([["true", "fine-tuned"], ["false", "of the model"]], "true"));
   const again = form.appendChild(document.createElement("button"));
   again.type = "reset";
-  again.textContent = "Start again";
+  again.textContent = "Reset";
   const figure = document.createElement("figure");
   const picture = figure.appendChild(document.createElement("img"));
   picture.className = "pixels";
@@ -311,14 +311,14 @@ async function edits(place) {
     wanted = `${place.dataset.edit}?${fields}`;
     if (busy) return;
     busy = true;
-    // One at a time, and always the last that was asked for.
+    // One request at a time, and always the last one.
     while (wanted) {
       const now = wanted;
       wanted = null;
       try {
         const answer = await fetch(now);
         if (!answer.ok) { show(caption, (await answer.json()).error); continue; }
-        // From the cache: it has just come.
+        // From the cache: it has just been fetched.
         picture.src = now;
         await picture.decode();
         show(caption, "edited");
@@ -332,7 +332,7 @@ async function edits(place) {
   paint();
 }
 
-// Anything that destroys work is asked about once more.
+// An action that destroys work needs a confirmation.
 document.addEventListener("submit", (event) => {
   const question = event.submitter?.dataset.ask ?? event.target.dataset.ask;
   if (question && !confirm(question)) event.preventDefault();

@@ -1,5 +1,5 @@
-//! Who may do what: tokens and the roles they give, sessions of browsers, and how often somebody may ask. Pure, but for the digests'
-//! randomness at the start; time is an argument, in seconds.
+//! Tokens and their roles, sessions of browsers, and the limit of requests. Pure, except for [`secret`]; time is an argument, in
+//! seconds.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,32 +9,32 @@ use std::net::IpAddr;
 use axum::http::{HeaderMap, header};
 use proto::hex_sha256;
 
-/// What somebody may do. Who may do more may do less.
+/// A larger role may do everything that a smaller one may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// See everything.
+    /// Of the read-only token.
     View,
-    /// Change runs, too.
+    /// May also change runs.
     Operate,
 }
 
-/// Tokens of both roles; without any, everybody on this machine may do everything.
+/// Tokens of both roles. Without any token, clients on this machine may do everything.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// Digests of each token and of its session, with the role. What is shown is digested and then compared, so that the time it takes
-    /// says nothing about what would be right.
+    /// Role, and digests of the token and of its session. Digests are compared, so that the time of a comparison tells nothing about
+    /// the token.
     keys: Vec<(Role, String, String)>,
     /// Part of every form, so that no other site's page can send one.
     form_key: String,
-    /// Nobody but this process knows it.
+    /// Only this process knows it.
     seal_key: String,
 }
 
 /// The cookie of a session.
 const COOKIE: &str = "basin_session";
-/// What a page says once, after something was done: its seal, and the text.
+/// The cookie of a note, which a page shows once: its seal and the text.
 const NOTE: &str = "basin_note";
-/// Bytes of the text, which a browser must keep.
+/// Largest text of a note, in bytes; browsers accept cookies up to 4096.
 const NOTE_BYTES: usize = 3000;
 
 impl Gate {
@@ -52,12 +52,12 @@ impl Gate {
         Gate { keys, form_key: of(b"form"), seal_key: of(b"seal") }
     }
 
-    /// Whether no token is asked for.
+    /// Whether there is no token.
     pub fn is_open(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// What whoever sent these headers may do; `None`: nothing, since no token or a wrong one is shown.
+    /// The client's role; `None`: there is no token, or a wrong one.
     pub fn role(&self, headers: &HeaderMap) -> Option<Role> {
         if self.is_open() {
             return Some(Role::Operate).filter(|_| is_local(headers));
@@ -71,8 +71,8 @@ impl Gate {
         self.keys.iter().filter(|(_, _, key)| *key == digest).map(|(role, ..)| *role).max()
     }
 
-    /// Whether a token or a session is shown, right or wrong.
-    pub fn shows_one(headers: &HeaderMap) -> bool {
+    /// Whether there is a token or a session, right or wrong.
+    pub fn has_credentials(headers: &HeaderMap) -> bool {
         let bearer = headers.get(header::AUTHORIZATION).is_some_and(|v| v.as_bytes().starts_with(b"Bearer "));
         bearer || cookie(headers, COOKIE).is_some()
     }
@@ -89,10 +89,10 @@ impl Gate {
         format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
     }
 
-    /// The `Set-Cookie` of what the next page says. Letters, digits, `-_.~%` and `/` only.
+    /// The `Set-Cookie` of a note for the next page. `note`: letters, digits, `-_.~%` and `/` only.
     pub fn tell(&self, note: &str) -> String {
         let mut end = note.len().min(NOTE_BYTES);
-        // Not inside of an escape.
+        // Not inside an escape.
         while !note.is_char_boundary(end) || note[..end].bytes().rev().take(2).any(|b| b == b'%') {
             end -= 1;
         }
@@ -100,13 +100,13 @@ impl Gate {
         format!("{NOTE}={}.{note}; Path=/; HttpOnly; SameSite=Strict; Max-Age=60", self.seal(note))
     }
 
-    /// What a page is to say: nothing that another site, or another program of this machine, put there.
+    /// The note for a page, if this process sealed it: no other site and no other program can put one there.
     pub fn told<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
         let (seal, note) = cookie(headers, NOTE)?.split_once('.')?;
         (hex_sha256(seal.as_bytes()) == hex_sha256(self.seal(note).as_bytes())).then_some(note)
     }
 
-    /// The `Set-Cookie` that forgets it.
+    /// The `Set-Cookie` that deletes the note.
     pub fn forget() -> String {
         format!("{NOTE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0")
     }
@@ -115,20 +115,20 @@ impl Gate {
         hex_sha256(format!("{}{}", self.seal_key, hex_sha256(text.as_bytes())).as_bytes())
     }
 
-    /// What every form must hold.
+    /// Every form must hold it.
     pub fn form_key(&self) -> &str {
         &self.form_key
     }
 }
 
-/// Random bytes.
+/// Random bytes of the system.
 pub fn secret() -> std::io::Result<[u8; 32]> {
     let mut secret = [0; 32];
     File::open("/dev/urandom")?.read_exact(&mut secret)?;
     Ok(secret)
 }
 
-/// What a browser keeps instead of the token.
+/// The value of the session cookie.
 fn session(token: &str) -> String {
     hex_sha256(format!("basin session {token}").as_bytes())
 }
@@ -138,7 +138,7 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     cookies.flat_map(|v| v.split(';')).find_map(|c| c.trim().strip_prefix(name)?.strip_prefix('='))
 }
 
-/// Whether the host asked for is this machine: a page of elsewhere whose name was pointed here asks for that name.
+/// Whether the requested host is this machine. A foreign page whose name resolves to this machine requests its own name (DNS rebinding).
 fn is_local(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let name = match host.rsplit_once(':') {
@@ -152,33 +152,32 @@ fn is_local(headers: &HeaderMap) -> bool {
     name.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.is_loopback())
 }
 
-/// How often each address may ask: `burst` at once, and `per_second` in the long run.
+/// Limits each address to `burst` requests at once, and to `per_second` in the long run.
 #[derive(Debug)]
 pub struct Limiter {
     per_second: f64,
     burst: f64,
-    /// What each may still do at once, and when that was counted.
+    /// Requests left of each address, and when they were counted.
     left: HashMap<IpAddr, (f64, f64)>,
 }
 
-/// Addresses that are remembered; one that is forgotten may ask anew.
+/// Most addresses that are remembered. One that is forgotten starts anew.
 const ADDRESSES: usize = 10_000;
 
 impl Limiter {
-    /// Nobody has asked yet.
     pub fn new(per_second: f64, burst: f64) -> Limiter {
         Limiter { per_second, burst, left: HashMap::new() }
     }
 
-    /// Whether `who` may ask now; if so, it counts.
-    pub fn take(&mut self, who: IpAddr, now: f64) -> bool {
-        if self.left.len() >= ADDRESSES && !self.left.contains_key(&who) {
+    /// Whether the address may send a request now; if so, it counts.
+    pub fn take(&mut self, address: IpAddr, now: f64) -> bool {
+        if self.left.len() >= ADDRESSES && !self.left.contains_key(&address) {
             self.left.retain(|_, (left, when)| *left + (now - *when) * self.per_second < self.burst);
             if self.left.len() >= ADDRESSES {
                 self.left.clear();
             }
         }
-        let (left, when) = self.left.entry(who).or_insert((self.burst, now));
+        let (left, when) = self.left.entry(address).or_insert((self.burst, now));
         *left = (*left + (now - *when) * self.per_second).min(self.burst);
         *when = now;
         let allowed = *left >= 1.0;
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_too_often_waits_and_the_others_do_not() {
+    fn an_address_with_too_many_requests_waits_and_the_others_do_not() {
         let mut limiter = Limiter::new(2.0, 3.0);
         let (one, other) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
         let taken: Vec<bool> = (0..5).map(|_| limiter.take(one, 0.0)).collect();
