@@ -79,6 +79,7 @@ check: setup ## Check format, lints, architecture and the links of documents
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@infra/architecture.sh
 	@infra/docs-links.py
+	@infra/deny.sh
 
 test: check services ## Everything that CI checks
 	@infra/docs-python.sh

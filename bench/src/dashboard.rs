@@ -23,7 +23,7 @@ use serde_json::json;
 use store::{Runs, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::page::{Machine, Page, Record, number};
 use crate::process::{cpu_seconds, peak_megabytes};
@@ -84,8 +84,9 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let config =
         Config { home: home.clone(), queue: queue.clone(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
     let (service, handle) = Service::new(config);
-    let (stop, stopped) = watch::channel(false);
+    let stop = CancellationToken::new();
     let runtime = tokio::runtime::Handle::current();
+    let stopped = stop.clone();
     let serving = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
     let submitted = Instant::now();
     until(|| async { handle.leads() }).await?;
@@ -112,7 +113,7 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let paths = measure_paths(address, &classes[0], &key).await?;
     let open = measure_open(address, &queue, later - 1).await?;
     site.abort();
-    stop.send_replace(true);
+    stop.cancel();
     serving.await??;
     let classes = classes.len();
     Ok(Dashboard { images: images + later, finished: images, classes, planning_seconds, events_seconds, paths, open })

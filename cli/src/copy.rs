@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use futures_util::{StreamExt, stream};
-use store::{Object, Store};
+use store::{ObjectInfo, Store};
 
 /// Objects that are copied at a time, if they have at most [`PIECE`] bytes.
 const COPIES: usize = 16;
@@ -27,7 +27,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (mut objects, mut bytes) = (0, 0);
     let mut lister = from.list("")?;
     while let Some(page) = lister.next_page().await? {
-        let (small, large): (Vec<&Object>, Vec<&Object>) = page.iter().partition(|object| object.size <= PIECE);
+        let (small, large): (Vec<&ObjectInfo>, Vec<&ObjectInfo>) = page.iter().partition(|object| object.size <= PIECE);
         let copies = small.iter().map(async |object| to.put(&object.key, from.get(&object.key).await?).await);
         let copies: Vec<Result<(), store::Error>> = stream::iter(copies).buffer_unordered(COPIES).collect().await;
         copies.into_iter().collect::<Result<(), _>>()?;

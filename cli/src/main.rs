@@ -16,19 +16,19 @@ macro_rules! note {
     }};
 }
 
+mod capacity;
 mod connection;
 mod copy;
 mod doctor;
-mod capacity;
 mod edit;
 mod export;
 mod local;
 mod models;
 mod plan;
 mod project;
-mod reference;
 mod push;
 mod redrive;
+mod reference;
 mod run_options;
 mod runs;
 mod serve_edits;

@@ -17,7 +17,6 @@ use zoo::convert::{self, Names, Parts, Trunk};
 use zoo::fetch::{DownloadProgress, Fetched, fetch};
 use zoo::published::{Address, File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 
-
 /// Number of objects below which their mean is unreliable.
 const FEW: usize = 100;
 

@@ -12,8 +12,8 @@ use results::seeds::Seeds;
 use results::summary::Summary;
 use store::Store;
 
-use crate::run_options::RunOptions;
 use crate::capacity::{Estimate, Question};
+use crate::run_options::RunOptions;
 
 /// Results whose sizes are averaged.
 const SIZED: usize = 50;

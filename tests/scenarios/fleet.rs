@@ -128,7 +128,11 @@ fn runs_are_paused_cancelled_and_retried() {
 
     // The image is replaced and its failure retried.
     fs::copy(fleet.path("data/Bag/0.png"), fleet.path("data/Bag/bad.png")).expect("writable");
-    assert!(fleet.basin(1, &["runs", "retry", "quick", "--reason", "diverged"]).contains("no image of run quick matches; nothing changed"));
+    assert!(
+        fleet
+            .basin(1, &["runs", "retry", "quick", "--reason", "diverged"])
+            .contains("no image of run quick matches; nothing changed")
+    );
     assert!(fleet.basin(0, &["runs", "retry", "quick", "--reason", "bad_image"]).contains(" 1 to be projected"));
     fleet.basin(0, &["runs", "wait", "quick"]);
 
