@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::folder::{put_section, read, write_json};
+use crate::folder::{put_section, read, read_manifest, write_json};
 use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
 
 /// The file in the model folder.
@@ -283,7 +283,7 @@ impl Model {
 pub fn run(dir: &Path, (steps, measured): (u64, usize), seed: u64) -> Result<()> {
     // More threads would add up in another order.
     tch::set_num_threads(1);
-    let (manifest, _) = engine::read_manifest(dir)?;
+    let manifest = read_manifest(dir)?;
     let model = Model::read(dir, &manifest)?;
 
     const SAID: u64 = 50;

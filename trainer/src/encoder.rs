@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::directions::{Model, Samples};
-use crate::folder::{put_section, read, write_json};
+use crate::folder::{put_section, read, read_manifest, write_json};
 use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
 
 /// The files in the model folder: sizes and weights.
@@ -161,7 +161,7 @@ impl Measured {
 /// Trains an encoder of the model in `dir` for some minutes, measures it, and writes it into the folder and its card. The state of
 /// the training is kept under `work`.
 pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64) -> Result<()> {
-    let (manifest, _) = engine::read_manifest(dir)?;
+    let manifest = read_manifest(dir)?;
     let model = Model::read(dir, &manifest)?;
     let config = config(&*model.generator);
     // The encoder of another generator is useless.

@@ -4,9 +4,17 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use proto::ModelManifest;
 
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Reads `model.json` of a model folder.
+pub fn read_manifest(dir: &Path) -> Result<ModelManifest> {
+    let path = dir.join("model.json");
+    let parsed = ModelManifest::parse(&read(&path)?);
+    Ok(parsed.with_context(|| format!("{} is not a valid model description", path.display()))?.0)
 }
 
 /// Writes indented JSON that ends with a newline.

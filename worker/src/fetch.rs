@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use engine::codec::{Bitmap, CodecError, Decoded, Photo};
-use engine::find::Needs;
+use engine::finder::Needs;
 use engine::supply::{Facts, Models, Supply};
 use engine::{LoadedModel, codec, outline};
 use proto::keys::Marker;

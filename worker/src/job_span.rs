@@ -1,7 +1,7 @@
 //! The spans and stage times of a job that this worker holds.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use proto::{FailureReason, Job, Stage};
 use queue::Delivery;
@@ -9,9 +9,6 @@ use telemetry::trace::{self, Message};
 use tracing::Span;
 
 use crate::metrics;
-
-/// Jobs that this worker holds.
-pub static HELD: AtomicUsize = AtomicUsize::new(0);
 
 /// Lives as long as the worker holds the job.
 pub struct JobSpan {
@@ -24,7 +21,7 @@ impl JobSpan {
     /// Continues the trace that `delivery` brings.
     pub fn begin(delivery: &Delivery, message: &Message, job: &Job) -> JobSpan {
         let span = trace::process(delivery.context(), message);
-        HELD.fetch_add(1, Ordering::Relaxed);
+        metrics::HELD.fetch_add(1, Ordering::Relaxed);
         let span = JobSpan { span, seconds: BTreeMap::new() };
         if !job.class_name.is_empty() {
             span.set_class(&job.class_name);
@@ -63,7 +60,7 @@ impl JobSpan {
 
 impl Drop for JobSpan {
     fn drop(&mut self) {
-        HELD.fetch_sub(1, Ordering::Relaxed);
+        metrics::HELD.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,12 +1,13 @@
 //! The metrics of a worker: every name, once.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use telemetry::Metric;
 
-use crate::job_span::HELD;
+/// Jobs that this worker holds.
+pub static HELD: AtomicUsize = AtomicUsize::new(0);
 
 const LOSS_BOUNDS: &[f64] = &[0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0];
 const LPIPS_BOUNDS: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0];

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use engine::LoadedModel;
 use engine::codec::Decoded;
-use engine::find::{self, Finder, Sighting};
+use engine::find::{self, Sighting};
+use engine::finder::Finder;
 use engine::recorder::Recorder;
 use projector::{DeviceError, Diverged, Lanes, Projection, Solution, Target};
 use proto::{Found, ModelRef, Params, RunningSha256, Stage};

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
 use crate::codec::Bitmap;
-use crate::find::Finder;
+use crate::finder::Finder;
 
 /// Images that are generated at once.
 const BATCH: usize = 8;

@@ -11,7 +11,8 @@ use proto::{DecodeError, Job, ModelManifest, Object, RunningSha256, chain, hex_s
 use store::{ErrorKind, Store};
 
 use crate::cache::{Cache, Slot};
-use crate::weights::{self, LoadedModel, ModelError};
+use crate::files::ModelError;
+use crate::weights::{self, LoadedModel};
 
 /// Between two looks whether another process has copied a model here.
 const PAUSE: Duration = Duration::from_millis(200);
