@@ -8,6 +8,10 @@ DEMO ?= out/demo
 FUZZ_SECONDS ?= 600
 PYTHON ?= python3
 
+# Always the whole workspace, so that every command builds libraries with the same features, and nothing twice.
+PROGRAMS := build --locked --workspace --bin basin --bin basin-coordinator --bin basin-worker
+BENCH := build --locked --workspace --bin basin-bench
+
 .PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
 
 help: ## Show this list
@@ -23,11 +27,11 @@ build: setup ## Build everything
 	@$(CARGO) build --locked --workspace
 
 demo: setup ## Project 12 real images with the whole method and write a report
-	@$(CARGO) build --locked -p cli
+	@$(CARGO) build --locked --workspace --bin basin
 	@$(BASIN) project samples --model models/fashion32 --out $(DEMO) --profile fast --limit 12
 
 up-local: setup services ## Start RabbitMQ, an S3 server, a coordinator and two workers on this machine
-	@$(CARGO) build --locked -p cli -p coordinator -p worker
+	@$(CARGO) $(PROGRAMS)
 	@infra/local/up.sh
 
 down-local: ## Stop exactly those
@@ -49,11 +53,11 @@ compose-check: ## infra/compose.yaml, read by Compose's own loader (Go builds it
 	@infra/kubernetes/compose-check.sh
 
 demo-fleet: setup services ## The demo through that fleet
-	@$(CARGO) build --locked -p cli -p coordinator -p worker
+	@$(CARGO) $(PROGRAMS)
 	@infra/local/demo.sh
 
 observe: setup services ## A short run watched: each question of dashboards and alerts is put to a real Prometheus (Go builds it, once)
-	@$(CARGO) build --locked -p cli -p coordinator -p worker
+	@$(CARGO) $(PROGRAMS)
 	@infra/observe/observe.sh
 
 helm-check: ## The Helm chart: lint, unit tests, schemas of Kubernetes, KEDA and operators (Go builds Helm, once)
@@ -61,12 +65,12 @@ helm-check: ## The Helm chart: lint, unit tests, schemas of Kubernetes, KEDA and
 
 test-k8s: setup services ## The chart on a real API server, its pods as processes, KEDA (root; Go builds a control plane and KEDA, once)
 	@infra/kubernetes/api.sh
-	@$(CARGO) build --locked -p coordinator -p worker -p cli
+	@$(CARGO) $(PROGRAMS)
 	@infra/kubernetes/pods.sh
 	@infra/kubernetes/keda.sh
 
 images-check: setup ## The contents of the container images, assembled and run without a container engine (root)
-	@$(CARGO) build --locked -p coordinator -p worker -p cli
+	@$(CARGO) $(PROGRAMS)
 	@infra/images/check.sh
 
 check: setup ## Format, lints, architecture
@@ -80,7 +84,7 @@ test: check services ## Everything that CI checks
 	@$(CARGO) test --locked --workspace
 
 validate: setup ## Heavy checks of the method (planted targets, ordering of methods); writes docs/validation.md
-	@$(CARGO) build --locked -p bench
+	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench validate
 
 study: setup ## The paper's tables and figures on 64 + 64 images (two hours and a half); writes docs/studies/
@@ -89,7 +93,7 @@ study: setup ## The paper's tables and figures on 64 + 64 images (two hours and 
 
 chaos: setup services ## 300 faults of 14 kinds during a run of 1000 images (an hour)
 	@$(CARGO) build --locked --workspace
-	@$(CARGO) test --locked -p cli --test fleet -- --ignored --nocapture a_long_run
+	@$(CARGO) test --locked --workspace --test scenarios -- --ignored --nocapture a_long_run
 
 browser: setup ## The dashboard in a real browser (Debian's chromium, and Node)
 	@tests/browser/setup.sh
@@ -97,15 +101,15 @@ browser: setup ## The dashboard in a real browser (Debian's chromium, and Node)
 	@$(CARGO) test --locked --workspace --test browser -- --ignored
 
 fuzz: ## Feed the reader of checkpoints damaged files for ten minutes (nightly Rust, cargo-fuzz)
-	@cd state-dict/fuzz && mkdir -p corpus/parse && $(CARGO) +nightly fuzz run parse corpus/parse ../tests/fixtures seeds -- \
+	@cd crates/state-dict/fuzz && mkdir -p corpus/parse && $(CARGO) +nightly fuzz run parse corpus/parse ../tests/fixtures seeds -- \
 	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -max_len=8192 -dict=parse.dict
 
 bench: setup ## Measure lane-steps per second and images per hour
-	@$(CARGO) build --locked -p bench
+	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench speed
 
 bench-authors: setup ## Measure against the authors' own code (PIX2LATENT=checkout PYTHON=with bench/authors/requirements.txt)
-	@$(CARGO) build --locked -p bench
+	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench authors --checkout "$(PIX2LATENT)" --python "$(PYTHON)"
 
 bench-gpu: ## Measure BigGAN-deep-256 on this machine's GPU; without one, infra/gpu/bench.sh --pack
@@ -115,7 +119,7 @@ bench-parts: setup ## Time the parts one by one: CMA-ES, transforms, codecs, del
 	@$(CARGO) bench --locked --profile dev -p bench --bench parts
 
 bench-quality: setup ## Losses of bfloat16 and of cheaper schedules, paired over 32 images (half an hour)
-	@$(CARGO) build --locked -p bench
+	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench quality
 
 bench-coordinator: setup services ## Measure the coordinator: ImageNet planned and published, 120,000 results at a start, events each second
@@ -135,21 +139,21 @@ bench-editing: setup ## Measure fine-tuning, editability and weight deltas (half
 	@target/debug/basin-bench editing
 
 bench-networks: setup ## Measure the published networks at full size (random weights)
-	@$(CARGO) build --locked -p bench
+	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench networks
 
 throughput: setup services ## Measure messages and objects each second against lapin and the S3 SDK alone
-	@$(CARGO) build --locked -p bench
+	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench fleet
 
 samples: setup ## Make samples/ and docs/studies/data/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
-	@$(CARGO) build --locked -p trainer
+	@$(CARGO) build --locked --workspace --bin trainer
 	@target/debug/trainer samples
 	@target/debug/trainer samples --kind centred --after 64 --out docs/studies/data/centred
 	@target/debug/trainer samples --kind offcentre --after 128 --out docs/studies/data/offcentre
 
 models: setup ## Train the bundled model from scratch (hours) into target/training and write models/fashion32 and its judge
-	@$(CARGO) build --locked -p trainer
+	@$(CARGO) build --locked --workspace --bin trainer
 	@target/debug/trainer classifier
 	@target/debug/trainer gan
 	@target/debug/trainer export

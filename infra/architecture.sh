@@ -14,7 +14,7 @@ uses = {
 ours = set(uses)
 # Library: crates that may name it. The benchmark compares our wrappers with the library alone.
 wrappers = {
-    "tch": {"kernels", "projector", "worker", "trainer", "bench", "zoo"},
+    "tch": {"kernels", "projector", "engine", "worker", "trainer", "bench", "zoo", "seeded"},
     "aws-sdk-s3": {"store", "bench"},
     "aws-config": {"store", "bench"},
     "lapin": {"queue", "bench"},
@@ -25,9 +25,9 @@ wrappers = {
     "opentelemetry_sdk": {"telemetry"},
     "tracing-opentelemetry": {"telemetry"},
     "nvml-wrapper": {"worker"},
-    "parquet": {"coordinator"},
-    "image": {"worker", "coordinator", "trainer"},
-    "openh264": {"worker"},
+    "parquet": {"results"},
+    "image": {"engine", "results", "trainer"},
+    "openh264": {"engine"},
     "rustfft": {"projector"},
     "zip": {"state-dict", "zoo"},
     "zstd": {"projector"},
@@ -39,14 +39,20 @@ graph = {
     "store": set(),
     "telemetry": set(),
     "kernels": set(),
+    "dataset": {"proto", "store"},
+    "client": {"proto"},
     "projector": {"kernels", "proto"},
     "queue": {"proto"},
-    "coordinator": {"proto", "queue", "store", "telemetry"},
-    "worker": {"proto", "queue", "store", "telemetry", "projector", "zoo"},
-    "cli": {"proto", "queue", "store", "telemetry", "coordinator", "worker", "zoo"},
+    "seeded": {"projector"},
     "zoo": {"proto", "projector", "state-dict"},
+    "results": {"dataset", "proto", "store"},
+    "engine": {"projector", "proto", "store"},
+    "coordinator": {"client", "dataset", "proto", "queue", "results", "store", "telemetry"},
+    "worker": {"engine", "projector", "proto", "queue", "store", "telemetry"},
+    "cli": {"client", "coordinator", "dataset", "engine", "proto", "queue", "results", "store", "telemetry", "worker", "zoo"},
     "trainer": {"proto", "projector"},
-    "bench": {"coordinator", "kernels", "proto", "projector", "worker", "queue", "store"},
+    "tests": {"proto", "store", "telemetry"},
+    "bench": {"client", "coordinator", "engine", "kernels", "projector", "proto", "queue", "results", "seeded", "store", "tests", "worker"},
 }
 problems = []
 for crate, needed in sorted(uses.items()):

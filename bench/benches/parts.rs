@@ -62,13 +62,13 @@ fn picture(size: u32) -> Vec<f32> {
 #[divan::bench(args = [32, 256])]
 fn png_encode(bencher: Bencher, size: u32) {
     let pixels = picture(size);
-    bencher.bench_local(|| worker::codec::encode_png(&pixels, size));
+    bencher.bench_local(|| engine::codec::encode_png(&pixels, size));
 }
 
 #[divan::bench(args = [32, 256])]
 fn png_decode(bencher: Bencher, size: u32) {
-    let png = worker::codec::encode_png(&picture(2 * size), 2 * size);
-    bencher.bench_local(|| worker::codec::decode(&png, None, size).expect("our own picture"));
+    let png = engine::codec::encode_png(&picture(2 * size), 2 * size);
+    bencher.bench_local(|| engine::codec::decode(&png, None, size).expect("our own picture"));
 }
 
 /// Changes of a 3x3 convolution from 512 to 512 channels (9.4 MB of floats).
@@ -167,7 +167,7 @@ fn event_decode(bencher: Bencher) {
 #[divan::bench(args = [false, true], sample_count = 20)]
 fn generator(bencher: Bencher, gradients: bool) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion32");
-    let model = worker::load(&folder).expect("the bundled model");
+    let model = engine::load(&folder).expect("the bundled model");
     let generator = &*model.model.generator;
     let z = Tensor::randn([9, generator.latent_dim()], FLOAT).set_requires_grad(gradients);
     let c = generator.embed(0).unsqueeze(0).repeat([9, 1]).set_requires_grad(gradients);

@@ -8,13 +8,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use coordinator::bootstrap::{Interval, interval};
+use engine::{Devices, LoadedModel};
 use projector::nn::{biggan_deep, lpips};
 use projector::{Lanes, Target, mask};
 use proto::{LastDescent, LatentSearch, Params, Precision, Told};
+use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
-use worker::{Devices, LoadedModel};
 
 use crate::cases::project;
 use crate::fleet::processor;

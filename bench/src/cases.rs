@@ -6,11 +6,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use engine::LoadedModel;
 use projector::{Lanes, Projection, Solution, Target};
 use proto::{Params, Transform};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use worker::LoadedModel;
 
 /// Cases by number; a file of JSON lines.
 pub struct Cases<T> {

@@ -23,8 +23,8 @@ use tokio::runtime::Runtime;
 
 use crate::bucket::{BUCKET, Bucket};
 use crate::fleet::processor;
-use crate::rabbitmq::RabbitMq;
 use crate::services::{Coordinator, copy_model};
+use harness::RabbitMq;
 
 /// Images and classes of ImageNet's training set.
 const IMAGENET: (usize, usize) = (1_281_167, 1000);

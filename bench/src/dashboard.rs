@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use client::api::RunRequest;
+use client::api::{ImageQuery, ImageState};
 use coordinator::auth::Gate;
 use coordinator::dashboard::Elsewhere;
-use coordinator::outcomes::{Query, State};
-use coordinator::service::{Config, Handle, RunRequest, Service};
+use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{Event, Job, Params, What, keys};
 use queue::{Channel, Queue};
@@ -78,7 +79,7 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
     work(&queue, images, None).await?;
     until(|| async { settled_images(&handle).await >= images }).await?;
     let settled = settled.elapsed();
-    let succeeded = Query { state: Some(State::Succeeded), ..Query::default() };
+    let succeeded = ImageQuery { state: Some(ImageState::Succeeded), ..ImageQuery::default() };
     let key = handle.look("large".into(), move |outcomes| outcomes.page(&succeeded).images[0].image.clone()).await;
     let key = key.map_err(|r| anyhow::anyhow!("{}", r.message()))?.1;
     store_result(&Runs::Home(home).of("large")?, &key).await?;

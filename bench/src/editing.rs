@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use engine::LoadedModel;
 use projector::loss::LossTarget;
 use projector::{Checkpoint, Delta, Edit, Generator, Lanes, Projection, Solution, Target, Tuned, transform};
 use proto::{DeltaCodec, FineTune, LatentSearch, Params};
 use tch::{Device, Tensor};
-use worker::LoadedModel;
 
 use crate::deltas;
 use crate::samples::targets;
@@ -38,7 +38,7 @@ struct Row {
 
 /// Runs `n` samples from both starts, and measures the codecs.
 pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &FineTune) -> Result<String> {
-    let lanes = Lanes::new(&model.model, &worker::Devices::automatic().0);
+    let lanes = Lanes::new(&model.model, &engine::Devices::automatic().0);
     let fast = Params::fast();
     let adam = Params { transform: None, latent: LatentSearch::Adam { steps: ADAM_STEPS }, ..fast.clone() };
     let random = Params { latent: LatentSearch::Adam { steps: 1 }, seeds: 1, ..adam.clone() };

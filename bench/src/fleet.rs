@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 use crate::cases::median;
-use crate::rabbitmq::RabbitMq;
 use crate::services::cpu_seconds;
 use crate::{messages, objects};
+use harness::RabbitMq;
 
 /// Turns that count.
 const TURNS: usize = 5;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use engine::Devices;
 use projector::lanes::{Method, Request, Transforms, Work};
 use projector::nn::lpips;
 use projector::projection::lane_steps;
@@ -13,7 +14,6 @@ use projector::{Lanes, Model, Target};
 use proto::{Params, Precision};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
-use worker::Devices;
 
 use crate::flop::matrix_rate;
 use crate::{flop, networks};

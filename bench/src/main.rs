@@ -21,8 +21,6 @@ mod ordering;
 mod overhead;
 mod planted;
 mod quality;
-#[path = "../../tests/harness/rabbitmq.rs"]
-mod rabbitmq;
 mod samples;
 mod services;
 mod speed;
@@ -31,7 +29,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use worker::Devices;
+use engine::Devices;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -170,7 +168,7 @@ enum Command {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let model = || worker::load(&args.model).context("cannot load the model");
+    let model = || engine::load(&args.model).context("cannot load the model");
     let write = |out: &PathBuf, text: String| {
         std::fs::write(out, &text).with_context(|| format!("cannot write {}", out.display()))?;
         println!("{text}");

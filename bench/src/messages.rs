@@ -9,7 +9,7 @@ use proto::{Box2d, Event, Job, Params, What};
 use queue::{Channel, Queue};
 
 use crate::fleet::{Cost, Extent, Row, timed};
-use crate::rabbitmq::RabbitMq;
+use harness::RabbitMq;
 
 /// Messages that wait for their confirmation, as in the queue.
 const WINDOW: usize = 256;

@@ -25,12 +25,6 @@ use crate::deltas::random_weights;
 use crate::fleet::processor;
 use crate::services::peak_megabytes;
 
-#[allow(dead_code, reason = "the tests of the networks use all of it")]
-#[path = "../../projector/tests/golden/weights_detector.rs"]
-mod detector_weights;
-#[path = "../../projector/tests/golden/weights.rs"]
-mod weights;
-
 /// Images of a batch through generators and LPIPS.
 const BATCH: i64 = 2;
 /// Turns of a task; the best counts.
@@ -385,17 +379,17 @@ impl Network {
     /// The tensors of the public checkpoint.
     fn random(self) -> Tensors {
         let fill = |keys: Vec<(String, Vec<i64>)>| -> Tensors {
-            let tensor = |name: &str, shape: &[i64]| Tensor::from_slice(&detector_weights::value(name, shape)).view(shape);
+            let tensor = |name: &str, shape: &[i64]| Tensor::from_slice(&seeded::detector::value(name, shape)).view(shape);
             keys.into_iter().map(|(name, shape)| (name.clone(), tensor(&name, &shape))).collect()
         };
         match self {
             Network::Deep(resolution) => random_weights(&biggan_deep(resolution)),
-            Network::Biggan => weights::seeded("biggan_256"),
+            Network::Biggan => seeded::seeded("biggan_256"),
             Network::Lpips(name) => {
-                let alexnet = || weights::alexnet().into_iter();
+                let alexnet = || seeded::alexnet().into_iter();
                 let tensor =
                     |(name, shape, values): (&str, &[i64], Vec<f32>)| (name.into(), Tensor::from_slice(&values).view(shape));
-                let mut tensors: Tensors = if name == "alex" { alexnet().map(tensor).collect() } else { weights::seeded(name) };
+                let mut tensors: Tensors = if name == "alex" { alexnet().map(tensor).collect() } else { seeded::seeded(name) };
                 let taps = perceptual(name).layers.into_iter().filter_map(|layer| match layer {
                     Layer::Conv { channels, tap: true, .. } | Layer::Fire { channels, tap: true, .. } => Some(channels),
                     _ => None,
@@ -404,14 +398,14 @@ impl Network {
                 tensors.extend(taps.enumerate().map(|(k, channels)| (format!("lin{k}.model.1.weight"), head(channels))));
                 tensors
             }
-            Network::Classifier => fill(detector_weights::classifier(&resnet::Config::resnext101_32x8d(), CLASSES)),
+            Network::Classifier => fill(seeded::detector::classifier(&resnet::Config::resnext101_32x8d(), CLASSES)),
             Network::Detector => {
-                let tensors = fill(detector_weights::mask_rcnn(&mask_rcnn::Config::coco()));
+                let tensors = fill(seeded::detector::mask_rcnn(&mask_rcnn::Config::coco()));
                 let bias = tensors.iter().find(|(name, _)| name == "roi_heads.box_predictor.cls_score.bias");
                 let _ = bias.expect("the detector has one").1.get(0).fill_(BACKGROUND);
                 tensors
             }
-            Network::Light => weights::seeded("efficientnet_lite0"),
+            Network::Light => seeded::seeded("efficientnet_lite0"),
         }
     }
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use anyhow::Result;
-use coordinator::bootstrap::{Interval, interval};
+use engine::LoadedModel;
 use projector::Lanes;
 use proto::{LatentSearch, Params};
+use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
-use worker::LoadedModel;
 
 use crate::cases::{Cases, project};
 use crate::samples::targets;

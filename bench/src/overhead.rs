@@ -8,18 +8,18 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use engine::{Devices, LoadedModel};
 use projector::{Lanes, Target};
 use proto::{Params, ResultRecord, keys};
 use store::Store;
 use tokio::runtime::Runtime;
-use worker::{Devices, LoadedModel};
 
 use crate::bucket::{BUCKET, Bucket};
 use crate::cases::{median, project};
 use crate::fleet::processor;
-use crate::rabbitmq::RabbitMq;
 use crate::samples;
 use crate::services::{Coordinator, Service, copy_model, cpu_seconds, thread_seconds};
+use harness::RabbitMq;
 
 /// What is wanted: per cent of the seconds of an image.
 const BAR: (f64, f64) = (2.0, 20.0);

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use engine::LoadedModel;
 use projector::{Lanes, Target, transform};
 use proto::{Box2d, ColourTransform, Params, Transform};
 use rand::{RngExt, SeedableRng};
@@ -11,7 +12,6 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
-use worker::LoadedModel;
 
 use crate::cases::{Cases, median, project};
 

@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use coordinator::bootstrap::{Interval, interval};
+use engine::{Devices, LoadedModel};
 use projector::lanes::CPU_BLOCK;
 use projector::projection::lane_steps;
 use projector::{Lanes, Target};
 use proto::{LastDescent, LatentSearch, Params, Precision};
+use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
-use worker::{Devices, LoadedModel};
 
 use crate::cases::{Cases, project};
 use crate::samples::targets;

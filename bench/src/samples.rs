@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use engine::LoadedModel;
 use projector::Target;
 use proto::Box2d;
 use serde::Deserialize;
 use tch::Tensor;
-use worker::LoadedModel;
 
 #[derive(Deserialize)]
 struct Coco {
@@ -51,7 +51,7 @@ pub fn targets(model: &LoadedModel, samples: &Path, wanted: impl Fn(&str) -> boo
             let [x, y, width, height] = annotation.bbox;
             let path = samples.join("images").join(&image.file_name);
             let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let decoded = worker::codec::decode(&bytes, Some(Box2d { x, y, width, height }), r)?;
+            let decoded = engine::codec::decode(&bytes, Some(Box2d { x, y, width, height }), r)?;
             let pixels = Tensor::from_slice(&decoded.pixels).view([3, i64::from(r), i64::from(r)]);
             let target = Target { image: pixels, bbox: decoded.bbox, mask: None, class: class as i64, seed: seed as u64 };
             Ok((image.file_name.clone(), target))

@@ -12,7 +12,7 @@ use store::Store;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
 
-use crate::rabbitmq::free_ports;
+use harness::free_ports;
 
 /// Clock ticks of `/proc` in a second, on every Linux of today.
 const TICKS: f64 = 100.0;

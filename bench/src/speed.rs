@@ -5,10 +5,10 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use engine::{Devices, LoadedModel, lane_steps};
 use projector::{Lanes, Projection, Target};
 use proto::{LatentSearch, Params, Precision};
 use tch::{Device, Kind, Tensor};
-use worker::{Devices, LoadedModel, lane_steps};
 
 use crate::authors::lane_step_flop;
 use crate::fleet::processor;

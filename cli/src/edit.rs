@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use engine::LoadedModel;
+use engine::edit::{EditRequest, Projected, directions};
+use engine::editor::View;
+use engine::film::{self, Frame};
 use store::Store;
-use worker::LoadedModel;
-use worker::edit::{EditRequest, Projected, directions};
-use worker::editor::View;
-use worker::film::{self, Frame};
 
 /// Milliseconds of a film's frame.
 const MILLIS: u32 = 80;
@@ -70,7 +70,7 @@ fn parse_move(text: &str) -> Result<(String, f64), String> {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let out: Vec<Out> = args.out.iter().map(|path| Out::of(path)).collect::<anyhow::Result<_>>()?;
     let dir = args.model.clone();
-    let model = tokio::task::spawn_blocking(move || worker::load(&dir)).await?.context("cannot load the model")?;
+    let model = tokio::task::spawn_blocking(move || engine::load(&dir)).await?.context("cannot load the model")?;
     let directions = directions(&model);
     if args.list {
         say!("classes: {}", model.manifest.classes.join(", "));

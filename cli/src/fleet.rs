@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use coordinator::run::ABANDONED;
-use coordinator::service::{Change, RedriveRequest, RunRequest, SAME_SETTINGS};
-use coordinator::webdataset::{self, Cut};
+use client::api::{Change, RedriveRequest, RunRequest, SAME_SETTINGS};
 use futures_util::{StreamExt, stream};
 use proto::{ModelManifest, RunState, RunningSha256, keys};
+use results::run::ABANDONED;
+use results::webdataset::{self, Cut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -598,7 +598,7 @@ async fn copy_large(from: &Store, to: &Store, key: &str) -> Result<(), store::Er
 /// `basin verify`.
 pub async fn verify(args: Verify) -> anyhow::Result<ExitCode> {
     let results = Store::open(&args.out).await?;
-    let found = coordinator::verify::verify(&results, args.deep).await?;
+    let found = results::verify::verify(&results, args.deep).await?;
     say!("{}: {} images, {} succeeded, {} failed", results.url(), found.images, found.succeeded, found.failed);
     report(&found.problems, "the run is complete and whole")
 }

@@ -13,18 +13,20 @@ use coordinator::dashboard::Elsewhere;
 use coordinator::desk::Desk;
 use coordinator::drive::{self, Status};
 use coordinator::plan::{Plan, RunSpec};
-use coordinator::redrive::Redrive;
-use coordinator::run::{self, Records};
-use coordinator::summary::Summary;
+use coordinator::prepare;
+use engine::{Devices, LoadedModel, Models};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{JobId, ResultRecord};
 use queue::Queue;
+use results::redrive::Redrive;
+use results::run::{self, Records};
+use results::summary::Summary;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use worker::{Devices, LoadedModel, Models, Shutdown, Working};
+use worker::{Shutdown, Working};
 
 /// How to compute on this machine.
 #[derive(clap::Args)]
@@ -112,7 +114,7 @@ impl Local {
     pub async fn project(&self, task: Task<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
         let Task { spec, redrive, dataset, results, record, title } = task;
         let super_classes = spec.super_class_of();
-        let (mut plan, notes) = run::prepare(&spec, redrive.as_ref(), dataset, results).await?;
+        let (mut plan, notes) = prepare::prepare(&spec, redrive.as_ref(), dataset, results).await?;
         for note in notes {
             note!("{note}");
         }
@@ -137,7 +139,7 @@ impl Local {
         if !interrupted {
             run::sweep(&records.results, results).await?;
         }
-        let summary = coordinator::finish::finish(&record, Some(total), super_classes, &records, results).await?;
+        let summary = results::tables::write_tables(&record, Some(total), super_classes, &records, results).await?;
         Ok(Outcome { total, left, interrupted, summary, records, expected })
     }
 
@@ -174,7 +176,7 @@ impl Local {
         let (stop, stopped) = watch::channel(false);
         let (status, statuses) = watch::channel(Status::default());
         let (working, workings) = watch::channel(Working::default());
-        let per_image = worker::lane_steps(&spec.record.params);
+        let per_image = engine::lane_steps(&spec.record.params);
         let runs = Runs::One(results.clone());
         let config = self.worker(record, spec.record.version.clone());
 

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Subcommand, ValueEnum};
+use engine::calibrate::{self, Source};
+use engine::{Devices, LoadedModel};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
-use worker::calibrate::{self, Source};
-use worker::{Devices, LoadedModel};
 use zoo::categories::{PAPER_PASCAL, imagenet};
 use zoo::convert::{self, Names, Parts, Trunk};
 use zoo::fetch::{Fetched, Progress, fetch};
@@ -475,7 +475,7 @@ fn load_whole(folder: &Path) -> anyhow::Result<LoadedModel> {
         class: if manifest.classifier.is_some() { ClassSource::Classifier } else { ClassSource::Annotation },
         mask: if manifest.detector.is_some() { MaskSource::DetectorBox } else { MaskSource::Box },
     };
-    worker::load_for(folder, &object).context("cannot load the model")
+    engine::load_for(folder, &object).context("cannot load the model")
 }
 
 fn verify(folder: &Path) -> anyhow::Result<ExitCode> {

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use coordinator::capacity::{Estimate, Question};
-use coordinator::dataset::{self, Annotations};
-use coordinator::plan::{RunSpec, Seeds, plan};
-use coordinator::summary::Summary;
+use coordinator::plan::{RunSpec, plan};
+use dataset::{self, Annotations};
 use proto::{ModelManifest, Params, RunRecord};
+use results::seeds::Seeds;
+use results::summary::Summary;
 use store::Store;
 
 use crate::asked::Asked;
@@ -82,7 +83,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }
-    let lane_steps_per_image = worker::lane_steps(&params);
+    let lane_steps_per_image = engine::lane_steps(&params);
     if lane_steps_per_image == 0 {
         bail!("latent.method start searches nothing: there is nothing to plan");
     }
@@ -165,7 +166,7 @@ async fn measure(results: &str, digest: &str) -> anyhow::Result<Measured> {
     if summary.run.model.digest != digest {
         note!("{results} was made with another model: its speed may not be this one's");
     }
-    let records = coordinator::run::read_records(&store).await?;
+    let records = results::run::read_records(&store).await?;
     let sizes: Vec<u64> = records.results.iter().take(SIZED).map(|r| r.objects.iter().map(|o| o.size).sum()).collect();
     let mean = |sizes: &[u64]| sizes.iter().sum::<u64>() as f64 / sizes.len() as f64;
     Ok(Measured {

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use coordinator::plan::RunSpec;
-use coordinator::redrive::Redrive;
+use engine::LoadedModel;
 use proto::{ModelManifest, Object, RunRecord};
+use results::redrive::Redrive;
 use store::Store;
-use worker::LoadedModel;
 
 use crate::asked::Asked;
 use crate::local::{Local, Machine, Outcome, Task};
@@ -122,7 +122,7 @@ pub fn read_manifest(model: &Path) -> anyhow::Result<(ModelManifest, String)> {
 
 /// Loads a model, with what finds the `object` in an image.
 pub async fn load(model: PathBuf, object: Object) -> anyhow::Result<LoadedModel> {
-    let load = move || worker::load_for(&model, &object);
+    let load = move || engine::load_for(&model, &object);
     tokio::task::spawn_blocking(load).await?.context("cannot load the model")
 }
 

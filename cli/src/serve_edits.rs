@@ -14,14 +14,14 @@ use axum::routing::get;
 use axum::{Json, Router};
 use coordinator::auth::Gate;
 use coordinator::connections::{self, Limits};
+use engine::edit::{EditError, EditRequest};
+use engine::editor::{Editor, View};
+use engine::{Cache, Models};
 use proto::chain;
 use serde_json::json;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use worker::edit::{EditError, EditRequest};
-use worker::editor::{Editor, View};
-use worker::{Cache, Models};
 
 use crate::fleet;
 
@@ -59,7 +59,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let place = Store::open(&args.place).await.context("cannot open the place of the results")?;
     let (models, runs) = match args.model {
         Some(dir) => {
-            let model = tokio::task::spawn_blocking(move || worker::load(&dir)).await?.context("cannot load the model")?;
+            let model = tokio::task::spawn_blocking(move || engine::load(&dir)).await?.context("cannot load the model")?;
             (Models::One(Box::new(model)), Runs::One(place))
         }
         None => {

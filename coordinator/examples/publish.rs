@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use coordinator::drive::{Driver, WINDOW};
 use coordinator::fleet::Fleet;
 use coordinator::plan::RunSpec;
-use coordinator::run::prepare;
+use coordinator::prepare::prepare;
 use coordinator::simulate::peak;
 use coordinator::tally::Tally;
 use proto::{Control, Event, Params, RunRecord, What};

@@ -24,9 +24,9 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::auth::{Gate, Limiter, Role};
 use crate::connections::{self, Limits};
 use crate::dashboard::{self, Elsewhere};
-use crate::fleet::RunStatus;
-use crate::outcomes::{FailureGroup, Outcomes, Page};
-use crate::service::{Change, Handle, RedriveRequest, Refusal, RunRequest};
+use crate::outcomes::Outcomes;
+use crate::service::{Handle, Refusal};
+use client::api::{Change, FailureGroup, ImagePage, RedriveRequest, RunRequest, RunStatus};
 
 /// The description of this interface.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -256,7 +256,7 @@ async fn images(
     State(door): State<Door>,
     Path(name): Path<String>,
     FromQuery(fields): FromQuery<Vec<(String, String)>>,
-) -> Result<Json<Page>, Refusal> {
+) -> Result<Json<ImagePage>, Refusal> {
     let query = dashboard::query(fields).map_err(Refusal::Invalid)?;
     Ok(Json(door.handle.look(name, move |outcomes: &Outcomes| outcomes.page(&query)).await?.1))
 }

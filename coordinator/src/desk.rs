@@ -6,12 +6,13 @@ use proto::Control;
 use store::{Runs, Store};
 use tokio::sync::{mpsc, watch};
 
+use crate::Error;
 use crate::drive::Driver;
-use crate::fleet::RunStatus;
 use crate::plan::{Plan, RunSpec};
-use crate::run::{self, Error};
 use crate::service::{COMMANDS, Command, Handle, Refusal, TELL_EVERY, Ticks, refuse_all, workers};
 use crate::tally::{self, Tally};
+use client::api::RunStatus;
+use results::run;
 
 /// Takes questions while a run goes on.
 pub struct Desk {

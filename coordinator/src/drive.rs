@@ -7,7 +7,8 @@ use futures_util::{FutureExt, StreamExt, stream};
 use proto::keys::Marker;
 use proto::{Alive, CrashPoint, Event, Failure, FailureReason, Job, What, chain, hex_sha256, keys};
 use queue::{Channel, Consumer, DeadLetter, Delivery, Parcel, Queue};
-use store::{ErrorKind, Runs, Store};
+use results::RunError;
+use store::{Runs, Store};
 use telemetry::trace::{self, Message};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
@@ -15,12 +16,15 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{Instrument, Span};
 
 use crate::desk::Desk;
-use crate::fleet::{Fleet, RunStatus, Silent};
+use client::api::RunStatus;
+
+use crate::Error;
+use crate::fleet::{Fleet, Silent};
 use crate::metrics::{self, Standing};
 use crate::plan::{Plan, RunSpec};
-use crate::run::{self, Error, write_failure};
 use crate::service::Command;
 use crate::tally::Tally;
+use results::run::{self, write_failure};
 
 /// Jobs that are published and not settled, at most. The queue is not the plan: a lost queue costs nothing.
 pub const WINDOW: usize = 1000;
@@ -382,12 +386,12 @@ async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
     }
     match run::read_json(results, &keys::marker(image, Marker::Failure)).await {
         Ok(failure) => Ok(Some(Marked::Failure(failure))),
-        Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error @ Error::Damaged { .. }) => {
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error @ RunError::Damaged { .. }) => {
             let (job, image, reason, message) = (None, image.to_owned(), FailureReason::BadJob, chain(&error));
             Ok(Some(Marked::Failure(Failure { format: 1, job, image, reason, message, class_name: None })))
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
 }
 

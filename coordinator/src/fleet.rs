@@ -7,15 +7,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
 use proto::{Control, Errors, Event, Failure, FailureReason, Job, RunState, Snapshot, What};
-use serde::Serialize;
 
 use crate::ledger::{Ledger, Open, Settled};
 use crate::outcomes::Outcomes;
 use crate::pace::Pace;
 use crate::plan::{Plan, Planned, RunSpec};
-use crate::summary::{Metric, Spread, Summary};
 use crate::tally::{ClassSums, Tally, are_known};
-use crate::text::Text;
+use client::api::{ClassStatus, RunStatus};
+use dataset::SharedStr;
+use results::summary::{Metric, Spread, Summary};
 
 /// All runs and the window.
 #[derive(Debug)]
@@ -52,69 +52,6 @@ pub struct Silent {
     pub image: String,
     /// The worker that has begun it.
     pub worker: Option<String>,
-}
-
-/// How a run stands.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RunStatus {
-    /// Name of the run.
-    pub name: String,
-    /// Whether its jobs are handed out.
-    pub state: RunState,
-    /// Higher comes first.
-    pub priority: i32,
-    /// Most jobs started each minute.
-    pub per_minute: Option<f64>,
-    /// Images in all.
-    pub images: usize,
-    /// With a result from before the coordinator started.
-    pub skipped: usize,
-    /// With a result, since then.
-    pub succeeded: usize,
-    /// With a failure.
-    pub failed: usize,
-    /// In a worker's hands.
-    pub started: usize,
-    /// On the queue, and not begun.
-    pub queued: usize,
-    /// Not on the queue yet.
-    pub waiting: usize,
-    /// By class, of the images with a result.
-    pub classes: Vec<ClassStatus>,
-    /// By super-class, of the same images; empty where the model has none.
-    pub super_classes: Vec<ClassStatus>,
-    /// Results that are not in `classes` yet: they are read one after another.
-    pub unread: usize,
-    /// Images settled each hour, lately.
-    pub per_hour: Option<f64>,
-    /// Seconds until all are settled, at that rate.
-    pub eta_seconds: Option<f64>,
-    /// Mean seconds of each stage of an image, since the coordinator started.
-    pub stage_seconds: BTreeMap<String, f64>,
-    /// What all images may cost, in dollars, where the price of a worker's hour is known.
-    pub cost: Option<f64>,
-    /// Why it cannot go on now.
-    pub problem: Option<String>,
-}
-
-/// Errors of a class, or of a super-class, so far.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ClassStatus {
-    /// Its name.
-    pub class: String,
-    /// Super-class of the class, where the model has such.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub super_class: Option<String>,
-    /// Images.
-    pub images: u64,
-    /// Mean training loss of the best seed.
-    pub loss: Option<f64>,
-    /// Mean L1 of the best seed.
-    pub l1: Option<f64>,
-    /// Mean LPIPS of the best seed.
-    pub lpips: Option<f64>,
-    /// Standard error of that mean.
-    pub lpips_standard_error: Option<f64>,
 }
 
 impl Fleet {
@@ -247,7 +184,7 @@ impl Fleet {
     }
 
     /// Results that are to be read for their errors: of one run up to `n`, each with a number for its job and its image.
-    pub fn unread(&self, n: usize) -> Option<(String, Vec<(u64, Text)>)> {
+    pub fn unread(&self, n: usize) -> Option<(String, Vec<(u64, SharedStr)>)> {
         let (name, run) = self.runs.iter().find(|(_, run)| run.tally.left() > 0)?;
         Some((name.clone(), run.tally.unread(n)))
     }
@@ -327,7 +264,7 @@ impl Fleet {
     /// How a run stands, with its errors by class.
     pub fn status(&self, run: &str, now: f64) -> Option<RunStatus> {
         let r = self.runs.get(run)?;
-        let (classes, super_classes) = ClassStatus::all(&r.spec, r.tally.classes());
+        let (classes, super_classes) = class_statuses(&r.spec, r.tally.classes());
         Some(RunStatus { classes, super_classes, ..self.brief(run, now)? })
     }
 
@@ -361,54 +298,52 @@ impl Fleet {
     }
 }
 
-impl ClassStatus {
-    /// Of each class in their order, and of each super-class by name.
-    fn all(spec: &RunSpec, classes: &BTreeMap<u32, ClassSums>) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
-        let mut super_classes: BTreeMap<&str, ClassSums> = BTreeMap::new();
-        for (class, sums) in classes {
-            if let Some(name) = spec.super_classes.get(*class as usize) {
-                super_classes.entry(name).or_default().join(sums);
-            }
+/// Of each class in their order, and of each super-class by name.
+fn class_statuses(spec: &RunSpec, classes: &BTreeMap<u32, ClassSums>) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
+    let mut super_classes: BTreeMap<&str, ClassSums> = BTreeMap::new();
+    for (class, sums) in classes {
+        if let Some(name) = spec.super_classes.get(*class as usize) {
+            super_classes.entry(name).or_default().join(sums);
         }
-        let class = |(class, sums): (&u32, &ClassSums)| {
-            // A record or a message could name any class.
-            let name = spec.classes.get(*class as usize).cloned().unwrap_or_else(|| class.to_string());
-            ClassStatus::new(name, spec.super_classes.get(*class as usize).cloned(), sums)
-        };
-        let super_class = |(name, sums): (&str, ClassSums)| ClassStatus::new(name.to_owned(), None, &sums);
-        (classes.iter().map(class).collect(), super_classes.into_iter().map(super_class).collect())
     }
+    let class = |(class, sums): (&u32, &ClassSums)| {
+        // A record or a message could name any class.
+        let name = spec.classes.get(*class as usize).cloned().unwrap_or_else(|| class.to_string());
+        class_status(name, spec.super_classes.get(*class as usize).cloned(), sums)
+    };
+    let super_class = |(name, sums): (&str, ClassSums)| class_status(name.to_owned(), None, &sums);
+    (classes.iter().map(class).collect(), super_classes.into_iter().map(super_class).collect())
+}
 
-    /// The same, as the tables of a run that is over have it.
-    pub(crate) fn of_summary(summary: &Summary) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
-        let status = |class: &str, super_class, images, error: &BTreeMap<Metric, Spread>| {
-            let spread = |metric| error.get(&metric).copied().unwrap_or(Spread::over([]));
-            ClassStatus {
-                class: class.to_owned(),
-                super_class,
-                images,
-                loss: spread(Metric::Loss).mean,
-                l1: spread(Metric::L1).mean,
-                lpips: spread(Metric::Lpips).mean,
-                lpips_standard_error: spread(Metric::Lpips).standard_error,
-            }
-        };
-        let of = summary.super_class_of();
-        let classes = summary.classes.iter().map(|c| status(&c.name, of.get(&c.name).cloned(), c.images, &c.error));
-        let super_classes = summary.super_classes.iter().filter(|s| s.images > 0);
-        (classes.collect(), super_classes.map(|s| status(&s.name, None, s.images, &s.error)).collect())
-    }
-
-    fn new(class: String, super_class: Option<String>, sums: &ClassSums) -> ClassStatus {
+/// The same, as the tables of a run that is over have it.
+pub(crate) fn of_summary(summary: &Summary) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
+    let status = |class: &str, super_class, images, error: &BTreeMap<Metric, Spread>| {
+        let spread = |metric| error.get(&metric).copied().unwrap_or(Spread::over([]));
         ClassStatus {
-            class,
+            class: class.to_owned(),
             super_class,
-            images: sums.images,
-            loss: sums.loss.mean(),
-            l1: sums.l1.mean(),
-            lpips: sums.lpips.mean(),
-            lpips_standard_error: sums.lpips.standard_error(),
+            images,
+            loss: spread(Metric::Loss).mean,
+            l1: spread(Metric::L1).mean,
+            lpips: spread(Metric::Lpips).mean,
+            lpips_standard_error: spread(Metric::Lpips).standard_error,
         }
+    };
+    let of = summary.super_class_of();
+    let classes = summary.classes.iter().map(|c| status(&c.name, of.get(&c.name).cloned(), c.images, &c.error));
+    let super_classes = summary.super_classes.iter().filter(|s| s.images > 0);
+    (classes.collect(), super_classes.map(|s| status(&s.name, None, s.images, &s.error)).collect())
+}
+
+fn class_status(class: String, super_class: Option<String>, sums: &ClassSums) -> ClassStatus {
+    ClassStatus {
+        class,
+        super_class,
+        images: sums.images,
+        loss: sums.loss.mean(),
+        l1: sums.l1.mean(),
+        lpips: sums.lpips.mean(),
+        lpips_standard_error: sums.lpips.standard_error(),
     }
 }
 
@@ -619,8 +554,8 @@ mod tests {
                 all.add(errors);
             }
             let name = |class: u32| spec("r").classes[class as usize].clone();
-            let class = |(class, sums): (&u32, &ClassSums)| ClassStatus::new(name(*class), Some("thing".into()), sums);
-            (classes.iter().map(class).collect(), vec![ClassStatus::new("thing".into(), None, &all)])
+            let class = |(class, sums): (&u32, &ClassSums)| class_status(name(*class), Some("thing".into()), sums);
+            (classes.iter().map(class).collect(), vec![class_status("thing".into(), None, &all)])
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use store::Store;
 
-use crate::run::Error;
+use crate::Error;
 
 /// Keys that are raced for, one after another.
 const KEYS: usize = 8;

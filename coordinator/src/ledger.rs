@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use proto::{Event, What};
 
 use crate::plan::Planned;
-use crate::text::Text;
+use dataset::SharedStr;
 
 /// A job that is published and not settled.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,7 +113,7 @@ impl Ledger {
     }
 
     /// Image of a job that is not settled.
-    pub fn image(&self, job: &str) -> Option<&Text> {
+    pub fn image(&self, job: &str) -> Option<&SharedStr> {
         let returned = || self.returned.get(job).map(|planned| &planned.image);
         self.open.get(job).map(|open| &open.image.image).or_else(returned)
     }

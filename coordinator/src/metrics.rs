@@ -7,7 +7,7 @@ use proto::{FailureReason, RunState};
 use queue::Channel;
 use telemetry::Metric;
 
-use crate::fleet::{ClassStatus, RunStatus};
+use client::api::{ClassStatus, RunStatus};
 
 /// Runs whose gauges are shown, at most: those that go on, and then those that changed last.
 const RUNS: usize = 32;

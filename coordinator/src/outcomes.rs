@@ -5,14 +5,15 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use proto::{Errors, FailureReason};
 use serde::{Deserialize, Serialize};
 
-use crate::summary::SuperClasses;
-use crate::text::Text;
+use client::api::{FailureGroup, ImagePage, ImageQuery, ImageRow, ImageSort, ImageState};
+use dataset::SharedStr;
+use results::summary::SuperClasses;
 
 /// An image with a result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Succeeded {
     /// Its key in the data set.
-    pub image: Text,
+    pub image: SharedStr,
     /// Index into the model's classes.
     pub class: u32,
     /// Of its best seed.
@@ -43,109 +44,6 @@ pub struct Outcomes<'a> {
     pub super_classes: &'a [String],
 }
 
-/// Which images, in which order. What is absent asks for nothing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Query {
-    /// Name of a class, in any case.
-    pub class: String,
-    /// Name of a super-class, in any case.
-    pub super_class: String,
-    /// With a result, or with a failure.
-    pub state: Option<State>,
-    /// Kind of the failure.
-    pub reason: Option<FailureReason>,
-    /// Part of the image's key, in any case.
-    pub image: String,
-    /// Smallest loss.
-    pub min_loss: Option<f64>,
-    /// Largest loss.
-    pub max_loss: Option<f64>,
-    /// What comes first.
-    pub sort: Sort,
-    /// The other way round.
-    pub descending: bool,
-    /// Images that are left out at the beginning.
-    pub offset: usize,
-    /// Images at most; 0: [`Query::LIMIT`].
-    pub limit: usize,
-}
-
-impl Query {
-    /// Images of a page, where none is asked for; and at most.
-    pub const LIMIT: usize = 100;
-    /// Images of a page at most.
-    pub const MOST: usize = 1000;
-}
-
-/// How an image ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// With a result.
-    Succeeded,
-    /// With a failure.
-    Failed,
-}
-
-/// By what images are sorted; images that have it not come last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sort {
-    /// Key in the data set.
-    #[default]
-    Image,
-    /// Name of the class.
-    Class,
-    /// Training loss.
-    Loss,
-    /// L1.
-    L1,
-    /// LPIPS.
-    Lpips,
-}
-
-/// An image for people.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
-    /// Key in the data set.
-    pub image: String,
-    /// Name of the class, if known.
-    pub class: Option<String>,
-    /// How it ended.
-    pub state: State,
-    /// Training loss of the best seed.
-    pub loss: Option<f64>,
-    /// L1 of the best seed.
-    pub l1: Option<f64>,
-    /// LPIPS of the best seed.
-    pub lpips: Option<f64>,
-    /// Kind of the failure.
-    pub reason: Option<FailureReason>,
-    /// What the failure says.
-    pub message: Option<String>,
-}
-
-/// Some of the images that meet a query.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Page {
-    /// Images that meet it in all.
-    pub total: usize,
-    /// Those that were asked for.
-    pub images: Vec<Row>,
-}
-
-/// Failures of one kind.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct FailureGroup {
-    /// The kind.
-    pub reason: FailureReason,
-    /// How many.
-    pub images: usize,
-    /// Some of them.
-    pub examples: Vec<Row>,
-}
-
 /// How many results have a loss in each of some intervals of one width.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Histogram {
@@ -172,7 +70,7 @@ impl Table {
         #[derive(Deserialize)]
         struct Line {
             image: Box<str>,
-            state: State,
+            state: ImageState,
             class_name: Option<String>,
             loss: Option<f64>,
             l1: Option<f64>,
@@ -195,7 +93,7 @@ impl Table {
         for line in csv::Reader::from_reader(csv).into_deserialize() {
             let line: Line = line?;
             match line.state {
-                State::Succeeded => {
+                ImageState::Succeeded => {
                     let class = index(&mut table, line.class_name.unwrap_or_default());
                     let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
                     let errors = Errors { loss: number(line.loss), l1: number(line.l1), lpips: number(line.lpips) };
@@ -203,7 +101,7 @@ impl Table {
                     ends.push(images.len());
                     results.push((class, errors));
                 }
-                State::Failed => {
+                ImageState::Failed => {
                     let reason = line.failure_reason.unwrap_or(FailureReason::BadJob);
                     let message = line.failure_message.unwrap_or_default();
                     if let Some(name) = &line.class_name {
@@ -213,7 +111,7 @@ impl Table {
                 }
             }
         }
-        let images = Text::cut(images, ends).into_iter();
+        let images = SharedStr::cut(images, ends).into_iter();
         table.results = images.zip(results).map(|(image, (class, errors))| Succeeded { image, class, errors }).collect();
         Ok(table)
     }
@@ -249,10 +147,10 @@ impl<'a> Outcomes<'a> {
         writer
             .write_record(["image", "state", "class_name", "loss", "l1", "lpips", "failure_reason", "failure_message"])
             .expect(written);
-        let all = Query { limit: usize::MAX, ..Query::default() };
+        let all = ImageQuery { limit: usize::MAX, ..ImageQuery::default() };
         for row in self.rows(&all).1 {
             let number = |value: Option<f64>| value.map_or_else(String::new, |v| format!("{v:?}"));
-            let state = if row.state == State::Succeeded { "succeeded" } else { "failed" };
+            let state = if row.state == ImageState::Succeeded { "succeeded" } else { "failed" };
             let (loss, l1, lpips) = (number(row.loss), number(row.l1), number(row.lpips));
             let reason = row.reason.map_or("", |reason| reason.as_str());
             let class = row.class.unwrap_or_default();
@@ -269,14 +167,14 @@ impl<'a> Outcomes<'a> {
     }
 
     /// The images that meet `query`.
-    pub fn page(&self, query: &Query) -> Page {
-        let limit = if query.limit == 0 { Query::LIMIT } else { query.limit.min(Query::MOST) };
-        let (total, images) = self.rows(&Query { limit, ..query.clone() });
-        Page { total, images }
+    pub fn page(&self, query: &ImageQuery) -> ImagePage {
+        let limit = if query.limit == 0 { ImageQuery::LIMIT } else { query.limit.min(ImageQuery::MOST) };
+        let (total, images) = self.rows(&ImageQuery { limit, ..query.clone() });
+        ImagePage { total, images }
     }
 
     /// How many meet `query`, and those that it asks for.
-    fn rows(&self, query: &Query) -> (usize, Vec<Row>) {
+    fn rows(&self, query: &ImageQuery) -> (usize, Vec<ImageRow>) {
         let holds = |text: &str, part: &str| part.is_empty() || text.to_lowercase().contains(&part.to_lowercase());
         let is = |name: &str, wanted: &str| wanted.is_empty() || name.eq_ignore_ascii_case(wanted);
         let super_class = |class: usize| self.super_classes.get(class).map_or("", String::as_str);
@@ -288,7 +186,7 @@ impl<'a> Outcomes<'a> {
         // A failure may be of a class that the model does not have.
         let of_name = |name: &str| names.contains(name) || query.super_class.is_empty() && is(name, &query.class);
         let wanted = |r: &&&Succeeded| {
-            query.state != Some(State::Failed)
+            query.state != Some(ImageState::Failed)
                 && query.reason.is_none()
                 && classes.get(r.class as usize).copied().unwrap_or(any_class)
                 && query.min_loss.is_none_or(|least| r.errors.loss >= least)
@@ -298,7 +196,7 @@ impl<'a> Outcomes<'a> {
         let mut results: Vec<&Succeeded> = self.results.iter().filter(wanted).copied().collect();
         let of_loss = query.min_loss.is_some() || query.max_loss.is_some();
         let failed = |(image, failed): &&(&str, &Failed)| {
-            query.state != Some(State::Succeeded)
+            query.state != Some(ImageState::Succeeded)
                 && !of_loss
                 && query.reason.is_none_or(|reason| failed.reason == reason)
                 && of_name(failed.class.as_deref().unwrap_or_default())
@@ -308,12 +206,12 @@ impl<'a> Outcomes<'a> {
         let total = results.len() + failures.len();
         let limit = query.limit;
         let images = match query.sort {
-            Sort::Image | Sort::Class => {
+            ImageSort::Image | ImageSort::Class => {
                 let result =
-                    |r: &&'a Succeeded| ((query.sort == Sort::Class).then(|| self.name(r.class)), &*r.image, Some(*r), None);
+                    |r: &&'a Succeeded| ((query.sort == ImageSort::Class).then(|| self.name(r.class)), &*r.image, Some(*r), None);
                 let failure = |(image, f): &(&'a str, &'a Failed)| {
                     let class = f.class.as_deref().unwrap_or_default().to_owned();
-                    ((query.sort == Sort::Class).then_some(class), *image, None, Some(*f))
+                    ((query.sort == ImageSort::Class).then_some(class), *image, None, Some(*f))
                 };
                 let mut all: Vec<_> = results.iter().map(result).chain(failures.iter().map(failure)).collect();
                 all.sort_unstable_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
@@ -327,10 +225,10 @@ impl<'a> Outcomes<'a> {
                 };
                 all.into_iter().skip(query.offset).take(limit).map(row).collect()
             }
-            Sort::Loss | Sort::L1 | Sort::Lpips => {
+            ImageSort::Loss | ImageSort::L1 | ImageSort::Lpips => {
                 let value = |r: &Succeeded| match query.sort {
-                    Sort::L1 => r.errors.l1,
-                    Sort::Lpips => r.errors.lpips,
+                    ImageSort::L1 => r.errors.l1,
+                    ImageSort::Lpips => r.errors.lpips,
                     _ => r.errors.loss,
                 };
                 let missing = |r: &Succeeded| !value(r).is_finite();
@@ -348,7 +246,7 @@ impl<'a> Outcomes<'a> {
     }
 
     /// One image.
-    pub fn image(&self, image: &str) -> Option<Row> {
+    pub fn image(&self, image: &str) -> Option<ImageRow> {
         let result = self.results.iter().find(|r| &*r.image == image).map(|r| self.succeeded(r));
         result.or_else(|| self.failures.iter().find(|(key, _)| *key == image).map(|(key, failed)| Self::failed(key, failed)))
     }
@@ -387,12 +285,12 @@ impl<'a> Outcomes<'a> {
         Histogram { from, width, counts }
     }
 
-    fn succeeded(&self, result: &Succeeded) -> Row {
+    fn succeeded(&self, result: &Succeeded) -> ImageRow {
         let finite = |v: f64| v.is_finite().then_some(v);
-        Row {
+        ImageRow {
             image: result.image.to_string(),
             class: Some(self.name(result.class)),
-            state: State::Succeeded,
+            state: ImageState::Succeeded,
             loss: finite(result.errors.loss),
             l1: finite(result.errors.l1),
             lpips: finite(result.errors.lpips),
@@ -401,11 +299,11 @@ impl<'a> Outcomes<'a> {
         }
     }
 
-    fn failed(image: &str, failed: &Failed) -> Row {
-        Row {
+    fn failed(image: &str, failed: &Failed) -> ImageRow {
+        ImageRow {
             image: image.to_owned(),
             class: failed.class.as_deref().map(str::to_owned),
-            state: State::Failed,
+            state: ImageState::Failed,
             loss: None,
             l1: None,
             lpips: None,

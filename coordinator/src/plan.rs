@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use proto::keys::Marker;
 use proto::{Box2d, ClassSource, Failure, FailureReason, Job, Mask, ModelManifest, OPEN_CLASS, RunRecord, keys, relaxed};
-use sha2::{Digest, Sha256};
+use results::seeds::Seeds;
 
-use crate::dataset::{ClassIndex, DatasetImage, Entry};
-use crate::summary::SuperClasses;
-use crate::text::Text;
+use dataset::SharedStr;
+use dataset::{ClassIndex, DatasetImage, Entry};
+use results::summary::SuperClasses;
 
 /// What all jobs of a run have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,9 +27,9 @@ pub struct RunSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
     /// Key in the data set.
-    pub image: Text,
+    pub image: SharedStr,
     /// What the store says of its bytes.
-    pub identity: Text,
+    pub identity: SharedStr,
     /// Index into the model's classes; `OPEN_CLASS`: a worker finds it.
     pub class: u32,
     /// Box of the object in pixels; `None`: the whole image.
@@ -47,28 +47,6 @@ pub struct More {
     pub category: Option<String>,
     /// The data set's mask.
     pub mask: Option<Box<Mask>>,
-}
-
-/// Where the seeds of images come from.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Seeds {
-    /// The run's.
-    pub run: u64,
-    /// By image, what a redrive put in its place.
-    pub redriven: HashMap<String, u64>,
-}
-
-impl Seeds {
-    /// Of an image: differs between images, and does not depend on which others there are.
-    pub fn of(&self, image: &str) -> u64 {
-        image_seed(*self.redriven.get(image).unwrap_or(&self.run), image)
-    }
-}
-
-/// Seed of an image, where `seed` stands for the run.
-pub fn image_seed(seed: u64, image: &str) -> u64 {
-    let digest = Sha256::new().chain_update(seed.to_be_bytes()).chain_update(image.as_bytes()).finalize();
-    u64::from_be_bytes(digest[..8].try_into().expect("eight bytes"))
 }
 
 impl RunSpec {
@@ -157,7 +135,7 @@ pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashMap<String, Marke
 }
 
 fn planned(entry: Entry, classes: &ClassIndex, spec: &RunSpec, seeds: &Seeds) -> Result<Planned, Failure> {
-    let fail = |image: Text, reason, message, class_name: Option<Text>| {
+    let fail = |image: SharedStr, reason, message, class_name: Option<SharedStr>| {
         let class_name = class_name.map(|name| name.to_string());
         Failure { format: 1, job: None, image: image.to_string(), reason, message, class_name }
     };

@@ -21,23 +21,22 @@ use queue::Queue;
 use store::{Runs, Store};
 use tokio::sync::{mpsc, watch};
 
+use crate::Error;
 use crate::drive::Driver;
-use crate::fleet::RunStatus;
 use crate::home;
-use crate::redrive::Redrive;
-use crate::run::{AT_ONCE, Error};
-pub use asked::{Change, RedriveRequest, Refusal, RunRequest, WorkerStatus};
+pub use asked::Refusal;
+use client::api::{Change, RedriveRequest, RunStatus, WorkerStatus};
 pub(crate) use handle::{COMMANDS, Command, refuse_all};
 pub use handle::{Handle, Live};
 use handle::{Look, Reply};
 use known::{read_errors, save};
-pub use order::Origin;
 use order::{Order, Prepared, Trouble, control_of, in_trouble, prepare, read_order, submitted, write_control};
 use over::{Tables, close, over_status, read_table};
+use results::RunError;
+use results::redrive::Redrive;
+use results::run::AT_ONCE;
 pub(crate) use ticks::{TELL_EVERY, Ticks};
 
-/// How the refusal ends of a run that is there already and would be the same.
-pub const SAME_SETTINGS: &str = "is there already, with the same settings";
 /// What the store did not do is asked for again after this time.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// Results that are read for their errors until the loop hears of them.
@@ -176,7 +175,7 @@ impl Service {
                     RunState::Cancelled | RunState::Finished => Some(over_status(home, &name, *control).await?),
                 },
                 // The others go on.
-                Err(error @ (Error::Damaged { .. } | Error::OtherName { .. })) => {
+                Err(error @ (Error::Run(RunError::Damaged { .. }) | Error::OtherName { .. })) => {
                     tracing::error!(run = name, error = chain(error), "the run is left alone");
                     let stopped = Control { state: RunState::Paused, ..Control::default() };
                     Some(RunStatus { problem: Some(chain(error)), ..over_status(home, &name, stopped).await? })

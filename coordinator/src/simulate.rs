@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use proto::{Control, Event, Job, Params, RunRecord, What};
 
-use crate::dataset::{DatasetImage, Entry};
 use crate::fleet::Fleet;
-use crate::plan::{RunSpec, Seeds, plan};
+use dataset::{DatasetImage, Entry};
+use results::seeds::Seeds;
+
+use crate::plan::{RunSpec, plan};
 use crate::tally::Tally;
-use crate::text::Text;
+use dataset::SharedStr;
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +58,7 @@ const STAGES: [&str; 4] = ["fetch", "transform_search", "latent_search", "final_
 /// Plans and drives a run.
 pub fn simulate(simulation: &Simulation) -> Measured {
     let classes: Vec<String> = (0..1000).map(|i| format!("class {i}")).collect();
-    let entries = entries(simulation.images, &Text::many(&classes));
+    let entries = entries(simulation.images, &SharedStr::many(&classes));
     let spec = RunSpec { record: record(), classes, super_classes: vec![], categories: vec![] };
     let started = Instant::now();
     let plan = plan(entries, &spec, &HashMap::new(), &Seeds::default());
@@ -94,12 +96,13 @@ pub fn simulate(simulation: &Simulation) -> Measured {
 }
 
 /// Images as a listing brings them.
-fn entries(images: usize, classes: &[Text]) -> Vec<Entry> {
+fn entries(images: usize, classes: &[SharedStr]) -> Vec<Entry> {
     let mut entries = Vec::new();
     while entries.len() < images {
         let page = entries.len()..images.min(entries.len() + PAGE);
         let key = |i: usize| format!("train/n{class:08}/n{class:08}_{i:08}.JPEG", class = i % classes.len());
-        let (keys, identities) = (Text::many(page.clone().map(key)), Text::many(page.clone().map(|i| format!("{i:032x}"))));
+        let (keys, identities) =
+            (SharedStr::many(page.clone().map(key)), SharedStr::many(page.clone().map(|i| format!("{i:032x}"))));
         for ((i, key), identity) in page.zip(keys).zip(identities) {
             let class_name = classes[i % classes.len()].clone();
             entries.push(Entry::Image(DatasetImage { key, identity, class_name, bbox: None, mask: None }));

@@ -7,8 +7,8 @@ use std::collections::btree_map::Entry;
 use proto::{Errors, Failure, KnownResult, ResultRecord, Snapshot};
 
 use crate::outcomes::{Failed, Outcomes, Succeeded};
-use crate::summary::Metric;
-use crate::text::Text;
+use dataset::SharedStr;
+use results::summary::Metric;
 
 /// Errors of a record.
 pub fn errors(record: &ResultRecord) -> Errors {
@@ -96,7 +96,7 @@ pub struct Tally {
     failures: BTreeMap<Box<str>, Failed>,
     classes: BTreeMap<u32, ClassSums>,
     /// Results whose errors nobody told: the image of each job.
-    unread: BTreeMap<u64, Text>,
+    unread: BTreeMap<u64, SharedStr>,
 }
 
 impl Tally {
@@ -104,10 +104,10 @@ impl Tally {
     /// knows any other result is worth nothing: it is of another time.
     pub fn resume(
         snapshot: Option<Snapshot>,
-        results: impl IntoIterator<Item = (String, Text)>,
+        results: impl IntoIterator<Item = (String, SharedStr)>,
         failures: impl IntoIterator<Item = Failure>,
     ) -> Tally {
-        let unread: BTreeMap<u64, Text> = results.into_iter().map(|(job, image)| (short(&job), image)).collect();
+        let unread: BTreeMap<u64, SharedStr> = results.into_iter().map(|(job, image)| (short(&job), image)).collect();
         let mut tally = Tally { unread, ..Tally::default() };
         let whole = |s: &Snapshot| s.results.iter().all(|result| tally.unread.contains_key(&result.job));
         for KnownResult { job, class, errors } in snapshot.filter(whole).unwrap_or_default().results {
@@ -118,13 +118,13 @@ impl Tally {
     }
 
     /// A job has a result with these errors.
-    pub fn count(&mut self, job: &str, image: Text, class: u32, errors: Errors) {
+    pub fn count(&mut self, job: &str, image: SharedStr, class: u32, errors: Errors) {
         self.unread.remove(&short(job));
         self.add(short(job), image, class, errors);
     }
 
     /// A job has a result, and its errors are to be read.
-    pub fn want(&mut self, job: &str, image: Text) {
+    pub fn want(&mut self, job: &str, image: SharedStr) {
         if !self.results.contains_key(&short(job)) {
             self.failures.remove(&*image);
             self.unread.insert(short(job), image);
@@ -137,7 +137,7 @@ impl Tally {
     }
 
     /// Up to `n` jobs whose results are to be read, with their images.
-    pub fn unread(&self, n: usize) -> Vec<(u64, Text)> {
+    pub fn unread(&self, n: usize) -> Vec<(u64, SharedStr)> {
         self.unread.iter().take(n).map(|(job, image)| (*job, image.clone())).collect()
     }
 
@@ -150,7 +150,7 @@ impl Tally {
         }
     }
 
-    fn add(&mut self, job: u64, image: Text, class: u32, errors: Errors) {
+    fn add(&mut self, job: u64, image: SharedStr, class: u32, errors: Errors) {
         self.failures.remove(&*image);
         if let Entry::Vacant(place) = self.results.entry(job) {
             place.insert(Succeeded { image, class, errors });

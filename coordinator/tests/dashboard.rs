@@ -571,7 +571,7 @@ async fn who_is_slow_to_ask_is_cut_off_and_who_listens_is_not() {
     }
     // As all of these together took more than that, so did the page; and it still hears.
     let mut heard = String::new();
-    acting.handle.redrive("r".into(), coordinator::service::RedriveRequest::default()).await.unwrap();
+    acting.handle.redrive("r".into(), client::api::RedriveRequest::default()).await.unwrap();
     while !heard.contains(r#""state":"running""#) {
         let mut bytes = [0; 4096];
         let n = tokio::time::timeout(Duration::from_secs(30), live.read(&mut bytes)).await.expect("a tick").unwrap();

@@ -1,19 +1,18 @@
 //! The service through its front door: a home in a folder, a queue in memory, workers that compute nothing.
 
 mod harness;
-#[path = "../../store/tests/s3_server/mod.rs"]
-mod s3_server;
 
-use coordinator::fleet::ClassStatus;
-use coordinator::manifest::Manifest;
-use coordinator::plan::image_seed;
-use coordinator::service::{Change, Config, RedriveRequest, Refusal, RunRequest, Service};
-use coordinator::verify::verify;
+use ::harness::Server;
+use client::api::ClassStatus;
+use client::api::{Change, RedriveRequest, RunRequest};
+use coordinator::service::{Config, Refusal, Service};
 use harness::World;
 use proto::keys::Marker;
 use proto::{Control, KnownResult, RedriveRecord, RunState, Snapshot, keys};
 use queue::Queue;
-use s3_server::Server;
+use results::manifest::Manifest;
+use results::seeds::image_seed;
+use results::verify::verify;
 use store::Store;
 use tokio::sync::watch;
 
@@ -265,7 +264,7 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
     assert_eq!((lines.len(), manifest.images.succeeded, manifest.run.name.as_str()), (21, 3, "r"));
     for object in manifest.objects.iter().chain(&lines) {
         let bytes = results.get(&object.key).await.unwrap();
-        assert_eq!(*object, coordinator::manifest::Object::new(object.key.clone(), &bytes));
+        assert_eq!(*object, results::manifest::Object::new(object.key.clone(), &bytes));
     }
     let acting = world.start().await;
     assert_eq!(acting.status().await.unwrap().classes, before.classes);

@@ -1,14 +1,12 @@
 //! What `basin verify` finds in runs that were whole once.
 
 mod harness;
-#[path = "../../store/tests/s3_server/mod.rs"]
-mod s3_server;
 
-use coordinator::verify::verify;
+use ::harness::{Auth, Server};
 use harness::{Acting, World};
 use proto::keys::{Item, Marker};
 use proto::{RedriveRecord, keys};
-use s3_server::{Auth, Server};
+use results::verify::verify;
 use store::Store;
 
 /// A finished run: Bag/0, Bag/2 and Bag/4 have results, Coat/1, Coat/3 and Coat/5 failures.
@@ -131,7 +129,7 @@ async fn results_are_compared_with_the_tables() {
         }
     }
     std::fs::write(world.path("data/Bag/6.png"), "bytes").unwrap();
-    let again = coordinator::service::RedriveRequest { wheres: vec!["image=Coat/1.png".into()], seed: None };
+    let again = client::api::RedriveRequest { wheres: vec!["image=Coat/1.png".into()], seed: None };
     acting.handle.redrive("r".into(), again).await.unwrap();
     assert!(!problems(&results, true).await.iter().any(|p| p.contains("tables")));
     world.work(2, false).await;

@@ -1,22 +1,20 @@
 //! An export, read back.
 
 mod harness;
-#[path = "../../store/tests/s3_server/mod.rs"]
-mod s3_server;
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use coordinator::finish::finish;
-use coordinator::manifest::{Manifest, Object};
-use coordinator::run::{read_records, read_run};
-use coordinator::summary::Counts;
-use coordinator::webdataset::{Cut, Exported, export};
+use ::harness::{Auth, Server};
 use harness::World;
 use proto::keys::Item;
 use proto::{ResultRecord, hex_sha256, keys};
-use s3_server::{Auth, Server};
+use results::manifest::{Manifest, Object};
+use results::run::{read_records, read_run};
+use results::summary::Counts;
+use results::tables::write_tables;
+use results::webdataset::{Cut, Exported, export};
 use serde::Deserialize;
 use store::Store;
 
@@ -164,7 +162,7 @@ async fn an_export_of_a_run_that_has_not_ended_says_so() {
     // Tables that were written on the way.
     let tables = async |planned| {
         let records = Arc::new(read_records(&results).await.unwrap());
-        finish(&run, planned, Default::default(), &records, &results).await.unwrap();
+        write_tables(&run, planned, Default::default(), &records, &results).await.unwrap();
     };
     tables(Some(5)).await;
     let caveat = "the run has not ended: 3 of its 5 images have results, and are exported";
@@ -195,7 +193,7 @@ async fn a_place_that_is_not_there_is_not_taken_for_an_empty_one() {
         let (run, out) = (Store::open(&place).await.unwrap(), Store::open(&folder("export")).await.unwrap());
         let error = proto::chain(&export(&run, &out, Cut::default()).await.unwrap_err());
         assert!(error.contains(why) && error.contains(place.split('?').next().unwrap()), "{error}");
-        match coordinator::verify::verify(&run, false).await {
+        match results::verify::verify(&run, false).await {
             Ok(found) => {
                 assert!(why == "holds no run" && found.problems.len() == 1 && found.problems[0].contains(why), "{found:?}")
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{DecodeError, Job, wire};
 
@@ -63,7 +63,7 @@ pub enum What {
 }
 
 /// What a worker does now.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Alive {
     /// Images that it can hold in its batch.
     pub slots: u32,

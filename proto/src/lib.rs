@@ -2,6 +2,8 @@
 //!
 //! Plain data. Decoding validates; a value that exists is a value that makes sense. No torch, no tokio, no I/O.
 
+#![warn(missing_docs)]
+
 mod crash;
 mod event;
 mod history;

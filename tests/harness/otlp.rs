@@ -18,7 +18,7 @@ use prost::Message;
 use telemetry::Kind;
 use tonic::{Request, Response, Status};
 
-use crate::rabbitmq::free_ports;
+use crate::free_ports;
 
 pub type Attributes = BTreeMap<String, String>;
 

@@ -1,9 +1,5 @@
 //! A RabbitMQ of one test: a private node with its own ports, name and directory, on 127.0.0.1 only.
-//!
-//! A test file takes it in with `#[path = "…/harness/rabbitmq.rs"] mod rabbitmq;`. The node ends with its value, and also
-//! when the test process dies, or keeps the value in a `static`.
-
-#![allow(dead_code, reason = "each test file uses a part")]
+//! It ends with its value, and also when the test process dies or keeps the value in a `static`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +18,7 @@ pub struct RabbitMq {
     port: u16,
     dist_port: u16,
     epmd_port: u16,
-    epmd: Group,
+    _epmd: Group,
     node: Option<Group>,
     /// More lines of its configuration.
     settings: String,
@@ -41,7 +37,7 @@ impl RabbitMq {
         let mut epmd = Command::new("epmd");
         epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]);
         let epmd = Group::start(&mut epmd, Some(&directory));
-        let mut broker = RabbitMq { directory, port, dist_port, epmd_port, epmd, node: None, settings };
+        let mut broker = RabbitMq { directory, port, dist_port, epmd_port, _epmd: epmd, node: None, settings };
         broker.start_again();
         broker
     }

@@ -476,7 +476,7 @@ mod tests {
         fs::write(dir.join("README.md"), "# random\n\nCard.\n").unwrap();
         run(dir, (4, 20), 5).unwrap();
         let first = files(dir);
-        worker::load(dir).unwrap();
+        engine::load(dir).unwrap();
         run(dir, (4, 20), 5).unwrap();
         assert!(files(dir) == first, "a second run changed the folder");
 
@@ -485,12 +485,12 @@ mod tests {
         let kept = [("zoom", 0.5), ("shift_x", -0.25)].map(|(name, v)| (name.to_owned(), Tensor::from_slice(&[v as f32; 8])));
         write(dir, manifest(), &kept, "Two.\n").unwrap();
         let wanted = BTreeMap::from([("zoom".to_owned(), vec![0.5; 8]), ("shift_x".to_owned(), vec![-0.25; 8])]);
-        assert_eq!(worker::load(dir).unwrap().directions, wanted);
+        assert_eq!(engine::load(dir).unwrap().directions, wanted);
         assert_eq!(files(dir)["README.md"], b"# random\n\nCard.\n\n## Directions\n\nTwo.\n");
 
         // Another generator has none.
         export();
-        assert!(worker::load(dir).unwrap().directions.is_empty());
+        assert!(engine::load(dir).unwrap().directions.is_empty());
         assert!(!files(dir).contains_key(FILE));
     }
 }

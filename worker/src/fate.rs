@@ -3,7 +3,8 @@
 use proto::{DecodeError, FailureReason};
 use store::ErrorKind;
 
-use crate::codec::CodecError;
+use engine::SupplyError;
+use engine::codec::CodecError;
 
 /// What is done with a job after an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,58 +19,13 @@ pub enum Fate {
 
 /// Why an image could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub enum FetchError {
     /// The message is no job.
     #[error("cannot read the job")]
     Job(#[from] DecodeError),
-    /// The job is for another model.
-    #[error("the job is for model {wanted}, and this worker has {loaded}")]
-    Model {
-        /// Digest in the job.
-        wanted: String,
-        /// Digest of the loaded model.
-        loaded: String,
-    },
-    /// The home's model cannot be read.
-    #[error("cannot read model {model}")]
-    ModelStore {
-        /// Name of the model.
-        model: String,
-        /// What the store says.
-        source: store::Error,
-    },
-    /// A file of the model is missing in the home, or is another than when the run was planned.
-    #[error("model {model} is not whole in the home: {problem}")]
-    Damaged {
-        /// Name of the model.
-        model: String,
-        /// Which file, what is wrong with it, and what mends it.
-        problem: String,
-    },
-    /// The model's name cannot be a folder.
-    #[error("the model's name {model:?} {problem}")]
-    ModelName {
-        /// Name of the model.
-        model: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// The model's files are not a model.
-    #[error("cannot load model {model}")]
-    Weights {
-        /// Name of the model.
-        model: String,
-        /// Why.
-        source: Box<crate::ModelError>,
-    },
-    /// The cache of models cannot be used.
-    #[error("cannot use the folder of models {} (--model-cache or BASIN_MODEL_CACHE names another)", dir.display())]
-    Cache {
-        /// The folder.
-        dir: std::path::PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The model cannot be had.
+    #[error(transparent)]
+    Model(#[from] SupplyError),
     /// The image is another than when the run was planned.
     #[error("image {image} has changed since the run was planned ({planned} then, {found} now)")]
     Changed {
@@ -145,32 +101,39 @@ pub enum LoadError {
 }
 
 /// The one place that decides.
-pub fn fate(error: &LoadError) -> Fate {
+pub fn fate(error: &FetchError) -> Fate {
     match error {
-        LoadError::Job(_)
-        | LoadError::Model { .. }
-        | LoadError::ModelName { .. }
-        | LoadError::Weights { .. }
-        | LoadError::Lacks(_) => Fate::Reject(FailureReason::BadJob),
-        LoadError::ModelStore { source, .. } if source.kind() == ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
-        // No fault of the images, and none of this machine: a crash would stop the other runs too. After minutes the image becomes
-        // `unavailable`, which is tried again by `basin runs retry`.
-        LoadError::ModelStore { .. } | LoadError::Damaged { .. } => Fate::Retry,
-        LoadError::Cache { .. } | LoadError::Dataset { .. } => Fate::Crash,
-        LoadError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
-        LoadError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),
-        LoadError::Class { .. } => Fate::Reject(FailureReason::UnknownClass),
-        LoadError::Decode { source, .. } => Fate::Reject(source.reason()),
-        LoadError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
-        LoadError::Mask { source, .. } if source.kind() == ErrorKind::Unavailable => Fate::Retry,
-        LoadError::Mask { .. } => Fate::Reject(FailureReason::BadMask),
-        LoadError::Image { source, .. } => match source.kind() {
+        FetchError::Job(_) | FetchError::Lacks(_) => Fate::Reject(FailureReason::BadJob),
+        FetchError::Model(error) => model(error),
+        FetchError::Dataset { .. } => Fate::Crash,
+        FetchError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
+        FetchError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),
+        FetchError::Class { .. } => Fate::Reject(FailureReason::UnknownClass),
+        FetchError::Decode { source, .. } => Fate::Reject(source.reason()),
+        FetchError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
+        FetchError::Mask { source, .. } if source.kind() == ErrorKind::Unavailable => Fate::Retry,
+        FetchError::Mask { .. } => Fate::Reject(FailureReason::BadMask),
+        FetchError::Image { source, .. } => match source.kind() {
             ErrorKind::Unavailable => Fate::Retry,
             ErrorKind::NotFound => Fate::Reject(FailureReason::MissingImage),
             ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadName),
             _ => Fate::Reject(FailureReason::BadImage),
         },
-        LoadError::Results(source) => results(source),
+        FetchError::Results(source) => results(source),
+    }
+}
+
+fn model(error: &SupplyError) -> Fate {
+    match error {
+        SupplyError::Model { .. }
+        | SupplyError::ModelName { .. }
+        | SupplyError::Manifest { .. }
+        | SupplyError::Weights { .. } => Fate::Reject(FailureReason::BadJob),
+        SupplyError::ModelStore { source, .. } if source.kind() == ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
+        // No fault of the images, and none of this machine: a crash would stop the other runs too. After minutes the image becomes
+        // `unavailable`, which is tried again by `basin runs retry`.
+        SupplyError::ModelStore { .. } | SupplyError::Damaged { .. } => Fate::Retry,
+        SupplyError::Cache { .. } => Fate::Crash,
     }
 }
 

@@ -12,12 +12,13 @@ use telemetry::trace;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-use crate::codec::{self, Bitmap, CodecError, Decoded, Photo};
-use crate::controls::Controls;
-use crate::fate::{self, Fate, LoadError};
-use crate::hand::{Hand, tell};
-use crate::models::{Facts, Models, Supply};
-use crate::{Config, Error, LoadedModel, Shutdown, checkpoint, find, metrics, outline};
+use crate::fate::{self, Fate, FetchError};
+use crate::job_span::{Hand, tell};
+use crate::run_control::Controls;
+use crate::{Config, Error, Shutdown, checkpoint, metrics};
+use engine::codec::{Bitmap, CodecError, Decoded, Photo};
+use engine::supply::{Facts, Models, Supply};
+use engine::{LoadedModel, SupplyError, codec, find, outline};
 
 /// Largest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
@@ -170,7 +171,7 @@ impl Fetcher {
                     self.batch = images;
                     return Ok(());
                 }
-                loaded = self.supply.load(&first.job) => loaded,
+                loaded = self.supply.load(&first.job) => loaded.map_err(FetchError::from),
             };
             match loaded {
                 Ok(model) => {
@@ -182,7 +183,10 @@ impl Fetcher {
                         self.fail(image.delivery, &image.hand, &image.job, &error).await?;
                     }
                     // A model that cannot be kept on this machine is no fault of the images.
-                    return if let LoadError::Cache { .. } = error { Err(Error::Cache(Box::new(error))) } else { Ok(()) };
+                    return match error {
+                        FetchError::Model(error @ SupplyError::Cache { .. }) => Err(Error::Cache(Box::new(error))),
+                        _ => Ok(()),
+                    };
                 }
             }
         };
@@ -221,7 +225,7 @@ impl Fetcher {
                 return Ok(None);
             }
             Err(error) => {
-                delivery.reject(&chain(&LoadError::from(error))).await?;
+                delivery.reject(&chain(&FetchError::from(error))).await?;
                 return Ok(None);
             }
         };
@@ -263,9 +267,9 @@ impl Fetcher {
             Err(error) => {
                 self.fail(delivery, &hand, &job, &error).await?;
                 match error {
-                    LoadError::Results(source) if fate::results(&source) == Fate::Crash => Err(source.into()),
-                    LoadError::Cache { .. } => Err(Error::Cache(Box::new(error))),
-                    LoadError::Dataset { .. } => Err(Error::Dataset(Box::new(error))),
+                    FetchError::Results(source) if fate::results(&source) == Fate::Crash => Err(source.into()),
+                    FetchError::Model(error @ SupplyError::Cache { .. }) => Err(Error::Cache(Box::new(error))),
+                    FetchError::Dataset { .. } => Err(Error::Dataset(Box::new(error))),
                     _ => Ok(None),
                 }
             }
@@ -273,11 +277,11 @@ impl Fetcher {
     }
 
     /// Does with a job what its error means.
-    async fn fail(&self, delivery: Delivery, hand: &Hand, job: &Job, error: &LoadError) -> Result<(), Error> {
+    async fn fail(&self, delivery: Delivery, hand: &Hand, job: &Job, error: &FetchError) -> Result<(), Error> {
         let message = chain(error);
         let fate = match fate::fate(error) {
             // What the results' store does not take can not be recorded there either.
-            Fate::Retry if delivery.attempt() >= RETRIES && !matches!(error, LoadError::Results(_)) => {
+            Fate::Retry if delivery.attempt() >= RETRIES && !matches!(error, FetchError::Results(_)) => {
                 Fate::Reject(FailureReason::Unavailable)
             }
             fate => fate,
@@ -304,24 +308,24 @@ impl Fetcher {
     }
 
     /// Reads everything that the devices need; `None`: there is a result already.
-    async fn load(&mut self, job: &Job, id: &JobId) -> Result<Option<Fetched>, LoadError> {
-        let results = self.runs.of(&job.run).map_err(LoadError::Results)?;
-        if results.exists(&keys::marker(&job.image, Marker::Result)).await.map_err(LoadError::Results)? {
+    async fn load(&mut self, job: &Job, id: &JobId) -> Result<Option<Fetched>, FetchError> {
+        let results = self.runs.of(&job.run).map_err(FetchError::Results)?;
+        if results.exists(&keys::marker(&job.image, Marker::Result)).await.map_err(FetchError::Results)? {
             return Ok(None);
         }
         let facts = self.supply.facts(job).await?;
         if let Some(problem) = facts.manifest.lacks(&job.params) {
-            return Err(LoadError::Lacks(problem.to_string()));
+            return Err(FetchError::Lacks(problem.to_string()));
         }
         let (classes, open) = (facts.manifest.classes.len(), job.params.object.class.is_predicted());
         if (job.class as usize >= classes) != open || open && job.class != OPEN_CLASS {
-            return Err(LoadError::Class { class: job.class, classes });
+            return Err(FetchError::Class { class: job.class, classes });
         }
         let (frame, photo) = self.decode(job, &facts).await?;
         let checkpoint = match results.get(&keys::checkpoint(&job.image)).await {
             Ok(bytes) => checkpoint::decode(id, &bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(LoadError::Results(error)),
+            Err(error) => return Err(FetchError::Results(error)),
         };
         let before = self.unended(&results, job).await?;
         let model =
@@ -330,8 +334,8 @@ impl Fetcher {
     }
 
     /// The image as the data set says, and as it is if more is to be found in it.
-    async fn decode(&mut self, job: &Job, facts: &Facts) -> Result<(Decoded, Option<Photo>), LoadError> {
-        let image_error = |source| LoadError::Image { image: job.image.clone(), source };
+    async fn decode(&mut self, job: &Job, facts: &Facts) -> Result<(Decoded, Option<Photo>), FetchError> {
+        let image_error = |source| FetchError::Image { image: job.image.clone(), source };
         let dataset = match self.datasets.get(&job.dataset) {
             Some(store) => store.clone(),
             None => {
@@ -346,7 +350,7 @@ impl Fetcher {
         let found = dataset.identity(&job.image).await.map_err(image_error)?.unwrap_or_default();
         if found != job.identity {
             let (image, planned) = (job.image.clone(), job.identity.clone());
-            return Err(LoadError::Changed { image, planned, found });
+            return Err(FetchError::Changed { image, planned, found });
         }
         let mask = match &job.mask {
             Some(Mask::File { key, identity }) => Some(read_mask(&dataset, key, identity).await?),
@@ -354,47 +358,47 @@ impl Fetcher {
         };
         let (known, resolution) = (job.clone(), facts.manifest.generator.resolution);
         let decoded = tokio::task::spawn_blocking(move || decode(&known, &bytes, mask, resolution)).await;
-        decoded.expect("decoding does not panic").map_err(|source| LoadError::Decode { image: job.image.clone(), source })
+        decoded.expect("decoding does not panic").map_err(|source| FetchError::Decode { image: job.image.clone(), source })
     }
 
     /// An image that cannot be read may be at fault; or this machine, if it cannot see the data set at all.
-    async fn image_or_dataset(&self, dataset: &Store, job: &Job, error: store::Error) -> LoadError {
+    async fn image_or_dataset(&self, dataset: &Store, job: &Job, error: store::Error) -> FetchError {
         let of_image = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::InvalidKey | ErrorKind::TooLarge);
         let seen = match dataset.list("") {
             Ok(list) if !of_image => list.with_page_size(1).next_page().await.is_ok_and(|page| page.is_some()),
             _ => true,
         };
         match seen {
-            true => LoadError::Image { image: job.image.clone(), source: error },
-            false => LoadError::Dataset { dataset: job.dataset.clone(), source: error },
+            true => FetchError::Image { image: job.image.clone(), source: error },
+            false => FetchError::Dataset { dataset: job.dataset.clone(), source: error },
         }
     }
 
     /// How many earlier attempts at the image began and never ended; refuses one where they always do.
-    async fn unended(&self, results: &Store, job: &Job) -> Result<usize, LoadError> {
-        let before = results.list(&keys::attempts(&job.image)).map_err(LoadError::Results)?;
-        let before = before.all().await.map_err(LoadError::Results)?;
+    async fn unended(&self, results: &Store, job: &Job) -> Result<usize, FetchError> {
+        let before = results.list(&keys::attempts(&job.image)).map_err(FetchError::Results)?;
+        let before = before.all().await.map_err(FetchError::Results)?;
         if before.len() >= MAX_UNENDED {
             for object in &before {
-                results.delete(&object.key).await.map_err(LoadError::Results)?;
+                results.delete(&object.key).await.map_err(FetchError::Results)?;
             }
-            return Err(LoadError::Quarantined { image: job.image.clone(), attempts: before.len() });
+            return Err(FetchError::Quarantined { image: job.image.clone(), attempts: before.len() });
         }
         Ok(before.len())
     }
 }
 
 /// A mask that is a file of the data set.
-async fn read_mask(dataset: &Store, key: &str, planned: &str) -> Result<Bitmap, LoadError> {
+async fn read_mask(dataset: &Store, key: &str, planned: &str) -> Result<Bitmap, FetchError> {
     let mask = key.to_owned();
-    let error = |source| LoadError::Mask { mask: mask.clone(), source };
+    let error = |source| FetchError::Mask { mask: mask.clone(), source };
     let bytes = dataset.get_limited(key, MAX_IMAGE_BYTES).await.map_err(error)?;
     let found = dataset.identity(key).await.map_err(error)?.unwrap_or_default();
     if found != planned {
-        return Err(LoadError::Changed { image: mask, planned: planned.to_owned(), found });
+        return Err(FetchError::Changed { image: mask, planned: planned.to_owned(), found });
     }
     let bitmap = tokio::task::spawn_blocking(move || codec::read_mask(&bytes)).await.expect("decoding does not panic");
-    bitmap.map_err(|source| LoadError::DecodeMask { mask, source })
+    bitmap.map_err(|source| FetchError::DecodeMask { mask, source })
 }
 
 /// The image as the data set says; and as it is, where a worker looks for more.
@@ -420,10 +424,10 @@ fn decode(job: &Job, bytes: &[u8], file: Option<Bitmap>, resolution: u32) -> Res
 }
 
 /// What was not there, of errors that are tried again.
-fn missing(error: &LoadError) -> &'static str {
+fn missing(error: &FetchError) -> &'static str {
     match error {
-        LoadError::Image { .. } | LoadError::Mask { .. } => "image",
-        LoadError::Results(_) => "results",
+        FetchError::Image { .. } | FetchError::Mask { .. } => "image",
+        FetchError::Results(_) => "results",
         _ => "model",
     }
 }

@@ -4,47 +4,29 @@
 //! work: [`fetch`](mod@fetch) (io) -> [`project`](mod@project) (device threads) -> [`publish`](mod@publish) (io). Each image
 //! travels with its [`queue::Delivery`], which is settled last. [`fate`] says what an error means for its job.
 
-mod cache;
-pub mod calibrate;
 pub mod checkpoint;
-pub mod codec;
-mod controls;
 pub mod deletion_cost;
-pub mod devices;
-pub mod edit;
-pub mod editor;
 pub mod fate;
 mod fetch;
-pub mod film;
-pub mod find;
-mod gpu;
-mod hand;
 pub mod health;
-pub mod judge;
+mod heartbeat;
+mod job_span;
 pub mod metrics;
-pub mod models;
-mod outline;
 mod project;
 mod publish;
-mod record;
-mod signs;
-pub mod weights;
+mod run_control;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use engine::{Devices, Models, SupplyError};
 use queue::{Channel, Queue};
 use store::Runs;
 use tokio::sync::{mpsc, watch};
 
-pub use cache::Cache;
-pub use devices::Devices;
-pub use models::Models;
 pub use project::Working;
-pub use projector::projection::lane_steps;
-pub use weights::{LoadedModel, ModelError, load, load_for};
 
 /// How to run; what to compute is in the jobs.
 #[derive(Clone, Debug)]
@@ -78,10 +60,10 @@ pub enum Error {
     Store(#[from] store::Error),
     /// This machine has no place for models.
     #[error("cannot load models")]
-    Cache(#[source] Box<fate::LoadError>),
+    Cache(#[source] Box<SupplyError>),
     /// This machine cannot see a data set.
     #[error("cannot fetch images")]
-    Dataset(#[source] Box<fate::LoadError>),
+    Dataset(#[source] Box<fate::FetchError>),
     /// A device failed.
     #[error("cannot compute")]
     Device(#[from] projector::DeviceError),
@@ -132,7 +114,8 @@ pub async fn run(
 
     // Set while the run in the devices' hands is not to be computed.
     let withdrawn = Arc::new(AtomicBool::new(false));
-    let signs = tokio::spawn(signs::run(config.clone(), queue.clone(), runs.clone(), working.subscribe(), withdrawn.clone()));
+    let heartbeat =
+        tokio::spawn(heartbeat::run(config.clone(), queue.clone(), runs.clone(), working.subscribe(), withdrawn.clone()));
     let devices = project::spawn(&config, loaded, done_sender, shutdown.clone(), withdrawn, working);
     let publish = {
         let work = publish::run(config.clone(), queue.clone(), runs.clone(), done);
@@ -149,8 +132,8 @@ pub async fn run(
     let fetch = fetch::run(config.clone(), models, queue.clone(), runs, consumer, loaded_sender, shutdown);
     // Publishing ends when the devices' thread has ended, and that when fetching has: nothing is left half-way.
     let (fetched, published) = tokio::join!(fetch, publish);
-    signs.abort();
-    signs::leave(&config, &queue).await;
+    heartbeat.abort();
+    heartbeat::leave(&config, &queue).await;
     devices.join().map_err(|_| projector::DeviceError { device: "all".into(), message: "the thread panicked".into() })??;
     fetched?;
     published

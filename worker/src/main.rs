@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use engine::{Cache, Devices, Models};
 use queue::Queue;
 use store::{Runs, Store};
 use tokio::sync::watch;
-use worker::{Cache, Config, Devices, Models, Shutdown, Working};
+use worker::{Config, Shutdown, Working};
 
 /// Takes jobs from the queue and projects their images on the local devices.
 ///

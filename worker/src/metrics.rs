@@ -2,9 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
 use telemetry::Metric;
 
-use crate::hand::IN_HAND;
+use crate::job_span::IN_HAND;
 
 const LOSS_BOUNDS: &[f64] = &[0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0];
 const LPIPS_BOUNDS: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0];
@@ -57,6 +59,28 @@ pub static ALL: [&Metric; 12] = [
 pub(crate) fn watch() {
     if telemetry::measures() {
         IMAGES.observe(|see| see(IN_HAND.load(Ordering::Relaxed) as f64, &[]));
-        crate::gpu::watch();
+        watch_gpus();
     }
+}
+
+/// Reports what NVIDIA's driver says of the GPUs of this machine; without a driver there is nothing to report.
+fn watch_gpus() {
+    let nvml: &'static Nvml = match Nvml::init() {
+        Ok(nvml) => Box::leak(Box::new(nvml)),
+        Err(error) => return tracing::debug!(%error, "no GPU to tell of"),
+    };
+    let tell = |metric: &'static Metric, value: fn(&nvml_wrapper::Device) -> Result<f64, NvmlError>| {
+        metric.observe(move |see| {
+            for index in 0..nvml.device_count().unwrap_or(0) {
+                // A GPU that fell off the bus is silent.
+                let Ok(device) = nvml.device_by_index(index) else { continue };
+                if let (Ok(id), Ok(value)) = (device.uuid(), value(&device)) {
+                    see(value, &[("hw.id", &id)]);
+                }
+            }
+        });
+    };
+    tell(&GPU_UTILIZATION, |device| Ok(f64::from(device.utilization_rates()?.gpu) / 100.0));
+    tell(&GPU_MEMORY, |device| Ok(device.memory_info()?.used as f64));
+    tell(&GPU_MEMORY_LIMIT, |device| Ok(device.memory_info()?.total as f64));
 }

@@ -12,12 +12,13 @@ use queue::Delivery;
 use tch::{Device, Tensor};
 use tokio::sync::{mpsc, watch};
 
-use crate::codec::Decoded;
 use crate::fetch::{Batch, Loaded};
-use crate::find::{self, Finder, Sighting};
-use crate::hand::{Course, Hand};
-use crate::record::Recorder;
-use crate::{Config, LoadedModel, Shutdown, checkpoint, metrics};
+use crate::job_span::{Course, Hand};
+use crate::{Config, Shutdown, checkpoint, metrics};
+use engine::LoadedModel;
+use engine::codec::Decoded;
+use engine::find::{self, Finder, Sighting};
+use engine::recorder::Recorder;
 
 /// What the devices do now.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -18,13 +18,13 @@ use telemetry::trace;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use crate::codec::Decoded;
-use crate::controls::Controls;
 use crate::fate::{self, Fate};
 use crate::fetch::reject;
-use crate::hand::tell;
+use crate::job_span::tell;
 use crate::project::{Done, Released, Saved, Solved};
-use crate::{Config, Error, codec, metrics};
+use crate::run_control::Controls;
+use crate::{Config, Error, metrics};
+use engine::codec::{self, Decoded};
 
 /// Bytes of a delta that are sent at a time.
 const PIECE: usize = 8 << 20;
@@ -361,8 +361,9 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::Devices;
-    use crate::hand::Hand;
+    use engine::Devices;
+
+    use crate::job_span::Hand;
 
     /// A future that is dropped after some polls, as a process that dies at an await.
     struct Mortal<F> {

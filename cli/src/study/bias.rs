@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use coordinator::dataset::{self, Annotations, Entry};
-use coordinator::run::spread;
+use dataset::{self, Annotations, Entry};
+use engine::calibrate::Source;
+use engine::{Devices, codec};
 use proto::{Box2d, ClassSource, MaskSource, Object};
+use results::run::spread;
 use serde::Serialize;
 use store::Store;
-use worker::calibrate::Source;
-use worker::{Devices, codec};
 
 use super::chart::{Panel, histograms};
 use super::files::{self, Figure};

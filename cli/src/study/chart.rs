@@ -5,7 +5,8 @@
 
 use std::fmt::{self, Write};
 
-use coordinator::report::{Text, tick_step};
+use results::report::Text;
+use results::report::chart::tick_step;
 
 /// The style of all drawings.
 pub const STYLE: &str = "\

@@ -1,6 +1,6 @@
 //! What the paper says of the order of its rows, and whether the numbers bear it out. Pure.
 
-use coordinator::bootstrap::Interval;
+use results::bootstrap::Interval;
 use serde::Serialize;
 
 use super::Which;

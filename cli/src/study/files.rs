@@ -1,8 +1,8 @@
 //! What a study writes: its numbers, its page in two forms, its figures.
 
-use coordinator::report::{Text, plain_page, png_url};
 use pulldown_cmark::html::push_html;
 use pulldown_cmark::{Alignment, Event, Options, Parser, Tag, TagEnd};
+use results::report::{Text, plain_page, png_url};
 use serde::Serialize;
 use store::Store;
 

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use coordinator::run::{Records, read_records, read_run};
-use coordinator::service::RunRequest;
+use client::api::RunRequest;
 use proto::{RunRecord, hex_sha256, keys};
+use results::run::{Records, read_records, read_run};
 use store::{Runs, Store};
 
 use super::rows::Row;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use coordinator::bootstrap::{Interval, interval};
-use coordinator::run::Records;
-use coordinator::summary::Spread;
 use proto::ResultRecord;
+use results::bootstrap::{Interval, interval};
+use results::run::Records;
+use results::summary::Spread;
 use serde::Serialize;
 
 /// The metrics that every result has, in the order of the tables. Those of the judges follow.

@@ -21,12 +21,12 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use coordinator::plan::RunSpec;
-use coordinator::redrive::Redrive;
-use coordinator::summary::Spread;
+use engine::judge::Judge;
 use proto::{RunRecord, keys};
+use results::redrive::Redrive;
+use results::summary::Spread;
 use serde::Serialize;
 use store::Store;
-use worker::judge::Judge;
 
 use self::bias::Bias;
 use self::chart::Bar;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use coordinator::bootstrap::Interval;
-use coordinator::run::spread;
-use coordinator::summary::SuperClasses;
 use proto::{LatentStart, SpatialTransform};
+use results::bootstrap::Interval;
+use results::run::spread;
+use results::summary::SuperClasses;
 use serde::Serialize;
 
 use super::Which;
@@ -189,7 +189,7 @@ fn line(row: &Row, ran: &Ran, other: Option<&Measured>, images: &[String], metri
         note: row.note.clone(),
         left_out: ran.as_ref().err().cloned(),
         seeds: row.params.seeds,
-        evaluations: worker::lane_steps(&stage_two) as f64 / f64::from(row.params.seeds),
+        evaluations: engine::lane_steps(&stage_two) as f64 / f64::from(row.params.seeds),
         stage_one: stage_one(&row.params),
         lane_steps: measured.map(|m| m.cost(images, |scores| scores.lane_steps as f64)),
         seconds: measured.map(|m| m.cost(images, |scores| scores.seconds)),

@@ -124,7 +124,7 @@ pub fn stage_one(params: &Params) -> Option<(u64, u64)> {
     let search = params.transform.as_ref()?;
     let each = u64::from(search.generations) * u64::from(search.steps);
     let stage_two = Params { transform: None, ..params.clone() };
-    Some((each, (worker::lane_steps(params) - worker::lane_steps(&stage_two)) / each))
+    Some((each, (engine::lane_steps(params) - engine::lane_steps(&stage_two)) / each))
 }
 
 const fn paper(average: [f64; 4], best: [f64; 4]) -> Paper {
@@ -311,7 +311,7 @@ mod tests {
                 let allowed = u64::from(evaluations) * u64::from(seeds);
                 for row in all(budget) {
                     assert_eq!(Params::from_json(&row.params.to_json()).expect(row.slug), row.params, "{}", row.slug);
-                    let spent = worker::lane_steps(&Params { transform: None, ..row.params.clone() });
+                    let spent = engine::lane_steps(&Params { transform: None, ..row.params.clone() });
                     // What is left over by division.
                     let exact = row.slug == "encoder" || (spent <= allowed && allowed - spent < u64::from(seeds));
                     assert!(exact, "{} spends {spent} of {allowed}", row.slug);

@@ -6,16 +6,16 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use coordinator::plan::RunSpec;
-use coordinator::redrive::Redrive;
-use coordinator::report::sheet;
-use coordinator::run::{Records, check_same, read_run};
+use engine::LoadedModel;
+use engine::judge::Judge;
 use indicatif::HumanDuration;
 use proto::keys::{self, Item};
 use proto::{ModelManifest, Object, RunRecord};
+use results::redrive::Redrive;
+use results::report::sheet;
+use results::run::{Records, check_same, read_run};
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
-use worker::LoadedModel;
-use worker::judge::Judge;
 
 use super::files::Figure;
 use super::fleet::Fleet;
@@ -70,7 +70,7 @@ impl Setting<'_> {
         }
         let mut done = Done { rows: Vec::new(), interrupted: false };
         let (count, mut spent) = (rows.len(), Spent::default());
-        let work: Vec<u64> = rows.iter().map(|row| worker::lane_steps(&row.params)).collect();
+        let work: Vec<u64> = rows.iter().map(|row| engine::lane_steps(&row.params)).collect();
         for (i, row) in rows.into_iter().enumerate() {
             if let Some(why) = self.lacks(&row) {
                 note!("row {} of {count}, {}: left out, {why}", i + 1, row.slug);

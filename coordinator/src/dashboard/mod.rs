@@ -23,14 +23,17 @@ use proto::{History, ResultRecord, RunState, keys};
 use serde::Deserialize;
 use store::ErrorKind;
 
+use crate::Error;
 use crate::api::{Door, Who};
 use crate::auth::{Gate, Role};
-use crate::outcomes::{Outcomes, Query, Sort, State as Ending};
-use crate::run::{self, Error};
-use crate::service::{Change, Handle, RedriveRequest, Refusal};
+use crate::outcomes::Outcomes;
+use crate::service::{Handle, Refusal};
+use client::api::{Change, ImageQuery, ImageSort, ImageState, RedriveRequest};
 pub use edits::{EditUrl, Edits};
 use pages::{BY_SUPER_CLASS, Frame};
 pub(crate) use pages::{decoded, encoded};
+use results::RunError;
+use results::run;
 pub use traces::TraceUrl;
 
 /// Images of a run's page with the largest and with the smallest loss.
@@ -182,8 +185,8 @@ async fn one_run(
 ) -> Answer {
     let look = |outcomes: &Outcomes| {
         let by_loss = |descending| {
-            let state = Some(Ending::Succeeded);
-            let query = Query { sort: Sort::Loss, state, descending, limit: EXTREMES, ..Query::default() };
+            let state = Some(ImageState::Succeeded);
+            let query = ImageQuery { sort: ImageSort::Loss, state, descending, limit: EXTREMES, ..ImageQuery::default() };
             outcomes.page(&query).images
         };
         (outcomes.losses(INTERVALS), by_loss(true), by_loss(false))
@@ -213,7 +216,7 @@ async fn images(
 }
 
 /// A query from the fields of a URL; empty ones ask for nothing.
-pub(crate) fn query(fields: Vec<(String, String)>) -> Result<Query, String> {
+pub(crate) fn query(fields: Vec<(String, String)>) -> Result<ImageQuery, String> {
     let mut object = serde_json::Map::new();
     for (name, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
         let value = match name.as_str() {
@@ -247,7 +250,7 @@ async fn image(
         })
         .await?;
     let row = row.ok_or_else(|| Refusal::NotFound(format!("image {key:?} is not settled in this run, or not of it")))?;
-    let record = if row.state == Ending::Succeeded { Some(read(&door.handle, &run, &key).await?) } else { None };
+    let record = if row.state == ImageState::Succeeded { Some(read(&door.handle, &run, &key).await?) } else { None };
     let trace = record.as_ref().and_then(|(record, _)| door.elsewhere.traces.as_ref()?.of(record.trace.as_ref()?));
     let edits = record.is_some() && door.elsewhere.edits.is_some();
     Ok(door.frame(role, note).image(&status, &row, record.as_ref(), trace.as_deref(), edits))
@@ -278,11 +281,9 @@ async fn picture(
     let known = || Refusal::NotFound(format!("{item:?} is no picture of an image"));
     let item = Item::ALL.into_iter().find(|i| i.file().strip_suffix(".png") == Some(item.as_str())).ok_or_else(known)?;
     let results = door.handle.results(&run)?;
-    let missing = |error: Error| match &error {
-        Error::Store(e) if e.kind() == ErrorKind::NotFound => {
-            Refusal::NotFound(format!("image {key:?} has no result in this run"))
-        }
-        _ => error.into(),
+    let missing = |error: RunError| match error.is_not_found() {
+        true => Refusal::NotFound(format!("image {key:?} has no result in this run")),
+        false => error.into(),
     };
     let record: ResultRecord = run::read_json(&results, &keys::marker(&key, Marker::Result)).await.map_err(missing)?;
     // What fine-tuning did not better stands for itself.

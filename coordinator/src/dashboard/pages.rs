@@ -5,10 +5,13 @@ use proto::{FailureReason, FineTuned, History, Params, ResultRecord, RunState};
 use serde_json::json;
 
 use crate::auth::Role;
-use crate::fleet::{ClassStatus, RunStatus};
-use crate::outcomes::{FailureGroup, Histogram, Page, Query, Row, Sort, State};
-use crate::report::{Name, Text};
-use crate::service::{Origin, WorkerStatus};
+use crate::outcomes::Histogram;
+use client::api::{
+    ClassStatus, FailureGroup, ImagePage, ImageQuery, ImageRow, ImageSort, ImageState, Origin, RunStatus, WorkerStatus,
+};
+use results::report::chart::{Bar, write_bars};
+use results::report::{Name, Text};
+use results::summary::Spread;
 
 /// What `by` says in the URL of a run's page that shows errors by super-class.
 pub const BY_SUPER_CLASS: &str = "super-class";
@@ -137,8 +140,8 @@ impl Frame<'_> {
         origin: Option<&Origin>,
         by_super_class: bool,
         losses: &Histogram,
-        worst: &[Row],
-        best: &[Row],
+        worst: &[ImageRow],
+        best: &[ImageRow],
     ) -> Markup {
         let at = format!("/runs/{}", run.name);
         let by = if by_super_class { "super-class" } else { "class" };
@@ -246,22 +249,25 @@ impl Frame<'_> {
     pub fn images(
         &self,
         run: &RunStatus,
-        query: &Query,
-        page: &Page,
+        query: &ImageQuery,
+        page: &ImagePage,
         classes: &[String],
         super_classes: &[String],
         tuned: bool,
     ) -> Markup {
         let at = format!("/runs/{}", run.name);
         let sorts = [
-            (Sort::Image, "image", "name"),
-            (Sort::Class, "class", "class"),
-            (Sort::Loss, "loss", "loss"),
-            (Sort::L1, "l1", "L1"),
-            (Sort::Lpips, "lpips", "LPIPS"),
+            (ImageSort::Image, "image", "name"),
+            (ImageSort::Class, "class", "class"),
+            (ImageSort::Loss, "loss", "loss"),
+            (ImageSort::L1, "l1", "L1"),
+            (ImageSort::Lpips, "lpips", "LPIPS"),
         ];
-        let states =
-            [(None, "", "all"), (Some(State::Succeeded), "succeeded", "succeeded"), (Some(State::Failed), "failed", "failed")];
+        let states = [
+            (None, "", "all"),
+            (Some(ImageState::Succeeded), "succeeded", "succeeded"),
+            (Some(ImageState::Failed), "failed", "failed"),
+        ];
         let content = html! {
             h1 { "Images of " a href=(at) { (name(&run.name)) } }
             form.row method="get" {
@@ -314,7 +320,7 @@ impl Frame<'_> {
     pub fn image(
         &self,
         run: &RunStatus,
-        row: &Row,
+        row: &ImageRow,
         record: Option<&(ResultRecord, History)>,
         trace: Option<&str>,
         edits: bool,
@@ -493,10 +499,10 @@ fn badge(state: RunState) -> Markup {
     html! { span class={ "badge " (state) } data-f="state" { (state) } }
 }
 
-fn state_name(state: State) -> &'static str {
+fn state_name(state: ImageState) -> &'static str {
     match state {
-        State::Succeeded => "succeeded",
-        State::Failed => "failed",
+        ImageState::Succeeded => "succeeded",
+        ImageState::Failed => "failed",
     }
 }
 
@@ -553,7 +559,7 @@ fn only(image: &str) -> String {
 }
 
 /// What of a query the grid's requests repeat.
-fn query_string(query: &Query) -> String {
+fn query_string(query: &ImageQuery) -> String {
     let fields = serde_json::to_value(query).expect("plain fields serialise");
     let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let wanted = |(name, value): &(&String, &serde_json::Value)| {
@@ -567,6 +573,15 @@ fn heads(columns: &[(&str, bool)]) -> Markup {
     html! { thead { tr { @for (label, number) in columns { th.num[*number] scope="col" { button type="button" { (label) } } } } } }
 }
 
+/// Bars of the classes' mean LPIPS with standard errors, as in Figure 9 of the paper.
+fn lpips_bars(by: &str, classes: &[&ClassStatus]) -> String {
+    let spread = |c: &ClassStatus| Spread { mean: c.lpips, standard_error: c.lpips_standard_error, ..Spread::over([]) };
+    let bars: Vec<Bar> = classes.iter().map(|c| Bar { name: &c.class, images: c.images, spread: spread(c) }).collect();
+    let mut page = String::new();
+    write_bars(&mut page, by, &bars).expect("a String takes every write");
+    page
+}
+
 /// Errors by class or super-class as in Figure 9 of the paper: means with their standard errors, the largest first.
 fn errors(at: &str, by: &str, classes: &[ClassStatus]) -> Markup {
     let field = by.replace('-', "_");
@@ -576,7 +591,7 @@ fn errors(at: &str, by: &str, classes: &[ClassStatus]) -> Markup {
         @if sorted.is_empty() {
             p.soft { "No image has a result yet." }
         } @else {
-            (PreEscaped(crate::report::lpips_bars(by, &sorted)))
+            (PreEscaped(lpips_bars(by, &sorted)))
             div.row { label { "Filter" input type="search" data-filters="class-table"; } }
             div.scroll tabindex="0" role="region" aria-label={ "Errors by " (by) } {
                 table #class-table data-sortable {
@@ -640,7 +655,7 @@ fn stages(run: &RunStatus) -> Markup {
     }
 }
 
-fn tile(at: &str, row: &Row) -> Markup {
+fn tile(at: &str, row: &ImageRow) -> Markup {
     let key = encoded(&row.image);
     html! {
         a.tile href={ (at) "/image?key=" (key) } {
@@ -655,7 +670,7 @@ fn tile(at: &str, row: &Row) -> Markup {
     }
 }
 
-fn table(at: &str, rows: &[Row]) -> Markup {
+fn table(at: &str, rows: &[ImageRow]) -> Markup {
     html! {
         table {
             thead { tr { th { "image" } th { "class" } th { "state" } th.num { "loss" } th.num { "L1" } th.num { "LPIPS" } } }

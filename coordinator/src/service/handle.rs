@@ -6,12 +6,13 @@ use proto::{Event, keys};
 use store::{Runs, Store};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::asked::{Change, RedriveRequest, Refusal, RunRequest, WorkerStatus};
+use super::asked::Refusal;
 use super::known::Found;
-use super::order::{Origin, Prepared, Trouble};
-use crate::fleet::RunStatus;
+use super::order::{Prepared, Trouble};
+use crate::Error;
 use crate::outcomes::Outcomes;
-use crate::run::{self, Error};
+use client::api::{Change, Origin, RedriveRequest, RunRequest, RunStatus, WorkerStatus};
+use results::run;
 
 /// Commands that wait for the loop.
 pub(crate) const COMMANDS: usize = 64;

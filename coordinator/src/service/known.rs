@@ -5,27 +5,29 @@ use proto::keys::Marker;
 use proto::{Errors, ResultRecord, Snapshot, chain, keys};
 use store::{ErrorKind, Runs, Store};
 
-use crate::run::{self, AT_ONCE, Error};
+use crate::Error;
 use crate::tally;
-use crate::text::Text;
+use dataset::SharedStr;
+use results::RunError;
+use results::run::{self, AT_ONCE};
 
 /// What was read of a result: the number of its job, and class and errors if there are any.
 pub(crate) type Found = (u64, Option<(u32, Errors)>);
 
 /// Class and errors of results; nothing for those that are gone, or that cannot be read at the end of the run either.
-pub(super) async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, Text)>) -> Result<Vec<Found>, Error> {
+pub(super) async fn read_errors(home: &Store, name: &str, wanted: Vec<(u64, SharedStr)>) -> Result<Vec<Found>, Error> {
     let results = Runs::Home(home.clone()).of(name)?;
-    let read = move |(job, image): (u64, Text)| {
+    let read = move |(job, image): (u64, SharedStr)| {
         let results = results.clone();
         async move {
             match run::read_json::<ResultRecord>(&results, &keys::marker(&image, Marker::Result)).await {
                 Ok(record) => Ok((job, Some((record.class, tally::errors(&record))))),
-                Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => Ok((job, None)),
-                Err(error @ Error::Damaged { .. }) => {
+                Err(error) if error.is_not_found() => Ok((job, None)),
+                Err(error @ RunError::Damaged { .. }) => {
                     tracing::warn!(error = chain(&error), "a result does not count among the errors by class");
                     Ok((job, None))
                 }
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             }
         }
     };

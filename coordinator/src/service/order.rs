@@ -4,29 +4,20 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use proto::{Control, CrashPoint, ModelManifest, Params, RunRecord, RunState, chain, keys};
-use serde::{Deserialize, Serialize};
 use store::{ErrorKind, PutNew, Runs, Store};
 
-use super::asked::{Refusal, RunRequest};
+use super::Config;
+use super::asked::Refusal;
 use super::known::read_snapshot;
 use super::over::over_status;
-use super::{Config, SAME_SETTINGS};
-use crate::fleet::RunStatus;
+use crate::Error;
 use crate::plan::{Plan, RunSpec};
-use crate::redrive::Redrive;
-use crate::run::{self, Error, Seen};
+use crate::prepare::{Seen, see};
 use crate::tally::Tally;
-
-/// Where a run comes from: what is in the home's index of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Origin {
-    /// What it is.
-    #[serde(flatten)]
-    pub record: RunRecord,
-    /// When it began, in seconds since 1970, if that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub began: Option<u64>,
-}
+use client::api::{Origin, RunRequest, RunStatus, SAME_SETTINGS};
+use results::RunError;
+use results::redrive::Redrive;
+use results::run;
 
 /// What is to be planned: the run, what should be done with it, and what of it is projected again.
 pub(super) type Order = (RunRecord, Control, Option<Redrive>);
@@ -100,7 +91,7 @@ pub(super) async fn submitted(config: &Config, request: RunRequest, known: bool)
             let name = &request.name;
             return Err(Refusal::Conflict(format!("there is a run {name} with other settings: choose another name")));
         }
-        Err(Error::Store(e)) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) if e.is_not_found() => {}
         Err(e) => return Err(e.into()),
     }
     let (priority, per_minute) = (request.priority, request.per_minute);
@@ -134,12 +125,12 @@ pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool)
         let (manifest, digest) = read_model(home, &record.model).await?;
         if digest != record.model_digest {
             let (there, here) = (record.model_digest.clone(), digest);
-            return Err(Error::OtherRun { url: home.url(), what: "model", there, here });
+            return Err(RunError::OtherRun { url: home.url(), what: "model", there, here }.into());
         }
         let dataset = Store::open(&record.dataset).await?;
         let results = Runs::Home(home.clone()).of(name)?;
         let spec = RunSpec::new(record.clone(), &manifest);
-        let seen = run::see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, &results).await?;
+        let seen = see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, &results).await?;
         if redrive.is_some() && seen.left() == 0 {
             return Err(Error::NothingMeant { run: name.to_owned() });
         }
@@ -204,8 +195,8 @@ pub(super) fn control_of(status: &RunStatus) -> Control {
 async fn read_control(home: &Store, run: &str) -> Result<Control, Error> {
     match run::read_json(home, &keys::control(run)).await {
         Ok(control) => Ok(control),
-        Err(Error::Store(e)) if e.kind() == ErrorKind::NotFound => Ok(Control::default()),
-        Err(e) => Err(e),
+        Err(e) if e.is_not_found() => Ok(Control::default()),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -7,19 +7,21 @@ use proto::{Control, CrashPoint};
 use store::{ErrorKind, Runs, Store};
 
 use super::asked::Refusal;
-use crate::finish::finish;
-use crate::fleet::{ClassStatus, RunStatus};
+use crate::Error;
+use crate::fleet::of_summary;
 use crate::outcomes::Table;
 use crate::plan::RunSpec;
-use crate::run::{self, Error, Markers};
-use crate::summary::Summary;
+use client::api::RunStatus;
+use results::run::{self, Markers};
+use results::summary::Summary;
+use results::tables::write_tables;
 
 /// Tables, report, and what lost attempts left.
 pub(super) async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
     let results = Runs::Home(home.clone()).of(&spec.record.name)?;
     loop {
         let records = Arc::new(run::read_records(&results).await?);
-        finish(&spec.record, Some(images), spec.super_class_of(), &records, &results).await?;
+        write_tables(&spec.record, Some(images), spec.super_class_of(), &records, &results).await?;
         CrashPoint::TablesWritten.pass();
         let swept = run::sweep(&records.results, &results).await?;
         CrashPoint::Swept.pass();
@@ -36,7 +38,7 @@ pub(super) async fn over_status(home: &Store, name: &str, control: Control) -> R
     let summary = read_summary(&Runs::Home(home.clone()).of(name)?).await;
     let count = summary.as_ref().map_or((0, 0), |s| (s.images.succeeded, s.images.failed));
     let images = summary.as_ref().map_or(0, |s| s.images.planned.unwrap_or(s.images.total));
-    let (classes, super_classes) = summary.as_ref().map(ClassStatus::of_summary).unwrap_or_default();
+    let (classes, super_classes) = summary.as_ref().map(of_summary).unwrap_or_default();
     Ok(RunStatus {
         name: name.to_owned(),
         state: control.state,

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::drive::Driver;
-use crate::fleet::RunStatus;
+use client::api::RunStatus;
 
 /// Who watches is told of changes so often, at most.
 pub(crate) const TELL_EVERY: Duration = Duration::from_millis(200);

@@ -5,15 +5,17 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use coordinator::fleet::RunStatus;
-use coordinator::run::{Error, write_failure};
-use coordinator::service::{Config, Handle, RunRequest, Service};
+use client::api::RunRequest;
+use client::api::RunStatus;
+use coordinator::Error;
+use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{
     Control, Event, Failure, FailureReason, History, Job, ModelRef, ObjectRef, Params, ResultRecord, RunState, SeedResult, What,
     hex_sha256, keys,
 };
 use queue::{Channel, Queue};
+use results::run::write_failure;
 use store::{PutNew, Runs, Store};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -164,7 +166,7 @@ fn content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
 /// Writes a result as a worker does. The loss is the number in the image's name, or 100 with another seed than run 0 gives it.
 pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
     let number: f64 = job.image.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0.0);
-    let loss = if job.seed == coordinator::plan::image_seed(0, &job.image) { number } else { 100.0 };
+    let loss = if job.seed == results::seeds::image_seed(0, &job.image) { number } else { 100.0 };
     let attempt = &hex_sha256(job.id().as_str().as_bytes())[..12];
     let mut objects = Vec::new();
     // As without fine-tuning, of an object that is a rectangle.

@@ -1,0 +1,194 @@
+//! From a run's description to what is left of it (*io*): reads the data set and the run's store, plans, and takes away what is
+//! to be projected again.
+
+use std::collections::{HashMap, HashSet};
+
+use dataset::{Annotations, Entry};
+use futures_util::TryStreamExt;
+use proto::keys::Marker;
+use proto::{Failure, FailureReason, JobId, RedriveRecord, ResultRecord, keys};
+use results::manifest::Object;
+use results::run::{AT_ONCE, Markers, begin, delete_each, read_each, read_seeds, redrives, spread, write_failure};
+use results::seeds::{Seeds, image_seed};
+use store::{PutNew, Store};
+
+use crate::Error;
+use crate::plan::{Plan, RunSpec, plan};
+use results::redrive::Redrive;
+
+/// A run as its store and its data set show it, and what is to be projected again. Nothing of it has changed yet.
+pub struct Seen {
+    entries: Vec<Entry>,
+    seeds: Seeds,
+    /// What images have that stay as they are, by place.
+    settled: HashMap<String, Marker>,
+    /// Images that are redriven with another seed now.
+    redriven: Option<RedriveRecord>,
+    /// Places of results of another seed than their image's.
+    stale: HashSet<String>,
+    /// Keys of failures that are tried again, or that the data set knows no image of.
+    again: Vec<String>,
+    /// Failures that stay.
+    failures: Vec<Failure>,
+    notes: Vec<String>,
+}
+
+/// Reads and plans, records what cannot be a job, and returns what is left. Notes are for people.
+pub async fn prepare(
+    spec: &RunSpec,
+    redrive: Option<&Redrive>,
+    dataset: &Store,
+    results: &Store,
+) -> Result<(Plan, Vec<String>), Error> {
+    see(spec, redrive, true, dataset, results).await?.plan(spec, results).await
+}
+
+/// Reads the data set and what there is of the run, which begins if there is nothing. `goes_on`: images where the data set did not
+/// answer are tried again.
+pub async fn see(
+    spec: &RunSpec,
+    redrive: Option<&Redrive>,
+    goes_on: bool,
+    dataset: &Store,
+    results: &Store,
+) -> Result<Seen, Error> {
+    if dataset.contains(results) {
+        return Err(Error::OutInside { out: results.url(), dataset: dataset.url() });
+    }
+    let annotations: Annotations = spec.record.annotations.parse().expect("any text names annotations");
+    let dataset = dataset::read(dataset, &annotations, &spec.record.params.object).await?;
+    results.check_writable().await?;
+    begin(&spec.record, results).await?;
+    let markers = Markers::list(results).await?;
+    let known = markers.of(&dataset.entries);
+    let all = dataset.entries.len();
+    let entries = match spec.record.limit {
+        Some(limit) => spread(dataset.entries, limit),
+        None => dataset.entries,
+    };
+    let of = if entries.len() < all { format!(" of {all}") } else { String::new() };
+    let mut notes = dataset.notes;
+    notes.insert(0, format!("read {}{of} images from {}", entries.len(), dataset.source));
+
+    let planned = markers.of(&entries);
+    let mut seeds = read_seeds(&spec.record, results).await?;
+    let (ours, strangers): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
+    let key = |place: &String| keys::marker_at(place, Marker::Failure);
+    let failures: Vec<(Failure, Object)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
+    let mut redriven = None;
+    if let Some(redrive) = redrive
+        && let Some(seed) = redrive.seed()
+    {
+        let mut images = meant(redrive, seed, &planned, &markers.results, results).await?;
+        let meant = failures.iter().filter(|(f, _)| redrive.wants_failure(f) && planned.contains(&keys::place(&f.image)));
+        images.extend(meant.map(|(failure, _)| failure.image.clone()));
+        images.sort();
+        if !images.is_empty() {
+            seeds.redriven.extend(images.iter().map(|image| (image.clone(), seed)));
+            redriven = Some(RedriveRecord { format: 1, wheres: redrive.wheres(), seed, images });
+        }
+    }
+    let stale = stale(&seeds, &known, &markers.results, results).await?;
+    let (mut again, mut stay): (Vec<String>, Vec<Failure>) = (strangers.iter().map(key).collect(), Vec::new());
+    let mut settled: HashMap<String, Marker> = markers.results.into_iter().map(|place| (place, Marker::Result)).collect();
+    settled.retain(|place, _| !stale.contains(place));
+    let jobs = redriven_jobs(spec, &entries, &seeds);
+    for (place, (failure, object)) in ours.into_iter().zip(failures) {
+        let of_another_seed = jobs.get(&failure.image).is_some_and(|job| failure.job.as_ref().is_some_and(|j| j != job));
+        let wanted = redrive.is_some_and(|r| r.wants_failure(&failure));
+        if failure.reason == FailureReason::Unavailable && goes_on || of_another_seed || wanted {
+            again.push(object.key);
+        } else {
+            if planned.contains(&place) {
+                stay.push(failure);
+            }
+            settled.insert(place, Marker::Failure);
+        }
+    }
+    Ok(Seen { entries, seeds, settled, redriven, stale, again, failures: stay, notes })
+}
+
+impl Seen {
+    /// Images that have neither a result nor a failure that stays.
+    pub fn left(&self) -> usize {
+        self.entries.iter().filter(|entry| !self.settled.contains_key(&keys::place(entry.image()))).count()
+    }
+
+    /// Takes away what is to be projected again, records what cannot be a job, and returns what is left. Notes are for people.
+    pub async fn plan(self, spec: &RunSpec, results: &Store) -> Result<(Plan, Vec<String>), Error> {
+        if self.left() > 0 {
+            // It says that the tables are whole.
+            results.delete(keys::MANIFEST).await?;
+        }
+        // Before anything is deleted: whoever goes on knows what was meant.
+        if let Some(record) = &self.redriven {
+            record_redrive(record, results).await?;
+        }
+        if !self.stale.is_empty() {
+            // No snapshot outlives a result that it counts, and no failure comes to light when its result goes.
+            results.delete(keys::SNAPSHOT).await?;
+            for marker in [Marker::Failure, Marker::Result] {
+                delete_each(results, self.stale.iter().map(|place| keys::marker_at(place, marker)).collect()).await?;
+            }
+        }
+        delete_each(results, self.again).await?;
+        let plan = Plan { settled_failures: self.failures, ..plan(self.entries, spec, &self.settled, &self.seeds) };
+        for failures in plan.failures.chunks(AT_ONCE) {
+            let writes = failures.iter().map(|failure| write_failure(results, failure));
+            futures_util::future::try_join_all(writes).await?;
+        }
+        Ok((plan, self.notes))
+    }
+}
+
+/// Images whose results a redrive with another seed means.
+async fn meant(
+    redrive: &Redrive,
+    seed: u64,
+    planned: &HashSet<String>,
+    places: &[String],
+    results: &Store,
+) -> Result<Vec<String>, Error> {
+    let mut images = Vec::new();
+    let keys = places.iter().filter(|place| planned.contains(*place)).map(|place| keys::marker_at(place, Marker::Result));
+    let mut records = read_each::<ResultRecord>(results, keys.collect());
+    while let Some((record, _)) = records.try_next().await? {
+        if redrive.wants_result(&record) && record.seed != image_seed(seed, &record.image) {
+            images.push(record.image);
+        }
+    }
+    Ok(images)
+}
+
+async fn record_redrive(record: &RedriveRecord, results: &Store) -> Result<(), Error> {
+    let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
+    let mut number = redrives(results).await?.last_key_value().map_or(1, |(last, _)| last + 1);
+    while results.put_new(&keys::redrive(number), bytes.clone()).await? == PutNew::Exists {
+        number += 1;
+    }
+    Ok(())
+}
+
+/// Places of results of another seed than their image's: they are none any more, and their objects are swept at the end of the run.
+async fn stale(seeds: &Seeds, known: &HashSet<String>, places: &[String], results: &Store) -> Result<HashSet<String>, Error> {
+    let redriven: HashSet<String> = seeds.redriven.keys().map(|image| keys::place(image)).collect();
+    let ours = places.iter().filter(|place| redriven.contains(*place) && known.contains(*place));
+    let mut records = read_each::<ResultRecord>(results, ours.map(|place| keys::marker_at(place, Marker::Result)).collect());
+    let mut stale = HashSet::new();
+    while let Some((record, _)) = records.try_next().await? {
+        if record.seed != seeds.of(&record.image) {
+            stale.insert(keys::place(&record.image));
+        }
+    }
+    Ok(stale)
+}
+
+/// The jobs of redriven images. A failure of another job is of an earlier seed.
+fn redriven_jobs(spec: &RunSpec, entries: &[Entry], seeds: &Seeds) -> HashMap<String, JobId> {
+    if seeds.redriven.is_empty() {
+        return HashMap::new();
+    }
+    let redriven = entries.iter().filter(|entry| seeds.redriven.contains_key(entry.image()));
+    let planned = plan(redriven.cloned().collect(), spec, &HashMap::new(), seeds).images;
+    planned.into_iter().map(|planned| (planned.image.to_string(), spec.job(&planned).id())).collect()
+}

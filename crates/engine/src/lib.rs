@@ -1,0 +1,23 @@
+//! Turns files into targets and solutions into pictures: model folders and their cache, decoding, finding objects, edits, films, judges.
+//!
+//! Everything here is about one image or one model; which images, and what becomes of their results, is the services' business.
+
+pub mod cache;
+pub mod calibrate;
+pub mod codec;
+pub mod devices;
+pub mod edit;
+pub mod editor;
+pub mod film;
+pub mod find;
+pub mod judge;
+pub mod outline;
+pub mod recorder;
+pub mod supply;
+pub mod weights;
+
+pub use cache::Cache;
+pub use devices::Devices;
+pub use projector::projection::lane_steps;
+pub use supply::{Models, SupplyError};
+pub use weights::{LoadedModel, ModelError, load, load_for};

@@ -1,0 +1,440 @@
+//! Where models come from (*io*): one that is loaded already, or the home of a fleet through a cache on this machine.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::{DecodeError, Job, ModelManifest, Object, RunningSha256, chain, hex_sha256, keys};
+use store::{ErrorKind, Store};
+
+use crate::cache::{Cache, Entry};
+use crate::weights::{self, LoadedModel, ModelError};
+
+/// While another process copies a model here, it is asked for so often.
+const PAUSE: Duration = Duration::from_millis(200);
+/// A model that is damaged in the home is not copied again for so long: meanwhile other runs get their images.
+const DAMAGE_HOLDS: Duration = Duration::from_secs(60);
+
+/// Why a model cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SupplyError {
+    /// The job is for another model.
+    #[error("the job is for model {wanted}, and this worker has {loaded}")]
+    Model {
+        /// Digest in the job.
+        wanted: String,
+        /// Digest of the loaded model.
+        loaded: String,
+    },
+    /// The home's model cannot be read.
+    #[error("cannot read model {model}")]
+    ModelStore {
+        /// Name of the model.
+        model: String,
+        /// What the store says.
+        source: store::Error,
+    },
+    /// A file of the model is missing in the home, or is another than when the run was planned.
+    #[error("model {model} is not whole in the home: {problem}")]
+    Damaged {
+        /// Name of the model.
+        model: String,
+        /// Which file, what is wrong with it, and what mends it.
+        problem: String,
+    },
+    /// The model's name cannot be a folder.
+    #[error("the model's name {model:?} {problem}")]
+    ModelName {
+        /// Name of the model.
+        model: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The model's description is not valid.
+    #[error("cannot read model.json of model {model}")]
+    Manifest {
+        /// Name of the model.
+        model: String,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+    /// The model's files are not a model.
+    #[error("cannot load model {model}")]
+    Weights {
+        /// Name of the model.
+        model: String,
+        /// Why.
+        source: Box<ModelError>,
+    },
+    /// The cache of models cannot be used.
+    #[error("cannot use the folder of models {} (--model-cache or BASIN_MODEL_CACHE names another)", dir.display())]
+    Cache {
+        /// The folder.
+        dir: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// What jobs of a model are checked against.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// What the model says of itself.
+    pub manifest: ModelManifest,
+    /// Digest of the model.
+    pub digest: String,
+}
+
+/// Where models come from.
+pub enum Models {
+    /// The one model of this process.
+    One(Box<LoadedModel>),
+    /// `models/<model>/` of a home, copied to `<digest>/` in a cache once for all workers of this machine.
+    Home {
+        /// The home.
+        home: Store,
+        /// On this machine.
+        cache: Cache,
+    },
+}
+
+impl Models {
+    /// Whether the cache can be used.
+    pub fn check(&self) -> Result<(), SupplyError> {
+        let Models::Home { cache, .. } = self else { return Ok(()) };
+        let dir = cache.dir();
+        let probed = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
+        probed.map(drop).map_err(|source| SupplyError::Cache { dir: dir.to_owned(), source })
+    }
+}
+
+/// Hands models out by digest.
+pub struct Supply {
+    source: Source,
+    facts: HashMap<String, Arc<Facts>>,
+    /// When a model was found damaged in the home, and how.
+    damaged: HashMap<String, (Instant, String)>,
+}
+
+enum Source {
+    One(Option<Box<LoadedModel>>),
+    Home { home: Store, cache: Cache },
+}
+
+impl Supply {
+    pub fn new(models: Models) -> Supply {
+        let mut facts = HashMap::new();
+        let source = match models {
+            Models::One(model) => {
+                let known = Facts { manifest: model.manifest.clone(), digest: model.reference.digest.clone() };
+                facts.insert(known.digest.clone(), Arc::new(known));
+                Source::One(Some(model))
+            }
+            Models::Home { home, cache } => Source::Home { home, cache },
+        };
+        Supply { source, facts, damaged: HashMap::new() }
+    }
+
+    /// What is known of the job's model.
+    pub async fn facts(&mut self, job: &Job) -> Result<Arc<Facts>, SupplyError> {
+        if let Some((when, problem)) = self.damaged.get(&job.model_digest)
+            && when.elapsed() < DAMAGE_HOLDS
+        {
+            return Err(SupplyError::Damaged { model: job.model.clone(), problem: problem.clone() });
+        }
+        if let Some(facts) = self.facts.get(&job.model_digest) {
+            return Ok(facts.clone());
+        }
+        let Source::Home { home, .. } = &self.source else {
+            let loaded = self.facts.keys().next().cloned().unwrap_or_default();
+            return Err(SupplyError::Model { wanted: job.model_digest.clone(), loaded });
+        };
+        let manifest = manifest(home, &job.model, &job.model_digest).await?;
+        let facts = Arc::new(Facts { manifest, digest: job.model_digest.clone() });
+        self.facts.insert(facts.digest.clone(), facts.clone());
+        Ok(facts)
+    }
+
+    /// The job's model, ready to compute.
+    pub async fn load(&mut self, job: &Job) -> Result<LoadedModel, SupplyError> {
+        match &mut self.source {
+            Source::One(model) => {
+                let loaded = || SupplyError::Model { wanted: job.model_digest.clone(), loaded: "none".into() };
+                model.take().map(|model| *model).ok_or_else(loaded)
+            }
+            Source::Home { home, cache } => {
+                let loaded = cached(home, cache, &job.model, &job.model_digest, &job.params.object).await;
+                if let Err(SupplyError::Damaged { problem, .. }) = &loaded {
+                    self.damaged.insert(job.model_digest.clone(), (Instant::now(), problem.clone()));
+                }
+                loaded
+            }
+        }
+    }
+}
+
+async fn manifest(home: &Store, model: &str, digest: &str) -> Result<ModelManifest, SupplyError> {
+    let key = format!("{}/model.json", keys::model_prefix(model));
+    let bytes = home.get(&key).await.map_err(|source| unreadable(model, source))?;
+    let found = hex_sha256(&bytes);
+    if found != digest {
+        let problem = format!("{key} has SHA-256 {found}, and the job says {digest}: it is damaged or was replaced");
+        return Err(SupplyError::Damaged { model: model.to_owned(), problem });
+    }
+    let parsed = ModelManifest::parse(&bytes).map_err(|source| SupplyError::Manifest { model: model.to_owned(), source })?;
+    Ok(parsed.0)
+}
+
+fn unreadable(model: &str, source: store::Error) -> SupplyError {
+    match source.kind() {
+        ErrorKind::NotFound => damaged(model, &source),
+        _ => SupplyError::ModelStore { model: model.to_owned(), source },
+    }
+}
+
+fn damaged(model: &str, error: &dyn std::error::Error) -> SupplyError {
+    let problem = format!("{}; `basin push` of the model's folder repairs it", chain(error));
+    SupplyError::Damaged { model: model.to_owned(), problem }
+}
+
+/// The model from the cache. It is copied there if it is not there, and again if it was damaged there.
+pub async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str, object: &Object) -> Result<LoadedModel, SupplyError> {
+    let cache_error = |source| SupplyError::Cache { dir: cache.dir().to_owned(), source };
+    let (mut fresh, mut waits) = (false, false);
+    loop {
+        let (there, name) = (cache.clone(), digest.to_owned());
+        let held = match blocking(move || there.open(&name)).await.map_err(cache_error)? {
+            Entry::There(held) => held,
+            Entry::Missing(blank) => {
+                copy(home, cache, (model, digest), &blank.dir()).await?;
+                blank.keep().map_err(cache_error)?;
+                fresh = true;
+                continue;
+            }
+            Entry::Busy => {
+                if !waits {
+                    tracing::info!(model, dir = %cache.dir().display(), "another process copies the model: waiting for it");
+                    waits = true;
+                }
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (dir, expected, object) = (held.dir(), digest.to_owned(), object.clone());
+        match blocking(move || load(&dir, &object, expected)).await {
+            Ok(loaded) => return Ok(LoadedModel { _held: Some(held), ..loaded }),
+            Err(error @ (ModelError::Read { .. } | ModelError::Manifest { .. } | ModelError::Hash { .. })) => {
+                if fresh {
+                    // It was whole when it was copied.
+                    return Err(cache_error(io::Error::other(error)));
+                }
+                tracing::warn!(model, dir = %held.dir().display(), "a cached model is damaged: it is copied again");
+                if !held.discard().map_err(cache_error)? {
+                    return Err(cache_error(io::Error::other("a model there is damaged, and other workers use it")));
+                }
+            }
+            Err(source) => return Err(SupplyError::Weights { model: model.to_owned(), source: Box::new(source) }),
+        }
+    }
+}
+
+fn load(dir: &Path, object: &Object, expected: String) -> Result<LoadedModel, ModelError> {
+    let loaded = weights::load_for(dir, object)?;
+    if loaded.reference.digest != expected {
+        return Err(ModelError::Hash { path: dir.join("model.json"), found: loaded.reference.digest, expected });
+    }
+    Ok(loaded)
+}
+
+/// Copies the model's files to `dir`, each checked while it is written.
+async fn copy(home: &Store, cache: &Cache, (model, digest): (&str, &str), dir: &Path) -> Result<(), SupplyError> {
+    keys::check_run(model).map_err(|problem| SupplyError::ModelName { model: model.to_owned(), problem })?;
+    let store_error = |source| unreadable(model, source);
+    let manifest = manifest(home, model, digest).await?;
+    let prefix = keys::model_prefix(model);
+    let objects = home.list(&format!("{prefix}/")).map_err(store_error)?.all().await.map_err(store_error)?;
+    let (room, bytes) = (cache.clone(), objects.iter().map(|object| object.size).sum());
+    let cache_error = |source| SupplyError::Cache { dir: cache.dir().to_owned(), source };
+    if !blocking(move || room.make_room(bytes)).await.map_err(cache_error)? {
+        tracing::warn!(model, bytes, "the models in use take more than the cache should");
+    }
+    let files = manifest.sha256.iter().map(|(file, digest)| (file.as_str(), digest.as_str()));
+    for (file, expected) in files.chain([("model.json", digest)]) {
+        let key = format!("{prefix}/{file}");
+        let mut download = home.download(&key).await.map_err(store_error)?;
+        let mut written = (File::create(dir.join(file)).map_err(cache_error)?, RunningSha256::default());
+        while let Some(piece) = download.next().await.map_err(store_error)? {
+            let append = move || {
+                written.1.update(&piece);
+                written.0.write_all(&piece).map(|()| written)
+            };
+            written = blocking(append).await.map_err(cache_error)?;
+        }
+        let found = written.1.hex();
+        if found != expected {
+            return Err(damaged(model, &ModelError::Hash { path: key.into(), found, expected: expected.to_owned() }));
+        }
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("it does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use harness::push_model;
+    use proto::{LatentSearch, ModelRef, Params};
+
+    use super::*;
+
+    /// A home with the bundled model, and an image, in folders.
+    struct Home {
+        home: Store,
+        cache: Cache,
+        model: ModelRef,
+        dir: tempfile::TempDir,
+    }
+
+    impl Home {
+        async fn open() -> Home {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("data")).unwrap();
+            let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../samples/images/bag_00_centred.png");
+            fs::copy(sample, dir.path().join("data/bag.png")).unwrap();
+            let model = push_model(dir.path(), "fashion32");
+            let home = Store::open(dir.path().join("home").to_str().unwrap()).await.unwrap();
+            let cache = Cache::new(dir.path().join("cache"), 1 << 30);
+            Home { home, cache, model, dir }
+        }
+
+        /// A short job for the image.
+        async fn job(&self, run: &str, model: &ModelRef) -> Job {
+            let dataset = self.dir.path().join("data").to_str().unwrap().to_owned();
+            let identity = Store::open(&dataset).await.unwrap().identity("bag.png").await.unwrap().unwrap();
+            let params = Params { transform: None, latent: LatentSearch::Adam { steps: 2 }, seeds: 4, ..Params::paper() };
+            Job {
+                run: run.into(),
+                image: "bag.png".into(),
+                identity,
+                dataset,
+                class: 8,
+                class_name: "Bag".into(),
+                category: None,
+                bbox: None,
+                mask: None,
+                model: model.name.clone(),
+                model_digest: model.digest.clone(),
+                params,
+                seed: 1,
+            }
+        }
+
+        async fn load(&self) -> Result<LoadedModel, SupplyError> {
+            cached(&self.home, &self.cache, &self.model.name, &self.model.digest, &Object::default()).await
+        }
+
+        fn damage(&self, place: &str) {
+            let file = self.dir.path().join(place).join("generator.safetensors");
+            let mut bytes = fs::read(&file).unwrap();
+            bytes[5000] ^= 1;
+            fs::write(file, bytes).unwrap();
+        }
+
+        fn cached(&self) -> PathBuf {
+            self.cache.dir().join(&self.model.digest)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_that_was_damaged_in_the_home_is_copied_again_after_a_while() {
+        let home = Home::open().await;
+        home.damage("home/models/fashion32");
+        let job = home.job("run", &home.model).await;
+        let mut supply = Supply::new(Models::Home { home: home.home.clone(), cache: home.cache.clone() });
+        assert!(supply.facts(&job).await.is_ok());
+        assert!(matches!(supply.load(&job).await, Err(SupplyError::Damaged { .. })));
+        push_model(home.dir.path(), "fashion32");
+        assert!(matches!(supply.facts(&job).await, Err(SupplyError::Damaged { .. })));
+        for (when, _) in supply.damaged.values_mut() {
+            *when = when.checked_sub(DAMAGE_HOLDS).unwrap();
+        }
+        assert!(supply.facts(&job).await.is_ok());
+        assert!(supply.load(&job).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_used_is_named_with_the_cause_and_the_way_out() {
+        let home = Home::open().await;
+        let text = |error: SupplyError| chain(&error);
+        let below_a_file = Cache::new(home.dir.path().join("data/bag.png/cache"), 1);
+        let models = Models::Home { home: home.home.clone(), cache: below_a_file };
+        let found = text(models.check().unwrap_err());
+        for part in ["data/bag.png/cache", "--model-cache", "BASIN_MODEL_CACHE", "Not a directory"] {
+            assert!(found.contains(part), "{found}");
+        }
+        // As on a full disk.
+        let full = home.dir.path().join("full");
+        fs::create_dir_all(home.cache.dir()).unwrap();
+        fs::create_dir(&full).unwrap();
+        std::os::unix::fs::symlink("/dev/full", full.join("generator.safetensors")).unwrap();
+        let copied = copy(&home.home, &home.cache, ("fashion32", &home.model.digest), &full).await;
+        let found = text(copied.unwrap_err());
+        for part in [home.cache.dir().to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
+            assert!(found.contains(part), "{found}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_is_copied_once_and_again_when_the_copy_is_damaged() {
+        let home = Home::open().await;
+        let loaded = home.load().await.unwrap();
+        assert_eq!(loaded.reference, home.model);
+        // From here on it comes from the cache.
+        let away = home.dir.path().join("away");
+        fs::rename(home.dir.path().join("home"), &away).unwrap();
+        drop((loaded, home.load().await.unwrap()));
+        fs::rename(&away, home.dir.path().join("home")).unwrap();
+        home.damage(&format!("cache/{}", home.model.digest));
+        assert_eq!(home.load().await.unwrap().reference, home.model);
+        fs::remove_file(home.cached().join("perceptual.json")).unwrap();
+        assert_eq!(home.load().await.unwrap().reference, home.model);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_copy_that_others_use_is_left_to_them() {
+        let home = Home::open().await;
+        let other = home.load().await.unwrap();
+        home.damage(&format!("cache/{}", home.model.digest));
+        assert!(matches!(home.load().await, Err(SupplyError::Cache { .. })));
+        assert!(home.cached().exists());
+        drop(other);
+        assert!(home.load().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_not_the_models_is_named_and_not_kept() {
+        let home = Home::open().await;
+        let place = home.dir.path().join("home/models/fashion32");
+        let found = async |part: &str| {
+            let error = home.load().await.err().unwrap();
+            let text = chain(&error);
+            assert!(matches!(error, SupplyError::Damaged { .. }) && text.contains(part), "{text}");
+            assert!(!home.cached().exists() && fs::read_dir(home.cache.dir()).unwrap().count() == 1, "only the lock is left");
+            text
+        };
+        home.damage("home/models/fashion32");
+        assert!(found("models/fashion32/generator.safetensors has SHA-256").await.contains("basin push"));
+        fs::remove_file(place.join("generator.safetensors")).unwrap();
+        assert!(found("models/fashion32/generator.safetensors").await.contains("basin push"));
+        fs::write(place.join("model.json"), "{}").unwrap();
+        found("models/fashion32/model.json has SHA-256").await;
+    }
+}

@@ -1,0 +1,70 @@
+//! The short form of `make validate`: an image that the generator made itself, made smaller and moved, is found where it is.
+
+use engine::LoadedModel;
+use projector::{Lanes, Projection, Solution, Target, transform};
+use proto::{Box2d, LatentSearch, Params, Transform, TransformSearch};
+use tch::{Device, Kind, Tensor};
+
+fn model() -> LoadedModel {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/fashion32");
+    engine::load(&dir).expect("the bundled model")
+}
+
+/// T^-1(G(z, c)), and black where there is nothing.
+fn planted(model: &LoadedModel, truth: &Transform) -> Tensor {
+    let generator = &model.model.generator;
+    let z = (Tensor::arange(generator.latent_dim(), (Kind::Float, Device::Cpu)) * 1.7).sin().unsqueeze(0);
+    let image = tch::no_grad(|| generator.generate(&z, &generator.embed(COAT).unsqueeze(0)));
+    let truth = std::slice::from_ref(truth);
+    let inside = transform::invert(&Tensor::ones_like(&image), truth, true);
+    (transform::invert(&image, truth, true) * &inside + (&inside - 1.0)).squeeze_dim(0)
+}
+
+const COAT: i64 = 4;
+
+fn project(model: &LoadedModel, params: &Params, image: &Tensor, bbox: Box2d) -> Solution {
+    let lanes = Lanes::new(&model.model, &[Device::Cpu, Device::Cpu]);
+    let target = Target { image: image.shallow_clone(), bbox: Some(bbox), mask: None, class: COAT, seed: 3 };
+    let mut projection = Projection::new(params, &model.model, &model.statistics, vec![target]);
+    while !projection.finished() {
+        projection.step(&lanes).expect("the devices work");
+    }
+    projection.finish(&lanes).expect("the devices work").remove(0).expect("it does not diverge")
+}
+
+#[test]
+fn a_planted_image_is_found_where_it_is_and_better_than_without_a_transform() {
+    let model = model();
+    // Smaller by 1.3, and moved by (0.15, -0.1) half widths.
+    let truth = Transform { scale: [1.3, 1.3], shift: [0.15, -0.1], colour: vec![] };
+    let image = planted(&model, &truth);
+    // The box around what is brighter than the background.
+    let bright: Vec<bool> =
+        Vec::try_from(image.mean_dim(&[0i64][..], false, Kind::Float).gt(-0.8).flatten(0, -1)).expect("bools");
+    let rows = (0..32).filter(|y| bright[y * 32..(y + 1) * 32].iter().any(|&b| b)).collect::<Vec<_>>();
+    let columns = (0..32).filter(|x| (0..32).any(|y| bright[y * 32 + x])).collect::<Vec<_>>();
+    let extent = |v: &[usize]| (v[0] as f64, (v[v.len() - 1] - v[0] + 1) as f64);
+    let ((y, height), (x, width)) = (extent(&rows), extent(&columns));
+    let bbox = Box2d { x, y, width, height };
+
+    let paper = Params::paper();
+    let search = paper.transform.clone().map(|t| TransformSearch { generations: 12, steps: 20, ..t });
+    let latent = LatentSearch::Adam { steps: 120 };
+    let params = Params { profile: "test".into(), transform: search, latent, seeds: 4, ..paper };
+    let found = project(&model, &params, &image, bbox);
+    let without = project(&model, &Params { transform: None, ..params }, &image, bbox);
+
+    let transform = found.transform.as_ref().expect("there was a search");
+    let scale = (transform.scale[0] / truth.scale[0] - 1.0).abs();
+    let shift = (0..2).map(|i| (transform.shift[i] - truth.shift[i]).abs()).fold(0.0, f64::max);
+    let loss = |s: &Solution| s.seeds[s.best].inverted_loss;
+    let told = format!(
+        "scale off by {:.1} %, shift by {shift:.3}, loss {:.3} without {:.3}",
+        100.0 * scale,
+        loss(&found),
+        loss(&without)
+    );
+    println!("{told}");
+    assert!(scale < 0.12 && shift < 0.1, "{told}");
+    assert!(loss(&found) < loss(&without), "{told}");
+}

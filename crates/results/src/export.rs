@@ -1,0 +1,304 @@
+//! One row per image: `results.csv` and `results.parquet`. Pure: records in, bytes out.
+//!
+//! Both files are made from the same columns, sorted by image. `docs/results.md` explains every column.
+
+use std::sync::Arc;
+
+use parquet::basic::{LogicalType, Repetition, Type as Physical};
+use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::Type;
+use proto::{ColourTransform, Failure, FineTuned, ResultRecord};
+
+use crate::summary::Metric;
+
+/// The bytes of `results.csv`: RFC 4180 with a header line; what has no value is empty.
+pub fn results_csv(results: &[ResultRecord], failures: &[Failure]) -> Vec<u8> {
+    let columns = columns(results, failures);
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let written = "a Vec takes every write, and every record has one field per column";
+    writer.write_record(columns.iter().map(|c| &c.name)).expect(written);
+    for row in 0..results.len() + failures.len() {
+        writer.write_record(columns.iter().map(|c| c.values.text(row))).expect(written);
+    }
+    writer.into_inner().expect(written)
+}
+
+/// The bytes of `results.parquet`: one row group, no compression (most bytes are digits of measurements and digests);
+/// what has no value is null.
+pub fn results_parquet(results: &[ResultRecord], failures: &[Failure]) -> Vec<u8> {
+    write_parquet(&columns(results, failures)).expect("a Vec takes every write, and the schema is made from the columns")
+}
+
+struct Column<'a> {
+    name: String,
+    values: Values<'a>,
+}
+
+enum Values<'a> {
+    Text(Vec<Option<&'a str>>),
+    Integer(Vec<Option<i64>>),
+    Real(Vec<Option<f64>>),
+}
+
+impl Values<'_> {
+    fn text(&self, row: usize) -> String {
+        match self {
+            Values::Text(values) => values[row].unwrap_or_default().to_owned(),
+            Values::Integer(values) => values[row].map(|v| v.to_string()).unwrap_or_default(),
+            // Debug is the shortest form that reads back as the same number, with an exponent where it is shorter.
+            Values::Real(values) => values[row].map(|v| format!("{v:?}")).unwrap_or_default(),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Row<'a> {
+    Succeeded(&'a ResultRecord),
+    Failed(&'a Failure),
+}
+
+impl<'a> Row<'a> {
+    fn image(self) -> &'a str {
+        match self {
+            Row::Succeeded(record) => &record.image,
+            Row::Failed(failure) => &failure.image,
+        }
+    }
+
+    fn record(self) -> Option<&'a ResultRecord> {
+        match self {
+            Row::Succeeded(record) => Some(record),
+            Row::Failed(_) => None,
+        }
+    }
+
+    fn failure(self) -> Option<&'a Failure> {
+        match self {
+            Row::Succeeded(_) => None,
+            Row::Failed(failure) => Some(failure),
+        }
+    }
+}
+
+/// Collects columns over the same rows.
+struct Table<'a> {
+    rows: Vec<Row<'a>>,
+    columns: Vec<Column<'a>>,
+}
+
+impl<'a> Table<'a> {
+    fn text(&mut self, name: &str, value: impl Fn(Row<'a>) -> Option<&'a str>) {
+        let values = Values::Text(self.rows.iter().map(|r| value(*r)).collect());
+        self.columns.push(Column { name: name.into(), values });
+    }
+
+    fn integer(&mut self, name: &str, value: impl Fn(&'a ResultRecord) -> Option<i64>) {
+        let values = Values::Integer(self.rows.iter().map(|r| r.record().and_then(&value)).collect());
+        self.columns.push(Column { name: name.into(), values });
+    }
+
+    fn real(&mut self, name: &str, value: impl Fn(&'a ResultRecord) -> Option<f64>) {
+        let finite = |r: &Row<'a>| r.record().and_then(&value).filter(|v| v.is_finite());
+        let values = Values::Real(self.rows.iter().map(finite).collect());
+        self.columns.push(Column { name: name.into(), values });
+    }
+}
+
+fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Column<'a>> {
+    let mut rows: Vec<Row> = results.iter().map(Row::Succeeded).chain(failures.iter().map(Row::Failed)).collect();
+    rows.sort_by_key(|r| r.image());
+    let mut table = Table { rows, columns: Vec::new() };
+
+    table.text("image", |r| Some(r.image()));
+    table.text("state", |r| Some(if r.record().is_some() { "succeeded" } else { "failed" }));
+    table.integer("class", |r| Some(i64::from(r.class)));
+    table.text("class_name", |r| match r {
+        Row::Succeeded(record) => Some(&record.class_name),
+        Row::Failed(failure) => failure.class_name.as_deref(),
+    });
+    table.real("box_x", |r| r.bbox.map(|b| b.x));
+    table.real("box_y", |r| r.bbox.map(|b| b.y));
+    table.real("box_width", |r| r.bbox.map(|b| b.width));
+    table.real("box_height", |r| r.bbox.map(|b| b.height));
+    table.real("class_probability", |r| r.found.as_ref()?.probability);
+    table.text("detection", |r| r.record()?.found.as_ref()?.detection.as_ref().map(|d| d.label.as_str()));
+    table.real("detection_score", |r| Some(r.found.as_ref()?.detection.as_ref()?.score));
+    table.integer("seeds", |r| i64::try_from(r.seeds.len()).ok());
+    table.integer("best_seed", |r| i64::try_from(r.best).ok());
+    for metric in Metric::ALL {
+        let name = metric.as_str();
+        table.real(name, move |r| metric.best_seed(r));
+        table.real(&format!("{name}_seeds_mean"), move |r| metric.seeds_mean(r));
+        table.real(&format!("{name}_seeds_min"), move |r| metric.seeds_min(r));
+    }
+    table.real("scale_x", |r| r.transform.as_ref().map(|t| t.scale[0]));
+    table.real("scale_y", |r| r.transform.as_ref().map(|t| t.scale[1]));
+    table.real("shift_x", |r| r.transform.as_ref().map(|t| t.shift[0]));
+    table.real("shift_y", |r| r.transform.as_ref().map(|t| t.shift[1]));
+    for (name, colour) in [
+        ("brightness", ColourTransform::Brightness),
+        ("contrast", ColourTransform::Contrast),
+        ("saturation", ColourTransform::Saturation),
+        ("hue", ColourTransform::Hue),
+        ("gamma", ColourTransform::Gamma),
+    ] {
+        table.real(name, move |r| r.transform.as_ref()?.colour.iter().find(|(c, _)| *c == colour).map(|(_, v)| *v));
+    }
+    table.text("fine_tuned", |r| {
+        r.record()?.fine_tuned.as_ref().map(|tuned| match tuned {
+            FineTuned::Kept { .. } => "kept",
+            FineTuned::Dropped { .. } => "dropped",
+        })
+    });
+    let tuned = |r: &ResultRecord| match &r.fine_tuned {
+        Some(FineTuned::Kept { distances, .. }) => Some(distances.clone()),
+        _ => None,
+    };
+    table.real("tuned_loss", move |r| tuned(r).map(|d| d.loss));
+    table.real("tuned_l1", move |r| tuned(r).map(|d| d.l1));
+    table.real("tuned_lpips", move |r| tuned(r).map(|d| d.lpips));
+    table.integer("lane_steps", |r| i64::try_from(r.lane_steps).ok());
+    table.real("seconds", |r| Some(r.seconds));
+    table.text("job", |r| match r {
+        Row::Succeeded(record) => Some(record.job.as_str()),
+        Row::Failed(failure) => failure.job.as_ref().map(|j| j.as_str()),
+    });
+    table.text("failure_reason", |r| r.failure().map(|f| f.reason.as_str()));
+    table.text("failure_message", |r| r.failure().map(|f| f.message.as_str()));
+    table.columns
+}
+
+fn write_parquet(columns: &[Column]) -> parquet::errors::Result<Vec<u8>> {
+    let fields: parquet::errors::Result<Vec<_>> = columns
+        .iter()
+        .map(|column| {
+            let (physical, logical) = match column.values {
+                Values::Text(_) => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
+                Values::Integer(_) => (Physical::INT64, None),
+                Values::Real(_) => (Physical::DOUBLE, None),
+            };
+            Type::primitive_type_builder(&column.name, physical)
+                .with_repetition(Repetition::OPTIONAL)
+                .with_logical_type(logical)
+                .build()
+                .map(Arc::new)
+        })
+        .collect();
+    let schema = Arc::new(Type::group_type_builder("results").with_fields(fields?).build()?);
+    let mut bytes = Vec::new();
+    let mut file = SerializedFileWriter::new(&mut bytes, schema, Arc::new(WriterProperties::default()))?;
+    let mut group = file.next_row_group()?;
+    for column in columns {
+        let mut writer = group.next_column()?.expect("the schema has a field for each column");
+        match &column.values {
+            Values::Text(values) => {
+                let (levels, present) = split(values);
+                let present: Vec<ByteArray> = present.into_iter().map(ByteArray::from).collect();
+                writer.typed::<ByteArrayType>().write_batch(&present, Some(&levels), None)?;
+            }
+            Values::Integer(values) => {
+                let (levels, present) = split(values);
+                writer.typed::<Int64Type>().write_batch(&present, Some(&levels), None)?;
+            }
+            Values::Real(values) => {
+                let (levels, present) = split(values);
+                writer.typed::<DoubleType>().write_batch(&present, Some(&levels), None)?;
+            }
+        }
+        writer.close()?;
+    }
+    group.close()?;
+    file.close()?;
+    Ok(bytes)
+}
+
+/// Parquet's definition levels (1: there is a value) and the values that there are.
+fn split<T: Copy>(values: &[Option<T>]) -> (Vec<i16>, Vec<T>) {
+    (values.iter().map(|v| i16::from(v.is_some())).collect(), values.iter().filter_map(|v| *v).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::{Field, Row as ParquetRow};
+    use proto::{Box2d, FailureReason, Transform};
+
+    use super::*;
+    use crate::summary::tests::{failure, record, seed};
+
+    const HOSTILE: &str = "b/<i>,\"x\"\n=1+1.png";
+
+    fn run() -> (Vec<ResultRecord>, Vec<Failure>) {
+        let mut shirt = record(HOSTILE, 6, "shirt", 1, vec![seed(2.0, 0.5, 0.3), seed(1.0, 0.75, 1e-300)]);
+        shirt.bbox = Some(Box2d { x: 1.0, y: 2.5, width: 3.0, height: 4.0 });
+        shirt.transform =
+            Some(Transform { scale: [1.25, 1.5], shift: [-0.125, 0.1 + 0.2], colour: vec![(ColourTransform::Brightness, 0.9)] });
+        let odd = record("a.png", 0, "bag", 0, vec![seed(f64::NAN, 1.0, f64::INFINITY)]);
+        (vec![shirt, odd], vec![failure("a/empty.png", FailureReason::BadImage, "cannot read \"a/empty.png\"\nempty")])
+    }
+
+    fn csv_rows(bytes: &[u8]) -> Vec<Vec<String>> {
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(bytes);
+        reader.records().map(|r| r.expect("CSV").iter().map(str::to_owned).collect()).collect()
+    }
+
+    fn text(field: &Field) -> String {
+        match field {
+            Field::Null => String::new(),
+            Field::Str(value) => value.clone(),
+            Field::Long(value) => value.to_string(),
+            Field::Double(value) => format!("{value:?}"),
+            other => panic!("no column has the type of {other}"),
+        }
+    }
+
+    #[test]
+    fn csv_has_every_number_and_odd_names_unchanged() {
+        let (results, failures) = run();
+        let rows = csv_rows(&results_csv(&results, &failures));
+        let get = |row: usize, name: &str| {
+            let column = rows[0].iter().position(|n| n == name).unwrap_or_else(|| panic!("no column {name}"));
+            rows[row][column].as_str()
+        };
+        assert_eq!(rows.len(), 4);
+        assert_eq!([get(1, "image"), get(2, "image"), get(3, "image")], ["a.png", "a/empty.png", HOSTILE]);
+        assert_eq!([get(1, "loss"), get(1, "lpips"), get(1, "l1"), get(1, "scale_x")], ["", "", "1.0", ""]);
+        assert_eq!([get(2, "state"), get(2, "failure_reason")], ["failed", "bad_image"]);
+        assert_eq!(get(2, "failure_message"), "cannot read \"a/empty.png\"\nempty");
+        assert_eq!([get(3, "loss"), get(3, "loss_seeds_mean"), get(3, "loss_seeds_min")], ["1.0", "1.5", "1.0"]);
+        assert_eq!([get(3, "l1"), get(3, "l1_seeds_mean"), get(3, "l1_seeds_min")], ["0.75", "0.625", "0.5"]);
+        assert_eq!([get(3, "lpips"), get(3, "shift_y")], ["1e-300", "0.30000000000000004"]);
+        assert_eq!([get(3, "box_y"), get(3, "brightness"), get(3, "gamma")], ["2.5", "0.9", ""]);
+        assert_eq!([get(3, "class"), get(3, "class_name"), get(3, "best_seed")], ["6", "shirt", "1"]);
+    }
+
+    #[test]
+    fn parquet_reads_back_as_the_same_table_as_csv() {
+        let (results, failures) = run();
+        let bytes = results_parquet(&results, &failures);
+        let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).expect("parquet");
+        let rows: Vec<ParquetRow> = reader.get_row_iter(None).expect("rows").map(|r| r.expect("row")).collect();
+        let names: Vec<String> = rows[0].get_column_iter().map(|(name, _)| name.clone()).collect();
+        let values = rows.iter().map(|r| r.get_column_iter().map(|(_, field)| text(field)).collect());
+        let table: Vec<Vec<String>> = std::iter::once(names).chain(values).collect();
+        assert_eq!(table, csv_rows(&results_csv(&results, &failures)));
+    }
+
+    #[test]
+    fn a_run_without_images_has_a_header_and_no_rows() {
+        assert_eq!(csv_rows(&results_csv(&[], &[])).len(), 1);
+        let reader = SerializedFileReader::new(bytes::Bytes::from(results_parquet(&[], &[]))).expect("parquet");
+        assert_eq!(reader.metadata().file_metadata().num_rows(), 0);
+    }
+
+    #[test]
+    fn every_column_is_explained() {
+        let document = include_str!("../../../docs/results.md");
+        for column in columns(&[], &[]) {
+            let metric = column.name.trim_end_matches("_seeds_mean").trim_end_matches("_seeds_min");
+            assert!(document.contains(&format!("`{metric}`")), "docs/results.md does not explain {}", column.name);
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! A run in its store: what it is, which images are settled, and their records.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use dataset::{DatasetError, Entry};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use proto::keys::{Kind, Marker};
+use proto::{CrashPoint, Failure, Params, RedriveRecord, ResultRecord, RunRecord, chain, keys};
+use store::{ErrorKind, PutNew, Store};
+
+use crate::manifest::Object;
+use crate::seeds::Seeds;
+
+/// Objects of a run read, written or deleted at a time.
+pub const AT_ONCE: usize = 32;
+
+/// An upload that began this long ago and is not finished belongs to a process that is no more.
+pub const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
+/// Why a run cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The data set cannot be read.
+    #[error("cannot read the data set")]
+    Dataset(#[from] DatasetError),
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] store::Error),
+    /// The store holds another run.
+    #[error(
+        "{url} holds a run with another {what}: choose another place (--out) or name, or the same {what} ({there} there, {here} asked for)"
+    )]
+    OtherRun {
+        /// URL of the store.
+        url: String,
+        /// What differs.
+        what: &'static str,
+        /// Its value in the store.
+        there: String,
+        /// Its value now.
+        here: String,
+    },
+    /// An object of the run cannot be read.
+    #[error("{key} is damaged: put a whole one there; or delete it, and what it held is forgotten")]
+    Damaged {
+        /// Key of the object.
+        key: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+impl RunError {
+    /// What the store said, if the store failed.
+    pub fn store(&self) -> Option<&store::Error> {
+        match self {
+            RunError::Store(error) | RunError::Dataset(DatasetError::Store(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether an object of the run is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, RunError::Store(error) if error.kind() == ErrorKind::NotFound)
+    }
+}
+
+/// Places of images with a marker; where there are both, the result wins.
+pub struct Markers {
+    pub results: Vec<String>,
+    pub failures: Vec<String>,
+}
+
+impl Markers {
+    pub async fn list(results: &Store) -> Result<Markers, RunError> {
+        let mut markers = Markers { results: Vec::new(), failures: Vec::new() };
+        let mut lister = results.list(keys::IMAGES)?;
+        while let Some(page) = lister.next_page().await? {
+            for object in page {
+                match keys::parse(&object.key) {
+                    Some(Kind::Marker(place, Marker::Result)) => markers.results.push(place.to_owned()),
+                    Some(Kind::Marker(place, Marker::Failure)) => markers.failures.push(place.to_owned()),
+                    _ => {}
+                }
+            }
+        }
+        let done: HashSet<&String> = markers.results.iter().collect();
+        markers.failures.retain(|place| !done.contains(place));
+        Ok(markers)
+    }
+
+    /// Places of those of `entries` that have a marker.
+    pub fn of(&self, entries: &[Entry]) -> HashSet<String> {
+        let marked: HashSet<&String> = self.results.iter().chain(&self.failures).collect();
+        if marked.is_empty() {
+            return HashSet::new();
+        }
+        entries.iter().map(|entry| keys::place(entry.image())).filter(|place| marked.contains(place)).collect()
+    }
+}
+
+/// Number and key of each redrive, in the order in which they count.
+pub async fn redrives(results: &Store) -> Result<BTreeMap<u64, String>, RunError> {
+    let objects = results.list(keys::REDRIVES)?.all().await?;
+    Ok(objects.into_iter().filter_map(|object| Some((keys::parse_redrive(&object.key)?, object.key))).collect())
+}
+
+/// The seeds of a run's images.
+pub async fn read_seeds(run: &RunRecord, results: &Store) -> Result<Seeds, RunError> {
+    let mut seeds = Seeds { run: run.seed, redriven: HashMap::new() };
+    let keys = redrives(results).await?.into_values().collect();
+    let mut records = read_each::<RedriveRecord>(results, keys);
+    while let Some((RedriveRecord { seed, images, .. }, _)) = records.try_next().await? {
+        seeds.redriven.extend(images.into_iter().map(|image| (image, seed)));
+    }
+    Ok(seeds)
+}
+
+/// Every n-th entry, `limit` of them.
+pub fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
+    let n = entries.len();
+    if limit >= n {
+        return entries;
+    }
+    let keep: HashSet<usize> = (0..limit).map(|i| i * n / limit).collect();
+    entries.into_iter().enumerate().filter(|(i, _)| keep.contains(i)).map(|(_, e)| e).collect()
+}
+
+/// Writes `run.json`, or compares with the one that is there.
+pub async fn begin(record: &RunRecord, results: &Store) -> Result<(), RunError> {
+    let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
+    if results.put_new(keys::RUN, bytes).await? == PutNew::Created {
+        CrashPoint::RunBegun.pass();
+        return Ok(());
+    }
+    check_same(&read_json(results, keys::RUN).await?, record, results)
+}
+
+/// Whether `there`, the run of a store, is of the same data set, model, parameters and seed as `record`.
+pub fn check_same(there: &RunRecord, record: &RunRecord, results: &Store) -> Result<(), RunError> {
+    let differs = |what, there: String, here: String| Err(RunError::OtherRun { url: results.url(), what, there, here });
+    if there.dataset != record.dataset {
+        return differs("data set", there.dataset.clone(), record.dataset.clone());
+    }
+    if there.model_digest != record.model_digest {
+        return differs("model", there.model_digest.clone(), record.model_digest.clone());
+    }
+    if there.params != record.params {
+        let (there, here) = differing(&there.params, &record.params);
+        return differs("set of parameters", there, here);
+    }
+    if there.seed != record.seed {
+        return differs("seed", there.seed.to_string(), record.seed.to_string());
+    }
+    Ok(())
+}
+
+/// The values in which two sets of parameters differ.
+fn differing(there: &Params, here: &Params) -> (String, String) {
+    let flat = |params: &Params| {
+        let mut flat = BTreeMap::new();
+        flatten("", &serde_json::to_value(params).expect("plain structs serialise"), &mut flat);
+        flat
+    };
+    let (there, here) = (flat(there), flat(here));
+    let differs = |name: &&String| there.get(*name) != here.get(*name);
+    let names: BTreeSet<&String> = there.keys().chain(here.keys()).filter(differs).collect();
+    let text = |values: &BTreeMap<String, String>| {
+        let value = |name: &&String| format!("{name} = {}", values.get(*name).map_or("none", String::as_str));
+        names.iter().map(value).collect::<Vec<_>>().join(", ")
+    };
+    (text(&there), text(&here))
+}
+
+fn flatten(name: &str, value: &serde_json::Value, flat: &mut BTreeMap<String, String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (field, value) in fields {
+                flatten(&if name.is_empty() { field.clone() } else { format!("{name}.{field}") }, value, flat);
+            }
+        }
+        other => drop(flat.insert(name.to_owned(), other.to_string())),
+    }
+}
+
+/// Writes a failure record.
+pub async fn write_failure(results: &Store, failure: &Failure) -> Result<(), store::Error> {
+    let bytes = serde_json::to_vec_pretty(failure).expect("a record serialises");
+    results.put(&keys::marker(&failure.image, Marker::Failure), bytes).await
+}
+
+/// Reads a record.
+pub async fn read_json<T: serde::de::DeserializeOwned>(results: &Store, key: &str) -> Result<T, RunError> {
+    let bytes = results.get(key).await?;
+    serde_json::from_slice(&bytes).map_err(|source| RunError::Damaged { key: key.into(), source })
+}
+
+/// `run.json` of a store; `None` if there is no run.
+pub async fn read_run(results: &Store) -> Result<Option<RunRecord>, RunError> {
+    match read_json(results, keys::RUN).await {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads records, some at a time, in the order of their keys; each with what it was read from.
+pub fn read_each<T: serde::de::DeserializeOwned + Send>(
+    results: &Store,
+    keys: Vec<String>,
+) -> BoxStream<'static, Result<(T, Object), RunError>> {
+    let results = results.clone();
+    let read = move |key: String| {
+        let results = results.clone();
+        async move {
+            let bytes = results.get(&key).await?;
+            match serde_json::from_slice(&bytes) {
+                Ok(record) => Ok((record, Object::new(key, &bytes))),
+                Err(source) => Err(RunError::Damaged { key, source }),
+            }
+        }
+    };
+    stream::iter(keys).map(read).buffered(AT_ONCE).boxed()
+}
+
+/// Deletes objects, some at a time.
+pub async fn delete_each(results: &Store, keys: Vec<String>) -> Result<(), store::Error> {
+    let results = results.clone();
+    let delete = move |key: String| {
+        let results = results.clone();
+        async move { results.delete(&key).await }
+    };
+    stream::iter(keys).map(delete).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// All results and failures of a run, in the order of their places.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Images that have a result.
+    pub results: Vec<ResultRecord>,
+    /// Images that have a failure and no result.
+    pub failures: Vec<Failure>,
+    /// The objects that these were read from.
+    pub markers: Vec<Object>,
+}
+
+/// Reads all results and failures of a run.
+pub async fn read_records(results: &Store) -> Result<Records, RunError> {
+    let markers = Markers::list(results).await?;
+    let at = |places: &[String], marker| places.iter().map(|place| keys::marker_at(place, marker)).collect();
+    let mut records = Records::default();
+    let mut read = read_each(results, at(&markers.results, Marker::Result));
+    while let Some((record, object)) = read.try_next().await? {
+        records.results.push(record);
+        records.markers.push(object);
+    }
+    let mut read = read_each(results, at(&markers.failures, Marker::Failure));
+    while let Some((failure, object)) = read.try_next().await? {
+        records.failures.push(failure);
+        records.markers.push(object);
+    }
+    Ok(records)
+}
+
+/// An image that was given up may have got its result just now: what is beside it stays.
+async fn without_late(lost: Vec<String>, winners: &HashMap<String, &str>, results: &Store) -> Result<Vec<String>, RunError> {
+    let mut late: HashMap<String, bool> = HashMap::new();
+    for key in &lost {
+        if let Some(Kind::Item(place, ..)) = keys::parse(key)
+            && !winners.contains_key(place)
+            && !late.contains_key(place)
+        {
+            let committed = results.exists(&keys::marker_at(place, Marker::Result)).await?;
+            late.insert(place.to_owned(), committed);
+        }
+    }
+    let stays = |key: &String| matches!(keys::parse(key), Some(Kind::Item(place, ..)) if late.get(place) == Some(&true));
+    Ok(lost.into_iter().filter(|key| !stays(key)).collect())
+}
+
+/// Deletes what attempts left that did not win, marks and checkpoints of images that are settled, and uploads that were never
+/// finished; returns how many objects.
+pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, RunError> {
+    let winners: HashMap<String, &str> = records.iter().map(|r| (keys::place(&r.image), r.attempt.as_str())).collect();
+    let mut swept = 0;
+    for prefix in [keys::IMAGES, keys::ATTEMPTS, keys::CHECKPOINTS] {
+        let mut lister = results.list(prefix)?;
+        while let Some(page) = lister.next_page().await? {
+            let keep = |key: &str| match keys::parse(key) {
+                Some(Kind::Item(place, attempt, _)) => winners.get(place) == Some(&attempt),
+                Some(Kind::Marker(..)) => true,
+                None => prefix == keys::IMAGES,
+            };
+            let lost: Vec<String> = page.into_iter().map(|object| object.key).filter(|key| !keep(key)).collect();
+            let lost = without_late(lost, &winners, results).await?;
+            swept += lost.len();
+            delete_each(results, lost).await?;
+        }
+    }
+    match results.sweep_uploads(SystemTime::now() - ABANDONED).await {
+        Ok(uploads) => swept += uploads,
+        // It costs space only, and not every store allows it.
+        Err(error) => tracing::warn!(error = chain(&error), "uploads that were never finished cannot be removed"),
+    }
+    Ok(swept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_between_parameters_is_told() {
+        let paper = Params::paper();
+        let other = Params { seeds: 3, transform: None, ..paper.clone() };
+        let (there, here) = differing(&paper, &other);
+        assert!(
+            there.starts_with("seeds = 18, transform = none, transform.") && here.starts_with("seeds = 3, transform = null"),
+            "{there} {here}"
+        );
+        assert!(!there.contains("descent"), "{there}");
+    }
+}

@@ -1,0 +1,335 @@
+//! A run made up of hostile names and drawn garments, through the front door. The page is left in cargo's temporary folder
+//! (`target/tmp/report.html`): open it after changing the style.
+
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::sync::LazyLock;
+
+use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
+use proto::{ColourTransform, Failure, FailureReason, History, ModelRef, Params, ResultRecord, SeedResult, Transform};
+use results::report::{self, BEST, Pictures, WORST, report_html};
+use results::summary::{RunInfo, Summary, SuperClasses};
+
+const CLASSES: [&str; 10] =
+    ["t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot <b>\"&'"];
+const HOSTILE: [&str; 5] = [
+    "<img src=x onerror=alert(1)>.png",
+    "\"><script>document.title='owned'</script>.png",
+    "</script><script>alert(2)</script>",
+    "a' onmouseover='alert(3)/\u{202e}gnp.exe",
+    "a-very-long-name-without-any-place-to-break-that-somebody-thought-was-a-good-idea-0000000001.png",
+];
+
+/// SplitMix64 in [0, 1).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.next()
+    }
+}
+
+struct Run {
+    summary: Summary,
+    results: Vec<ResultRecord>,
+    failures: Vec<Failure>,
+    pictures: HashMap<String, Pictures>,
+}
+
+impl Run {
+    fn html(&self) -> String {
+        report_html(&self.summary, &self.results, &self.failures, &self.pictures)
+    }
+}
+
+fn png(image: DynamicImage) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    image.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).expect("a Vec takes every write");
+    bytes
+}
+
+/// Something like a garment: a trunk with sleeves, grey on black.
+fn garment(centre: (f64, f64), size: f64, tone: f64, noise: f64, random: &mut Random) -> Vec<u8> {
+    let image = image::GrayImage::from_fn(32, 32, |x, y| {
+        let (u, v) = ((f64::from(x) - centre.0) / size, (f64::from(y) - centre.1) / size);
+        let inside = (u.abs() < 0.55 && v.abs() < 1.0) || (u.abs() < 1.0 && v > -1.0 && v < -0.35);
+        let fold = 0.12 * (u * 7.0).sin() * (v * 5.0).cos();
+        let value = if inside { tone + fold + noise * (random.next() - 0.5) } else { 0.0 };
+        Luma([(255.0 * value.clamp(0.0, 1.0)) as u8])
+    });
+    png(DynamicImage::ImageLuma8(image).to_rgb8().into())
+}
+
+fn history(seeds: &[SeedResult], random: &mut Random) -> History {
+    let descent = seeds
+        .iter()
+        .map(|seed| {
+            let (start, rate) = (seed.loss * random.between(1.4, 2.6), random.between(0.02, 0.06));
+            let noise = |t: f64, r: &mut Random| 1.0 + 0.02 * (r.next() - 0.5) * (1.0 - t / 100.0);
+            (0..=100)
+                .map(f64::from)
+                .map(|t| (seed.loss + (start - seed.loss) * ((-rate * t).exp() - (-rate * 100.0).exp())) * noise(t, random))
+                .collect()
+        })
+        .collect();
+    History { transform: vec![3.0, 2.5, 2.25], latent: vec![2.5, 2.0], descent, fine_tune: vec![] }
+}
+
+fn record(index: usize, image: String, random: &mut Random) -> ResultRecord {
+    let class = index % CLASSES.len();
+    let hardness = random.between(0.5, 1.0) * (1.0 + 0.12 * class as f64) * if index == 7 { 2.0 } else { 1.0 };
+    let seeds: Vec<SeedResult> = (0..18)
+        .map(|_| {
+            let h = hardness * random.between(1.0, 1.5);
+            SeedResult { loss: 1.3 * h, inverted_loss: 1.45 * h, l1: 0.42 * h, l2: 0.19 * h, lpips: 0.12 * h }
+        })
+        .collect();
+    let best = (0..18).min_by(|a, b| seeds[*a].loss.total_cmp(&seeds[*b].loss)).expect("18 seeds");
+    ResultRecord {
+        format: 1,
+        job: serde_json::from_value(format!("{index:032x}").into()).expect("an id is a string"),
+        image,
+        identity: String::new(),
+        class: class as u32,
+        class_name: CLASSES[class].into(),
+        bbox: None,
+        model: model(),
+        params: Params::fast(),
+        seed: 0,
+        version: "0.1.0".into(),
+        transform: (index % 9 != 4).then(|| Transform {
+            scale: [random.between(0.75, 1.5); 2],
+            shift: [random.between(-0.3, 0.3), random.between(-0.3, 0.3)],
+            colour: vec![(ColourTransform::Brightness, random.between(0.8, 1.2))],
+        }),
+        best,
+        seeds,
+        lane_steps: 12_420,
+        seconds: 37.5,
+        attempt: "0f".into(),
+        objects: vec![],
+        fine_tuned: None,
+        target_bbox: None,
+        mask: false,
+        found: None,
+        trace: None,
+    }
+}
+
+fn model() -> ModelRef {
+    ModelRef { name: "fashion32".into(), digest: "3f9a".repeat(16), resolution: 32 }
+}
+
+fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) -> Pictures) -> Run {
+    let mut random = Random(count as u64);
+    let results: Vec<ResultRecord> = (0..count)
+        .map(|i| {
+            let image = HOSTILE.get(i).map_or_else(|| format!("centred/{i:05}.png"), |s| (*s).into());
+            record(i, image, &mut random)
+        })
+        .collect();
+    let pictures = results.iter().enumerate().map(|(i, r)| (r.image.clone(), pictures_of(i, r, &mut random))).collect();
+    let failure = |image: &str, reason, message: &str| Failure {
+        format: 1,
+        job: None,
+        image: image.into(),
+        reason,
+        message: message.into(),
+        class_name: None,
+    };
+    let failures = vec![
+        failure("empty.png", FailureReason::BadImage, "cannot read empty.png: the file is empty"),
+        failure("huge.png", FailureReason::BadImage, "cannot read huge.png: 30000 x 30000 pixels, and 8192 x 8192 is the limit"),
+        failure("../<script>alert(4)</script>\n.png", FailureReason::BadName, "<b>the name</b>\u{1b}[31m contains a '..' part"),
+        failure(
+            "socks/0001.png",
+            FailureReason::UnknownClass,
+            "the model has no class \"sock\"; its classes are t-shirt/top, trouser, …",
+        ),
+        failure("", FailureReason::BadName, "the name is empty"),
+    ];
+    let run = RunInfo {
+        name: "Fashion samples <fast>".into(),
+        dataset: "file:///home/someone/basin/samples".into(),
+        model: model(),
+        params: Params::fast(),
+        seed: 41,
+        version: "0.1.0".into(),
+        planned: None,
+        super_classes: SuperClasses::new(),
+    };
+    Run { summary: Summary::new(run, &results, &failures), results, failures, pictures }
+}
+
+fn garments(index: usize, record: &ResultRecord, random: &mut Random) -> Pictures {
+    if index == 11 {
+        return Pictures { target: Some(b"not a png".to_vec()), ..Pictures::default() };
+    }
+    let (tone, size) = (random.between(0.35, 0.9), random.between(7.0, 13.0));
+    let centre = (random.between(11.0, 20.0), random.between(12.0, 19.0));
+    Pictures {
+        target: Some(garment(centre, size, tone, 0.1, random)),
+        transformed: Some(garment((15.5, 15.5), 13.0, tone, 0.1, random)),
+        generated: Some(garment((15.5, 15.5), 13.0, tone + 0.05, 0.0, random)),
+        inverted: Some(garment(centre, size, tone + 0.05, 0.0, random)),
+        tuned: None,
+        history: Some(history(&record.seeds, random)),
+    }
+}
+
+static SMALL: LazyLock<(Run, String)> = LazyLock::new(|| {
+    let run = run_of(24, garments);
+    let html = run.html();
+    std::fs::write(format!("{}/report.html", env!("CARGO_TARGET_TMPDIR")), &html).expect("cargo makes the folder");
+    (run, html)
+});
+
+/// What stands in `attribute="…"` throughout the page.
+fn attributes<'a>(html: &'a str, attribute: &str) -> Vec<&'a str> {
+    let opening = format!(" {attribute}=\"");
+    html.split(opening.as_str()).skip(1).map(|rest| &rest[..rest.find('"').expect("a closing quote")]).collect()
+}
+
+/// The names of the rows, in order.
+fn names(html: &str) -> Vec<&str> {
+    attributes(html, "data-name")
+}
+
+#[test]
+fn the_report_loads_nothing() {
+    let html = &SMALL.1;
+    for url in attributes(html, "src").iter().chain(&attributes(html, "href")) {
+        assert!(url.starts_with("data:"), "{url}");
+    }
+    assert_eq!(attributes(html, "src").len(), 4 * 23);
+    let style = include_str!("../src/report/report.css");
+    let script = include_str!("../src/report/report.js");
+    for code in [style, script] {
+        assert!(html.contains(code));
+        for loads in ["://", "@import", "url(", "fetch", "import(", "XMLHttpRequest", "</"] {
+            assert!(!code.contains(loads), "{loads}");
+        }
+    }
+    assert!(html.contains("default-src 'none'") && !html.contains("unsafe-inline"));
+    assert!(attributes(html, "style").is_empty(), "the content security policy would ignore it");
+}
+
+#[test]
+fn hostile_names_and_messages_stay_text() {
+    let html = &SMALL.1;
+    assert_eq!(html.matches("<script").count(), 1);
+    assert_eq!(html.matches("</script").count(), 1);
+    assert_eq!(html.matches("<img").count(), 4 * 23);
+    for bad in ["<b>", "<fast>", "onerror=alert(1)>", "' onmouseover", "\u{202e}", "\u{1b}"] {
+        assert!(!html.contains(bad), "{bad:?}");
+    }
+    for good in [
+        "&lt;img src=x onerror=alert(1)&gt;.png",
+        "&quot;&gt;&lt;script&gt;document.title=&#39;owned&#39;&lt;/script&gt;.png",
+        "ankle boot &lt;b&gt;&quot;&amp;&#39;",
+        "Fashion samples &lt;fast&gt;",
+        "&lt;b&gt;the name&lt;/b&gt;\\u{1b}[31m contains",
+        "a&#39; onmouseover=&#39;alert(3)/\\u{202e}gnp.exe",
+    ] {
+        assert!(html.contains(good), "{good}");
+    }
+}
+
+#[test]
+fn the_worst_image_comes_first() {
+    let (run, html) = &*SMALL;
+    let losses: Vec<f64> = attributes(html, "data-loss").iter().map(|v| v.parse().expect("a number")).collect();
+    assert_eq!(losses.len(), run.results.len());
+    assert!(losses.windows(2).all(|w| w[0] >= w[1]), "{losses:?}");
+    assert_eq!(names(html)[0], report::shown(&run.results)[0].image);
+    assert_eq!(attributes(html, "aria-sort"), ["none", "none", "descending", "none", "none"]);
+}
+
+#[test]
+fn everything_a_person_asks_for_is_there() {
+    let html = &SMALL.1;
+    for text in ["3f9a3f9a3f9a", "18 seeds per image", "basin 0.1.0", "file:///home/someone/basin/samples", "15 min 00 s"] {
+        assert!(html.contains(text), "{text}");
+    }
+    for text in ["Random seed</dt><dd>41<", "fast, 18 seeds", "(columns); shown is its mean", "n = 3", "centred/<wbr>00005.png"] {
+        assert!(html.contains(text), "{text}");
+    }
+    for text in ["unknown class", "cannot read empty.png: the file is empty", "(no name)", "17.2 % of all"] {
+        assert!(html.contains(text), "{text}");
+    }
+    assert_eq!(html.matches("class=\"curves\"").count(), 23);
+    assert_eq!(html.matches("<polyline class=\"best\"").count(), 23);
+    assert_eq!(html.matches("class=\"bar\"").count(), CLASSES.len());
+    assert!(!html.contains("NaN"));
+}
+
+#[test]
+fn super_classes_have_their_own_table_and_are_known_again_from_the_summary() {
+    let of_class = CLASSES.map(|class| (class.to_owned(), if class == "dress" { "whole" } else { "a <part>" }.to_owned()));
+    let mut run = run_of(40, garments);
+    assert!(!run.html().contains("super-class"));
+    let info = RunInfo { super_classes: of_class.clone().into(), ..run.summary.run.clone() };
+    run.summary = Summary::new(info, &run.results, &run.failures);
+    let html = run.html();
+    let (_, section) = html.split_once("Error by super-class").expect("a section");
+    let dresses = run.results.iter().filter(|r| r.class_name == "dress").count();
+    for (name, images) in [("whole", dresses), ("a &lt;part&gt;", 40 - dresses)] {
+        assert!(section.contains(&format!("<bdi>{name}</bdi></th><td>{images}</td>")), "{section}");
+    }
+    // As `basin report` reads it.
+    let earlier: Summary = serde_json::from_slice(&run.summary.to_json()).expect("our own file");
+    assert_eq!(earlier.super_class_of(), of_class.into());
+}
+
+#[test]
+fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
+    let mut random = Random(1);
+    let noise = RgbImage::from_fn(256, 256, |_, _| Rgb([(); 3].map(|()| (256.0 * random.next()) as u8)));
+    let picture = Some(png(noise.into()));
+    let run = run_of(400, |_, record, random| Pictures {
+        target: picture.clone(),
+        transformed: picture.clone(),
+        generated: picture.clone(),
+        inverted: picture.clone(),
+        tuned: None,
+        history: Some(history(&record.seeds, random)),
+    });
+    let html = run.html();
+    assert!(html.len() < 20_000_000, "{} bytes", html.len());
+    assert_eq!(names(&html).len(), WORST + BEST);
+    assert!(html.contains("This run has 400 results. The report shows the 200 with the largest and the 50 with the"));
+    let mut losses: Vec<f64> = run.results.iter().map(|r| r.best_seed().loss).collect();
+    losses.sort_by(|a, b| b.total_cmp(a));
+    let shown: Vec<f64> = report::shown(&run.results).iter().map(|r| r.best_seed().loss).collect();
+    assert_eq!((&shown[..WORST], &shown[WORST..]), (&losses[..WORST], &losses[losses.len() - BEST..]));
+}
+
+#[test]
+fn an_unfinished_run_says_so() {
+    let mut run = run_of(2, |_, _, _| Pictures::default());
+    assert!(!run.html().contains("Unfinished"));
+    let info = RunInfo { planned: Some(64), ..run.summary.run.clone() };
+    run.summary = Summary::new(info, &run.results, &run.failures);
+    let html = run.html();
+    assert!(html.contains("Unfinished: 7 of 64 images") && html.contains(">of 64 images<"), "{html}");
+    run.summary = Summary::new(RunInfo { planned: Some(7), ..run.summary.run.clone() }, &run.results, &run.failures);
+    assert!(!run.html().contains("Unfinished"));
+}
+
+#[test]
+fn a_run_in_which_everything_failed_and_an_empty_run_are_pages_too() {
+    let mut run = run_of(0, |_, _, _| Pictures::default());
+    assert!(run.html().contains("No projection for 5 images"));
+    run.failures.clear();
+    run.summary = Summary::new(run.summary.run.clone(), &[], &[]);
+    let html = run.html();
+    assert!(html.contains("of 0 images") && html.contains(">0.0 s<") && html.ends_with("</html>\n"));
+}

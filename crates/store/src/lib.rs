@@ -1,0 +1,359 @@
+//! Objects by key.
+//!
+//! A [`Store`] is a clonable handle to a directory or to a bucket, with a prefix, opened from a URL; which of them it is
+//! changes nothing for the caller. The back-ends are private, one file each (`directory.rs`, `s3.rs`).
+//!
+//! What every back-end keeps:
+//! * An object is seen whole or not at all, and what `put` returned for is there after a crash.
+//! * [`Store::put_new`] creates a key once, whoever races for it.
+//! * No key, prefix or link leads out of the store.
+//!
+//! Limits: `get` and `put` hold an object in memory; [`Download`] and [`Upload`] hold a few pieces of it. In a directory a key
+//! cannot be both an object and the first part of another (`a` and `a/b`); several processes of one machine may share it, but
+//! nobody may rearrange its links while it is in use.
+
+#![warn(missing_docs)]
+
+mod directory;
+mod error;
+mod examine;
+mod key;
+#[cfg(feature = "s3")]
+mod multipart;
+#[cfg(feature = "s3")]
+mod s3;
+mod stream;
+mod url;
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+
+use directory::Directory;
+pub use error::{Error, ErrorKind};
+use error::{Failure, Result as BackendResult};
+pub use stream::{Download, Upload};
+
+/// Handle to a store; clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    backend: Backend,
+    /// The URL without prefix and options, and without '/' at its end.
+    base: String,
+    /// Empty, or ends with '/'.
+    prefix: String,
+    /// Options of the URL with the '?' before them, or empty.
+    options: String,
+}
+
+#[derive(Clone, Debug)]
+enum Backend {
+    Directory(Directory),
+    #[cfg(feature = "s3")]
+    S3(s3::S3),
+}
+
+/// Where the objects of runs are.
+#[derive(Clone, Debug)]
+pub enum Runs {
+    /// One run has the whole store.
+    One(Store),
+    /// Each run has `runs/<run>/` in the home of a fleet.
+    Home(Store),
+}
+
+impl Runs {
+    /// The store of a run.
+    pub fn of(&self, run: &str) -> Result<Store, Error> {
+        match self {
+            Runs::One(store) => Ok(store.clone()),
+            Runs::Home(home) => home.with_prefix(&format!("runs/{run}")),
+        }
+    }
+}
+
+/// Whether [`Store::put_new`] wrote the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum PutNew {
+    /// The object is the one given.
+    Created,
+    /// An object was there before, and stays as it was.
+    Exists,
+}
+
+/// An object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Object {
+    /// Name, to be given to [`Store::get`].
+    pub key: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Changes when the content changes: the ETag, or in a directory size and time of modification.
+    pub identity: String,
+}
+
+impl Store {
+    /// Opens the store at `url`, without touching it yet. One of
+    /// * `/data/x`, `./out`, `file:///data/x`: a directory, created by the first write (in the `file:` form `%XX` stands
+    ///   for a byte);
+    /// * `s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=eu-west-1`: a bucket, with credentials from the usual
+    ///   chain (environment, profile, web identity, machine).
+    ///
+    /// Options of a bucket, all of which may be left out: `endpoint`; `region`; `path_style=true|false`, true where an
+    /// endpoint is given and false elsewhere; `anonymous=true` to send no credentials; `checksums=when_required` for
+    /// servers that know no others than S3 requires; `sse=AES256` or `sse=aws:kms`, and for the latter `kms_key`, to have
+    /// objects encrypted by the server.
+    pub async fn open(url: &str) -> Result<Store, Error> {
+        let failed = |failure: Failure| failure.into_error("open the store", url::without_secrets(url));
+        match url::parse(url).map_err(failed)? {
+            url::Location::Directory(root) => {
+                let base = url::of_path(&root);
+                let backend = Backend::Directory(Directory::new(root));
+                Ok(Store { backend, base, prefix: String::new(), options: String::new() })
+            }
+            #[cfg(feature = "s3")]
+            url::Location::Bucket { bucket, prefix, options } => Ok(Store {
+                base: format!("s3://{bucket}"),
+                prefix,
+                options: options.to_query(),
+                backend: Backend::S3(s3::S3::new(bucket, options).await.map_err(failed)?),
+            }),
+        }
+    }
+
+    /// The same store, seen from `prefix` on: keys are relative to it.
+    pub fn with_prefix(&self, prefix: &str) -> Result<Store, Error> {
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        let full = self.full_key("open the prefix", prefix)?;
+        Ok(Store { prefix: format!("{full}/"), ..self.clone() })
+    }
+
+    /// What to show to people, and what `open` accepts. Never holds credentials.
+    pub fn url(&self) -> String {
+        format!("{}{}", self.object_url("").trim_end_matches('/'), self.options)
+    }
+
+    /// Whether objects of `other` would be seen as objects of this store.
+    pub fn contains(&self, other: &Store) -> bool {
+        other.object_url("").starts_with(&self.object_url(""))
+    }
+
+    /// Where the object would be in the file system, if this store is a directory.
+    pub fn local_path(&self, key: &str) -> Option<PathBuf> {
+        let full = self.full_key("locate", key).ok()?;
+        match &self.backend {
+            Backend::Directory(directory) => Some(directory.path(&full)),
+            #[cfg(feature = "s3")]
+            Backend::S3(_) => None,
+        }
+    }
+
+    /// Reads an object. What may be large is better read with [`Store::download`].
+    pub async fn get(&self, key: &str) -> Result<Bytes, Error> {
+        self.get_limited(key, u64::MAX).await
+    }
+
+    /// Reads an object of at most `max_bytes`; a larger one is an error of kind [`ErrorKind::TooLarge`] and is not read.
+    pub async fn get_limited(&self, key: &str, max_bytes: u64) -> Result<Bytes, Error> {
+        let doing = "read";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.get(full, max_bytes).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.get(&full, max_bytes).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Writes an object, in the place of any before it.
+    pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        let doing = "write";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.put(full, bytes.into()).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.put(&full, bytes.into()).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Writes an object unless the key is taken: of all who race for a key, one is told [`PutNew::Created`].
+    ///
+    /// `Exists` may be told to the winner too, when the answer to a first request was lost and the request repeated: who
+    /// must know reads the object and compares.
+    pub async fn put_new(&self, key: &str, bytes: impl Into<Bytes>) -> Result<PutNew, Error> {
+        let doing = "create";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.put_new(full, bytes.into()).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.put_new(&full, bytes.into()).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Whether there is an object.
+    pub async fn exists(&self, key: &str) -> Result<bool, Error> {
+        Ok(self.identity(key).await?.is_some())
+    }
+
+    /// The object's identity as a listing gives it; `None` if there is no object.
+    pub async fn identity(&self, key: &str) -> Result<Option<String>, Error> {
+        let doing = "look for";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.identity(full).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.identity(&full).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Deletes an object; it is no error if there is none.
+    pub async fn delete(&self, key: &str) -> Result<(), Error> {
+        let doing = "delete";
+        let full = self.full_key(doing, key)?;
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.delete(full).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.delete(&full).await,
+        };
+        self.explain(doing, key, result)
+    }
+
+    /// Lists the objects whose keys start with `prefix` (which may end within a name), sorted by key (its bytes).
+    ///
+    /// A bucket or directory that is not there is an error; a prefix that no object has is not.
+    pub fn list(&self, prefix: &str) -> Result<Lister, Error> {
+        key::check_prefix(prefix).map_err(|f| f.into_error("list", self.object_url(prefix)))?;
+        let full = format!("{}{prefix}", self.prefix);
+        let walk = match &self.backend {
+            Backend::Directory(directory) => Walk::Directory(directory.walk(full)),
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => Walk::S3(bucket.walk(full)),
+        };
+        Ok(Lister { store: self.clone(), prefix: prefix.to_owned(), walk, page_size: MAX_PAGE, skipped: Vec::new() })
+    }
+
+    /// Writes and removes a small object, so that a store that cannot be written is found before the work and not after.
+    /// Creates the directory if there is none.
+    pub async fn check_writable(&self) -> Result<(), Error> {
+        let result = match &self.backend {
+            Backend::Directory(directory) => directory.check_writable(self.prefix.clone()).await,
+            #[cfg(feature = "s3")]
+            Backend::S3(bucket) => bucket.check_writable(&self.prefix).await,
+        };
+        self.explain("write to", "", result)
+    }
+
+    fn full_key(&self, doing: &'static str, key: &str) -> Result<String, Error> {
+        let full = format!("{}{key}", self.prefix);
+        match key::check(key).and_then(|()| key::check(&full)) {
+            Ok(()) => Ok(full),
+            Err(failure) => Err(failure.into_error(doing, self.object_url(key))),
+        }
+    }
+
+    fn object_url(&self, key: &str) -> String {
+        format!("{}/{}{key}", self.base, self.prefix)
+    }
+
+    fn explain<T>(&self, doing: &'static str, key: &str, result: BackendResult<T>) -> Result<T, Error> {
+        result.map_err(|failure| failure.into_error(doing, self.object_url(key)))
+    }
+}
+
+/// Most objects in a page; what S3 gives at a time.
+const MAX_PAGE: usize = 1000;
+
+/// Lists objects page by page. Made by [`Store::list`].
+#[derive(Debug)]
+pub struct Lister {
+    store: Store,
+    prefix: String,
+    walk: Walk,
+    page_size: usize,
+    skipped: Vec<Skipped>,
+}
+
+#[derive(Debug)]
+enum Walk {
+    Directory(directory::Walk),
+    #[cfg(feature = "s3")]
+    S3(s3::Walk),
+}
+
+/// What a back-end found next.
+struct Page {
+    /// With full keys.
+    objects: Vec<Object>,
+    /// Things that are no objects of ours.
+    skipped: Vec<Skipped>,
+    last: bool,
+}
+
+impl Lister {
+    /// Gives pages of at most `objects`, instead of 1000.
+    pub fn with_page_size(self, objects: usize) -> Lister {
+        Lister { page_size: objects.clamp(1, MAX_PAGE), ..self }
+    }
+
+    /// The next page, never an empty one; `None` after the last. Do not go on after an error.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<Object>>, Error> {
+        loop {
+            let page = match &mut self.walk {
+                Walk::Directory(walk) => walk.page(self.page_size).await,
+                #[cfg(feature = "s3")]
+                Walk::S3(walk) => walk.page(self.page_size).await,
+            };
+            let Page { objects, skipped, last } = self.store.explain("list", &self.prefix, page)?;
+            self.skipped.extend(skipped);
+            let mut ours = Vec::with_capacity(objects.len());
+            for object in objects {
+                match self.as_ours(&object.key) {
+                    Some(key) => ours.push(Object { key, ..object }),
+                    None => self.skipped.push(Skipped { name: object.key, why: "its name cannot be a key" }),
+                }
+            }
+            let objects = ours;
+            if !objects.is_empty() {
+                return Ok(Some(objects));
+            }
+            if last {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// `key` relative to the store, if it is a key of ours.
+    fn as_ours(&self, key: &str) -> Option<String> {
+        let key = key.strip_prefix(&self.store.prefix)?;
+        key::check(key).ok()?;
+        Some(key.to_owned())
+    }
+
+    /// All objects at once.
+    pub async fn all(mut self) -> Result<Vec<Object>, Error> {
+        let mut all = Vec::new();
+        while let Some(page) = self.next_page().await? {
+            all.extend(page);
+        }
+        Ok(all)
+    }
+
+    /// What was passed over so far because it cannot be an object: names that are no keys, links to directories or out of the
+    /// store, devices, folders that may not be read.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
+    }
+}
+
+/// Something that a listing passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its name, as far as it can be written.
+    pub name: String,
+    /// What is wrong with it, for people.
+    pub why: &'static str,
+}

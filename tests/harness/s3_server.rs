@@ -1,0 +1,347 @@
+//! An S3 server in this process: the protocol from s3s, on a free port of the loopback, and one bucket named `bucket` in
+//! memory.
+//!
+//! Not s3s-fs, whose bucket is a directory: two racing `If-None-Match: *` both win, asking for a part of a key answers
+//! 500, listings have no ETag, and uploads cannot be listed.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use futures_util::stream;
+use hyper::body::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use s3s::auth::SimpleAuth;
+use s3s::dto::*;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
+use store::Store;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+const BUCKET: &str = "bucket";
+
+/// Whom the server lets in.
+pub enum Auth {
+    Anonymous,
+    /// Access key and secret key.
+    Keys(&'static str, &'static str),
+}
+
+/// Runs until dropped.
+pub struct Server {
+    address: String,
+    accepting: JoinHandle<()>,
+    memory: Memory,
+}
+
+impl Server {
+    pub async fn start(auth: Auth) -> Server {
+        let memory = Memory::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        Server { address, accepting: tokio::spawn(accept(listener, service(auth, memory.clone()))), memory }
+    }
+
+    /// A server as some are: it looks whether a key is taken, and writes later.
+    pub async fn start_racy() -> Server {
+        let server = Server::start(Auth::Anonymous).await;
+        server.state().racy = true;
+        server
+    }
+
+    /// What the server holds, and how it behaves.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.memory.state()
+    }
+
+    /// A store on this server, which lets everybody in.
+    pub async fn store(&self, options: &str) -> Store {
+        Store::open(&self.url("bucket/some/prefix", &format!("anonymous=true&{options}"))).await.unwrap()
+    }
+
+    /// URL of a store on this server; `options` are joined with '&'.
+    pub fn url(&self, place: &str, options: &str) -> String {
+        format!("s3://{place}?endpoint=http://{}&{options}", self.address)
+    }
+}
+
+/// An empty bucket that waits for requests, for a server that does something of its own with them.
+pub fn bucket() -> S3Service {
+    service(Auth::Anonymous, Memory::default())
+}
+
+fn service(auth: Auth, memory: Memory) -> S3Service {
+    let mut builder = S3ServiceBuilder::new(memory);
+    if let Auth::Keys(access, secret) = auth {
+        builder.set_auth(SimpleAuth::from_single(access, secret));
+    }
+    builder.build()
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, service: S3Service) {
+    loop {
+        let (socket, _) = listener.accept().await.unwrap();
+        let service = service.clone();
+        tokio::spawn(async move {
+            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
+        });
+    }
+}
+
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<State>>);
+
+#[derive(Default)]
+pub struct State {
+    objects: BTreeMap<String, Stored>,
+    /// By key and name, as they are listed.
+    pub uploads: BTreeMap<(String, String), Upload>,
+    /// How many there ever were.
+    begun: usize,
+    /// It looks whether a key is taken, and writes later.
+    racy: bool,
+    /// So many of the next answers to reads break off half-way.
+    pub broken_reads: usize,
+    /// It takes no part after the first.
+    pub full: bool,
+    /// Of each write and each upload that began: how it is to be encrypted, and with which key.
+    pub encryption: Vec<(String, String)>,
+    /// Of each part: its checksum.
+    pub checksums: Vec<Option<String>>,
+}
+
+struct Stored {
+    content: Bytes,
+    e_tag: ETag,
+}
+
+pub struct Upload {
+    began: SystemTime,
+    parts: BTreeMap<i32, Bytes>,
+}
+
+impl State {
+    fn insert(&mut self, key: String, content: Bytes) -> Option<ETag> {
+        let mut hasher = DefaultHasher::new();
+        content.hash(&mut hasher);
+        let e_tag = ETag::Strong(format!("{:016x}", hasher.finish()));
+        self.objects.insert(key, Stored { content, e_tag: e_tag.clone() });
+        Some(e_tag)
+    }
+
+    fn encrypt(&mut self, how: Option<ServerSideEncryption>, key: Option<String>) {
+        self.encryption.push((how.map_or_else(String::new, |how| how.as_str().to_owned()), key.unwrap_or_default()));
+    }
+}
+
+impl Memory {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+fn check_bucket(bucket: &str) -> S3Result<()> {
+    if bucket == BUCKET { Ok(()) } else { Err(s3_error!(NoSuchBucket)) }
+}
+
+async fn whole(body: Option<StreamingBlob>) -> S3Result<Bytes> {
+    let mut body = body.map_or_else(Body::empty, Body::from);
+    body.store_all_limited(usize::MAX).await.map_err(|_| s3_error!(IncompleteBody))
+}
+
+/// Half of what it should be.
+fn broken(content: &Bytes) -> StreamingBlob {
+    let half = content.slice(..content.len() / 2);
+    StreamingBlob::wrap(stream::iter([Ok(half), Err(std::io::Error::other("the connection breaks"))]))
+}
+
+#[async_trait::async_trait]
+impl S3 for Memory {
+    async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let content = whole(input.body).await?;
+        let new = input.if_none_match.is_some();
+        self.state().encrypt(input.server_side_encryption, input.ssekms_key_id);
+        if new && self.state().racy {
+            let taken = self.state().objects.contains_key(&input.key);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if taken {
+                return Err(s3_error!(PreconditionFailed));
+            }
+            let e_tag = self.state().insert(input.key, content);
+            return Ok(S3Response::new(PutObjectOutput { e_tag, ..Default::default() }));
+        }
+        let mut state = self.state();
+        if new && state.objects.contains_key(&input.key) {
+            return Err(s3_error!(PreconditionFailed));
+        }
+        let e_tag = state.insert(input.key, content);
+        Ok(S3Response::new(PutObjectOutput { e_tag, ..Default::default() }))
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let mut state = self.state();
+        state.encrypt(input.server_side_encryption, input.ssekms_key_id);
+        state.begun += 1;
+        let id = format!("upload-{}", state.begun);
+        state.uploads.insert((input.key, id.clone()), Upload { began: SystemTime::now(), parts: BTreeMap::new() });
+        Ok(S3Response::new(CreateMultipartUploadOutput { upload_id: Some(id), ..Default::default() }))
+    }
+
+    async fn upload_part(&self, request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let content = whole(input.body).await?;
+        let mut state = self.state();
+        if state.full && input.part_number > 1 {
+            return Err(s3_error!(AccessDenied));
+        }
+        state.checksums.push(input.checksum_crc32.clone());
+        let upload = state.uploads.get_mut(&(input.key, input.upload_id)).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.parts.insert(input.part_number, content);
+        let e_tag = Some(ETag::Strong(input.part_number.to_string()));
+        Ok(S3Response::new(UploadPartOutput { e_tag, checksum_crc32: input.checksum_crc32, ..Default::default() }))
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let name = (input.key, input.upload_id);
+        let mut state = self.state();
+        let upload = state.uploads.get(&name).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
+        if !named.iter().filter_map(|part| part.part_number).eq(upload.parts.keys().copied()) {
+            return Err(s3_error!(InvalidPart));
+        }
+        if upload.parts.values().rev().skip(1).any(|part| part.len() < 5 << 20) {
+            return Err(s3_error!(EntityTooSmall));
+        }
+        let content = upload.parts.values().cloned().collect::<Vec<_>>().concat();
+        state.uploads.remove(&name);
+        let e_tag = state.insert(name.0, content.into());
+        Ok(S3Response::new(CompleteMultipartUploadOutput { e_tag, ..Default::default() }))
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        self.state().uploads.remove(&(input.key, input.upload_id)).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        Ok(S3Response::new(AbortMultipartUploadOutput::default()))
+    }
+
+    /// Pages of two.
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let prefix = input.prefix.unwrap_or_default();
+        let after = input.key_marker.map(|key| (key, input.upload_id_marker.unwrap_or_default()));
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let state = self.state();
+        let mut rest = state.uploads.range((start, Bound::Unbounded)).filter(|((key, _), _)| key.starts_with(&prefix));
+        let page: Vec<_> = rest.by_ref().take(2).collect();
+        let is_truncated = rest.next().is_some();
+        let (next_key_marker, next_upload_id_marker) = page.last().map(|(name, _)| (*name).clone()).unzip();
+        let uploads = page.into_iter().map(|((key, id), upload)| MultipartUpload {
+            key: Some(key.clone()),
+            upload_id: Some(id.clone()),
+            initiated: Some(upload.began.into()),
+            ..Default::default()
+        });
+        Ok(S3Response::new(ListMultipartUploadsOutput {
+            uploads: Some(uploads.collect()),
+            is_truncated: Some(is_truncated),
+            next_key_marker,
+            next_upload_id_marker,
+            ..Default::default()
+        }))
+    }
+
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let mut state = self.state();
+        let Stored { content, e_tag } = state.objects.get(&input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        if input.if_match.is_some_and(|condition| condition.as_etag() != Some(e_tag)) {
+            return Err(s3_error!(PreconditionFailed));
+        }
+        // As some servers do: of the whole object, whatever is asked for.
+        let checksum_crc32 = input.checksum_mode.and(input.range).map(|_| "AAAAAA==".to_owned());
+        let range = input.range.map(|range| range.check(content.len() as u64)).transpose()?;
+        let content_range = range.as_ref().map(|r| format!("bytes {}-{}/{}", r.start, r.end - 1, content.len()));
+        let content = range.map_or_else(|| content.clone(), |r| content.slice(r.start as usize..r.end as usize));
+        let (content_length, e_tag) = (Some(content.len() as i64), Some(e_tag.clone()));
+        let body = if state.broken_reads > 0 { broken(&content) } else { Body::from(content).into() };
+        state.broken_reads = state.broken_reads.saturating_sub(1);
+        let body = Some(body);
+        Ok(S3Response::new(GetObjectOutput { body, content_length, content_range, e_tag, checksum_crc32, ..Default::default() }))
+    }
+
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        check_bucket(&request.input.bucket)?;
+        let state = self.state();
+        let object = state.objects.get(&request.input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        let (content_length, e_tag) = (Some(object.content.len() as i64), Some(object.e_tag.clone()));
+        Ok(S3Response::new(HeadObjectOutput { content_length, e_tag, ..Default::default() }))
+    }
+
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        check_bucket(&request.input.bucket)?;
+        self.state().objects.remove(&request.input.key);
+        Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let input = request.input;
+        check_bucket(&input.bucket)?;
+        let prefix = input.prefix.unwrap_or_default();
+        let size = usize::try_from(input.max_keys.unwrap_or(1000)).map_err(|_| s3_error!(InvalidArgument))?;
+        // The token is the last key of the page before.
+        let start = input.continuation_token.map_or(Bound::Included(prefix.clone()), Bound::Excluded);
+        let state = self.state();
+        let mut rest = state.objects.range((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&prefix));
+        let contents: Vec<Object> = rest
+            .by_ref()
+            .take(size)
+            .map(|(key, object)| Object {
+                key: Some(key.clone()),
+                size: Some(object.content.len() as i64),
+                e_tag: Some(object.e_tag.clone()),
+                last_modified: Some(SystemTime::now().into()),
+                ..Default::default()
+            })
+            .collect();
+        let is_truncated = rest.next().is_some();
+        let last = contents.last().and_then(|object| object.key.clone());
+        Ok(S3Response::new(ListObjectsV2Output {
+            contents: Some(contents),
+            is_truncated: Some(is_truncated),
+            next_continuation_token: last.filter(|_| is_truncated),
+            ..Default::default()
+        }))
+    }
+}

@@ -1,0 +1,5 @@
+//! The product through its front door: its programs on real images with the bundled model, and fleets with a real broker.
+
+mod fleet;
+mod project;
+mod steer;

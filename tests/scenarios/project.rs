@@ -1,0 +1,592 @@
+//! The whole product through its front door: `basin project` on real images with the bundled model.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use engine::edit::{EditRequest, Projected};
+use harness::{files, program, root, signal, wait_for};
+use proto::{FineTune, FineTuned, LastDescent, LatentSearch, Params, ResultRecord, Told, TransformSearch};
+use store::Store;
+
+mod models;
+mod study;
+
+/// A data set and a place for results, in a temporary folder.
+struct Scene {
+    dir: tempfile::TempDir,
+    params: Params,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let paper = Params::paper();
+        let transform = paper.transform.clone().map(|t| TransformSearch { generations: 2, steps: 2, ..t });
+        let latent = LatentSearch::BasinCma {
+            generations: 2,
+            steps: 2,
+            final_steps: 4,
+            told: Told::Refined,
+            sigma: 1.0,
+            last: LastDescent::Fresh,
+        };
+        let params = Params { profile: "test".into(), transform, latent, seeds: 4, ..paper };
+        let scene = Scene { dir: tempfile::tempdir().expect("a temporary folder"), params };
+        fs::create_dir(scene.path("data")).expect("writable");
+        scene
+    }
+
+    /// A schedule that takes long enough to be interrupted.
+    fn long(mut self) -> Scene {
+        self.params.latent = LatentSearch::BasinCma {
+            generations: 40,
+            steps: 6,
+            final_steps: 60,
+            told: Told::Refined,
+            sigma: 1.0,
+            last: LastDescent::Fresh,
+        };
+        self
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `n` sample images in class folders.
+    fn with_samples(self, n: usize) -> Scene {
+        for (i, class) in ["Bag", "Coat", "Sandal"].into_iter().cycle().take(n).enumerate() {
+            let from = format!("samples/images/{}_{:02}_centred.png", class.to_lowercase(), i / 3);
+            fs::create_dir_all(self.path("data").join(class)).expect("writable");
+            fs::copy(root().join(&from), self.path("data").join(class).join(format!("{i}.png"))).expect(&from);
+        }
+        self
+    }
+
+    fn file(self, name: &str, bytes: impl AsRef<[u8]>) -> Scene {
+        let path = self.path("data").join(name);
+        fs::create_dir_all(path.parent().expect("has a parent")).expect("writable");
+        fs::write(path, bytes).expect("writable");
+        self
+    }
+
+    fn command(&self, out: &str, more: &[&str]) -> Command {
+        let params = self.path("params.json");
+        fs::write(&params, self.params.to_json()).expect("writable");
+        let mut command = Command::new(program("basin"));
+        command.arg("project").arg(self.path("data")).arg("--out").arg(self.path(out));
+        if !more.contains(&"--model") {
+            command.arg("--model").arg(root().join("models/fashion32"));
+        }
+        command.arg("--params").arg(params).args(more);
+        if !more.contains(&"--devices") {
+            command.args(["--devices", "cpu"]);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, out: &str, more: &[&str]) -> Output {
+        self.command(out, more).output().expect("basin starts")
+    }
+
+    /// Runs, expecting an exit code; returns what was printed.
+    fn expect(&self, code: i32, out: &str, more: &[&str]) -> String {
+        let output = self.run(out, more);
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        text
+    }
+
+    /// Losses of all seeds, by image.
+    fn losses(&self, out: &str) -> BTreeMap<String, Vec<f64>> {
+        let mut found = BTreeMap::new();
+        for path in files(&self.path(out).join("images")) {
+            if path.ends_with("result.json") {
+                let record: ResultRecord = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("a record");
+                found.insert(record.image.clone(), record.seeds.iter().map(|s| s.loss).collect());
+            }
+        }
+        found
+    }
+}
+
+#[test]
+fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
+    let scene = Scene::new().with_samples(2);
+    let text = scene.expect(0, "out", &[]);
+    assert!(text.contains("2 images: 2 succeeded, 0 failed"), "{text}");
+    for image in ["Bag/0.png", "Coat/1.png"] {
+        for file in [
+            "result.json",
+            "projection.safetensors",
+            "target.png",
+            "transformed.png",
+            "generated.png",
+            "inverted.png",
+            "history.json",
+        ] {
+            let found = files(&scene.path("out/images").join(image));
+            assert_eq!(found.iter().filter(|path| path.ends_with(file)).count(), 1, "{image} has no single {file}");
+        }
+    }
+    for file in ["run.json", "results.csv", "results.parquet", "summary.json", "report.html", "manifest.json", "objects.jsonl.gz"]
+    {
+        assert!(scene.path("out").join(file).is_file(), "no {file}");
+    }
+    for folder in ["out/checkpoints", "out/attempts"] {
+        assert_eq!(files(&scene.path(folder)), Vec::<PathBuf>::new());
+    }
+    let before = scene.losses("out");
+    let text = scene.expect(0, "out", &[]);
+    assert!(text.contains("nothing is left to project"), "{text}");
+    assert_eq!(scene.losses("out"), before);
+}
+
+/// What an example of the documentation prints.
+fn python_example(scene: &Scene, name: &str, argument: &str) -> String {
+    let docs =
+        ["docs/results.md", "docs/editing.md"].map(|file| fs::read_to_string(root().join(file)).expect("readable")).concat();
+    let example = docs.split(&format!("```python {name}\n")).nth(1).and_then(|t| t.split("```").next()).expect("the example");
+    fs::write(scene.path("example.py"), example).expect("writable");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let python = target.join("docs-python/bin/python");
+    assert!(python.exists(), "no {}: run infra/docs-python.sh (make test does)", python.display());
+    let output = Command::new(python).arg(scene.path("example.py")).arg(scene.path(argument)).output().expect("Python starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_python_examples_of_the_documentation_read_a_run_and_an_export() {
+    let scene = Scene::new().with_samples(2);
+    scene.expect(0, "out", &[]);
+    let text = python_example(&scene, "results-example", "out");
+    assert!(text.starts_with("2 of 2 succeeded") && text.contains("Bag/0.png (64,)"), "{text}");
+    let mut export = Command::new(program("basin"));
+    export.arg("export").arg(scene.path("out")).arg("--out").arg(scene.path("export"));
+    assert!(export.stdout(Stdio::null()).status().expect("basin starts").success());
+    let text = python_example(&scene, "export-example", "export/shard-000000.tar");
+    assert!(text.starts_with("Bag/0.json Bag/0.png loss ") && text.contains("Coat/1.json Coat/1.png loss "), "{text}");
+}
+
+#[test]
+fn devices_and_batches_do_not_change_the_answer_and_the_seed_does() {
+    let scene = Scene::new().with_samples(3);
+    scene.expect(0, "one", &["--batch-images", "1"]);
+    scene.expect(0, "two", &["--batch-images", "3", "--devices", "cpu,cpu,cpu"]);
+    scene.expect(0, "three", &["--batch-images", "3", "--seed", "1"]);
+    assert_eq!(scene.losses("one"), scene.losses("two"));
+    assert_ne!(scene.losses("one"), scene.losses("three"));
+}
+
+#[test]
+fn bad_images_become_failures_with_reasons_and_the_good_ones_are_projected() {
+    let png = fs::read(root().join("samples/images/bag_00_centred.png")).expect("sample");
+    let mut huge = png.clone();
+    huge[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
+    let jpeg = {
+        let mut bytes = Vec::new();
+        let image = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, 90]));
+        image.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Jpeg).expect("encodes");
+        bytes
+    };
+    let scene = Scene::new()
+        .with_samples(1)
+        .file("Bag/good.jpg", &jpeg)
+        .file("Bag/empty.png", [])
+        .file("Bag/cut.jpg", &jpeg[..jpeg.len() / 2])
+        .file("Bag/huge.png", &huge)
+        .file("Bag/animation.png", b"GIF89a\x01\x00\x01\x00\x80\x00\x00")
+        .file("Bag/text.png", "not an image")
+        .file("Umbrella/unknown.png", &png);
+    let text = scene.expect(2, "out", &[]);
+    assert!(text.contains("8 images: 2 succeeded, 6 failed"), "{text}");
+    for (name, reason) in [
+        ("Bag/empty.png", "bad_image"),
+        ("Bag/cut.jpg", "bad_image"),
+        ("Bag/huge.png", "30000 x 30000"),
+        ("Bag/animation.png", "GIF"),
+        ("Bag/text.png", "bad_image"),
+        ("Umbrella/unknown.png", "unknown_class"),
+    ] {
+        let line = text.lines().find(|l| l.contains(name)).unwrap_or_else(|| panic!("{name} is not listed in {text}"));
+        assert!(line.contains(reason), "{line}");
+        assert!(scene.path("out/images").join(name).join("failure.json").is_file());
+    }
+    let csv = fs::read_to_string(scene.path("out/results.csv")).expect("readable");
+    let rows = csv.lines().filter(|l| l.starts_with("Bag/") || l.starts_with("Umbrella/")).count();
+    assert_eq!(rows, 8, "{csv}");
+    // A mended image is projected when that is asked for, and only then.
+    fs::write(scene.path("data/Bag/empty.png"), &png).expect("writable");
+    assert!(scene.expect(2, "out", &[]).contains("2 succeeded, 6 failed"));
+    assert!(scene.expect(2, "out", &["--retry-failed"]).contains("3 succeeded, 5 failed"));
+}
+
+#[test]
+fn coco_annotations_with_bad_entries_lose_only_those() {
+    let png = fs::read(root().join("samples/images/bag_00_centred.png")).expect("sample");
+    let coco = r#"{"images": [
+        {"id": 1, "file_name": "a.png", "width": 32, "height": 32}, {"id": 2, "file_name": "b.png", "width": 32, "height": 32},
+        {"id": 3, "file_name": "../c.png", "width": 32, "height": 32}, {"id": 4, "file_name": "d.png", "width": 32, "height": 32},
+        {"id": 5, "file_name": "e.png", "width": 32, "height": 32}],
+        "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0},
+        {"id": 2, "image_id": 2, "category_id": 1, "bbox": [4, 4, 0, 20], "iscrowd": 0},
+        {"id": 3, "image_id": 3, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0},
+        {"id": 4, "image_id": 4, "category_id": 9, "bbox": [4, 4, 20, 20], "iscrowd": 0},
+        {"id": 5, "image_id": 5, "category_id": 1, "bbox": [40, 4, 20, 20], "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "Bag"}]}"#;
+    let mut scene = Scene::new().file("annotations.json", coco);
+    for name in ["a.png", "b.png", "d.png", "e.png"] {
+        scene = scene.file(name, &png);
+    }
+    let text = scene.expect(2, "out", &[]);
+    assert!(text.contains("5 images: 1 succeeded, 4 failed"), "{text}");
+    for reason in ["bad_box", "bad_name"] {
+        assert!(text.contains(reason), "{text}");
+    }
+    assert!(!scene.path("c.png").exists() && files(&scene.path("out")).iter().all(|p| p.starts_with(scene.path("out"))));
+}
+
+#[test]
+fn an_interrupted_run_saves_and_goes_on_to_the_same_answer() {
+    let scene = Scene::new().with_samples(2).long();
+    scene.expect(0, "undisturbed", &[]);
+    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
+    wait_for("the first checkpoints", 120, || files(&scene.path("out/checkpoints")).len() >= 2);
+    signal(child.id(), "INT");
+    let code = child.wait().expect("ends").code();
+    assert_eq!(code, Some(130), "interrupted before the end");
+    assert_eq!(files(&scene.path("out/checkpoints")).len(), 2, "both images were saved");
+    assert_eq!(scene.losses("out").len(), 0);
+    scene.expect(0, "out", &[]);
+    assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
+    assert_eq!(files(&scene.path("out/checkpoints")), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_run_can_be_watched_in_a_browser_while_it_goes_on() {
+    // One result is there from before.
+    let scene = Scene::new().with_samples(1);
+    scene.expect(0, "out", &[]);
+    let scene = scene.with_samples(3);
+    fs::write(scene.path("data/Bag/empty.png"), "").expect("writable");
+    let mut child = scene.command("out", &["--batch-images", "1", "--watch", "127.0.0.1:0"]).spawn().expect("basin starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("text"));
+    let address = lines.find_map(|line| line.split_once("dashboard: http://").map(|(_, address)| address.to_owned()));
+    let address = address.expect("it says where");
+    let get = |path: &str| {
+        let mut socket = TcpStream::connect(&address).ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).ok()?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).ok()?;
+        Some(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let page = get("/").expect("the page");
+    assert!(page.contains("/runs/out") && page.contains("of <span data-f=\"images\">4</span>"), "{page}");
+    let earlier = get("/v1/runs/out/images").expect("the images");
+    assert!(earlier.contains("Bag/0.png"), "{earlier}");
+    let picture = get("/runs/out/picture?key=Bag/0.png&item=generated").expect("the picture");
+    assert!(picture.contains("image/png"), "{picture}");
+    assert!(lines.count() > 0);
+    assert_eq!(child.wait().expect("our child").code(), Some(2), "the empty image failed");
+}
+
+#[test]
+fn a_killed_run_goes_on_from_its_checkpoints_to_the_same_answer() {
+    let scene = Scene::new().with_samples(2).long();
+    scene.expect(0, "undisturbed", &[]);
+    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
+    wait_for("checkpoints", 120, || files(&scene.path("out/checkpoints")).len() >= 2);
+    signal(child.id(), "KILL");
+    child.wait().expect("ends");
+    // A checkpoint that the kill or a disk damaged costs work, not the answer.
+    let damaged = files(&scene.path("out/checkpoints")).remove(0);
+    let mut bytes = fs::read(&damaged).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&damaged, bytes).expect("writable");
+    scene.expect(0, "out", &[]);
+    assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_the_name_of_the_culprit() {
+    let scene = Scene::new().with_samples(1);
+    let missing = scene.expect(1, "out", &["--model", "/nowhere"]);
+    assert!(missing.contains("/nowhere/model.json"), "{missing}");
+
+    let model = scene.path("model");
+    fs::create_dir(&model).expect("writable");
+    for file in files(&root().join("models/fashion32")) {
+        fs::copy(&file, model.join(file.file_name().expect("a file"))).expect("copies");
+    }
+    let weights = model.join("generator.safetensors");
+    let mut bytes = fs::read(&weights).expect("readable");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&weights, bytes).expect("writable");
+    let damaged = scene.expect(1, "out", &["--model", model.to_str().expect("UTF-8")]);
+    assert!(damaged.contains("generator.safetensors") && damaged.contains("SHA-256"), "{damaged}");
+
+    fs::write(scene.path("file"), "").expect("writable");
+    let unwritable = scene.expect(1, "file/out", &[]);
+    assert!(unwritable.contains("file/out"), "{unwritable}");
+
+    let device = scene.run("out", &["--seed", "0", "--devices", "gpu"]);
+    assert!(!device.status.success());
+
+    scene.expect(0, "done", &[]);
+    let other = scene.expect(1, "done", &["--seed", "5"]);
+    assert!(other.contains("another seed") && other.contains("--out"), "{other}");
+
+    let empty = Scene::new();
+    let text = empty.expect(1, "out", &[]);
+    assert!(text.contains("data"), "{text}");
+}
+
+#[test]
+fn a_store_that_refuses_a_result_ends_the_run_with_an_error() {
+    let scene = Scene::new().with_samples(2);
+    // Where the folder of the first image's class must be, there is a file.
+    fs::create_dir_all(scene.path("out/images")).expect("writable");
+    fs::write(scene.path("out/images/Bag"), "in the way").expect("writable");
+    let mut child = scene.command("out", &[]).spawn().expect("basin starts");
+    wait_for("the end", 120, || child.try_wait().expect("can be asked").is_some());
+    let output = child.wait_with_output().expect("has ended");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("images/Bag/"), "{text}");
+}
+
+/// A run of two bags and coats whose generator was fitted to each.
+fn tuned_run() -> Scene {
+    let mut scene = Scene::new().with_samples(2);
+    scene.params.fine_tune = Some(FineTune { steps: 30, lr: 1e-3, ..FineTune::default() });
+    scene.expect(0, "out", &[]);
+    scene
+}
+
+fn basin(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(program("basin")).args(arguments).output().expect("basin starts");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), text)
+}
+
+fn edit(scene: &Scene, image: &str, more: &[&str]) -> (Option<i32>, String) {
+    let (out, model) = (scene.path("out"), root().join("models/fashion32"));
+    let run = ["edit", out.to_str().expect("text"), image, "--model", model.to_str().expect("text")];
+    basin(&run.into_iter().chain(more.iter().copied()).collect::<Vec<_>>())
+}
+
+fn read_record(scene: &Scene, image: &str) -> (ResultRecord, PathBuf) {
+    let place = scene.path("out/images").join(image);
+    let record: ResultRecord =
+        serde_json::from_slice(&fs::read(place.join("result.json")).expect("it is there")).expect("a record");
+    let objects = place.join(format!("attempt-{}", record.attempt));
+    (record, objects)
+}
+
+#[test]
+fn a_generator_is_fitted_to_each_image_and_its_edits_are_blended_back() {
+    let scene = tuned_run();
+    let (record, objects) = read_record(&scene, "Bag/0.png");
+    let Some(FineTuned::Kept { steps: 30, distances, lpips, psnr, codes }) = &record.fine_tuned else {
+        panic!("{:?}", record.fine_tuned)
+    };
+    assert!(distances.loss < record.best_seed().loss && lpips.1 < lpips.0 && psnr.is_some_and(|psnr| psnr >= 45.0), "{record:?}");
+    assert!(!codes.is_empty());
+    let (code, text) = basin(&["verify", scene.path("out").to_str().expect("text"), "--deep"]);
+    assert_eq!(code, Some(0), "{text}");
+
+    let delta = objects.join("delta.safetensors.zst");
+    let printed = python_example(&scene, "delta-example", delta.to_str().expect("text"));
+    assert!(printed.contains("gen_z.weight (4096, 128)") && printed.contains("z (64,) of model"), "{printed}");
+
+    let model = engine::load(&root().join("models/fashion32")).expect("bundled");
+    let directions = engine::edit::directions(&model);
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let results = runtime.block_on(Store::open(scene.path("out").to_str().expect("text"))).expect("there");
+    let projected = runtime.block_on(Projected::read(&results, "Bag/0.png", &model)).expect("a result");
+    let edit = |request: EditRequest| projected.edit(&model, &directions, &request).expect("it can be done");
+    let stored =
+        |file: &str| engine::codec::decode(&fs::read(objects.join(file)).expect("there"), None, 32).expect("a PNG").pixels;
+    let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    // A PNG has steps of 1/127.5.
+    let (tuned, untuned) = (edit(EditRequest::default()), edit(EditRequest { fine_tuned: false, ..EditRequest::default() }));
+    assert!(apart(&tuned.inverted, &stored("tuned.png")) < 0.005, "nothing changed: the stored picture");
+    assert!(apart(&untuned.inverted, &stored("inverted.png")) < 0.005);
+    assert!(apart(&untuned.generated, &stored("generated.png")) < 0.005);
+    assert!(apart(&tuned.inverted, &untuned.inverted) > 0.05);
+    let coat = edit(EditRequest { class: Some("Coat".into()), ..EditRequest::default() });
+    assert!(apart(&coat.generated, &tuned.generated) > 0.2);
+    let moved = edit(EditRequest { moves: [("pc1".to_owned(), 3.0)].into(), ..EditRequest::default() });
+    assert!(apart(&moved.generated, &tuned.generated) > 0.05);
+
+    // Outside of the box the blended picture is the target.
+    let bbox = record.target_bbox;
+    let inside = |i: usize| {
+        let (x, y) = ((i % 32) as f64, (i % 1024 / 32) as f64);
+        bbox.is_none_or(|b| x >= b.x - 1.0 && x <= b.x + b.width + 1.0 && y >= b.y - 1.0 && y <= b.y + b.height + 1.0)
+    };
+    assert!((0..3 * 1024).all(|i| inside(i) || coat.blended[i] == projected.target[i]));
+    assert!(apart(&coat.blended, &projected.target) > 0.2);
+}
+
+#[test]
+fn edits_are_written_as_sheets_and_films() {
+    let scene = tuned_run();
+    let file = |name: &str| scene.path(name).to_str().expect("text").to_owned();
+    let (sheet, gif, webp) = (file("sheet.png"), file("sweep.gif"), file("sweep.webp"));
+    let more = ["--class", "all", "--move", "pc1=1", "--sweep", "4", "--out", &sheet, "--out", &gif, "--out", &webp];
+    let (code, text) = edit(&scene, "Coat/1.png", &more);
+    assert_eq!(code, Some(0), "{text}");
+    assert!([&sheet, &gif, &webp].iter().all(|file| text.contains(*file)), "{text}");
+    let sheet = image::open(sheet).expect("a PNG");
+    assert!(
+        sheet.width() > 6 * 100 && sheet.height() > 10 * 100,
+        "six pictures in ten rows: {} x {}",
+        sheet.width(),
+        sheet.height()
+    );
+    let bytes = fs::read(gif).expect("there");
+    let decoder = image::codecs::gif::GifDecoder::new(std::io::Cursor::new(bytes)).expect("a GIF");
+    let frames = image::AnimationDecoder::into_frames(decoder).collect_frames().expect("whole");
+    assert_eq!(frames.len(), 10 * 4 * 2, "each class there and back");
+    assert!(fs::read(webp).expect("there").starts_with(b"RIFF"));
+}
+
+#[test]
+fn an_edit_that_cannot_be_is_refused_with_what_there_is() {
+    let scene = tuned_run();
+    let refused = |image: &str, more: &[&str], word: &str| {
+        let (code, text) = edit(&scene, image, more);
+        assert!(code == Some(1) && text.contains(word), "{image} {more:?}: {text}");
+    };
+    refused("Bag/0.png", &["--class", "Dog"], "T-shirt/top");
+    refused("Bag/0.png", &["--move", "sideways=1"], "pc16");
+    refused("Bag/0.png", &["--class", "Bag", "--strength", "NaN"], "strength");
+    refused("Bag/0.png", &["--class", "Bag", "--out", "x.bmp"], "bmp");
+    refused("Bag/0.png", &[], "--class NAME");
+    refused("Bag/9.png", &["--class", "Coat"], "no result");
+    refused("../../Bag/0.png", &["--class", "Coat"], "..");
+    assert!(!Path::new("x.bmp").exists() && !Path::new("edit.png").exists());
+    let (code, text) = edit(&scene, "Bag/0.png", &["--list"]);
+    assert!(code == Some(0) && text.contains("Ankle boot") && text.contains("pc1"), "{text}");
+
+    let other = scene.path("model");
+    fs::create_dir(&other).expect("writable");
+    for entry in fs::read_dir(root().join("models/fashion32")).expect("there") {
+        let path = entry.expect("readable").path();
+        fs::copy(&path, other.join(path.file_name().expect("a file"))).expect("writable");
+    }
+    let manifest = fs::read_to_string(other.join("model.json")).expect("there").replace("fashion32", "fashion33");
+    fs::write(other.join("model.json"), manifest).expect("writable");
+    let (out, other) = (scene.path("out"), other);
+    let run = ["edit", out.to_str().expect("text"), "Bag/0.png", "--class", "Coat", "--model", other.to_str().expect("text")];
+    let (code, text) = basin(&run);
+    assert!(code == Some(1) && text.contains("fashion33") && text.contains("fashion32"), "{text}");
+
+    let delta = read_record(&scene, "Bag/0.png").1.join("delta.safetensors.zst");
+    let mut bytes = fs::read(&delta).expect("there");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&delta, bytes).expect("writable");
+    refused("Bag/0.png", &["--class", "Coat"], "delta.safetensors.zst of image");
+    refused("Coat/1.png", &["--class", "Bag", "--strength", "1000"], "not finite");
+    let (code, text) = basin(&["verify", out.to_str().expect("text"), "--deep"]);
+    assert!(code == Some(2) && text.contains("delta.safetensors.zst of \"Bag/0.png\" is damaged"), "{text}");
+}
+
+#[test]
+fn a_search_can_be_filmed() {
+    let scene = Scene::new().with_samples(2);
+    scene.expect(0, "out", &["--record", scene.path("films").to_str().expect("text")]);
+    let unfilmed = scene.losses("out");
+    for image in ["Bag/0.png", "Coat/1.png"] {
+        let bytes = fs::read(scene.path("films").join(format!("{image}.webp"))).expect("a film");
+        let frames = bytes.windows(4).filter(|w| w == b"ANMF").count();
+        // Two generations of each search, one descent, and the answer for some time.
+        assert!(frames > 5, "{frames} frames");
+    }
+    scene.expect(0, "again", &[]);
+    assert_eq!(scene.losses("again"), unfilmed, "looking changes nothing");
+}
+
+/// `basin serve-edits` of a run, on a port that the system gives.
+struct Edits {
+    child: std::process::Child,
+    address: String,
+}
+
+impl Drop for Edits {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serve_edits(scene: &Scene) -> Edits {
+    let mut command = Command::new(program("basin"));
+    command.arg("serve-edits").arg(scene.path("out")).arg("--model").arg(root().join("models/fashion32"));
+    command.args(["--listen", "127.0.0.1:0"]).env_remove("BASIN_TOKEN").stderr(Stdio::piped());
+    let mut child = command.spawn().expect("basin starts");
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("readable");
+    let address = line.trim().rsplit_once("http://").unwrap_or_else(|| panic!("{line}")).1.to_owned();
+    Edits { child, address }
+}
+
+#[test]
+fn edits_are_served_to_programs_of_this_machine() {
+    let scene = tuned_run();
+    let edits = serve_edits(&scene);
+    let get = |path: &str| {
+        let url = format!("http://{}/v1/runs/out/edit{path}", edits.address);
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut answer = agent.get(url).call().expect("it answers");
+        (answer.status().as_u16(), answer.body_mut().read_to_vec().expect("whole"))
+    };
+    let (status, options) = get("/options?image=Bag/0.png");
+    let options: serde_json::Value = serde_json::from_slice(&options).expect("JSON");
+    assert_eq!((status, &options["class"], &options["tuned"]), (200, &"Bag".into(), &true.into()), "{options}");
+    assert_eq!(options["classes"].as_array().map(Vec::len), Some(10));
+
+    let picture = |path: &str| {
+        let (status, bytes) = get(path);
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&bytes));
+        image::load_from_memory(&bytes).expect("a PNG").to_rgb8()
+    };
+    let tuned = image::open(read_record(&scene, "Bag/0.png").1.join("tuned.png")).expect("there").to_rgb8();
+    assert_eq!(picture("?image=Bag/0.png&view=inverted"), tuned, "nothing changed: the stored picture");
+    let coat = picture("?image=Bag/0.png&class=Coat&strength=0.8&move.pc1=1&truncation=0.9");
+    assert_ne!(coat, picture("?image=Bag/0.png"));
+    assert_eq!(coat, picture("?image=Bag/0.png&class=Coat&strength=0.8&move.pc1=1&truncation=0.9"));
+
+    for (path, expected, word) in [
+        ("?image=Bag/9.png", 404, "no result"),
+        ("?image=../../../etc/passwd", 422, ".."),
+        ("?image=Bag/0.png&class=Dog", 422, "Ankle boot"),
+        ("?image=Bag/0.png&strength=much", 422, "strength"),
+        ("?image=Bag/0.png&strength=1e300&class=Bag", 422, "strength"),
+        ("?image=Bag/0.png&move.up=1", 422, "pc1"),
+        ("?image=Bag/0.png&view=all", 422, "blended"),
+        ("?image=Bag/0.png&move.pc1=1000", 422, "smaller values"),
+        ("?class=Bag", 422, "image"),
+    ] {
+        let (status, body) = get(path);
+        let body = String::from_utf8_lossy(&body);
+        assert!(status == expected && body.contains(word), "{path}: {status} {body}");
+    }
+    let mut stream = TcpStream::connect(&edits.address).expect("listens");
+    let request = "GET /v1/runs/out/edit/options?image=Bag/0.png HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("readable");
+    assert!(answer.starts_with("HTTP/1.1 401"), "another name for this machine is not served: {answer}");
+}

@@ -1,0 +1,279 @@
+//! `basin study`: the paper's tables as runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use proto::ModelManifest;
+
+use harness::{files, program, root, signal, wait_for};
+
+/// A study of two images with a tiny budget.
+struct Study {
+    dir: tempfile::TempDir,
+    model: PathBuf,
+}
+
+impl Study {
+    fn new() -> Study {
+        Study { dir: tempfile::tempdir().expect("a temporary folder"), model: root().join("models/fashion32") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, what: &str, data: &str, out: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(program("basin"));
+        command.arg("study").arg(what).arg(root().join("docs/studies/data").join(data));
+        command.arg("--model").arg(&self.model).arg("--out").arg(self.path(out));
+        let limit: &[&str] = if more.contains(&"--limit") { &[] } else { &["--limit", "2"] };
+        command.args(["--seeds", "4", "--devices", "cpu"]).args(limit).args(more);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn expect(&self, code: i32, what: &str, data: &str, out: &str, more: &[&str]) -> String {
+        let Output { status, stdout, stderr } = self.command(what, data, out, more).output().expect("basin starts");
+        let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        assert_eq!(status.code(), Some(code), "{text}");
+        text
+    }
+
+    fn page(&self, out: &str, what: &str) -> serde_json::Value {
+        let bytes = fs::read(self.path(out).join(format!("{what}.json"))).expect("the study's numbers");
+        serde_json::from_slice(&bytes).expect("JSON")
+    }
+
+    /// Means of the best of the seeds, by row.
+    fn best(&self, out: &str, what: &str) -> BTreeMap<String, Vec<f64>> {
+        let page = self.page(out, what);
+        let rows = page["rows"].as_array().expect("rows").iter().filter(|row| row["left_out"].is_null());
+        let numbers = |row: &serde_json::Value| {
+            let means = row["means"]["best"].as_array().unwrap_or_else(|| panic!("{row} has no means"));
+            means.iter().map(|mean| mean.as_f64().expect("a number")).collect()
+        };
+        rows.map(|row| (row["slug"].as_str().expect("a slug").to_owned(), numbers(row))).collect()
+    }
+
+    fn results(&self, out: &str, row: &str) -> Vec<PathBuf> {
+        let mut paths = files(&self.path(out).join(row).join("images"));
+        paths.retain(|path| path.ends_with("result.json"));
+        paths.sort();
+        paths
+    }
+}
+
+fn judge(name: &str, folder: &str) -> String {
+    format!("{name}={}", root().join(folder).display())
+}
+
+#[test]
+fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
+    let study = Study::new();
+    let (vgg, own) = (judge("vgg", "models/fashion32-vgg"), judge("own", "models/fashion32"));
+    let more = ["--evaluations", "8", "--judge", &vgg, "--judge", &own];
+    study.expect(0, "table1", "centred", "out", &more);
+    let rows = study.best("out", "table1");
+    assert_eq!(rows.len(), 18, "{rows:?}");
+    for (row, means) in &rows {
+        let [.., lpips, vgg, own] = means[..] else { panic!("{row} has {means:?}") };
+        // The model's own network as a judge says what the search recorded; the other one says something else.
+        assert!((own - lpips).abs() < 1e-4 * lpips, "{row}: {own} and {lpips}");
+        assert!((vgg - lpips).abs() > 0.01 * lpips, "{row}: {vgg} and {lpips}");
+    }
+    let text = fs::read_to_string(study.path("out/table1.md")).expect("the tables");
+    for part in ["BasinCMA + spatial + colour + encoder", "| 8 x 4 |", "average vgg", "## What the paper says", "halving"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+
+    // The numbers in the margin and two images; targets and eighteen rows.
+    let grid = image::open(study.path("out/table1-grid.png")).expect("a picture");
+    assert_eq!((grid.width(), grid.height()), (30 + 2 * 68, 4 + 19 * 68));
+    assert!(text.contains("; 2 Adam; 3 L-BFGS;") && text.contains("](table1-grid.png)"), "{text}");
+    let html = fs::read_to_string(study.path("out/table1.html")).expect("the page");
+    assert!(html.contains("<h2>Differences</h2>") && html.contains("src=\"data:image/png;base64,"), "{html}");
+
+    let before = fs::read(study.path("out/judges/vgg/adam.json")).expect("what the judge said");
+    let text = study.expect(0, "table2", "centred", "out", &more);
+    assert!(text.contains("row 4 of 4, adam") && text.contains("nothing is left to project"), "{text}");
+    assert_eq!(study.best("out", "table2")["adam"], rows["adam"]);
+    assert_eq!(fs::read(study.path("out/judges/vgg/adam.json")).expect("what the judge said"), before);
+
+    let pictures = files(&study.path("out/class-random/images"));
+    for picture in pictures.iter().filter(|path| path.ends_with("inverted.png")) {
+        fs::remove_file(picture).expect("it is there");
+    }
+    let text = study.expect(0, "table2", "centred", "out", &more);
+    assert!(text.contains("no pictures are shown: row class-random"), "{text}");
+    assert_eq!(study.best("out", "table2").len(), 4);
+
+    // Two images decide nothing, whatever they say.
+    let orderings = study.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
+    assert!(orderings.len() > 8 && orderings.iter().all(|ordering| ordering["verdict"] == "undecided"), "{orderings:?}");
+
+    study.expect(0, "table1", "centred", "out", &[&more[..], &["--rows", "lbfgs,adam"]].concat());
+    assert_eq!(study.best("out", "table1").into_keys().collect::<Vec<_>>(), ["adam", "lbfgs"]);
+    let orderings = study.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
+    assert_eq!(orderings.len(), 1, "{orderings:?}");
+
+    // What contradicts is found before there is any work.
+    let text = study.expect(1, "table2", "centred", "out", &["--rows", "adam,cma"]);
+    assert!(text.contains("--rows names \"cma\"; the rows are class-gaussian, class-random, class-predicted, adam"), "{text}");
+    let text = study.expect(1, "table2", "centred", "out", &["--evaluations", "8", "--limit", "1"]);
+    assert!(text.contains("has 2 images, and 1 are asked for"), "{text}");
+    let text = study.expect(1, "table2", "centred", "out", &["--judge", &vgg, "--judge", &vgg]);
+    assert!(text.contains("two judges have the same name"), "{text}");
+    fs::remove_dir_all(study.path("out/class-gaussian")).expect("it is there");
+    let text = study.expect(1, "table2", "centred", "out", &["--evaluations", "16"]);
+    assert!(text.contains("latent.steps = 8") && !study.path("out/class-gaussian").exists(), "{text}");
+}
+
+#[test]
+fn images_that_fail_or_change_or_cannot_be_judged_are_told() {
+    let study = Study::new();
+    let image = |i: usize| {
+        let mut paths = files(&root().join("docs/studies/data/centred/images"));
+        paths.sort();
+        paths.swap_remove(i)
+    };
+    let data = study.path("data");
+    for (i, name) in ["Bag/a.png", "Coat/b.png", "Coat/c.png"].into_iter().enumerate() {
+        fs::create_dir_all(data.join(name).parent().expect("a folder")).expect("writable");
+        fs::copy(image(i), data.join(name)).expect("writable");
+    }
+    fs::write(data.join("Coat/c.png"), b"").expect("writable");
+    let url = data.to_string_lossy().into_owned();
+    let more = ["--evaluations", "8", "--limit", "3"];
+    let images = || study.page("out", "table2")["images"].as_array().map(Vec::len);
+
+    let text = study.expect(2, "table2", &url, "out", &more);
+    assert!(text.contains("run again with --retry-failed") && images() == Some(2), "{text}");
+    assert!(fs::read_to_string(study.path("out/table2.md")).expect("the tables").contains("In 2 images there is no box"));
+    fs::copy(image(2), data.join("Coat/c.png")).expect("writable");
+    study.expect(0, "table2", &url, "out", &[&more[..], &["--retry-failed"]].concat());
+    assert_eq!(images(), Some(3));
+
+    let mut projections = files(&study.path("out/class-random/images"));
+    projections.retain(|path| path.ends_with("projection.safetensors"));
+    fs::write(&projections[0], b"damaged").expect("writable");
+    let vgg = judge("vgg", "models/fashion32-vgg");
+    let text = study.expect(2, "table2", &url, "out", &[&more[..], &["--judge", &vgg]].concat());
+    assert!(text.contains("is left out: judge vgg cannot measure it in row class-random") && images() == Some(2), "{text}");
+
+    fs::copy(image(5), data.join("Bag/a.png")).expect("writable");
+    let text = study.expect(1, "table2", &url, "out", &more);
+    assert!(text.contains("of another file, class or box"), "{text}");
+}
+
+#[test]
+fn errors_by_class_stand_in_a_table_and_a_drawing() {
+    let study = Study::new();
+    let vgg = judge("vgg", "models/fashion32-vgg");
+    study.expect(0, "per-class", "centred", "out", &["--evaluations", "8", "--judge", &vgg, "--limit", "5"]);
+    let page = study.page("out", "per-class");
+    let classes = page["classes"].as_array().expect("classes");
+    let images: u64 = classes.iter().map(|class| class["images"].as_u64().expect("a number")).sum();
+    assert_eq!(images, 5);
+    let means: Vec<f64> = classes.iter().map(|class| class["errors"][3]["mean"].as_f64().expect("a mean")).collect();
+    assert!(means.len() > 1 && means.is_sorted_by(|a, b| a >= b), "{means:?}");
+    let svg = fs::read_to_string(study.path("out/per-class.svg")).expect("the drawing");
+    assert_eq!(svg.matches("class=\"bar\"").count(), classes.len(), "{svg}");
+    let html = fs::read_to_string(study.path("out/per-class.html")).expect("the page");
+    assert!(html.contains(svg.trim()), "{html}");
+    let kinds = page["super_classes"].as_array().expect("super-classes");
+    assert_eq!(kinds.iter().map(|kind| kind["images"].as_u64().expect("a number")).sum::<u64>(), 5);
+    assert!(kinds.iter().all(|kind| classes.iter().all(|class| class["class"] != kind["class"])), "{kinds:?}");
+    assert!(html.contains("<h2>By super-class</h2>") && study.path("out/per-super-class.svg").exists(), "{html}");
+    assert!(fs::read_to_string(study.path("out/per-class.md")).expect("the tables").contains("](per-class.svg)"));
+}
+
+#[test]
+fn a_data_sets_objects_are_compared_with_the_generators() {
+    let study = Study::new();
+    let measure = |data: &str, more: &[&str]| {
+        let mut command = Command::new(program("basin"));
+        command.args(["study", "bias"]).arg(root().join("docs/studies/data").join(data));
+        command.arg("--model").arg(&study.model).arg("--out").arg(study.path(data));
+        command.args(["--samples", "40", "--devices", "cpu"]).args(more).output().expect("basin starts")
+    };
+    let overlap = |data: &str| {
+        assert!(measure(data, &[]).status.success());
+        let page = study.page(data, "bias");
+        assert_eq!(page["objects"][0], 64);
+        page["axes"].as_array().expect("axes").iter().map(|axis| axis["overlap"].as_f64().expect("a number")).collect::<Vec<_>>()
+    };
+    let (centred, offcentre) = (overlap("centred"), overlap("offcentre"));
+    // Centres, across and down.
+    assert!(offcentre[0] < 0.8 * centred[0] && offcentre[1] < 0.8 * centred[1], "{centred:?} {offcentre:?}");
+    let read = |file: &str| fs::read(study.path("centred").join(file)).expect("written");
+    let (svg, page) = (read("bias.svg"), String::from_utf8(read("bias.md")).expect("text"));
+    assert!(page.contains("| centre x |") && page.contains("](bias.svg)") && read("bias.html").len() > svg.len(), "{page}");
+    assert!(measure("centred", &[]).status.success());
+    assert_eq!(read("bias.svg"), svg);
+
+    let refused = measure("centred", &["--mask-from", "detector-box"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("has no detector"));
+    let refused = measure("centred", &["--annotations", "none"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no image of"), "{}", String::from_utf8_lossy(&refused.stderr));
+}
+
+#[test]
+fn a_killed_study_goes_on_to_the_same_numbers() {
+    let study = Study::new();
+    let more = ["--evaluations", "24"];
+    study.expect(0, "table3", "offcentre", "whole", &more);
+    let mut child = study.command("table3", "offcentre", "out", &more).spawn().expect("basin starts");
+    wait_for("the second row", 120, || study.path("out/ood-adam-transform/run.json").exists());
+    signal(child.id(), "KILL");
+    child.wait().expect("it was started");
+    let first = study.results("out", "ood-adam");
+    let attempts = || first.iter().map(|path| fs::read(path).expect("a result")).collect::<Vec<_>>();
+    let before = attempts();
+    assert_eq!(before.len(), 2);
+    let text = study.expect(0, "table3", "offcentre", "out", &more);
+    assert!(text.contains("nothing is left to project"), "{text}");
+    assert_eq!(attempts(), before);
+    assert_eq!(study.best("out", "table3"), study.best("whole", "table3"));
+
+    let text = study.expect(1, "table3", "offcentre", "out", &["--evaluations", "25"]);
+    assert!(text.contains("row ood-adam") && text.contains("latent.steps = 24"), "{text}");
+}
+
+#[test]
+fn an_interrupted_study_writes_what_it_has_and_says_so() {
+    let study = Study::new();
+    let child = study.command("table2", "centred", "out", &["--evaluations", "4000"]).spawn().expect("basin starts");
+    wait_for("work", 120, || !files(&study.path("out/class-gaussian/attempts")).is_empty());
+    signal(child.id(), "INT");
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(text.contains("run the same command again"), "{text}");
+    assert_eq!(study.page("out", "table2")["rows"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn rows_that_a_model_cannot_run_are_left_out_with_the_reason() {
+    let mut study = Study::new();
+    let folder = study.path("plain");
+    fs::create_dir(&folder).expect("writable");
+    for file in files(&study.model) {
+        fs::copy(&file, folder.join(file.file_name().expect("a file"))).expect("writable");
+    }
+    let path = folder.join("model.json");
+    let (manifest, _) = ModelManifest::parse(&fs::read(&path).expect("readable")).expect("ours");
+    let manifest = ModelManifest { encoder: None, classifier: None, ..manifest };
+    fs::write(&path, serde_json::to_vec(&manifest).expect("a manifest serialises")).expect("writable");
+    study.model = folder;
+
+    study.expect(0, "table2", "centred", "out", &["--evaluations", "8"]);
+    let text = fs::read_to_string(study.path("out/table2.md")).expect("the tables");
+    assert!(text.contains("Predicted is left out: model fashion32 has no classifier"), "{text}");
+    assert_eq!(study.best("out", "table2").len(), 3);
+    let text = study.expect(1, "table3", "offcentre", "other", &["--evaluations", "8"]);
+    assert!(text.contains("no row could be run"), "{text}");
+    let text = study.expect(1, "table2", "centred", "out", &["--judge", "x=nowhere"]);
+    assert!(text.contains("cannot load judge x") && text.contains("nowhere"), "{text}");
+}
