@@ -13,7 +13,7 @@ MDBOOK := 0.5.4
 PROGRAMS := build --locked --workspace --bin basin --bin basin-coordinator --bin basin-worker
 BENCH := build --locked --workspace --bin basin-bench
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check docs reference helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test test-cpus check docs reference helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,12 @@ test: check services ## Everything that CI checks
 	@infra/docs-python.sh
 	@infra/published/setup.sh
 	@$(CARGO) test --locked --workspace
+	@infra/test-cpus.sh short
+
+test-cpus: setup services ## Run the tests of all that links libtorch as if on other processors (an hour and more)
+	@infra/docs-python.sh
+	@infra/published/setup.sh
+	@infra/test-cpus.sh
 
 docs: target/tools/mdbook-$(MDBOOK)/bin/mdbook ## Build the documentation as a book in target/book and check its links
 	@$< build docs

@@ -36,8 +36,10 @@ pub fn write(command: &Command, dir: &Path) -> anyhow::Result<()> {
 }
 
 fn pages(command: &Command) -> [(&'static str, String); 2] {
-    let mut cli = CLI.to_owned();
-    commands(&mut cli, command, command.get_name());
+    let (mut cli, mut command) = (CLI.to_owned(), command.clone());
+    // Only a built command knows how its arguments are written.
+    command.build();
+    commands(&mut cli, &command, command.get_name());
     [("cli.md", cli), ("parameters.md", parameters())]
 }
 
@@ -50,7 +52,7 @@ fn commands(page: &mut String, command: &Command, path: &str) {
         let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
         let usage = usage.trim_start_matches("Usage: ").trim();
         let _ = writeln!(page, "\n{heading} `{path}`\n\n{about}\n\n```text\n{usage}\n```");
-        let arguments: Vec<_> = command.get_arguments().filter(|arg| !arg.is_hide_set()).collect();
+        let arguments: Vec<_> = command.get_arguments().filter(|arg| !arg.is_hide_set() && arg.get_id() != "help").collect();
         if !arguments.is_empty() {
             let _ = writeln!(page, "\n| argument | meaning |\n|---|---|");
         }
