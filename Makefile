@@ -7,12 +7,13 @@ DEMO ?= out/demo
 
 FUZZ_SECONDS ?= 600
 PYTHON ?= python3
+MDBOOK := 0.5.4
 
 # Always the whole workspace, so that every command builds libraries with the same features, and nothing twice.
 PROGRAMS := build --locked --workspace --bin basin --bin basin-coordinator --bin basin-worker
 BENCH := build --locked --workspace --bin basin-bench
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test check docs reference helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +41,7 @@ down-local: ## Stop exactly those
 up: target/compose/env ## The same in containers, with collector, Prometheus and Grafana (needs Docker with Compose)
 	@docker compose --env-file $< -f infra/compose.yaml up --build --detach
 	@echo "http://127.0.0.1:8470 the dashboard (token: $<), http://127.0.0.1:3000 Grafana"
-	@echo "Data sets and models go into the store first: basin copy, basin push; then basin submit s3://… (docs/fleet.md)"
+	@echo "Data sets and models go into the store first: basin copy, basin push; then basin submit s3://… (docs/src/how-to/fleet.md)"
 
 down: target/compose/env ## Stop those, keeping their volumes
 	@docker compose --env-file $< -f infra/compose.yaml down
@@ -73,21 +74,35 @@ images-check: setup ## The contents of the container images, assembled and run w
 	@$(CARGO) $(PROGRAMS)
 	@infra/images/check.sh
 
-check: setup ## Format, lints, architecture
+check: setup ## Check format, lints, architecture and the links of documents
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@infra/architecture.sh
+	@infra/docs-links.py
+	@infra/deny.sh
 
 test: check services ## Everything that CI checks
 	@infra/docs-python.sh
 	@infra/published/setup.sh
 	@$(CARGO) test --locked --workspace
 
-validate: setup ## Heavy checks of the method (planted targets, ordering of methods); writes docs/validation.md
+docs: target/tools/mdbook-$(MDBOOK)/bin/mdbook ## Build the documentation as a book in target/book and check its links
+	@$< build docs
+	@infra/docs-links.py target/book
+	@echo "target/book/index.html"
+
+target/tools/mdbook-$(MDBOOK)/bin/mdbook:
+	@$(CARGO) install --locked --root target/tools/mdbook-$(MDBOOK) --version $(MDBOOK) --no-default-features --features search mdbook
+
+reference: setup ## Write the reference of commands and parameters from the code
+	@$(CARGO) $(PROGRAMS)
+	@$(BASIN) reference docs/src/reference
+
+validate: setup ## Heavy checks of the method (planted targets, ordering of methods); writes benchmarks/validation.md
 	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench validate
 
-study: setup ## The paper's tables and figures on 64 + 64 images (two hours and a half); writes docs/studies/
+study: setup ## The paper's tables and figures on 64 + 64 images (two hours and a half); writes benchmarks/studies/
 	@$(CARGO) build --locked --workspace
 	@infra/study.sh
 
@@ -98,7 +113,7 @@ chaos: setup services ## 300 faults of 14 kinds during a run of 1000 images (an 
 browser: setup ## The dashboard in a real browser (Debian's chromium, and Node)
 	@tests/browser/setup.sh
 	@$(CARGO) test --locked --workspace --no-run
-	@$(CARGO) test --locked --workspace --test browser -- --ignored
+	@$(CARGO) test --locked --workspace --test coordinator browser -- --ignored
 
 fuzz: ## Feed the reader of checkpoints damaged files for ten minutes (nightly Rust, cargo-fuzz)
 	@cd crates/state-dict/fuzz && mkdir -p corpus/parse && $(CARGO) +nightly fuzz run parse corpus/parse ../tests/fixtures seeds -- \
@@ -146,11 +161,11 @@ throughput: setup services ## Measure messages and objects each second against l
 	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench fleet
 
-samples: setup ## Make samples/ and docs/studies/data/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
+samples: setup ## Make samples/ and benchmarks/data/ again from Fashion-MNIST (Debian: dataset-fashion-mnist)
 	@$(CARGO) build --locked --workspace --bin trainer
 	@target/debug/trainer samples
-	@target/debug/trainer samples --kind centred --after 64 --out docs/studies/data/centred
-	@target/debug/trainer samples --kind offcentre --after 128 --out docs/studies/data/offcentre
+	@target/debug/trainer samples --kind centred --after 64 --out benchmarks/data/centred
+	@target/debug/trainer samples --kind offcentre --after 128 --out benchmarks/data/offcentre
 
 models: setup ## Train the bundled model from scratch (hours) into target/training and write models/fashion32 and its judge
 	@$(CARGO) build --locked --workspace --bin trainer

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Python that a reader of docs/results.md and docs/editing.md has, for the test that runs its example. A second run does nothing.
+# The Python that a reader of docs/src/how-to/results.md and docs/src/reference/weight-deltas.md has, for the test that runs its examples. A second run does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 into="${CARGO_TARGET_DIR:-target}/docs-python"

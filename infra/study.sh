@@ -1,5 +1,5 @@
 #!/bin/sh
-# The studies of docs/studies/: runs go to out/study/, where they resume; tables and figures are copied to docs/studies/.
+# The studies of benchmarks/studies/: runs go to out/study/, where they resume; tables and figures are copied to benchmarks/studies/.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -7,10 +7,10 @@ cd "$(dirname "$0")/.."
 study() {
     what=$1 data=$2 out=$3
     shift 3
-    target/debug/basin study "$what" "docs/studies/data/$data" --model models/fashion32 --out "out/study/$out" "$@"
-    mkdir -p "docs/studies/$out"
+    target/debug/basin study "$what" "benchmarks/data/$data" --model models/fashion32 --out "out/study/$out" "$@"
+    mkdir -p "benchmarks/studies/$out"
     for file in "out/study/$out"/*.md "out/study/$out"/*.json "out/study/$out"/*.svg "out/study/$out"/*.png; do
-        if [ -f "$file" ]; then cp "$file" "docs/studies/$out/"; fi
+        if [ -f "$file" ]; then cp "$file" "benchmarks/studies/$out/"; fi
     done
 }
 

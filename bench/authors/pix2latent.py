@@ -146,7 +146,7 @@ targets = safetensors.torch.load_file(args.targets)
 
 def project(image, weight, index, meta, steps, final):
     manager = VariableManager()
-    # Their loss wants a weight for each channel.
+    # Their loss needs a weight for each channel.
     weight, shape = weight.repeat(3, 1, 1), (3, model.resolution, model.resolution)
     manager.register("z", (model.z,), "input", grad_free=True, distribution=dist.TruncatedNormalModulo(), learning_rate=0.05,
                      hook_fn=function_hooks.Clamp(2.0))
@@ -163,7 +163,7 @@ def project(image, weight, index, meta, steps, final):
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-        # Their losses are those before the last step. These are of what they would save.
+        # Their losses are from before the last step; these are from after it.
         with torch.no_grad():
             _, losses, _ = optimizer.step(variables, optimize=False)
     return seconds, [float(loss) for loss in losses]

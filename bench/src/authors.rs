@@ -1,6 +1,6 @@
 //! The authors' code against ours: the same torch, checkpoint, images, schedule and number of seeds, one image at a time, in turns.
 //!
-//! `bench/authors/pix2latent.py` drives their optimiser classes from a checkout that the caller names.
+//! `bench/authors/pix2latent.py` drives their optimiser classes from the checkout of `--checkout`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use engine::{Devices, LoadedModel};
-use projector::nn::{biggan_deep, lpips};
 use projector::{Lanes, Target, mask};
 use proto::{LastDescent, LatentSearch, Params, Precision, Told};
 use results::bootstrap::{Interval, interval};
@@ -17,44 +16,40 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::cases::project;
-use crate::fleet::processor;
 use crate::flop::{self, matrix_rate};
+use crate::page::{Machine, Page, Record, number, with_interval};
+use crate::process::peak_megabytes;
 use crate::samples::targets;
-use crate::services::peak_megabytes;
 
-/// What is compared.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkout of minyoungg/pix2latent, branch master.
+    /// Checkout of minyoungg/pix2latent, branch master.
     #[arg(long)]
     checkout: PathBuf,
-    /// Python with torch 2.11, lpips, cma, pytorch-pretrained-biggan and what their code imports (bench/authors/requirements.txt).
+    /// Python with the packages of bench/authors/requirements.txt.
     #[arg(long, default_value = "python3")]
     python: PathBuf,
-    /// Where both compute: `auto`, or a list such as `cpu,cpu` or `cuda:0`; theirs takes as many threads as there are CPU devices.
+    /// Devices of both sides: `auto`, or a list such as `cpu,cpu` or `cuda:0`. The authors' code takes one thread for each CPU device.
     #[arg(long, default_value = "auto")]
     devices: Devices,
-    /// Images.
+    /// Number of images.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     images: u16,
     /// Generations of BasinCMA (paper: 30).
     #[arg(long, default_value_t = 10)]
     generations: u32,
-    /// Gradient steps of each (paper: 30).
+    /// Gradient steps of each generation (paper: 30).
     #[arg(long, default_value_t = 10)]
     steps: u32,
     /// Gradient steps of the last descent (paper: 300).
     #[arg(long, default_value_t = 100)]
     final_steps: u32,
-    /// The table; the numbers beside it as JSON.
-    #[arg(long, default_value = "docs/authors.md")]
-    pub out: PathBuf,
-    /// The model folder.
+    /// Model folder.
     #[arg(skip)]
     pub model: PathBuf,
 }
 
-/// Of one image, by one side.
+/// One image on one side.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Run {
     seconds: f64,
@@ -63,59 +58,46 @@ struct Run {
     losses: Vec<f64>,
 }
 
-/// What their side prints.
+/// A line of the script's output.
 #[derive(Deserialize)]
 struct Theirs {
     #[serde(flatten)]
     run: Run,
-    /// Most memory of the process (on a GPU: of the device), bytes.
+    /// Peak memory of the process (on a GPU: of the device), bytes.
     peak: f64,
     torch: String,
 }
 
-/// Everything that was measured.
-#[derive(Serialize)]
-struct Figures {
+/// Figures of both sides.
+#[derive(Serialize, Deserialize)]
+pub struct Comparison {
     model: String,
     devices: String,
-    processor: String,
     torch: String,
     seeds: u32,
+    /// Generations, steps of each, and steps of the last descent.
     schedule: [u32; 3],
-    /// GFLOP of a lane-step by its shapes.
+    /// By the shapes.
     lane_step_gflop: f64,
-    /// GFLOP/s of a matrix product on all devices together.
+    /// GFLOP/s of a product of large matrices on all devices.
     matrix_gflops: f64,
-    peak_megabytes: Sides<f64>,
+    /// Of the process; on a GPU only theirs is known.
+    peak_megabytes: Sides<Option<f64>>,
     images: Vec<(String, Sides<Run>)>,
 }
 
-/// Of both sides.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Sides<T> {
     theirs: T,
     ours: T,
 }
 
-/// Measures; the table, and the numbers.
-pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, String)> {
-    let flop = lane_step_flop(model, &args.model)?;
+/// Measures both sides in turns, one image at a time.
+pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<Comparison> {
     let devices = &args.devices.0;
     let gpu = devices.iter().any(|device| matches!(device, Device::Cuda(_)));
-    // CMA-ES' own rule, which their code leaves to pycma.
-    let seeds = 4 + (3.0 * (model.model.generator.latent_dim() as f64).ln()) as u32;
-    let [generations, steps, final_steps] = [args.generations, args.steps, args.final_steps];
-    let latent =
-        LatentSearch::BasinCma { generations, steps, final_steps, told: Told::Sampled, sigma: 1.0, last: LastDescent::Fresh };
-    let params = Params { transform: None, latent, seeds, ..Params::pix2latent() };
-    let mut all = targets(model, samples, |_| true)?;
-    // Evenly spread over classes, and over centred and off-centre images.
-    let wanted = usize::from(args.images);
-    let every = (all.len() / wanted).max(1);
-    all = all.into_iter().step_by(every).take(wanted).collect();
-    // The whole image counts: with a box theirs tells CMA-ES the loss with the background, ours the loss inside the box.
-    all.iter_mut().for_each(|(_, target)| target.bbox = None);
-    ensure!(all.len() == wanted, "there are only {} images in {}", all.len(), samples.display());
+    let params = params(model, args);
+    let all = chosen(model, samples, args.images.into())?;
 
     let file = std::env::temp_dir().join(format!("basin-authors-{}.safetensors", std::process::id()));
     write_targets(model, &params, &all, &file)?;
@@ -133,37 +115,49 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<(String, 
         let seconds = began.elapsed().as_secs_f64();
         let losses = solution.seeds.iter().map(|seed| seed.loss).collect();
         let ours = Run { seconds, lane_steps: solution.lane_steps, losses };
-        ensure!(ours.losses.len() == other.run.losses.len(), "theirs has {} seeds, ours {seeds}", other.run.losses.len());
+        let (their_seeds, seeds) = (other.run.losses.len(), params.seeds);
+        ensure!(ours.losses.len() == their_seeds, "the authors' code has {their_seeds} seeds, basin {seeds}");
         eprintln!("{name}: theirs {:.1} s, ours {:.1} s", other.run.seconds, ours.seconds);
         (torch, their_peak) = (other.torch, other.peak / 1e6);
         images.push((name.clone(), Sides { theirs: other.run, ours }));
     }
     drop(theirs);
     let _ = std::fs::remove_file(&file);
-    let figures = Figures {
+    let our_peak = if gpu { None } else { Some(peak_megabytes(std::process::id())?) };
+    Ok(Comparison {
         model: model.reference.name.clone(),
         devices: args.devices.to_string(),
-        processor: processor()?,
         torch,
-        seeds,
-        schedule: [generations, steps, final_steps],
-        lane_step_gflop: flop / 1e9,
+        seeds: params.seeds,
+        schedule: [args.generations, args.steps, args.final_steps],
+        lane_step_gflop: flop::of_model(model, &args.model)? / 1e9,
         matrix_gflops: matrix_rate(devices, Precision::Fp32)? / 1e9,
-        peak_megabytes: Sides { theirs: their_peak, ours: if gpu { f64::NAN } else { peak_megabytes(std::process::id())? } },
+        peak_megabytes: Sides { theirs: Some(their_peak), ours: our_peak },
         images,
-    };
-    Ok((table(&figures), serde_json::to_string_pretty(&figures)?))
+    })
 }
 
-/// FLOP of a lane-step of the model.
-pub fn lane_step_flop(model: &LoadedModel, folder: &Path) -> Result<f64> {
-    let read = |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("cannot read {name}"));
-    let generator: biggan_deep::Config = serde_json::from_slice(&read(&model.manifest.generator.config)?)?;
-    let perceptual: lpips::Config = serde_json::from_slice(&read(&model.manifest.perceptual.config)?)?;
-    Ok(flop::lane_step(flop::generator(&generator), flop::perceptual(&perceptual, generator.output_dim)))
+fn params(model: &LoadedModel, args: &Args) -> Params {
+    // The rule of CMA-ES, which the authors' code leaves to pycma.
+    let seeds = 4 + (3.0 * (model.model.generator.latent_dim() as f64).ln()) as u32;
+    let Args { generations, steps, final_steps, .. } = *args;
+    let latent =
+        LatentSearch::BasinCma { generations, steps, final_steps, told: Told::Sampled, sigma: 1.0, last: LastDescent::Fresh };
+    Params { transform: None, latent, seeds, ..Params::pix2latent() }
 }
 
-/// What both see, as their script reads it.
+/// Images evenly spread over classes, and over centred and off-centre ones.
+fn chosen(model: &LoadedModel, samples: &Path, count: usize) -> Result<Vec<(String, Target)>> {
+    let all = targets(model, samples, |_| true)?;
+    let every = (all.len() / count).max(1);
+    let mut chosen: Vec<_> = all.into_iter().step_by(every).take(count).collect();
+    ensure!(chosen.len() == count, "{} has only {} images", samples.display(), chosen.len());
+    // With a box the authors' code tells CMA-ES the loss with the background, and basin the loss inside the box.
+    chosen.iter_mut().for_each(|(_, target)| target.bbox = None);
+    Ok(chosen)
+}
+
+/// Writes the targets of both sides, as the script reads them.
 fn write_targets(model: &LoadedModel, params: &Params, all: &[(String, Target)], file: &Path) -> Result<()> {
     let mut tensors = Vec::new();
     for (i, (_, target)) in all.iter().enumerate() {
@@ -175,7 +169,7 @@ fn write_targets(model: &LoadedModel, params: &Params, all: &[(String, Target)],
     Tensor::write_safetensors(&tensors, file).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Their side: a process that waits for the number of an image and answers with a line.
+/// The script: it reads the number of an image and answers with a line.
 struct Authors {
     child: Child,
     ask: ChildStdin,
@@ -187,8 +181,12 @@ impl Authors {
         let cpus = args.devices.0.iter().filter(|device| **device == Device::Cpu).count();
         let device = if cpus > 0 { "cpu".to_owned() } else { args.devices.to_string() };
         let script = Path::new("bench/authors/pix2latent.py");
-        ensure!(script.exists(), "{} is not there: start this in the project's folder", script.display());
-        ensure!(args.checkout.join("pix2latent/optimizer").is_dir(), "--checkout {} is no pix2latent", args.checkout.display());
+        ensure!(script.exists(), "there is no {}; start this in the folder of the repository", script.display());
+        ensure!(
+            args.checkout.join("pix2latent/optimizer").is_dir(),
+            "--checkout {} is not a checkout of pix2latent",
+            args.checkout.display()
+        );
         let mut child = Command::new(&args.python)
             .arg(script)
             .arg("--checkout")
@@ -210,10 +208,12 @@ impl Authors {
     }
 
     fn project(&mut self, image: usize) -> Result<Theirs> {
-        writeln!(self.ask, "{image}").and_then(|()| self.ask.flush()).context("their side has ended, see above")?;
+        writeln!(self.ask, "{image}")
+            .and_then(|()| self.ask.flush())
+            .context("the authors' code has ended; see its output above")?;
         let mut line = String::new();
-        ensure!(self.answers.read_line(&mut line)? > 0, "their side has ended, see above");
-        serde_json::from_str(&line).with_context(|| format!("their side says {line:?}"))
+        ensure!(self.answers.read_line(&mut line)? > 0, "the authors' code has ended; see its output above");
+        serde_json::from_str(&line).with_context(|| format!("cannot parse the answer of the authors' code: {line:?}"))
     }
 }
 
@@ -224,56 +224,100 @@ impl Drop for Authors {
     }
 }
 
-fn table(figures: &Figures) -> String {
-    let n = figures.images.len() as f64;
-    let average = |of: &dyn Fn(&Run) -> f64| {
-        let mean = |side: &dyn Fn(&Sides<Run>) -> f64| figures.images.iter().map(|(_, sides)| side(sides)).sum::<f64>() / n;
+impl Record for Comparison {
+    const NAME: &'static str = "authors";
+
+    fn page(&self, machine: &Machine) -> Page {
+        let mean = |run: &Run| run.losses.iter().sum::<f64>() / run.losses.len() as f64;
+        let best = |run: &Run| run.losses.iter().copied().fold(f64::INFINITY, f64::min);
+        let rate = self.average(&|run| run.lane_steps as f64 / run.seconds);
+        let share = |rate: f64| 100.0 * rate * self.lane_step_gflop / self.matrix_gflops;
+        let row =
+            |name: &str, sides: Sides<f64>, digits| vec![name.into(), number(sides.theirs, digits), number(sides.ours, digits)];
+        let peak = self.peak_megabytes;
+        let rows = vec![
+            row("seconds per image", self.average(&|run| run.seconds), 2),
+            row("lane-steps per second", rate, 0),
+            row("share of the rate of a matrix product, %", Sides { theirs: share(rate.theirs), ours: share(rate.ours) }, 1),
+            vec!["peak memory, MB".into(), number(peak.theirs, 0), number(peak.ours, 0)],
+            row("final loss, mean of the seeds", self.average(&mean), 4),
+            row("final loss, best seed", self.average(&best), 4),
+        ];
+        let faster = self.paired(&|sides| sides.theirs.seconds / sides.ours.seconds);
+        let difference = |of: &dyn Fn(&Run) -> f64| with_interval(&self.paired(&|s| of(&s.ours) - of(&s.theirs)), 4);
+        let [generations, steps, final_steps] = self.schedule;
+        Page::new("Against the authors' code")
+            .text(&format!(
+                "Written by `basin-bench authors` (docs/src/explanation/performance.md says how to set it up) on {machine}: model {}, {} \
+                images of `samples/`, BasinCMA {generations} x {steps} + {final_steps} with {} seeds, no transform, no box, one image at a \
+                time, theirs and ours in turns, devices {}. Theirs is minyoungg/pix2latent, branch master, in Python on torch {}. Both \
+                minimise the same loss with the same learning rates.",
+                self.model,
+                self.images.len(),
+                self.seeds,
+                self.devices,
+                self.torch
+            ))
+            .table(&["", "theirs", "ours"], rows)
+            .text(&format!(
+                "Ours is {:.2} times faster (95 % interval over the images: {:.2} to {:.2}). Difference of the losses (ours minus theirs), \
+                paired, with 95 % bootstrap intervals: mean of the seeds {}, best seed {}. A lane-step is {:.3} GFLOP by its shapes; theirs \
+                computes more (gradients of weights, unused output channels). A product of large matrices runs at {:.0} GFLOP/s.",
+                faster.mean,
+                faster.low,
+                faster.high,
+                difference(&mean),
+                difference(&best),
+                self.lane_step_gflop,
+                self.matrix_gflops
+            ))
+    }
+}
+
+impl Comparison {
+    fn average(&self, of: &dyn Fn(&Run) -> f64) -> Sides<f64> {
+        let mean = |side: &dyn Fn(&Sides<Run>) -> f64| {
+            self.images.iter().map(|(_, sides)| side(sides)).sum::<f64>() / self.images.len() as f64
+        };
         Sides { theirs: mean(&|sides| of(&sides.theirs)), ours: mean(&|sides| of(&sides.ours)) }
-    };
-    let mean = |run: &Run| run.losses.iter().sum::<f64>() / run.losses.len() as f64;
-    let best = |run: &Run| run.losses.iter().copied().fold(f64::INFINITY, f64::min);
-    let seconds = average(&|run| run.seconds);
-    let rate = average(&|run| run.lane_steps as f64 / run.seconds);
-    let share = |rate: f64| 100.0 * rate * figures.lane_step_gflop / figures.matrix_gflops;
-    let paired = |of: &dyn Fn(&Run) -> f64| {
-        let differences: Vec<f64> = figures.images.iter().map(|(_, sides)| of(&sides.ours) - of(&sides.theirs)).collect();
-        interval(&differences).expect("there are images")
-    };
-    let ratios: Vec<f64> = figures.images.iter().map(|(_, sides)| sides.theirs.seconds / sides.ours.seconds).collect();
-    let Interval { mean: ratio, low, high } = interval(&ratios).expect("there are images");
-    let [generations, steps, final_steps] = figures.schedule;
-    let mut text = format!(
-        "# Against the authors' code\n\n\
-        Written by `basin-bench authors` (docs/performance.md says how to set it up): model {}, {} images of `samples/`, BasinCMA\n\
-        {generations} x {steps} + {final_steps} with {} seeds, no transform, no box, one image at a time, theirs and ours in turns, on {} ({}). Theirs:\n\
-        minyoungg/pix2latent, branch master, in Python on torch {}. Both minimise the same loss with the same learning rates.\n\n\
-        | | theirs | ours |\n|---|---|---|\n",
-        figures.model,
-        figures.images.len(),
-        figures.seeds,
-        figures.devices,
-        figures.processor,
-        figures.torch,
-    );
-    let mut row = |name: &str, Sides { theirs, ours }: Sides<f64>, digits: usize| {
-        let cell = |value: f64| if value.is_nan() { "-".into() } else { format!("{value:.digits$}") };
-        text += &format!("| {name} | {} | {} |\n", cell(theirs), cell(ours));
-    };
-    row("seconds per image", seconds, 2);
-    row("lane-steps each second", rate, 0);
-    row("share of the rate of a matrix product, %", Sides { theirs: share(rate.theirs), ours: share(rate.ours) }, 1);
-    row("most memory, MB", figures.peak_megabytes, 0);
-    row("final loss, mean of the seeds", average(&mean), 4);
-    row("final loss, best seed", average(&best), 4);
-    let differences = |Interval { mean, low, high }: Interval| format!("{mean:.4} ({low:.4} to {high:.4})");
-    text += &format!(
-        "\nOurs takes 1/{ratio:.2} of the time (95 % interval over the images: {low:.2} to {high:.2}). Ours less theirs, paired, with 95 %\n\
-        bootstrap intervals: mean of the seeds {}, best seed {}. A lane-step is {:.3} GFLOP by its shapes, of which theirs computes\n\
-        more (gradients of weights, output channels that are dropped); a product of large matrices runs at {:.0} GFLOP/s.\n",
-        differences(paired(&mean)),
-        differences(paired(&best)),
-        figures.lane_step_gflop,
-        figures.matrix_gflops,
-    );
-    text
+    }
+
+    fn paired(&self, of: &dyn Fn(&Sides<Run>) -> f64) -> Interval {
+        let values: Vec<f64> = self.images.iter().map(|(_, sides)| of(sides)).collect();
+        interval(&values).expect("there are images")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_compares_both_sides() {
+        let side = |seconds, losses: [f64; 2]| Run { seconds, lane_steps: 1000, losses: losses.into() };
+        let sides = || Sides { theirs: side(10.0, [1.0, 2.0]), ours: side(2.5, [1.0, 1.5]) };
+        let record = Comparison {
+            model: "fashion32".into(),
+            devices: "cpu".into(),
+            torch: "2.11.0".into(),
+            seeds: 2,
+            schedule: [10, 10, 100],
+            lane_step_gflop: 0.5,
+            matrix_gflops: 400.0,
+            peak_megabytes: Sides { theirs: Some(1049.0), ours: None },
+            images: vec![("a.png".into(), sides()), ("b.png".into(), sides())],
+        };
+        let record: Comparison = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
+        let page = record.page(&Machine::here().unwrap()).to_string();
+        for line in [
+            "| seconds per image | 10.00 | 2.50 |",
+            "| lane-steps per second | 100 | 400 |",
+            "| share of the rate of a matrix product, % | 12.5 | 50.0 |",
+            "| peak memory, MB | 1049 | - |",
+            "| final loss, mean of the seeds | 1.5000 | 1.2500 |",
+            "Ours is 4.00 times faster (95 % interval over the images: 4.00 to 4.00).",
+        ] {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! An S3 server of our own, of one bucket in memory: quick because it checks nothing. It knows the requests that basin makes.
+//! An S3 server with one bucket in memory, for the requests that basin makes. The harness has a faithful one; this one checks nothing, so
+//! that a measurement is of the client.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -12,9 +13,9 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 
-/// Its name.
+/// Name of the bucket.
 pub const BUCKET: &str = "bucket";
-/// Objects of a listing's page, at most, as in S3.
+/// Most objects on a page of a listing, as in S3.
 const PAGE: usize = 1000;
 const ETAG: &str = "\"0123456789abcdef0123456789abcdef\"";
 
@@ -36,7 +37,12 @@ impl Bucket {
         Ok(endpoint)
     }
 
-    /// The objects by key, to put some there without a request.
+    /// URL of a prefix in a bucket that is served at `endpoint`, for clients without credentials.
+    pub fn url(endpoint: &str, prefix: &str) -> String {
+        format!("s3://{BUCKET}/{prefix}?endpoint={endpoint}&anonymous=true")
+    }
+
+    /// The objects by key, to read and write them without requests.
     pub fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
         self.objects.lock().expect("nothing panics while it holds the lock")
     }
@@ -105,7 +111,7 @@ fn respond(bucket: &Bucket, method: &Method, key: String, query: &Parameters, he
     }
 }
 
-/// Keys that are put here have no letter that XML knows otherwise.
+/// Keys of measurements need no escapes of XML.
 fn listing((page, more): (Vec<(String, usize)>, bool)) -> String {
     let mut text = format!("<ListBucketResult><IsTruncated>{more}</IsTruncated>");
     for (key, size) in &page {

@@ -1,4 +1,4 @@
-//! Finished cases on disk, and running a projection.
+//! Finished cases on disk, and a projection from start to end.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -15,19 +15,19 @@ use serde::de::DeserializeOwned;
 /// Cases by number; a file of JSON lines.
 pub struct Cases<T> {
     file: File,
-    /// What is done.
+    /// By number.
     pub done: BTreeMap<usize, T>,
 }
 
 impl<T: Serialize + DeserializeOwned + Clone> Cases<T> {
-    /// Opens or creates `name` for this model: the numbers of another model are not mixed in.
+    /// Opens or creates the file `name` of this model; another model has another file.
     pub fn open(work: &Path, name: &str, model: &LoadedModel) -> Result<Cases<T>> {
         let path = work.join(format!("{name}-{}.jsonl", &model.reference.digest[..12]));
         let context = || format!("cannot open {}", path.display());
         let file = OpenOptions::new().create(true).append(true).read(true).open(&path).with_context(context)?;
         let mut done = BTreeMap::new();
         for line in BufReader::new(File::open(&path).with_context(context)?).lines() {
-            // A line that a kill cut off is done again.
+            // A line that a kill cut off is measured again.
             if let Ok((index, case)) = serde_json::from_str::<(usize, T)>(&line?) {
                 done.insert(index, case);
             }
@@ -35,7 +35,6 @@ impl<T: Serialize + DeserializeOwned + Clone> Cases<T> {
         Ok(Cases { file, done })
     }
 
-    /// Adds a case.
     pub fn push(&mut self, index: usize, case: T) -> Result<()> {
         writeln!(self.file, "{}", serde_json::to_string(&(index, &case))?)?;
         self.file.flush()?;

@@ -1,5 +1,5 @@
-//! The coordinator on a large run: how long it takes to plan and publish all jobs, to start again, and to take in events; and how much
-//! memory. The broker is a RabbitMQ, the bucket a server in this process; what is measured is a process of its own.
+//! The coordinator on a large run: time and memory to plan and publish all jobs, to start again, and to take in events. The broker is a
+//! RabbitMQ, the bucket a server in this process; the coordinator is a process of its own.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,67 +10,88 @@ use anyhow::{Context, Result, ensure};
 use axum::body::Bytes;
 use coordinator::drive::WINDOW;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use harness::RabbitMq;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use proto::keys::{Item, Marker};
-use proto::{Event, Job, Params, What, keys};
+use proto::{Event, Job, Params, Stage, What, keys};
 use queue::{Channel, Queue};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use store::Store;
 use tokio::runtime::Runtime;
 
-use crate::bucket::{BUCKET, Bucket};
-use crate::fleet::processor;
+use crate::bucket::Bucket;
+use crate::page::{Machine, Page, Record};
+use crate::process::peak_megabytes;
 use crate::services::{Coordinator, copy_model};
-use harness::RabbitMq;
 
 /// Images and classes of ImageNet's training set.
 const IMAGENET: (usize, usize) = (1_281_167, 1000);
-/// Results of the run that is begun again, and images of it that are left.
+/// Results of the run that is resumed, and its images that are left.
 const FINISHED: (usize, usize) = (120_000, 1000);
-/// Images whose workers tell twice of each.
+/// Images with two events each.
 const TOLD: usize = 40_000;
 /// A `--quick` measurement does a part of everything.
 const QUICK: usize = 50;
 /// Events published at the same time.
 const PUBLISHERS: usize = 256;
-/// How often what is on the queue is taken away.
+/// How often the queue is purged.
 const PURGE_EVERY: Duration = Duration::from_secs(1);
-/// The attempt that made the results, as workers name theirs.
+/// The attempt that made the results.
 const ATTEMPT: &str = "0123456789abcdef";
-/// What an attempt leaves beside its record.
+/// Objects of an attempt beside its record.
 const ITEMS: [Item; 6] = [Item::Projection, Item::Target, Item::Transformed, Item::Generated, Item::Inverted, Item::History];
-/// Seconds, megabytes and events each second that are to be kept.
+/// Targets: seconds to publish, its megabytes, seconds of a start, events per second.
 const BARS: (f64, f64, f64, f64) = (180.0, 400.0, 30.0, 5000.0);
 
-/// What the process that plans and publishes tells.
-#[derive(Deserialize)]
+/// The figures of one run.
+#[derive(Serialize, Deserialize)]
+pub struct Coordination {
+    published: Published,
+    /// Results that a start finds.
+    results: usize,
+    starts: Vec<(String, Start)>,
+    events: Events,
+}
+
+/// The line of the process that plans and publishes.
+#[derive(Serialize, Deserialize)]
 struct Published {
     images: usize,
+    /// Seconds.
     planning: f64,
     publishing: f64,
     peak_megabytes: f64,
 }
 
-/// How a start went.
-struct Restarted {
-    /// Seconds until the run's jobs are handed out.
+/// A start onto results.
+#[derive(Serialize, Deserialize)]
+struct Start {
+    /// Seconds until the run's jobs are published.
     seconds: f64,
     /// Seconds until the errors of all results are known.
     known: f64,
     peak_megabytes: f64,
 }
 
-/// The table.
-pub fn run(quick: bool) -> Result<String> {
+/// Events that a coordinator takes in.
+#[derive(Serialize, Deserialize)]
+struct Events {
+    images: usize,
+    per_second: f64,
+    peak_megabytes: f64,
+}
+
+/// Measures; `quick` does a small part of everything.
+pub fn run(quick: bool) -> Result<Coordination> {
     let runtime = Runtime::new().context("cannot start threads")?;
     let of = |n: usize| if quick { n.div_ceil(QUICK) } else { n };
     let broker = RabbitMq::start();
     let (bucket, place) = (Bucket::default(), tempfile::tempdir().context("cannot create a folder")?);
     let endpoint = runtime.block_on(bucket.clone().serve())?;
-    let url = |prefix: &str| format!("s3://{BUCKET}/{prefix}?endpoint={endpoint}&anonymous=true");
+    let url = |prefix: &str| Bucket::url(&endpoint, prefix);
 
     eprintln!("publishing {} jobs", of(IMAGENET.0));
     fill_imagenet(&bucket, of(IMAGENET.0));
@@ -83,63 +104,70 @@ pub fn run(quick: bool) -> Result<String> {
     fill(&bucket, "coco", finished + left, &classes);
     let folder = Home::Folder(place.path().join("home"));
     let in_bucket = Home::Bucket(bucket.clone(), url("home"));
-    let mut restarts = Vec::new();
+    let mut starts = Vec::new();
     for (name, home) in [("a folder", &folder), ("a bucket", &in_bucket)] {
         let (queue, data) = (broker.url(&format!("prefix={}", name.replace(' ', "-"))), url("coco"));
         let (without, with) = runtime.block_on(restart(home, &queue, &data, (finished, left), &classes))?;
-        restarts.push((format!("{name}, without a snapshot"), without));
-        restarts.push((format!("{name}, with a snapshot"), with));
+        starts.push((format!("{name}, without a snapshot"), without));
+        starts.push((format!("{name}, with a snapshot"), with));
     }
 
     eprintln!("taking in {} events", 2 * of(TOLD));
     fill(&bucket, "told", of(TOLD) + 1, &classes);
     let home = Home::Folder(place.path().join("told"));
-    let (rate, told_peak) = runtime.block_on(take_in(&home, &broker, &url("told"), of(TOLD)))?;
-
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut text = format!(
-        "# The coordinator's speed\n\n\
-        Written by `make bench-coordinator` on {cores} cores of {}. RabbitMQ with one scheduler thread and an S3 server in memory share \
-        the cores. Each figure is of one run.\n\n\
-        | | measured | wanted |\n|---|---|---|\n",
-        processor()?
-    );
-    let Published { images, planning, publishing, peak_megabytes } = published;
-    let mut row = |what: &str, measured: String, wanted: String| text += &format!("| {what} | {measured} | {wanted} |\n");
-    row(
-        &format!("{images} images listed in the bucket, planned, and their jobs published and confirmed"),
-        format!(
-            "{:.0} s: {planning:.0} s and {publishing:.0} s, {:.0} jobs/s",
-            planning + publishing,
-            images as f64 / publishing
-        ),
-        format!("< {:.0} s", BARS.0),
-    );
-    row("peak memory of that process", format!("{peak_megabytes:.0} MB"), format!("< {:.0} MB", BARS.1));
-    for (name, Restarted { seconds, known, peak_megabytes }) in restarts {
-        row(
-            &format!("`basin-coordinator` starts onto {finished} results in {name}, until it hands out what is left"),
-            format!("{seconds:.1} s; all errors known after {known:.1} s; {peak_megabytes:.0} MB"),
-            format!("< {:.0} s", BARS.2),
-        );
-    }
-    row(
-        &format!("events that `basin-coordinator` takes in, of {} images; {told_peak:.0} MB", of(TOLD)),
-        format!("{rate:.0} each second"),
-        format!("> {:.0}", BARS.3),
-    );
-    Ok(text + EXPLAINED)
+    let events = runtime.block_on(take_in(&home, &broker, &url("told"), of(TOLD)))?;
+    Ok(Coordination { published, results: finished, starts, events })
 }
 
-const EXPLAINED: &str = "
-The jobs are published as in a fleet, a window of 1,000 at a time and 256 unconfirmed, by the driver of the coordinator in a process of its
-own. What a worker would do is left out there: the jobs are taken off the queue unread, and the results are told to the coordinator's
-ledger without the broker. With the broker they are in the last row: all jobs are on the queue, workers that compute nothing publish
-that they begin and end each image, and the time is that from the first of these events until the coordinator has settled all.
+impl Record for Coordination {
+    const NAME: &'static str = "coordinator-speed";
 
-A run that is begun again has the seven objects of a worker for each result (records of 18 seeds, the rest empty), and all are listed; the
-data set is in the bucket. What is in a folder was written a moment ago: the system may have it in memory.
-";
+    fn page(&self, machine: &Machine) -> Page {
+        let Published { images, planning, publishing, peak_megabytes } = self.published;
+        let total = planning + publishing;
+        let jobs = images as f64 / publishing;
+        let mut rows = vec![
+            vec![
+                format!("{images} images listed in the bucket, planned, and their jobs published and confirmed"),
+                format!("{total:.0} s: {planning:.0} s and {publishing:.0} s, {jobs:.0} jobs/s"),
+                format!("< {:.0} s", BARS.0),
+            ],
+            vec!["peak memory of that process".into(), format!("{peak_megabytes:.0} MB"), format!("< {:.0} MB", BARS.1)],
+        ];
+        rows.extend(self.starts.iter().map(|(name, Start { seconds, known, peak_megabytes })| {
+            vec![
+                format!(
+                    "`basin-coordinator` starts onto {} results in {name}, until it publishes the remaining jobs",
+                    self.results
+                ),
+                format!("{seconds:.1} s; all errors known after {known:.1} s; {peak_megabytes:.0} MB"),
+                format!("< {:.0} s", BARS.2),
+            ]
+        }));
+        let Events { images, per_second, peak_megabytes } = self.events;
+        rows.push(vec![
+            format!("events that `basin-coordinator` takes in, two for each of {images} images; {peak_megabytes:.0} MB"),
+            format!("{per_second:.0} per second"),
+            format!("> {:.0}", BARS.3),
+        ]);
+        let page = Page::new("The coordinator's speed")
+            .text(&format!(
+                "Written by `make bench-coordinator` on {machine}. RabbitMQ with one scheduler thread and an S3 server in memory share the \
+                cores. Each figure is of one run."
+            ))
+            .table(&["", "measured", "target"], rows);
+        EXPLAINED.iter().fold(page, |page, text| page.text(text))
+    }
+}
+
+const EXPLAINED: [&str; 2] = [
+    "The coordinator's driver publishes the jobs as in a fleet, at most 1,000 at a time and 256 unconfirmed, in a process of its own. There \
+    are no workers: the jobs are purged from the queue, and the ledger gets the results without the broker. The last row is with the broker: \
+    all jobs are on the queue, workers that compute nothing publish that they start and finish each image, and the time is from the first \
+    of these events until the coordinator has counted all.",
+    "A run that is resumed has the seven objects of a worker for each result (records of 18 seeds, the rest empty), and all are listed; the \
+    data set is in the bucket. The folder was written a moment ago: the system may have it in memory.",
+];
 
 /// Class folders as ImageNet's.
 fn fill_imagenet(bucket: &Bucket, images: usize) {
@@ -167,35 +195,37 @@ fn folders() -> Result<Vec<String>> {
     Ok(classes.into_iter().filter(|class| class.bytes().all(|b| b.is_ascii_alphanumeric())).collect())
 }
 
-/// Has all jobs published by a child, and takes them away.
+/// A child publishes all jobs; they are purged here.
 fn publish_apart(runtime: &Runtime, broker: &RabbitMq, dataset: &str) -> Result<Published> {
     let url = broker.url("prefix=publish");
     let queue = runtime.block_on(Queue::open(&url))?;
-    let taken = queue.clone();
-    let taking = runtime.spawn(async move {
-        while taken.purge(Channel::Jobs).await.is_ok() {
+    let purged = queue.clone();
+    let purging = runtime.spawn(async move {
+        while purged.purge(Channel::Jobs).await.is_ok() {
             tokio::time::sleep(PURGE_EVERY).await;
         }
     });
-    // It links no torch, as a coordinator does not.
+    // It links no torch, as the coordinator.
     let program = std::env::current_exe().context("cannot find this program")?.with_file_name("examples/publish");
     let results = tempfile::tempdir().context("cannot create a folder")?;
     let mut child = Command::new(&program);
     child.arg(dataset).arg(results.path()).arg(&url).stderr(Stdio::inherit());
     let output =
         child.output().with_context(|| format!("cannot start {}: make bench-coordinator builds it", program.display()))?;
-    taking.abort();
+    purging.abort();
     runtime.block_on(queue.close());
     ensure!(output.status.success(), "publishing failed");
-    serde_json::from_slice(&output.stdout).context("the child does not tell what it did")
+    serde_json::from_slice(&output.stdout).context("cannot parse the output of the child")
 }
 
 fn succeeded() -> What {
-    let stage_seconds = ["fetch", "transform_search", "latent_search", "final_descent"].map(|s| (s.to_owned(), 5.0)).into();
+    let stage_seconds = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent]
+        .map(|stage| (stage.as_str().to_owned(), 5.0))
+        .into();
     What::Succeeded { loss: 1.25, seconds: 20.0, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds }
 }
 
-/// Where a coordinator finds what there is.
+/// The home of a coordinator.
 enum Home {
     Folder(PathBuf),
     Bucket(Bucket, String),
@@ -209,7 +239,7 @@ impl Home {
         }
     }
 
-    /// Puts objects there as quickly as possible.
+    /// Writes objects without a store, which is quicker.
     fn put(&self, objects: impl Iterator<Item = (String, Bytes)>) -> Result<()> {
         match self {
             Home::Folder(path) => objects.into_iter().try_for_each(|(key, bytes)| write(&path.join(key), &bytes)),
@@ -255,14 +285,14 @@ fn record(image: &str, class: usize) -> String {
     .to_string()
 }
 
-/// Starts a coordinator twice onto a run with results: without a snapshot, and with the one that it left.
+/// Starts a coordinator twice onto a run with results: without a snapshot, and with the snapshot of the first start.
 async fn restart(
     home: &Home,
     queue: &str,
     dataset: &str,
     (finished, left): (usize, usize),
     classes: &[String],
-) -> Result<(Restarted, Restarted)> {
+) -> Result<(Start, Start)> {
     copy_model(&Store::open(&home.url()).await?).await?;
     let first = Coordinator::start(&home.url(), queue, WINDOW).await?;
     first.submit("large", dataset, &Params::paper(), None).await?;
@@ -272,21 +302,20 @@ async fn restart(
     let start = async || {
         let started = Instant::now();
         let coordinator = Coordinator::start(&home.url(), queue, WINDOW).await?;
-        let status = coordinator.until("large", |status| status["skipped"] == finished && status["queued"] != 0).await?;
+        let status = coordinator.until("large", |status| status.skipped == finished && status.queued != 0).await?;
         let seconds = started.elapsed().as_secs_f64();
-        ensure!(status["images"] == finished + left, "the run has other images: {status}");
-        coordinator.until("large", |status| status["unread"] == 0).await?;
+        ensure!(status.images == finished + left, "the run has {} images instead of {}", status.images, finished + left);
+        coordinator.until("large", |status| status.unread == 0).await?;
         let known = started.elapsed().as_secs_f64();
-        let peak_megabytes = coordinator.peak_megabytes()?;
+        let peak_megabytes = peak_megabytes(coordinator.id())?;
         coordinator.stop()?;
         eprintln!("{seconds:.1} s, all errors known after {known:.1} s");
-        Ok::<_, anyhow::Error>(Restarted { seconds, known, peak_megabytes })
+        Ok::<_, anyhow::Error>(Start { seconds, known, peak_megabytes })
     };
     Ok((start().await?, start().await?))
 }
 
-/// Events that a coordinator takes in each second, and its memory.
-async fn take_in(home: &Home, broker: &RabbitMq, dataset: &str, images: usize) -> Result<(f64, f64)> {
+async fn take_in(home: &Home, broker: &RabbitMq, dataset: &str, images: usize) -> Result<Events> {
     copy_model(&Store::open(&home.url()).await?).await?;
     let url = broker.url("prefix=told");
     let coordinator = Coordinator::start(&home.url(), &url, images).await?;
@@ -297,29 +326,29 @@ async fn take_in(home: &Home, broker: &RabbitMq, dataset: &str, images: usize) -
     let publish = |event: Vec<u8>| queue.publish(Channel::Events, event);
     stream::iter(events).map(Ok).try_for_each_concurrent(PUBLISHERS, publish).await?;
     let published = started.elapsed().as_secs_f64();
-    coordinator.until("told", |status| status["succeeded"] == images).await?;
+    coordinator.until("told", |status| status.succeeded == images).await?;
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("{} events published in {published:.1} s, taken in after {seconds:.1} s", 2 * images);
-    let peak = coordinator.peak_megabytes()?;
+    let peak_megabytes = peak_megabytes(coordinator.id())?;
     coordinator.stop()?;
     queue.close().await;
-    Ok((2.0 * images as f64 / seconds, peak))
+    Ok(Events { images, per_second: 2.0 * images as f64 / seconds, peak_megabytes })
 }
 
-/// Takes the jobs and makes what their workers would tell: that each begins, and that it ends.
+/// Consumes the jobs and makes the events of their workers: each starts and succeeds.
 async fn events(broker: &RabbitMq, images: usize) -> Result<Vec<Vec<u8>>> {
     let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", broker.port());
     let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
     let lane = connection.create_channel().await?;
-    // At once and without an acknowledgement: workers are not what is measured.
+    // Without acknowledgements: workers are not measured.
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let mut jobs = lane.basic_consume("told.jobs".into(), "bench".into(), options, FieldTable::default()).await?;
     let mut events = Vec::new();
     while events.len() < 2 * images {
         let delivery = jobs.next().await.context("the subscription ended")??;
         let job = Job::decode(&delivery.data)?;
-        let tell = |what| Event::about(&job, "bench-7f9c4d5b6-x2x8q", what).encode();
-        events.extend([tell(What::Started), tell(succeeded())]);
+        let event = |what| Event::about(&job, "bench-7f9c4d5b6-x2x8q", what).encode();
+        events.extend([event(What::Started), event(succeeded())]);
     }
     connection.close(200, "OK".into()).await?;
     Ok(events)

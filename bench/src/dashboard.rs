@@ -1,91 +1,144 @@
-//! The dashboard of a large run: how long each page takes, and what twenty that are open cost. One process is coordinator, workers that
-//! compute nothing, and browsers; what is measured is all of it together.
+//! The dashboard of a large run: the time of each page, and the cost of twenty open pages. One process is coordinator, workers that compute
+//! nothing, and browsers; the figures are of all of it together.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use client::api::RunRequest;
-use client::api::{ImageQuery, ImageState};
-use coordinator::auth::Gate;
-use coordinator::dashboard::Elsewhere;
+
+use client::api::{ImageQuery, ImageState, RunRequest};
+use coordinator::http::auth::Gate;
+use coordinator::http::other_services::OtherServices;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
-use proto::{Event, Job, Params, What, keys};
+use proto::{Event, Job, Params, Stage, What, keys};
 use queue::{Channel, Queue};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use store::{Runs, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use crate::services::{cpu_seconds, peak_megabytes};
+use crate::page::{Machine, Page, Record, number};
+use crate::process::{cpu_seconds, peak_megabytes};
 
 /// Open pages.
 const PAGES: usize = 20;
-/// A page fetches its larger parts again so often.
+/// Between two loads of the larger parts of a page.
 const REFRESH: Duration = Duration::from_secs(5);
-/// Images settled each second while the pages are open.
+/// Images that finish per second while the pages are open.
 const RATE: f64 = 50.0;
-/// Askings of each page, one after another.
-const ASKED: usize = 20;
+/// Requests of each page, one after another.
+const REQUESTS: usize = 20;
 
-/// Measures; the table. `images` are settled before, and `watched` is how long the pages are open.
-pub fn run(images: usize, watched: Duration) -> Result<String> {
+#[derive(Serialize, Deserialize)]
+pub struct Dashboard {
+    images: usize,
+    /// With a result or a failure, before the pages are measured.
+    finished: usize,
+    classes: usize,
+    planning_seconds: f64,
+    /// Until the events of the finished images are taken in.
+    events_seconds: f64,
+    paths: Vec<PathFigures>,
+    open: OpenPages,
+}
+
+/// Time to the first byte.
+#[derive(Serialize, Deserialize)]
+struct PathFigures {
+    path: String,
+    median_ms: f64,
+    largest_ms: f64,
+}
+
+/// What the open pages cost together.
+#[derive(Serialize, Deserialize)]
+struct OpenPages {
+    seconds: f64,
+    /// Of each page.
+    updates_per_second: f64,
+    cores: f64,
+    peak_megabytes: f64,
+}
+
+/// Measures with `images` finished before; the pages are open for `watched`.
+pub fn run(images: usize, watched: Duration) -> Result<Dashboard> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start threads")?;
     runtime.block_on(measure(images, watched))
 }
 
-async fn measure(images: usize, watched: Duration) -> Result<String> {
+async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let dir = tempfile::tempdir().context("cannot create a folder")?;
     let later = (watched.as_secs_f64() * RATE) as usize + 1;
-    let classes = proto::ModelManifest::parse(&std::fs::read("models/fashion32/model.json")?)?.0.classes;
-    // The folders' names.
-    let classes: Vec<String> = classes.into_iter().filter(|class| !class.contains('/')).collect();
-    for i in 0..images + later {
-        let folder = dir.path().join("data").join(&classes[i % classes.len()]);
-        if i < classes.len() {
-            std::fs::create_dir_all(&folder)?;
-        }
-        std::fs::write(folder.join(format!("{i:08}.jpg")), "")?;
-    }
-    let model = dir.path().join("home/models/fashion32");
-    std::fs::create_dir_all(&model)?;
-    std::fs::copy("models/fashion32/model.json", model.join("model.json"))?;
-
+    let classes = write_files(dir.path(), images + later)?;
     let home = Store::open(&dir.path().join("home").to_string_lossy()).await?;
     let queue = Queue::open("embedded:").await?;
     let config =
         Config { home: home.clone(), queue: queue.clone(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
     let (service, handle) = Service::new(config);
-    let (stop, stopped) = watch::channel(false);
+    let stop = CancellationToken::new();
     let runtime = tokio::runtime::Handle::current();
+    let stopped = stop.clone();
     let serving = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
     let submitted = Instant::now();
     until(|| async { handle.leads() }).await?;
     handle.submit(request(&dir.path().join("data").to_string_lossy())).await.map_err(|r| anyhow::anyhow!("{}", r.message()))?;
-    let planned = submitted.elapsed();
+    let planning_seconds = submitted.elapsed().as_secs_f64();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let site =
-        tokio::spawn(coordinator::api::serve(listener, handle.clone(), Gate::new(None, None, b"bench"), Elsewhere::default()));
+    let site = tokio::spawn(coordinator::http::serve(
+        listener,
+        handle.clone(),
+        Gate::new(None, None, b"bench"),
+        OtherServices::default(),
+    ));
 
-    let settled = Instant::now();
+    let begun = Instant::now();
     work(&queue, images, None).await?;
-    until(|| async { settled_images(&handle).await >= images }).await?;
-    let settled = settled.elapsed();
+    until(|| async { finished_images(&handle).await >= images }).await?;
+    let events_seconds = begun.elapsed().as_secs_f64();
     let succeeded = ImageQuery { state: Some(ImageState::Succeeded), ..ImageQuery::default() };
     let key = handle.look("large".into(), move |outcomes| outcomes.page(&succeeded).images[0].image.clone()).await;
     let key = key.map_err(|r| anyhow::anyhow!("{}", r.message()))?.1;
     store_result(&Runs::Home(home).of("large")?, &key).await?;
 
-    let mut rows = String::new();
-    let class = &classes[0];
+    let paths = measure_paths(address, &classes[0], &key).await?;
+    let open = measure_open(address, &queue, later - 1).await?;
+    site.abort();
+    stop.cancel();
+    serving.await??;
+    let classes = classes.len();
+    Ok(Dashboard { images: images + later, finished: images, classes, planning_seconds, events_seconds, paths, open })
+}
+
+/// A data set of empty images in class folders, and the model's manifest in a home; names of the folders.
+fn write_files(dir: &Path, images: usize) -> Result<Vec<String>> {
+    let classes = proto::ModelManifest::parse(&std::fs::read("models/fashion32/model.json")?)?.0.classes;
+    let classes: Vec<String> = classes.into_iter().filter(|class| !class.contains('/')).collect();
+    for i in 0..images {
+        let folder = dir.join("data").join(&classes[i % classes.len()]);
+        if i < classes.len() {
+            std::fs::create_dir_all(&folder)?;
+        }
+        std::fs::write(folder.join(format!("{i:08}.jpg")), "")?;
+    }
+    let model = dir.join("home/models/fashion32");
+    std::fs::create_dir_all(&model)?;
+    std::fs::copy("models/fashion32/model.json", model.join("model.json"))?;
+    Ok(classes)
+}
+
+/// `class` and `key` are those of an image with a result.
+async fn measure_paths(address: SocketAddr, class: &str, key: &str) -> Result<Vec<PathFigures>> {
+    let mut figures = Vec::new();
     for path in [
         "/".to_owned(),
         "/runs/large".into(),
@@ -98,41 +151,66 @@ async fn measure(images: usize, watched: Duration) -> Result<String> {
         format!("/runs/large/image?key={}", key.replace(' ', "%20")),
     ] {
         let mut times = Vec::new();
-        for _ in 0..ASKED {
+        for _ in 0..REQUESTS {
             times.push(first_byte(address, &path).await?);
         }
         times.sort();
-        let (median, worst) = (times[ASKED / 2].as_secs_f64() * 1e3, times[ASKED - 1].as_secs_f64() * 1e3);
-        rows += &format!("| `{}` | {median:.1} | {worst:.1} |\n", path.split("&offset").next().unwrap_or_default());
+        let milliseconds = |i: usize| times[i].as_secs_f64() * 1e3;
+        let (median_ms, largest_ms) = (milliseconds(REQUESTS / 2), milliseconds(REQUESTS - 1));
+        let path = path.split("&offset").next().unwrap_or_default().to_owned();
+        figures.push(PathFigures { path, median_ms, largest_ms });
     }
+    Ok(figures)
+}
 
+/// The cost of open pages while `images` finish.
+async fn measure_open(address: SocketAddr, queue: &Queue, images: usize) -> Result<OpenPages> {
     let (ticks, before) = (Arc::new(AtomicUsize::new(0)), cpu_seconds(std::process::id())?);
     let opened = Instant::now();
     let pages: Vec<_> = (0..PAGES).map(|i| tokio::spawn(page(address, i, ticks.clone()))).collect();
-    work(&queue, later - 1, Some(RATE)).await?;
+    work(queue, images, Some(RATE)).await?;
     let (seconds, used) = (opened.elapsed().as_secs_f64(), cpu_seconds(std::process::id())? - before);
     pages.iter().for_each(tokio::task::JoinHandle::abort);
-    let rate = ticks.load(Ordering::Relaxed) as f64 / PAGES as f64 / seconds;
-    let (share, memory) = (used / seconds, peak_megabytes(std::process::id())?);
-    site.abort();
-    stop.send_replace(true);
-    serving.await??;
-    Ok(format!(
-        "# The dashboard of a large run\n\nWritten by `make bench-dashboard` on {cores} cores. One process is coordinator, workers that compute \
-         nothing, and browsers that read sockets; the figures are of all of it together. The run has {all} images in {n} classes; {images} are \
-         settled, one in fifty failed.\n\n\
-         Planning took {planned:.1} s; {images} events were taken in in {settled:.1} s ({each:.0} each second, with their jobs).\n\n\
-         | page, with {images} settled images | first byte, median of {ASKED}, ms | largest, ms |\n|---|---|---|\n{rows}\n\
-         {PAGES} pages open for {seconds:.0} s, each fetching its larger parts every {refresh} s, while {RATE} images a second are settled: \
-         **{rate:.1} updates a second** to each page, **{share:.2} cores**, {memory:.0} MB at most.\n",
-        cores = std::thread::available_parallelism().map_or(1, |n| n.get()),
-        all = images + later,
-        n = classes.len(),
-        planned = planned.as_secs_f64(),
-        settled = settled.as_secs_f64(),
-        each = images as f64 / settled.as_secs_f64(),
-        refresh = REFRESH.as_secs(),
-    ))
+    Ok(OpenPages {
+        seconds,
+        updates_per_second: ticks.load(Ordering::Relaxed) as f64 / PAGES as f64 / seconds,
+        cores: used / seconds,
+        peak_megabytes: peak_megabytes(std::process::id())?,
+    })
+}
+
+impl Record for Dashboard {
+    const NAME: &'static str = "dashboard-speed";
+
+    fn page(&self, machine: &Machine) -> Page {
+        let Dashboard { images, finished, classes, planning_seconds, events_seconds, .. } = self;
+        let OpenPages { seconds, updates_per_second, cores, peak_megabytes } = self.open;
+        let row = |p: &PathFigures| vec![format!("`{}`", p.path), number(p.median_ms, 1), number(p.largest_ms, 1)];
+        let each = *finished as f64 / events_seconds;
+        Page::new("The dashboard of a large run")
+            .text(&format!(
+                "Written by `make bench-dashboard` on {machine}. One process is coordinator, workers that compute nothing, and browsers \
+                that read sockets; the figures are of all of it together. The run has {images} images in {classes} classes; {finished} are \
+                finished, and one in fifty failed."
+            ))
+            .text(&format!(
+                "Planning took {planning_seconds:.1} s; {finished} events were taken in in {events_seconds:.1} s ({each:.0} per second, \
+                with their jobs)."
+            ))
+            .table(
+                &[
+                    format!("page, with {finished} finished images"),
+                    format!("first byte, median of {REQUESTS}, ms"),
+                    "largest, ms".into(),
+                ],
+                self.paths.iter().map(row),
+            )
+            .text(&format!(
+                "{PAGES} pages open for {seconds:.0} s, each loading its larger parts every {} s, while {RATE} images finish per second: \
+                **{updates_per_second:.1} updates per second** to each page, **{cores:.2} cores**, at most {peak_megabytes:.0} MB.",
+                REFRESH.as_secs()
+            ))
+    }
 }
 
 fn request(dataset: &str) -> RunRequest {
@@ -150,7 +228,7 @@ fn request(dataset: &str) -> RunRequest {
     }
 }
 
-/// What the page of an image reads: a record of 18 seeds, and their curves.
+/// Stores the objects that the page of an image reads: a record of 18 seeds, and their curves.
 async fn store_result(results: &Store, image: &str) -> Result<()> {
     const ATTEMPT: &str = "0123456789abcdef";
     let (seed, params) = (json!({ "loss": 1.0, "inverted_loss": 1.0, "l1": 0.5, "l2": 0.25, "lpips": 0.125 }), Params::paper());
@@ -165,20 +243,20 @@ async fn store_result(results: &Store, image: &str) -> Result<()> {
     Ok(results.put(&keys::marker(image, Marker::Result), record.to_string()).await?)
 }
 
-async fn settled_images(handle: &Handle) -> usize {
+async fn finished_images(handle: &Handle) -> usize {
     handle.run("large".into()).await.map_or(0, |status| status.succeeded + status.failed)
 }
 
 async fn until<F: Future<Output = bool>>(holds: impl Fn() -> F) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(600);
     while !holds().await {
-        ensure!(Instant::now() < end, "the coordinator does not get there");
+        ensure!(Instant::now() < end, "the coordinator does not get there within 600 s");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }
 
-/// Settles `n` jobs; `rate`: so many each second.
+/// Finishes `n` jobs, `rate` per second if it is given.
 async fn work(queue: &Queue, n: usize, rate: Option<f64>) -> Result<()> {
     let (mut jobs, mut rng) = (queue.consume(Channel::Jobs, 100).await?, ChaCha8Rng::seed_from_u64(n as u64));
     let started = Instant::now();
@@ -189,11 +267,11 @@ async fn work(queue: &Queue, n: usize, rate: Option<f64>) -> Result<()> {
         let delivery = jobs.next().await?.context("the queue was closed")?;
         let job = Job::decode(delivery.payload())?;
         let what = if rng.random_bool(0.02) {
-            What::Failed { reason: "diverged".into(), message: "as the benchmark wants it".into() }
+            What::Failed { reason: "diverged".into(), message: "made by the benchmark".into() }
         } else {
             let loss = rng.random_range(0.2..4.0);
-            let stage_seconds = [("fetch", 0.2), ("transform_search", 3.0), ("latent_search", 9.0)];
-            let stage_seconds = stage_seconds.map(|(stage, seconds)| (stage.to_owned(), seconds)).into();
+            let stage_seconds = [(Stage::Fetch, 0.2), (Stage::TransformSearch, 3.0), (Stage::LatentSearch, 9.0)];
+            let stage_seconds = stage_seconds.map(|(stage, seconds)| (stage.as_str().to_owned(), seconds)).into();
             What::Succeeded { loss, seconds: 12.2, lane_steps: 28_800, l1: loss / 4.0, lpips: loss / 8.0, stage_seconds }
         };
         queue.publish(Channel::Events, Event::about(&job, "simulated", what).encode()).await?;
@@ -202,7 +280,7 @@ async fn work(queue: &Queue, n: usize, rate: Option<f64>) -> Result<()> {
     Ok(())
 }
 
-/// As a page: it listens, and fetches itself now and then.
+/// An open page: it listens to events, and loads itself every [`REFRESH`].
 async fn page(address: SocketAddr, i: usize, ticks: Arc<AtomicUsize>) -> Result<()> {
     tokio::spawn(async move {
         tokio::time::sleep(REFRESH.mul_f64(i as f64 / PAGES as f64)).await;
@@ -211,7 +289,7 @@ async fn page(address: SocketAddr, i: usize, ticks: Arc<AtomicUsize>) -> Result<
             tokio::time::sleep(REFRESH).await;
         }
     });
-    let mut socket = ask(address, "/ui/live").await?;
+    let mut socket = request_page(address, "/ui/live").await?;
     let mut bytes = vec![0; 64 << 10];
     loop {
         let n = socket.read(&mut bytes).await?;
@@ -221,21 +299,21 @@ async fn page(address: SocketAddr, i: usize, ticks: Arc<AtomicUsize>) -> Result<
     }
 }
 
-async fn ask(address: SocketAddr, path: &str) -> Result<TcpStream> {
+async fn request_page(address: SocketAddr, path: &str) -> Result<TcpStream> {
     let mut socket = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nAccept: text/html\r\n\r\n");
     socket.write_all(request.as_bytes()).await?;
     Ok(socket)
 }
 
-/// The time to the first byte of an answer that is then read to its end.
+/// The time to the first byte of an answer; the rest is read, too.
 async fn first_byte(address: SocketAddr, path: &str) -> Result<Duration> {
-    let asked = Instant::now();
-    let mut socket = ask(address, path).await?;
+    let requested = Instant::now();
+    let mut socket = request_page(address, path).await?;
     let mut first = [0; 15];
     socket.read_exact(&mut first).await?;
-    let took = asked.elapsed();
-    ensure!(first.ends_with(b"200 OK"), "{path} is answered with {}", String::from_utf8_lossy(&first));
+    let took = requested.elapsed();
+    ensure!(first.ends_with(b"200 OK"), "the answer to {path} is {}", String::from_utf8_lossy(&first));
     socket.read_to_end(&mut Vec::new()).await?;
     Ok(took)
 }

@@ -1,4 +1,4 @@
-//! Fine-tuning and what is left of editability after it (paper, Section 3.5), and the codecs of weight deltas.
+//! Fine-tuning, editability after it (paper, Section 3.5), and the codecs of weight deltas.
 
 use std::path::Path;
 
@@ -6,10 +6,12 @@ use anyhow::{Context, Result};
 use engine::LoadedModel;
 use projector::loss::LossTarget;
 use projector::{Checkpoint, Delta, Edit, Generator, Lanes, Projection, Solution, Target, Tuned, transform};
-use proto::{DeltaCodec, FineTune, LatentSearch, Params};
+use proto::{DeltaCodec, FineTune, LatentSearch, Params, Stage};
+use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::deltas;
+use crate::codecs::{self, Codec};
+use crate::page::{Machine, Page, Record, number};
 use crate::samples::targets;
 
 /// Steps of the bad start: Adam without a transform (the authors' code).
@@ -18,89 +20,127 @@ const ADAM_STEPS: u32 = 500;
 /// Starts of fine-tuning that are compared.
 const STARTS: [&str; 3] = ["BasinCMA + transform", "Adam, no transform", "a random z"];
 
-/// What came of a start.
-#[derive(Default)]
-struct Row {
+/// Figures of fine-tuning, editing and weight deltas.
+#[derive(Serialize, Deserialize)]
+pub struct Editing {
+    model: String,
+    fine_tune: FineTune,
+    starts: Vec<Start>,
+    /// Generators whose deltas the codecs store.
+    generators: usize,
+    codecs: Vec<Codec>,
+    codecs_biggan_256: Vec<Codec>,
+}
+
+/// Sums over the images of one start. Pairs are before and after fine-tuning.
+#[derive(Default, Serialize, Deserialize)]
+struct Start {
+    name: String,
     images: usize,
+    /// Generators that were kept.
     kept: usize,
-    /// Sums over the images: LPIPS as the loss has it, and in the target's frame inside the box.
+    /// LPIPS as the loss has it.
     weighted: [f64; 2],
+    /// In the target's frame inside the box.
     lpips: [f64; 2],
     /// The same of the target itself, transformed and back: no projection can be nearer.
     floor: f64,
     l1: [f64; 2],
-    /// Edits to another class that the classifier agrees with: of the model, and of the tuned generator.
+    /// Edits to another class, and those among them that the classifier takes for that class.
     edits: usize,
     agreed: [usize; 2],
+    /// Images whose weighted LPIPS falls by at least half.
     halved: usize,
+    /// Of all deltas.
     bytes: usize,
 }
 
-/// Runs `n` samples from both starts, and measures the codecs.
-pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &FineTune) -> Result<String> {
+/// Runs `n` samples from all starts, and measures the codecs.
+pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &FineTune) -> Result<Editing> {
     let lanes = Lanes::new(&model.model, &engine::Devices::automatic().0);
     let fast = Params::fast();
     let adam = Params { transform: None, latent: LatentSearch::Adam { steps: ADAM_STEPS }, ..fast.clone() };
     let random = Params { latent: LatentSearch::Adam { steps: 1 }, seeds: 1, ..adam.clone() };
     let all = targets(model, samples, |_| true)?;
     let chosen: Vec<&(String, Target)> = (0..n).map(|i| &all[i * all.len() / n]).collect();
-    let mut rows = Vec::new();
-    let mut deltas = Vec::new();
-    for (start, params) in STARTS.into_iter().zip([fast, adam, random]) {
+    let (mut starts, mut deltas) = (Vec::new(), Vec::new());
+    for (name, params) in STARTS.into_iter().zip([fast, adam, random]) {
         let params = Params { fine_tune: Some(tune.clone()), ..params };
-        let mut row = Row::default();
-        for (name, target) in &chosen {
-            let solution = tuned(model, &lanes, &params, target, &work.join(format!("{start}-{name}")))?;
-            row.add(model, &params, target, &solution)?;
+        let mut start = Start { name: name.into(), ..Start::default() };
+        for (image, target) in &chosen {
+            let saved = work.join(format!("{name}-{image}"));
+            let solution = tuned(model, &lanes, &params, target, &saved)?;
+            start.add(model, &params, target, &solution)?;
             let lpips = solution.fine_tuned.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.rendered.lpips);
-            eprintln!("{start} {name}: LPIPS {:.4} -> {lpips:.4?}", solution.seeds[solution.best].lpips);
-            if start == STARTS[0] {
+            eprintln!("{name} {image}: LPIPS {:.4} -> {lpips:.4?}", solution.seeds[solution.best].lpips);
+            if name == STARTS[0] {
                 // Stored without loss, for the codecs to be measured against.
                 let exact = Params { fine_tune: Some(FineTune { delta: DeltaCodec::Float32, ..tune.clone() }), ..params.clone() };
-                let solution = tuned(model, &lanes, &exact, target, &work.join(format!("{start}-{name}")))?;
+                let solution = tuned(model, &lanes, &exact, target, &saved)?;
                 deltas.extend(solution.fine_tuned.and_then(Result::ok).map(|tuned| tuned.delta));
             }
         }
-        rows.push((start, row));
+        starts.push(start);
     }
-    let mut text = format!(
-        "# Fine-tuning and editing, measured\n\nWritten by `make bench-editing`; model {}, {n} samples, profile `fast`; Adam takes \
-        {ADAM_STEPS} steps from 18 starts. Fine-tuning:\n\n```json\n{}\n```\n\n",
-        model.reference.name,
-        serde_json::to_string(tune)?
-    );
-    text += &measures(&rows);
     let exact: Vec<&Delta> = deltas.iter().collect();
-    text += &format!("\n## Weight deltas\n\nOf the {} generators tuned from the full method's answers:\n\n", exact.len());
-    text += &deltas::table(&model.model, &exact)?;
-    text +=
-        "\nIn the shapes of BigGAN-deep-256: one generator with random weights, 20 steps towards another image of its own:\n\n";
-    text += &deltas::biggan_256()?;
-    Ok(text)
+    Ok(Editing {
+        model: model.reference.name.clone(),
+        fine_tune: tune.clone(),
+        starts,
+        generators: exact.len(),
+        codecs: codecs::measure(&model.model, &exact)?,
+        codecs_biggan_256: codecs::measure_biggan_256()?,
+    })
 }
 
-/// A line for each measure, a column for each start.
-fn measures(rows: &[(&str, Row)]) -> String {
-    let mut text = format!("| mean of the images | {} |\n", rows.iter().map(|(start, _)| *start).collect::<Vec<_>>().join(" | "));
-    text += &format!("|---|{}\n", "---|".repeat(rows.len()));
-    let mut line = |name: &str, value: &dyn Fn(&Row) -> String| {
-        text += &format!("| {name} | {} |\n", rows.iter().map(|(_, row)| value(row)).collect::<Vec<_>>().join(" | "));
-    };
-    let mean = |row: &Row, sum: f64| format!("{:.4}", sum / row.images as f64);
-    let part = |a: usize, of: usize| format!("{:.1} %", 100.0 * a as f64 / of as f64);
-    line("LPIPS of the transformed target, weighted as in the loss: before", &|r| mean(r, r.weighted[0]));
-    line("after", &|r| mean(r, r.weighted[1]));
-    line("images in which it falls by at least half", &|r| format!("{} of {}", r.halved, r.images));
-    line("LPIPS in the target's frame, inside the box: before", &|r| mean(r, r.lpips[0]));
-    line("after", &|r| mean(r, r.lpips[1]));
-    line("of the target itself, transformed and back", &|r| mean(r, r.floor));
-    line("L1 there: before", &|r| mean(r, r.l1[0]));
-    line("after", &|r| mean(r, r.l1[1]));
-    line("edits to another class that the classifier takes for that class: without fine-tuning", &|r| part(r.agreed[0], r.edits));
-    line("with it", &|r| part(r.agreed[1], r.edits));
-    line("generators that were kept", &|r| format!("{} of {}", r.kept, r.images));
-    line("bytes of a delta", &|r| format!("{:.0}", r.bytes as f64 / r.kept as f64));
-    text
+impl Record for Editing {
+    const NAME: &'static str = "editing-figures";
+
+    fn page(&self, machine: &Machine) -> Page {
+        let names = self.starts.iter().map(|start| start.name.as_str());
+        let head: Vec<&str> = ["mean of the images"].into_iter().chain(names).collect();
+        let images = self.starts.first().map_or(0, |start| start.images);
+        Page::new("Fine-tuning and editing, measured")
+            .text(&format!(
+                "Written by `make bench-editing` on {machine}; model {}, {images} samples, profile `fast`; Adam takes {ADAM_STEPS} steps \
+                from 18 starts. Fine-tuning:",
+                self.model
+            ))
+            .json(&self.fine_tune)
+            .table(&head, self.measures())
+            .section("Weight deltas")
+            .text(&format!("{} generators tuned from the solutions of {}:", self.generators, STARTS[0]))
+            .table(&codecs::HEAD, self.codecs.iter().map(Codec::row))
+            .text("In the shapes of BigGAN-deep-256: one generator with random weights, 20 steps towards another image of its own:")
+            .table(&codecs::HEAD, self.codecs_biggan_256.iter().map(Codec::row))
+    }
+}
+
+impl Editing {
+    /// A line for each measure, a column for each start.
+    fn measures(&self) -> Vec<Vec<String>> {
+        let line = |name: &str, value: &dyn Fn(&Start) -> String| {
+            [name.to_owned()].into_iter().chain(self.starts.iter().map(value)).collect::<Vec<_>>()
+        };
+        let mean = |start: &Start, sum: f64| number(sum / start.images as f64, 4);
+        let part = |a: usize, of: usize| format!("{:.1} %", 100.0 * a as f64 / of as f64);
+        vec![
+            line("LPIPS of the transformed target, weighted as in the loss: before", &|s| mean(s, s.weighted[0])),
+            line("after", &|s| mean(s, s.weighted[1])),
+            line("images in which it falls by at least half", &|s| format!("{} of {}", s.halved, s.images)),
+            line("LPIPS in the target's frame, inside the box: before", &|s| mean(s, s.lpips[0])),
+            line("after", &|s| mean(s, s.lpips[1])),
+            line("the target itself, transformed and back", &|s| mean(s, s.floor)),
+            line("L1 there: before", &|s| mean(s, s.l1[0])),
+            line("after", &|s| mean(s, s.l1[1])),
+            line("edits to another class that the classifier takes for that class: without fine-tuning", &|s| {
+                part(s.agreed[0], s.edits)
+            }),
+            line("with it", &|s| part(s.agreed[1], s.edits)),
+            line("generators that were kept", &|s| format!("{} of {}", s.kept, s.images)),
+            line("bytes of a delta", &|s| number(s.bytes as f64 / s.kept as f64, 0)),
+        ]
+    }
 }
 
 fn written(delta: &Delta) -> Result<Vec<u8>> {
@@ -109,13 +149,13 @@ fn written(delta: &Delta) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Searches, or goes on from a search that was saved, and tunes.
+/// Searches, or resumes after a search that was saved, and fine-tunes.
 fn tuned(model: &LoadedModel, lanes: &Lanes, params: &Params, target: &Target, saved: &Path) -> Result<Solution> {
     let mut projection = Projection::new(params, &model.model, &model.statistics, vec![target.shallow_clone()]);
     if let Some(checkpoint) = std::fs::read(saved).ok().and_then(|bytes| postcard::from_bytes::<Checkpoint>(&bytes).ok()) {
         projection.resume(0, checkpoint)?;
     } else {
-        while projection.stage(0).is_some_and(|stage| stage != "fine_tune") {
+        while projection.stage(0).is_some_and(|stage| stage != Stage::FineTune) {
             projection.step(lanes)?;
         }
         std::fs::write(saved, postcard::to_stdvec(projection.checkpoint(0))?)?;
@@ -126,7 +166,7 @@ fn tuned(model: &LoadedModel, lanes: &Lanes, params: &Params, target: &Target, s
     Ok(projection.finish(lanes)?.remove(0)?)
 }
 
-impl Row {
+impl Start {
     fn add(&mut self, model: &LoadedModel, params: &Params, target: &Target, solution: &Solution) -> Result<()> {
         let best = &solution.seeds[solution.best];
         let tuned: Option<&Tuned> = solution.fine_tuned.as_ref().and_then(|tuned| tuned.as_ref().ok());
@@ -135,7 +175,7 @@ impl Row {
         self.l1 = [self.l1[0] + best.l1, self.l1[1] + after.0];
         self.lpips = [self.lpips[0] + best.lpips, self.lpips[1] + after.1];
         self.floor += floor(model, params, target, solution);
-        // What was not kept changed nothing.
+        // Without a kept generator nothing changes.
         let weighted = tuned.map_or((1.0, 1.0), |t| t.lpips);
         self.weighted = [self.weighted[0] + weighted.0, self.weighted[1] + weighted.1];
         self.halved += usize::from(weighted.1 <= weighted.0 / 2.0);

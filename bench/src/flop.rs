@@ -1,9 +1,11 @@
-//! Floating-point operations that the shapes ask for, two for a multiplication with its addition, biases and norms not counted; and how
-//! many a machine does each second at best.
+//! Floating-point operations that follow from the shapes, two for a multiplication with its addition, without biases and norms; and the most
+//! that a machine does each second.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use engine::LoadedModel;
 use projector::nn::biggan_deep::Config;
 use projector::nn::lpips::{self, Layer};
 use proto::Precision;
@@ -55,6 +57,14 @@ pub fn lane_step(generator: f64, perceptual: f64) -> f64 {
     2.0 * (generator + perceptual)
 }
 
+/// FLOP of a lane-step of the model in `folder`.
+pub fn of_model(model: &LoadedModel, folder: &Path) -> Result<f64> {
+    let read = |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("cannot read {name}"));
+    let config: Config = serde_json::from_slice(&read(&model.manifest.generator.config)?)?;
+    let lpips: lpips::Config = serde_json::from_slice(&read(&model.manifest.perceptual.config)?)?;
+    Ok(lane_step(generator(&config), perceptual(&lpips, config.output_dim)))
+}
+
 /// FLOP/s of a product of large matrices in this precision, on all devices at the same time.
 pub fn matrix_rate(devices: &[Device], precision: Precision) -> Result<f64> {
     kernels::allow_tf32(precision == Precision::Tf32);
@@ -89,8 +99,8 @@ mod tests {
     fn counts_are_those_of_the_published_shapes() {
         // Counted by another program, layer by layer.
         let close = |flop: f64, giga: f64| assert!((flop / 1e9 / giga - 1.0).abs() < 0.01, "{flop} instead of {giga} GFLOP");
-        close(generator(&crate::networks::biggan_deep(256)), 58.8);
-        close(generator(&crate::networks::biggan_deep(128)), 17.9);
+        close(generator(&crate::random::biggan_deep(256)), 58.8);
+        close(generator(&crate::random::biggan_deep(128)), 17.9);
         let named = |name| lpips::Config::named(name).expect("published");
         close(perceptual(&named("alex"), 256), 1.74);
         close(perceptual(&named("vgg16"), 256), 40.1);

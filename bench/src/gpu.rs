@@ -1,75 +1,85 @@
 //! A search step of BigGAN-deep at full size with seeded random weights, by precision and lanes in a batch: seconds of an image in the
-//! paper's schedule, and the share of what the same device does in a product of large matrices.
+//! paper's schedule, and the share of the device's rate in a product of large matrices.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use engine::Devices;
 use projector::lanes::{Method, Request, Transforms, Work};
-use projector::nn::lpips;
 use projector::projection::lane_steps;
 use projector::{Lanes, Model, Target};
 use proto::{Params, Precision};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::flop::matrix_rate;
-use crate::{flop, networks};
+use crate::flop::{self, matrix_rate};
+use crate::page::{Machine, Page, Record, number, processor};
+use crate::random;
 
-/// What is measured.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to compute: `auto`, or a list such as `cuda:0`.
+    /// Devices: `auto`, or a list such as `cuda:0`.
     #[arg(long, default_value = "auto")]
     devices: Devices,
     /// Pixels: 128, 256 or 512.
     #[arg(long, default_value_t = 256)]
-    resolution: i64,
-    /// Images of 18 seeds side by side, in turn.
+    pub resolution: i64,
+    /// Numbers of images side by side, one measurement each.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16])]
     images: Vec<u32>,
-    /// Precisions, in turn.
+    /// Precisions, one measurement each.
     #[arg(long, value_delimiter = ',', default_values = ["bf16", "tf32", "fp32"])]
     precisions: Vec<String>,
     /// Seeds of an image.
     #[arg(long, default_value_t = 18)]
     seeds: u32,
-    /// Gradient steps of a turn; a first turn is not counted.
+    /// Gradient steps of a turn; the first turn does not count.
     #[arg(long, default_value_t = 20)]
     steps: u32,
-    /// The table; the numbers beside it as JSON.
-    #[arg(long, default_value = "docs/gpu.md")]
-    pub out: PathBuf,
-    /// Write the random model as a folder, for `basin-bench authors --model`, and measure nothing.
+    /// Write the random model into this folder, for `basin-bench --model FOLDER authors`, and measure nothing.
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
 }
 
-/// One line of the table.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
+pub struct Gpu {
+    device: String,
+    devices: String,
+    resolution: i64,
+    seeds: u32,
+    /// Gradient steps of a turn.
+    steps: u32,
+    lane_step_gflop: f64,
+    /// TFLOP/s of a product of large matrices, by precision.
+    matrix_tflops: Vec<(String, f64)>,
+    /// Operations of a step.
+    launches_per_step: u64,
+    rows: Vec<Row>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct Row {
     precision: String,
     lanes: usize,
-    /// Lanes in a batch, which falls where memory is too small.
+    /// Lanes in a batch; it falls when memory is too small.
     block: usize,
     lane_steps_per_second: f64,
     tflops: f64,
-    /// Of the device's matrix product in that precision.
+    /// Part of the device's matrix product in that precision.
     share: f64,
     /// In the paper's schedule.
     seconds_per_image: f64,
-    /// Memory of the device in use after it, MB, where nvidia-smi tells.
+    /// Used memory of the device after it, MB, from nvidia-smi.
     megabytes: Option<f64>,
 }
 
-/// Measures; the table, and the numbers.
-pub fn run(args: &Args) -> Result<(String, String)> {
+pub fn run(args: &Args) -> Result<Gpu> {
     let devices = &args.devices.0;
-    let model = networks::random_model(args.resolution)?;
-    let alex = lpips::Config::named("alex").context("it is published")?;
-    let config = networks::biggan_deep(args.resolution);
+    let model = random::model(args.resolution)?;
+    let alex = random::lpips_config("alex");
+    let config = random::biggan_deep(args.resolution);
     let each = flop::lane_step(flop::generator(&config), flop::perceptual(&alex, args.resolution));
     let image_steps = lane_steps(&Params::paper()) as f64;
     let (mut rows, mut ceilings) = (Vec::new(), Vec::new());
@@ -94,13 +104,63 @@ pub fn run(args: &Args) -> Result<(String, String)> {
             });
         }
     }
-    let launches = launches(&model)?;
-    let device = device_name(devices);
-    let json = serde_json::json!({
-        "device": device, "devices": args.devices.to_string(), "resolution": args.resolution, "lane_step_gflop": each / 1e9,
-        "matrix_tflops": ceilings, "launches_per_step": launches, "rows": rows,
-    });
-    Ok((table(args, &device, each, &ceilings, launches, &rows), serde_json::to_string_pretty(&json)?))
+    Ok(Gpu {
+        device: device_name(devices),
+        devices: args.devices.to_string(),
+        resolution: args.resolution,
+        seeds: args.seeds,
+        steps: args.steps,
+        lane_step_gflop: each / 1e9,
+        matrix_tflops: ceilings,
+        launches_per_step: launches(&model)?,
+        rows,
+    })
+}
+
+impl Record for Gpu {
+    const NAME: &'static str = "gpu";
+
+    fn page(&self, machine: &Machine) -> Page {
+        let products = self.matrix_tflops.iter().map(|(name, rate)| format!("{name} {rate:.1} TFLOP/s"));
+        let row = |row: &Row| {
+            vec![
+                row.precision.clone(),
+                row.lanes.to_string(),
+                row.block.min(row.lanes).to_string(),
+                number(row.lane_steps_per_second, 1),
+                number(row.tflops, 2),
+                number(100.0 * row.share, 1),
+                number(row.seconds_per_image, 1),
+                number(row.megabytes, 0),
+            ]
+        };
+        Page::new(&format!("BigGAN-deep-{} on {}", self.resolution, self.device))
+            .text(&format!(
+                "Written by `make bench-gpu` on {machine}: seeded random weights, LPIPS-Alex, {} Adam steps of images with {} seeds side by \
+                side on {}. A lane-step is {:.1} GFLOP; the paper's schedule has {} for each image. The share is of a product of large \
+                matrices in the same precision, measured in the same run: {}. A step launches {} operations (libtorch's profiler on the CPU).",
+                self.steps,
+                self.seeds,
+                self.devices,
+                self.lane_step_gflop,
+                lane_steps(&Params::paper()),
+                products.collect::<Vec<_>>().join(", "),
+                self.launches_per_step
+            ))
+            .table(
+                &[
+                    "precision",
+                    "lanes",
+                    "in a batch",
+                    "lane-steps/s",
+                    "TFLOP/s",
+                    "share, %",
+                    "s per image, paper's schedule",
+                    "memory, MB",
+                ],
+                self.rows.iter().map(row),
+            )
+    }
 }
 
 /// Lane-steps each second over `images` that are descended side by side.
@@ -138,7 +198,7 @@ fn descend(model: &Model, lanes: &Lanes, precision: Precision, images: u32, seed
 }
 
 /// Operations of a search step that launch something on a GPU, counted by libtorch's profiler on a CPU.
-pub fn launches(model: &Model) -> Result<u64> {
+fn launches(model: &Model) -> Result<u64> {
     let lanes = Lanes::new(model, &[Device::Cpu]);
     let mut counts = Vec::new();
     for steps in [1, 2] {
@@ -147,11 +207,11 @@ pub fn launches(model: &Model) -> Result<u64> {
         done?;
         counts.push(operations.iter().filter(|o| launching(&o.name)).map(|o| o.calls).sum::<u64>());
     }
-    // What a descent does before and after its steps is in both.
+    // The work before and after the steps is in both.
     Ok(counts[1] - counts[0])
 }
 
-/// Views, allocations and what only calls others launch nothing.
+/// Views, allocations and operations that only call others launch nothing.
 fn launching(name: &str) -> bool {
     const SILENT: [&str; 38] = [
         "as_strided",
@@ -199,7 +259,7 @@ fn launching(name: &str) -> bool {
 fn device_name(devices: &[Device]) -> String {
     match devices.first() {
         Some(Device::Cuda(_)) => nvidia("name").unwrap_or_else(|| "a GPU".into()),
-        _ => crate::fleet::processor().unwrap_or_else(|_| "a CPU".into()),
+        _ => processor().unwrap_or_else(|_| "a CPU".into()),
     }
 }
 
@@ -207,65 +267,10 @@ fn used_megabytes() -> Option<f64> {
     nvidia("memory.used")?.split_whitespace().next()?.parse::<f64>().ok().map(|mebibytes| mebibytes * 1.048576)
 }
 
-/// The first GPU's answer.
+/// A property of the first GPU.
 fn nvidia(question: &str) -> Option<String> {
     let output = Command::new("nvidia-smi").args([&format!("--query-gpu={question}"), "--format=csv,noheader"]).output().ok()?;
     Some(String::from_utf8(output.stdout).ok()?.lines().next()?.trim().to_owned())
-}
-
-fn table(args: &Args, device: &str, each: f64, ceilings: &[(String, f64)], launches: u64, rows: &[Row]) -> String {
-    let mut text = format!(
-        "# BigGAN-deep-{} on {device}\n\n\
-        Written by `make bench-gpu`: seeded random weights, LPIPS-Alex, {} Adam steps of images with {} seeds side by side on {}. A\n\
-        lane-step is {:.1} GFLOP; the paper's schedule has {} for each image. The share is of a product of large matrices in the same\n\
-        precision, measured in the same run: {}. A step launches {launches} operations (libtorch's profiler on the CPU).\n\n\
-        | precision | lanes | in a batch | lane-steps/s | TFLOP/s | share, % | s per image, paper's schedule | memory, MB |\n|---|---|---|---|---|---|---|---|\n",
-        args.resolution,
-        args.steps,
-        args.seeds,
-        args.devices,
-        each / 1e9,
-        lane_steps(&Params::paper()),
-        ceilings.iter().map(|(name, rate)| format!("{name} {rate:.1} TFLOP/s")).collect::<Vec<_>>().join(", "),
-    );
-    for row in rows {
-        text += &format!(
-            "| {} | {} | {} | {:.1} | {:.2} | {:.1} | {:.1} | {} |\n",
-            row.precision,
-            row.lanes,
-            row.block.min(row.lanes),
-            row.lane_steps_per_second,
-            row.tflops,
-            100.0 * row.share,
-            row.seconds_per_image,
-            row.megabytes.map_or("-".into(), |megabytes| format!("{megabytes:.0}")),
-        );
-    }
-    text
-}
-
-/// Writes the random model as a folder.
-pub fn write_folder(resolution: i64, samples: &Path, into: &Path) -> Result<()> {
-    #[derive(serde::Deserialize)]
-    struct Annotations {
-        categories: Vec<Category>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Category {
-        name: String,
-    }
-    let path = samples.join("annotations.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let annotations: Annotations = serde_json::from_str(&text).with_context(|| format!("cannot parse {}", path.display()))?;
-    let classes: Vec<String> = annotations.categories.into_iter().map(|category| category.name).collect();
-    networks::random_folder(resolution, &classes, into)
-}
-
-impl Args {
-    /// Pixels of the network.
-    pub fn resolution(&self) -> i64 {
-        self.resolution
-    }
 }
 
 #[cfg(test)]

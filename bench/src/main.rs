@@ -1,17 +1,16 @@
-//! What is measured: planted targets and the ordering of the methods (`validate`), speed (`speed`), what messages and objects cost a
-//! fleet (`fleet`), pages of a large run (`dashboard`), blending (`blend`), the published networks at full size (`networks`).
+//! Measurements. Each command measures one thing and writes its record and page (`page.rs`).
 //!
-//! Long work: every finished case is appended to a file under `--work`, and a later start goes on from there.
+//! Long work resumes: every finished case is appended to a file under `--work`.
 
 mod authors;
 mod blend;
 mod bucket;
 mod cases;
+mod codecs;
+mod compare;
 mod coordination;
 mod dashboard;
-mod deltas;
 mod editing;
-mod fleet;
 mod flop;
 mod gpu;
 mod messages;
@@ -19,145 +18,129 @@ mod networks;
 mod objects;
 mod ordering;
 mod overhead;
+mod page;
 mod planted;
+mod process;
 mod quality;
+mod random;
 mod samples;
 mod services;
 mod speed;
+mod throughput;
+mod validation;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use engine::Devices;
+use compare::Extent;
+
+/// Folders of intermediate files, too large to be kept with the cases.
+const EDITING: &str = "target/editing";
+const NETWORKS: &str = "target/bench-networks";
 
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about = "Measure basin, and write records and pages")]
 struct Args {
     /// Model folder.
     #[arg(long, default_value = "models/fashion32", global = true)]
     model: PathBuf,
-    /// Data set with off-centre images.
+    /// Data set with centred and off-centre images.
     #[arg(long, default_value = "samples", global = true)]
     samples: PathBuf,
-    /// Where finished cases are kept.
-    #[arg(long, default_value = "docs/validation", global = true)]
+    /// Folder of finished cases.
+    #[arg(long, default_value = "benchmarks/validation", global = true)]
     work: PathBuf,
+    /// Folder of records and pages.
+    #[arg(long, default_value = "benchmarks", global = true)]
+    out: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Planted targets, then the ordering of the methods; writes a table.
+    /// Search planted transforms and compare the methods: validation.md.
     Validate {
-        /// The table.
-        #[arg(long, default_value = "docs/validation.md")]
-        out: PathBuf,
-        /// Planted targets.
+        /// Number of planted targets.
         #[arg(long, default_value_t = 20)]
         planted: usize,
-        /// Real images.
+        /// Number of real images.
         #[arg(long, default_value_t = 32)]
         real: usize,
     },
-    /// Lane-steps per second: batched against one by one, frozen weights against not.
-    Speed {
-        /// The table.
-        #[arg(long, default_value = "docs/speed.md")]
-        out: PathBuf,
-    },
-    /// Fine-tuning, editability after it, and the codecs of weight deltas.
+    /// Measure lane-steps per second, batched and one by one, with frozen weights and without: speed.md.
+    Speed,
+    /// Measure fine-tuning, editability after it, and the codecs of weight deltas: editing-figures.md.
     Editing {
-        /// The table.
-        #[arg(long, default_value = "docs/editing-figures.md")]
-        out: PathBuf,
-        /// Real images.
+        /// Number of real images.
         #[arg(long, default_value_t = 16)]
         real: usize,
         /// Parameters of fine-tuning, as JSON.
         #[arg(long)]
         fine_tune: Option<String>,
     },
-    /// Seconds per image and final losses against the authors' own code.
+    /// Compare seconds per image and final losses with the authors' own code: authors.md.
     Authors(Box<authors::Args>),
-    /// Losses of bfloat16 and of cheaper schedules against float32 and the paper's, paired over real images.
+    /// Compare losses of bfloat16 and of cheaper schedules with float32 and the paper's, paired over real images: quality.md.
     Quality {
-        /// The tables.
-        #[arg(long, default_value = "docs/quality.md")]
-        out: PathBuf,
-        /// Real images.
+        /// Number of real images.
         #[arg(long, default_value_t = 32)]
         real: usize,
-        /// Only write the tables, of the variants that are complete.
+        /// Measure nothing; write the page of the variants that are complete.
         #[arg(long)]
         as_it_is: bool,
     },
-    /// BigGAN-deep-256 with random weights: seconds per image by precision and lanes, and the share of the device's ceiling.
+    /// Measure BigGAN-deep-256 with random weights by precision and lanes, and the share of the device's best rate: gpu.md.
     Gpu(Box<gpu::Args>),
-    /// Milliseconds of a Poisson blend.
+    /// Measure a Poisson blend and print milliseconds.
     Blend,
-    /// Messages and objects each second, and what they cost, against the client libraries alone; needs a RabbitMQ.
+    /// Compare queue and store with the client libraries alone: throughput.md. Needs RabbitMQ.
     Fleet {
-        /// The table.
-        #[arg(long, default_value = "docs/throughput.md")]
-        out: PathBuf,
-        /// A little of everything, to see that it works; writes nothing.
+        /// Do a small part of everything and write nothing.
         #[arg(long)]
         quick: bool,
     },
-    /// Plans and publishes ImageNet, starts onto 120,000 results, takes in events; needs a RabbitMQ.
+    /// Plan and publish ImageNet, start onto 120,000 results, take in events: coordinator-speed.md. Needs RabbitMQ.
     Coordinator {
-        /// The table.
-        #[arg(long, default_value = "docs/coordinator-speed.md")]
-        out: PathBuf,
-        /// A little of everything, to see that it works; writes nothing.
+        /// Do a small part of everything and write nothing.
         #[arg(long)]
         quick: bool,
     },
-    /// What coordinator, RabbitMQ, worker and store add to the projection of an image; needs a RabbitMQ.
+    /// Measure the cost of a fleet for one image: fleet-overhead.md. Needs RabbitMQ.
     Overhead {
-        /// The table.
-        #[arg(long, default_value = "docs/fleet-overhead.md")]
-        out: PathBuf,
-        /// Turns that count; there is one more.
+        /// Turns that count; one more comes first.
         #[arg(long, default_value_t = 5)]
         turns: usize,
         /// Images of a turn.
         #[arg(long, default_value_t = 2)]
         images: usize,
-        /// Where to compute, as in `basin-worker`.
+        /// Devices, as in `basin-worker`.
         #[arg(long, default_value = "cpu,cpu")]
         devices: String,
-        /// Parameters, as JSON; the profile `fast` if there are none.
+        /// Parameters, as JSON; by default the profile `fast`.
         #[arg(long)]
         params: Option<String>,
     },
-    /// Pages of a large run, and what twenty that are open cost.
+    /// Measure the pages of a large run, and twenty open pages: dashboard-speed.md.
     Dashboard {
-        /// The table.
-        #[arg(long, default_value = "docs/dashboard-speed.md")]
-        out: PathBuf,
-        /// Settled images.
+        /// Number of finished images.
         #[arg(long, default_value_t = 120_000)]
         images: usize,
-        /// Seconds that the pages are open.
+        /// Seconds for which the pages are open.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-    /// The published networks at full size with random weights: files, speed and memory.
-    Networks {
-        /// The tables.
-        #[arg(long, default_value = "docs/networks-figures.md")]
-        out: PathBuf,
-    },
-    /// The rate of one CPU device, for `speed`.
+    /// Measure files, speed and memory of the published networks at full size with random weights: networks-figures.md.
+    Networks,
+    /// Print the rate of one CPU device, for `speed`.
     #[command(hide = true)]
     Alone,
-    /// One task of `networks`, as JSON.
+    /// Do one task of `networks` and print JSON.
     #[command(hide = true)]
     Network { name: String, task: networks::Task, work: PathBuf },
-    /// The part of `fleet` with objects, as lines of JSON.
+    /// Measure the objects of `fleet` and print JSON.
     #[command(hide = true)]
     Objects {
         endpoint: String,
@@ -167,89 +150,53 @@ enum Command {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let model = || engine::load(&args.model).context("cannot load the model");
-    let write = |out: &PathBuf, text: String| {
-        std::fs::write(out, &text).with_context(|| format!("cannot write {}", out.display()))?;
-        println!("{text}");
-        Ok(())
-    };
-    match args.command {
-        Command::Validate { out, planted, real } => {
-            let model = model()?;
-            std::fs::create_dir_all(&args.work).with_context(|| format!("cannot create {}", args.work.display()))?;
-            let lanes = projector::Lanes::new(&model.model, &Devices::automatic().0);
-            let planted = planted::run(&model, &lanes, &args.work, planted)?;
-            let ordering = ordering::run(&model, &lanes, &args.samples, &args.work, real)?;
-            let head = format!(
-                "# Validation\n\nWritten by `make validate`; model {} ({}), profile `paper` unless said otherwise.\n\
-                Every case is a line in `docs/validation/`; what is there is not run again.\n",
-                model.reference.name,
-                &model.reference.digest[..12]
-            );
-            write(&out, format!("{head}\n{planted}\n{ordering}"))
+    let Args { model: folder, samples, work, out, command } = Args::parse();
+    let model = || engine::load(&folder).context("cannot load the model");
+    match command {
+        Command::Validate { planted, real } => page::write(&validation::run(&model()?, &samples, &work, planted, real)?, &out),
+        Command::Speed => page::write(&speed::run(&model()?, &folder)?, &out),
+        Command::Editing { real, fine_tune } => {
+            let tune = fine_tune.map(|json| serde_json::from_str(&json)).transpose().context("cannot parse --fine-tune")?;
+            let work = Path::new(EDITING);
+            std::fs::create_dir_all(work).with_context(|| format!("cannot create {EDITING}"))?;
+            page::write(&editing::run(&model()?, &samples, work, real, &tune.unwrap_or_default())?, &out)
         }
-        Command::Speed { out } => write(&out, speed::run(&model()?, &args.model)?),
+        Command::Authors(mut args) => {
+            args.model = folder.clone();
+            page::write(&authors::run(&model()?, &samples, &args)?, &out)
+        }
+        Command::Quality { real, as_it_is } => page::write(&quality::run(&model()?, &samples, &work, real, as_it_is)?, &out),
+        Command::Gpu(args) => match &args.folder {
+            Some(folder) => random::folder(args.resolution, &samples::classes(&samples)?, folder),
+            None => page::write(&gpu::run(&args)?, &out),
+        },
+        Command::Blend => blend::run(),
+        Command::Fleet { quick } => written_unless(quick, &throughput::run(quick)?, &out),
+        Command::Coordinator { quick } => written_unless(quick, &coordination::run(quick)?, &out),
+        Command::Overhead { turns, images, devices, params } => {
+            let params = params.map_or_else(|| Ok(proto::Params::fast()), |json| proto::Params::from_json(&json));
+            let extent = overhead::Extent { turns, images, devices, params: params.context("cannot read --params")? };
+            page::write(&overhead::run(&model()?, &samples, &extent)?, &out)
+        }
+        Command::Dashboard { images, seconds } => page::write(&dashboard::run(images, Duration::from_secs(seconds))?, &out),
+        Command::Networks => page::write(&networks::run(Path::new(NETWORKS))?, &out),
         Command::Alone => {
             println!("{}", speed::alone(&model()?)?);
             Ok(())
         }
-        Command::Editing { out, real, fine_tune } => {
-            let tune = fine_tune.map(|json| serde_json::from_str(&json)).transpose().context("cannot parse --fine-tune")?;
-            // Searches, to go on from: too large to be kept with the cases.
-            let work = PathBuf::from("target/editing");
-            std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-            write(&out, editing::run(&model()?, &args.samples, &work, real, &tune.unwrap_or_default())?)
-        }
-        Command::Authors(mut asked) => {
-            asked.model = args.model.clone();
-            let (text, json) = authors::run(&model()?, &args.samples, &asked)?;
-            write(&asked.out.with_extension("json"), json)?;
-            write(&asked.out, text)
-        }
-        Command::Quality { out, real, as_it_is } => {
-            write(&out, quality::run(&model()?, &args.samples, &args.work, real, as_it_is)?)
-        }
-        Command::Gpu(asked) => {
-            if let Some(folder) = &asked.folder {
-                return gpu::write_folder(asked.resolution(), &args.samples, folder);
-            }
-            let (text, json) = gpu::run(&asked)?;
-            write(&asked.out.with_extension("json"), json)?;
-            write(&asked.out, text)
-        }
-        Command::Blend => {
-            println!("{}", blend::run()?);
-            Ok(())
-        }
-        Command::Fleet { quick: true, .. } => {
-            println!("{}", fleet::run(true)?);
-            Ok(())
-        }
-        Command::Fleet { out, .. } => write(&out, fleet::run(false)?),
-        Command::Coordinator { quick: true, .. } => {
-            println!("{}", coordination::run(true)?);
-            Ok(())
-        }
-        Command::Coordinator { out, .. } => write(&out, coordination::run(false)?),
-        Command::Overhead { out, turns, images, devices, params } => {
-            let params = params.map_or_else(|| Ok(proto::Params::fast()), |json| proto::Params::from_json(&json));
-            let extent = overhead::Extent { turns, images, devices, params: params.context("cannot read --params")? };
-            write(&out, overhead::run(&model()?, &args.samples, &extent)?)
-        }
-        Command::Dashboard { out, images, seconds } => {
-            write(&out, dashboard::run(images, std::time::Duration::from_secs(seconds))?)
-        }
-        Command::Networks { out } => write(&out, networks::run(&PathBuf::from("target/bench-networks"))?),
         Command::Network { name, task, work } => {
             println!("{}", networks::task(&name, task, &work)?);
             Ok(())
         }
         Command::Objects { endpoint, quick } => {
             let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
-            let rows = runtime.block_on(objects::measure(&endpoint, fleet::Extent::new(quick)))?;
+            let rows = runtime.block_on(objects::measure(&endpoint, Extent::new(quick)))?;
             println!("{}", serde_json::to_string(&rows)?);
             Ok(())
         }
     }
+}
+
+fn written_unless<R: page::Record>(quick: bool, record: &R, out: &Path) -> Result<()> {
+    if quick { page::show(record) } else { page::write(record, out) }
 }

@@ -1,23 +1,23 @@
-//! Messages: the queue against lapin alone, which works on other queues of the same broker, declared by ours too.
+//! Messages: the queue against lapin alone, on other queues of the same broker.
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use harness::RabbitMq;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use proto::{Box2d, Event, Job, Params, What};
+use proto::{Box2d, Event, Job, Params, Stage, What};
 use queue::{Channel, Queue};
 
-use crate::fleet::{Cost, Extent, Row, timed};
-use harness::RabbitMq;
+use crate::compare::{Cost, Extent, Row, timed};
 
 /// Messages that wait for their confirmation, as in the queue.
 const WINDOW: usize = 256;
 /// Events published at the same time, as in the queue.
 const PUBLISHERS: usize = 64;
-/// What a worker with a batch of 8 images has in its hands.
+/// Unsettled jobs of a worker with a batch of 8 images.
 const JOBS_HELD: u16 = 16;
-/// What a coordinator has in its hands.
+/// Unsettled events of a coordinator.
 const EVENTS_HELD: u16 = 256;
 const PERSISTENT: u8 = 2;
 const UNIT: &str = "messages";
@@ -41,8 +41,8 @@ fn job(number: usize) -> Job {
 }
 
 fn event(number: usize) -> Event {
-    let stages = ["fetch", "transform_search", "latent_search", "final_descent"];
-    let stage_seconds = stages.map(|stage| (stage.to_owned(), 15.375)).into();
+    let stages = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent];
+    let stage_seconds = stages.map(|stage| (stage.as_str().to_owned(), 15.375)).into();
     let what = What::Succeeded { loss: 1.25, seconds: 61.5, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds };
     Event::about(&job(number), "worker-7f9c4d5b6-x2x8q", what)
 }
@@ -50,15 +50,15 @@ fn event(number: usize) -> Event {
 /// Both sides of the comparison.
 struct Sides {
     ours: Queue,
-    /// Makes, fills and empties the queues of the other side.
+    /// Declares, fills and purges the queues of the other side.
     keeper: Queue,
     alone: Connection,
-    /// Its channel to publish.
+    /// A channel of `alone`.
     publisher: lapin::Channel,
     extent: Extent,
 }
 
-/// Name and version of the broker, and the lines.
+/// Name and version of the broker, and the rows.
 pub async fn measure(broker: &RabbitMq, extent: Extent) -> Result<(String, Vec<Row>)> {
     let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", broker.port());
     let alone = Connection::connect(&url, ConnectionProperties::default()).await?;

@@ -13,17 +13,17 @@ use projector::Generator;
 use projector::nn::biggan::Biggan;
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::efficientnet_lite::{self, EfficientNetLite};
-use projector::nn::lpips::{self, Layer, Lpips};
+use projector::nn::lpips::Lpips;
 use projector::nn::mask_rcnn::{self, MaskRcnn};
 use projector::nn::resnet::{self, Classifier};
-use projector::nn::{Weights, biggan, biggan_deep};
-use proto::{GeneratorKind, GeneratorManifest, MaskMode, ModelManifest, ObjectsManifest, PerceptualManifest};
+use projector::nn::{Weights, biggan};
+use proto::MaskMode;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::deltas::random_weights;
-use crate::fleet::processor;
-use crate::services::peak_megabytes;
+use crate::page::{Machine, Page, Record, number};
+use crate::process::peak_megabytes;
+use crate::random::{self, CLASSES, Tensors};
 
 /// Images of a batch through generators and LPIPS.
 const BATCH: i64 = 2;
@@ -31,17 +31,12 @@ const BATCH: i64 = 2;
 const TURNS: usize = 3;
 /// The versions that are installed.
 const LIBTORCH: &str = include_str!("../../infra/libtorch/cpu.txt");
-/// Classes of the classifier.
-const CLASSES: i64 = 1000;
 /// The detector's bias for the background, without which its random weights take each proposal for objects of several kinds.
 const BACKGROUND: f64 = 14.0;
 
-type Tensors = Vec<(String, Tensor)>;
-
-/// One that is measured.
 #[derive(Clone, Copy)]
 enum Network {
-    /// Of that many pixels.
+    /// BigGAN-deep of that many pixels.
     Deep(i64),
     Biggan,
     Lpips(&'static str),
@@ -68,7 +63,7 @@ const NETWORKS: [Row; 10] = [
     ("EfficientNet-Lite0", Network::Light, None),
 ];
 
-/// What one process does.
+/// The task of one process.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum Task {
     /// Writes the files.
@@ -85,16 +80,14 @@ pub enum Task {
     Mask,
 }
 
-/// What came of a task.
 #[derive(Serialize, Deserialize)]
 struct Figure {
     /// Of the best turn.
     seconds: f64,
-    /// The most memory that the process held.
+    /// Peak memory of the process.
     megabytes: f64,
 }
 
-/// A network that was loaded.
 enum Loaded {
     Deep(BigganDeep),
     Biggan(Biggan),
@@ -104,132 +97,130 @@ enum Loaded {
     Light(EfficientNetLite),
 }
 
-/// BigGAN-deep of that many pixels and AlexNet's LPIPS with random weights.
-pub fn random_model(resolution: i64) -> Result<projector::Model> {
-    let config = biggan_deep(resolution);
-    let generator = BigganDeep::load(&config, &mut Weights::new(random_weights(&config)), 1.0)?;
-    let lpips = Lpips::load(&perceptual("alex"), &mut Weights::new(ALEX.1.random()))?;
-    Ok(projector::Model { generator: Box::new(generator), lpips, encoder: None })
+/// Figures of all networks.
+#[derive(Serialize, Deserialize)]
+pub struct Networks {
+    /// Version of libtorch.
+    libtorch: String,
+    threads: i32,
+    /// Of the machine, when the measurement starts.
+    load_average: String,
+    networks: Vec<NetworkFigures>,
 }
 
-/// The same as a model folder with the classes of the bundled model, for programs that read one.
-pub fn random_folder(resolution: i64, classes: &[String], into: &Path) -> Result<()> {
-    std::fs::create_dir_all(into).with_context(|| format!("cannot create {}", into.display()))?;
-    let config = biggan_deep(resolution);
-    let path = |name: &str| into.join(name);
-    std::fs::write(path("config.json"), serde_json::to_vec(&config)?)?;
-    std::fs::write(path("perceptual.json"), serde_json::to_vec(&perceptual("alex"))?)?;
-    let contiguous = |tensors: Tensors| tensors.into_iter().map(|(name, t)| (name, t.contiguous())).collect::<Tensors>();
-    Tensor::write_safetensors(&contiguous(random_weights(&config)), path("generator.safetensors"))?;
-    Tensor::write_safetensors(&contiguous(ALEX.1.random()), path("perceptual.safetensors"))?;
-    let names = ["config.json", "perceptual.json", "generator.safetensors", "perceptual.safetensors"];
-    let digest = |name: &&str| Ok((name.to_string(), proto::hex_sha256(&std::fs::read(path(name))?)));
-    let middle = resolution as f64 / 2.0;
-    let manifest = ModelManifest {
-        format: 1,
-        name: format!("random-{resolution}"),
-        generator: GeneratorManifest {
-            kind: GeneratorKind::BigganDeep,
-            config: "config.json".into(),
-            weights: "generator.safetensors".into(),
-            folded: false,
-            truncation: 1.0,
-            resolution: resolution as u32,
-        },
-        perceptual: PerceptualManifest { config: "perceptual.json".into(), weights: "perceptual.safetensors".into() },
-        classifier: None,
-        detector: None,
-        encoder: None,
-        classes: (0..CLASSES as usize).map(|i| classes.get(i).cloned().unwrap_or(format!("class {i}"))).collect(),
-        categories: vec![],
-        super_classes: vec![],
-        directions: None,
-        objects: ObjectsManifest { center: (middle, middle), size: (middle, middle) },
-        sha256: names.iter().map(digest).collect::<Result<_>>()?,
-    };
-    Ok(std::fs::write(path("model.json"), serde_json::to_vec_pretty(&manifest)?)?)
+#[derive(Serialize, Deserialize)]
+struct NetworkFigures {
+    name: String,
+    /// Number, height and width.
+    images: [i64; 3],
+    public: FileFigures,
+    folded: Option<FileFigures>,
+    forward: Figure,
+    /// Of the forward pass of all images, where it was counted.
+    forward_gflop: Option<f64>,
+    backward: Option<Figure>,
+    backward_gflop: Option<f64>,
+    /// The mask of one object.
+    mask: Option<Figure>,
 }
 
-/// The published configuration of BigGAN-deep for 128, 256 or 512 pixels.
-pub fn biggan_deep(resolution: i64) -> biggan_deep::Config {
-    let (keep, up) = (|a| (false, a, a), |a, b| (true, a, b));
-    let mut layers = vec![keep(16), up(16, 16), keep(16), up(16, 8), keep(8)];
-    if resolution > 128 {
-        layers.extend([up(8, 8), keep(8)]);
-    }
-    layers.extend([up(8, 4), keep(4), up(4, 2), keep(2), up(2, 1)]);
-    if resolution > 256 {
-        layers.extend([keep(1), up(1, 1)]);
-    }
-    biggan_deep::Config {
-        output_dim: resolution,
-        z_dim: 128,
-        class_embed_dim: 128,
-        channel_width: 128,
-        num_classes: CLASSES,
-        layers,
-        attention_layer_position: 8,
-        eps: 1e-4,
-        n_stats: 51,
-    }
+#[derive(Serialize, Deserialize)]
+struct FileFigures {
+    megabytes: f64,
+    load: Figure,
 }
 
-/// The document.
-pub fn run(work: &Path) -> Result<String> {
+/// Measures all networks; their files go to `work`.
+pub fn run(work: &Path) -> Result<Networks> {
     std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
-    let load = std::fs::read_to_string("/proc/loadavg").context("cannot read how busy the machine is")?;
-    let mut files = String::from(
-        "| network | public checkpoint, MB | load, s | peak, MB | folded file, MB | load, s | peak, MB |\n|---|---|---|---|---|---|---|\n",
-    );
-    for (name, network, _) in NETWORKS {
-        apart(name, Task::Make, work)?;
-        let cells = |folded: bool| -> Result<String> {
-            let bytes = std::fs::metadata(file(work, name, folded))?.len();
-            let load = apart(name, if folded { Task::LoadFolded } else { Task::Load }, work)?;
-            Ok(format!("{:.1} | {:.2} | {:.0}", bytes as f64 / 1e6, load.seconds, load.megabytes))
-        };
-        let folded = if network.generates() { cells(true)? } else { "- | - | -".into() };
-        files += &format!("| {name} | {} | {folded} |\n", cells(false)?);
-    }
-    let mut speed = String::from(
-        "| network | images | forward, s | GFLOP/s | peak, MB | with gradients, s | GFLOP/s | peak, MB |\n|---|---|---|---|---|---|---|---|\n",
-    );
-    for (name, network, flop) in NETWORKS {
-        let ([n, height, width], differentiable) = network.images();
-        let cells = |task: Task, flop: Option<f64>| -> Result<String> {
-            let Figure { seconds, megabytes } = apart(name, task, work)?;
-            let rate = flop.map_or("-".into(), |flop| format!("{:.0}", n as f64 * flop / seconds));
-            Ok(format!("{seconds:.3} | {rate} | {megabytes:.0}"))
-        };
-        // As much again for the gradients; and those of generators go through the perceptual network.
-        let perceptual = if network.generates() { ALEX.2 } else { Some(0.0) };
-        let gradients = flop.zip(perceptual).map(|(flop, perceptual)| 2.0 * (flop + perceptual));
-        let backward = if differentiable { cells(Task::Backward, gradients)? } else { "- | - | -".into() };
-        speed += &format!("| {name} | {n} of {width} x {height} | {} | {backward} |\n", cells(Task::Forward, flop)?);
-        if matches!(network, Network::Detector) {
-            speed += &format!("| - the mask of one object | | {} | - | - | - |\n", cells(Task::Mask, None)?);
-        }
-    }
+    let load = std::fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
     let libtorch = LIBTORCH.lines().find_map(|line| line.strip_prefix("torch==")?.split_whitespace().next());
-    Ok(format!(
-        "# The published networks at full size, measured\n\n\
-        Written by `make bench-networks` on {}: {} cores of {}, {:.0} GB of memory; libtorch {} with {} threads; load\n\
-        average at the start {}. The weights are seeded random numbers in the published shapes, and the images are noise. Each figure\n\
-        is of a process of its own that does this {TURNS} times: the best time, and the most memory that it ever held. A public\n\
-        checkpoint is here a safetensors file of the same tensors, and is in the page cache, as every file.\n\n\
-        ## Files\n\n{files}\n\
-        ## Speed\n\n\
-        Gradients are those of z and c under LPIPS-Alex, or of the images; weights are frozen, as in the search. Generators were loaded\n\
-        from the folded file; LPIPS goes forward to its feature maps. GFLOP/s by what the shapes ask for, two for a multiplication with\n\
-        its addition.\n\n{speed}",
-        date()?,
-        std::thread::available_parallelism().map_or(1, usize::from),
-        processor()?,
-        memory_gigabytes()?,
-        libtorch.context("there is no version of torch")?,
-        tch::get_num_threads(),
-        load.split(' ').next().unwrap_or_default(),
-    ))
+    Ok(Networks {
+        libtorch: libtorch.context("infra/libtorch/cpu.txt names no version of torch")?.into(),
+        threads: tch::get_num_threads(),
+        load_average: load.split(' ').next().unwrap_or_default().into(),
+        networks: NETWORKS.iter().map(|row| measure(row, work)).collect::<Result<_>>()?,
+    })
+}
+
+fn measure((name, network, gflop): &Row, work: &Path) -> Result<NetworkFigures> {
+    apart(name, Task::Make, work)?;
+    let file_figures = |folded: bool| -> Result<FileFigures> {
+        let megabytes = std::fs::metadata(file(work, name, folded))?.len() as f64 / 1e6;
+        Ok(FileFigures { megabytes, load: apart(name, if folded { Task::LoadFolded } else { Task::Load }, work)? })
+    };
+    let folded = network.generates().then(|| file_figures(true)).transpose()?;
+    let (images, differentiable) = network.images();
+    // The gradients cost as much again; those of generators go through the perceptual network, too.
+    let perceptual = if network.generates() { ALEX.2 } else { Some(0.0) };
+    let backward_gflop = gflop.zip(perceptual).map(|(gflop, perceptual)| images[0] as f64 * 2.0 * (gflop + perceptual));
+    Ok(NetworkFigures {
+        name: (*name).into(),
+        images,
+        public: file_figures(false)?,
+        folded,
+        backward: differentiable.then(|| apart(name, Task::Backward, work)).transpose()?,
+        backward_gflop: backward_gflop.filter(|_| differentiable),
+        forward: apart(name, Task::Forward, work)?,
+        forward_gflop: gflop.map(|gflop| images[0] as f64 * gflop),
+        mask: matches!(network, Network::Detector).then(|| apart(name, Task::Mask, work)).transpose()?,
+    })
+}
+
+impl Record for Networks {
+    const NAME: &'static str = "networks-figures";
+
+    fn page(&self, machine: &Machine) -> Page {
+        let cells = |file: Option<&FileFigures>| {
+            let numbers = file.map(|f| [number(f.megabytes, 1), number(f.load.seconds, 2), number(f.load.megabytes, 0)]);
+            numbers.unwrap_or_else(|| std::array::from_fn(|_| "-".into())).into_iter()
+        };
+        let files = self
+            .networks
+            .iter()
+            .map(|n| [n.name.clone()].into_iter().chain(cells(Some(&n.public))).chain(cells(n.folded.as_ref())).collect());
+        Page::new("The published networks at full size, measured")
+            .text(&format!(
+                "Written by `make bench-networks` on {machine}; libtorch {} with {} threads; load average at the start {}. The weights are \
+                seeded random numbers in the published shapes, and the images are noise. Each figure is of a process of its own that does \
+                its task {TURNS} times: the best time, and the peak memory. A public checkpoint is here a safetensors file of the same \
+                tensors. Every file is in the page cache.",
+                self.libtorch, self.threads, self.load_average
+            ))
+            .section("Files")
+            .table(
+                &["network", "public checkpoint, MB", "load, s", "peak, MB", "folded file, MB", "load, s", "peak, MB"],
+                files,
+            )
+            .section("Speed")
+            .text(
+                "Gradients are those of z and c under LPIPS-Alex, or of the images; weights are frozen, as in the search. Generators were \
+                loaded from the folded file; LPIPS goes forward to its feature maps. GFLOP/s follow from the shapes: two operations for a \
+                multiplication with its addition.",
+            )
+            .table(
+                &["network", "images", "forward, s", "GFLOP/s", "peak, MB", "with gradients, s", "GFLOP/s", "peak, MB"],
+                self.networks.iter().flat_map(NetworkFigures::speed),
+            )
+    }
+}
+
+impl NetworkFigures {
+    fn speed(&self) -> Vec<Vec<String>> {
+        let cells = |figure: Option<&Figure>, gflop: Option<f64>| {
+            let rate = figure.zip(gflop).map(|(figure, gflop)| gflop / figure.seconds);
+            vec![number(figure.map(|f| f.seconds), 3), number(rate, 0), number(figure.map(|f| f.megabytes), 0)]
+        };
+        let row = |name: String, images: String, forward, backward| [vec![name, images], forward, backward].concat();
+        let [n, height, width] = self.images;
+        let forward = cells(Some(&self.forward), self.forward_gflop);
+        let backward = cells(self.backward.as_ref(), self.backward_gflop);
+        let mut rows = vec![row(self.name.clone(), format!("{n} of {width} x {height}"), forward, backward)];
+        if let Some(mask) = &self.mask {
+            rows.push(row("- the mask of one object".into(), String::new(), cells(Some(mask), None), cells(None, None)));
+        }
+        rows
+    }
 }
 
 /// A task in a process of its own.
@@ -243,10 +234,10 @@ fn apart(name: &str, task: Task, work: &Path) -> Result<Figure> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Does a task in this process, in the folder `work`, and answers with a line of JSON.
+/// Does a task in this process with the files of `work`; a line of JSON.
 pub fn task(name: &str, task: Task, work: &Path) -> Result<String> {
     tch::manual_seed(1);
-    let network = NETWORKS.iter().find(|row| row.0 == name).context("there is no such network")?.1;
+    let network = NETWORKS.iter().find(|row| row.0 == name).context("unknown network")?.1;
     let (public, folded) = (file(work, name, false), file(work, name, true));
     let load = || network.load(if network.generates() { &folded } else { &public }, network.generates());
     let images = noise(network.images().0);
@@ -280,7 +271,7 @@ pub fn task(name: &str, task: Task, work: &Path) -> Result<String> {
                 let image = images.squeeze_dim(0);
                 let detections = detector.detect(&image);
                 eprintln!("{name}: {} objects", detections.found.len());
-                ensure!(!detections.found.is_empty(), "the detector finds nothing");
+                ensure!(!detections.found.is_empty(), "the detector finds no object");
                 match task {
                     Task::Mask => best(|| finite(&[detector.mask(&detections, 0)]))?,
                     _ => best(|| Ok(detector.detect(&image)))?,
@@ -336,7 +327,7 @@ fn noise([n, height, width]: [i64; 3]) -> Tensor {
     small.upsample_bilinear2d([height, width], false, None, None).tanh()
 }
 
-/// Random weights must not make the work another one.
+/// NaN and infinity would change the time.
 fn finite(tensors: &[Tensor]) -> Result<()> {
     ensure!(tensors.iter().all(|t| t.isfinite().all().int64_value(&[]) == 1), "the random weights give NaN or infinity");
     Ok(())
@@ -346,27 +337,12 @@ fn file(work: &Path, name: &str, folded: bool) -> PathBuf {
     work.join(format!("{name}{}.safetensors", if folded { "-folded" } else { "" }))
 }
 
-fn perceptual(name: &str) -> lpips::Config {
-    lpips::Config::named(name).expect("it has that name")
-}
-
-fn memory_gigabytes() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read how much memory there is")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("/proc/meminfo has no MemTotal")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1e6)
-}
-
-fn date() -> Result<String> {
-    let output = Command::new("date").arg("+%Y-%m-%d").output().context("cannot ask for the date")?;
-    Ok(String::from_utf8(output.stdout)?.trim().into())
-}
-
 impl Network {
     fn generates(self) -> bool {
         matches!(self, Network::Deep(_) | Network::Biggan)
     }
 
-    /// Number, height and width of its images, and whether their gradients are asked for.
+    /// Number, height and width of its images, and whether gradients are measured.
     fn images(self) -> ([i64; 3], bool) {
         match self {
             Network::Deep(resolution) => ([BATCH, resolution, resolution], true),
@@ -383,21 +359,9 @@ impl Network {
             keys.into_iter().map(|(name, shape)| (name.clone(), tensor(&name, &shape))).collect()
         };
         match self {
-            Network::Deep(resolution) => random_weights(&biggan_deep(resolution)),
+            Network::Deep(resolution) => random::biggan_deep_weights(&random::biggan_deep(resolution)),
             Network::Biggan => seeded::seeded("biggan_256"),
-            Network::Lpips(name) => {
-                let alexnet = || seeded::alexnet().into_iter();
-                let tensor =
-                    |(name, shape, values): (&str, &[i64], Vec<f32>)| (name.into(), Tensor::from_slice(&values).view(shape));
-                let mut tensors: Tensors = if name == "alex" { alexnet().map(tensor).collect() } else { seeded::seeded(name) };
-                let taps = perceptual(name).layers.into_iter().filter_map(|layer| match layer {
-                    Layer::Conv { channels, tap: true, .. } | Layer::Fire { channels, tap: true, .. } => Some(channels),
-                    _ => None,
-                });
-                let head = |channels| Tensor::ones([1, channels, 1, 1], (Kind::Float, Device::Cpu)) / channels as f64;
-                tensors.extend(taps.enumerate().map(|(k, channels)| (format!("lin{k}.model.1.weight"), head(channels))));
-                tensors
-            }
+            Network::Lpips(name) => random::lpips_weights(name),
             Network::Classifier => fill(seeded::detector::classifier(&resnet::Config::resnext101_32x8d(), CLASSES)),
             Network::Detector => {
                 let tensors = fill(seeded::detector::mask_rcnn(&mask_rcnn::Config::coco()));
@@ -413,7 +377,7 @@ impl Network {
         let mut weights = Weights::new(Tensor::read_safetensors(path)?);
         let loaded = match self {
             Network::Deep(resolution) => {
-                let config = biggan_deep(resolution);
+                let config = random::biggan_deep(resolution);
                 Loaded::Deep(match folded {
                     true => BigganDeep::load_folded(&config, &mut weights)?,
                     false => BigganDeep::load(&config, &mut weights, 1.0)?,
@@ -426,7 +390,7 @@ impl Network {
                     false => Biggan::load(&config, &mut weights)?,
                 })
             }
-            Network::Lpips(name) => Loaded::Lpips(Lpips::load(&perceptual(name), &mut weights)?),
+            Network::Lpips(name) => Loaded::Lpips(Lpips::load(&random::lpips_config(name), &mut weights)?),
             Network::Classifier => {
                 Loaded::Classifier(Classifier::load(&resnet::Config::resnext101_32x8d(), CLASSES, &mut weights)?)
             }

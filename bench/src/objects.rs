@@ -1,6 +1,6 @@
-//! Objects: the store against the S3 SDK alone, on a server of our own that is quick because it checks nothing.
+//! Objects: the store against the S3 SDK alone.
 //!
-//! The server runs in `basin-bench fleet`, and what is measured in a child of it: so the CPU time is the client's.
+//! The server runs in `basin-bench fleet`, and the measurement in a child of it: so the CPU time is the client's.
 
 use std::process::{Command, Stdio};
 
@@ -14,17 +14,17 @@ use store::Store;
 use tokio::runtime::Runtime;
 
 use crate::bucket::{BUCKET, Bucket};
-use crate::fleet::{Extent, Row, timed};
+use crate::compare::{Extent, Row, timed};
 
 const REGION: &str = "eu-west-1";
-/// What is larger goes in parts of this size, so many at a time, as in the store.
+/// Size of the parts of a multipart upload, and how many are sent at a time, as in the store.
 const PART: usize = 8 << 20;
 const PARTS_IN_FLIGHT: usize = 4;
 /// Name and bytes of the objects, how many of them, and how many at a time.
 const SIZES: [(&str, usize, usize, usize); 3] =
     [("2 KiB", 2 << 10, 4000, 16), ("8 MiB", 8 << 20, 64, 4), ("64 MiB", 64 << 20, 8, 2)];
 
-/// The lines, measured in a child.
+/// The rows, measured in a child.
 pub fn measure_apart(runtime: &Runtime, quick: bool) -> Result<Vec<Row>> {
     let endpoint = runtime.block_on(Bucket::default().serve())?;
     let mut child = Command::new(std::env::current_exe().context("cannot find this program")?);
@@ -32,10 +32,10 @@ pub fn measure_apart(runtime: &Runtime, quick: bool) -> Result<Vec<Row>> {
     child.env("AWS_ACCESS_KEY_ID", "access").env("AWS_SECRET_ACCESS_KEY", "secret").env_remove("AWS_SESSION_TOKEN");
     let output = child.stderr(Stdio::inherit()).output().context("cannot start this program again")?;
     ensure!(output.status.success(), "measuring the store failed");
-    serde_json::from_slice(&output.stdout).context("the child wrote no lines")
+    serde_json::from_slice(&output.stdout).context("cannot parse the output of the child")
 }
 
-/// The lines, measured here on the server at `endpoint`.
+/// The rows, measured here on the server at `endpoint`.
 pub async fn measure(endpoint: &str, extent: Extent) -> Result<Vec<Row>> {
     let store = Store::open(&format!("s3://{BUCKET}/ours?endpoint={endpoint}&region={REGION}")).await?;
     let shared = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(Region::from_static(REGION)).load().await;

@@ -10,6 +10,7 @@ use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Cases, project};
+use crate::page::{Page, number};
 use crate::samples::targets;
 
 const METHODS: [&str; 3] = ["BasinCMA + transform", "BasinCMA", "Adam"];
@@ -17,16 +18,16 @@ const METHODS: [&str; 3] = ["BasinCMA + transform", "BasinCMA", "Adam"];
 const ADAM_STEPS: u32 = 500;
 const BATCH: usize = 2;
 
-/// L1 inside the box after inversion, for each method: mean over the seeds, and the best seed's.
+/// L1 inside the box after inversion, for each method: mean over the seeds, and of the best seed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Case {
+pub struct Case {
     image: String,
     mean: [f64; 3],
     best: [f64; 3],
 }
 
-/// Runs what is not done, and tells the table.
-pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: usize) -> Result<String> {
+/// Runs the cases that are left.
+pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: usize) -> Result<Vec<Case>> {
     let mut cases: Cases<Case> = Cases::open(work, "ordering", model)?;
     let paper = Params::paper();
     let basin = Params { transform: None, ..paper.clone() };
@@ -50,31 +51,48 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: u
             cases.push(i, Case { image: all[i].0.clone(), mean: mean[k], best: best[k] })?;
         }
     }
-    let cases: Vec<&Case> = cases.done.range(..n).map(|(_, c)| c).collect();
-    Ok(table(&cases))
+    Ok(cases.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect())
 }
 
-fn table(cases: &[&Case]) -> String {
-    if cases.is_empty() {
-        return "## Ordering of the methods\n\nNo case was run.\n".into();
-    }
+/// Adds the section of the ordering.
+pub fn section(page: Page, cases: &[Case]) -> Page {
+    let page = page.section("Ordering of the methods");
     let n = cases.len();
-    let mut text = format!(
-        "## Ordering of the methods\n\n\
-        {n} real off-centre images, the same seeds and class for each method; Adam takes {ADAM_STEPS} steps.\n\
-        L1 inside the box after inversion: sum over channels, mean over pixels.\n\n\
-        | method | average of seeds | best seed |\n|---|---|---|\n"
-    );
-    for (m, name) in METHODS.iter().enumerate() {
-        let average = |f: &dyn Fn(&Case) -> f64| cases.iter().map(|c| f(c)).sum::<f64>() / n as f64;
-        text += &format!("| {name} | {:.4} | {:.4} |\n", average(&|c| c.mean[m]), average(&|c| c.best[m]));
+    if n == 0 {
+        return page.text("No case was run.");
     }
-    text += "\nPaired differences of the averages with 95 % bootstrap intervals; negative: the first is better.\n\n\
-        | comparison | difference | interval |\n|---|---|---|\n";
-    for (a, b) in [(0, 1), (1, 2), (0, 2)] {
+    let average = |f: &dyn Fn(&Case) -> f64| number(cases.iter().map(f).sum::<f64>() / n as f64, 4);
+    let methods = METHODS.iter().enumerate();
+    let methods = methods.map(|(m, name)| vec![(*name).into(), average(&|c| c.mean[m]), average(&|c| c.best[m])]);
+    let comparisons = [(0, 1), (1, 2), (0, 2)].map(|(a, b)| {
         let differences: Vec<f64> = cases.iter().map(|c| c.mean[a] - c.mean[b]).collect();
         let Interval { mean, low, high } = interval(&differences).expect("there are cases");
-        text += &format!("| {} against {} | {mean:.4} | {low:.4} to {high:.4} |\n", METHODS[a], METHODS[b]);
+        let name = format!("{} against {}", METHODS[a], METHODS[b]);
+        vec![name, number(mean, 4), format!("{low:.4} to {high:.4}")]
+    });
+    page.text(&format!(
+        "{n} real off-centre images, the same seeds and class for each method; Adam takes {ADAM_STEPS} steps. L1 inside the box after \
+        inversion: sum over channels, mean over pixels."
+    ))
+    .table(&["method", "average of seeds", "best seed"], methods)
+    .text("Paired differences of the averages with 95 % bootstrap intervals; negative: the first is better.")
+    .table(&["comparison", "difference", "interval"], comparisons)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_section_has_a_line_for_each_method_and_each_pair() {
+        let case = |mean: [f64; 3]| Case { image: "a.png".into(), mean, best: mean };
+        let page = section(Page::new("Validation"), &[case([1.0, 2.0, 4.0]), case([2.0, 3.0, 5.0])]).to_string();
+        assert!(
+            page.contains(
+                "| BasinCMA + transform | 1.5000 | 1.5000 |\n| BasinCMA | 2.5000 | 2.5000 |\n| Adam | 4.5000 | 4.5000 |"
+            ),
+            "{page}"
+        );
+        assert!(page.ends_with("| BasinCMA + transform against Adam | -3.0000 | -3.0000 to -3.0000 |\n"), "{page}");
     }
-    text
 }

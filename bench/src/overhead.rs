@@ -1,27 +1,29 @@
 //! What a fleet adds to the projection itself: images through coordinator, RabbitMQ, worker and an S3 server, in turns with the same
-//! images projected in this process with nothing around it.
+//! images projected in this process alone.
 //!
-//! A few per cent are less than what a machine that others use varies by. So what is added is also counted: CPU time of everything that
-//! is no device thread, and the time for which the devices have nothing to do.
+//! A shared machine varies by more than the few per cent that are measured. So the parts are counted, too: CPU time of everything except the
+//! device threads, and the time for which the devices are idle.
 
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use engine::{Devices, LoadedModel};
+use harness::RabbitMq;
 use projector::{Lanes, Target};
 use proto::{Params, ResultRecord, keys};
+use serde::{Deserialize, Serialize};
 use store::Store;
 use tokio::runtime::Runtime;
 
-use crate::bucket::{BUCKET, Bucket};
+use crate::bucket::Bucket;
 use crate::cases::{median, project};
-use crate::fleet::processor;
+use crate::page::{Machine, Page, Record, number};
+use crate::process::{cpu_seconds, thread_seconds};
 use crate::samples;
-use crate::services::{Coordinator, Service, copy_model, cpu_seconds, thread_seconds};
-use harness::RabbitMq;
+use crate::services::{Coordinator, Service, copy_model};
 
-/// What is wanted: per cent of the seconds of an image.
+/// Target: at most 2 % of an image of 20 s.
 const BAR: (f64, f64) = (2.0, 20.0);
 /// Threads of a worker that compute; `Projection` has them too.
 const DEVICES: [&str; 2] = ["project", "device-"];
@@ -29,31 +31,39 @@ const SAMPLES: &str = "samples";
 
 /// What is measured.
 pub struct Extent {
-    /// Turns.
     pub turns: usize,
-    /// Images of a turn, one after another.
+    /// Of a turn, one after another.
     pub images: usize,
-    /// As `basin-worker --devices` has it.
+    /// As in `basin-worker --devices`.
     pub devices: String,
-    /// Of the images.
     pub params: Params,
 }
 
-/// Seconds of one image in a turn through the fleet.
+/// One turn through the fleet; seconds of one image.
+#[derive(Serialize, Deserialize)]
 struct Turn {
     seconds: f64,
-    /// Of these no device worked on it.
+    /// In which no device works on it.
     idle: f64,
     /// CPU time of coordinator, broker, worker outside of its device threads, and S3 server.
     cpu: [f64; 4],
 }
 
-/// The table.
-pub fn run(model: &LoadedModel, samples: &Path, extent: &Extent) -> Result<String> {
+#[derive(Serialize, Deserialize)]
+pub struct Overhead {
+    images: usize,
+    devices: String,
+    /// Seconds of an image in each turn, projected in this process.
+    alone: Vec<f64>,
+    fleet: Vec<Turn>,
+}
+
+/// Measures in turns, alone and through the fleet.
+pub fn run(model: &LoadedModel, samples: &Path, extent: &Extent) -> Result<Overhead> {
     let devices: Devices = extent.devices.parse().map_err(anyhow::Error::msg)?;
     let lanes = Lanes::new(&model.model, &devices.0);
     let targets = samples::targets(model, samples, |_| true)?;
-    ensure!(targets.len() >= extent.images, "the samples are {} images", targets.len());
+    ensure!(targets.len() >= extent.images, "{} has only {} images", samples.display(), targets.len());
     let targets: Vec<Target> = targets.into_iter().map(|(_, target)| target).collect();
     let runtime = Runtime::new().context("cannot start threads")?;
     let fleet = runtime.block_on(Fleet::start(samples, extent))?;
@@ -68,15 +78,13 @@ pub fn run(model: &LoadedModel, samples: &Path, extent: &Extent) -> Result<Strin
             turns.push(through);
         }
     }
-    Ok(table(extent, &alone, &turns)? + EXPLAINED)
+    Ok(Overhead { images: extent.images, devices: extent.devices.clone(), alone, fleet: turns })
 }
 
-const EXPLAINED: &str = "
-A batch is one image. In the fleet the time of an image is that of a turn, from the start of its first image to the last result that the
-coordinator counts, divided by its images. The devices are idle between one batch and the next: from the end of a projection to the
-beginning of the next, and at the end of a turn until the coordinator counts it. CPU time of the other parts takes nothing from the devices
-where cores are free; where none are, as here, it is their time too: the two together are at most what a fleet adds.
-";
+const EXPLAINED: &str = "A batch is one image. In the fleet, the time of an image is the time of a turn, from the start of its first image to \
+    the last result that the coordinator counts, divided by its images. The devices are idle between one batch and the next, and at the \
+    end of a turn until the coordinator counts it. CPU time of the other parts takes nothing from the devices while cores are free; \
+    without free cores, as here, it is their time, too. The sum of both is an upper limit of what a fleet adds.";
 
 /// Seconds of an image.
 fn project_alone(model: &LoadedModel, lanes: &Lanes, extent: &Extent, targets: &[Target]) -> Result<f64> {
@@ -88,41 +96,42 @@ fn project_alone(model: &LoadedModel, lanes: &Lanes, extent: &Extent, targets: &
     Ok(started.elapsed().as_secs_f64() / extent.images as f64)
 }
 
-fn table(extent: &Extent, alone: &[f64], turns: &[Turn]) -> Result<String> {
-    let of = |value: &dyn Fn(&Turn) -> f64| median(turns.iter().map(value).collect());
-    let (projection, fleet) = (median(alone.to_vec()), of(&|turn| turn.seconds));
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let percent = |seconds: f64| format!("{:.2} %", 100.0 * seconds / projection);
-    let idle = of(&|turn| turn.idle);
-    let cpu = of(&|turn| turn.cpu.iter().sum::<f64>() / cores as f64);
-    let mut text = format!(
-        "# What a fleet adds\n\n\
-        Written by `make bench-overhead` on {cores} cores of {}: medians of {} turns of {} images, alone and through coordinator, RabbitMQ, \
-        worker and an S3 server in memory; devices {}.\n\n\
-        | of an image | seconds | of the projection |\n|---|---|---|\n\
-        | projection alone | {projection:.3} | |\n\
-        | in the fleet | {fleet:.3} | {} more |\n\
-        | devices idle | {idle:.4} | {} |\n",
-        processor()?,
-        extent.turns,
-        extent.images,
-        extent.devices,
-        percent(fleet - projection),
-        percent(idle),
-    );
-    for (i, name) in ["coordinator", "broker", "worker beside its device threads", "S3 server"].into_iter().enumerate() {
-        let seconds = of(&|turn| turn.cpu[i]);
-        text += &format!("| CPU time of the {name} | {seconds:.4} | {} of {cores} cores |\n", percent(seconds / cores as f64));
+impl Record for Overhead {
+    const NAME: &'static str = "fleet-overhead";
+
+    fn page(&self, machine: &Machine) -> Page {
+        let of = |value: &dyn Fn(&Turn) -> f64| median(self.fleet.iter().map(value).collect());
+        let (projection, fleet) = (median(self.alone.clone()), of(&|turn| turn.seconds));
+        let cores = machine.cores as f64;
+        let percent = |seconds: f64| format!("{:.2} %", 100.0 * seconds / projection);
+        let idle = of(&|turn| turn.idle);
+        let added = idle + of(&|turn| turn.cpu.iter().sum::<f64>() / cores);
+        let row = |name: &str, seconds: String, share: String| vec![name.into(), seconds, share];
+        let mut rows = vec![
+            row("projection alone", number(projection, 3), String::new()),
+            row("in the fleet", number(fleet, 3), format!("{} more", percent(fleet - projection))),
+            row("devices idle", number(idle, 4), percent(idle)),
+        ];
+        for (i, name) in ["coordinator", "broker", "worker beside its device threads", "S3 server"].into_iter().enumerate() {
+            let seconds = of(&|turn| turn.cpu[i]);
+            let share = format!("{} of {cores} cores", percent(seconds / cores));
+            rows.push(row(&format!("CPU time of the {name}"), number(seconds, 4), share));
+        }
+        let (limit, image) = BAR;
+        let share =
+            format!("**{}**; {:.2} % of an image of {image} s (target: < {limit} %)", percent(added), 100.0 * added / image);
+        rows.push(row("**idle, and CPU time on all cores**", number(added, 4), share));
+        Page::new("What a fleet adds")
+            .text(&format!(
+                "Written by `make bench-overhead` on {machine}: medians of {} turns of {} images, alone and through coordinator, RabbitMQ, \
+                worker and an S3 server in memory; devices {}.",
+                self.fleet.len(),
+                self.images,
+                self.devices
+            ))
+            .table(&["for one image", "seconds", "of the projection"], rows)
+            .text(EXPLAINED)
     }
-    text += &format!(
-        "| **idle, and CPU time on all cores** | {:.4} | **{}**; of an image of {} s {:.2} % (wanted: < {} %) |\n",
-        idle + cpu,
-        percent(idle + cpu),
-        BAR.1,
-        100.0 * (idle + cpu) / BAR.1,
-        BAR.0
-    );
-    Ok(text)
 }
 
 /// The services, and the server that keeps their objects in this process.
@@ -139,7 +148,7 @@ impl Fleet {
     async fn start(samples: &Path, extent: &Extent) -> Result<Fleet> {
         let (broker, bucket) = (RabbitMq::start(), Bucket::default());
         let endpoint = bucket.clone().serve().await?;
-        let url = |prefix: &str| format!("s3://{BUCKET}/{prefix}?endpoint={endpoint}&anonymous=true");
+        let url = |prefix: &str| Bucket::url(&endpoint, prefix);
         let (home, dataset, queue) = (url("home"), url(SAMPLES), broker.url(""));
         copy_model(&Store::open(&home).await?).await?;
         let data = Store::open(&dataset).await?;
@@ -164,12 +173,12 @@ impl Fleet {
             cpu_seconds(self.coordinator.id())?,
             self.broker.processes().into_iter().map(cpu_seconds).sum::<Result<f64>>()?,
             cpu_seconds(worker)? - thread_seconds(worker, &DEVICES)?,
-            // Of this process, whose lanes are idle meanwhile.
+            // The S3 server is in this process, whose lanes are idle now.
             thread_seconds(std::process::id(), &["tokio"])?,
         ])
     }
 
-    /// Has the images of a turn projected.
+    /// Projects the images of a turn.
     async fn turn(&self, turn: usize, extent: &Extent) -> Result<Turn> {
         let run = format!("turn-{turn}");
         let mut events = self.coordinator.listen().await?;
@@ -189,7 +198,7 @@ impl Fleet {
         Ok(Turn { seconds: seconds / n, idle: (seconds - self.device_seconds(&run)?) / n, cpu })
     }
 
-    /// Seconds of device work of a run's images, by their records.
+    /// Seconds of device work of a run's images, from their records.
     fn device_seconds(&self, run: &str) -> Result<f64> {
         let prefix = format!("home/runs/{run}/{}", keys::IMAGES);
         let objects = self.bucket.objects();

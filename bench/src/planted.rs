@@ -1,5 +1,5 @@
-//! Planted targets: images that the generator made itself, scaled, shifted and dimmed by a known transform. The search must find
-//! the transform, and with it a loss about as low as if it had been told.
+//! Planted targets: images of the generator itself, scaled, shifted and dimmed by a known transform. The search must find the transform, and
+//! with it a loss about as low as with the true one.
 
 use std::path::Path;
 
@@ -14,17 +14,18 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Cases, median, project};
+use crate::page::Page;
 
 const SCALE: (f64, f64) = (0.75, 1.5);
 const SHIFT: f64 = 0.25;
 const BRIGHTNESS: (f64, f64) = (0.8, 1.25);
 /// Brightness above which a pixel belongs to the object, in [-1, 1].
 const OBJECT_THRESHOLD: f64 = -0.8;
-/// Side by side.
+/// Images side by side.
 const BATCH: usize = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Case {
+pub struct Case {
     class: String,
     truth: Transform,
     found: Transform,
@@ -44,7 +45,7 @@ impl Case {
     }
 }
 
-/// Target `index` and the transform that undoes what was done to it.
+/// Target `index` and the transform that takes it back to the generator's image.
 fn plant(model: &LoadedModel, index: usize) -> (Target, Transform) {
     let mut rng = ChaCha8Rng::seed_from_u64(0x9e37_0000 + index as u64);
     let generator = &model.model.generator;
@@ -58,7 +59,7 @@ fn plant(model: &LoadedModel, index: usize) -> (Target, Transform) {
         };
         let z = Tensor::from_slice(&z).unsqueeze(0);
         let image = tch::no_grad(|| generator.generate(&z, &generator.embed(class).unsqueeze(0)));
-        // T(y) = G(z, c), so y = T^-1(G(z, c)); what lies outside of the source is black like the data's background.
+        // T(y) = G(z, c), so y = T^-1(G(z, c)); outside of the source it is black like the data's background.
         let black = Tensor::ones_like(&image);
         let inside = transform::invert(&black, std::slice::from_ref(&spatial(&truth)), true);
         let y = transform::invert(&image, std::slice::from_ref(&truth), true);
@@ -87,8 +88,8 @@ fn object_box(image: &Tensor) -> Option<Box2d> {
     Some(Box2d { x, y, width, height })
 }
 
-/// Runs what is not done, and tells the table.
-pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<String> {
+/// Runs the cases that are left.
+pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<Vec<Case>> {
     let mut cases: Cases<Case> = Cases::open(work, "planted", model)?;
     let params = Params::paper();
     let plain = Params { transform: None, ..params.clone() };
@@ -104,7 +105,7 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<
             let case = Case {
                 class: model.manifest.classes[i % model.manifest.classes.len()].clone(),
                 truth: truths[k].clone(),
-                found: searched[k].transform.clone().expect("there was a stage one"),
+                found: searched[k].transform.clone().expect("the transform was searched"),
                 searched: loss(&searched[k]),
                 told: loss(&told[k]),
                 without: loss(&without[k]),
@@ -120,52 +121,54 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<
             cases.push(i, case)?;
         }
     }
-    let cases: Vec<&Case> = cases.done.range(..n).map(|(_, c)| c).collect();
-    Ok(table(&cases))
+    Ok(cases.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect())
 }
 
-fn table(cases: &[&Case]) -> String {
+/// Adds the section of planted targets.
+pub fn section(page: Page, cases: &[Case]) -> Page {
     let n = cases.len();
-    let count = |f: &dyn Fn(&Case) -> bool| cases.iter().filter(|c| f(c)).count();
-    let found = count(&|c| c.scale_error() <= 0.05 && c.shift_error() <= 0.06);
-    let told = count(&|c| c.searched <= 1.1 * c.told);
-    let better = count(&|c| c.searched < c.without);
-    let scale = median(cases.iter().map(|c| c.scale_error()).collect());
-    let mut text = format!(
-        "## Planted targets\n\n\
-        {n} images T^-1(G(z, c)) with scale {} to {}, shift up to {SHIFT}, brightness {} to {}.\n\n\
-        | bar | reached |\n|---|---|\n\
-        | scale within 5 % and shift within 0.06, in at least 14 of 20 | {found} of {n} |\n\
-        | median scale error at most 2 % | {:.2} % |\n\
-        | loss at most 1.1 times that with the true transform, in at least 16 of 20 | {told} of {n} |\n\
-        | loss below that without any transform, in at least 18 of 20 | {better} of {n} |\n\n\
-        Losses are the best seed's inverted loss inside the box, the same function for all three.\n\n\
-        | class | scale: true, found | shift x: true, found | shift y: true, found | brightness: true, found | loss: searched, told, without |\n\
-        |---|---|---|---|---|---|\n",
-        SCALE.0,
-        SCALE.1,
-        BRIGHTNESS.0,
-        BRIGHTNESS.1,
-        100.0 * scale
-    );
-    for c in cases {
-        let (t, f) = (&c.truth, &c.found);
+    let count = |f: &dyn Fn(&Case) -> bool| format!("{} of {n}", cases.iter().filter(|c| f(c)).count());
+    let scale = 100.0 * median(cases.iter().map(Case::scale_error).collect());
+    let bars = [
+        (
+            "scale within 5 % and shift within 0.06, in at least 14 of 20",
+            count(&|c| c.scale_error() <= 0.05 && c.shift_error() <= 0.06),
+        ),
+        ("median scale error at most 2 %", format!("{scale:.2} %")),
+        ("loss at most 1.1 times that with the true transform, in at least 16 of 20", count(&|c| c.searched <= 1.1 * c.told)),
+        ("loss below that without any transform, in at least 18 of 20", count(&|c| c.searched < c.without)),
+    ];
+    page.section("Planted targets")
+        .text(&format!(
+            "{n} images T^-1(G(z, c)) with scale {} to {}, shift up to {SHIFT}, brightness {} to {}.",
+            SCALE.0, SCALE.1, BRIGHTNESS.0, BRIGHTNESS.1
+        ))
+        .table(&["bar", "reached"], bars.map(|(bar, reached)| vec![bar.into(), reached]))
+        .text("Losses are the best seed's inverted loss inside the box, the same function for all three.")
+        .table(
+            &[
+                "class",
+                "scale: true, found",
+                "shift x: true, found",
+                "shift y: true, found",
+                "brightness: true, found",
+                "loss: searched, told, without",
+            ],
+            cases.iter().map(Case::row),
+        )
+}
+
+impl Case {
+    fn row(&self) -> Vec<String> {
+        let (t, f) = (&self.truth, &self.found);
         let brightness = |t: &Transform| t.colour.first().map_or(1.0, |c| c.1);
-        text += &format!(
-            "| {} | {:.3}, {:.3} | {:.3}, {:.3} | {:.3}, {:.3} | {:.2}, {:.2} | {:.3}, {:.3}, {:.3} |\n",
-            c.class,
-            t.scale[0],
-            f.scale[0],
-            t.shift[0],
-            f.shift[0],
-            t.shift[1],
-            f.shift[1],
-            brightness(t),
-            brightness(f),
-            c.searched,
-            c.told,
-            c.without
-        );
+        vec![
+            self.class.clone(),
+            format!("{:.3}, {:.3}", t.scale[0], f.scale[0]),
+            format!("{:.3}, {:.3}", t.shift[0], f.shift[0]),
+            format!("{:.3}, {:.3}", t.shift[1], f.shift[1]),
+            format!("{:.2}, {:.2}", brightness(t), brightness(f)),
+            format!("{:.3}, {:.3}, {:.3}", self.searched, self.told, self.without),
+        ]
     }
-    text
 }

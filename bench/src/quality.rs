@@ -1,5 +1,5 @@
-//! What a cheaper or rounder search costs in loss: variants against a reference, paired over real images. Cases are kept, so that the
-//! work goes on where it stopped.
+//! What a cheaper or rounder search costs in loss: variants against a reference, paired over real images. Cases are kept: a second start
+//! resumes.
 
 use std::path::Path;
 
@@ -13,22 +13,21 @@ use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Cases, project};
+use crate::page::{Machine, Page, Record, number};
 use crate::samples::targets;
 
 /// Images side by side.
 const BATCH: usize = 4;
 
-/// All seeds of an image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Case {
     image: String,
-    /// What is minimised, in the generator's frame.
+    /// Of each seed, in the generator's frame.
     losses: Vec<f64>,
-    /// The same of the inverted image inside the box.
+    /// Of the inverted image inside the box.
     inverted: Vec<f64>,
 }
 
-/// A way to search.
 struct Variant {
     name: &'static str,
     params: Params,
@@ -36,7 +35,7 @@ struct Variant {
     block: usize,
 }
 
-/// A reference and what is compared with it.
+/// Titles, and variants of which the first is the reference.
 fn comparisons() -> [(&'static str, Vec<Variant>); 2] {
     let adam = Params { transform: None, latent: LatentSearch::Adam { steps: 300 }, ..Params::paper() };
     let variant = |name, params| Variant { name, params, block: CPU_BLOCK };
@@ -50,7 +49,7 @@ fn comparisons() -> [(&'static str, Vec<Variant>); 2] {
     let rounding = vec![
         variant("Adam, 300 steps, fp32", adam.clone()),
         variant("Adam, 300 steps, bf16", Params { precision: Precision::Bf16, ..adam.clone() }),
-        // The control: nothing but the order of sums is another.
+        // The control: only the order of sums differs.
         Variant { block: 2 * CPU_BLOCK, ..variant("Adam, 300 steps, fp32 in other batches", adam) },
     ];
     [("Precision", rounding), ("Profiles", profiles)]
@@ -74,34 +73,49 @@ fn shifted() -> Params {
     params
 }
 
-/// Runs what is not done, and tells the tables.
-pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, as_it_is: bool) -> Result<String> {
+/// Figures of all comparisons.
+#[derive(Serialize, Deserialize)]
+pub struct Quality {
+    model: String,
+    images: usize,
+    comparisons: Vec<Comparison>,
+}
+
+/// Variants that are complete; the first is the reference.
+#[derive(Serialize, Deserialize)]
+struct Comparison {
+    title: String,
+    variants: Vec<Measured>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Measured {
+    name: String,
+    lane_steps: u64,
+    cases: Vec<Case>,
+}
+
+/// Runs the cases that are left, unless `as_it_is`.
+pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, as_it_is: bool) -> Result<Quality> {
     std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
     let mut all = targets(model, samples, |file| file.contains("offcentre"))?;
     all.truncate(n);
-    let mut text = format!(
-        "# Quality of cheaper and rounder searches\n\n\
-        Written by `make bench-quality`: model {}, {} real off-centre images of `samples/`, 18 seeds, the same seeds for all. The loss is\n\
-        what is minimised, in the generator's frame, after the last step; inverted, the same of the inverted image inside the box.\n\
-        Differences are relative, paired over the images, with 95 % bootstrap intervals. Cases are in `docs/validation/`.\n",
-        model.reference.name,
-        all.len(),
-    );
-    for (title, variants) in comparisons() {
-        let mut columns = Vec::new();
-        for variant in variants {
-            let cases = measured(model, work, &variant, if as_it_is { &[] } else { &all }, all.len())?;
-            columns.push((variant, cases));
-        }
-        columns.retain(|(_, cases)| cases.len() == all.len());
-        text += &table(title, &columns);
-    }
-    Ok(text)
+    let measure = |variant: Variant| -> Result<Measured> {
+        let cases = measured(model, work, &variant, if as_it_is { &[] } else { &all }, all.len())?;
+        Ok(Measured { name: variant.name.into(), lane_steps: lane_steps(&variant.params), cases })
+    };
+    let comparisons = comparisons().into_iter().map(|(title, variants)| {
+        let mut variants = variants.into_iter().map(&measure).collect::<Result<Vec<_>>>()?;
+        variants.retain(|variant| variant.cases.len() == all.len());
+        Ok(Comparison { title: title.into(), variants })
+    });
+    let comparisons = comparisons.collect::<Result<_>>()?;
+    Ok(Quality { model: model.reference.name.clone(), images: all.len(), comparisons })
 }
 
-/// The first `n` cases, of which those of `all` are run that are not there.
+/// The first `n` cases; runs those of `all` that are not there.
 fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String, Target)], n: usize) -> Result<Vec<Case>> {
-    // The name says the parameters, so that other ones begin anew.
+    // Other parameters have another file.
     let digest = proto::hex_sha256(variant.params.to_json().as_bytes());
     let block = if variant.block == CPU_BLOCK { String::new() } else { format!("-{}", variant.block) };
     let mut cases: Cases<Case> = Cases::open(work, &format!("quality-{}{block}", &digest[..8]), model)?;
@@ -120,37 +134,59 @@ fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String,
     Ok(cases.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect())
 }
 
-fn table(title: &str, columns: &[(Variant, Vec<Case>)]) -> String {
-    let Some((first, reference)) = columns.first() else { return format!("\n## {title}\n\nNothing was run.\n") };
-    let mut text = format!(
-        "\n## {title}\n\n\
-        | | lane-steps | of the first | loss, mean of the seeds | difference, % | best seed | difference, % | inverted, best seed | difference, % | \
-        rank correlation of the seeds |\n|---|---|---|---|---|---|---|---|---|---|\n"
-    );
-    for (variant, cases) in columns {
-        let steps = lane_steps(&variant.params);
-        let columns_of = |of: &dyn Fn(&Case) -> f64| {
-            let values: Vec<f64> = cases.iter().map(of).collect();
-            let before: Vec<f64> = reference.iter().map(of).collect();
-            format!("{:.4} | {}", mean(&values), relative(&values, &before))
-        };
-        let correlations: Vec<f64> = cases
-            .iter()
-            .zip(reference)
+impl Record for Quality {
+    const NAME: &'static str = "quality";
+
+    fn page(&self, machine: &Machine) -> Page {
+        let page = Page::new("Quality of cheaper and rounder searches").text(&format!(
+            "Written by `make bench-quality` on {machine}: model {}, {} real off-centre images of `samples/`, 18 seeds, the same seeds for \
+            all. The loss is what the search minimises, in the generator's frame, after the last step; inverted is the loss of the inverted \
+            image inside the box. Differences are relative, paired over the images, with 95 % bootstrap intervals. Cases are in \
+            `benchmarks/validation/`.",
+            self.model, self.images
+        ));
+        self.comparisons.iter().fold(page, |page, comparison| {
+            let page = page.section(&comparison.title);
+            match comparison.variants.first() {
+                Some(first) => page.table(&HEAD, comparison.variants.iter().map(|variant| variant.row(first))),
+                None => page.text("Nothing was run."),
+            }
+        })
+    }
+}
+
+const HEAD: [&str; 10] = [
+    "",
+    "lane-steps",
+    "ratio to the first",
+    "loss, mean of the seeds",
+    "difference, %",
+    "best seed",
+    "difference, %",
+    "inverted, best seed",
+    "difference, %",
+    "rank correlation of the seeds",
+];
+
+impl Measured {
+    fn row(&self, first: &Measured) -> Vec<String> {
+        let pairs = self.cases.iter().zip(&first.cases);
+        let correlations: Vec<f64> = pairs
             .filter(|(case, first)| case.losses.len() == first.losses.len())
             .map(|(case, first)| rank_correlation(&case.losses, &first.losses))
             .collect();
-        text += &format!(
-            "| {} | {steps} | {:.2} | {} | {} | {} | {:.3} |\n",
-            variant.name,
-            steps as f64 / lane_steps(&first.params) as f64,
-            columns_of(&|case| mean(&case.losses)),
-            columns_of(&|case| least(&case.losses).1),
-            columns_of(&|case| case.inverted[least(&case.losses).0]),
-            mean(&correlations),
-        );
+        let mut row =
+            vec![self.name.clone(), self.lane_steps.to_string(), number(self.lane_steps as f64 / first.lane_steps as f64, 2)];
+        let measures: [&dyn Fn(&Case) -> f64; 3] =
+            [&|case| mean(&case.losses), &|case| least(&case.losses).1, &|case| case.inverted[least(&case.losses).0]];
+        for measure in measures {
+            let values: Vec<f64> = self.cases.iter().map(measure).collect();
+            let reference: Vec<f64> = first.cases.iter().map(measure).collect();
+            row.extend([number(mean(&values), 4), relative(&values, &reference)]);
+        }
+        row.push(number(mean(&correlations), 3));
+        row
     }
-    text
 }
 
 /// Mean of the differences over the mean of the reference, in percent, with its interval.

@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use engine::{Devices, LoadedModel, lane_steps};
 use projector::{Lanes, Projection, Target};
 use proto::{LatentSearch, Params, Precision};
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::authors::lane_step_flop;
-use crate::fleet::processor;
-use crate::flop::matrix_rate;
+use crate::flop::{self, matrix_rate};
+use crate::page::{Machine, Page, Record, number};
 
-/// As many as a projection asks for at a time.
+/// Adam steps of one `Projection::step`.
 const STEPS: u32 = 50;
 
 fn target(model: &LoadedModel, i: i64) -> Target {
@@ -28,7 +28,7 @@ fn target(model: &LoadedModel, i: i64) -> Target {
 /// Lane-steps per second of `images` side by side.
 fn rate(model: &LoadedModel, lanes: &Lanes, images: i64, precision: Precision) -> Result<f64> {
     let seeds = 18;
-    // Twice as many as are timed, since the last ones are float32 always.
+    // Twice the steps that are timed: the last ones are always float32.
     let latent = LatentSearch::Adam { steps: 2 * STEPS };
     let params = Params { transform: None, latent, seeds, precision, ..Params::paper() };
     let mut best: f64 = 0.0;
@@ -43,7 +43,7 @@ fn rate(model: &LoadedModel, lanes: &Lanes, images: i64, precision: Precision) -
     Ok(best)
 }
 
-/// The rates of so many processes that compute on one core each, at the same time: what the machine gives without a split.
+/// Sum of the rates of `count` processes at the same time, each on one core: the machine without a split.
 fn apart(count: usize) -> Result<f64> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let start = |_| Command::new(&program).arg("alone").stdout(Stdio::piped()).spawn();
@@ -60,7 +60,7 @@ pub fn alone(model: &LoadedModel) -> Result<f64> {
     rate(model, &Lanes::new(&model.model, &[Device::Cpu]), 4, Precision::Fp32)
 }
 
-/// One forward and backward pass through the generator as a training framework would do it: the weights ask for their gradients.
+/// Time of a forward and backward pass through the generator with gradients of the weights, over that without.
 fn unfrozen_ratio(model: &LoadedModel) -> f64 {
     let time = |weights: bool| {
         let generator = model.model.generator.replicate(Device::Cpu);
@@ -88,79 +88,123 @@ fn unfrozen_ratio(model: &LoadedModel) -> f64 {
     unfrozen / frozen
 }
 
-/// The document.
-pub fn run(model: &LoadedModel, folder: &Path) -> Result<String> {
-    let devices = Devices::automatic();
-    let all = &devices.0;
-    let flop = lane_step_flop(model, folder)?;
-    let whole = Lanes::new(&model.model, all);
-    let several = rate(model, &whole, 8, Precision::Fp32)?;
-    let one_image = rate(model, &whole, 1, Precision::Fp32)?;
-    let bf16 = rate(model, &whole, 8, Precision::Bf16)?;
-    let composed = kernels::composed(|| rate(model, &whole, 8, Precision::Fp32))?;
-    let one_device = rate(model, &Lanes::new(&model.model, &all[..1]), 8, Precision::Fp32)?;
-    let one_by_one = rate(model, &Lanes::with_block(&model.model, all, 1), 8, Precision::Fp32)?;
-    let eighteen = rate(model, &Lanes::with_block(&model.model, all, 18), 8, Precision::Fp32)?;
-    let shared = rate(model, &Lanes::shared(&model.model, all, 72), 8, Precision::Fp32)?;
-    drop(whole);
-    let apart = apart(all.len())?;
-    let matrix = matrix_rate(all, Precision::Fp32)?;
-    let unfrozen = unfrozen_ratio(model);
-    let per_hour = |params: &Params| 3600.0 * several / lane_steps(params) as f64;
-    let mut text = format!(
-        "# Speed\n\nWritten by `make bench`: model {}, devices {devices} ({}), best of three turns of {STEPS} Adam steps, 18 seeds.\n\n\
-        | | lane-steps/s |\n|---|---|\n\
-        | 8 images | {several:.0} |\n\
-        | 8 images, generator and perceptual network in bfloat16 | {bf16:.0} |\n\
-        | 8 images, libtorch's operations alone | {composed:.0} |\n\
-        | 8 images, 18 lanes in a batch instead of 9 | {eighteen:.0} |\n\
-        | 8 images, batches of lanes of any images, as on a GPU | {shared:.0} |\n\
-        | 8 images, one lane a batch | {one_by_one:.0} |\n\
-        | 1 image | {one_image:.0} |\n\
-        | 8 images, one device | {one_device:.0} |\n\
-        | a process for each device, at the same time, together | {apart:.0} |\n\n\
-        The split over {} devices costs {:.1} % (the first row against the last). A lane-step is {:.3} GFLOP by its shapes, so that the first\n\
-        row is {:.0} GFLOP/s: {:.0} % of a product of large matrices in float32 ({:.0} GFLOP/s). A pass through the generator with gradients\n\
-        of all weights takes {unfrozen:.2} times the pass with frozen weights, which the search uses.\n\n\
-        | profile | lane-steps per image | images per hour, at the rate of the first row |\n|---|---|---|\n\
-        | paper | {} | {:.0} |\n| fast | {} | {:.0} |\n\n",
-        model.reference.name,
-        processor()?,
-        all.len(),
-        100.0 * (1.0 - several / apart),
-        flop / 1e9,
-        several * flop / 1e9,
-        100.0 * several * flop / matrix,
-        matrix / 1e9,
-        lane_steps(&Params::paper()),
-        per_hour(&Params::paper()),
-        lane_steps(&Params::fast()),
-        per_hour(&Params::fast()),
-    );
-    text += &composition(model, &all[..1])?;
-    Ok(text)
+/// Lane-steps per second, and where their time goes.
+#[derive(Serialize, Deserialize)]
+pub struct Speed {
+    model: String,
+    devices: String,
+    device_count: usize,
+    /// Lane-steps per second; the first is of 8 images on all devices, the last without a split.
+    rates: Vec<(String, f64)>,
+    lane_step_gflop: f64,
+    /// GFLOP/s of a product of large matrices in float32 on all devices.
+    matrix_gflops: f64,
+    /// Time of a pass with gradients of all weights over that with frozen weights.
+    unfrozen: f64,
+    /// Lane-steps of an image by profile.
+    profiles: Vec<(String, u64)>,
+    operations: Vec<Operation>,
 }
 
-/// What a search step spends its time in.
-fn composition(model: &LoadedModel, device: &[Device]) -> Result<String> {
+/// A part of a search step on one device.
+#[derive(Serialize, Deserialize)]
+struct Operation {
+    name: String,
+    /// In a step of 9 lanes.
+    calls: f64,
+    /// Of the time, %.
+    share: f64,
+}
+
+/// Measures the model of `folder` on all devices.
+pub fn run(model: &LoadedModel, folder: &Path) -> Result<Speed> {
+    let devices = Devices::automatic();
+    let rates = rates(model, &devices.0)?;
+    let profiles = [("paper", Params::paper()), ("fast", Params::fast())];
+    Ok(Speed {
+        model: model.reference.name.clone(),
+        devices: devices.to_string(),
+        device_count: devices.0.len(),
+        rates,
+        lane_step_gflop: flop::of_model(model, folder)? / 1e9,
+        matrix_gflops: matrix_rate(&devices.0, Precision::Fp32)? / 1e9,
+        unfrozen: unfrozen_ratio(model),
+        profiles: profiles.map(|(name, params)| (name.to_owned(), lane_steps(&params))).into(),
+        operations: operations(model, &devices.0[..1])?,
+    })
+}
+
+fn rates(model: &LoadedModel, all: &[Device]) -> Result<Vec<(String, f64)>> {
+    let whole = Lanes::new(&model.model, all);
+    let of = |lanes: &Lanes| rate(model, lanes, 8, Precision::Fp32);
+    let rates = vec![
+        ("8 images", of(&whole)?),
+        ("8 images, generator and perceptual network in bfloat16", rate(model, &whole, 8, Precision::Bf16)?),
+        ("8 images, libtorch's operations alone", kernels::composed(|| of(&whole))?),
+        ("8 images, 18 lanes in a batch instead of 9", of(&Lanes::with_block(&model.model, all, 18))?),
+        ("8 images, batches of lanes of any images, as on a GPU", of(&Lanes::shared(&model.model, all, 72))?),
+        ("8 images, one lane a batch", of(&Lanes::with_block(&model.model, all, 1))?),
+        ("1 image", rate(model, &whole, 1, Precision::Fp32)?),
+        ("8 images, one device", of(&Lanes::new(&model.model, &all[..1]))?),
+    ];
+    drop(whole);
+    let apart = ("one process for each device, at the same time, together", apart(all.len())?);
+    Ok(rates.into_iter().chain([apart]).map(|(name, rate)| (name.to_owned(), rate)).collect())
+}
+
+/// The largest parts of a search step.
+fn operations(model: &LoadedModel, device: &[Device]) -> Result<Vec<Operation>> {
     let lanes = Lanes::new(&model.model, device);
     rate(model, &lanes, 1, Precision::Fp32)?;
     let mut failed = Ok(0.0);
     let operations = kernels::profile(|| failed = rate(model, &lanes, 1, Precision::Fp32));
     failed?;
     let total: f64 = operations.iter().map(|o| o.seconds).sum();
-    let mut text = String::from(
-        "Where a step on one core spends its time, by libtorch's profiler (our two operations are seen on the way back only):\n\n\
-        | operation | calls in a step of 9 lanes | share, % |\n|---|---|---|\n",
-    );
     // Three turns of as many steps, in two blocks.
     let steps = f64::from(3 * STEPS * 2);
-    for o in operations.iter().take(12) {
+    let largest = operations.iter().take(12).map(|o| {
         let name = o
             .name
             .replace("autograd::engine::evaluate_function: torch::autograd::CppNode<(anonymous namespace)::", "back through ");
-        let name = name.trim_end_matches('>');
-        text += &format!("| {name} | {:.1} | {:.1} |\n", o.calls as f64 / steps, 100.0 * o.seconds / total);
+        Operation { name: name.trim_end_matches('>').into(), calls: o.calls as f64 / steps, share: 100.0 * o.seconds / total }
+    });
+    Ok(largest.collect())
+}
+
+impl Record for Speed {
+    const NAME: &'static str = "speed";
+
+    fn page(&self, machine: &Machine) -> Page {
+        let rate = |row: Option<&(String, f64)>| row.map_or(f64::NAN, |(_, rate)| *rate);
+        let (several, apart) = (rate(self.rates.first()), rate(self.rates.last()));
+        let gflops = several * self.lane_step_gflop;
+        let rates = self.rates.iter().map(|(name, rate)| vec![name.clone(), number(*rate, 0)]);
+        let profiles = self
+            .profiles
+            .iter()
+            .map(|(name, steps)| vec![name.clone(), steps.to_string(), number(3600.0 * several / *steps as f64, 0)]);
+        let operations = self.operations.iter().map(|o| vec![o.name.clone(), number(o.calls, 1), number(o.share, 1)]);
+        Page::new("Speed")
+            .text(&format!(
+                "Written by `make bench` on {machine}: model {}, devices {}, best of three turns of {STEPS} Adam steps, 18 seeds.",
+                self.model, self.devices
+            ))
+            .table(&["", "lane-steps/s"], rates)
+            .text(&format!(
+                "The split over {} devices costs {:.1} % (the first row against the last). A lane-step is {:.3} GFLOP by its shapes. The \
+                first row is {gflops:.0} GFLOP/s: {:.0} % of a product of large matrices in float32 ({:.0} GFLOP/s). A pass through the \
+                generator with gradients of all weights takes {:.2} times the pass with frozen weights, which the search uses.",
+                self.device_count,
+                100.0 * (1.0 - several / apart),
+                self.lane_step_gflop,
+                100.0 * gflops / self.matrix_gflops,
+                self.matrix_gflops,
+                self.unfrozen,
+            ))
+            .table(&["profile", "lane-steps per image", "images per hour, at the rate of the first row"], profiles)
+            .text(
+                "Where a step on one core spends its time, by libtorch's profiler (it sees our two operations only on the way back):",
+            )
+            .table(&["operation", "calls in a step of 9 lanes", "share, %"], operations)
     }
-    Ok(text)
 }

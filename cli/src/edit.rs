@@ -1,4 +1,4 @@
-//! `basin edit`: another class, a shift, a zoom of a projected image, blended back into it.
+//! `basin edit`: a projected image with another class, shift or zoom, blended back into the original.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,62 +11,60 @@ use engine::editor::View;
 use engine::film::{self, Frame};
 use store::Store;
 
-/// Milliseconds of a film's frame.
+/// Milliseconds that a film shows each frame.
 const MILLIS: u32 = 80;
-/// Frames of a sweep, where it is not said.
+/// Frames of a sweep without --sweep.
 const STEPS: usize = 7;
 
-/// Options of `basin edit`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder or bucket of the run.
+    /// Folder or bucket of the run (in a fleet's home: `<home>/runs/<run>`).
     run: String,
-    /// Key of the image in the data set, as the report and the tables have it.
+    /// Key of the image in the data set, as in the report and the tables.
     image: String,
-    /// Model folder that the run was made with.
+    /// Folder of the model that the run used.
     #[arg(long, env = "BASIN_MODEL")]
     model: PathBuf,
-    /// Another class; several: a row of the sheet for each. `all`: every class.
+    /// Change the class. Give the option several times for a row of the sheet each, or `all` for every class. Default: the class stays.
     #[arg(long, value_name = "NAME")]
     class: Vec<String>,
-    /// How much of the class: 1 is all of it, more exaggerates.
+    /// How far to move towards the class: 0 not at all, 1 all the way, more exaggerates.
     #[arg(long, value_name = "PART", default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
-    /// Shift to the right.
-    #[arg(long, value_name = "FAR", allow_negative_numbers = true)]
+    /// Shift the object to the right; a negative amount shifts it to the left.
+    #[arg(long, value_name = "AMOUNT", allow_negative_numbers = true)]
     shift: Option<f64>,
-    /// Zoom in; negative: out.
-    #[arg(long, value_name = "FAR", allow_negative_numbers = true)]
+    /// Zoom in; a negative amount zooms out.
+    #[arg(long, value_name = "AMOUNT", allow_negative_numbers = true)]
     zoom: Option<f64>,
-    /// Any direction of the latent space; `basin edit … --list` names them.
-    #[arg(long = "move", value_name = "NAME=FAR", value_parser = parse_move)]
+    /// Move along a direction of the latent space, such as `pc1=2`. `--list` prints the directions.
+    #[arg(long = "move", value_name = "NAME=AMOUNT", value_parser = parse_move)]
     moves: Vec<(String, f64)>,
-    /// Factor of z: below 1 the image becomes more usual.
+    /// Multiply z by this factor; below 1 the image becomes more typical of its class.
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, allow_negative_numbers = true)]
     truncation: f64,
-    /// With the model's own weights, where the run fitted them to the image.
+    /// Use the model's own weights, even if the run fine-tuned them to the image.
     #[arg(long)]
     untuned: bool,
-    /// Which picture: blended into the image, in its frame, or as the generator made it.
+    /// Which picture to write: `blended` into the original image, `inverted` (put back into the image's frame), or as `generated`.
     #[arg(long, value_parser = ["blended", "inverted", "generated"], default_value = "blended")]
     view: String,
-    /// Steps from nothing to the whole edit.
+    /// Write N pictures on the way from no edit to the whole edit. Default: only the whole edit, or 7 pictures for a film.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "7", value_parser = clap::value_parser!(u16).range(2..=240))]
     sweep: Option<u16>,
-    /// File: .png is a sheet with everything, .webp, .gif and .mp4 a film of the sweep. Several may be given.
+    /// File to write: .png for a sheet of all pictures; .webp, .gif or .mp4 for a film of the sweep. May be given several times.
     #[arg(long, value_name = "FILE", default_value = "edit.png")]
     out: Vec<PathBuf>,
-    /// List the model's classes and directions, and do nothing.
+    /// Print the model's classes and directions, and edit nothing.
     #[arg(long)]
     list: bool,
 }
 
 fn parse_move(text: &str) -> Result<(String, f64), String> {
-    let (name, far) = text.split_once('=').ok_or("is not NAME=FAR, such as pc1=2")?;
-    Ok((name.to_owned(), far.parse().map_err(|_| format!("{far:?} is no number"))?))
+    let (name, far) = text.split_once('=').ok_or("expected NAME=AMOUNT, such as pc1=2")?;
+    Ok((name.to_owned(), far.parse().map_err(|_| format!("{far:?} is not a number"))?))
 }
 
-/// Edits, and writes the files.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let out: Vec<Out> = args.out.iter().map(|path| Out::of(path)).collect::<anyhow::Result<_>>()?;
     let dir = args.model.clone();
@@ -104,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         match out {
             Out::Sheet => sheet(path, &target, &projection, &rows, steps)?,
             Out::Film(format) => {
-                // There and back, one edit after the other.
+                // Forwards and backwards, one edit after the other.
                 let frames: Vec<Frame> =
                     rows.iter().flat_map(|(_, frames)| frames.iter().chain(frames.iter().rev()).cloned()).collect();
                 let bytes = film::encode(format, &frames, MILLIS)?;
@@ -126,19 +124,19 @@ impl Out {
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
             return Ok(Out::Sheet);
         }
-        Ok(Out::Film(film::Format::of(path).context("--out is neither a sheet (.png) nor a film")?))
+        Ok(Out::Film(film::Format::of(path).context("--out must name a sheet (.png) or a film")?))
     }
 }
 
 impl Args {
-    /// One for each class, with its label; without a class one for the moves alone.
+    /// A request for each class, with its label; without a class, one request for the moves alone.
     fn requests(&self, model: &LoadedModel) -> anyhow::Result<Vec<(String, EditRequest)>> {
         let named = [("shift_x", self.shift), ("zoom", self.zoom)];
         let named = named.into_iter().filter_map(|(name, far)| Some((name.to_owned(), far?)));
         let mut moves = BTreeMap::new();
         for (name, far) in named.chain(self.moves.iter().cloned()) {
             if moves.insert(name.clone(), far).is_some() {
-                bail!("direction {name} is given twice");
+                bail!("direction {name} is given twice: give it once");
             }
         }
         let classes = match self.class.as_slice() {
@@ -147,7 +145,7 @@ impl Args {
         };
         if classes.is_empty() && moves.is_empty() && self.truncation == 1.0 {
             bail!(
-                "say what to change: --class NAME, --shift, --zoom, --move NAME=FAR or --truncation (--list names what there is)"
+                "nothing to change: give --class NAME, --shift, --zoom, --move or --truncation (--list prints classes and directions)"
             );
         }
         let request =
@@ -161,7 +159,7 @@ impl Args {
     }
 }
 
-/// A part of an edit; 0 is none of it.
+/// A part of an edit: 0 is no edit, 1 the whole.
 fn partly(request: &EditRequest, part: f64) -> EditRequest {
     EditRequest {
         strength: request.strength * part,

@@ -1,4 +1,4 @@
-//! A run on this machine: coordinator and worker in one process, over the embedded queue.
+//! A run on this machine: coordinator and worker in one process, with the embedded queue between them.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use coordinator::auth::Gate;
-use coordinator::dashboard::Elsewhere;
-use coordinator::desk::Desk;
-use coordinator::drive::{self, Status};
+use coordinator::http::auth::Gate;
+use coordinator::http::other_services::OtherServices;
 use coordinator::plan::{Plan, RunSpec};
 use coordinator::prepare;
+use coordinator::service::{Handle, OneRun, Progress, Service};
 use engine::{Devices, LoadedModel, Models};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{JobId, ResultRecord};
@@ -23,24 +22,25 @@ use results::run::{self, Records};
 use results::summary::Summary;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use worker::{Shutdown, Working};
+use tokio_util::sync::CancellationToken;
+use worker::Working;
+use worker::shutdown::on_signals;
 
 /// How to compute on this machine.
 #[derive(clap::Args)]
 pub struct Machine {
-    /// Where to compute: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
+    /// Devices to compute on: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
     #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
     devices: String,
-    /// Images that are projected side by side.
+    /// Number of images to project at one time.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_images: u16,
-    /// Seconds between checkpoints: what a kill costs at most.
+    /// Seconds between checkpoints; a killed process loses at most this much work.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     checkpoint_every: u64,
-    /// Serve a dashboard of the run while it goes on, to browsers of this machine.
+    /// Serve a dashboard of the run to browsers of this machine until the run ends. Default address: 127.0.0.1:8470.
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:8470")]
     watch: Option<SocketAddr>,
 }
@@ -50,47 +50,41 @@ pub struct Local {
     machine: Machine,
     /// Where it computes.
     pub devices: Devices,
-    shutdown: Shutdown,
-    /// Whether a signal asked to stop.
-    asked: watch::Receiver<bool>,
+    /// Cancelled by a signal.
+    shutdown: CancellationToken,
     /// In progress while images are projected.
     bar: ProgressBar,
 }
 
 /// One run of several.
 pub struct Task<'a> {
-    /// The run.
     pub spec: RunSpec,
-    /// What is projected again.
+    /// Images to project again.
     pub redrive: Option<Redrive>,
-    /// Where its images are.
     pub dataset: &'a Store,
-    /// Where its results go.
     pub results: &'a Store,
-    /// Folder of the films.
+    /// Folder for films of the search.
     pub record: Option<PathBuf>,
-    /// Stands before the progress.
+    /// Printed before the progress.
     pub title: String,
 }
 
-/// What came of a run.
+/// How a run ended.
 pub struct Outcome {
     /// Images of the run.
     pub total: usize,
     /// Images that had neither a result nor a failure before.
     pub left: usize,
-    /// A signal asked to stop: some of it is left.
+    /// A signal stopped the run before its end.
     pub interrupted: bool,
-    /// Its numbers.
     pub summary: Summary,
-    /// Its results and failures.
     pub records: Arc<Records>,
     /// The jobs of images that had a result before.
     expected: HashMap<String, JobId>,
 }
 
 impl Outcome {
-    /// Results that were there before and are of another file, class or box than the data set has now.
+    /// Results of earlier starts that were made from another file, class or box than the data set has now.
     pub fn stale(&self) -> usize {
         let other = |record: &&ResultRecord| self.expected.get(&record.image).is_some_and(|id| *id != record.job);
         self.records.results.iter().filter(other).count()
@@ -98,19 +92,24 @@ impl Outcome {
 }
 
 impl Local {
-    /// Checks the devices, and listens to signals from now on. Needs a runtime.
+    /// Checks the devices, and listens for signals from now on. Needs a runtime.
     pub fn new(machine: Machine) -> anyhow::Result<Local> {
         let devices: Devices = machine.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
-        let (shutdown, bar) = (Shutdown::default(), progress_bar());
-        let (ask, asked) = watch::channel(false);
-        let listen = |kind| signal(kind).context("cannot listen to signals");
-        let signals = [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?];
-        // Lives as long as the process: what comes before and after the work can be ended, too.
-        tokio::spawn(on_signal(signals, shutdown.clone(), ask, bar.clone()));
-        Ok(Local { machine, devices, shutdown, asked, bar })
+        let (shutdown, bar) = (CancellationToken::new(), progress_bar());
+        let shown = bar.clone();
+        // Before and after the projecting there is nothing to finish: the first signal ends the process.
+        let note = move || {
+            let projecting = !shown.is_finished();
+            if projecting {
+                shown.suspend(|| note!("stopping after this step and saving; a second signal exits at once"));
+            }
+            projecting
+        };
+        on_signals(shutdown.clone(), note).context("cannot listen for signals")?;
+        Ok(Local { machine, devices, shutdown, bar })
     }
 
-    /// Projects what is left of a run, and writes its tables. `model` is asked for if there is something left.
+    /// Projects what is left of a run, and writes its tables. `model` is called if an image is left.
     pub async fn project(&self, task: Task<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
         let Task { spec, redrive, dataset, results, record, title } = task;
         let super_classes = spec.super_class_of();
@@ -133,7 +132,7 @@ impl Local {
             note!("projecting {left} images into {name} ({seeds} seeds, profile {how}) on {devices}");
             self.drive(spec, plan, record, model(), results, title).await?
         };
-        // From here on a signal ends the process: `basin report` makes again what it leaves unwritten.
+        // From here on a signal ends the process; `basin report` writes the tables that are missing then.
         let record = run::read_run(results).await?.context("run.json has vanished")?;
         let records = Arc::new(run::read_records(results).await?);
         if !interrupted {
@@ -166,49 +165,51 @@ impl Local {
         results: &Store,
         title: String,
     ) -> anyhow::Result<bool> {
-        let desk = match self.machine.watch {
-            Some(address) => Some(open_desk(address, results).await?),
+        let listener = match self.machine.watch {
+            Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let (desk, served) = desk.unzip();
         let queue = Queue::open("embedded:").await?;
         let shutdown = self.shutdown.clone();
-        let (stop, stopped) = watch::channel(false);
-        let (status, statuses) = watch::channel(Status::default());
+        // The worker's end stops the coordinator of this run, and not those of the next ones.
+        let stop = shutdown.child_token();
+        let (progress, statuses) = watch::channel(Progress::default());
         let (working, workings) = watch::channel(Working::default());
         let per_image = engine::lane_steps(&spec.record.params);
         let runs = Runs::One(results.clone());
         let config = self.worker(record, spec.record.version.clone());
 
         self.bar.reset();
-        let obeys = tokio::spawn(obey(self.asked.clone(), stop.clone()));
-        let progress = tokio::spawn(show(self.bar.clone(), title, statuses, workings, per_image));
+        let run = OneRun::new(spec, plan, results, progress);
+        let run = if listener.is_some() { run.watched().await? } else { run };
+        let (service, handle) = Service::one(run, queue.clone());
+        let served = listener.map(|listener| serve(listener, handle)).transpose()?;
+        let shown = tokio::spawn(show(self.bar.clone(), title, statuses, workings, per_image));
         let worker = {
-            let (queue, runs, shutdown) = (queue.clone(), runs.clone(), shutdown.clone());
+            let (queue, runs, shutdown, stop) = (queue.clone(), runs.clone(), shutdown.clone(), stop.clone());
             let models = Models::One(Box::new(model));
             async move {
                 let outcome = worker::run(config, models, queue.clone(), runs, shutdown, working).await;
-                // Without the worker nothing more will happen.
-                stop.send_replace(true);
+                // Without the worker no result will come.
+                stop.cancel();
                 outcome
             }
         };
         let coordinate = {
             let queue = queue.clone();
             async move {
-                let outcome = drive::drive(spec, plan, &queue, runs, stopped, status, desk).await;
-                // The worker gives back what it holds before the queue closes.
-                if outcome.is_ok() && !shutdown.requested() {
+                let outcome = service.run(stop).await;
+                // The worker releases the jobs that it holds before the queue closes.
+                if outcome.is_ok() && !shutdown.is_cancelled() {
                     queue.close().await;
                 } else {
-                    shutdown.request();
+                    shutdown.cancel();
                 }
-                outcome.map(|()| shutdown.requested())
+                outcome.map(|()| shutdown.is_cancelled())
             }
         };
         let (worked, coordinated) = tokio::join!(worker, coordinate);
-        progress.await?;
-        obeys.abort();
+        shown.await?;
         if let Some(served) = served {
             // The next run has a dashboard of its own at the same address.
             served.abort();
@@ -218,42 +219,20 @@ impl Local {
     }
 }
 
-/// Ends the run as soon as a signal asks for it.
-async fn obey(mut asked: watch::Receiver<bool>, stop: watch::Sender<bool>) {
-    if asked.wait_for(|asked| *asked).await.is_ok() {
-        stop.send_replace(true);
-    }
-}
-
-/// The dashboard of the run, and what serves it.
-async fn open_desk(address: SocketAddr, results: &Store) -> anyhow::Result<(Desk, AbortHandle)> {
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     if !address.ip().is_loopback() {
-        bail!("--watch {address} can be reached from other machines, and asks for no token: use 127.0.0.1");
+        bail!("--watch {address} is open to other machines, and this dashboard has no token: use 127.0.0.1");
     }
     let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("--watch cannot listen on {address} (give another address)"))?;
-    let (desk, handle) = Desk::open(results).await?;
-    note!("dashboard: http://{}", listener.local_addr()?);
-    let gate = Gate::local().context("cannot read /dev/urandom")?;
-    let serves = tokio::spawn(coordinator::api::serve(listener, handle, gate, Elsewhere::default()));
-    Ok((desk, serves.abort_handle()))
+    listener.with_context(|| format!("--watch cannot listen on {address}: give another address"))
 }
 
-/// The first signal asks to stop, the second leaves at once.
-async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], shutdown: Shutdown, stop: watch::Sender<bool>, bar: ProgressBar) {
-    for count in 0.. {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if count > 0 || bar.is_finished() {
-            // Not `exit`, which would destroy libtorch's state under the threads that use it.
-            signal_hook::low_level::exit(130);
-        }
-        bar.suspend(|| note!("stopping after this step, saving (again: leave at once)"));
-        shutdown.request();
-        stop.send_replace(true);
-    }
+/// Serves the dashboard of the run.
+fn serve(listener: TcpListener, handle: Handle) -> anyhow::Result<AbortHandle> {
+    note!("dashboard: http://{}", listener.local_addr()?);
+    let gate = Gate::local().context("cannot read /dev/urandom")?;
+    let serves = tokio::spawn(coordinator::http::serve(listener, handle, gate, OtherServices::default()));
+    Ok(serves.abort_handle())
 }
 
 /// Finished until images are projected.
@@ -271,7 +250,7 @@ fn progress_bar() -> ProgressBar {
 async fn show(
     bar: ProgressBar,
     title: String,
-    mut statuses: watch::Receiver<Status>,
+    mut statuses: watch::Receiver<Progress>,
     workings: watch::Receiver<Working>,
     per_image: u64,
 ) {
@@ -304,7 +283,7 @@ async fn show(
     bar.finish_and_clear();
 }
 
-fn message(status: &Status, working: &Working, left: u64, seconds: f64) -> String {
+fn message(status: &Progress, working: &Working, left: u64, seconds: f64) -> String {
     let settled = status.skipped + status.succeeded + status.failed;
     let failed = if status.failed > 0 { format!(" ({} failed)", status.failed) } else { String::new() };
     let images = format!("{settled}/{} images{failed}", status.images);

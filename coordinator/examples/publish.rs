@@ -1,7 +1,7 @@
-//! Plans a run over a large data set and publishes all of its jobs: what `make bench-coordinator` measures, in a process that holds nothing
-//! else. Class folders are ImageNet's.
+//! Plans a run over a large data set and publishes all of its jobs. `make bench-coordinator` measures it in a process of its own. The
+//! class folders are ImageNet's.
 //!
-//! The driver is the real one, with its window and its confirmations. The results are told to the ledger here, and not through the queue.
+//! The driver is the real one, with its window and its confirmations. The results go to the ledger directly, and not through the queue.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use coordinator::plan::RunSpec;
 use coordinator::prepare::prepare;
 use coordinator::simulate::peak;
 use coordinator::tally::Tally;
-use proto::{Control, Event, Params, RunRecord, What};
+use proto::{Control, Event, Params, RunRecord, Stage, What};
 use queue::Queue;
 use serde_json::json;
 use store::{Runs, Store};
@@ -53,17 +53,19 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Tells the ledger of a result of every job that is published.
+/// Gives the ledger a result of every published job.
 fn finish_all(fleet: &mut Fleet, now: f64) {
     for (job, class) in fleet.silent(f64::INFINITY).into_iter().zip((0..CLASSES).cycle()) {
-        let stage_seconds = ["fetch", "transform_search", "latent_search", "final_descent"].map(|s| (s.to_owned(), 5.0)).into();
+        let stage_seconds = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent]
+            .map(|stage| (stage.as_str().to_owned(), 5.0))
+            .into();
         let what = What::Succeeded { loss: 1.25, seconds: 20.0, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds };
         fleet.apply(&Event { job: job.job, run: job.run, image: job.image, class, worker: "bench".into(), what }, now);
     }
 }
 
 fn peak_megabytes() -> Result<f64> {
-    Ok(peak().context("this system does not tell the memory of a process")? as f64 / 1e6)
+    Ok(peak().context("this system does not report the memory of a process")? as f64 / 1e6)
 }
 
 fn spec(dataset: &str) -> RunSpec {

@@ -1,4 +1,4 @@
-//! Keeps a window of jobs on the queue and takes in what comes back (*io*). What to do is decided by [`Fleet`].
+//! Keeps a window of jobs on the queue and takes in events and dead letters (*io*). [`Fleet`] decides.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,67 +10,57 @@ use queue::{Channel, Consumer, DeadLetter, Delivery, Parcel, Queue};
 use results::RunError;
 use store::{Runs, Store};
 use telemetry::trace::{self, Message};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{Instrument, Span};
 
-use crate::desk::Desk;
-use client::api::RunStatus;
-
 use crate::Error;
 use crate::fleet::{Fleet, Silent};
 use crate::metrics::{self, Standing};
-use crate::plan::{Plan, RunSpec};
-use crate::service::Command;
-use crate::tally::Tally;
+use client::api::RunStatus;
 use results::run::{self, write_failure};
 
-/// Jobs that are published and not settled, at most. The queue is not the plan: a lost queue costs nothing.
+/// Most jobs that are published and not finished. The queue is not the plan: a lost queue costs nothing.
 pub const WINDOW: usize = 1000;
-/// Jobs handed to the queue at a time.
+/// Jobs published at a time.
 const PUBLISH: usize = 256;
-/// Events taken in, at most, before the window is filled again.
+/// Most events taken in before the window is filled again.
 const TAKE: usize = PUBLISH;
-/// How often the store is asked for jobs that nothing was heard of.
+/// How often the store is checked for silent jobs.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
-/// A job counts as silent after this many seconds.
+/// Seconds without an event after which a job is silent.
 const SILENT: f64 = 30.0;
-/// Questions to the store at a time.
-const ASK: usize = 32;
-/// A worker counts as gone after this many seconds without a sign of life.
+/// Reads of the store at a time.
+const READS: usize = 32;
+/// Seconds without a heartbeat after which a worker is gone.
 const GONE: f64 = 60.0;
-/// How often the gauges are brought up to date, if anybody looks at them.
+/// How often the gauges are updated.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
-/// Events that a slow listener may lag behind.
-const LISTEN: usize = 1024;
+/// Events by which a listener may lag behind.
+const LAG: usize = 1024;
 
-/// A worker that was heard of.
 #[derive(Clone, Debug)]
 pub struct Worker {
-    /// What it said last.
+    /// Its last heartbeat.
     pub alive: Alive,
-    /// When, in seconds of the driver's clock.
+    /// Time of that, in seconds of [`Driver::now`].
     pub heard: f64,
 }
 
 /// What a driver waits for.
 pub enum Happening {
-    /// A worker says something.
     Event(Delivery),
-    /// A message was given up.
     DeadLetter(Delivery),
-    /// Time to ask the store.
+    /// Time to check the store for silent jobs.
     Check,
-    /// Time to bring the gauges up to date.
+    /// Time to update the gauges.
     Measure,
     /// The queue was closed.
     Closed,
 }
 
-/// The fleet and its queue.
 pub struct Driver {
-    /// What is known and decided.
     pub fleet: Fleet,
     queue: Queue,
     runs: Runs,
@@ -79,9 +69,9 @@ pub struct Driver {
     dead_letters: Consumer,
     check: Interval,
     measure: Interval,
-    /// When jobs were published that nobody has begun, if anybody wants to know.
+    /// When jobs that no worker has started were published; empty without metrics.
     published: HashMap<String, Instant>,
-    /// Asks the queue how much waits.
+    /// Measures the depths of the queues.
     _depths: JoinSet<()>,
     /// By name.
     pub workers: HashMap<String, Worker>,
@@ -98,7 +88,7 @@ impl Driver {
         let mut depths = JoinSet::new();
         if telemetry::measures() {
             metrics::watch();
-            // Beside the loop, which a broker that is slow to count must not hold up.
+            // Beside the loop: a broker that counts slowly must not hold it up.
             depths.spawn(watch_depths(queue.clone()));
         }
         Ok(Driver {
@@ -113,11 +103,10 @@ impl Driver {
             published: HashMap::new(),
             _depths: depths,
             workers: HashMap::new(),
-            listeners: broadcast::channel(LISTEN).0,
+            listeners: broadcast::channel(LAG).0,
         })
     }
 
-    /// Events as they come, for whoever watches.
     pub fn listen(&self) -> broadcast::Sender<Event> {
         self.listeners.clone()
     }
@@ -160,7 +149,7 @@ impl Driver {
         })
     }
 
-    /// Takes in what happened. `false`: the queue was closed.
+    /// `false`: the queue was closed.
     pub async fn take(&mut self, happening: Happening) -> Result<bool, Error> {
         match happening {
             Happening::Event(delivery) => return self.take_events(delivery).await,
@@ -172,8 +161,8 @@ impl Driver {
         Ok(true)
     }
 
-    /// Takes in an event and those that wait behind it, so that the jobs they make room for are published together. `false`: the queue
-    /// was closed.
+    /// Takes in an event and those that wait behind it: the jobs that they make room for are then published together. `false`: the
+    /// queue was closed.
     async fn take_events(&mut self, first: Delivery) -> Result<bool, Error> {
         self.take_event(first).await?;
         for _ in 1..TAKE {
@@ -190,7 +179,7 @@ impl Driver {
         match Event::decode(delivery.payload()) {
             Ok(event) => {
                 let message = self.message(Channel::Events, &event.job, &event.run, &event.image);
-                // A sign of life belongs to no trace.
+                // A heartbeat belongs to no trace.
                 let traced = !delivery.context().is_empty();
                 let span = if traced { trace::process(delivery.context(), &message) } else { Span::none() };
                 span.in_scope(|| self.apply(event));
@@ -224,17 +213,17 @@ impl Driver {
             _ => {}
         }
         if settled && telemetry::measures() && self.fleet.settled(&event.run) {
-            // Nothing more happens to the run: this is how it stays.
+            // The run has ended: its gauges stay as they are now.
             self.measure();
         }
         if !matches!(event.what, What::Alive(_)) {
             CrashPoint::EventTaken.pass();
         }
-        // Nobody need listen.
+        // There may be no listener.
         let _ = self.listeners.send(event);
     }
 
-    /// How a run stands, with its errors by class.
+    /// With errors by class.
     pub fn status(&self, run: &str) -> Option<RunStatus> {
         self.fleet.status(run, self.now())
     }
@@ -243,7 +232,6 @@ impl Driver {
         Message { system: self.queue.system(), queue: channel.name(), job, run, image }
     }
 
-    /// Brings the gauges up to date.
     fn measure(&self) {
         let oldest = self.published.values().min();
         metrics::observe(Standing {
@@ -261,8 +249,8 @@ impl Driver {
         self.workers.iter().filter(move |(_, w)| now - w.heard < GONE)
     }
 
-    /// A dead letter becomes a failure record, unless its worker wrote one or there is a result: the event that the worker could
-    /// not send.
+    /// Writes a failure for a dead letter, unless its worker wrote one or there is a result, and takes in the event that the worker
+    /// could not send.
     async fn bury(&mut self, delivery: Delivery) -> Result<(), Error> {
         let Some(letter) = delivery.dead_letter().cloned() else { return Ok(delivery.ack().await?) };
         metrics::DEAD_LETTERS.record(1.0, &[]);
@@ -299,18 +287,18 @@ impl Driver {
         Ok(())
     }
 
-    /// A message that is no job of ours belongs to no run: it is kept beside the runs, for a person to look at.
+    /// A message that cannot be read belongs to no run: it is kept beside the runs, for a person to look at.
     async fn keep_unreadable(&self, delivery: Delivery, reason: &str) -> Result<(), Error> {
         let (Runs::One(place) | Runs::Home(place)) = &self.runs;
         let digest = hex_sha256(delivery.payload());
-        tracing::warn!(reason, digest, "a message on the queue is none of ours; it is kept in unreadable/");
+        tracing::warn!(reason, digest, "a message on the queue cannot be read; it is kept in unreadable/");
         place.put(&format!("unreadable/{}", &digest[..16]), delivery.payload().to_vec()).await?;
         place.put(&format!("unreadable/{}.txt", &digest[..16]), reason.as_bytes().to_vec()).await?;
         delivery.ack().await?;
         Ok(())
     }
 
-    /// Asks the store about jobs that nothing was heard of, so that a lost event loses nothing; publishes again what the queue
+    /// Reads the outcomes of silent jobs from the store, so that a lost event loses nothing, and publishes jobs again that the queue
     /// lost.
     async fn look_for_silent(&mut self) -> Result<(), Error> {
         let now = self.now();
@@ -319,12 +307,12 @@ impl Driver {
             return Ok(());
         }
         let empty = self.queue.depth(Channel::Jobs).await? == 0;
-        // What no worker has begun waits on the queue, as long as anything does.
+        // While the queue is not empty, jobs that no worker has started are on it.
         let (asked, waiting): (Vec<Silent>, Vec<Silent>) = silent.into_iter().partition(|s| s.worker.is_some() || empty);
         waiting.iter().for_each(|s| self.fleet.hear(&s.run, &s.job, now));
         let runs = &self.runs;
         let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image).await);
-        let markers: Vec<Result<Option<Marked>, Error>> = stream::iter(asks).buffered(ASK).collect().await;
+        let markers: Vec<Result<Option<Marked>, Error>> = stream::iter(asks).buffered(READS).collect().await;
         for (silent, marker) in asked.iter().zip(markers) {
             let Silent { run, job, image, worker } = silent;
             let present = worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
@@ -341,7 +329,7 @@ impl Driver {
                 }
                 None if present || !empty => self.fleet.hear(run, job, now),
                 None => {
-                    tracing::warn!(run, image, "the job is neither on the queue nor in a worker's hands; it is published again");
+                    tracing::warn!(run, image, "the job is neither on the queue nor with a worker; it is published again");
                     metrics::REPUBLISHED.record(1.0, &[("reason", "lost")]);
                     self.published.remove(job);
                     self.fleet.take_back(run, job);
@@ -351,7 +339,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Takes back what waits on the queue, so that the window can be filled in another order.
+    /// Takes all waiting jobs off the queue, so that the window can be filled in another order.
     pub async fn withdraw(&mut self) -> Result<(), Error> {
         self.queue.purge(Channel::Jobs).await?;
         self.fleet.withdraw();
@@ -360,12 +348,12 @@ impl Driver {
     }
 }
 
-/// Counts what waits on the queue again and again, until that is closed.
+/// Measures the depths of the queues at intervals, until the broker is gone.
 async fn watch_depths(queue: Queue) {
     loop {
         let mut depths = [0; 3];
         for (depth, channel) in depths.iter_mut().zip(Channel::ALL) {
-            // A queue that is closed or away for long ends the service elsewhere.
+            // The driver meets the same error and ends the service.
             let Ok(found) = queue.depth(channel).await else { return };
             *depth = found;
         }
@@ -374,7 +362,7 @@ async fn watch_depths(queue: Queue) {
     }
 }
 
-/// What the store has of an image.
+/// The commit marker of an image.
 enum Marked {
     Result,
     Failure(Failure),
@@ -395,83 +383,15 @@ async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
     }
 }
 
-/// How a run stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// Images of the run.
-    pub images: usize,
-    /// With a result from before this start.
-    pub skipped: usize,
-    /// With a result, since this start.
-    pub succeeded: usize,
-    /// With a failure.
-    pub failed: usize,
-}
-
-/// Where nobody watches, nobody asks.
-async fn asked(desk: &mut Option<Desk>) -> Option<Command> {
-    match desk {
-        Some(desk) => desk.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Publishes one run's jobs and collects events until every job is settled or `stop` becomes true; `desk` answers whoever watches.
-pub async fn drive(
-    spec: RunSpec,
-    plan: Plan,
-    queue: &Queue,
-    runs: Runs,
-    mut stop: watch::Receiver<bool>,
-    status: watch::Sender<Status>,
-    mut desk: Option<Desk>,
-) -> Result<(), Error> {
-    let name = spec.record.name.clone();
-    let mut driver = Driver::new(queue.clone(), runs, WINDOW).await?;
-    match &mut desk {
-        Some(desk) => desk.add(&mut driver, spec, plan),
-        // Nobody asks for errors by class: the summary has them.
-        None => driver.fleet.add(spec, plan, proto::Control::default(), Tally::default()),
-    }
-    loop {
-        if let Some(s) = driver.fleet.brief(&name, driver.now()) {
-            status.send_replace(Status { images: s.images, skipped: s.skipped, succeeded: s.succeeded, failed: s.failed });
-        }
-        if driver.fleet.settled(&name) {
-            return Ok(());
-        }
-        driver.top_up().await?;
-        if let Some(desk) = &mut desk {
-            desk.tell(&driver);
-        }
-        let happening = tokio::select! {
-            happening = driver.wait() => happening?,
-            asked = asked(&mut desk) => {
-                if let (Some(desk), Some(command)) = (&desk, asked) {
-                    desk.answer(&driver, command);
-                }
-                continue;
-            }
-            changed = stop.changed() => {
-                if changed.is_err() || *stop.borrow() {
-                    return Ok(());
-                }
-                continue;
-            }
-        };
-        if !driver.take(happening).await? {
-            return Ok(());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proto::Control;
 
     use super::*;
     use crate::ledger::tests::{event, planned, succeeded};
+    use crate::plan::Plan;
     use crate::plan::tests::spec;
+    use crate::tally::Tally;
 
     #[tokio::test]
     async fn events_that_wait_are_taken_in_together() {

@@ -1,5 +1,5 @@
-//! What is known of the jobs of a run. Pure: events may come twice and in any order, the end state is the same. Time is an
-//! argument, in seconds.
+//! The states of the jobs of a run. Pure: events may come twice and in any order, the end state is the same. Time is an argument, in
+//! seconds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,23 +8,21 @@ use proto::{Event, What};
 use crate::plan::Planned;
 use dataset::SharedStr;
 
-/// A job that is published and not settled.
+/// A job that is published and not finished.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Open {
-    /// What it is about.
     pub image: Planned,
-    /// The worker that has begun.
+    /// The worker that has started it.
     pub worker: Option<String>,
-    /// When something was last heard of it.
+    /// Time of the last event.
     pub heard: f64,
 }
 
-/// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// A result is in the store.
+    /// The store has a result.
     Succeeded,
-    /// A failure record is in the store.
+    /// The store has a failure.
     Failed,
 }
 
@@ -32,20 +30,19 @@ pub enum Settled {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ledger {
     open: HashMap<String, Open>,
-    /// Given back: to be published again, before all others.
+    /// Released: to be published again, before all others.
     returned: BTreeMap<String, Planned>,
     failed: HashSet<String>,
     succeeded: usize,
 }
 
 impl Ledger {
-    /// A job is about to be published.
     pub fn publish(&mut self, job: String, image: Planned, now: f64) {
         self.returned.remove(&job);
         self.open.entry(job).or_insert(Open { image, worker: None, heard: now });
     }
 
-    /// Takes in an event; how it settled its job, if that is news. Events of unknown jobs are ignored.
+    /// Takes in an event. Returns how it settled its job, if that is new. Events of unknown jobs are ignored.
     ///
     /// A settled job stays settled; a result wins over a failure, as in the store.
     pub fn apply(&mut self, event: &Event, now: f64) -> Option<Settled> {
@@ -73,7 +70,7 @@ impl Ledger {
         }
     }
 
-    /// What the store says of a job; how it settled it, if that is news.
+    /// Takes in the outcome of a job. Returns it if it is new.
     pub fn settle(&mut self, job: &str, how: Settled) -> Option<Settled> {
         let known = self.open.remove(job).is_some() | self.returned.remove(job).is_some();
         match how {
@@ -89,63 +86,60 @@ impl Ledger {
         }
     }
 
-    /// A published job is to be published again.
+    /// A published job must be published again.
     pub fn take_back(&mut self, job: &str) {
         if let Some(open) = self.open.remove(job) {
             self.returned.insert(job.to_owned(), open.image);
         }
     }
 
-    /// Takes back every published job that no worker has begun.
+    /// Takes back every published job that no worker has started.
     pub fn withdraw(&mut self) {
         let waiting: Vec<String> = self.open.iter().filter(|(_, o)| o.worker.is_none()).map(|(id, _)| id.clone()).collect();
         waiting.iter().for_each(|id| self.take_back(id));
     }
 
-    /// A job that was given back, to be published again.
+    /// A released job, to be published again.
     pub fn next_returned(&mut self) -> Option<Planned> {
         self.returned.pop_first().map(|(_, image)| image)
     }
 
-    /// Published jobs that nothing was heard of since `before`.
+    /// Published jobs without an event since `before`.
     pub fn silent(&self, before: f64) -> impl Iterator<Item = (&String, &Open)> {
         self.open.iter().filter(move |(_, open)| open.heard < before)
     }
 
-    /// Image of a job that is not settled.
+    /// `None`: the job is unknown or finished.
     pub fn image(&self, job: &str) -> Option<&SharedStr> {
         let returned = || self.returned.get(job).map(|planned| &planned.image);
         self.open.get(job).map(|open| &open.image.image).or_else(returned)
     }
 
-    /// Something was found out about a job otherwise than by an event.
+    /// The job is known to be underway, though not from an event.
     pub fn hear(&mut self, job: &str, now: f64) {
         if let Some(open) = self.open.get_mut(job) {
             open.heard = now;
         }
     }
 
-    /// Jobs with a result.
     pub fn succeeded(&self) -> usize {
         self.succeeded
     }
 
-    /// Jobs with a failure record.
     pub fn failed(&self) -> usize {
         self.failed.len()
     }
 
-    /// Jobs that are published and not settled.
     pub fn open(&self) -> usize {
         self.open.len()
     }
 
-    /// Jobs that a worker has begun.
+    /// Jobs that a worker has started.
     pub fn started(&self) -> usize {
         self.open.values().filter(|o| o.worker.is_some()).count()
     }
 
-    /// Jobs that were given back.
+    /// Jobs to be published again.
     pub fn returned(&self) -> usize {
         self.returned.len()
     }

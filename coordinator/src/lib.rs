@@ -1,24 +1,17 @@
-//! Decides: what is to be done, and what is known. Never links torch.
+//! The coordinator: plans runs, publishes their jobs, records events, writes tables, and serves the API and the dashboard. Never
+//! links torch.
 //!
-//! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), which [`drive`] (io) asks for
-//! the jobs to publish and tells the events -> [`results::tables`] (io). [`prepare`](mod@prepare) reads what there is of a run, and
-//! [`service`] keeps many runs going. [`api`] and [`dashboard`] let people say which, over [`connections`] (io); [`tally`] (pure) says how
-//! they stand.
+//! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), from which [`drive`] (io) takes
+//! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`](mod@prepare) reads a run before it is
+//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results.
 
-pub mod api;
-pub mod auth;
-pub mod capacity;
-pub mod connections;
-pub mod dashboard;
-pub mod desk;
 pub mod drive;
 mod error;
 pub mod fleet;
-pub mod home;
+pub mod http;
 pub mod ledger;
 pub mod metrics;
 pub mod outcomes;
-mod pace;
 pub mod plan;
 pub mod prepare;
 pub mod service;

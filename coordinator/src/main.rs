@@ -1,4 +1,4 @@
-//! `basin-coordinator`: hands out the jobs of many runs. Never links torch.
+//! `basin-coordinator`: the service that plans runs and publishes their jobs. Never links torch.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -6,46 +6,47 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use coordinator::auth::{Gate, secret};
-use coordinator::dashboard::{EditUrl, Edits, Elsewhere, TraceUrl};
+use coordinator::http::auth::{Gate, secret};
+use coordinator::http::other_services::{EditUrl, Edits, OtherServices, TraceUrl};
 use coordinator::service::{Config, Service};
 use queue::{Channel, Queue};
 use store::Store;
-use tokio::sync::watch;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
-/// Hands out the jobs of runs to workers, and serves the API that `basin submit` and `basin runs` speak.
+/// Publish the jobs of runs to workers, and serve the API that `basin submit` and `basin runs` use, and the dashboard.
 #[derive(Parser)]
 #[command(name = "basin-coordinator", version)]
 struct Args {
     /// Folder or bucket (s3://bucket/prefix) of runs, results and models.
     #[arg(long, env = "BASIN_HOME_URL", value_name = "URL")]
     home: String,
-    /// The queue that workers share: amqp://user@host:5672/vhost (password from BASIN_AMQP_PASSWORD or ?password_file=).
+    /// Queue that workers share: amqp://user@host:5672/vhost (password from BASIN_AMQP_PASSWORD or ?password_file=).
     #[arg(long, env = "BASIN_QUEUE_URL", value_name = "URL", hide_env_values = true)]
     queue: String,
-    /// Address of the API.
+    /// Address of the API and the dashboard.
     #[arg(long, env = "BASIN_LISTEN", default_value = "127.0.0.1:8470")]
     listen: SocketAddr,
-    /// File with the token that clients must show. BASIN_TOKEN holds the token itself.
+    /// File with the token that clients must send. BASIN_TOKEN holds the token itself.
     #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// File with another token, by which clients may look and change nothing. BASIN_VIEW_TOKEN holds the token itself.
+    /// File with the read-only token, which lets clients read everything and change nothing. BASIN_VIEW_TOKEN holds the token itself.
     #[arg(long, env = "BASIN_VIEW_TOKEN_FILE", value_name = "FILE")]
     view_token_file: Option<PathBuf>,
-    /// Dollars for an hour of a worker, to show what runs may cost.
+    /// Dollars for an hour of a worker, to estimate the cost of runs.
     #[arg(long, env = "BASIN_WORKER_HOUR_PRICE", value_name = "DOLLARS")]
     worker_hour_price: Option<f64>,
-    /// Where traces are looked at, to link them: a URL with {trace} in the place of a trace's id.
+    /// URL of a trace in your tracing system, with {trace} in place of the trace's id. The dashboard links traces to it.
     #[arg(long, env = "BASIN_TRACE_URL", value_name = "URL")]
     trace_url: Option<TraceUrl>,
-    /// Where `basin serve-edits` listens, for the sliders on the pages of images. It is shown the token, if there is one.
+    /// URL of `basin serve-edits`, for the sliders on the pages of images. The coordinator sends it the token, if there is one.
     #[arg(long, env = "BASIN_EDIT_URL", value_name = "URL")]
     edit_url: Option<EditUrl>,
-    /// Jobs published and not settled, at most: at least four for each image that all workers together can hold.
+    /// Most jobs that are published and not finished. Use at least four for each image that all workers together can hold.
     #[arg(long, env = "BASIN_WINDOW", default_value_t = coordinator::drive::WINDOW, value_name = "N")]
     window: usize,
-    /// Delete the queues and make them anew first: the way out when one is broken, or is of another version of basin or of
-    /// RabbitMQ. Stop all other services before. What was on them is planned again from the home.
+    /// Delete the queues and create them again before the start. Use it when a queue is broken, or after a change of the version of
+    /// basin or RabbitMQ. Stop all other services first. The coordinator plans again what was on the queues.
     #[arg(long)]
     reset_queues: bool,
 }
@@ -64,7 +65,7 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let token = token(args.token_file.as_deref(), "BASIN_TOKEN")?;
-    let view = token_of_viewers(&args, token.as_deref())?;
+    let read_only = read_only_token(&args, token.as_deref())?;
     if token.is_none() && !args.listen.ip().is_loopback() {
         bail!("--listen {} can be reached from other machines: set BASIN_TOKEN or --token-file", args.listen);
     }
@@ -88,31 +89,28 @@ async fn run(args: Args) -> anyhow::Result<()> {
         version,
         worker_hour_price: args.worker_hour_price,
     });
-    let gate = Gate::new(token.as_deref(), view.as_deref(), &secret().context("cannot read /dev/urandom")?);
+    let gate = Gate::new(token.as_deref(), read_only.as_deref(), &secret().context("cannot read /dev/urandom")?);
     let edits = args.edit_url.map(|url| Edits::new(url, token.clone()));
-    let api = coordinator::api::serve(listener, handle, gate, Elsewhere { traces: args.trace_url, edits });
-    let (stop, stopped) = watch::channel(false);
-    tokio::spawn(async move {
-        if terminated().await.is_ok() {
-            tracing::info!("stopping");
-            stop.send_replace(true);
-        }
-    });
+    let api = coordinator::http::serve(listener, handle, gate, OtherServices { traces: args.trace_url, edits });
+    let stop = CancellationToken::new();
+    let listen = |kind| signal(kind).context("cannot listen to signals");
+    tokio::spawn(on_signal([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?], stop.clone()));
     tokio::select! {
         never = api => match never {},
-        outcome = service.run(stopped) => outcome?,
+        outcome = service.run(stop) => outcome?,
     }
     queue.close().await;
     Ok(())
 }
 
-/// Of viewers, who are only told from operators where there are such.
-fn token_of_viewers(args: &Args, operators: Option<&str>) -> anyhow::Result<Option<String>> {
-    let view = token(args.view_token_file.as_deref(), "BASIN_VIEW_TOKEN")?;
-    match (&view, operators) {
-        (Some(_), None) => bail!("there is a token for viewers, and none for operators: set BASIN_TOKEN or --token-file"),
-        (Some(view), Some(operators)) if view == operators => bail!("viewers and operators have the same token"),
-        _ => Ok(view),
+fn read_only_token(args: &Args, operate: Option<&str>) -> anyhow::Result<Option<String>> {
+    let read_only = token(args.view_token_file.as_deref(), "BASIN_VIEW_TOKEN")?;
+    match (&read_only, operate) {
+        (Some(_), None) => bail!("there is a read-only token and no other token: set BASIN_TOKEN or --token-file, too"),
+        (Some(read_only), Some(operate)) if read_only == operate => {
+            bail!("the read-only token equals the token that may change runs: set different tokens")
+        }
+        _ => Ok(read_only),
     }
 }
 
@@ -123,15 +121,22 @@ fn token(file: Option<&Path>, variable: &str) -> anyhow::Result<Option<String>> 
     };
     let token = text.map(|t| t.trim().to_owned());
     if token.as_deref().is_some_and(|t| t.len() < 16) {
-        bail!("the token has fewer than 16 characters");
+        bail!("the token of {variable} has fewer than 16 characters: set a longer one");
     }
     Ok(token)
 }
 
-async fn terminated() -> std::io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        done = tokio::signal::ctrl_c() => done,
-        _ = terminate.recv() => Ok(()),
+/// The first signal stops the service, the second ends the process at once.
+async fn on_signal([mut interrupt, mut terminate]: [Signal; 2], stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if stop.is_cancelled() {
+            std::process::exit(130);
+        }
+        tracing::info!("stopping (send the signal again to end at once)");
+        stop.cancel();
     }
 }

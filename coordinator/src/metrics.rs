@@ -1,4 +1,4 @@
-//! The metrics of a coordinator: every name, once; and what gauges show, as it was seen last.
+//! The metrics of a coordinator: their names, and the last values of the gauges.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,44 +9,37 @@ use telemetry::Metric;
 
 use client::api::{ClassStatus, RunStatus};
 
-/// Runs whose gauges are shown, at most: those that go on, and then those that changed last.
+/// Most runs with gauges: running ones first, then those that changed last.
 const RUNS: usize = 32;
 
 /// Attributes `outcome`: `succeeded` or `failed`, and then `reason`.
 pub static IMAGES: Metric = Metric::counter("basin.images", "{image}", "Images settled");
 /// Attributes `run` and `state`: `succeeded`, `failed`, `started`, `queued` or `waiting`.
 pub static RUN_IMAGES: Metric = Metric::gauge("basin.run.images", "{image}", "Images of a run by state");
-/// Attribute `run`. Only of runs that have something to do: the others do not stand still.
+/// Attribute `run`. Only of running runs with images left.
 pub static RUN_PROGRESS: Metric =
     Metric::gauge("basin.run.progress.time", "s", "When an image of a running run was settled last, in Unix time");
-/// Attributes `run` and `class`, as of all metrics of classes.
+/// Attributes `run` and `class`, as all metrics of classes.
 pub static CLASS_IMAGES: Metric = Metric::gauge("basin.class.images", "{image}", "Images of a class with a result");
-/// Of the best seed.
 pub static CLASS_LOSS: Metric = Metric::gauge("basin.class.loss", "1", "Mean training loss of a class");
-/// Of the best seed.
 pub static CLASS_L1: Metric = Metric::gauge("basin.class.l1", "1", "Mean L1 of a class");
-/// Of the best seed.
 pub static CLASS_LPIPS: Metric = Metric::gauge("basin.class.lpips", "1", "Mean LPIPS of a class");
-/// Of that mean.
 pub static CLASS_LPIPS_ERROR: Metric =
     Metric::gauge("basin.class.lpips.error", "1", "Standard error of the mean LPIPS of a class");
 /// Attribute `messaging.destination.name`: `jobs`, `events` or `dead`.
 pub static QUEUE_DEPTH: Metric = Metric::gauge("basin.queue.depth", "{message}", "Messages that wait");
-/// 0 if there is none.
+/// 0 if there is no such job.
 pub static QUEUE_AGE: Metric =
     Metric::gauge("basin.queue.age", "s", "Time since the oldest job that no worker has begun was published");
-/// Heard of lately.
 pub static WORKERS: Metric = Metric::gauge("basin.workers", "{worker}", "Workers");
-/// What the number of workers should follow.
+/// The number of workers should follow it.
 pub static BACKLOG: Metric = Metric::gauge("basin.backlog", "{image}", "Images that running runs still have to do");
-/// Again, too.
+/// Counts jobs that are published again, too.
 pub static PUBLISHED: Metric = Metric::counter("basin.jobs.published", "{message}", "Jobs published");
 /// Attribute `reason`: `lost` on the way, or `returned` by a worker.
 pub static REPUBLISHED: Metric = Metric::counter("basin.jobs.republished", "{message}", "Jobs taken back to be published again");
-/// Read from the queue.
 pub static DEAD_LETTERS: Metric = Metric::counter("basin.dead.letters", "{message}", "Messages that were given up");
 
-/// All of them.
 pub static ALL: [&Metric; 15] = [
     &IMAGES,
     &RUN_IMAGES,
@@ -65,28 +58,25 @@ pub static ALL: [&Metric; 15] = [
     &DEAD_LETTERS,
 ];
 
-/// An image is settled; with the reason, if it failed.
+/// `failed`: the reason.
 pub(crate) fn settled(failed: Option<&str>) {
     match failed {
         None => IMAGES.record(1.0, &[("outcome", "succeeded")]),
         Some(reason) => {
-            // What a message says could be anything.
+            // The message may name any reason.
             let reason = FailureReason::named(reason).map_or("other", |reason| reason.as_str());
             IMAGES.record(1.0, &[("outcome", "failed"), ("reason", reason)]);
         }
     }
 }
 
-/// How a fleet stands at a moment.
+/// The state of the fleet at a moment.
 #[derive(Debug, Default)]
 pub struct Standing {
-    /// Its runs.
     pub runs: Vec<RunStatus>,
-    /// Workers heard of lately.
     pub workers: usize,
-    /// Images that running runs still have to do.
     pub backlog: usize,
-    /// Seconds since the oldest job that no worker has begun was published.
+    /// Seconds since the oldest job that no worker has started was published.
     pub age: f64,
     /// Unix time, in seconds.
     pub now: f64,
@@ -95,23 +85,23 @@ pub struct Standing {
 #[derive(Default)]
 struct Seen {
     standing: Arc<Standing>,
-    /// Images settled, and since when so many, by run.
+    /// Finished images, and the time of the last one, by run.
     progress: HashMap<String, (usize, f64)>,
-    /// Messages that wait, as [`Channel::ALL`].
+    /// Waiting messages, in the order of [`Channel::ALL`].
     depths: Option<[usize; 3]>,
 }
 
 static SEEN: Mutex<Option<Seen>> = Mutex::new(None);
 
 fn seen() -> MutexGuard<'static, Option<Seen>> {
-    SEEN.lock().expect("nobody panics with it")
+    SEEN.lock().expect("no holder of the lock panics")
 }
 
 fn standing() -> Arc<Standing> {
     seen().as_ref().map(|seen| seen.standing.clone()).unwrap_or_default()
 }
 
-/// Remembers how the fleet stands, for the gauges.
+/// Keeps the state for the gauges.
 pub fn observe(standing: Standing) {
     seen().get_or_insert_default().see(standing);
 }
@@ -127,28 +117,28 @@ impl Seen {
             }
         }
         let last = |run: &RunStatus| self.progress.get(&run.name).map_or(0.0, |(_, since)| *since);
-        standing.runs.sort_by(|a, b| goes_on(b).cmp(&goes_on(a)).then(last(b).total_cmp(&last(a))));
+        standing.runs.sort_by(|a, b| is_active(b).cmp(&is_active(a)).then(last(b).total_cmp(&last(a))));
         standing.runs.truncate(RUNS);
         self.standing = Arc::new(standing);
     }
 
-    /// When images of the runs that go on were settled last.
+    /// Times at which running runs finished an image last.
     fn progress(&self) -> Vec<(String, f64)> {
-        let runs = self.standing.runs.iter().filter(|run| goes_on(run));
+        let runs = self.standing.runs.iter().filter(|run| is_active(run));
         runs.filter_map(|run| Some((run.name.clone(), self.progress.get(&run.name)?.1))).collect()
     }
 }
 
-/// Remembers how many messages wait, in the order of [`Channel::ALL`].
+/// `depths`: waiting messages, in the order of [`Channel::ALL`].
 pub(crate) fn observe_depths(depths: [usize; 3]) {
     seen().get_or_insert_default().depths = Some(depths);
 }
 
-fn goes_on(run: &RunStatus) -> bool {
+fn is_active(run: &RunStatus) -> bool {
     run.state == RunState::Running && run.started + run.queued + run.waiting > 0
 }
 
-/// Begins to tell what was seen last whenever metrics are sent.
+/// Sends the last values from now on, whenever metrics are sent.
 pub(crate) fn watch() {
     WORKERS.observe(|see| see(standing().workers as f64, &[]));
     BACKLOG.observe(|see| see(standing().backlog as f64, &[]));
@@ -207,7 +197,7 @@ mod tests {
     use crate::tally::Tally;
 
     #[test]
-    fn a_run_stands_still_since_its_last_image_and_only_while_it_goes_on() {
+    fn a_run_stands_still_since_its_last_image_and_only_while_it_is_active() {
         let mut fleet = Fleet::new(10);
         for name in ["a", "b"] {
             let plan = Plan { images: vec![planned("1.png")], ..Plan::default() };

@@ -1,4 +1,4 @@
-//! Settled images of a run as people ask for them: filtered, sorted, a page at a time. Pure.
+//! Finished images of a run for people: filtered, sorted, a page at a time. Pure.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -9,53 +9,47 @@ use client::api::{FailureGroup, ImagePage, ImageQuery, ImageRow, ImageSort, Imag
 use dataset::SharedStr;
 use results::summary::SuperClasses;
 
-/// An image with a result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Succeeded {
-    /// Its key in the data set.
+    /// Key in the data set.
     pub image: SharedStr,
     /// Index into the model's classes.
     pub class: u32,
-    /// Of its best seed.
+    /// Of the best seed.
     pub errors: Errors,
 }
 
-/// What is known of an image with a failure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failed {
-    /// Kind of the failure.
     pub reason: FailureReason,
-    /// For people.
     pub message: Box<str>,
-    /// Name of the class, if known.
     pub class: Option<Box<str>>,
 }
 
-/// All settled images of a run.
+/// All finished images of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcomes<'a> {
-    /// In no order.
+    /// In no particular order.
     pub results: Vec<&'a Succeeded>,
-    /// With their keys, in their order.
+    /// By key.
     pub failures: Vec<(&'a str, &'a Failed)>,
     /// Names of the model's classes.
     pub classes: &'a [String],
-    /// Super-class of each; empty: there are none.
+    /// Super-class of each class; empty: the model has none.
     pub super_classes: &'a [String],
 }
 
-/// How many results have a loss in each of some intervals of one width.
+/// Results by intervals of the loss, which have one width.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Histogram {
-    /// Beginning of the first interval.
+    /// Start of the first interval.
     pub from: f64,
-    /// Width of each.
     pub width: f64,
-    /// Results in each; the last has all that are larger, too.
+    /// Results in each interval; the last counts all that are larger, too.
     pub counts: Vec<usize>,
 }
 
-/// The images of a run that is over, from its table.
+/// The images of a closed run, from its table.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     results: Vec<Succeeded>,
@@ -65,7 +59,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Reads `results.csv`; it does not have the super-classes.
+    /// Reads `results.csv`, which does not have the super-classes.
     pub fn read(csv: &[u8], super_classes: &SuperClasses) -> Result<Table, csv::Error> {
         #[derive(Deserialize)]
         struct Line {
@@ -116,7 +110,6 @@ impl Table {
         Ok(table)
     }
 
-    /// Its images.
     pub fn outcomes(&self) -> Outcomes<'_> {
         let failures = self.failures.iter().map(|(image, failed)| (&**image, failed)).collect();
         let results = self.results.iter().collect();
@@ -125,7 +118,7 @@ impl Table {
 }
 
 impl<'a> Outcomes<'a> {
-    /// Names of the classes, and of the super-classes, that images with a result have, sorted.
+    /// Classes and super-classes of the images with a result, by name.
     pub fn class_names(&self) -> (Vec<String>, Vec<String>) {
         let mut there = vec![false; self.classes.len()];
         for result in &self.results {
@@ -140,7 +133,7 @@ impl<'a> Outcomes<'a> {
         (names(self.classes), names(self.super_classes))
     }
 
-    /// All of them as a CSV table: fewer columns than `results.csv` has at the end of the run.
+    /// As CSV, with fewer columns than `results.csv` has at the end of the run.
     pub fn csv(&self) -> Vec<u8> {
         let mut writer = csv::Writer::from_writer(Vec::new());
         let written = "a Vec takes every write";
@@ -166,14 +159,13 @@ impl<'a> Outcomes<'a> {
         self.classes.get(class as usize).cloned().unwrap_or_else(|| class.to_string())
     }
 
-    /// The images that meet `query`.
     pub fn page(&self, query: &ImageQuery) -> ImagePage {
         let limit = if query.limit == 0 { ImageQuery::LIMIT } else { query.limit.min(ImageQuery::MOST) };
         let (total, images) = self.rows(&ImageQuery { limit, ..query.clone() });
         ImagePage { total, images }
     }
 
-    /// How many meet `query`, and those that it asks for.
+    /// How many images match `query`, and the page that it asks for.
     fn rows(&self, query: &ImageQuery) -> (usize, Vec<ImageRow>) {
         let holds = |text: &str, part: &str| part.is_empty() || text.to_lowercase().contains(&part.to_lowercase());
         let is = |name: &str, wanted: &str| wanted.is_empty() || name.eq_ignore_ascii_case(wanted);
@@ -183,7 +175,7 @@ impl<'a> Outcomes<'a> {
         let any_class = query.class.is_empty() && query.super_class.is_empty();
         let names: HashSet<&str> =
             self.classes.iter().zip(&classes).filter(|(_, of)| **of).map(|(name, _)| name.as_str()).collect();
-        // A failure may be of a class that the model does not have.
+        // A failure may have a class that the model does not have.
         let of_name = |name: &str| names.contains(name) || query.super_class.is_empty() && is(name, &query.class);
         let wanted = |r: &&&Succeeded| {
             query.state != Some(ImageState::Failed)
@@ -245,13 +237,12 @@ impl<'a> Outcomes<'a> {
         (total, images)
     }
 
-    /// One image.
     pub fn image(&self, image: &str) -> Option<ImageRow> {
         let result = self.results.iter().find(|r| &*r.image == image).map(|r| self.succeeded(r));
         result.or_else(|| self.failures.iter().find(|(key, _)| *key == image).map(|(key, failed)| Self::failed(key, failed)))
     }
 
-    /// The failures by kind, the most frequent first, with up to `examples` of each.
+    /// Failures by reason, the most frequent first, with up to `examples` images each.
     pub fn failure_groups(&self, examples: usize) -> Vec<FailureGroup> {
         let mut groups: Vec<FailureGroup> = Vec::new();
         for (image, failed) in &self.failures {
@@ -269,7 +260,7 @@ impl<'a> Outcomes<'a> {
         groups
     }
 
-    /// The losses in `intervals` of one width, from the smallest to the one that a hundredth exceeds.
+    /// The losses in `intervals` of one width, from the smallest to the 99th percentile.
     pub fn losses(&self, intervals: usize) -> Histogram {
         let mut losses: Vec<f64> = self.results.iter().map(|r| r.errors.loss).filter(|v| v.is_finite()).collect();
         losses.sort_unstable_by(f64::total_cmp);

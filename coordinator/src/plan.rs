@@ -1,4 +1,4 @@
-//! What should be done: data set minus done. Pure.
+//! Plans a run: the images of the data set without those that are finished. Pure.
 
 use std::collections::HashMap;
 
@@ -13,34 +13,31 @@ use results::summary::SuperClasses;
 /// What all jobs of a run have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSpec {
-    /// The run.
     pub record: RunRecord,
-    /// The model's classes.
     pub classes: Vec<String>,
-    /// Super-class of each; empty: the model has none.
+    /// Super-class of each class; empty: the model has none.
     pub super_classes: Vec<String>,
-    /// Category that each is a kind of; empty: the model does not say.
+    /// Category of each class; empty: the model does not say.
     pub categories: Vec<String>,
 }
 
-/// An image that is to be projected: what its job says beside the run's.
+/// An image to be projected: what its job says beside the run's record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
     /// Key in the data set.
     pub image: SharedStr,
-    /// What the store says of its bytes.
+    /// Identity of its bytes in the store.
     pub identity: SharedStr,
     /// Index into the model's classes; `OPEN_CLASS`: a worker finds it.
     pub class: u32,
     /// Box of the object in pixels; `None`: the whole image.
     pub bbox: Option<Box<Box2d>>,
-    /// What few runs need.
     pub more: Option<Box<More>>,
-    /// Everything random of this image follows from it.
+    /// All random numbers of this image follow from it.
     pub seed: u64,
 }
 
-/// What else a job may say.
+/// What few jobs have.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct More {
     /// The data set's category, for an open class.
@@ -50,13 +47,11 @@ pub struct More {
 }
 
 impl RunSpec {
-    /// Of a run over a model.
     pub fn new(record: RunRecord, model: &ModelManifest) -> RunSpec {
         let ModelManifest { classes, super_classes, categories, .. } = model.clone();
         RunSpec { record, classes, super_classes, categories }
     }
 
-    /// The job of an image.
     pub fn job(&self, planned: &Planned) -> Job {
         let run = &self.record;
         let More { category, mask } = planned.more.as_deref().cloned().unwrap_or_default();
@@ -83,20 +78,19 @@ impl RunSpec {
     }
 }
 
-/// The work that is left.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// To be published, by image.
+    /// To be projected, by image.
     pub images: Vec<Planned>,
-    /// Images that can be no job.
+    /// Images that cannot be projected.
     pub failures: Vec<Failure>,
     /// Images that have a result already.
     pub settled: Vec<Planned>,
-    /// How many more have one, and could be no job any more.
+    /// How many more have a result, and could not be planned now.
     pub settled_bad: usize,
     /// How many images have a failure already.
     pub settled_failed: usize,
-    /// Those failures, where the caller knows them.
+    /// Those failures, if the caller knows them.
     pub settled_failures: Vec<Failure>,
 }
 
@@ -111,13 +105,12 @@ impl Plan {
         self.settled_failed + self.failures.len()
     }
 
-    /// Images of the run.
     pub fn total(&self) -> usize {
         self.images.len() + self.failures.len() + self.skipped()
     }
 }
 
-/// Plans `entries` without the images at the places in `settled`, which have that marker.
+/// Plans `entries`. `settled`: places of finished images, and their markers.
 pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashMap<String, Marker>, seeds: &Seeds) -> Plan {
     let classes = ClassIndex::new(&spec.classes);
     let mut plan = Plan::default();
@@ -173,15 +166,14 @@ fn same(category: &str, name: &str) -> bool {
 
 fn unknown_category(name: &str, spec: &RunSpec) -> String {
     let model = &spec.record.model;
-    format!("no class of model {model} is a kind of {name:?} (categories in its model.json)")
+    format!("model {model} has no class of category {name:?} (see categories in its model.json)")
 }
 
-/// Names the classes that there are, if they are few.
 fn unknown_class(name: &str, spec: &RunSpec) -> String {
     let (classes, model) = (&spec.classes, &spec.record.model);
     let known = if classes.len() <= 20 { classes.join(", ") } else { "see classes in its model.json".into() };
     let kind = spec.categories.iter().any(|category| same(category, name));
-    let hint = if kind { "; --class-from category chooses among those of this kind" } else { "" };
+    let hint = if kind { "; --class-from category chooses among the classes of this category" } else { "" };
     format!("class {name:?} is not one of the {} classes of model {model} ({known}){hint}", classes.len())
 }
 
@@ -240,13 +232,13 @@ pub(crate) mod tests {
         spec.record.params.object.class = ClassSource::Category;
         let entries = vec![image("a.png", "Hand-Bag"), image("b.png", "handbag"), image("c.png", "coat")];
         let plan = plan(entries, &spec, &HashMap::new(), &Seeds::default());
-        // "Hand-Bag" is two words, and the coat is of no category.
+        // "Hand-Bag" is two words, and the coat has no category.
         assert_eq!(plan.failures.iter().map(|f| f.image.as_str()).collect::<Vec<_>>(), ["a.png", "c.png"]);
         let job = spec.job(&plan.images[0]);
         assert_eq!((job.class, job.class_name.as_str(), job.category.as_deref()), (OPEN_CLASS, "", Some("handbag")));
         let found = Job { class: 0, class_name: "Bag".into(), ..job.clone() };
         assert_eq!(found.id(), job.id());
-        assert_eq!(Job::decode(&job.encode()).expect("ours"), job);
+        assert_eq!(Job::decode(&job.encode()).expect("it was encoded here"), job);
         let other = Job { category: Some("bag".into()), ..job.clone() };
         assert_ne!(other.id(), job.id());
     }

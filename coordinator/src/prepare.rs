@@ -1,5 +1,4 @@
-//! From a run's description to what is left of it (*io*): reads the data set and the run's store, plans, and takes away what is
-//! to be projected again.
+//! Prepares a run (*io*): reads the data set and the run's store, plans, and deletes the outcomes that are to be projected again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,7 +6,7 @@ use dataset::{Annotations, Entry};
 use futures_util::TryStreamExt;
 use proto::keys::Marker;
 use proto::{Failure, FailureReason, JobId, RedriveRecord, ResultRecord, keys};
-use results::manifest::Object;
+use results::manifest::ObjectEntry;
 use results::run::{AT_ONCE, Markers, begin, delete_each, read_each, read_seeds, redrives, spread, write_failure};
 use results::seeds::{Seeds, image_seed};
 use store::{PutNew, Store};
@@ -16,24 +15,24 @@ use crate::Error;
 use crate::plan::{Plan, RunSpec, plan};
 use results::redrive::Redrive;
 
-/// A run as its store and its data set show it, and what is to be projected again. Nothing of it has changed yet.
+/// A run as its store and its data set show it, and what is to be projected again. Nothing has changed yet.
 pub struct Seen {
     entries: Vec<Entry>,
     seeds: Seeds,
-    /// What images have that stay as they are, by place.
+    /// Markers that stay as they are, by place.
     settled: HashMap<String, Marker>,
-    /// Images that are redriven with another seed now.
+    /// Images that are redriven with another seed.
     redriven: Option<RedriveRecord>,
-    /// Places of results of another seed than their image's.
+    /// Places of results whose seed is not their image's.
     stale: HashSet<String>,
-    /// Keys of failures that are tried again, or that the data set knows no image of.
+    /// Keys of failures that are retried, or whose image the data set does not have.
     again: Vec<String>,
     /// Failures that stay.
     failures: Vec<Failure>,
     notes: Vec<String>,
 }
 
-/// Reads and plans, records what cannot be a job, and returns what is left. Notes are for people.
+/// Reads and plans the run, and writes failures for images that cannot be projected. Also returns notes for people.
 pub async fn prepare(
     spec: &RunSpec,
     redrive: Option<&Redrive>,
@@ -43,12 +42,12 @@ pub async fn prepare(
     see(spec, redrive, true, dataset, results).await?.plan(spec, results).await
 }
 
-/// Reads the data set and what there is of the run, which begins if there is nothing. `goes_on`: images where the data set did not
-/// answer are tried again.
+/// Reads the data set and the run, which is created if it does not exist. `retry_unavailable`: failures where the data set did not
+/// answer are retried.
 pub async fn see(
     spec: &RunSpec,
     redrive: Option<&Redrive>,
-    goes_on: bool,
+    retry_unavailable: bool,
     dataset: &Store,
     results: &Store,
 ) -> Result<Seen, Error> {
@@ -72,16 +71,16 @@ pub async fn see(
 
     let planned = markers.of(&entries);
     let mut seeds = read_seeds(&spec.record, results).await?;
-    let (ours, strangers): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
+    let (ours, unknown): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
     let key = |place: &String| keys::marker_at(place, Marker::Failure);
-    let failures: Vec<(Failure, Object)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
+    let failures: Vec<(Failure, ObjectEntry)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
     let mut redriven = None;
     if let Some(redrive) = redrive
         && let Some(seed) = redrive.seed()
     {
-        let mut images = meant(redrive, seed, &planned, &markers.results, results).await?;
-        let meant = failures.iter().filter(|(f, _)| redrive.wants_failure(f) && planned.contains(&keys::place(&f.image)));
-        images.extend(meant.map(|(failure, _)| failure.image.clone()));
+        let mut images = matching(redrive, seed, &planned, &markers.results, results).await?;
+        let failed = failures.iter().filter(|(f, _)| redrive.wants_failure(f) && planned.contains(&keys::place(&f.image)));
+        images.extend(failed.map(|(failure, _)| failure.image.clone()));
         images.sort();
         if !images.is_empty() {
             seeds.redriven.extend(images.iter().map(|image| (image.clone(), seed)));
@@ -89,14 +88,14 @@ pub async fn see(
         }
     }
     let stale = stale(&seeds, &known, &markers.results, results).await?;
-    let (mut again, mut stay): (Vec<String>, Vec<Failure>) = (strangers.iter().map(key).collect(), Vec::new());
+    let (mut again, mut stay): (Vec<String>, Vec<Failure>) = (unknown.iter().map(key).collect(), Vec::new());
     let mut settled: HashMap<String, Marker> = markers.results.into_iter().map(|place| (place, Marker::Result)).collect();
     settled.retain(|place, _| !stale.contains(place));
     let jobs = redriven_jobs(spec, &entries, &seeds);
     for (place, (failure, object)) in ours.into_iter().zip(failures) {
         let of_another_seed = jobs.get(&failure.image).is_some_and(|job| failure.job.as_ref().is_some_and(|j| j != job));
         let wanted = redrive.is_some_and(|r| r.wants_failure(&failure));
-        if failure.reason == FailureReason::Unavailable && goes_on || of_another_seed || wanted {
+        if failure.reason == FailureReason::Unavailable && retry_unavailable || of_another_seed || wanted {
             again.push(object.key);
         } else {
             if planned.contains(&place) {
@@ -114,18 +113,18 @@ impl Seen {
         self.entries.iter().filter(|entry| !self.settled.contains_key(&keys::place(entry.image()))).count()
     }
 
-    /// Takes away what is to be projected again, records what cannot be a job, and returns what is left. Notes are for people.
+    /// Deletes outcomes that are to be projected again, and writes failures for images that cannot be projected.
     pub async fn plan(self, spec: &RunSpec, results: &Store) -> Result<(Plan, Vec<String>), Error> {
         if self.left() > 0 {
-            // It says that the tables are whole.
+            // The manifest says that the tables are complete.
             results.delete(keys::MANIFEST).await?;
         }
-        // Before anything is deleted: whoever goes on knows what was meant.
+        // Before anything is deleted: a process that continues knows what to do.
         if let Some(record) = &self.redriven {
             record_redrive(record, results).await?;
         }
         if !self.stale.is_empty() {
-            // No snapshot outlives a result that it counts, and no failure comes to light when its result goes.
+            // No snapshot outlives a result that it counts, and no failure outlives the result that hid it.
             results.delete(keys::SNAPSHOT).await?;
             for marker in [Marker::Failure, Marker::Result] {
                 delete_each(results, self.stale.iter().map(|place| keys::marker_at(place, marker)).collect()).await?;
@@ -141,8 +140,8 @@ impl Seen {
     }
 }
 
-/// Images whose results a redrive with another seed means.
-async fn meant(
+/// Images whose results match a redrive with another seed.
+async fn matching(
     redrive: &Redrive,
     seed: u64,
     planned: &HashSet<String>,
@@ -169,7 +168,7 @@ async fn record_redrive(record: &RedriveRecord, results: &Store) -> Result<(), E
     Ok(())
 }
 
-/// Places of results of another seed than their image's: they are none any more, and their objects are swept at the end of the run.
+/// Places of results whose seed is not their image's: they no longer count, and their objects are swept at the end of the run.
 async fn stale(seeds: &Seeds, known: &HashSet<String>, places: &[String], results: &Store) -> Result<HashSet<String>, Error> {
     let redriven: HashSet<String> = seeds.redriven.keys().map(|image| keys::place(image)).collect();
     let ours = places.iter().filter(|place| redriven.contains(*place) && known.contains(*place));
@@ -183,7 +182,7 @@ async fn stale(seeds: &Seeds, known: &HashSet<String>, places: &[String], result
     Ok(stale)
 }
 
-/// The jobs of redriven images. A failure of another job is of an earlier seed.
+/// The jobs of redriven images. A failure of another job has an earlier seed.
 fn redriven_jobs(spec: &RunSpec, entries: &[Entry], seeds: &Seeds) -> HashMap<String, JobId> {
     if seeds.redriven.is_empty() {
         return HashMap::new();

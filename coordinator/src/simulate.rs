@@ -1,10 +1,10 @@
-//! The coordinator's own work for a run of any size, measured with simulated workers: the real plan, window, ledger and messages;
-//! no queue, no store, no images.
+//! Measures the coordinator's own work for a run of any size with simulated workers: the plan, window, ledger and messages are real;
+//! there is no queue, no store and no image.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use proto::{Control, Event, Job, Params, RunRecord, What};
+use proto::{Control, Event, Job, Params, RunRecord, Stage, What};
 
 use crate::fleet::Fleet;
 use dataset::{DatasetImage, Entry};
@@ -14,27 +14,23 @@ use crate::plan::{RunSpec, plan};
 use crate::tally::Tally;
 use dataset::SharedStr;
 
-/// What is simulated.
 #[derive(Clone, Copy, Debug)]
 pub struct Simulation {
-    /// Images of the run.
     pub images: usize,
-    /// Images that all workers hold at a time.
+    /// Images that all workers project at a time.
     pub slots: usize,
     /// Seconds that one image takes in its slot.
     pub seconds: f64,
 }
 
-/// What it took.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// To make the plan.
     pub planning: Duration,
-    /// To hand out all jobs and take in all events.
+    /// Time to publish all jobs and take in all events.
     pub driving: Duration,
-    /// Messages on the queue, both ways.
+    /// Jobs and events.
     pub messages: u64,
-    /// Their bytes.
+    /// Of the messages.
     pub bytes: u64,
     /// Seconds that the run would take.
     pub run_seconds: f64,
@@ -44,18 +40,16 @@ pub struct Measured {
 
 /// Requests to the store for one image: (writes and listings, reads). As `worker` makes them, without checkpoints.
 ///
-/// Writes: the attempt, six objects, the marker; one listing of attempts. Reads: is there a marker, the image, its identity, is
-/// there a checkpoint, has the run ended, is there a marker still, was it given up; at the end the marker. The pictures of those that the report
-/// shows come on top.
+/// Writes: the attempt, six objects, the commit marker; one listing of attempts. Reads: the marker, the image, its identity, the
+/// checkpoint, the control of the run, the marker again, the failure; at the end the marker. The report reads a few pictures more.
 pub const REQUESTS: (u64, u64) = (9, 8);
 
-/// Objects that a listing brings at a time.
+/// Objects in a page of a listing.
 const PAGE: usize = 1000;
 const WORKER: &str = "simulated";
-/// Of an image, as a worker names them.
-const STAGES: [&str; 4] = ["fetch", "transform_search", "latent_search", "final_descent"];
+/// Stages of an image that is not fine-tuned.
+const STAGES: [Stage; 4] = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent];
 
-/// Plans and drives a run.
 pub fn simulate(simulation: &Simulation) -> Measured {
     let classes: Vec<String> = (0..1000).map(|i| format!("class {i}")).collect();
     let entries = entries(simulation.images, &SharedStr::many(&classes));
@@ -68,7 +62,7 @@ pub fn simulate(simulation: &Simulation) -> Measured {
     let mut fleet = Fleet::new(4 * simulation.slots);
     fleet.add(spec, plan, Control::default(), Tally::default());
     let (mut now, mut messages, mut bytes) = (0.0, 0, 0);
-    // On the queue; and in the workers' hands with the time at which each ends.
+    // Jobs on the queue, and jobs with workers by the time at which they end.
     let mut queue: VecDeque<Vec<u8>> = VecDeque::new();
     let mut busy: VecDeque<(f64, Event)> = VecDeque::new();
     loop {
@@ -80,9 +74,9 @@ pub fn simulate(simulation: &Simulation) -> Measured {
         }
         while busy.len() < simulation.slots {
             let Some(message) = queue.pop_front() else { break };
-            let job = Job::decode(&message).expect("our own message");
+            let job = Job::decode(&message).expect("it was encoded above");
             tell(&mut fleet, &Event::about(&job, WORKER, What::Started), now, &mut messages, &mut bytes);
-            let stage_seconds = STAGES.map(|stage| (stage.to_owned(), simulation.seconds / STAGES.len() as f64)).into();
+            let stage_seconds = STAGES.map(|stage| (stage.as_str().to_owned(), simulation.seconds / STAGES.len() as f64)).into();
             let what =
                 What::Succeeded { loss: 1.0, seconds: simulation.seconds, lane_steps: 1, l1: 0.5, lpips: 0.25, stage_seconds };
             busy.push_back((now + simulation.seconds, Event::about(&job, WORKER, what)));
@@ -95,7 +89,6 @@ pub fn simulate(simulation: &Simulation) -> Measured {
     Measured { planning, driving: started.elapsed(), messages, bytes, run_seconds: now, peak: peak() }
 }
 
-/// Images as a listing brings them.
 fn entries(images: usize, classes: &[SharedStr]) -> Vec<Entry> {
     let mut entries = Vec::new();
     while entries.len() < images {
@@ -115,7 +108,7 @@ fn tell(fleet: &mut Fleet, event: &Event, now: f64, messages: &mut u64, bytes: &
     let message = event.encode();
     *messages += 1;
     *bytes += message.len() as u64;
-    fleet.apply(&Event::decode(&message).expect("our own message"), now);
+    fleet.apply(&Event::decode(&message).expect("it was encoded above"), now);
 }
 
 fn record() -> RunRecord {

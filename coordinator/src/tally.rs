@@ -1,5 +1,5 @@
-//! What is known of the settled images of a run, one by one and by class. Pure: each counts once, whether its event, its record or a
-//! snapshot tells it first, and however often.
+//! The finished images of a run, one by one and by class. Pure: each counts once, whether its event, its record or a snapshot comes
+//! first, and however often.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -10,32 +10,30 @@ use crate::outcomes::{Failed, Outcomes, Succeeded};
 use dataset::SharedStr;
 use results::summary::Metric;
 
-/// Errors of a record.
+/// Errors of the best seed; not a number where the record has none.
 pub fn errors(record: &ResultRecord) -> Errors {
     let number = |metric: Metric| metric.best_seed(record).unwrap_or(f64::NAN);
     Errors { loss: number(Metric::Loss), l1: number(Metric::L1), lpips: number(Metric::Lpips) }
 }
 
-/// Whether every number is there. An event of which one is not may come from somebody who only found the result.
+/// Whether every number is there. An event without numbers comes from a worker that only found the result.
 pub fn are_known(errors: &Errors) -> bool {
     [errors.loss, errors.l1, errors.lpips].iter().all(|v| v.is_finite())
 }
 
-/// Sums over the results of a class, of their best seeds.
+/// Sums over the best seeds of the results of a class.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ClassSums {
-    /// Results.
     pub images: u64,
     /// Training loss.
     pub loss: Sum,
     /// L1 inside the box after inversion.
     pub l1: Sum,
-    /// LPIPS of the same.
+    /// LPIPS inside the box after inversion.
     pub lpips: Sum,
 }
 
 impl ClassSums {
-    /// Adds a result.
     pub fn add(&mut self, errors: &Errors) {
         self.images += 1;
         self.loss.add(errors.loss);
@@ -43,7 +41,6 @@ impl ClassSums {
         self.lpips.add(errors.lpips);
     }
 
-    /// Adds the results of another class.
     pub fn join(&mut self, other: &ClassSums) {
         self.images += other.images;
         self.loss.join(other.loss);
@@ -61,7 +58,7 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Adds a number, if it is one.
+    /// Ignores what is not finite.
     pub fn add(&mut self, value: f64) {
         if value.is_finite() {
             self.n += 1;
@@ -76,12 +73,12 @@ impl Sum {
         self.squares += other.squares;
     }
 
-    /// Their mean, if there are any.
+    /// `None` of no number.
     pub fn mean(&self) -> Option<f64> {
         (self.n > 0).then(|| self.sum / self.n as f64)
     }
 
-    /// Standard error of the mean, if there are two.
+    /// Standard error of the mean; `None` below two numbers.
     pub fn standard_error(&self) -> Option<f64> {
         let n = self.n as f64;
         let mean = self.mean().filter(|_| self.n > 1)?;
@@ -89,19 +86,19 @@ impl Sum {
     }
 }
 
-/// The settled images of a run. A job is remembered by the first eight bytes of its id.
+/// A job is remembered by the first eight bytes of its id.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     results: BTreeMap<u64, Succeeded>,
     failures: BTreeMap<Box<str>, Failed>,
     classes: BTreeMap<u32, ClassSums>,
-    /// Results whose errors nobody told: the image of each job.
+    /// Results whose errors must be read: the image of each job.
     unread: BTreeMap<u64, SharedStr>,
 }
 
 impl Tally {
-    /// Goes on from a snapshot. `results`: job and image of every result that there is; `failures`: every failure. A snapshot that
-    /// knows any other result is worth nothing: it is of another time.
+    /// Starts from a snapshot. `results`: job and image of every result; `failures`: every failure. A snapshot with any other result
+    /// is not used: it is out of date.
     pub fn resume(
         snapshot: Option<Snapshot>,
         results: impl IntoIterator<Item = (String, SharedStr)>,
@@ -123,7 +120,7 @@ impl Tally {
         self.add(short(job), image, class, errors);
     }
 
-    /// A job has a result, and its errors are to be read.
+    /// A job has a result, and its errors must be read.
     pub fn want(&mut self, job: &str, image: SharedStr) {
         if !self.results.contains_key(&short(job)) {
             self.failures.remove(&*image);
@@ -131,17 +128,17 @@ impl Tally {
         }
     }
 
-    /// Whether the errors of a job's result are to be read.
+    /// Whether the errors of the job's result must be read.
     pub fn wants(&self, job: &str) -> bool {
         self.unread.contains_key(&short(job))
     }
 
-    /// Up to `n` jobs whose results are to be read, with their images.
+    /// Up to `n` jobs whose results must be read, with their images.
     pub fn unread(&self, n: usize) -> Vec<(u64, SharedStr)> {
         self.unread.iter().take(n).map(|(job, image)| (*job, image.clone())).collect()
     }
 
-    /// What was read of a job that [`Tally::unread`] named; `None`: there is nothing to be read.
+    /// Takes in class and errors of a result of [`Tally::unread`]; `None`: it cannot be read.
     pub fn read(&mut self, job: u64, found: Option<(u32, Errors)>) {
         if let Some(image) = self.unread.remove(&job)
             && let Some((class, errors)) = found
@@ -158,13 +155,11 @@ impl Tally {
         }
     }
 
-    /// An image has a failure.
     pub fn fail(&mut self, failure: Failure) {
         let Failure { image, reason, message, class_name, .. } = failure;
         self.failures.insert(image.into(), Failed { reason, message: message.into(), class: class_name.map(Into::into) });
     }
 
-    /// What a later start can go on from.
     pub fn snapshot(&self) -> Snapshot {
         let known = |(job, result): (&u64, &Succeeded)| KnownResult { job: *job, class: result.class, errors: result.errors };
         Snapshot { results: self.results.iter().map(known).collect() }
@@ -175,24 +170,23 @@ impl Tally {
         &self.classes
     }
 
-    /// Images one by one.
     pub fn outcomes(&self) -> Outcomes<'_> {
         let failures = self.failures.iter().map(|(image, failed)| (&**image, failed)).collect();
         Outcomes { results: self.results.values().collect(), failures, ..Outcomes::default() }
     }
 
-    /// Results that count.
+    /// Results whose errors are known.
     pub fn counted(&self) -> usize {
         self.results.len()
     }
 
-    /// Results that are to be read.
+    /// Results whose errors must be read.
     pub fn left(&self) -> usize {
         self.unread.len()
     }
 }
 
-/// The first eight bytes of a job's id. Strangers' ids may be anything; they are of no job that is asked about.
+/// The first eight bytes of a job's id; 0 of an id that is not hexadecimal, which no job has.
 fn short(job: &str) -> u64 {
     job.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default()
 }

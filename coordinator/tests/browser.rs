@@ -1,15 +1,13 @@
 //! The dashboard in a real browser: `make browser`. The script of `tests/browser` looks and clicks; this does what it asks for.
 
-mod harness;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use coordinator::api;
-use coordinator::auth::Gate;
-use coordinator::dashboard::{Edits, Elsewhere};
-use harness::{Acting, EDIT_TOKEN, World, serve_edits};
+use crate::world::{Acting, EDIT_TOKEN, World, serve_edits};
+use coordinator::http;
+use coordinator::http::auth::Gate;
+use coordinator::http::other_services::{Edits, OtherServices};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -19,8 +17,8 @@ async fn serve(acting: &Acting, edits: &str, address: &str) -> (SocketAddr, Join
     let address = listener.local_addr().unwrap();
     let handle = acting.handle.clone();
     let edits = Some(Edits::new(edits.parse().unwrap(), Some(EDIT_TOKEN.into())));
-    let elsewhere = Elsewhere { traces: None, edits };
-    (address, tokio::spawn(async move { match api::serve(listener, handle, gate, elsewhere).await {} }))
+    let others = OtherServices { traces: None, edits };
+    (address, tokio::spawn(async move { match http::serve(listener, handle, gate, others).await {} }))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,17 +1,15 @@
-//! The dashboard and the API as a browser and its enemies see them.
-
-mod harness;
+//! The dashboard and the API, as browsers and attackers see them.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use coordinator::api::router;
-use coordinator::auth::Gate;
-use coordinator::connections::{self, Limits};
-use coordinator::dashboard::{Edits, Elsewhere};
-use harness::{Acting, EDIT_TOKEN, World, edited, serve_edits};
+use crate::world::{Acting, EDIT_TOKEN, World, edited, serve_edits};
+use coordinator::http::auth::Gate;
+use coordinator::http::connections::{self, Limits};
+use coordinator::http::other_services::{Edits, OtherServices};
+use coordinator::http::router;
 use proto::FineTuned;
 use proto::RunState;
 use proto::keys::Item;
@@ -48,7 +46,7 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let traces = Some("https://tempo.example/trace/{trace}".parse().unwrap());
-        let router = router(acting.handle.clone(), gate, Elsewhere { traces, edits });
+        let router = router(acting.handle.clone(), gate, OtherServices { traces, edits });
         let serving = tokio::spawn(connections::serve(listener, router, limits));
         Site { address, serving }
     }
@@ -120,10 +118,10 @@ async fn pages_show_runs_classes_images_and_failures_before_and_after_a_restart(
         for (path, wanted) in [
             ("/", vec!["/runs/r", "finished", "100.0 %"]),
             ("/runs/r", vec!["Bag", "results.parquet", "Largest loss", "data-chart", "± standard error"]),
-            ("/runs/r", vec!["Where it comes from", "/data", "fashion32 (", "fast, ", " UTC<"]),
+            ("/runs/r", vec!["Provenance", "/data", "fashion32 (", "fast, ", " UTC<"]),
             ("/runs/r/images", vec!["data-total=\"10\"", "Bag/2.png", "diverged"]),
             ("/runs/r/images?class=bag&state=&min_loss=2&max_loss=&sort=loss&descending=true", vec!["data-total=\"4\""]),
-            ("/runs/r/image?key=Bag/2.png", vec!["Where it comes from", "Final descent", "fashion32"]),
+            ("/runs/r/image?key=Bag/2.png", vec!["Provenance", "Final descent", "fashion32"]),
             ("/runs/r/image?key=Coat/1.png", vec!["diverged", "as it was told to"]),
             ("/runs/r/failures", vec!["4 × diverged", "Coat/3.png", "reason=diverged"]),
             ("/failures", vec!["4 × diverged", "/runs/r/failures"]),
@@ -137,7 +135,10 @@ async fn pages_show_runs_classes_images_and_failures_before_and_after_a_restart(
                 assert!(page.body.contains(part), "{path} has no {part}: {}", page.body);
             }
             assert!(!page.body.contains("<img src=x") && !page.body.contains('\u{202e}'), "{path}: {}", page.body);
-            assert!(!page.body.contains("Try again"), "{path}: a viewer is offered nothing");
+            assert!(
+                !["Redrive", "Retry"].iter().any(|action| page.body.contains(action)),
+                "{path}: no action with a read-only token"
+            );
         }
         let rows = site.get("/v1/runs/r/images?sort=loss&descending=true&limit=2&state=succeeded", VIEW).await.body;
         let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
@@ -230,7 +231,7 @@ async fn errors_are_shown_by_super_class_and_images_found_by_it_before_and_after
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_has_a_token_sees_anything_and_viewers_change_nothing() {
+async fn nothing_is_shown_without_a_token_and_a_read_only_token_changes_nothing() {
     let (_world, acting) = finished(3).await;
     let site = Site::open(&acting, gate()).await;
     let pages = [
@@ -258,11 +259,11 @@ async fn only_who_has_a_token_sees_anything_and_viewers_change_nothing() {
     let act = format!("form_key={key}&where=");
     assert_eq!(site.post("/runs/r/redrive", VIEW, &act).await.status, 403);
     assert_eq!(site.ask("PATCH", "/v1/runs/r", &[&format!("Authorization: Bearer {VIEW}")], "{}").await.status, 403);
-    // A form of another site knows no key.
+    // A form of another site does not know the key.
     assert_eq!(site.post("/runs/r/redrive", OPERATE, "form_key=guessed&where=").await.status, 403);
     assert_eq!(acting.status().await.unwrap().state, RunState::Finished);
 
-    // A session by cookie; where it leads is here.
+    // A session by cookie; it leads only to this site.
     let form = "Content-Type: application/x-www-form-urlencoded";
     for (to, place) in [
         ("/fleet", "/fleet"),
@@ -277,9 +278,9 @@ async fn only_who_has_a_token_sees_anything_and_viewers_change_nothing() {
         assert!(entered.head.contains(&format!("location: {place}\r\n")), "{}", entered.head);
         let cookie = entered.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a cookie");
         let cookie = format!("Cookie: {}", cookie.split(';').next().unwrap());
-        assert!(site.ask("GET", "/runs/r", &[&cookie], "").await.body.contains("Try images again"));
+        assert!(site.ask("GET", "/runs/r", &[&cookie], "").await.body.contains("Redrive images"));
     }
-    // Guessing ends.
+    // Wrong tokens are limited.
     let guesses = async || site.get("/v1/runs", "wrong-token-of-somebody").await.status;
     let mut last = 401;
     for _ in 0..40 {
@@ -288,7 +289,7 @@ async fn only_who_has_a_token_sees_anything_and_viewers_change_nothing() {
     assert_eq!(last, 429);
     // And by cookie.
     assert_eq!(site.ask("GET", "/v1/runs", &["Cookie: basin_session=wrong"], "").await.status, 429);
-    // Who has the token is not locked out.
+    // The right token is not locked out.
     assert_eq!(site.get("/v1/runs", OPERATE).await.status, 200);
 }
 
@@ -326,7 +327,7 @@ async fn no_url_leads_out_of_a_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forms_steer_a_run_and_pages_hear_of_it() {
+async fn forms_change_a_run_and_pages_are_updated() {
     let world = World::new(4).await;
     let acting = world.start().await;
     acting.submit(&world).await;
@@ -359,14 +360,14 @@ async fn forms_steer_a_run_and_pages_hear_of_it() {
     let note = cookie(&refused).expect("a note");
     assert!(note.contains("HttpOnly") && note.contains("SameSite=Strict") && note.contains("Max-Age=60"), "{note}");
     let note = note.split(';').next().unwrap();
-    // Said once, and by nobody's link or cookie but our own.
+    // The note is shown once, and no foreign link or cookie can set one.
     let bearer = format!("Authorization: Bearer {OPERATE}");
     let show =
         async |note: &str, more: &str| site.ask("GET", "/runs/r", &[&bearer, &format!("Cookie: x=1; {note}"), more], "").await;
     let refresh = show(note, "X-Refresh: 1").await;
     assert!(!refresh.body.contains("is not finished") && cookie(&refresh).is_none());
     let shown = show(note, "X-More: 1").await;
-    assert!(shown.body.contains("run r is not finished: it cannot be redriven"), "{}", shown.body);
+    assert!(shown.body.contains("run r is not finished: only a finished run can be redriven"), "{}", shown.body);
     assert!(cookie(&shown).expect("it is forgotten").starts_with("basin_note=; "));
     for strange in [note.replace("not", "n%20o%20t"), "basin_note=0.refused/Call%20us".into(), "basin_note=Call%20us".into()] {
         let shown = show(&strange, "X-More: 1").await;
@@ -383,7 +384,7 @@ async fn forms_steer_a_run_and_pages_hear_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_image_is_tried_again_whatever_its_name_is() {
+async fn one_image_is_retried_whatever_its_name_is() {
     let world = World::new(0).await;
     std::fs::create_dir_all(world.path("data/Coat")).unwrap();
     let names = ["Coat/a*.png", "Coat/ab.png", "Coat/a\",b.png"];
@@ -480,7 +481,7 @@ async fn an_image_shows_what_fine_tuning_came_to() {
     world.results().put(&tuned, world.results().get(&file(Item::Target)).await.unwrap()).await.unwrap();
     for (outcome, wanted, picture) in [
         (Some(kept), vec!["0.2500 before, 0.0625 after", "int4 in 64 layers", "51.5 dB", "item=tuned"], &tuned),
-        (Some(dropped), vec!["It was no help", "&lt;b&gt;infinite"], &inverted),
+        (Some(dropped), vec!["Fine-tuning did not help", "&lt;b&gt;infinite"], &inverted),
         (None, vec![], &inverted),
     ] {
         record.fine_tuned = outcome;
@@ -501,7 +502,7 @@ async fn is_closed(mut socket: TcpStream) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_ask_for_nothing_keep_nobody_out() {
+async fn idle_connections_keep_no_client_out() {
     let (_world, acting) = finished(2).await;
     let limits = Limits { all: 12, of_one: 8, ask: Duration::from_secs(600) };
     let site = Site::limited(&acting, gate(), limits).await;
@@ -525,7 +526,7 @@ async fn connections_that_ask_for_nothing_keep_nobody_out() {
     is_closed(site.connect([127, 0, 0, 4]).await).await;
     // One goes, another comes.
     hanging.pop();
-    harness::wait_for("a place", async || {
+    crate::world::wait_for("a place", async || {
         let mut socket = site.connect([127, 0, 0, 4]).await;
         let request = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         let mut answer = String::new();
@@ -537,7 +538,7 @@ async fn connections_that_ask_for_nothing_keep_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_ends_with_its_answer_when_nobody_serves_any_more() {
+async fn a_connection_ends_with_its_answer_when_the_server_stops() {
     let (_world, acting) = finished(2).await;
     let site = Site::open(&acting, gate()).await;
     let ask = async |path: &str| {
@@ -557,7 +558,7 @@ async fn a_connection_ends_with_its_answer_when_nobody_serves_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_slow_to_ask_is_cut_off_and_who_listens_is_not() {
+async fn a_slow_request_is_cut_off_and_a_listener_is_not() {
     let (_world, acting) = finished(2).await;
     let limits = Limits { ask: Duration::from_millis(300), ..Limits::default() };
     let site = Site::limited(&acting, gate(), limits).await;

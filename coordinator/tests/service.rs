@@ -1,12 +1,10 @@
 //! The service through its front door: a home in a folder, a queue in memory, workers that compute nothing.
 
-mod harness;
-
-use ::harness::Server;
+use crate::world::World;
 use client::api::ClassStatus;
 use client::api::{Change, RedriveRequest, RunRequest};
 use coordinator::service::{Config, Refusal, Service};
-use harness::World;
+use harness::Server;
 use proto::keys::Marker;
 use proto::{Control, KnownResult, RedriveRecord, RunState, Snapshot, keys};
 use queue::Queue;
@@ -14,7 +12,7 @@ use results::manifest::Manifest;
 use results::seeds::image_seed;
 use results::verify::verify;
 use store::Store;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 fn redrive(wheres: &[&str], seed: Option<u64>) -> RedriveRequest {
     RedriveRequest { wheres: wheres.iter().map(|w| (*w).to_owned()).collect(), seed }
@@ -83,7 +81,7 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     // Nothing has changed by that, nor by what selects nothing.
     std::fs::rename(world.path("away"), world.path("data")).unwrap();
     match again(&["image=Bag/*"], None).await {
-        Err(Refusal::Conflict(why)) => assert!(why.contains("nothing that this selects"), "{why}"),
+        Err(Refusal::Conflict(why)) => assert!(why.contains("no image of run r matches; nothing changed"), "{why}"),
         other => panic!("{other:?}"),
     }
     acting.stop().await;
@@ -99,7 +97,7 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 2.0)]);
     assert_eq!(world.record("Coat/1.png").await.seed, image_seed(0, "Coat/1.png"));
 
-    // Results, with another seed. The coordinator dies before anybody works, and the next one plans the same.
+    // Results, with another seed. The coordinator dies before a worker starts, and the next one plans the same.
     assert!(again(&["class=Bag,loss>=2"], Some(5)).await.unwrap().contains(" 2 to be projected"));
     let results = world.results();
     let record: RedriveRecord = serde_json::from_slice(&results.get(&keys::redrive(1)).await.unwrap()).unwrap();
@@ -170,7 +168,7 @@ async fn a_cancelled_run_gets_its_tables_and_still_tells_its_counts_after_a_rest
     let cancel = Change { state: Some(RunState::Cancelled), ..Change::default() };
     acting.handle.change("r".into(), cancel).await.unwrap();
     let tables = async || world.results().exists(keys::MANIFEST).await.unwrap().then_some(());
-    harness::wait_for("the tables", tables).await;
+    crate::world::wait_for("the tables", tables).await;
     let before = acting.status().await.unwrap();
     acting.stop().await;
 
@@ -184,7 +182,7 @@ async fn a_cancelled_run_gets_its_tables_and_still_tells_its_counts_after_a_rest
     // A coordinator that died before it wrote them writes them at the next start.
     world.results().delete(keys::MANIFEST).await.unwrap();
     let acting = world.start().await;
-    harness::wait_for("the tables", tables).await;
+    crate::world::wait_for("the tables", tables).await;
     assert_eq!(acting.until("the counts", |s| s.images == 5).await.state, RunState::Cancelled);
     assert!(!world.results().exists(&keys::checkpoint("Bag/4.png")).await.unwrap());
 }
@@ -207,7 +205,7 @@ async fn a_run_without_its_data_set_is_shown_tried_again_and_can_be_cancelled() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_makes_no_sense_is_refused_before_anything_is_written() {
+async fn an_invalid_request_is_refused_before_anything_is_written() {
     let world = World::new(2).await;
     let acting = world.start().await;
     let good = world.request();
@@ -259,12 +257,12 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
     let manifest: Manifest = serde_json::from_slice(&results.get(keys::MANIFEST).await.unwrap()).unwrap();
     let names: Vec<&str> = manifest.objects.iter().map(|o| o.key.as_str()).collect();
     assert_eq!(names, ["run.json", "results.csv", "results.parquet", "summary.json", "report.html", keys::OBJECTS]);
-    let lines = harness::lines(&results).await;
+    let lines = crate::world::lines(&results).await;
     // A marker and six objects of each image.
     assert_eq!((lines.len(), manifest.images.succeeded, manifest.run.name.as_str()), (21, 3, "r"));
     for object in manifest.objects.iter().chain(&lines) {
         let bytes = results.get(&object.key).await.unwrap();
-        assert_eq!(*object, results::manifest::Object::new(object.key.clone(), &bytes));
+        assert_eq!(*object, results::manifest::ObjectEntry::new(object.key.clone(), &bytes));
     }
     let acting = world.start().await;
     assert_eq!(acting.status().await.unwrap().classes, before.classes);
@@ -281,7 +279,7 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
     home.put(&keys::control("r"), control).await.unwrap();
 
     results.put("results.csv", "altered").await.unwrap();
-    assert_eq!(verify(&results, true).await.unwrap().problems, ["results.csv is not what manifest.json says"]);
+    assert_eq!(verify(&results, true).await.unwrap().problems, ["results.csv differs from its entry in manifest.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,8 +289,7 @@ async fn a_home_where_two_can_create_a_key_is_refused() {
     let queue = Queue::open("embedded:").await.unwrap();
     let (service, handle) =
         Service::new(Config { home: home.clone(), queue, window: 1, version: "test".into(), worker_hour_price: None });
-    let (_stop, stopped) = watch::channel(false);
-    let error = service.run(stopped).await.unwrap_err().to_string();
+    let error = service.run(CancellationToken::new()).await.unwrap_err().to_string();
     assert!(!handle.leads());
     assert!(error.contains("bucket/home") && error.contains("basin doctor"), "{error}");
     assert_eq!(home.list("").unwrap().all().await.unwrap(), []);

@@ -1,9 +1,7 @@
 //! What `basin verify` finds in runs that were whole once.
 
-mod harness;
-
-use ::harness::{Auth, Server};
-use harness::{Acting, World};
+use crate::world::{Acting, World};
+use harness::{Auth, Server};
 use proto::keys::{Item, Marker};
 use proto::{RedriveRecord, keys};
 use results::verify::verify;
@@ -61,7 +59,7 @@ async fn what_is_damaged_is_named_and_hides_nothing_else() {
 
     let redrive = RedriveRecord { format: 1, wheres: vec![], seed: 7, images: vec!["Bag/2.png".into()] };
     results.put(&keys::redrive(1), serde_json::to_vec(&redrive).unwrap()).await.unwrap();
-    let seed = "the result of \"Bag/2.png\" is of another seed";
+    let seed = "the result of \"Bag/2.png\" has another seed";
     assert_problems(problems(&results, false).await, &[&expected[..], &[seed]].concat());
     results.put(&keys::redrive(2), "{").await.unwrap();
     results.put(&keys::redrive(3), "[]").await.unwrap();
@@ -106,7 +104,7 @@ async fn results_are_compared_with_the_tables() {
     assert_ne!(altered, text);
     results.put(&key, altered).await.unwrap();
     assert_eq!(problems(&results, false).await, Vec::<String>::new());
-    assert_problems(problems(&results, true).await, &["images/Bag/2.png/result.json is not what objects.jsonl.gz says"]);
+    assert_problems(problems(&results, true).await, &["images/Bag/2.png/result.json differs from its line in objects.jsonl.gz"]);
     results.put(&key, bytes.clone()).await.unwrap();
 
     // A marker that is gone.
@@ -115,7 +113,7 @@ async fn results_are_compared_with_the_tables() {
         "\"Bag/2.png\" has neither",
         "at \"Bag/2.png\" left objects",
         "manifest.json counts 3 results and 3 failures",
-        "images/Bag/2.png/result.json is gone",
+        "images/Bag/2.png/result.json is missing",
     ];
     assert_problems(problems(&results, true).await, &gone);
     assert_problems(problems(&results, false).await, &gone[..3]);
@@ -152,7 +150,7 @@ async fn results_are_compared_with_the_tables() {
     let lines = results.get(keys::OBJECTS).await.unwrap();
     results.put(keys::OBJECTS, lines.slice(..lines.len() / 2)).await.unwrap();
     let found = problems(&results, true).await;
-    assert!(found.contains(&"objects.jsonl.gz is not what manifest.json says".to_owned()), "{found:#?}");
+    assert!(found.contains(&"objects.jsonl.gz differs from its entry in manifest.json".to_owned()), "{found:#?}");
     assert!(found.iter().any(|p| p.starts_with("objects.jsonl.gz is damaged")), "{found:#?}");
     results.delete(keys::OBJECTS).await.unwrap();
     assert_problems(problems(&results, true).await, &["manifest.json counts", "objects.jsonl.gz is missing"]);

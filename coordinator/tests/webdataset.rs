@@ -1,16 +1,14 @@
 //! An export, read back.
 
-mod harness;
-
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use ::harness::{Auth, Server};
-use harness::World;
+use crate::world::World;
+use harness::{Auth, Server};
 use proto::keys::Item;
 use proto::{ResultRecord, hex_sha256, keys};
-use results::manifest::{Manifest, Object};
+use results::manifest::{Manifest, ObjectEntry};
 use results::run::{read_records, read_run};
 use results::summary::Counts;
 use results::tables::write_tables;
@@ -53,7 +51,7 @@ fn members(shard: &[u8]) -> BTreeMap<String, Vec<u8>> {
 #[derive(Deserialize)]
 struct Line {
     #[serde(flatten)]
-    object: Object,
+    object: ObjectEntry,
     shard: String,
     member: String,
 }
@@ -89,14 +87,14 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     );
     let record: ResultRecord = serde_json::from_slice(&shards["shard-000002.tar"]["Coat/3.json"]).unwrap();
     assert_eq!(record, world.record("Coat/3.png").await);
-    let lines: Vec<Line> = harness::lines(&out).await;
+    let lines: Vec<Line> = crate::world::lines(&out).await;
     assert_eq!(lines.len(), 5 * 6);
     for Line { object, shard, member } in lines {
         assert_eq!(shards[shard.as_str()][&member], results.get(&object.key).await.unwrap());
         assert_eq!(hex_sha256(&shards[shard.as_str()][&member]), object.sha256);
     }
     let manifest: Manifest = serde_json::from_slice(&first[keys::MANIFEST]).unwrap();
-    let expected = first.iter().filter(|(key, _)| *key != keys::MANIFEST).map(|(key, b)| Object::new(key.clone(), b));
+    let expected = first.iter().filter(|(key, _)| *key != keys::MANIFEST).map(|(key, b)| ObjectEntry::new(key.clone(), b));
     let mut named = manifest.objects.clone();
     named.sort_by(|a, b| a.key.cmp(&b.key));
     assert_eq!((named, manifest.images), (expected.collect(), images));
@@ -109,9 +107,9 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     export(&results, &out, pairs).await.unwrap();
     assert_eq!(content(&out).await, first);
 
-    // Nothing of anybody else is replaced.
+    // No foreign object is replaced.
     let taken = Store::open(world.path("taken").to_str().unwrap()).await.unwrap();
-    taken.put("shard-000007.tar", "somebody's").await.unwrap();
+    taken.put("shard-000007.tar", "foreign").await.unwrap();
     let error = export(&results, &taken, pairs).await.unwrap_err().to_string();
     assert!(error.contains("taken") && error.contains("empty"), "{error}");
     assert_eq!(content(&taken).await.len(), 1);
@@ -158,14 +156,14 @@ async fn an_export_of_a_run_that_has_not_ended_says_so() {
         let manifest: Manifest = serde_json::from_slice(&out.get(keys::MANIFEST).await.unwrap()).unwrap();
         assert_eq!(manifest.images, counts(planned));
     };
-    exported(None, Some(false), "the run has not ended: 3 of its images have results, and are exported").await;
+    exported(None, Some(false), "the run has not ended: 3 of its images have results and are exported").await;
     // Tables that were written on the way.
     let tables = async |planned| {
         let records = Arc::new(read_records(&results).await.unwrap());
         write_tables(&run, planned, Default::default(), &records, &results).await.unwrap();
     };
     tables(Some(5)).await;
-    let caveat = "the run has not ended: 3 of its 5 images have results, and are exported";
+    let caveat = "the run has not ended: 3 of its 5 images have results and are exported";
     exported(Some(5), Some(false), caveat).await;
     // As they are when it goes on.
     results.delete(keys::MANIFEST).await.unwrap();
@@ -173,7 +171,7 @@ async fn an_export_of_a_run_that_has_not_ended_says_so() {
     results.put(keys::MANIFEST, "{").await.unwrap();
     exported(Some(5), Some(false), caveat).await;
     tables(None).await;
-    exported(None, None, "nothing tells whether the run has ended: 3 of its images have results, and are exported").await;
+    exported(None, None, "it is not known whether the run has ended: 3 of its images have results and are exported").await;
     acting.stop().await;
 }
 
@@ -185,9 +183,9 @@ async fn a_place_that_is_not_there_is_not_taken_for_an_empty_one() {
     std::fs::create_dir(folder("empty")).unwrap();
     let bucket = |place| server.url(place, "anonymous=true");
     for (place, why) in [
-        (folder("none"), "there is none"),
+        (folder("none"), "not found"),
         (folder("empty"), "holds no run"),
-        (bucket("none/r"), "there is no such bucket"),
+        (bucket("none/r"), "the bucket does not exist"),
         (bucket("bucket/r"), "holds no run"),
     ] {
         let (run, out) = (Store::open(&place).await.unwrap(), Store::open(&folder("export")).await.unwrap());

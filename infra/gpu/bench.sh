@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures a search step of BigGAN-deep-256 on this machine's GPU, with random weights.
 #
-#   bench.sh          sets libtorch up for CUDA, builds, measures, writes docs/gpu.md and docs/gpu.json
+#   bench.sh          sets libtorch up for CUDA, builds, measures, writes benchmarks/gpu.md and benchmarks/gpu.json
 #   bench.sh --pack   makes target/bench-gpu, a folder for a machine that has a GPU and Python with torch 2.11 but no compiler: run.sh in it
 #
 # With PIX2LATENT (a checkout of minyoungg/pix2latent) the authors' code is measured, too (bench/authors/requirements.txt).
@@ -11,7 +11,7 @@ program=target/debug/basin-bench
 
 if [ "${1:-}" = --pack ]; then
     infra/libtorch/setup.sh
-    ${CARGO:-cargo} build --locked -p bench
+    ${CARGO:-cargo} build --locked --workspace --bin basin-bench
     pack=target/bench-gpu
     rm -rf "$pack"
     mkdir -p "$pack/bench"
@@ -28,5 +28,5 @@ command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null || {
     exit 1
 }
 CUDA=1 infra/libtorch/setup.sh
-${CARGO:-cargo} build --locked -p bench
-BASIN_BENCH=$PWD/$program LIBTORCH_LIB=$PWD/target/libtorch/torch/lib OUT=${OUT:-docs} infra/gpu/run.sh "$@"
+${CARGO:-cargo} build --locked --workspace --bin basin-bench
+BASIN_BENCH=$PWD/$program LIBTORCH_LIB=$PWD/target/libtorch/torch/lib OUT=${OUT:-benchmarks} infra/gpu/run.sh "$@"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The contents of the images, without a container engine: assembled from built programs by rootfs.sh, entered by chroot as user 65532 with a root
-# file system that can't be written. Needs root. BASIN_TARGET: where programs and libtorch are (target).
+# Checks the contents of the images without a container engine: rootfs.sh assembles them from built programs, and chroot enters them as user
+# 65532 with a read-only root file system. Needs root. BASIN_TARGET: folder of programs and libtorch (target).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export BASIN_TARGET=${BASIN_TARGET:-$PWD/target}
 state=$PWD/target/images
 fail() { echo "images: $*" >&2; exit 1; }
-[[ $(id -u) == 0 ]] || fail "chroot needs root"
+[[ $(id -u) == 0 ]] || fail "run this as root: chroot needs it"
 
-# inside ROOT COMMAND...: as the pod's container is: not root, nothing to write to but /tmp, no network.
+# inside ROOT COMMAND...: as in the pod's container: not root, only /tmp is writable, no network.
 inside() {
     local root=$1
     shift
@@ -27,10 +27,10 @@ mkdir -p "$state"
 for image in "${images[@]}"; do
     root=$state/$image
     infra/images/rootfs.sh "$image" "$root" --with-base
-    # Everything that a program or library needs is inside; CUDA's driver comes from the node.
+    # Every library that is needed is inside; CUDA's driver comes from the node.
     while read -r file; do
         needs=$(inside "$root" /lib64/ld-linux-x86-64.so.2 --list "${file#"$root"}" 2>&1) || true
-        [[ $needs == *libc.so.6* ]] || fail "$image: cannot tell what ${file#"$root"} needs: $needs"
+        [[ $needs == *libc.so.6* ]] || fail "$image: cannot read the libraries of ${file#"$root"}: $needs"
         missing=$(grep -E 'not found|cannot open' <<< "$needs" | grep -v libcuda.so.1 || true)
         [[ -z $missing ]] || fail "$image: ${file#"$root"} lacks $missing"
     done < <(find "$root/usr/local/bin" "$root/usr/local/libtorch/torch" -type f 2>/dev/null)
@@ -48,11 +48,11 @@ done
 
 coordinator=$state/basin-coordinator worker=$state/basin-worker-cpu
 [[ -z $(find "$coordinator" -name '*torch*') ]] || fail "the coordinator has libtorch"
-(($(du -sm "$coordinator" | cut -f1) < 100)) || fail "the coordinator is no small image any more"
+(($(du -sm "$coordinator" | cut -f1) < 100)) || fail "the image of the coordinator has 100 MB or more"
 [[ $(inside "$coordinator" basin-coordinator --version) == basin-coordinator* ]] || fail "the coordinator does not start"
 [[ $(inside "$worker" basin-worker --version) == basin-worker* ]] || fail "the worker does not start"
-if inside "$worker" basin copy /usr/local/share/basin/samples /usr/local/share/elsewhere >/dev/null 2>&1; then fail "the root file system can be written"; fi
-# It computes: an image, from what is in the image.
+if inside "$worker" basin copy /usr/local/share/basin/samples /usr/local/share/elsewhere >/dev/null 2>&1; then fail "the root file system is writable"; fi
+# It projects an image with the files of the image alone.
 told=$(inside "$worker" basin project /usr/local/share/basin/samples --model /usr/local/share/basin/models/fashion32 --profile fast --limit 1 \
     --out /tmp/out 2>&1) || fail "the worker's image can't project: $told"
 echo "images: contents are right"

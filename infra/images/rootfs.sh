@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# rootfs.sh IMAGE FOLDER [--with-base]: what an image of basin has beyond its base, from programs that are built. No container engine is needed.
+# rootfs.sh IMAGE FOLDER [--with-base]: assembles the contents of an image beyond its base from built programs, without a container engine.
 #
-# IMAGE is basin-coordinator, basin-worker-cpu or basin-worker-cuda. With --with-base this machine's glibc, libstdc++ and CA certificates stand in
-# for the base image, so that the folder can be entered by chroot. BASIN_TARGET: where the programs were built (target).
+# IMAGE is basin-coordinator, basin-worker-cpu or basin-worker-cuda. With --with-base this machine's glibc, libstdc++ and CA certificates replace
+# the base image, so that chroot can enter the folder. BASIN_TARGET: folder of the built programs (target).
 set -euo pipefail
 image=$1 into=$2 with_base=${3:-}
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -12,10 +12,10 @@ torch=$target/libtorch
 case $image in
     basin-coordinator) programs=(basin-coordinator) crates=(coordinator) ;;
     basin-worker-cpu | basin-worker-cuda) programs=(basin-worker basin) crates=(worker cli) ;;
-    *) echo "there is no image $image" >&2; exit 1 ;;
+    *) echo "unknown image $image: use basin-coordinator, basin-worker-cpu or basin-worker-cuda" >&2; exit 1 ;;
 esac
 if [[ -e $into ]]; then
-    echo "$into is there already" >&2
+    echo "$into exists already; remove it" >&2
     exit 1
 fi
 mkdir -p "$into/usr/local/bin" "$into/usr/share/doc/basin"
@@ -34,7 +34,7 @@ if [[ $image != basin-coordinator ]]; then
     cp "$torch"/torch/lib/{libtorch_cpu.so,libc10.so,libgomp.so.1} "$into/usr/local/libtorch/torch/lib/"
     if [[ $image == basin-worker-cuda ]]; then
         lists+=("$root/infra/libtorch/cuda.txt")
-        [[ -e $torch/nvidia/cudnn ]] || { echo "$torch has no CUDA: make setup CUDA=1" >&2; exit 1; }
+        [[ -e $torch/nvidia/cudnn ]] || { echo "$torch has no CUDA libraries; run make setup CUDA=1" >&2; exit 1; }
         cp "$torch"/torch/lib/{libtorch_cuda.so,libtorch_cuda_linalg.so,libtorch_nvshmem.so,libc10_cuda.so,libcaffe2_nvrtc.so} \
             "$into/usr/local/libtorch/torch/lib/"
         (cd "$torch" && find nvidia -path '*/lib/*' -name '*.so*' -not -name '*.a' -exec cp --parents -P {} "$into/usr/local/libtorch/" \;)
@@ -50,7 +50,7 @@ if [[ $with_base == --with-base ]]; then
     echo 'nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin' > "$into/etc/passwd"
     echo 'hosts: files dns' > "$into/etc/nsswitch.conf"
     cp -L /lib64/ld-linux-x86-64.so.2 "$into/lib64/"
-    # What cc-debian12 has.
+    # The libraries of cc-debian12.
     for library in libc.so.6 libm.so.6 libdl.so.2 librt.so.1 libpthread.so.0 libutil.so.1 libresolv.so.2 libnss_dns.so.2 libnss_files.so.2 \
         libgcc_s.so.1 libstdc++.so.6; do
         cp -L "/lib/x86_64-linux-gnu/$library" "$into/lib/x86_64-linux-gnu/"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""sbom.py IMAGE CRATE,CRATE [WHEELS.txt…]: what an image is made of, as CycloneDX 1.6: crates from Cargo.lock, wheels with their hashes."""
+"""sbom.py IMAGE CRATE,CRATE [WHEELS.txt…]: the parts of an image as CycloneDX 1.6: crates from Cargo.lock, wheels with their hashes."""
 
 import json
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def crates(names: list[str]) -> list[dict]:
-    """The crates that are linked into programs of these packages, and no build or test tools."""
+    """The crates that are linked into programs of these packages, without build and test tools."""
     packages = [argument for name in names for argument in ("--package", name)]
     told = subprocess.check_output(
         ["cargo", "tree", "--locked", *packages, "--edges", "normal", "--prefix", "none", "--no-dedupe", "--format", "{p}\t{l}"], cwd=ROOT, text=True

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The chart, checked without a cluster: lint, unit tests, and for each values file and mode what is rendered against the schemas of Kubernetes 1.37,
+# Checks the chart without a cluster: lint, unit tests, and the renderings of each values file and mode against the schemas of Kubernetes 1.37,
 # KEDA and the operators and against the rules of manifests.py.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -10,7 +10,6 @@ python=$state/venv/bin/python
 chart=helm/basin
 set_values=$chart/tests/set.yaml
 
-infra/kubernetes/files.sh --check
 "$python" infra/kubernetes/readme.py --check
 
 # Name and values of every rendering.
@@ -38,15 +37,15 @@ done
 
 # Every variable that the chart sets is one that the programs read.
 while read -r variable; do
-    grep -rqF "\"$variable\"" {coordinator,worker,queue,telemetry,cli}/src || { echo "the chart sets $variable, which no program reads" >&2; exit 1; }
+    grep -rqF "\"$variable\"" {coordinator,worker,cli,crates/*}/src || { echo "the chart sets $variable, which no program reads" >&2; exit 1; }
 done < <(grep -ohE '\bBASIN_[A-Z_]+' "$state"/rendered/*.yaml | sort -u)
 
-# refused SAYS SETTING...: the chart does not render with it, and says so.
+# refused MESSAGE SETTING...: the chart does not render with the setting, and its error has the message.
 refused() {
     local says=$1 told
     shift
     if told=$("$bin/helm" template basin "$chart" -f "$set_values" "$@" 2>&1); then
-        echo "the chart takes $*" >&2
+        echo "the chart accepts $*" >&2
         exit 1
     fi
     grep -q -- "$says" <<< "$told" || { printf 'the chart refuses %s without saying %s:\n%s\n' "$*" "$says" "$told" >&2; exit 1; }

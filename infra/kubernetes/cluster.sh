@@ -10,7 +10,7 @@ mkdir -p "$run"
 cd "$run"
 fail() { echo "$(basename "$0" .sh): $*" >&2; exit 1; }
 
-# The API server wants an address that is not the loopback's.
+# The API server needs an address that is not the loopback's.
 ip link set lo up
 ip address add 10.99.0.1/32 dev lo
 openssl genrsa -out key 2048 2>/dev/null

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# infra/compose.yaml, read by Compose's own loader (no container engine is needed), and what it must keep to.
+# Checks infra/compose.yaml with Compose's own loader (without a container engine), and its rules.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 infra/kubernetes/setup.sh
 compose=target/kubernetes/bin/compose
 
 if told=$("$compose" infra/compose.yaml 2>&1); then
-    echo "compose.yaml starts without secrets" >&2
+    echo "compose.yaml loads without secrets" >&2
     exit 1
 fi
 grep -q 'BASIN_TOKEN' <<< "$told" || { echo "compose.yaml is refused for another reason than its secrets: $told" >&2; exit 1; }

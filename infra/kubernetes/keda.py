@@ -39,7 +39,7 @@ def listed(kind: str, *more: str) -> list[dict]:
 
 
 def management(path: str, body: dict | None = None):
-    """RabbitMQ's answer; None if it has none."""
+    """RabbitMQ's answer; None without one."""
     login = base64.b64encode(f"{USER['username']}:{USER['password']}".encode()).decode()
     headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
     try:
@@ -54,7 +54,7 @@ def queued() -> int:
 
 
 def take(most: int) -> list:
-    """What a worker does with the queue: jobs taken off it."""
+    """Takes jobs off the queue, as a worker."""
     return management(f"{QUEUE}/get", {"count": most, "ackmode": "ack_requeue_false", "encoding": "auto"}) or []
 
 
@@ -63,7 +63,7 @@ def backlog() -> int:
 
 
 class Watch:
-    """The workers' pods that run, and the names of all Jobs that KEDA ever made."""
+    """The running pods of workers, and the names of all Jobs of KEDA so far."""
 
     def __init__(self) -> None:
         self.jobs: set[str] = set()
@@ -74,7 +74,7 @@ class Watch:
         return sorted(pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"])
 
     def active(self, trigger: str, kind: str = "scaledjobs") -> str | None:
-        """What KEDA says of this trigger, "True" or "False", once it follows it."""
+        """KEDA's state of this trigger, "True" or "False", once it follows it."""
         status = (listed(kind) or [{}])[0].get("status", {})
         conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
         return conditions.get("Active") if conditions.get("Ready") == "True" and status.get("triggersTypes") == trigger else None
@@ -125,7 +125,7 @@ def main() -> None:
         how = ("--model", "fashion32", "--profile", "fast", "--class-from", "class:sneaker")
         submit = lambda name: basin("submit", str(images), "--name", name, *how)
 
-        # By the queue, and more workers may run than are wanted.
+        # By the queue: more workers may run than wanted.
         watch = Watch()
         fleet("install", "rabbitmq", 12)
         wait_for("KEDA has looked at the queue", lambda: watch.active("rabbitmq") == "False", 60)
@@ -148,7 +148,7 @@ def main() -> None:
         say(f"rabbitmq: 0 workers; {len(watch.jobs)} Jobs were made")
         basin("runs", "cancel", "first")
 
-        # By the coordinator's backlog, and fewer may run than are wanted.
+        # By the coordinator's backlog: fewer workers may run than wanted.
         wait_for("nothing is left", lambda: backlog() == 0, 30)
         watch = Watch()
         before = {job["metadata"]["name"] for job in listed("jobs", *WORKERS)}
@@ -169,7 +169,7 @@ def main() -> None:
 
         basin("runs", "cancel", "second")
 
-        # As a Deployment: KEDA's operator makes the first and takes the last, an autoscaler the others, by what KEDA's metrics server tells.
+        # As a Deployment: KEDA's operator starts the first and stops the last; an autoscaler does the others, by KEDA's metrics server.
         fleet("upgrade", "backlog", 12, "scaledObject")
         wait_for("KEDA has looked at the backlog", lambda: watch.active("metrics-api", "scaledobjects") == "False", 60)
         wait_for("no worker is left", lambda: not watch.running(), 60)

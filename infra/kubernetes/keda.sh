@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # KEDA's own operator and metrics server on a real control plane with a scheduler, in namespaces of their own: the workers of the chart go from none to N
-# and back as a real RabbitMQ's queue and a real coordinator's backlog do (keda.py). KWOK plays node and kubelet. Needs root, built programs and
+# and back with the queue of a real RabbitMQ and the backlog of a real coordinator (keda.py). KWOK simulates node and kubelet. Needs root, built programs and
 # RabbitMQ. BASIN_TARGET: where programs are (target).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if [[ ${1:-} != inside ]]; then
-    [[ $(id -u) == 0 ]] || { echo "keda: needs root" >&2; exit 1; }
+    [[ $(id -u) == 0 ]] || { echo "keda: run this as root" >&2; exit 1; }
     infra/rabbitmq/setup.sh
     infra/kubernetes/setup.sh
     infra/kubernetes/control-plane.sh
@@ -30,7 +30,7 @@ metadata: {name: home}
 spec: {capacity: {storage: 5Gi}, accessModes: [ReadWriteOnce], hostPath: {path: "$run/volume"}}
 YAML
 
-# As KWOK has it, except that pods of Jobs end when they are told to and not at once.
+# KWOK's own stages, except that pods of Jobs end on request and not at once.
 {
     cat "$state/kwok/node-initialize.yaml"
     for stage in ready delete complete; do

@@ -1,4 +1,4 @@
-"""manifests.py NAME < manifests: what must hold for every rendering of the chart, whatever its values."""
+"""manifests.py NAME < manifests: rules for every rendering of the chart, whatever its values."""
 
 import re
 import sys
@@ -7,7 +7,7 @@ import yaml
 
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|HEADERS")
 
-# Characters of a name, where something is appended to it that must fit into a label of 63.
+# Most characters of a name to which a suffix is added: labels have at most 63.
 ROOM = {"ScaledJob": 63 - 6, "RabbitmqCluster": 63 - 11, "Deployment": 63 - 11, "ConfigMap": 253, "Pod": 253}
 
 
@@ -23,7 +23,7 @@ def pods(thing: dict):
 
 
 def restricted(spec: dict):
-    """What the pod security standard `restricted` asks for, and a root file system that can't be written."""
+    """The pod security standard `restricted`, and a read-only root file system."""
     of = spec.get("securityContext", {})
     if of.get("runAsNonRoot") is not True or of.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "runs as root, or without seccomp"
@@ -31,7 +31,7 @@ def restricted(spec: dict):
         names = [e["name"] for e in container.get("env", [])]
         if len(names) != len(set(names)):
             yield "sets a variable twice"
-    # Only a worker that tells Kubernetes whether it is busy asks the API server.
+    # Only a worker that tells Kubernetes whether it is busy sends requests to the API server.
     tells = any(e["name"] == "BASIN_DELETION_COST_POD" for c in spec["containers"] for e in c.get("env", []))
     if spec.get("automountServiceAccountToken") is not tells:
         yield "gets the service account's token, or lacks it"

@@ -1,4 +1,4 @@
-"""The pods that the chart asks for, as processes: commands, environment, secrets and volumes as rendered, in the root file systems of the images
+"""The pods of the chart as processes: commands, environment, secrets and volumes as rendered, in the root file systems of the images
 (infra/images/rootfs.sh), with a real RabbitMQ. What the kubelet and KEDA do is done here in a few lines: no cluster, no container engine.
 
 pods.py MANIFESTS IMAGES STATE, as root in a network namespace of its own (pods.sh).
@@ -30,7 +30,7 @@ SECRETS = {
 
 
 def wait_for(what: str, check, seconds: float):
-    """What `check` gives when it is neither None nor false."""
+    """Waits until `check` returns a value that is true; that value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := check():
@@ -40,7 +40,7 @@ def wait_for(what: str, check, seconds: float):
 
 
 class Pod:
-    """A pod on this machine. Its containers see what the kubelet would show them, and may do what it would let them."""
+    """A pod on this machine. Its containers see and may do the same as under a kubelet."""
 
     def __init__(self, name: str, spec: dict, images: Path, state: Path, address: str = "127.0.0.1"):
         self.name, self.spec, self.images, self.state, self.address = name, spec, images, state, address
@@ -81,7 +81,7 @@ class Pod:
         for source, path, _ in mounts:
             (root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
             script.append(f"mount --bind {source} {root}{path}")
-        # The root last: what is mounted in it stays as it is.
+        # The root last: the mounts in it stay as they are.
         script += [f"mount -o remount,bind,ro {root}{path}" for _, path, read_only in mounts if read_only]
         script += [f"mount -o remount,bind,ro {root}", f"mount -t proc proc {root}/proc", f"mount --bind /dev {root}/dev"]
         script.append(f'exec chroot --userspec={USER}:{USER} {root} "$@"')
@@ -161,7 +161,7 @@ def main() -> None:
         trigger, reference = scaled["spec"]["triggers"][0], of_kind("TriggerAuthentication")["spec"]["secretTargetRef"][0]
         token = SECRETS[reference["name"]][reference["key"]]
         if get(trigger["metadata"]["url"]) is not None:
-            sys.exit("pods: the backlog is shown to who has no token")
+            sys.exit("pods: the backlog is readable without a token")
 
         def backlog() -> int:
             answer = wait_for("the trigger answers", lambda: get(trigger["metadata"]["url"], token), 60)
@@ -172,7 +172,7 @@ def main() -> None:
         ends: dict[str, int] = {}
 
         def scale() -> int:
-            """What KEDA does with a ScaledJob of the strategy `default`. Gives the number of images left."""
+            """Starts workers as KEDA does for a ScaledJob of the strategy `default`; the number of images left."""
             for name in [name for name, process in workers.items() if process.poll() is not None]:
                 ends[name] = workers.pop(name).returncode
             if len(ends) > 10:
@@ -198,7 +198,7 @@ def main() -> None:
         workers[leaving].send_signal(signal.SIGTERM)
         workers[killed].send_signal(signal.SIGKILL)
         wait_for("the worker leaves", lambda: workers[leaving].poll() is not None, spec["terminationGracePeriodSeconds"])
-        print(f"pods: {leaving} was told to leave, and left after {time.monotonic() - told:.1f} s; {killed} was killed", flush=True)
+        print(f"pods: {leaving} got SIGTERM and ended after {time.monotonic() - told:.1f} s; {killed} was killed", flush=True)
         wait_for("all images are done", lambda: scale() == 0, 1500)
         wait_for("all workers leave by themselves", lambda: scale() == 0 and not workers, 300)
         if {name: code for name, code in ends.items() if code != 0} != {killed: -signal.SIGKILL}:
@@ -209,7 +209,7 @@ def main() -> None:
         pod = Pod("verify", verify, images, state)
         pod.run(120)
         print(pod.log("verify").strip())
-        print(f"pods: {total} images, {len(ends)} workers, one told to leave and one killed: every image has its result")
+        print(f"pods: {total} images, {len(ends)} workers, one stopped and one killed: every image has its result")
     finally:
         for process in reversed(running):
             if process.poll() is None:

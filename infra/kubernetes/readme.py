@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 CHART = Path(__file__).resolve().parents[2] / "helm/basin"
-HEAD = """# basin, the chart
+HEAD = """# Helm chart
 
-Coordinator, workers that KEDA starts and stops, and if wanted RabbitMQ by its operator. [docs/kubernetes.md](../../docs/kubernetes.md) leads
-from nothing to a finished run.
+Which values does the chart take? It installs a coordinator, workers that KEDA starts and stops, and optionally RabbitMQ by its operator.
+[Run on Kubernetes](../../docs/src/how-to/kubernetes.md) leads from nothing to a finished run.
 
 ```
 helm install basin helm/basin --namespace basin --create-namespace -f helm/basin/values-laptop.yaml
@@ -25,8 +25,8 @@ helm install basin helm/basin --namespace basin --create-namespace -f helm/basin
 |---|---|
 {files}
 
-Needed: `home.url`, `coordinator.auth.existingSecret`, and `queue.url` or `queue.mode: operator`. The chart makes no secrets: it names those that
-are there. Values that it does not know are refused.
+Required are `home.url`, `coordinator.auth.existingSecret`, and `queue.url` or `queue.mode: operator`. The chart makes no secrets; you name existing ones. It refuses
+unknown values.
 
 This page is written by `infra/kubernetes/readme.py`.
 """

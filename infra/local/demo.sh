@@ -5,7 +5,7 @@ cd "$(dirname "$0")/../.."
 
 out=${DEMO:-out/demo-fleet}
 if [[ -e $out ]]; then
-    echo "$out is there already: move it away, or give another place with DEMO=" >&2
+    echo "$out exists already; move it, or set DEMO to another folder" >&2
     exit 1
 fi
 infra/local/up.sh

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Stops what up.sh started, and nothing else: first the workers, which save and give back what they hold.
+# Stops the processes that up.sh started, and no others: first the workers, which save checkpoints and release their jobs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 state=$PWD/target/local
 [[ -e $state/pids ]] || exit 0
 
-# ours PID NAME: whether the process group is still the one that was started.
+# ours PID: whether the process group is still the one that was started.
 ours() { [[ $(ps -o pgid= -p "$1" 2>/dev/null | tr -d ' ') == "$1" ]]; }
 
 stop() {

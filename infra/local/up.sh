@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A fleet on this machine: RabbitMQ, an S3 server, a coordinator and two workers, on private ports. down.sh stops exactly these.
+# Starts a fleet on this machine: RabbitMQ, an S3 server, a coordinator and two workers, on private ports. down.sh stops them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -10,14 +10,14 @@ api_port=${BASIN_LOCAL_API_PORT:-8470}
 workers=${BASIN_LOCAL_WORKERS:-2}
 
 if [[ -e $state/pids ]]; then
-    echo "a local fleet is there already: make down-local first" >&2
+    echo "a local fleet is running; stop it with make down-local" >&2
     exit 1
 fi
 mkdir -p "$state/log" "$state/rabbitmq"
 : > "$state/pids"
-trap 'echo "the local fleet could not be started; see $state/log" >&2; infra/local/down.sh' ERR
+trap 'echo "cannot start the local fleet; see $state/log" >&2; infra/local/down.sh' ERR
 
-# start NAME COMMAND...: in a process group of its own, written down so that it can be stopped.
+# start NAME COMMAND...: in a process group of its own; down.sh reads its id from the file pids.
 start() {
     local name=$1
     shift

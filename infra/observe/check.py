@@ -1,24 +1,24 @@
 #!/usr/bin/env python3
-"""Holds dashboards and alerts against what the services measure. Only the standard library.
+"""Checks that the services measure what dashboards and alerts show. Only the standard library.
 
-check.py names               every metric and label in them exists; metrics.txt says what the Rust constants say
-check.py series URL RUN      asks a Prometheus every one of their questions, since the start of the run, and says what has no answer
-check.py receive PORT FILE   takes traces (OTLP, JSON) and appends them to a file
-check.py traces FILE JOBS    that file has so many whole traces, with what the dashboard of a job looks for
+check.py names               every metric and label in them exists (metrics.txt; a test compares that with the Rust constants)
+check.py series URL RUN      every query of them has an answer in a Prometheus, since the start of the run
+check.py receive PORT FILE   receives traces (OTLP, JSON) and appends them to a file
+check.py traces FILE JOBS    that file has JOBS whole traces, with the attributes that the dashboard of a job reads
 """
 import collections, http.server, json, math, pathlib, re, sys, time, urllib.parse, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DASHBOARDS = sorted((ROOT / "infra/grafana/dashboards").glob("*.json"))
-ALERTS = ROOT / "infra/prometheus/alerts.yaml"
+DASHBOARDS = sorted((ROOT / "helm/basin/files/dashboards").glob("*.json"))
+ALERTS = ROOT / "helm/basin/files/alerts.yaml"
 SELECTOR = re.compile(r"\b((?:basin|hw_gpu)_[a-z0-9_]+|ALERTS)\b(\{[^}]*\})?")
-# Needs a GPU, or trouble that a short run on a healthy machine has not.
+# Needs a GPU, or failures that a short run on a healthy machine does not have.
 MAY_BE_EMPTY = re.compile(r'hw_gpu|basin_retries|basin_jobs_republished|basin_checkpoints_total\{outcome="failed"|ALERTS')
 UNITS = {"s": "seconds", "By": "bytes"}
 
 
 def prometheus(name, kind, unit):
-    """What Prometheus calls it."""
+    """Its name in Prometheus."""
     words = name.split(".")
     if unit in UNITS:
         words.append(UNITS[unit])
@@ -83,21 +83,21 @@ def names():
         labels = {"alertname", "alertstate"}
         for name, matchers in SELECTOR.findall(expr):
             if name not in known:
-                problems.append(f"{where}: nobody measures {name}")
+                problems.append(f"{where}: no service measures {name}")
                 continue
             labels |= known[name]
             problems += [f"{where}: {name} has no label {label}" for label in re.findall(r"(\w+)\s*(?:=|!)", matchers) if label not in known[name]]
         for group in re.findall(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)", expr):
-            problems += [f"{where}: nothing in it has label {label}" for label in re.findall(r"\w+", group) if label not in labels]
+            problems += [f"{where}: no series in it has the label {label}" for label in re.findall(r"\w+", group) if label not in labels]
     sources = [path for service in ("coordinator", "worker") if (path := ROOT / service / "src/metrics.rs").exists()]
     if len(sources) == 2:
         ours = {(name, kind, unit) for name, kind, unit, *_ in listed()}
         constants = r'\b(counter|gauge|histogram)\(\s*"((?:basin|hw)\.[^"]+)",\s*"([^"]+)"'
         theirs = {(name, kind, unit) for path in sources for kind, name, unit in re.findall(constants, path.read_text())}
-        problems += [f"metrics.txt alone has {' '.join(m)}" for m in sorted(ours - theirs)]
-        problems += [f"metrics.rs alone has {' '.join(m)}" for m in sorted(theirs - ours)]
+        problems += [f"only metrics.txt has {' '.join(m)}" for m in sorted(ours - theirs)]
+        problems += [f"only metrics.rs has {' '.join(m)}" for m in sorted(theirs - ours)]
     else:
-        print("check: no metrics.rs yet, only metrics.txt is compared")
+        print("check: there is no metrics.rs; only metrics.txt is compared")
     print(f"check: {len(asked)} expressions, {len(known)} series")
     return problems
 
@@ -108,7 +108,7 @@ def ask(url, path, **parameters):
 
 
 def series(url, run, patience=40):
-    """Each question itself must have an answer (an alert's has none while all is well), and each series that it looks at."""
+    """Each query must have an answer, and each series in it; an alert's query has none without trouble."""
     begun, todo = time.time() - 3600, []
     for where, expr in questions():
         for name, value in (("__rate_interval", "30s"), ("__range", "10m"), ("run", run), ("class", ".*"), ("top", "20")):

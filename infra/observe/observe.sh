@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole way of a number, once: a local fleet sends to a collector, that to Prometheus and to a receiver of traces; a short run
-# with one broken image; then every question of dashboards and alerts is asked. All is stopped again.
+# Checks dashboards and alerts from end to end: a local fleet sends to a collector, the collector to Prometheus and to a receiver of traces;
+# after a short run with one broken image, every query of dashboards and alerts must have an answer. Then everything is stopped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -10,12 +10,14 @@ bin=$state/bin
 check=infra/observe/check.py
 prometheus=127.0.0.1:9097 collector=127.0.0.1:4327 collector_http=127.0.0.1:4328 traces_port=4329
 
-"$bin/promtool" check config infra/prometheus/prometheus.yaml
+mkdir -p "$state/prometheus"
+cp infra/prometheus/prometheus.yaml helm/basin/files/alerts.yaml "$state/prometheus/"
+"$bin/promtool" check config "$state/prometheus/prometheus.yaml"
 "$bin/promtool" test rules infra/prometheus/alerts.test.yaml
 python3 "$check" names
 
 if [[ -e target/local/pids ]]; then
-    echo "observe: a local fleet is there already: make down-local first" >&2
+    echo "observe: a local fleet is running; stop it with make down-local" >&2
     exit 1
 fi
 rm -rf "$state"/{data,log,images,traces.json}
@@ -33,7 +35,7 @@ start() {
     "$@" </dev/null >"$state/log/$name" 2>&1 &
     pids+=($!)
 }
-start prometheus "$bin/prometheus" --config.file=infra/prometheus/prometheus.yaml --storage.tsdb.path="$state/data" \
+start prometheus "$bin/prometheus" --config.file="$state/prometheus/prometheus.yaml" --storage.tsdb.path="$state/data" \
     --web.listen-address="$prometheus" --web.enable-otlp-receiver
 start traces python3 "$check" receive "$traces_port" "$state/traces.json"
 start collector env BASIN_OTLP_GRPC_LISTEN="$collector" BASIN_OTLP_HTTP_LISTEN="$collector_http" \

@@ -10,11 +10,11 @@ if [[ $(id -u) != 0 ]]; then
     exit 1
 fi
 if ! command -v apt-get >/dev/null; then
-    echo "RabbitMQ and openssl are needed, and this is no Debian: install /usr/lib/rabbitmq/bin/rabbitmq-server yourself" >&2
+    echo "RabbitMQ and openssl are needed, and this is not Debian: install /usr/lib/rabbitmq/bin/rabbitmq-server yourself" >&2
     exit 1
 fi
 echo "installing rabbitmq-server and openssl"
-# The package starts a broker of its own where there is an init system; ours are private ones.
+# With an init system the package starts a broker of its own; ours are private ones.
 printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d.basin && chmod +x /usr/sbin/policy-rc.d.basin
 [[ -e /usr/sbin/policy-rc.d ]] || ln -s policy-rc.d.basin /usr/sbin/policy-rc.d
 trap 'if [[ $(readlink /usr/sbin/policy-rc.d) == policy-rc.d.basin ]]; then rm -f /usr/sbin/policy-rc.d; fi; rm -f /usr/sbin/policy-rc.d.basin' EXIT

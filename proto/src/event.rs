@@ -64,6 +64,7 @@ pub enum What {
 
 /// What a worker does now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Alive {
     /// Images that it can hold in its batch.
     pub slots: u32,

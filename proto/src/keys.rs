@@ -30,6 +30,16 @@ use crate::hex_sha256;
 
 /// What the run is.
 pub const RUN: &str = "run.json";
+/// Table of all images, as CSV.
+pub const RESULTS_CSV: &str = "results.csv";
+/// Table of all images, as Parquet.
+pub const RESULTS_PARQUET: &str = "results.parquet";
+/// The run's summary.
+pub const SUMMARY: &str = "summary.json";
+/// The run's report.
+pub const REPORT: &str = "report.html";
+/// A model folder's manifest.
+pub const MODEL: &str = "model.json";
 /// Prefix of everything that belongs to images.
 pub const IMAGES: &str = "images/";
 /// Prefix of the checkpoints.

@@ -14,6 +14,7 @@ mod params;
 mod result;
 mod run;
 mod snapshot;
+mod stage;
 
 pub use crash::CrashPoint;
 pub use event::{Alive, Event, What};
@@ -33,6 +34,7 @@ pub use result::{
 };
 pub use run::{Control, RedriveRecord, RunRecord, RunState};
 pub use snapshot::{Errors, KnownResult, Snapshot};
+pub use stage::Stage;
 
 /// The generated protobuf messages.
 #[allow(missing_docs)]

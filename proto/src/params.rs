@@ -1,105 +1,115 @@
-//! All knobs of the method. Defaults exist here and nowhere else.
+//! The parameters of the method. Defaults exist here and nowhere else. The doc comments are the reference
+//! (`docs/src/reference/parameters.md`, written by `basin reference`).
 //!
 //! The paper is Huh et al. 2020; "legacy" and "master" are the branches of the authors' code, minyoungg/pix2latent.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::DecodeError;
+use validate::problem;
+
+mod validate;
 
 /// What to compute for an image.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Name of the profile that these values started from; for people, changes nothing.
+    /// Name of the profile, for people. It changes no number.
     pub profile: String,
-    /// The loss that is minimised.
+    /// The loss that the search minimises.
     pub loss: Loss,
-    /// Stage one; `None` leaves the image as it is.
+    /// The search for the transform; `null` keeps the image as it is.
     pub transform: Option<TransformSearch>,
-    /// Stage two.
+    /// The search for z and c.
     pub latent: LatentSearch,
-    /// Seeds: lanes per image in stage two (the paper: 18).
+    /// Starts of the latent search, and candidates of a generation of its CMA-ES. 1 to 4096; with CMA-ES at least 3.
     pub seeds: u32,
-    /// Gradient steps on z and c.
+    /// The gradient steps on z and c.
     pub descent: Descent,
-    /// What of the image is projected, and as what.
+    /// The object in an image, and its class. Missing: class and box of the annotation.
     #[serde(default, skip_serializing_if = "is_default")]
     pub object: Object,
-    /// Where the search for z starts.
+    /// Where the search for z starts (`--start-from`). Missing: `random`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub start: LatentStart,
-    /// Where the search for c starts.
+    /// Where the search for c starts. Missing: `class`. The others are for the paper's Table 2, without a transform search and
+    /// with a random start of z.
     #[serde(default, skip_serializing_if = "is_default")]
     pub class_start: ClassStart,
-    /// How the networks round while they search.
+    /// How generator and perceptual network round during the search (`--precision`). Missing: `fp32`. z, c, norms, losses, Adam,
+    /// the end of the final descent and all reported numbers are float32 always.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
-    /// Equation 6 after the search; `None` leaves the generator as it is.
+    /// Fits the generator to the image after the search (Equation 6). Missing in every profile; `--fine-tune` sets the values
+    /// below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fine_tune: Option<FineTune>,
 }
 
-/// How the networks round while they search. z, c, normalisations, losses and Adam are float32 always, as are the last steps of the
-/// last descent and all that is reported.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How the networks round during the search. z, c, norms, losses and Adam are float32 always, as are the end of the final descent
+/// and all reported numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// float32.
     #[default]
     Fp32,
-    /// float32 in memory; the factors of products and convolutions are rounded to ten bits where the GPU can. On a CPU as `Fp32`.
+    /// float32 in memory; on GPUs that support it the factors of products and convolutions are rounded to ten bits. The same as
+    /// `fp32` on a CPU.
     Tf32,
     /// Weights and activations of generator and perceptual network in bfloat16.
     Bf16,
 }
 
-/// What of an image is projected, and as what (paper, Section 3.4).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The object in an image, and its class (paper, Section 3.4).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Object {
-    /// Where the class comes from.
+    /// Where the class comes from (`--class-from`).
     pub class: ClassSource,
-    /// Where the mask comes from.
+    /// Where the mask comes from (`--mask-from`).
     pub mask: MaskSource,
 }
 
 /// Where the class comes from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ClassSource {
     /// The data set names a class of the model.
     #[default]
     Annotation,
-    /// The data set names a category, such as COCO's `dog`, and the model's classifier chooses among the classes of that kind.
+    /// The data set names a category, such as COCO's `dog`, and the model's classifier chooses among the classes of that
+    /// category.
     Category,
-    /// The model's classifier, whatever the data set says.
+    /// The model's classifier decides, and the data set's classes are ignored.
     Classifier,
     /// One class for all images.
     Fixed {
-        /// As the model writes it.
+        /// Name of the class in the model.
         name: String,
     },
 }
 
 /// Where the mask comes from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
 pub enum MaskSource {
-    /// The data set's box; the whole image where it has none.
+    /// The data set's box; the whole image if it has none.
     #[default]
     Box,
-    /// The data set's outline: COCO's polygons or run lengths. The box where it has none.
+    /// The data set's outline: COCO's polygons or run lengths. The box if it has none.
     Outline,
-    /// The box of the model's detector (see `worker/src/find.rs` for which of several).
+    /// The box of the model's detector (`crates/engine/src/find.rs` says which of several).
     DetectorBox,
     /// The mask of the model's detector.
     DetectorMask,
-    /// A grey image of the data set: bright is inside.
+    /// A grey image of the data set; pixels of at least half brightness are inside.
     File {
-        /// Its key, with `{path}` for the image's key without extension, or `{stem}` for the last part of that.
+        /// Key of the mask, with `{path}` for the image's key without extension, or `{stem}` for the last part of that.
         pattern: String,
     },
-    /// All of the image.
+    /// The whole image.
     Whole,
 }
 
@@ -118,15 +128,16 @@ impl MaskSource {
 }
 
 /// Where the search for z starts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
 pub enum LatentStart {
     /// Random draws around 0.
     #[default]
     Random,
-    /// Draws around what the model's encoder makes of the (transformed) image and the class (Table 1; branch `legacy`).
+    /// Draws around the z that the model's encoder predicts from the (transformed) image and the class (Table 1; branch
+    /// `legacy`).
     Encoder {
-        /// Their standard deviation, also CMA-ES' own first one (legacy: 0.5).
+        /// Standard deviation of z, also of CMA-ES' first generation. 0 to 10 (legacy: 0.5).
         sigma: f64,
     },
 }
@@ -137,7 +148,7 @@ impl LatentStart {
 }
 
 /// Where the search for c starts (Table 2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClassStart {
     /// The embedding of the image's class, the same for all seeds.
@@ -150,31 +161,31 @@ pub enum ClassStart {
 }
 
 /// Equation 4: masked L1 plus beta times masked LPIPS.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Loss {
-    /// Weight of LPIPS (paper: 10).
+    /// Weight of LPIPS beside L1. 0 to 1e6.
     pub beta: f64,
-    /// Scale of the L1 term.
+    /// L1 over the colour channels.
     pub l1: L1Scale,
-    /// How the mask meets the feature maps.
+    /// How the mask weighs LPIPS.
     pub mask: MaskMode,
-    /// Weight outside the object's box (paper: 0.3).
+    /// Weight of pixels outside the object; inside it is 1. 0 to 1.
     pub background: f64,
 }
 
 /// L1 over the colour channels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum L1Scale {
     /// Sum over channels, mean over pixels (paper, legacy).
     ChannelSum,
-    /// Mean over channels and pixels (master).
+    /// Mean over channels and pixels, a third of `channel_sum` (master).
     ChannelMean,
 }
 
 /// Masked LPIPS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MaskMode {
     /// Distance maps are up-sampled to the image and weighted there (the authors' code).
@@ -183,36 +194,40 @@ pub enum MaskMode {
     DownsampleMask,
 }
 
-/// Stage one (Algorithm 1, lines 1-12): CMA-ES over the transform, a short descent for each candidate.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The search for the transform (stage one, Algorithm 1, lines 1-12): CMA-ES over the transform, with a short descent for each
+/// candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransformSearch {
-    /// Spatial part.
+    /// Spatial part of the transform.
     pub spatial: SpatialTransform,
-    /// Colour part, applied after the spatial part, in this order.
+    /// Colour part: a list of `brightness`, `contrast`, `saturation`, `hue` and `gamma`, each at most once. They are applied
+    /// after the spatial part, in this order.
     pub colour: Vec<ColourTransform>,
     /// Where the spatial part starts.
     pub initial: InitialTransform,
     /// Whether -1 and 1 are the centres of the corner pixels, or their outer edges (torch's `align_corners`).
     pub align_corners: bool,
-    /// CMA-ES generations (n = 30).
+    /// Generations of CMA-ES (n). 1 to 100,000.
     pub generations: u32,
-    /// Gradient steps for each generation (m = 30).
+    /// Gradient steps on z and c in each generation, for each candidate (m). 1 to 100,000.
     pub steps: u32,
-    /// Standard deviation of the first generation.
+    /// Standard deviation of the first generation, of the scale and of shifts in half widths. A colour factor has three times as
+    /// much, hue as much in turns. 1e-6 to 10.
     pub sigma: f64,
-    /// Candidates of a generation; `None`: CMA-ES' own rule.
+    /// Candidates of a generation, at least 3; `null`: CMA-ES' own rule, 4 + 3 ln(number of parameters), rounded down. That is 8
+    /// for `paper` and `fast`, 7 for `pix2latent`.
     pub population: Option<u32>,
     /// Where z starts in each generation.
     pub start: TransformStart,
-    /// What CMA-ES is told.
+    /// The loss that CMA-ES is told for a candidate.
     pub fitness: Fitness,
-    /// Which transform is kept.
+    /// The transform that the search returns.
     pub choice: TransformChoice,
 }
 
 /// Spatial degrees of freedom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SpatialTransform {
     /// No spatial part.
@@ -224,7 +239,7 @@ pub enum SpatialTransform {
 }
 
 /// Global colour transforms (paper, Section 3.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ColourTransform {
     /// Multiplies every value.
@@ -240,7 +255,7 @@ pub enum ColourTransform {
 }
 
 /// The transform before the search.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InitialTransform {
     /// The authors' formula, exact at scale one only.
@@ -251,8 +266,8 @@ pub enum InitialTransform {
     Identity,
 }
 
-/// Where z starts in each generation of stage one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Where z starts in each generation of the transform search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TransformStart {
     /// Fresh draws (paper).
@@ -264,7 +279,7 @@ pub enum TransformStart {
 }
 
 /// What CMA-ES is told for a candidate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fitness {
     /// The smallest inverted loss over the steps (legacy).
@@ -273,8 +288,8 @@ pub enum Fitness {
     Last,
 }
 
-/// Which transform stage one hands on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The transform that the transform search returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TransformChoice {
     /// The mean of the distribution (paper, legacy).
@@ -283,54 +298,55 @@ pub enum TransformChoice {
     Best,
 }
 
-/// Stage two. The method's name is a value here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The search for z and c (stage two). It has the fields of its method and no others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "method", rename_all = "snake_case", deny_unknown_fields)]
 pub enum LatentSearch {
-    /// No search: the result is where it would start.
+    /// No search: the projection is the start, such as the z of the encoder.
     Start,
     /// Adam from random starts.
     Adam {
-        /// Gradient steps.
+        /// Gradient steps. 1 to 1,000,000.
         steps: u32,
     },
-    /// L-BFGS from random starts.
+    /// L-BFGS from random starts. It sees the class vector scaled by the root of `lr_c / lr_z`, so that the rates count as they
+    /// do for Adam.
     Lbfgs {
-        /// Loss and gradient evaluations.
+        /// Evaluations of loss and gradient. 1 to 1,000,000.
         evaluations: u32,
     },
-    /// CMA-ES without gradients; the result is its last generation.
+    /// CMA-ES without gradients. The projection is its last generation, and c stays that of the class.
     Cma {
-        /// Generations.
+        /// Generations. 1 to 1,000,000.
         generations: u32,
     },
     /// CMA-ES without gradients, then Adam from fresh samples of it.
     CmaAdam {
-        /// Generations.
+        /// Generations. 1 to 1,000,000.
         generations: u32,
-        /// Gradient steps.
+        /// Gradient steps. 1 to 1,000,000.
         steps: u32,
     },
-    /// CMA-ES over the starts of short descents, then a long descent (Algorithm 1, lines 13-23).
+    /// CMA-ES over the starts of short descents, then a long descent: the paper's method (Algorithm 1, lines 13-23).
     BasinCma {
-        /// Generations (p = 30).
+        /// Generations of CMA-ES (p). 1 to 100,000.
         generations: u32,
-        /// Gradient steps of each generation (q = 30).
+        /// Gradient steps of each generation (q). 1 to 100,000.
         steps: u32,
-        /// Gradient steps of the last descent (300).
+        /// Gradient steps of the final descent. 1 to 1,000,000; with `halving` at least 3.
         final_steps: u32,
-        /// Which points CMA-ES is told.
+        /// The points that CMA-ES is told.
         told: Told,
-        /// Standard deviation of the first generation.
+        /// Standard deviation of z in the first generation. 1e-6 to 100.
         sigma: f64,
-        /// How the last descent begins and goes on.
+        /// How the final descent starts and continues. Missing: `fresh`.
         #[serde(default, skip_serializing_if = "is_default")]
         last: LastDescent,
     },
 }
 
-/// The last descent of BasinCMA.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The final descent of BasinCMA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LastDescent {
     /// From fresh samples of CMA-ES (paper, the authors' code).
@@ -338,76 +354,76 @@ pub enum LastDescent {
     Fresh,
     /// From the best refined points of all generations, with the class vectors that were refined with them. Ours.
     Refined,
-    /// From fresh samples, of which the better half goes on after a third of the lane-steps, and again of these. The same lane-steps
-    /// in all; seeds that were given up are not in the result. Ours.
+    /// From fresh samples; the better half continues after a third of the lane-steps, and again the better half of these. The
+    /// lane-steps are the same in all, and the result has only the survivors. Ours.
     Halving,
 }
 
 /// Points told to CMA-ES by BasinCMA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Told {
-    /// The refined points (paper, legacy).
+    /// The refined points, after the descent (paper, legacy).
     Refined,
-    /// The sampled points (master).
+    /// The sampled points, before the descent (master).
     Sampled,
 }
 
 /// Adam on z and c.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Descent {
-    /// Learning rate of z (0.05).
+    /// Learning rate of z. 0 to 10.
     pub lr_z: f64,
-    /// Learning rate of the class embedding (1e-4).
+    /// Learning rate of the class vector c. 0 to 10.
     pub lr_c: f64,
-    /// z is clamped to [-limit, limit] (Equation 2: 2).
+    /// z is clamped to [-limit, limit] (Equation 2). 1e-3 to 1e3.
     pub limit: f64,
 }
 
-/// Equation 6: the generator's weights are fitted to the image, and may not go far.
+/// Equation 6: fits the generator's weights to the image, and a regulariser keeps them near the model's.
 ///
 /// The authors' code has no fine-tuning: what the paper leaves open follows PTI (Roich et al. 2021) and the readings of Section 3.5.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FineTune {
-    /// Adam's steps at most.
+    /// Maximum of Adam's steps. 1 to 1,000,000.
     pub steps: u32,
-    /// Learning rate of the weights.
+    /// Learning rate of the weights. 1e-9 to 1.
     pub lr: f64,
-    /// Learning rate of z and c; 0: they stay as they were found.
+    /// Learning rate of z and c. 0 to 1; 0 keeps what the search found.
     pub lr_latents: f64,
-    /// Learning rate of the transform, as the search's vector; 0: it stays as it was found.
+    /// Learning rate of the transform, as the vector of the search. 0 to 1; 0 keeps what the search found.
     pub lr_transform: f64,
-    /// Weight lambda of the regulariser (paper: 1e3).
+    /// Weight of the regulariser. 0 to 1e9 (paper: 1e3).
     pub lambda: f64,
-    /// What keeps the weights near those of the model.
+    /// The regulariser, which keeps the weights near those of the model; d is their change.
     pub regulariser: Regulariser,
-    /// It ends as soon as the target's LPIPS, weighted as in the loss, is not larger.
+    /// Fine-tuning ends as soon as the target's LPIPS, weighted as in the loss, is not larger. 0 to 1000; 0: never.
     pub lpips_goal: f64,
-    /// How the change of the weights is stored.
+    /// How the weight delta is stored.
     pub delta: DeltaCodec,
 }
 
 /// Readings of the regulariser of Equation 6, for d = theta - theta_0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Regulariser {
     /// Sum over the weight tensors of the mean of d^2 (a function of branch `master` that nothing calls).
     MeanSquares,
-    /// ||d||, as printed.
+    /// ||d||, as printed in the paper.
     Norm,
-    /// ||d||^2
+    /// ||d||^2.
     SquaredNorm,
 }
 
 /// How a change of weights is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "codec", rename_all = "snake_case", deny_unknown_fields)]
 pub enum DeltaCodec {
-    /// As it is.
+    /// The tensor itself.
     Float32,
-    /// Eight bits of mantissa.
+    /// The tensor in bfloat16.
     Bfloat16,
     /// Eight bits, a scale for each output channel.
     Int8,
@@ -415,12 +431,12 @@ pub enum DeltaCodec {
     Int4,
     /// Two factors of each weight matrix, bfloat16.
     LowRank {
-        /// Columns of the factors.
+        /// Columns of the factors. 1 to 4096.
         rank: u32,
     },
-    /// For each layer the smallest of them, so that the image stays.
+    /// For each layer the fewest levels that keep the image.
     Auto {
-        /// Signal-to-noise ratio, in dB, between the image of the stored change and that of the change itself, at least.
+        /// Least signal-to-noise ratio, in dB, between the image of the stored delta and that of the change itself. 10 to 100.
         psnr: f64,
     },
 }
@@ -558,103 +574,10 @@ impl Params {
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("plain structs with string keys serialise")
     }
-
-    /// Refuses values that make no sense.
-    pub fn validate(&self) -> Result<(), DecodeError> {
-        in_range("loss.beta", self.loss.beta, 0.0, 1e6)?;
-        in_range("loss.background", self.loss.background, 0.0, 1.0)?;
-        in_range("descent.lr_z", self.descent.lr_z, 0.0, 10.0)?;
-        in_range("descent.lr_c", self.descent.lr_c, 0.0, 10.0)?;
-        in_range("descent.limit", self.descent.limit, 1e-3, 1e3)?;
-        count("seeds", self.seeds, 1, 4096)?;
-        if let LatentStart::Encoder { sigma } = self.start {
-            in_range("start.sigma", sigma, 0.0, 10.0)?;
-        }
-        if matches!(&self.object.class, ClassSource::Fixed { name } if name.is_empty()) {
-            return Err(problem("object.class", "names no class".into()));
-        }
-        if let MaskSource::File { pattern } = &self.object.mask
-            && !pattern.contains("{path}")
-            && !pattern.contains("{stem}")
-        {
-            return Err(problem("object.mask", format!("pattern {pattern:?} has neither {{path}} nor {{stem}}")));
-        }
-        if let Some(t) = &self.transform {
-            in_range("transform.sigma", t.sigma, 1e-6, 10.0)?;
-            count("transform.generations", t.generations, 1, 100_000)?;
-            count("transform.steps", t.steps, 1, 100_000)?;
-            if let Some(population) = t.population {
-                count("transform.population", population, 3, 4096)?;
-            }
-            if t.spatial == SpatialTransform::None && t.colour.is_empty() {
-                return Err(problem("transform", "has neither a spatial nor a colour part: use null".into()));
-            }
-            for (i, colour) in t.colour.iter().enumerate() {
-                if t.colour[..i].contains(colour) {
-                    return Err(problem("transform.colour", format!("has {colour:?} twice")));
-                }
-            }
-        }
-        if let Some(tune) = &self.fine_tune {
-            count("fine_tune.steps", tune.steps, 1, 1_000_000)?;
-            in_range("fine_tune.lr", tune.lr, 1e-9, 1.0)?;
-            in_range("fine_tune.lr_latents", tune.lr_latents, 0.0, 1.0)?;
-            in_range("fine_tune.lr_transform", tune.lr_transform, 0.0, 1.0)?;
-            in_range("fine_tune.lambda", tune.lambda, 0.0, 1e9)?;
-            in_range("fine_tune.lpips_goal", tune.lpips_goal, 0.0, 1e3)?;
-            if tune.lr_transform > 0.0 && self.transform.is_none() {
-                return Err(problem("fine_tune.lr_transform", "needs a transform search".into()));
-            }
-            match tune.delta {
-                DeltaCodec::LowRank { rank } => count("fine_tune.delta.rank", rank, 1, 4096)?,
-                DeltaCodec::Auto { psnr } => in_range("fine_tune.delta.psnr", psnr, 10.0, 100.0)?,
-                _ => {}
-            }
-        }
-        // Stage one and the encoder have no seeds, and need a class vector.
-        if self.class_start != ClassStart::Class && (self.transform.is_some() || self.start != LatentStart::Random) {
-            return Err(problem("class_start", "needs a random start of z, and no transform".into()));
-        }
-        match &self.latent {
-            LatentSearch::Start => Ok(()),
-            LatentSearch::Adam { steps } => count("latent.steps", *steps, 1, 1_000_000),
-            LatentSearch::Lbfgs { evaluations } => count("latent.evaluations", *evaluations, 1, 1_000_000),
-            LatentSearch::Cma { generations } => {
-                count("latent.generations", *generations, 1, 1_000_000)?;
-                count("seeds", self.seeds, 3, 4096)
-            }
-            LatentSearch::CmaAdam { generations, steps } => {
-                count("latent.generations", *generations, 1, 1_000_000)?;
-                count("latent.steps", *steps, 1, 1_000_000)?;
-                count("seeds", self.seeds, 3, 4096)
-            }
-            LatentSearch::BasinCma { generations, steps, final_steps, sigma, last, .. } => {
-                count("latent.generations", *generations, 1, 100_000)?;
-                count("latent.steps", *steps, 1, 100_000)?;
-                // One for each third of the lane-steps.
-                let least = if *last == LastDescent::Halving { 3 } else { 1 };
-                count("latent.final_steps", *final_steps, least, 1_000_000)?;
-                in_range("latent.sigma", *sigma, 1e-6, 100.0)?;
-                count("seeds", self.seeds, 3, 4096)
-            }
-        }
-    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
-}
-
-fn problem(field: &'static str, problem: String) -> DecodeError {
-    DecodeError::Field { message: "params", field, problem }
-}
-
-fn in_range(field: &'static str, value: f64, low: f64, high: f64) -> Result<(), DecodeError> {
-    if (low..=high).contains(&value) { Ok(()) } else { Err(problem(field, format!("is {value}, not in {low} to {high}"))) }
-}
-
-fn count(field: &'static str, value: u32, low: u32, high: u32) -> Result<(), DecodeError> {
-    if (low..=high).contains(&value) { Ok(()) } else { Err(problem(field, format!("is {value}, not in {low} to {high}"))) }
 }
 
 #[cfg(test)]

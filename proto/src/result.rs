@@ -157,6 +157,18 @@ pub struct Transform {
     pub colour: Vec<(ColourTransform, f64)>,
 }
 
+/// Smallest and largest parameters of a transform; the search stays within them.
+impl Transform {
+    /// Scales. Positive, so that an inverse exists; an object of 1/50 of the frame can still fill it.
+    pub const SCALE_LIMITS: (f64, f64) = (0.02, 10.0);
+    /// Shifts in half widths. Within them the frame's centre lies in the source, so that no weight map becomes all zero.
+    pub const SHIFT_LIMITS: (f64, f64) = (-1.0, 1.0);
+    /// Factors of brightness (the authors' branch `legacy`), contrast, saturation and gamma.
+    pub const FACTOR_LIMITS: (f64, f64) = (0.667, 1.5);
+    /// Hue in turns: a whole turn.
+    pub const HUE_LIMITS: (f64, f64) = (-0.5, 0.5);
+}
+
 /// One seed at the end of the search. All distances but `loss` are of the inverted image inside the box, in [-1, 1]
 /// (method: the authors' Benchmark).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

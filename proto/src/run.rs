@@ -84,4 +84,19 @@ impl RunState {
     pub fn may_compute(self) -> bool {
         self == RunState::Running
     }
+
+    /// Whether no job of the run will be published any more. A redrive opens a finished run again.
+    pub fn is_closed(self) -> bool {
+        matches!(self, RunState::Cancelled | RunState::Finished)
+    }
+
+    /// The name used in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RunState::Running => "running",
+            RunState::Paused => "paused",
+            RunState::Cancelled => "cancelled",
+            RunState::Finished => "finished",
+        }
+    }
 }

@@ -1,5 +1,5 @@
-// The dashboard in a real browser. `coordinator/tests/browser.rs` starts it with the site's address, does what it asks for on standard
-// output (a line each: work N, fail N, restart), and answers with a line when that is done.
+// The dashboard in a real browser. `coordinator/tests/browser.rs` starts this script with the site's address, executes its commands from
+// standard output (a line each: work N, fail N, restart), and answers each with a line.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -46,7 +46,7 @@ async function until(what, holds) {
   }
 }
 
-// Log in: without a token there is nothing to see.
+// Log in: without a token nothing is shown.
 const context = await open();
 const page = await context.newPage();
 await page.goto(`${base}/runs/r`);
@@ -54,7 +54,7 @@ assert(page.url().includes("/login"), page.url());
 assert.deepEqual(await serious(page), []);
 await page.fill("input[name=token]", "wrong-token-of-somebody");
 await page.click("main button");
-assert((await text(page, ".note")).includes("not the token"));
+assert((await text(page, ".note")).includes("token is wrong"));
 await page.fill("input[name=token]", "operate-token-of-the-test");
 await page.click("main button");
 assert.equal(new URL(page.url()).pathname, "/runs/r");
@@ -68,7 +68,7 @@ await until("eight in the first tab", async () => (await text(page, "dd[data-f=s
 await until("eight in the second tab", async () => (await text(second, "[data-f=succeeded]")) === "8");
 await until("the classes", async () => (await page.locator("#class-table tbody tr").count()) === 2);
 
-// Somebody's typing survives a refresh.
+// Typed text survives a refresh.
 await page.fill("#classes input[type=search]", "coa");
 assert.equal(await page.locator("#class-table tbody tr:visible").count(), 1);
 await ask("fail 3");
@@ -136,7 +136,7 @@ await page.goto(`${base}/failures`);
 assert((await text(page, ".card strong")).includes("3 × diverged"));
 await page.click("#failures button");
 assert((await text(page, ".note")).includes("3 to be projected"));
-// It is said once.
+// The note is shown once.
 await page.reload();
 assert.equal(await page.locator(".note").count(), 0);
 await ask("work 3");
@@ -164,12 +164,12 @@ for (const [kind, options] of Object.entries({ light: { colorScheme: "light" }, 
 await page.goto(base);
 await page.keyboard.press("Tab");
 assert.equal(await page.evaluate(() => document.activeElement.className), "skip");
-// Who may only look is offered nothing.
+// The read-only token is offered no action.
 await page.click("text=Log out");
 await page.fill("input[name=token]", "view-token-of-the-test");
 await page.click("main button");
 await page.goto(`${base}/runs/r`);
-assert.equal(await page.locator("text=Try images again").count(), 0);
+assert.equal(await page.locator("text=Redrive images").count(), 0);
 
 // The browser speaks of the wrong token's answer.
 assert.deepEqual(seen.errors.splice(0, 1).map((e) => e.includes("401")), [true]);

@@ -14,16 +14,16 @@ use s3s::Body;
 use s3s::service::S3Service;
 use tokio::net::TcpListener;
 
-/// What goes on.
+/// How requests fail.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Weather {
     /// Two of a hundred requests fail.
     Fair,
-    /// A third of them.
+    /// A third of the requests fail.
     Busy,
-    /// Credentials are not valid any more.
+    /// Requests are refused: the credentials have expired.
     Expired,
-    /// Nothing can be written.
+    /// Writes fail.
     Full,
 }
 

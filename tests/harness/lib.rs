@@ -1,8 +1,10 @@
-//! What tests of several crates start, each on 127.0.0.1 and on free ports: the programs of the workspace, RabbitMQ, an S3 server in
-//! this process, a proxy that cuts and slows connections, an OTLP receiver.
+//! What tests of several crates start, each on 127.0.0.1 and on free ports: the programs of the workspace and a fleet of them,
+//! RabbitMQ, an S3 server in this process, a proxy that cuts and slows connections, an OTLP receiver.
 
 mod faulty_s3;
+mod fleet;
 mod otlp;
+mod process;
 mod proxy;
 mod rabbitmq;
 mod s3_server;
@@ -16,7 +18,9 @@ use std::time::{Duration, Instant};
 use proto::{ModelRef, hex_sha256};
 
 pub use faulty_s3::{S3, Weather};
+pub use fleet::{Fleet, TOKEN, http, long, short};
 pub use otlp::{Attributes, Heard, Metric, Otlp, Span};
+pub use process::{Process, pass};
 pub use proxy::{Flow, Proxy};
 pub use rabbitmq::{RabbitMq, free_ports};
 pub use s3_server::{Auth, Server};

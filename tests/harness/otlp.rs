@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
-use telemetry::Kind;
+use telemetry::Instrument;
 use tonic::{Request, Response, Status};
 
 use crate::free_ports;
@@ -45,7 +45,7 @@ pub struct Metric {
     pub service: String,
     pub unit: String,
     pub description: String,
-    pub kind: Kind,
+    pub kind: Instrument,
     /// Series, each with its last value: the sum of a distribution.
     pub series: BTreeMap<Attributes, f64>,
 }
@@ -55,7 +55,7 @@ pub struct Heard {
     pub spans: Vec<Span>,
     /// By name.
     pub metrics: BTreeMap<String, Metric>,
-    /// Of those who spoke.
+    /// By the name of the service.
     pub resources: BTreeMap<String, Attributes>,
 }
 
@@ -187,15 +187,15 @@ impl Ear {
                     };
                     (attributes(point.attributes), value)
                 };
-                let (kind, series): (Kind, BTreeMap<Attributes, f64>) = match metric.data {
+                let (kind, series): (Instrument, BTreeMap<Attributes, f64>) = match metric.data {
                     Some(Data::Sum(sum)) => {
                         assert!(sum.is_monotonic, "{} can fall", metric.name);
-                        (Kind::Counter, sum.data_points.into_iter().map(number).collect())
+                        (Instrument::Counter, sum.data_points.into_iter().map(number).collect())
                     }
-                    Some(Data::Gauge(gauge)) => (Kind::Gauge, gauge.data_points.into_iter().map(number).collect()),
+                    Some(Data::Gauge(gauge)) => (Instrument::Gauge, gauge.data_points.into_iter().map(number).collect()),
                     Some(Data::Histogram(histogram)) => {
                         let points = histogram.data_points.into_iter();
-                        (Kind::Histogram, points.map(|p| (attributes(p.attributes), p.sum.unwrap_or(f64::NAN))).collect())
+                        (Instrument::Histogram, points.map(|p| (attributes(p.attributes), p.sum.unwrap_or(f64::NAN))).collect())
                     }
                     other => panic!("{}: {other:?}", metric.name),
                 };
@@ -215,9 +215,9 @@ impl Ear {
 impl Heard {
     /// Name of the service that speaks.
     fn meet(&mut self, resource: Option<Resource>) -> String {
-        let who = attributes(resource.unwrap_or_default().attributes);
-        let name = who["service.name"].clone();
-        self.resources.insert(name.clone(), who);
+        let service = attributes(resource.unwrap_or_default().attributes);
+        let name = service["service.name"].clone();
+        self.resources.insert(name.clone(), service);
         name
     }
 }

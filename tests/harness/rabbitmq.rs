@@ -68,7 +68,7 @@ impl RabbitMq {
     }
 
     /// Whether the register of quorum queues on its disk knows `queue`. It is written some seconds after a declaration;
-    /// a RabbitMQ 3.10 that is killed before comes back with a queue that nobody can consume.
+    /// a RabbitMQ 3.10 that is killed before that comes back with a queue that cannot be consumed.
     pub fn has_on_disk(&self, queue: &str) -> bool {
         let name = format!("basin-{}@localhost", self.port);
         let register = self.directory.join("mnesia").join(&name).join("quorum").join(&name).join("names.dets");
@@ -86,7 +86,7 @@ impl RabbitMq {
         self.node.as_ref().expect("the node runs").signal("STOP");
     }
 
-    /// Lets it go on after [`RabbitMq::freeze`].
+    /// Resumes it after [`RabbitMq::freeze`].
     pub fn thaw(&self) {
         self.node.as_ref().expect("the node runs").signal("CONT");
     }
@@ -176,7 +176,7 @@ fn server() -> PathBuf {
     server
 }
 
-/// Ports that nobody listens on.
+/// Ports on which no process listens.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())

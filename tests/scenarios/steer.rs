@@ -1,4 +1,4 @@
-//! What `basin` says to a coordinator, and what it makes of the answers: one that is made up, and goes away.
+//! `basin` and a coordinator that the test makes up, which goes away.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -11,7 +11,7 @@ type Answer = Option<(u16, &'static str)>;
 const RUNNING: &str =
     r#"{"name":"r","state":"running","images":3,"skipped":1,"succeeded":0,"failed":0,"started":2,"queued":0,"waiting":0}"#;
 const FINISHED: &str = r#"{"name":"r","state":"finished","images":3,"skipped":1,"succeeded":1,"failed":1}"#;
-const STANDBY: &str = r#"{"error":"this coordinator waits until the acting one is gone"}"#;
+const STANDBY: &str = r#"{"error":"this coordinator is the standby: it waits until the active one is gone"}"#;
 
 /// `basin` with these arguments, at a coordinator that gives these answers, one after another.
 fn basin(arguments: &[&str], answers: Vec<Answer>) -> Output {
@@ -42,7 +42,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn who_waits_sees_lines_and_bears_a_coordinator_that_goes_away() {
+fn waiting_prints_lines_and_survives_a_coordinator_that_goes_away() {
     let unknown = Some((404, r#"{"error":"there is no run r"}"#));
     for command in [&["runs", "wait", "r"][..], &["watch", "--plain", "r"]] {
         let answers =
@@ -58,7 +58,7 @@ fn who_waits_sees_lines_and_bears_a_coordinator_that_goes_away() {
 }
 
 #[test]
-fn who_cannot_see_the_run_at_all_does_not_wait() {
+fn a_run_that_cannot_be_seen_at_first_is_not_waited_for() {
     for (answer, why) in [
         (Some((404, r#"{"error":"there is no run r"}"#)), "there is no run r"),
         (Some((401, r#"{"error":"show the coordinator's token"}"#)), "show the coordinator's token"),
@@ -68,13 +68,13 @@ fn who_cannot_see_the_run_at_all_does_not_wait() {
         assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()));
         assert!(text(&output.stderr).contains(why), "{}", text(&output.stderr));
     }
-    // Nor does who is locked out later.
+    // Nor is a coordinator that refuses later.
     let output = basin(&["runs", "wait", "r"], vec![Some((200, RUNNING)), Some((403, r#"{"error":"no more"}"#))]);
     assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
-fn all_runs_that_go_on_are_watched_to_their_ends() {
+fn all_open_runs_are_watched_to_their_ends() {
     let all = r#"[{"name":"old","state":"finished","failed":1},{"name":"r","state":"running"},{"name":"s","state":"paused"}]"#;
     let cancelled = r#"{"name":"s","state":"cancelled","images":3}"#;
     let answers = vec![Some((200, all)), Some((200, RUNNING)), Some((200, RUNNING)), Some((200, FINISHED)), Some((200, RUNNING))];

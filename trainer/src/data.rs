@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 pub const CLASSES: [&str; 10] =
     ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 
-/// What kind of thing each is.
+/// The super-class of each class.
 pub const SUPER_CLASSES: [&str; 10] =
     ["Tops", "Bottoms", "Tops", "One-piece", "Outerwear", "Footwear", "Tops", "Footwear", "Accessories", "Footwear"];
 
@@ -83,7 +83,7 @@ fn read_idx(path: &Path) -> Result<(Vec<i64>, Vec<u8>)> {
         File::open(path).with_context(|| format!("cannot open {} (apt-get install dataset-fashion-mnist)", path.display()))?;
     let mut bytes = Vec::new();
     GzDecoder::new(file).read_to_end(&mut bytes).with_context(|| format!("cannot decompress {}", path.display()))?;
-    ensure!(bytes.len() >= 4 && bytes[..3] == [0, 0, 8], "{} is no IDX file of bytes", path.display());
+    ensure!(bytes.len() >= 4 && bytes[..3] == [0, 0, 8], "{} is not an IDX file of bytes", path.display());
     let rank = bytes[3] as usize;
     let header = 4 + 4 * rank;
     ensure!(bytes.len() >= header, "{} ends in its header", path.display());

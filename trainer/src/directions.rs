@@ -1,10 +1,9 @@
-//! Directions of z that shift and zoom what a generator makes, the same for all classes, after Jahanian et al., "On the
+//! Directions of z that shift and zoom the images of a generator, the same for all classes, after Jahanian et al., "On the
 //! 'steerability' of generative adversarial networks" (ICLR 2020): the w with the least
-//! `|| m (G(z + a w, c) - edit_a(G(z, c))) ||^2`, where m leaves out what `edit_a` brings in from outside of the picture.
+//! `|| m (G(z + a w, c) - edit_a(G(z, c))) ||^2`, where m masks the pixels that `edit_a` takes from outside of the picture.
 //!
-//! A long step leaves the z that the generator knows, and the pictures turn to mush; so length has a price. And a generator gives
-//! less than it is asked for; so each direction is then made longer until strength 1 is, on average, what it says. One that gives
-//! next to nothing is not kept.
+//! A long step leaves the z of the training, and the pictures lose their shape; so length has a price. A generator moves less than the edit
+//! asks for; so each direction is then scaled until strength 1 is, on average, one unit. A direction that moves almost nothing is not kept.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -21,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::export::{put_section, write_json};
+use crate::folder::{put_section, read, read_manifest, write_json};
 use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
 
 /// The file in the model folder.
@@ -30,7 +29,7 @@ pub const FILE: &str = "directions.safetensors";
 const BATCH: usize = 16;
 const LR: f64 = 2e-2;
 const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-/// Strengths are drawn between minus this and this.
+/// Strengths are drawn between -FARTHEST and FARTHEST.
 const FARTHEST: f64 = 4.0;
 /// Price of a direction: times the mean square of the farthest step's coordinates, which is 1 for z; standing still costs 1.
 const PRICE: f64 = 0.1;
@@ -40,16 +39,16 @@ const SHIFT: f64 = 0.03;
 const ZOOM: f64 = 1.05;
 /// Coordinates in `grid_sample` go from -1 to 1.
 const WIDTH: f64 = 2.0;
-/// Part of a pixel that must come from inside the picture, or it does not count.
+/// A pixel counts if at least this part of it comes from inside the picture.
 const COVERED: f64 = 0.999;
 /// Strengths at which a direction is measured.
 const STRENGTHS: [f64; 5] = [-2.0, -1.0, 0.0, 1.0, 2.0];
 /// Samples on which it is measured.
 pub const MEASURED: usize = 1000;
-/// A direction that gives less than this part of what it was asked for is not kept.
+/// Least part of the wanted movement; a direction below it is not kept.
 const LEAST: f64 = 1.0 / 3.0;
 
-/// What a direction is to do.
+/// The edit that a direction learns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Edit {
     ShiftX,
@@ -119,7 +118,6 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Draws n.
     pub fn draw(generator: &dyn Generator, n: usize, rng: &mut ChaCha8Rng) -> Samples {
         let classes: Vec<i64> = (0..n).map(|_| rng.random_range(0..generator.num_classes())).collect();
         let z_dim = generator.latent_dim();
@@ -129,7 +127,7 @@ impl Samples {
     }
 }
 
-/// Learns a direction for each of `EDITS`. `say` hears after each step what each direction costs, over what standing still costs.
+/// Learns a direction for each of `EDITS`. `say` gets, after each step, the cost of each direction over the cost of no movement.
 fn learn(generator: &dyn Generator, steps: u64, seed: u64, mut say: impl FnMut(u64, [f64; 3])) -> [Tensor; 3] {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut vars = Vars::default();
@@ -160,12 +158,12 @@ fn learn(generator: &dyn Generator, steps: u64, seed: u64, mut say: impl FnMut(u
     directions.map(|w| w.detach())
 }
 
-/// What a direction does at each of `STRENGTHS`.
+/// The effect of a direction at each of `STRENGTHS`.
 #[derive(Debug, PartialEq)]
 struct Effect {
-    /// Mean way of a sample from where it stands at strength 0, in units.
+    /// Mean movement of a sample from strength 0, in units.
     moved: [f64; 5],
-    /// Share of samples that are given their class.
+    /// Share of samples that keep their class.
     kept: Option<[f64; 5]>,
 }
 
@@ -200,19 +198,19 @@ impl Effect {
     }
 }
 
-/// A direction, and what it does.
+/// A direction and its effect.
 #[derive(Debug)]
 struct Found {
     edit: Edit,
     w: Tensor,
-    /// What it gave for each unit that it was asked for, before it was made longer.
+    /// Units moved for each wanted unit, before the scaling.
     gain: f64,
-    /// On samples that it was not learned from.
+    /// On samples that were not used for learning.
     effect: Effect,
 }
 
 impl Found {
-    /// Makes a direction so long that on the first samples strength 1 is a unit, if it does anything; measures it on the others.
+    /// Scales a direction so that strength 1 moves the first samples by one unit, unless it moves nothing; measures it on the others.
     fn new(model: &Model, edit: Edit, w: &Tensor, [first, others]: &[Samples; 2]) -> Found {
         let gain = Effect::measure(model, edit, w, first).gain();
         let w = if gain >= LEAST { w / gain } else { w.shallow_clone() };
@@ -224,7 +222,7 @@ impl Found {
     }
 }
 
-/// Measures what was learned with `seed` on other samples.
+/// Measures directions that were learned with `seed` on other samples.
 fn find(model: &Model, directions: &[Tensor; 3], measured: usize, seed: u64) -> Vec<Found> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(1);
@@ -234,9 +232,7 @@ fn find(model: &Model, directions: &[Tensor; 3], measured: usize, seed: u64) -> 
 
 /// The networks of a model folder.
 pub struct Model {
-    /// Its generator.
     pub generator: Box<dyn Generator>,
-    /// Its perceptual network.
     pub lpips: Lpips,
     /// Weight and bias of the classifier on top of that.
     classifier: Option<(Tensor, Tensor)>,
@@ -275,21 +271,19 @@ impl Model {
         Model { generator, lpips, classifier: None }
     }
 
-    /// The classes that images are given.
+    /// Predicted classes of images.
     fn classes(&self, images: &Tensor) -> Option<Tensor> {
         let (weight, bias) = self.classifier.as_ref()?;
         Some(self.lpips.last(images).flatten(1, -1).linear(weight, Some(bias)).argmax(-1, false))
     }
 }
 
-/// Learns the directions of the model in `dir`, measures them, and writes those that work into the folder and all of them into its
-/// card. The same seed writes the same files.
+/// Learns the directions of the model in `dir`, measures them, and writes those that work into the folder; the card shows all of them. The
+/// same seed writes the same files.
 pub fn run(dir: &Path, (steps, measured): (u64, usize), seed: u64) -> Result<()> {
-    // More threads add up in another order.
+    // More threads would add up in another order.
     tch::set_num_threads(1);
-    let path = dir.join("model.json");
-    let (manifest, _) =
-        ModelManifest::parse(&read(&path)?).with_context(|| format!("{} is no model description", path.display()))?;
+    let manifest = read_manifest(dir)?;
     let model = Model::read(dir, &manifest)?;
 
     const SAID: u64 = 50;
@@ -309,7 +303,7 @@ pub fn run(dir: &Path, (steps, measured): (u64, usize), seed: u64) -> Result<()>
     write(dir, manifest, &kept.collect::<Vec<_>>(), &section)
 }
 
-/// Puts directions into a model folder, in place of those that it had. `model.json` comes last.
+/// Puts directions into a model folder and replaces earlier ones. `model.json` is written last.
 fn write(dir: &Path, mut manifest: ModelManifest, kept: &[(String, Tensor)], section: &str) -> Result<()> {
     if let Some(former) = manifest.directions.take() {
         manifest.sha256.remove(&former);
@@ -334,12 +328,7 @@ pub fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-/// Reads a file.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// What the model card says.
+/// The section of the model card.
 fn section(found: &[Found], r: i64, (steps, measured): (u64, usize), seed: u64) -> String {
     let row = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     let rows = found.iter().flat_map(|f| {

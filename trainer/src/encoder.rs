@@ -1,5 +1,4 @@
-//! Trains what guesses z from an image and its class (the encoder of the paper's Table 1), for any generator, on what the generator
-//! makes: the E with the least `|z - E(y, c)|^2` plus the loss (Equation 4, without a mask) of `G(E(y, c), c)` against `y = G(z, c)`.
+//! Trains the encoder of the paper's Table 1, which predicts z from an image and its class, for any generator and on its images: the E with the least `|z - E(y, c)|^2` plus the loss (Equation 4, without a mask) of `G(E(y, c), c)` against `y = G(z, c)`.
 
 use std::fs;
 use std::path::Path;
@@ -16,8 +15,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::directions::{Model, Samples, read};
-use crate::export::{put_section, write_json};
+use crate::directions::{Model, Samples};
+use crate::folder::{put_section, read, read_manifest, write_json};
 use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
 
 /// The files in the model folder: sizes and weights.
@@ -33,7 +32,7 @@ const CHANNELS: i64 = 24;
 const GROUPS: i64 = 8;
 const SAID: u64 = 50;
 const SAVE_EVERY: u64 = 200;
-/// Samples on which it is measured, a multiple of the batch.
+/// Samples of the measurement, a multiple of the batch.
 pub const MEASURED: usize = 1024;
 
 /// Sizes for a generator.
@@ -72,7 +71,7 @@ fn loss(lpips: &Lpips, images: &Tensor, targets: &Tensor) -> Tensor {
     LossTarget::new(lpips, &Params::paper().loss, targets, &everywhere).loss(lpips, images)
 }
 
-/// Trains until `seconds` of `clock`, which starts at 0, have been spent in all, going on from `state` if it exists. Returns the
+/// Trains until `seconds` of `clock`, which starts at 0, have been spent in all; resumes from `state` if it exists. Returns the
 /// encoder's tensors and the steps.
 fn train(
     model: &Model,
@@ -93,7 +92,7 @@ fn train(
         println!("encoder: going on from step {step}, {:.1} min", before / 60.0);
     }
     let encoder = network(&vars, config)?;
-    // A resumed run draws other numbers than an undisturbed one, but the same ones each time.
+    // A resumed run draws other numbers than one without a break, but the same ones each time.
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ step);
     let mut sums = [0.0; 2];
     loop {
@@ -126,12 +125,12 @@ fn train(
     }
 }
 
-/// What it does on samples that it was not trained on.
+/// Figures on samples that were not used for training.
 #[derive(Debug)]
 struct Measured {
-    /// Mean squared error of z, and that of guessing 0.
+    /// Mean squared error of z, and of the prediction 0.
     z: [f64; 2],
-    /// Loss of the image of the guess, of 0, and of a random z.
+    /// Loss of the image of the prediction, of 0, and of a random z.
     image: [f64; 3],
 }
 
@@ -162,12 +161,10 @@ impl Measured {
 /// Trains an encoder of the model in `dir` for some minutes, measures it, and writes it into the folder and its card. The state of
 /// the training is kept under `work`.
 pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64) -> Result<()> {
-    let path = dir.join("model.json");
-    let (manifest, _) =
-        ModelManifest::parse(&read(&path)?).with_context(|| format!("{} is no model description", path.display()))?;
+    let manifest = read_manifest(dir)?;
     let model = Model::read(dir, &manifest)?;
     let config = config(&*model.generator);
-    // Another generator's encoder is of no use.
+    // The encoder of another generator is useless.
     let digest = &manifest.sha256[&manifest.generator.weights];
     let state = work.join(format!("encoder-{}.safetensors", digest.get(..12).unwrap_or(digest)));
     let started = Instant::now();
@@ -188,7 +185,7 @@ pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64
     write(dir, manifest, &config, &tensors, &section)
 }
 
-/// Puts an encoder into a model folder, in place of the one that it had. `model.json` comes last.
+/// Puts an encoder into a model folder and replaces an earlier one. `model.json` is written last.
 fn write(dir: &Path, mut manifest: ModelManifest, config: &Config, tensors: &[(String, Tensor)], section: &str) -> Result<()> {
     write_json(&dir.join(FILES[0]), config)?;
     write_safetensors(&dir.join(FILES[1]), tensors)?;

@@ -16,6 +16,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::class_variance;
 use crate::classifier::{self, Classifier, Conv, Stack, accuracy};
 use crate::data::{CLASSES, SIZE, SUPER_CLASSES, Split};
+use crate::folder::write_json;
 use crate::gan::{Average, averaged_generator};
 use crate::generator::Config;
 use crate::vars::write_safetensors;
@@ -32,14 +33,14 @@ const HEAD: f64 = 0.1;
 /// Brightness above which a pixel belongs to the object, in [-1, 1] (25 of 255).
 const OBJECT_THRESHOLD: f64 = -0.8;
 
-/// What was measured of an exported model; the numbers of the model card.
+/// Measurements of an exported model, for its card.
 #[derive(Debug, serde::Serialize)]
 pub struct Measured {
-    /// Share of the real test images that the classifier gets right.
+    /// Share of the real test images that the classifier classifies correctly.
     pub classifier_accuracy: f64,
-    /// Share of generated samples that are given their intended class.
+    /// Share of generated samples that get their intended class.
     pub intended_class: f64,
-    /// The same for each class.
+    /// The same by class.
     pub intended_by_class: Vec<f64>,
     /// Variance within a class of generated pixels over that of real test pixels.
     pub variance_ratio: f64,
@@ -121,7 +122,7 @@ pub fn write_network(tensors: &[(String, Tensor)], stack: Stack, out: &Path) -> 
     write_json(&out.join("perceptual.json"), &perceptual_config(stack))
 }
 
-/// Writes `model.json` for the files that are there, without what belonged to a former generator. Returns the model's name.
+/// Writes `model.json` for the files of the folder, and removes directions and encoder of an earlier generator. Returns the model's name.
 fn write_manifest(objects: ObjectsManifest, out: &Path) -> Result<String> {
     directions::remove(out)?;
     encoder::remove(out)?;
@@ -260,28 +261,6 @@ fn objects(images: &Tensor) -> ObjectsManifest {
     };
     let ((y, height), (x, width)) = (extent(2), extent(1));
     ObjectsManifest { center: (y, x), size: (height, width) }
-}
-
-/// Writes JSON for people, with a last newline.
-pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Writes a section of the model's card, in place of the one with that heading, or as the last.
-pub fn put_section(dir: &Path, heading: &str, section: &str) -> Result<()> {
-    let path = dir.join("README.md");
-    let card = match std::fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            format!("# {}\n", dir.file_name().unwrap_or_default().to_string_lossy())
-        }
-        card => card.with_context(|| format!("cannot read {}", path.display()))?,
-    };
-    let mark = format!("\n## {heading}\n");
-    let (before, former) = card.split_once(&mark).unwrap_or((&card, ""));
-    let after = former.find("\n## ").map_or("", |next| &former[next..]);
-    std::fs::write(&path, format!("{before}{mark}\n{section}{after}")).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn card(name: &str, m: &Measured, how: &str) -> String {

@@ -33,7 +33,7 @@ one class as a feature, two discriminator steps of batch 48 + 48 for each genera
 /// The averaged generator: tensors by checkpoint name.
 pub type Average = Vec<(String, Tensor)>;
 
-/// Trains for `steps` generator steps, going on from `state` if it exists. Returns the averaged weights.
+/// Trains for `steps` generator steps, resuming from `state` if it exists. Returns the averaged weights.
 pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path, monitor: impl Fn(&Average)) -> Result<()> {
     tch::manual_seed(seed as i64);
     let mut vars_g = Vars::default();
@@ -50,7 +50,7 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
         first = tensors.get("step").context("the training state lacks step")?.int64_value(&[0]) as u64;
         println!("gan: going on from step {first}");
     }
-    // A resumed run draws other numbers than an undisturbed one, but the same ones each time.
+    // A resumed run draws other numbers than one without a break, but the same ones each time.
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ first);
     tch::manual_seed((seed ^ first) as i64);
     let by_class = data.by_class();
@@ -111,9 +111,9 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
     Ok(())
 }
 
-/// The averaged weights in a training state, and the step it is of.
+/// The averaged weights of a training state, and its step.
 pub fn read_average(state: &Path) -> Result<(Average, i64)> {
-    let tensors = read_safetensors(state).context("train the generator first")?;
+    let tensors = read_safetensors(state).context("no generator; run `trainer gan` first")?;
     let step = tensors.get("step").context("the training state lacks step")?.int64_value(&[0]);
     Ok((averaged(&tensors), step))
 }

@@ -1,5 +1,5 @@
-//! A second perceptual network, which judges results that the model's own one led to: another architecture, trained from another
-//! seed on the same images. Only its feature maps are kept.
+//! A second perceptual network, which judges results of the model's own one: another architecture, trained from another seed on the same
+//! images. Only its feature maps are kept.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::classifier::{self, Classifier, JUDGE};
 use crate::data::Split;
 use crate::export::{heads, write_network};
 
-/// Added to the seed of everything else, so that nothing random is shared with the model's classifier.
+/// Added to the seed, so that the judge shares no random number with the model's classifier.
 const OTHER_SEED: u64 = 1000;
 
 /// Trains, and writes the folder `out`.

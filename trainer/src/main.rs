@@ -1,6 +1,6 @@
 //! Trains the bundled model: a small class-conditional BigGAN-deep and its classifier, on Fashion-MNIST.
 //!
-//! `make models` runs the steps one after the other. Training writes its state under `--work` and goes on from there.
+//! `make models` runs the steps one after the other. Training writes its state under `--work` and resumes from there.
 
 mod classifier;
 mod data;
@@ -8,6 +8,7 @@ mod directions;
 mod discriminator;
 mod encoder;
 mod export;
+mod folder;
 mod gan;
 mod generator;
 mod judge;
@@ -25,17 +26,18 @@ use crate::data::{CLASSES, Split};
 use crate::generator::fashion32;
 
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about = "Train the bundled model and its parts")]
 struct Args {
-    /// Folder of the IDX files.
+    /// Folder of Fashion-MNIST's IDX files.
     #[arg(long, default_value = "/usr/share/datasets/fashion-mnist")]
     data: PathBuf,
     /// Folder of the training states.
     #[arg(long, default_value = "target/training")]
     work: PathBuf,
-    /// Threads that libtorch uses.
+    /// Threads of libtorch.
     #[arg(long, default_value_t = 2)]
     threads: i32,
+    /// Seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(subcommand)]
@@ -44,67 +46,69 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Trains the classifier.
+    /// Train the classifier.
     Classifier {
         /// Epochs with shifted images.
         #[arg(long, default_value_t = 12)]
         epochs: u32,
-        /// Epochs after them without.
+        /// Further epochs without shifts.
         #[arg(long, default_value_t = 6)]
         polish: u32,
     },
-    /// Trains the generator.
+    /// Train the generator.
     Gan {
+        /// Generator steps in all.
         #[arg(long, default_value_t = 3800)]
         steps: u64,
     },
-    /// Writes the model folder and measures it.
+    /// Write the model folder and measure the model.
     Export {
-        /// Where to.
+        /// Output folder.
         #[arg(long, default_value = "models/fashion32")]
         out: PathBuf,
     },
-    /// Learns directions of z that shift and zoom, and puts them into a model folder.
+    /// Learn directions of z that shift and zoom, and put them into a model folder.
     Directions {
-        /// The folder.
+        /// Model folder.
         #[arg(long, default_value = "models/fashion32")]
         model: PathBuf,
+        /// Gradient steps.
         #[arg(long, default_value_t = 1000)]
         steps: u64,
     },
-    /// Trains what guesses z from an image and its class, and puts it into a model folder.
+    /// Train an encoder, which predicts z from an image and its class, and put it into a model folder.
     Encoder {
-        /// The folder.
+        /// Model folder.
         #[arg(long, default_value = "models/fashion32")]
         model: PathBuf,
-        /// Minutes of training, all runs together: one that was stopped goes on.
+        /// Minutes of training in all; a second start resumes.
         #[arg(long, default_value_t = 25.0)]
         minutes: f64,
     },
-    /// Trains a second perceptual network, which judges what the first one led to.
+    /// Train a second perceptual network, which judges results of the first one.
     Judge {
-        /// Where to.
+        /// Output folder.
         #[arg(long, default_value = "models/fashion32-vgg")]
         out: PathBuf,
         /// Epochs with shifted images.
         #[arg(long, default_value_t = 2)]
         epochs: u32,
-        /// Epochs after them without.
+        /// Further epochs without shifts.
         #[arg(long, default_value_t = 1)]
         polish: u32,
     },
-    /// Writes the sample data set, or another one of images that are not in it.
+    /// Write the sample data set, or one of other images.
     Samples {
-        /// Where to.
+        /// Output folder.
         #[arg(long, default_value = "samples")]
         out: PathBuf,
-        /// Which images: half of each, or one kind only.
+        /// Kind of the images; by default half of each.
         #[arg(long, value_enum, default_value_t = samples::Kind::Both)]
         kind: samples::Kind,
-        /// How many.
+        /// Number of images.
         #[arg(long, default_value_t = 64)]
         number: usize,
-        /// Images that are left out before the first one: the sample data set has the first 64.
+        /// Number of images to skip first: the sample data set has the first 64.
         #[arg(long, default_value_t = 0)]
         after: usize,
     },
@@ -136,7 +140,7 @@ fn main() -> Result<()> {
         Command::Gan { steps } => {
             let mut vs = nn::VarStore::new(Device::Cpu);
             let net = Classifier::new(&vs.root(), MODEL);
-            vs.load(&classifier_path).context("train the classifier first")?;
+            vs.load(&classifier_path).context("no classifier; run `trainer classifier` first")?;
             let data = Split::train(&args.data)?;
             let config = fashion32();
             let real = class_variance(&test_images(&data), 200);
@@ -154,7 +158,7 @@ fn main() -> Result<()> {
             tch::manual_seed(args.seed as i64);
             let mut vs = nn::VarStore::new(Device::Cpu);
             let net = Classifier::new(&vs.root(), MODEL);
-            vs.load(&classifier_path).context("train the classifier first")?;
+            vs.load(&classifier_path).context("no classifier; run `trainer classifier` first")?;
             let (average, steps) = gan::read_average(&args.work.join("gan.safetensors"))?;
             let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
             let how = format!("{} Generator steps: {steps}. Seed {}. `make models` repeats it.", gan::HOW, args.seed);

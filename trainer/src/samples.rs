@@ -1,5 +1,5 @@
-//! The sample data set: real test images as PNG with annotations in COCO's format, half of them as the generator knows
-//! them, half smaller, darker and off the centre of a larger canvas, so that the transform search has work to do.
+//! The sample data set: real test images as PNG with annotations in COCO's format, half of them centred as in
+//! the training data, half smaller, darker and off the centre of a larger canvas, for the transform search.
 
 use std::fs;
 use std::path::Path;
@@ -23,30 +23,27 @@ const OFF_CENTRE: f64 = 0.08;
 /// Pixels brighter than this belong to the object.
 const THRESHOLD: u8 = 16;
 
-/// Which images are in a data set.
+/// The images of a data set.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice {
-    /// What is done to them.
     pub kind: Kind,
-    /// How many.
     pub number: usize,
-    /// Images of the same sequence that come before them, in other data sets.
+    /// Images of the same sequence that are skipped, for other data sets.
     pub after: usize,
 }
 
-/// What is done to the images of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
-    /// The first half as the generator knows them, the others not.
+    /// The first half centred, the others not.
     Both,
-    /// As the generator knows them.
+    /// As in the training data.
     Centred,
     /// Smaller, darker and off the centre of a larger canvas.
     Offcentre,
 }
 
 impl Choice {
-    /// Whether the n-th image is as the generator knows it.
+    /// Whether the n-th image is centred.
     fn is_centred(self, n: usize) -> bool {
         match self.kind {
             Kind::Both => n < self.number / 2,
@@ -56,7 +53,7 @@ impl Choice {
     }
 }
 
-/// What was done to a test image. The image with its border, `SIZE` wide, covers `scale * canvas` pixels from `offset`
+/// The change of a test image. The image with its border, `SIZE` wide, covers `scale * canvas` pixels from `offset`
 /// on (both axes, bilinear), and its grey values are multiplied by `brightness`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Recipe {
@@ -88,7 +85,7 @@ pub fn write(data: &Split, out: &Path, choice: Choice, seed: u64) -> Result<()> 
         let path = folder.join(&recipe.file_name);
         image.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let id = i + 1;
-        let bbox = bright_box(&image).with_context(|| format!("{} shows nothing", recipe.file_name))?;
+        let bbox = bright_box(&image).with_context(|| format!("{} has no bright pixel", recipe.file_name))?;
         images.push(CocoImage { id, file_name: recipe.file_name.clone(), width: recipe.canvas, height: recipe.canvas });
         annotations.push(CocoAnnotation {
             id,
@@ -195,7 +192,7 @@ fn displace(recipe: Recipe, image: &GrayImage, seed: u64) -> Recipe {
     }
 }
 
-/// So that the recipe in decimals is the recipe.
+/// The recipe has decimals, and its numbers are exactly those.
 fn round(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }

@@ -1,4 +1,4 @@
-//! The state of an unfinished projection as bytes: a line of text that says what it is, then postcard, then SHA-256.
+//! A checkpoint as bytes: a line of text that says what it is, then postcard, then SHA-256.
 
 use projector::Checkpoint;
 use proto::JobId;
@@ -6,29 +6,27 @@ use sha2::{Digest, Sha256};
 
 const MAGIC: &str = "basin checkpoint 3 ";
 
-/// What is kept of an unfinished projection.
+/// The checkpoint of a job: the search's own, and what the worker knows beside it.
 #[derive(Clone, Debug)]
-pub struct Saved {
-    /// The method's state.
+pub struct JobCheckpoint {
     pub state: Checkpoint,
-    /// Seconds of device work so far.
+    /// Of device work so far.
     pub seconds: f64,
-    /// Digest of what was projected, as what: a class or an object that is found otherwise is another projection.
+    /// Digest of class, pixels and mask. When another class or object is found in the image, the checkpoint does not fit any more.
     pub target: String,
 }
 
-/// Bytes of what is kept of `job`.
-pub fn encode(job: &JobId, saved: &Saved) -> Vec<u8> {
-    let mut bytes = format!("{MAGIC}{job}\n{}\n", saved.target).into_bytes();
-    bytes.extend(saved.seconds.to_le_bytes());
-    bytes.extend(postcard::to_stdvec(&saved.state).expect("plain data serialises"));
+pub fn encode(job: &JobId, checkpoint: &JobCheckpoint) -> Vec<u8> {
+    let mut bytes = format!("{MAGIC}{job}\n{}\n", checkpoint.target).into_bytes();
+    bytes.extend(checkpoint.seconds.to_le_bytes());
+    bytes.extend(postcard::to_stdvec(&checkpoint.state).expect("plain data serialises"));
     let digest = Sha256::digest(&bytes);
     bytes.extend_from_slice(&digest);
     bytes
 }
 
-/// What was kept, if the bytes are whole and are of this job; a checkpoint that is not is worth nothing.
-pub fn decode(job: &JobId, bytes: &[u8]) -> Option<Saved> {
+/// `None`: the bytes are damaged, or belong to another job or another version.
+pub fn decode(job: &JobId, bytes: &[u8]) -> Option<JobCheckpoint> {
     let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
     if Sha256::digest(content).as_slice() != digest {
         return None;
@@ -39,5 +37,5 @@ pub fn decode(job: &JobId, bytes: &[u8]) -> Option<Saved> {
     let (seconds, state) = rest[line + 1..].split_at_checked(8)?;
     let seconds = f64::from_le_bytes(seconds.try_into().ok()?);
     let seconds = if seconds.is_finite() { seconds } else { 0.0 };
-    Some(Saved { state: postcard::from_bytes(state).ok()?, seconds, target })
+    Some(JobCheckpoint { state: postcard::from_bytes(state).ok()?, seconds, target })
 }

@@ -1,7 +1,7 @@
 //! Tells Kubernetes which worker costs least to stop (*io*): the annotation `controller.kubernetes.io/pod-deletion-cost` of this pod.
 //! A Deployment that is scaled in stops idle workers before busy ones.
 //!
-//! It is advice: a server that does not answer is told in the log, once, and changes nothing.
+//! It is advice: if the API server does not answer, the log says so once, and nothing else changes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,36 +16,36 @@ use crate::Working;
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Between two batches a worker is not idle yet.
 const IDLE_AFTER: Duration = Duration::from_secs(15);
-/// Costs of a worker without and with images.
-const COSTS: (i32, i32) = (0, 100);
+const IDLE_COST: i32 = 0;
+const BUSY_COST: i32 = 100;
 const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// Where this pod's annotations are changed.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// Of the API server.
+    /// URL of the API server.
     pub server: String,
-    /// Namespace and name of the pod.
-    pub pod: (String, String),
-    /// Folder with `token` and, if the server is asked by https, `ca.crt`.
+    pub namespace: String,
+    pub pod: String,
+    /// Folder with `token` and, for https, `ca.crt`.
     pub account: PathBuf,
 }
 
 impl Place {
-    /// Of `namespace/name`, in the cluster that this process runs in.
+    /// `pod`: `namespace/name`, in the cluster that this process runs in.
     pub fn in_cluster(pod: &str) -> Result<Place, String> {
         let plain = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
         let pod = pod.split_once('/').filter(|(namespace, name)| plain(namespace) && plain(name));
-        let (namespace, name) = pod.ok_or("it is no namespace/name of a pod")?;
-        let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: is this a pod of Kubernetes?"));
+        let (namespace, name) = pod.ok_or("expected namespace/name of a pod")?;
+        let variable =
+            |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: does this process run in a pod?"));
         let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
         let host = if host.contains(':') { format!("[{host}]") } else { host };
         let server = format!("https://{host}:{port}");
-        Ok(Place { server, pod: (namespace.into(), name.into()), account: ACCOUNT.into() })
+        Ok(Place { server, namespace: namespace.into(), pod: name.into(), account: ACCOUNT.into() })
     }
 
-    /// Writes the annotation.
     fn tell(&self, cost: i32) -> Result<(), Box<dyn std::error::Error>> {
         let mut tls = TlsConfig::builder();
         if self.server.starts_with("https:") {
@@ -60,12 +60,12 @@ impl Place {
             Agent::config_builder().tls_config(tls.build()).timeout_global(Some(PATIENCE)).proxy(None).build().into();
         // Read each time: it is changed every hour.
         let token = std::fs::read_to_string(self.account.join("token"))?;
-        let (namespace, name) = &self.pod;
+        let Place { server, namespace, pod, .. } = self;
         let patch = serde_json::json!({
             "metadata": { "annotations": { "controller.kubernetes.io/pod-deletion-cost": cost.to_string() } }
         });
         agent
-            .patch(format!("{}/api/v1/namespaces/{namespace}/pods/{name}", self.server))
+            .patch(format!("{server}/api/v1/namespaces/{namespace}/pods/{pod}"))
             .header("authorization", format!("Bearer {}", token.trim()))
             .header("content-type", "application/merge-patch+json")
             .send(patch.to_string())?;
@@ -75,24 +75,24 @@ impl Place {
 
 /// Keeps the annotation true until `working` closes.
 pub async fn keep(place: Place, mut working: watch::Receiver<Working>) {
-    // What a container before this one in the pod said is not known.
+    // An earlier container of the pod may have written another cost.
     let (mut told, mut warned) = (None, false);
     loop {
         let busy = working.borrow_and_update().images > 0;
-        let cost = if busy { COSTS.1 } else { COSTS.0 };
+        let cost = if busy { BUSY_COST } else { IDLE_COST };
         if told != Some(cost) {
             let place = place.clone();
             let done = tokio::task::spawn_blocking(move || place.tell(cost).map_err(|error| error.to_string())).await;
             match done.expect("it does not panic") {
                 Ok(()) => (told, warned) = (Some(cost), false),
                 Err(error) if !warned => {
-                    tracing::warn!(error, "Kubernetes is not told what stopping this worker costs");
+                    tracing::warn!(error, "cannot write the pod's deletion cost");
                     warned = true;
                 }
                 Err(_) => {}
             }
         }
-        // What could not be told is tried again, even if nothing happens.
+        // A failed write is repeated even if the worker's activity does not change.
         let patience = if told == Some(cost) { Duration::MAX } else { AGAIN };
         if let Ok(Err(_)) = tokio::time::timeout(patience, working.changed()).await {
             return;
@@ -131,7 +131,8 @@ mod tests {
         std::fs::write(account.path().join("token"), "secret\n").expect("writable");
         let place = Place {
             server: format!("http://{}", listener.local_addr().expect("an address")),
-            pod: ("ns".into(), "worker-1".into()),
+            namespace: "ns".into(),
+            pod: "worker-1".into(),
             account: account.path().into(),
         };
         let (sender, working) = watch::channel(Working::default());

@@ -1,143 +1,303 @@
-//! What one error means for one job.
-
-use proto::{DecodeError, FailureReason};
-use store::ErrorKind;
+//! What an error means for its job: the one place that decides. No I/O.
 
 use engine::SupplyError;
 use engine::codec::CodecError;
+use projector::{DeviceError, Diverged};
+use proto::{DecodeError, FailureReason, Stage};
+use store::ErrorKind;
 
-/// What is done with a job after an error.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use crate::Error;
+
+/// After so many attempts (some six minutes) an image whose data do not come fails, and the next start of its run retries it.
+pub const RETRIES: u32 = 13;
+
+/// What becomes of a job after an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// May work next time: counted, delivered again after a pause.
-    Retry,
-    /// Can never work: a failure record, then the dead letters.
+    /// It may work next time: the attempt counts, and the job is delivered again.
+    Retry(Unavailable),
+    /// It can never work: a failure record, then the dead letters.
     Reject(FailureReason),
-    /// The worker cannot go on: nothing is settled, it exits.
+    /// Only progress is lost: a job in work continues, and one that ends here goes back uncounted.
+    Continue,
+    /// This machine cannot do such jobs: it goes back uncounted, and the worker exits.
+    Release,
+    /// The worker exits. The job goes back and the attempt counts, so that one that always ends its worker becomes a dead letter.
     Crash,
 }
 
-/// Why an image could not be loaded.
+/// What a job waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// The image or the mask in the data set.
+    Image,
+    Model,
+    /// The store of the results, for reading.
+    Results,
+    /// The same for writing, after the search.
+    Upload,
+}
+
+impl Unavailable {
+    /// The attribute `reason` of `metrics::RETRIES`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unavailable::Image => "image",
+            Unavailable::Model => "model",
+            Unavailable::Results => "results",
+            Unavailable::Upload => Stage::Publish.as_str(),
+        }
+    }
+}
+
+/// Why an attempt at a job ends without a result.
 #[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// The message is no job.
+pub enum JobError {
     #[error("cannot read the job")]
-    Job(#[from] DecodeError),
-    /// The model cannot be had.
+    Message(#[from] DecodeError),
     #[error(transparent)]
     Model(#[from] SupplyError),
-    /// The image is another than when the run was planned.
     #[error("image {image} has changed since the run was planned ({planned} then, {found} now)")]
-    Changed {
-        /// Key.
-        image: String,
-        /// Identity in the job.
-        planned: String,
-        /// Identity now.
-        found: String,
-    },
-    /// Too many attempts began and never ended.
+    Changed { image: String, planned: String, found: String },
     #[error("{attempts} attempts at image {image} began and neither ended nor saved anything: it seems to kill its worker")]
-    Quarantined {
-        /// Key.
-        image: String,
-        /// How many.
-        attempts: usize,
-    },
-    /// The class is not one of the model's.
-    #[error("class {class} is not one of the model's {classes}")]
-    Class {
-        /// Index in the job.
-        class: u32,
-        /// Number of classes.
-        classes: usize,
-    },
-    /// The image cannot be read from the data set.
+    Quarantined { image: String, attempts: usize },
+    #[error("class {class} does not exist in the model, which has {classes}")]
+    Class { class: u32, classes: usize },
     #[error("cannot read image {image}")]
-    Image {
-        /// Key.
-        image: String,
-        /// What the store says.
-        source: store::Error,
-    },
-    /// This machine cannot see the data set.
+    Image { image: String, source: store::Error },
     #[error("cannot see the data set {dataset} from this machine: is it mounted, and may this user read it?")]
-    Dataset {
-        /// Its URL.
-        dataset: String,
-        /// What the store says of an image.
-        source: store::Error,
-    },
-    /// The model lacks what the parameters ask for.
+    Dataset { dataset: String, source: store::Error },
     #[error("{0}")]
-    Lacks(String),
-    /// The mask's file cannot be read from the data set.
+    Lacks(proto::Lack),
     #[error("cannot read the mask {mask}")]
-    Mask {
-        /// Its key.
-        mask: String,
-        /// What the store says.
-        source: store::Error,
-    },
-    /// The mask's bytes are no image.
+    Mask { mask: String, source: store::Error },
     #[error("mask {mask} {source}")]
-    DecodeMask {
-        /// Its key.
-        mask: String,
-        /// What is wrong.
-        source: CodecError,
-    },
-    /// The bytes are no image.
+    DecodeMask { mask: String, source: CodecError },
     #[error("image {image} {source}")]
-    Decode {
-        /// Key.
-        image: String,
-        /// What is wrong.
-        source: CodecError,
-    },
-    /// The run's store failed.
-    #[error("cannot use the results' store")]
+    Decode { image: String, source: CodecError },
+    #[error("cannot read from the store of the results")]
     Results(#[source] store::Error),
+    #[error("image {image}: {source}")]
+    Diverged { image: String, source: Diverged },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("cannot write the result")]
+    Upload(#[source] store::Error),
+    #[error("cannot write the checkpoint")]
+    Checkpoint(#[source] store::Error),
 }
 
-/// The one place that decides.
-pub fn fate(error: &FetchError) -> Fate {
+/// Decides. `attempt` is that of the delivery, from 1.
+pub fn fate(error: &JobError, attempt: u32) -> Fate {
+    // An image that fails for want of its data is retried with its run; what is wrong with the results' store cannot be recorded there.
+    let retry = |what| if attempt >= RETRIES { Fate::Reject(FailureReason::Unavailable) } else { Fate::Retry(what) };
     match error {
-        FetchError::Job(_) | FetchError::Lacks(_) => Fate::Reject(FailureReason::BadJob),
-        FetchError::Model(error) => model(error),
-        FetchError::Dataset { .. } => Fate::Crash,
-        FetchError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
-        FetchError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),
-        FetchError::Class { .. } => Fate::Reject(FailureReason::UnknownClass),
-        FetchError::Decode { source, .. } => Fate::Reject(source.reason()),
-        FetchError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
-        FetchError::Mask { source, .. } if source.kind() == ErrorKind::Unavailable => Fate::Retry,
-        FetchError::Mask { .. } => Fate::Reject(FailureReason::BadMask),
-        FetchError::Image { source, .. } => match source.kind() {
-            ErrorKind::Unavailable => Fate::Retry,
+        JobError::Message(_) | JobError::Lacks(_) => Fate::Reject(FailureReason::BadJob),
+        JobError::Model(error) => match error {
+            SupplyError::Model { .. }
+            | SupplyError::ModelName { .. }
+            | SupplyError::Manifest { .. }
+            | SupplyError::Weights { .. } => Fate::Reject(FailureReason::BadJob),
+            SupplyError::ModelStore { source, .. } => match source.kind() {
+                ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
+                // The fault of neither the images nor this machine: a crash would stop the other runs too.
+                ErrorKind::NotFound
+                | ErrorKind::TooLarge
+                | ErrorKind::InvalidUrl
+                | ErrorKind::Denied
+                | ErrorKind::NoSpace
+                | ErrorKind::Changed
+                | ErrorKind::Unavailable
+                | ErrorKind::Other => retry(Unavailable::Model),
+            },
+            SupplyError::Damaged { .. } => retry(Unavailable::Model),
+            SupplyError::Cache { .. } => Fate::Release,
+        },
+        JobError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
+        JobError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),
+        JobError::Class { .. } => Fate::Reject(FailureReason::UnknownClass),
+        JobError::Image { source, .. } => match source.kind() {
+            ErrorKind::Unavailable => retry(Unavailable::Image),
             ErrorKind::NotFound => Fate::Reject(FailureReason::MissingImage),
             ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadName),
-            _ => Fate::Reject(FailureReason::BadImage),
+            ErrorKind::TooLarge | ErrorKind::Other => Fate::Reject(FailureReason::BadImage),
+            // These say nothing about the image's bytes: they deserve a fate of their own.
+            ErrorKind::InvalidUrl | ErrorKind::Denied | ErrorKind::NoSpace | ErrorKind::Changed => {
+                Fate::Reject(FailureReason::BadImage)
+            }
         },
-        FetchError::Results(source) => results(source),
+        JobError::Dataset { .. } => Fate::Release,
+        JobError::Mask { source, .. } => match source.kind() {
+            ErrorKind::Unavailable => retry(Unavailable::Image),
+            ErrorKind::NotFound | ErrorKind::InvalidKey | ErrorKind::TooLarge | ErrorKind::Other => {
+                Fate::Reject(FailureReason::BadMask)
+            }
+            // As for the image.
+            ErrorKind::InvalidUrl | ErrorKind::Denied | ErrorKind::NoSpace | ErrorKind::Changed => {
+                Fate::Reject(FailureReason::BadMask)
+            }
+        },
+        JobError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
+        JobError::Decode { source, .. } => Fate::Reject(source.reason()),
+        JobError::Results(source) => match passes(source.kind()) {
+            true => Fate::Retry(Unavailable::Results),
+            false => Fate::Release,
+        },
+        JobError::Diverged { .. } => Fate::Reject(FailureReason::Diverged),
+        JobError::Device(_) => Fate::Crash,
+        JobError::Upload(source) => match passes(source.kind()) {
+            true => Fate::Retry(Unavailable::Upload),
+            false => Fate::Crash,
+        },
+        JobError::Checkpoint(source) => match passes(source.kind()) {
+            true => Fate::Continue,
+            false => Fate::Crash,
+        },
     }
 }
 
-fn model(error: &SupplyError) -> Fate {
-    match error {
-        SupplyError::Model { .. }
-        | SupplyError::ModelName { .. }
-        | SupplyError::Manifest { .. }
-        | SupplyError::Weights { .. } => Fate::Reject(FailureReason::BadJob),
-        SupplyError::ModelStore { source, .. } if source.kind() == ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
-        // No fault of the images, and none of this machine: a crash would stop the other runs too. After minutes the image becomes
-        // `unavailable`, which is tried again by `basin runs retry`.
-        SupplyError::ModelStore { .. } | SupplyError::Damaged { .. } => Fate::Retry,
-        SupplyError::Cache { .. } => Fate::Crash,
+/// Whether the store of the results may work again after a while.
+fn passes(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Unavailable | ErrorKind::Changed => true,
+        ErrorKind::NotFound
+        | ErrorKind::TooLarge
+        | ErrorKind::InvalidKey
+        | ErrorKind::InvalidUrl
+        | ErrorKind::Denied
+        | ErrorKind::NoSpace
+        | ErrorKind::Other => false,
     }
 }
 
-/// An error of the store that the results go to.
-pub fn results(error: &store::Error) -> Fate {
-    if error.is_retryable() { Fate::Retry } else { Fate::Crash }
+/// With what the worker exits, where the fate is `Release` or `Crash`.
+impl From<JobError> for Error {
+    fn from(error: JobError) -> Error {
+        match error {
+            JobError::Results(source) | JobError::Upload(source) | JobError::Checkpoint(source) => Error::Store(source),
+            JobError::Model(source) => Error::Models(Box::new(source)),
+            JobError::Device(source) => Error::Device(source),
+            error => Error::Job(Box::new(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use ErrorKind::{Changed, Denied, InvalidKey, InvalidUrl, NoSpace, NotFound, Other, TooLarge};
+    use FailureReason::{BadBox, BadImage, BadJob, BadMask, BadName, ChangedImage, MissingImage, Quarantined, UnknownClass};
+    use Fate::{Continue, Crash, Reject, Release, Retry};
+    use engine::ModelError;
+    use proto::{Box2d, Lack, LatentStart, ModelManifest, Params};
+
+    use super::*;
+
+    const AWAY: ErrorKind = ErrorKind::Unavailable;
+    const KINDS: [ErrorKind; 9] = [NotFound, TooLarge, InvalidKey, InvalidUrl, Denied, NoSpace, Changed, AWAY, Other];
+
+    fn text() -> String {
+        "x".into()
+    }
+
+    /// Checks the fate of an error of each kind: at the first attempt, or at any if it is not a retry.
+    fn by_kind(error: impl Fn(store::Error) -> JobError, expected: [Fate; 9]) {
+        for (kind, expected) in KINDS.into_iter().zip(expected) {
+            let error = error(store::Error::example(kind));
+            assert_eq!(fate(&error, 1), expected, "{error:?}");
+            if !matches!(expected, Retry(_)) {
+                assert_eq!(fate(&error, RETRIES), expected, "{error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_stores_errors_mean_depends_on_what_was_being_done() {
+        let (image, mask) = (Retry(Unavailable::Image), Reject(BadMask));
+        by_kind(
+            |source| JobError::Image { image: text(), source },
+            [
+                Reject(MissingImage),
+                Reject(BadImage),
+                Reject(BadName),
+                Reject(BadImage),
+                Reject(BadImage),
+                Reject(BadImage),
+                Reject(BadImage),
+                image,
+                Reject(BadImage),
+            ],
+        );
+        by_kind(|source| JobError::Mask { mask: text(), source }, [mask, mask, mask, mask, mask, mask, mask, image, mask]);
+        let model = Retry(Unavailable::Model);
+        by_kind(
+            |source| SupplyError::ModelStore { model: text(), source }.into(),
+            [model, model, Reject(BadJob), model, model, model, model, model, model],
+        );
+        by_kind(|source| JobError::Dataset { dataset: text(), source }, [Release; 9]);
+        let results = Retry(Unavailable::Results);
+        let out = Release;
+        by_kind(JobError::Results, [out, out, out, out, out, out, results, results, out]);
+        let upload = Retry(Unavailable::Upload);
+        by_kind(JobError::Upload, [Crash, Crash, Crash, Crash, Crash, Crash, upload, upload, Crash]);
+        by_kind(JobError::Checkpoint, [Crash, Crash, Crash, Crash, Crash, Crash, Continue, Continue, Crash]);
+    }
+
+    #[test]
+    fn what_does_not_come_is_given_up_after_many_attempts_but_not_for_want_of_a_place_for_results() {
+        let away = || store::Error::example(AWAY);
+        let given_up = Reject(FailureReason::Unavailable);
+        for (error, unavailable, last) in [
+            (JobError::Image { image: text(), source: away() }, Unavailable::Image, given_up),
+            (JobError::Mask { mask: text(), source: away() }, Unavailable::Image, given_up),
+            (SupplyError::ModelStore { model: text(), source: away() }.into(), Unavailable::Model, given_up),
+            (SupplyError::Damaged { model: text(), problem: text() }.into(), Unavailable::Model, given_up),
+            (JobError::Results(away()), Unavailable::Results, Retry(Unavailable::Results)),
+            (JobError::Upload(away()), Unavailable::Upload, Retry(Unavailable::Upload)),
+        ] {
+            assert_eq!(fate(&error, RETRIES - 1), Retry(unavailable), "{error:?}");
+            assert_eq!(fate(&error, RETRIES), last, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn errors_that_are_not_the_stores_have_one_fate() {
+        let decode = || DecodeError::Field { message: "job", field: "run", problem: text() };
+        let inconsistent = || Box::new(ModelError::Inconsistent { path: "x".into(), problem: text() });
+        let bbox = Box2d { x: 0.0, y: 0.0, width: 0.0, height: 0.0 };
+        let bad_mask = || CodecError::BadMask { width: 1, height: 1, problem: text() };
+        let of_image = |source| JobError::Decode { image: text(), source };
+        for (error, expected) in [
+            (decode().into(), Reject(BadJob)),
+            (JobError::Lacks(lack()), Reject(BadJob)),
+            (SupplyError::Model { wanted: text(), loaded: text() }.into(), Reject(BadJob)),
+            (SupplyError::ModelName { model: text(), problem: "x" }.into(), Reject(BadJob)),
+            (SupplyError::Manifest { model: text(), source: decode() }.into(), Reject(BadJob)),
+            (SupplyError::Weights { model: text(), source: inconsistent() }.into(), Reject(BadJob)),
+            (SupplyError::Cache { dir: "x".into(), source: io::Error::other("x") }.into(), Release),
+            (JobError::Changed { image: text(), planned: text(), found: text() }, Reject(ChangedImage)),
+            (JobError::Quarantined { image: text(), attempts: 5 }, Reject(Quarantined)),
+            (JobError::Class { class: 9, classes: 3 }, Reject(UnknownClass)),
+            (JobError::DecodeMask { mask: text(), source: CodecError::NotAnImage { found: text() } }, Reject(BadMask)),
+            (of_image(CodecError::NotAnImage { found: text() }), Reject(BadImage)),
+            (of_image(CodecError::TooLarge { width: 1, height: 1 }), Reject(BadImage)),
+            (of_image(CodecError::Broken { format: "PNG", problem: text() }), Reject(BadImage)),
+            (of_image(bad_mask()), Reject(BadMask)),
+            (of_image(CodecError::BadBox { bbox, width: 1, height: 1, problem: "x" }), Reject(BadBox)),
+            (JobError::Diverged { image: text(), source: Diverged }, Reject(FailureReason::Diverged)),
+            (DeviceError { device: text(), message: text() }.into(), Crash),
+        ] {
+            assert_eq!(fate(&error, 1), expected, "{error:?}");
+            assert_eq!(fate(&error, RETRIES), expected, "{error:?}");
+        }
+    }
+
+    /// The bundled model has no encoder.
+    fn lack() -> Lack {
+        let (manifest, _) = ModelManifest::parse(include_bytes!("../../models/fashion32/model.json")).expect("a model");
+        let manifest = ModelManifest { encoder: None, ..manifest };
+        let start = LatentStart::ENCODER;
+        manifest.lacks(&Params { start, ..Params::paper() }).expect("an encoder is missing")
+    }
 }

@@ -1,110 +1,99 @@
-//! A job in this worker's hands, as its trace and the metrics see it.
+//! The spans and stage times of a job that this worker holds.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use proto::{Event, FailureReason, Job, JobId, What};
-use queue::{Channel, Delivery, Parcel, Queue};
+use proto::{FailureReason, Job, Stage};
+use queue::Delivery;
 use telemetry::trace::{self, Message};
-use tracing::{Instrument, Span};
+use tracing::Span;
 
-use crate::{Config, metrics};
+use crate::metrics;
 
-/// Jobs in hand.
-pub static IN_HAND: AtomicUsize = AtomicUsize::new(0);
-
-/// Lives as long as the job is in hand.
-pub struct Hand {
-    /// The work on the job, from its message until that is settled.
+/// Lives as long as the worker holds the job.
+pub struct JobSpan {
     pub span: Span,
-    /// Seconds by stage so far, in this attempt.
-    pub seconds: BTreeMap<String, f64>,
+    /// Seconds of this attempt.
+    seconds: BTreeMap<Stage, f64>,
 }
 
-impl Hand {
-    /// Takes up a job.
-    pub fn take(delivery: &Delivery, job: &Job, id: &JobId, queue: &Queue) -> Hand {
-        let message = message(Channel::Jobs, queue, id.as_str(), job);
-        let span = trace::process(delivery.context(), &message);
-        IN_HAND.fetch_add(1, Ordering::Relaxed);
-        let hand = Hand { span, seconds: BTreeMap::new() };
+impl JobSpan {
+    /// Continues the trace that `delivery` brings.
+    pub fn begin(delivery: &Delivery, message: &Message, job: &Job) -> JobSpan {
+        let span = trace::process(delivery.context(), message);
+        metrics::HELD.fetch_add(1, Ordering::Relaxed);
+        let span = JobSpan { span, seconds: BTreeMap::new() };
         if !job.class_name.is_empty() {
-            hand.is_of_class(&job.class_name);
+            span.set_class(&job.class_name);
         }
-        hand
+        span
     }
 
-    /// The class is known.
-    pub fn is_of_class(&self, name: &str) {
+    pub fn set_class(&self, name: &str) {
         trace::attribute(&self.span, "basin.class", name.to_owned());
     }
 
-    /// A stage took some of the seconds of this image.
-    pub fn took(&mut self, stage: &str, seconds: f64) {
-        *self.seconds.entry(stage.to_owned()).or_default() += seconds;
+    pub fn stage(&self, stage: Stage) -> Span {
+        trace::child(&self.span, stage.as_str())
     }
 
-    /// A stage is over.
-    pub fn ended(&self, stage: &str) {
-        if let Some(seconds) = self.seconds.get(stage) {
-            metrics::STAGE.record(*seconds, &[("stage", stage)]);
+    pub fn add_seconds(&mut self, stage: Stage, seconds: f64) {
+        *self.seconds.entry(stage).or_default() += seconds;
+    }
+
+    /// Records how long the stage took in all.
+    pub fn end_stage(&self, stage: Stage) {
+        if let Some(seconds) = self.seconds.get(&stage) {
+            metrics::STAGE.record(*seconds, &[("stage", stage.as_str())]);
         }
     }
 
-    /// The job fails.
+    /// As events name them.
+    pub fn stage_seconds(&self) -> BTreeMap<String, f64> {
+        self.seconds.iter().map(|(stage, seconds)| (stage.as_str().to_owned(), *seconds)).collect()
+    }
+
     pub fn fail(&self, reason: FailureReason) {
         trace::fail(&self.span, reason.as_str());
     }
 }
 
-impl Drop for Hand {
+impl Drop for JobSpan {
     fn drop(&mut self) {
-        IN_HAND.fetch_sub(1, Ordering::Relaxed);
+        metrics::HELD.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn message<'a>(channel: Channel, queue: &Queue, id: &'a str, job: &'a Job) -> Message<'a> {
-    Message { system: queue.system(), queue: channel.name(), job: id, run: &job.run, image: &job.image }
-}
-
-/// Tells the fleet what happened to a job, as part of its trace.
-pub async fn tell(config: &Config, queue: &Queue, hand: &Hand, job: &Job, what: What) -> Result<(), queue::Error> {
-    let event = Event::about(job, &config.name, what);
-    let span = trace::publish(Some(&hand.span), &message(Channel::Events, queue, &event.job, job));
-    let parcel = Parcel { payload: event.encode(), context: trace::context(&span) };
-    queue.publish(Channel::Events, parcel).instrument(span).await
-}
-
-/// An image on the devices: the spans of its stages.
-pub struct Course {
+/// The spans of an image on the devices: of all of its stages, and of the one it is in.
+pub struct StageSpans {
     project: Span,
-    now: Option<(&'static str, Span)>,
+    now: Option<(Stage, Span)>,
 }
 
-impl Course {
-    /// The image comes to the devices, at `stage`.
-    pub fn begin(hand: &Hand, stage: Option<&'static str>) -> Course {
-        let project = trace::child(&hand.span, "project");
-        let now = stage.map(|stage| (stage, trace::child(&project, stage)));
-        Course { project, now }
+impl StageSpans {
+    pub fn begin(job: &JobSpan, stage: Option<Stage>) -> StageSpans {
+        let project = trace::child(&job.span, "project");
+        let now = stage.map(|stage| (stage, trace::child(&project, stage.as_str())));
+        StageSpans { project, now }
     }
 
     /// Whether the image takes part in the next step.
-    pub fn goes_on(&self) -> bool {
+    pub fn is_active(&self) -> bool {
         self.now.is_some()
     }
 
-    /// A step was made, which took `seconds` of this image, found `loss`, and leaves it at `stage`.
-    pub fn stepped(&mut self, hand: &mut Hand, seconds: f64, loss: f64, stage: Option<&'static str>) {
+    /// After a step that took `seconds` of this image, found `loss` and leaves the image at `stage`.
+    pub fn stepped(&mut self, job: &mut JobSpan, seconds: f64, loss: f64, stage: Option<Stage>) {
         let Some((now, _)) = &self.now else { return };
-        hand.took(now, seconds);
+        let now = *now;
+        job.add_seconds(now, seconds);
         if stage == Some(now) {
             return;
         }
-        hand.ended(now);
-        if *now != "final_descent" {
-            metrics::LOSS.record(loss, &[("stage", now)]);
+        job.end_stage(now);
+        if now != Stage::FinalDescent {
+            metrics::LOSS.record(loss, &[("stage", now.as_str())]);
         }
-        self.now = stage.map(|stage| (stage, trace::child(&self.project, stage)));
+        self.now = stage.map(|stage| (stage, trace::child(&self.project, stage.as_str())));
     }
 }

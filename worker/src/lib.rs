@@ -1,12 +1,14 @@
-//! Computes: pulls jobs, projects images, publishes results.
+//! The service that computes: takes jobs, projects images, publishes results.
 //!
 //! Three stages with bounded channels between them, one batch deep, so that fetching and publishing overlap with the devices'
 //! work: [`fetch`](mod@fetch) (io) -> [`project`](mod@project) (device threads) -> [`publish`](mod@publish) (io). Each image
-//! travels with its [`queue::Delivery`], which is settled last. [`fate`] says what an error means for its job.
+//! travels as an [`attempt`](mod@attempt) with its [`queue::Delivery`], which is settled last. [`fate`] decides what an error
+//! means for its job.
 
-pub mod checkpoint;
+mod attempt;
+mod checkpoint;
 pub mod deletion_cost;
-pub mod fate;
+mod fate;
 mod fetch;
 pub mod health;
 mod heartbeat;
@@ -15,31 +17,35 @@ pub mod metrics;
 mod project;
 mod publish;
 mod run_control;
+pub mod shutdown;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use engine::{Devices, Models, SupplyError};
 use queue::{Channel, Queue};
 use store::Runs;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
+use attempt::Worker;
+
+pub use fate::JobError;
 pub use project::Working;
 
 /// How to run; what to compute is in the jobs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Name of this worker in events.
+    /// The worker's name in events.
     pub name: String,
-    /// Where to compute.
     pub devices: Devices,
     /// Images that are projected side by side.
     pub batch_images: usize,
-    /// A kill costs at most this much work.
+    /// The work that a kill costs at most.
     pub checkpoint_every: Duration,
-    /// Leave when there was no job for this long; `None`: stay.
+    /// Leave when no job came for this long; `None`: stay.
     pub drain_after: Option<Duration>,
     /// Leave after this time; `None`: stay.
     pub max_runtime: Option<Duration>,
@@ -49,56 +55,29 @@ pub struct Config {
     pub version: String,
 }
 
-/// Why a worker stopped before its work was done. The jobs in its hands go back to the queue.
+/// Why a worker exits before its work is done. The jobs that it holds go back to the queue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The queue failed.
     #[error("the queue failed")]
     Queue(#[from] queue::Error),
-    /// The store failed in a way that waiting does not mend.
     #[error("the store failed")]
     Store(#[from] store::Error),
-    /// This machine has no place for models.
     #[error("cannot load models")]
-    Cache(#[source] Box<SupplyError>),
-    /// This machine cannot see a data set.
-    #[error("cannot fetch images")]
-    Dataset(#[source] Box<fate::FetchError>),
-    /// A device failed.
+    Models(#[source] Box<SupplyError>),
+    #[error("cannot do jobs on this machine")]
+    Job(#[source] Box<JobError>),
     #[error("cannot compute")]
     Device(#[from] projector::DeviceError),
 }
 
-/// Asks the stages to stop: finish the step, save, give back.
-#[derive(Clone, Debug, Default)]
-pub struct Shutdown(Arc<AtomicBool>);
-
-impl Shutdown {
-    /// Asks.
-    pub fn request(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether it was asked.
-    pub fn requested(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    /// Waits until it was asked.
-    pub(crate) async fn asked(&self) {
-        while !self.requested() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
-
-/// Works until the queue closes, a stop is requested, or it has drained. `working` shows what it does now.
+/// Works until the queue closes, `shutdown` is cancelled, or it has drained. After a cancellation the devices finish their step, the
+/// images are saved and their jobs go back. `working` shows what it does now.
 pub async fn run(
     config: Config,
     models: Models,
     queue: Queue,
     runs: Runs,
-    shutdown: Shutdown,
+    shutdown: CancellationToken,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
     if let Runs::Home(home) = &runs {
@@ -106,35 +85,32 @@ pub async fn run(
         home.check_writable().await?;
     }
     metrics::watch();
-    models.check().map_err(|error| Error::Cache(Box::new(error)))?;
+    models.check().map_err(|error| Error::Models(Box::new(error)))?;
     let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images).min(u16::MAX.into()) as u16).await?;
     let (loaded_sender, loaded) = mpsc::channel(1);
     // Room for a batch: its images are sent one by one.
-    let (done_sender, done) = mpsc::channel(config.batch_images.max(1));
+    let (outputs_sender, outputs) = mpsc::channel(config.batch_images.max(1));
 
-    // Set while the run in the devices' hands is not to be computed.
+    let worker = Worker { config, queue, runs };
+    // Set while the run on the devices is not to be computed.
     let withdrawn = Arc::new(AtomicBool::new(false));
-    let heartbeat =
-        tokio::spawn(heartbeat::run(config.clone(), queue.clone(), runs.clone(), working.subscribe(), withdrawn.clone()));
-    let devices = project::spawn(&config, loaded, done_sender, shutdown.clone(), withdrawn, working);
-    let publish = {
-        let work = publish::run(config.clone(), queue.clone(), runs.clone(), done);
-        let shutdown = shutdown.clone();
-        async move {
-            let published = work.await;
-            if published.is_err() {
-                // Nothing can be handed on any more: the other stages must end too.
-                shutdown.request();
-            }
-            published
+    let heartbeat = tokio::spawn(heartbeat::run(worker.clone(), working.subscribe(), withdrawn.clone()));
+    let devices = project::spawn(&worker.config, loaded, outputs_sender, shutdown.clone(), withdrawn, working);
+    let publish = async {
+        let published = publish::run(&worker, outputs).await;
+        if published.is_err() {
+            // Results cannot be published any more: the other stages must end too.
+            shutdown.cancel();
         }
+        published
     };
-    let fetch = fetch::run(config.clone(), models, queue.clone(), runs, consumer, loaded_sender, shutdown);
+    let fetch = fetch::run(worker.clone(), models, consumer, loaded_sender, shutdown.clone());
     // Publishing ends when the devices' thread has ended, and that when fetching has: nothing is left half-way.
     let (fetched, published) = tokio::join!(fetch, publish);
     heartbeat.abort();
-    heartbeat::leave(&config, &queue).await;
-    devices.join().map_err(|_| projector::DeviceError { device: "all".into(), message: "the thread panicked".into() })??;
+    heartbeat::leave(&worker).await;
+    let panicked = |_| projector::DeviceError { device: "all".into(), message: "the thread panicked".into() };
+    devices.join().map_err(panicked).flatten().map_err(JobError::from)?;
     fetched?;
     published
 }

@@ -11,49 +11,51 @@ use engine::{Cache, Devices, Models};
 use queue::Queue;
 use store::{Runs, Store};
 use tokio::sync::watch;
-use worker::{Config, Shutdown, Working};
+use tokio_util::sync::CancellationToken;
+use worker::{Config, Working, shutdown};
 
 /// Takes jobs from the queue and projects their images on the local devices.
 ///
-/// A first SIGTERM or Ctrl-C finishes the step, saves, gives the jobs back and leaves with 0; a second one leaves at once.
+/// At the first SIGTERM or Ctrl-C the worker finishes the step, saves checkpoints, releases its jobs and exits with 0; at the second
+/// it exits at once.
 #[derive(Parser)]
 #[command(name = "basin-worker", version)]
 struct Args {
-    /// Folder or bucket (s3://bucket/prefix) of runs, results and models.
+    /// The fleet's home: folder or bucket (s3://bucket/prefix) of runs, results and models.
     #[arg(long, env = "BASIN_HOME_URL", value_name = "URL")]
     home: String,
     /// The queue: amqp://user@host:5672/vhost (password from BASIN_AMQP_PASSWORD or ?password_file=).
     #[arg(long, env = "BASIN_QUEUE_URL", value_name = "URL", hide_env_values = true)]
     queue: String,
-    /// Where to compute: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
+    /// Devices to compute on: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
     #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
     devices: String,
     /// Images that are projected side by side.
     #[arg(long, default_value_t = 8, env = "BASIN_BATCH_IMAGES", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_images: u16,
-    /// Seconds between checkpoints: what a kill costs at most.
+    /// Seconds between checkpoints: the work that a kill costs at most.
     #[arg(long, default_value_t = 30, env = "BASIN_CHECKPOINT_EVERY", value_name = "SECONDS")]
     checkpoint_every: u64,
-    /// Folder for models, shared by the workers of a machine.
+    /// Folder for copies of models, shared by the workers of a machine. Default: basin-models in the folder for temporary files.
     #[arg(long, env = "BASIN_MODEL_CACHE", value_name = "DIR")]
     model_cache: Option<PathBuf>,
-    /// Bytes of models in that folder, at most; those in use are kept even if they are more.
+    /// Limit of that folder in bytes. Models in use are kept even above it.
     #[arg(long, default_value_t = 20_000_000_000, env = "BASIN_MODEL_CACHE_BYTES", value_name = "N")]
     model_cache_bytes: u64,
-    /// Leave with 0 when there was no job for this many seconds.
+    /// Exit with 0 when no job came for this many seconds. Default: never.
     #[arg(long, env = "BASIN_DRAIN_AFTER", value_name = "SECONDS")]
     drain_after: Option<u64>,
-    /// Leave with 0 after this many seconds, giving back what is unfinished.
+    /// Exit with 0 after this many seconds, and release unfinished jobs. Default: never.
     #[arg(long, env = "BASIN_MAX_RUNTIME", value_name = "SECONDS")]
     max_runtime: Option<u64>,
-    /// Name in events; host name and process id if not given.
+    /// The worker's name in events. Default: host name and process id.
     #[arg(long, env = "BASIN_WORKER_NAME")]
     name: Option<String>,
-    /// This pod as namespace/name: Kubernetes is told whether it is busy, so that a Deployment that is scaled in stops idle workers
-    /// first. Its service account must be allowed to patch pods.
+    /// This pod as namespace/name: write its deletion cost, so that a Deployment that is scaled in stops idle workers first. The pod's
+    /// service account must be allowed to patch pods.
     #[arg(long, env = "BASIN_DELETION_COST_POD", value_name = "POD")]
     deletion_cost_pod: Option<String>,
-    /// Address for /healthz and /readyz.
+    /// Address on which to serve /healthz and /readyz, such as 0.0.0.0:8080. Default: not served.
     #[arg(long, env = "BASIN_LISTEN")]
     listen: Option<SocketAddr>,
 }
@@ -61,7 +63,7 @@ struct Args {
 fn main() -> ExitCode {
     let _telemetry = telemetry::init("basin-worker", "info");
     let args = Args::parse();
-    // Heartbeats of the queue need a thread even while others wait for the disk.
+    // The queue's heartbeats need a thread even while others wait for the disk.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match runtime.context("cannot start the I/O threads").and_then(|runtime| runtime.block_on(run(args))) {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,7 +93,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
         record: None,
         version: env!("CARGO_PKG_VERSION").into(),
     };
-    let shutdown = Shutdown::default();
+    let token = CancellationToken::new();
+    let note = || {
+        tracing::info!("stopping after this step and saving; a second signal exits at once");
+        true
+    };
+    shutdown::on_signals(token.clone(), note).context("cannot listen for signals")?;
     let (working, workings) = watch::channel(Working::default());
     if let Some(pod) = &args.deletion_cost_pod {
         let place = worker::deletion_cost::Place::in_cluster(pod).map_err(anyhow::Error::msg).context("--deletion-cost-pod")?;
@@ -99,32 +106,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     if let Some(address) = args.listen {
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-        tokio::spawn(worker::health::serve(listener, workings, shutdown.clone()));
+        tokio::spawn(worker::health::serve(listener, workings, token.clone()));
     }
-    tokio::spawn(on_signal(shutdown.clone()));
     let models = Models::Home { home: home.clone(), cache };
-    let worked = worker::run(config, models, queue.clone(), Runs::Home(home), shutdown, working).await;
-    // Also after an error: what was given back must leave before the process does.
+    let worked = worker::run(config, models, queue.clone(), Runs::Home(home), token, working).await;
+    // Also after an error: released jobs must reach the broker before the process exits.
     queue.close().await;
     worked?;
     tracing::info!("left");
-    Ok(())
-}
-
-/// The first signal asks to stop, the second leaves at once.
-async fn on_signal(shutdown: Shutdown) -> std::io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    for count in 0.. {
-        tokio::select! {
-            done = tokio::signal::ctrl_c() => done?,
-            _ = terminate.recv() => {}
-        }
-        if count > 0 {
-            // Not `exit`, which would destroy libtorch's state under the threads that use it.
-            signal_hook::low_level::exit(130);
-        }
-        tracing::info!("stopping after this step, saving (again: leave at once)");
-        shutdown.request();
-    }
     Ok(())
 }

@@ -1,45 +1,42 @@
 //! The metrics of a worker: every name, once.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use telemetry::Metric;
 
-use crate::job_span::IN_HAND;
+/// Jobs that this worker holds.
+pub static HELD: AtomicUsize = AtomicUsize::new(0);
 
 const LOSS_BOUNDS: &[f64] = &[0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0];
 const LPIPS_BOUNDS: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0];
 const SECOND_BOUNDS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
 
-/// Attribute `stage`: `transform_search` and `latent_search` tell the least loss of their last step, `final` that of the answer.
+/// Attribute `stage`: that of a search, with the least loss of its last step, or `final`, with the loss of the result.
 pub static LOSS: Metric = Metric::histogram("basin.projection.loss", "1", "Loss of an image at the end of a stage", LOSS_BOUNDS);
 /// Attribute `stage`: `final`.
 pub static LPIPS: Metric = Metric::histogram("basin.projection.lpips", "1", "LPIPS of the inverted image", LPIPS_BOUNDS);
-/// Attribute `stage`: `fetch`, `transform_search`, `latent_search`, `final_descent` and `publish`. Images of a batch share the
-/// devices' time, so that the stages of an image add up to what it cost.
+/// Attribute `stage`: a `proto::Stage`. Images of a batch share the devices' time, so that the stages of an image add up to what it
+/// cost.
 pub static STAGE: Metric = Metric::histogram("basin.stage.duration", "s", "Time that a stage of an image took", SECOND_BOUNDS);
 /// Forward and backward passes of one lane.
 pub static LANE_STEPS: Metric = Metric::counter("basin.lane.steps", "{step}", "Passes of one lane computed");
-/// All devices together: its rate is the number of busy devices.
+/// Its rate is the number of busy devices.
 pub static DEVICE_BUSY: Metric = Metric::counter("basin.device.busy", "s", "Time that devices computed, over all devices");
-/// Results and checkpoints.
+/// Of results and checkpoints.
 pub static UPLOAD: Metric = Metric::counter("basin.upload.size", "By", "Bytes written to the store");
-/// Attribute `reason`: what was not there: `image`, `model`, `results`, or `publish` for an upload.
-pub static RETRIES: Metric = Metric::counter("basin.retries", "{retry}", "Jobs given back to be tried again");
+/// Attribute `reason`, of what was not available: `image`, `model`, `results`, or `publish` for an upload.
+pub static RETRIES: Metric = Metric::counter("basin.retries", "{retry}", "Jobs that were retried");
 /// Attribute `outcome`: `saved`, `failed` or `resumed`.
-pub static CHECKPOINTS: Metric =
-    Metric::counter("basin.checkpoints", "{checkpoint}", "States of unfinished images written and read");
-/// From the message until it is settled.
-pub static IMAGES: Metric = Metric::gauge("basin.worker.images", "{image}", "Images in the worker's hands");
-/// Attribute `hw.id`, as of all that tell of GPUs.
+pub static CHECKPOINTS: Metric = Metric::counter("basin.checkpoints", "{checkpoint}", "Checkpoints written and read");
+/// From a job's delivery until that is settled.
+pub static IMAGES: Metric = Metric::gauge("basin.worker.images", "{image}", "Images that the worker holds");
+/// Attribute `hw.id`, as in all metrics of GPUs.
 pub static GPU_UTILIZATION: Metric = Metric::gauge("hw.gpu.utilization", "1", "Part of the time in which the GPU computed");
-/// In use.
 pub static GPU_MEMORY: Metric = Metric::gauge("hw.gpu.memory.usage", "By", "Memory of the GPU in use");
-/// In all.
 pub static GPU_MEMORY_LIMIT: Metric = Metric::gauge("hw.gpu.memory.limit", "By", "Memory of the GPU");
 
-/// All of them.
 pub static ALL: [&Metric; 12] = [
     &LOSS,
     &LPIPS,
@@ -55,19 +52,19 @@ pub static ALL: [&Metric; 12] = [
     &GPU_MEMORY_LIMIT,
 ];
 
-/// Begins to tell what is asked for when it is sent.
+/// Registers the gauges, which are read whenever metrics are sent.
 pub(crate) fn watch() {
     if telemetry::measures() {
-        IMAGES.observe(|see| see(IN_HAND.load(Ordering::Relaxed) as f64, &[]));
+        IMAGES.observe(|see| see(HELD.load(Ordering::Relaxed) as f64, &[]));
         watch_gpus();
     }
 }
 
-/// Reports what NVIDIA's driver says of the GPUs of this machine; without a driver there is nothing to report.
+/// Registers what NVIDIA's driver measures on this machine's GPUs, if there is a driver.
 fn watch_gpus() {
     let nvml: &'static Nvml = match Nvml::init() {
         Ok(nvml) => Box::leak(Box::new(nvml)),
-        Err(error) => return tracing::debug!(%error, "no GPU to tell of"),
+        Err(error) => return tracing::debug!(%error, "no GPU to measure"),
     };
     let tell = |metric: &'static Metric, value: fn(&nvml_wrapper::Device) -> Result<f64, NvmlError>| {
         metric.observe(move |see| {

@@ -4,21 +4,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use projector::{DeviceError, Lanes, Projection, Solution, Target};
-use proto::{Found, Job, JobId, ModelRef, Params, RunningSha256};
-use queue::Delivery;
-use tch::{Device, Tensor};
-use tokio::sync::{mpsc, watch};
-
-use crate::fetch::{Batch, Loaded};
-use crate::job_span::{Course, Hand};
-use crate::{Config, Shutdown, checkpoint, metrics};
 use engine::LoadedModel;
 use engine::codec::Decoded;
-use engine::find::{self, Finder, Sighting};
+use engine::find::{self, Sighting};
+use engine::finder::Finder;
 use engine::recorder::Recorder;
+use projector::{DeviceError, Diverged, Lanes, Projection, Solution, Target};
+use proto::{Found, ModelRef, Params, RunningSha256, Stage};
+use tch::{Device, Tensor};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::attempt::Attempt;
+use crate::checkpoint::{self, JobCheckpoint};
+use crate::fetch::{Batch, Loaded};
+use crate::job_span::StageSpans;
+use crate::{Config, metrics};
 
 /// What the devices do now.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,8 +30,6 @@ pub struct Working {
     pub run: String,
     /// Images in the batch.
     pub images: usize,
-    /// Lane-steps done and in all, for this batch.
-    pub batch: (u64, u64),
     /// Mean over the images of the last loss.
     pub loss: f64,
     /// Lane-steps computed since the start, of this and all earlier batches.
@@ -38,76 +39,67 @@ pub struct Working {
 }
 
 /// What leaves the devices.
-pub enum Done {
-    /// An image is finished.
+pub enum Output {
     Solved(Box<Solved>),
-    /// State of an image that goes on.
-    Saved(Saved),
-    /// State of an image that is given back.
-    Released(Box<Released>),
+    /// Its image stays on the devices.
+    Checkpoint(SavedCheckpoint),
+    Unfinished(Box<Unfinished>),
 }
 
-/// State of an image in work.
-pub struct Saved {
+pub struct SavedCheckpoint {
     pub run: String,
     pub image: String,
+    /// Name of the attempt.
     pub attempt: String,
-    pub checkpoint: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
-/// An image that is given back unfinished.
-pub struct Released {
-    pub delivery: Delivery,
-    pub hand: Hand,
-    pub job: Job,
-    pub attempt: String,
+/// An image whose job is released.
+pub struct Unfinished {
+    pub attempt: Attempt,
     pub checkpoint: Vec<u8>,
-    /// To the queue; if not, its run is not to be computed now.
+    /// Whether the job goes back to the queue; if not, its run is not to be computed now.
     pub queued: bool,
 }
 
-/// An image with its answer.
+/// An image whose search is finished.
 pub struct Solved {
-    pub delivery: Delivery,
-    pub hand: Hand,
-    pub job: Job,
-    pub id: JobId,
-    pub attempt: String,
+    pub attempt: Attempt,
     pub model: ModelRef,
     /// The target.
     pub frame: Decoded,
     /// What was found in the image, if anything was looked for.
     pub found: Option<Found>,
-    pub solution: Result<Solution, projector::Diverged>,
+    pub solution: Result<Solution, Diverged>,
     /// Seconds of device work of the batch, divided by its images.
     pub seconds: f64,
 }
 
-/// Starts the thread. It ends when `loaded` closes, a stop is requested, or a device fails.
+/// Starts the thread. It ends when `loaded` closes, a shutdown is requested, or a device fails.
 pub fn spawn(
     config: &Config,
     mut loaded: mpsc::Receiver<Batch>,
-    done: mpsc::Sender<Done>,
-    shutdown: Shutdown,
+    outputs: mpsc::Sender<Output>,
+    shutdown: CancellationToken,
     withdrawn: Arc<AtomicBool>,
     working: watch::Sender<Working>,
 ) -> JoinHandle<Result<(), DeviceError>> {
     let (devices, checkpoint_every, record) = (config.devices.0.clone(), config.checkpoint_every, config.record.clone());
     let body = move || {
-        let mut devices_now: Option<(LoadedModel, Finder, Lanes)> = None;
-        let mut thread = Thread { checkpoint_every, record, done, shutdown, withdrawn, working, computed: 0, resumed: 0 };
+        let mut on_devices: Option<(LoadedModel, Finder, Lanes)> = None;
+        let mut thread = Thread { checkpoint_every, record, outputs, shutdown, withdrawn, working, computed: 0, resumed: 0 };
         while let Some(Batch { model, images, begin }) = loaded.blocking_recv() {
             if let Some(model) = model {
                 // The old model leaves the devices before the new one comes.
-                drop(devices_now.take());
+                drop(on_devices.take());
                 let lanes = Lanes::new(&model.model, &devices);
                 let finder = model.finder.replicate(devices.first().copied().unwrap_or(Device::Cpu));
-                devices_now = Some((model, finder, lanes));
+                on_devices = Some((model, finder, lanes));
             }
-            let (model, finder, lanes) = devices_now.as_ref().expect("the first batch brings a model");
+            let (model, finder, lanes) = on_devices.as_ref().expect("the first batch brings a model");
             begin.wait();
-            let images = images.into_iter().map(|image| looked_at(model, finder, image)).collect();
-            thread.project(lanes, model, images)?;
+            let (images, found) = images.into_iter().map(|image| look(model, finder, image)).unzip();
+            thread.project(lanes, model, images, found)?;
             thread.working.send_modify(|w| w.images = 0);
         }
         Ok(())
@@ -115,13 +107,12 @@ pub fn spawn(
     std::thread::Builder::new().name("project".into()).spawn(body).expect("a thread can be started")
 }
 
-/// What the thread has at hand.
 struct Thread {
-    checkpoint_every: std::time::Duration,
+    checkpoint_every: Duration,
     /// Folder of the films.
     record: Option<PathBuf>,
-    done: mpsc::Sender<Done>,
-    shutdown: Shutdown,
+    outputs: mpsc::Sender<Output>,
+    shutdown: CancellationToken,
     withdrawn: Arc<AtomicBool>,
     working: watch::Sender<Working>,
     /// Lane-steps since the start.
@@ -129,151 +120,183 @@ struct Thread {
     resumed: u64,
 }
 
+/// A batch on the devices. `spans` and `searched` have an entry for each image.
+struct Work {
+    run: String,
+    projection: Projection,
+    images: Vec<Loaded>,
+    spans: Vec<StageSpans>,
+    /// Whether the search has ended, and with it what a checkpoint holds: fine-tuning begins again from it (docs/src/adr/0009).
+    searched: Vec<bool>,
+    started: Instant,
+    /// Lane-steps, those of checkpoints included.
+    done: u64,
+    saved: Instant,
+}
+
 impl Thread {
-    fn project(&mut self, lanes: &Lanes, model: &LoadedModel, batch: Vec<(Loaded, Option<Found>)>) -> Result<(), DeviceError> {
-        let (batch, found): (Vec<Loaded>, Vec<Option<Found>>) = batch.into_iter().unzip();
-        let Some(first) = batch.first() else { return Ok(()) };
-        let (params, run) = (first.job.params.clone(), first.job.run.clone());
-        let mut projection = start(&params, model, &batch);
-        let mut batch = batch;
-        for (i, image) in batch.iter_mut().enumerate() {
-            let target = target_digest(image);
-            if let Some(saved) = image.checkpoint.take() {
-                // A checkpoint that does not fit costs the work it held, nothing else.
-                if saved.target == target && projection.resume(i, saved.state).is_ok() {
-                    image.seconds = saved.seconds;
-                    metrics::CHECKPOINTS.record(1.0, &[("outcome", "resumed")]);
-                }
-            }
+    fn project(
+        &mut self,
+        lanes: &Lanes,
+        model: &LoadedModel,
+        images: Vec<Loaded>,
+        found: Vec<Option<Found>>,
+    ) -> Result<(), DeviceError> {
+        if images.is_empty() {
+            return Ok(());
         }
+        let mut work = Work::begin(model, images);
         self.withdrawn.store(false, Ordering::SeqCst);
-        let started = Instant::now();
-        let mut saved = Instant::now();
-        let mut last = projection.progress().done;
-        self.resumed += last;
-        tracing::info!(run, images = batch.len(), lane_steps = projection.progress().total, resumed = last, "projecting");
-        self.show(&projection, &run);
-        let mut courses: Vec<Course> =
-            batch.iter().enumerate().map(|(i, image)| Course::begin(&image.hand, projection.stage(i))).collect();
-        let images = batch.iter().map(|image| (image.job.image.as_str(), image.frame.pixels.as_slice()));
+        self.resumed += work.done;
+        let (images, lane_steps) = (work.images.len(), work.projection.progress().total);
+        tracing::info!(run = work.run, images, lane_steps, resumed = work.done, "projecting");
+        self.show(&work);
+        let images = work.images.iter().map(|image| (image.attempt.job.image.as_str(), image.frame.pixels.as_slice()));
         let mut recorder = self.record.as_ref().map(|dir| Recorder::new(dir, model.reference.resolution, images));
-        // Of which images what is kept can change no more: fine-tuning begins again from the search's answer (docs/adr/0009).
-        let searched = |projection: &Projection, i| projection.stage(i) == Some("fine_tune");
-        let mut settled: Vec<bool> = (0..batch.len()).map(|i| searched(&projection, i)).collect();
-        while !projection.finished() {
-            let (stop, withdrawn) = (self.shutdown.requested(), self.withdrawn.load(Ordering::SeqCst));
-            if stop || withdrawn {
-                self.release(&projection, batch, started, !withdrawn);
+        while !work.projection.finished() {
+            let withdrawn = self.withdrawn.load(Ordering::SeqCst);
+            if withdrawn || self.shutdown.is_cancelled() {
+                self.release(work, !withdrawn);
                 return Ok(());
             }
-            let begun = Instant::now();
-            let progress = projection.step(lanes)?;
-            if let Some(recorder) = &mut recorder {
-                recorder.look(&projection, lanes)?;
-            }
-            let (seconds, steps) = (begun.elapsed().as_secs_f64(), progress.done.saturating_sub(last));
-            metrics::DEVICE_BUSY.record(seconds * lanes.devices() as f64, &[]);
-            metrics::LANE_STEPS.record(steps as f64, &[]);
-            let stepped = courses.iter().filter(|course| course.goes_on()).count();
-            for (i, (course, image)) in courses.iter_mut().zip(&mut batch).enumerate() {
-                course.stepped(&mut image.hand, seconds / stepped as f64, projection.loss(i), projection.stage(i));
-            }
-            self.computed += steps;
-            last = progress.done;
-            tracing::debug!(computed = self.computed, done = progress.done, of = progress.total, loss = progress.loss, "step");
-            self.show(&projection, &run);
-            let due = saved.elapsed() >= self.checkpoint_every && !projection.finished();
-            if due {
-                saved = Instant::now();
-            }
-            for (i, image) in batch.iter().enumerate() {
-                if settled[i] {
-                    continue;
-                }
-                let ended = searched(&projection, i);
-                if due || ended {
-                    self.save(&projection, i, image, (started, batch.len()));
-                }
-                settled[i] = ended;
-            }
+            self.step(lanes, &mut work, recorder.as_mut())?;
+            self.save_due(&mut work);
         }
+        let Work { projection, images, spans, started, .. } = work;
         let solutions = projection.finish(lanes)?;
-        drop(courses);
+        drop(spans);
         if let Some(recorder) = recorder {
             recorder.finish(solutions.iter().map(|solution| solution.as_ref().ok()));
         }
-        let seconds = started.elapsed().as_secs_f64() / batch.len() as f64;
-        for ((image, found), solution) in batch.into_iter().zip(found).zip(solutions) {
-            let Loaded { delivery, hand, job, id, attempt, model, frame, .. } = image;
-            let seconds = image.seconds + seconds;
-            let solved = Solved { delivery, hand, job, id, attempt, model, frame, found, solution, seconds };
-            // Nobody receives any more when publishing failed; that error is the one to report.
-            let _ = self.done.blocking_send(Done::Solved(Box::new(solved)));
+        let batch_seconds = started.elapsed().as_secs_f64() / images.len() as f64;
+        for ((image, found), solution) in images.into_iter().zip(found).zip(solutions) {
+            let Loaded { attempt, model, frame, .. } = image;
+            let seconds = image.seconds + batch_seconds;
+            self.send(Output::Solved(Box::new(Solved { attempt, model, frame, found, solution, seconds })));
         }
         Ok(())
     }
 
-    fn show(&self, projection: &Projection, run: &str) {
-        let progress = projection.progress();
+    fn step(&mut self, lanes: &Lanes, work: &mut Work, recorder: Option<&mut Recorder>) -> Result<(), DeviceError> {
+        let begun = Instant::now();
+        let progress = work.projection.step(lanes)?;
+        if let Some(recorder) = recorder {
+            recorder.look(&work.projection, lanes)?;
+        }
+        let (seconds, steps) = (begun.elapsed().as_secs_f64(), progress.done.saturating_sub(work.done));
+        metrics::DEVICE_BUSY.record(seconds * lanes.devices() as f64, &[]);
+        metrics::LANE_STEPS.record(steps as f64, &[]);
+        let active = work.spans.iter().filter(|spans| spans.is_active()).count();
+        for (i, (spans, image)) in work.spans.iter_mut().zip(&mut work.images).enumerate() {
+            let (loss, stage) = (work.projection.loss(i), work.projection.stage(i));
+            spans.stepped(&mut image.attempt.span, seconds / active as f64, loss, stage);
+        }
+        self.computed += steps;
+        work.done = progress.done;
+        tracing::debug!(computed = self.computed, done = progress.done, of = progress.total, loss = progress.loss, "step");
+        self.show(work);
+        Ok(())
+    }
+
+    /// Sends the checkpoints that are due: of all searches from time to time, and of each that has ended.
+    fn save_due(&self, work: &mut Work) {
+        let due = work.saved.elapsed() >= self.checkpoint_every && !work.projection.finished();
+        if due {
+            work.saved = Instant::now();
+        }
+        for i in 0..work.images.len() {
+            if work.searched[i] {
+                continue;
+            }
+            work.searched[i] = work.projection.stage(i) == Some(Stage::FineTune);
+            if due || work.searched[i] {
+                let Attempt { job, name, .. } = &work.images[i].attempt;
+                let (run, image, attempt) = (job.run.clone(), job.image.clone(), name.clone());
+                self.send(Output::Checkpoint(SavedCheckpoint { run, image, attempt, bytes: work.checkpoint(i) }));
+            }
+        }
+    }
+
+    fn release(&self, work: Work, queued: bool) {
+        let checkpoints: Vec<Vec<u8>> = (0..work.images.len()).map(|i| work.checkpoint(i)).collect();
+        for (image, checkpoint) in work.images.into_iter().zip(checkpoints) {
+            self.send(Output::Unfinished(Box::new(Unfinished { attempt: image.attempt, checkpoint, queued })));
+        }
+    }
+
+    /// When publishing has failed this fails too; the other error is the one to report.
+    fn send(&self, output: Output) {
+        let _ = self.outputs.blocking_send(output);
+    }
+
+    fn show(&self, work: &Work) {
         self.working.send_replace(Working {
-            run: run.to_owned(),
-            images: projection.len(),
-            batch: (progress.done, progress.total),
-            loss: progress.loss,
+            run: work.run.clone(),
+            images: work.images.len(),
+            loss: work.projection.progress().loss,
             lane_steps: self.computed,
             resumed: self.resumed,
         });
     }
+}
 
-    fn save(&self, projection: &Projection, i: usize, image: &Loaded, (started, images): (Instant, usize)) {
-        let checkpoint = kept(projection, i, image, started, images);
-        let (run, attempt) = (image.job.run.clone(), image.attempt.clone());
-        let _ = self.done.blocking_send(Done::Saved(Saved { run, image: image.job.image.clone(), attempt, checkpoint }));
+impl Work {
+    /// Of at least one image; all are of one run. Resumes those that have a checkpoint.
+    fn begin(model: &LoadedModel, mut images: Vec<Loaded>) -> Work {
+        let job = &images[0].attempt.job;
+        let (run, mut projection) = (job.run.clone(), start(model, &images, &job.params));
+        for (i, image) in images.iter_mut().enumerate() {
+            let target = target_digest(image);
+            // A checkpoint that does not fit costs the work it held, nothing else.
+            if let Some(checkpoint) = image.checkpoint.take()
+                && checkpoint.target == target
+                && projection.resume(i, checkpoint.state).is_ok()
+            {
+                image.seconds = checkpoint.seconds;
+                metrics::CHECKPOINTS.record(1.0, &[("outcome", "resumed")]);
+            }
+        }
+        let stages = images.iter().enumerate().map(|(i, image)| (image, projection.stage(i)));
+        let (spans, searched) =
+            stages.map(|(image, stage)| (StageSpans::begin(&image.attempt.span, stage), stage == Some(Stage::FineTune))).unzip();
+        let (started, done) = (Instant::now(), projection.progress().done);
+        Work { run, projection, images, spans, searched, started, done, saved: started }
     }
 
-    fn release(&self, projection: &Projection, batch: Vec<Loaded>, started: Instant, queued: bool) {
-        let images = batch.len();
-        for (i, image) in batch.into_iter().enumerate() {
-            let checkpoint = kept(projection, i, &image, started, images);
-            let Loaded { delivery, hand, job, attempt, .. } = image;
-            let released = Released { delivery, hand, job, attempt, checkpoint, queued };
-            let _ = self.done.blocking_send(Done::Released(Box::new(released)));
-        }
+    fn checkpoint(&self, i: usize) -> Vec<u8> {
+        let image = &self.images[i];
+        let seconds = image.seconds + self.started.elapsed().as_secs_f64() / self.images.len() as f64;
+        let (state, target) = (self.projection.checkpoint(i).clone(), target_digest(image));
+        checkpoint::encode(&image.attempt.id, &JobCheckpoint { state, seconds, target })
     }
 }
 
-/// Finds in an image what is not known of it yet.
-fn looked_at(model: &LoadedModel, finder: &Finder, mut image: Loaded) -> (Loaded, Option<Found>) {
+/// Finds the class and the object, where the job leaves them open.
+fn look(model: &LoadedModel, finder: &Finder, mut image: Loaded) -> (Loaded, Option<Found>) {
     let Some(photo) = image.photo.take() else { return (image, None) };
     let begun = Instant::now();
-    let Sighting { class, found, frame } = find::find(model, finder, &image.job, &photo, &image.frame);
-    image.job.class = class;
-    image.job.class_name = model.manifest.classes[class as usize].clone();
-    image.hand.is_of_class(&image.job.class_name);
+    let Sighting { class, found, frame } = find::find(model, finder, &image.attempt.job, &photo, &image.frame);
+    let Attempt { job, span, .. } = &mut image.attempt;
+    job.class = class;
+    job.class_name = model.manifest.classes[class as usize].clone();
+    span.set_class(&job.class_name);
     image.frame = frame.unwrap_or(image.frame);
-    image.hand.took("find", begun.elapsed().as_secs_f64());
-    image.hand.ended("find");
-    tracing::info!(run = image.job.run, image = image.job.image, class = image.job.class_name, ?found, "found");
+    span.add_seconds(Stage::Find, begun.elapsed().as_secs_f64());
+    span.end_stage(Stage::Find);
+    tracing::info!(run = job.run, image = job.image, class = job.class_name, ?found, "found");
     (image, Some(found))
 }
 
-fn kept(projection: &Projection, i: usize, image: &Loaded, started: Instant, images: usize) -> Vec<u8> {
-    let seconds = image.seconds + started.elapsed().as_secs_f64() / images as f64;
-    let (state, target) = (projection.checkpoint(i).clone(), target_digest(image));
-    checkpoint::encode(&image.id, &checkpoint::Saved { state, seconds, target })
-}
-
-/// Of class, pixels and mask.
 fn target_digest(image: &Loaded) -> String {
     let mut digest = RunningSha256::default();
-    digest.update(&image.job.class.to_be_bytes());
+    digest.update(&image.attempt.job.class.to_be_bytes());
     for values in [Some(&image.frame.pixels), image.frame.mask.as_ref()].into_iter().flatten() {
         values.iter().for_each(|v| digest.update(&v.to_le_bytes()));
     }
     digest.hex()
 }
 
-fn start(params: &Params, model: &LoadedModel, batch: &[Loaded]) -> Projection {
+fn start(model: &LoadedModel, batch: &[Loaded], params: &Params) -> Projection {
     let r = i64::from(model.reference.resolution);
     let targets = batch
         .iter()
@@ -281,8 +304,8 @@ fn start(params: &Params, model: &LoadedModel, batch: &[Loaded]) -> Projection {
             image: Tensor::from_slice(&image.frame.pixels).view([3, r, r]),
             bbox: image.frame.bbox,
             mask: image.frame.mask.as_ref().map(|mask| Tensor::from_slice(mask).view([r, r])),
-            class: i64::from(image.job.class),
-            seed: image.job.seed,
+            class: i64::from(image.attempt.job.class),
+            seed: image.attempt.job.seed,
         })
         .collect();
     Projection::new(params, &model.model, &model.statistics, targets)

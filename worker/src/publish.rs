@@ -6,77 +6,90 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
+use engine::codec::{self, Decoded};
 use projector::lanes::Rendered;
 use projector::{Delta, Dropped, Solution, Tuned};
 use proto::keys::{Item, Marker};
-use proto::{
-    CrashPoint, FailureReason, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, What, chain, hex_sha256, keys,
-};
-use queue::Queue;
-use store::{PutNew, Runs, Store};
+use proto::{CrashPoint, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys};
+use store::{PutNew, Store};
 use telemetry::trace;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use crate::fate::{self, Fate};
-use crate::fetch::reject;
-use crate::job_span::tell;
-use crate::project::{Done, Released, Saved, Solved};
-use crate::run_control::Controls;
-use crate::{Config, Error, metrics};
-use engine::codec::{self, Decoded};
+use crate::attempt::{Attempt, Worker, settle};
+use crate::fate::{Fate, JobError, fate};
+use crate::project::{Output, SavedCheckpoint, Solved, Unfinished};
+use crate::run_control::RunControl;
+use crate::{Error, metrics};
 
 /// Bytes of a delta that are sent at a time.
 const PIECE: usize = 8 << 20;
 
 /// Publishes until the devices' thread ends.
-pub async fn run(config: Config, queue: Queue, runs: Runs, mut done: mpsc::Receiver<Done>) -> Result<(), Error> {
-    let controls = Controls::new(&runs);
-    while let Some(done) = done.recv().await {
-        match done {
-            Done::Solved(solved) => {
-                let results = runs.of(&solved.job.run)?;
-                if controls.is_finished(&solved.job.run).await {
-                    discard(&config, &queue, &results, *solved).await?;
+pub async fn run(worker: &Worker, mut outputs: mpsc::Receiver<Output>) -> Result<(), Error> {
+    let mut control = RunControl::new(&worker.runs);
+    while let Some(output) = outputs.recv().await {
+        match output {
+            Output::Solved(solved) => {
+                if control.is_finished(&solved.attempt.job.run).await {
+                    discard(worker, solved.attempt).await?;
                     continue;
                 }
-                let span = solved.hand.span.clone();
-                publish(&config, &queue, &results, *solved).instrument(span).await?;
+                let span = solved.attempt.span.span.clone();
+                let results = solved.attempt.results(worker)?;
+                publish(worker, &results, *solved).instrument(span).await?;
             }
-            Done::Saved(Saved { run, image, attempt, checkpoint }) => {
-                let results = runs.of(&run)?;
-                if controls.is_finished(&run).await {
-                    // Its last sweep has been; the devices hear of it within seconds.
-                    continue;
+            Output::Checkpoint(SavedCheckpoint { run, image, attempt, bytes }) => {
+                // The last sweep of a finished run is over; the devices learn of its end within seconds.
+                if !control.is_finished(&run).await {
+                    save(&worker.runs.of(&run)?, &image, &attempt, bytes).await?;
                 }
-                let saved = save(&results, &image, &attempt, checkpoint).await;
-                // The next one may succeed; only time is lost until then.
-                forgive(saved)?;
             }
-            Done::Released(released) => {
-                let Released { delivery, hand, job, attempt, checkpoint, queued } = *released;
-                let results = runs.of(&job.run)?;
-                if controls.is_finished(&job.run).await {
-                    forget(&results, &job.image, &attempt).await?;
-                } else {
-                    forgive(save(&results, &job.image, &attempt, checkpoint).await)?;
-                }
-                tell(&config, &queue, &hand, &job, What::Released { queued }).await?;
-                CrashPoint::ReleaseTold.pass();
-                if queued {
-                    delivery.release().await?;
-                } else {
-                    delivery.ack().await?;
-                }
-                CrashPoint::ReleaseSettled.pass();
+            Output::Unfinished(unfinished) => {
+                let finished = control.is_finished(&unfinished.attempt.job.run).await;
+                release(worker, *unfinished, finished).await?;
             }
         }
     }
     Ok(())
 }
 
-/// A checkpoint is progress: the attempt counts no longer as one that never ended.
-async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) -> Result<(), store::Error> {
+/// Saves the checkpoint of an unfinished image, unless its run is `finished`, and gives its job back.
+async fn release(worker: &Worker, unfinished: Unfinished, finished: bool) -> Result<(), Error> {
+    let Unfinished { attempt, checkpoint, queued } = unfinished;
+    let results = attempt.results(worker)?;
+    if finished {
+        forget(&results, &attempt).await?;
+    } else {
+        save(&results, &attempt.job.image, &attempt.name, checkpoint).await?;
+    }
+    attempt.tell(worker, What::Released { queued }).await?;
+    CrashPoint::ReleaseTold.pass();
+    if queued {
+        attempt.delivery.release().await?;
+    } else {
+        attempt.delivery.ack().await?;
+    }
+    CrashPoint::ReleaseSettled.pass();
+    Ok(())
+}
+
+/// If the checkpoint cannot be written, only time is lost until the next one.
+async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) -> Result<(), Error> {
+    let Err(source) = put_checkpoint(results, image, attempt, checkpoint).await else { return Ok(()) };
+    let error = JobError::Checkpoint(source);
+    match fate(&error, 1) {
+        Fate::Continue => {
+            tracing::warn!(image, error = chain(&error), "the checkpoint is lost");
+            metrics::CHECKPOINTS.record(1.0, &[("outcome", "failed")]);
+            Ok(())
+        }
+        Fate::Retry(_) | Fate::Reject(_) | Fate::Release | Fate::Crash => Err(error.into()),
+    }
+}
+
+/// A checkpoint is progress: the attempt no longer counts as one that never ended.
+async fn put_checkpoint(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) -> Result<(), store::Error> {
     let size = checkpoint.len();
     results.put(&keys::checkpoint(image), checkpoint).await?;
     metrics::UPLOAD.record(size as f64, &[]);
@@ -87,48 +100,42 @@ async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) 
     Ok(())
 }
 
-/// Takes away what an attempt saved at an image whose run has ended.
-async fn forget(results: &Store, image: &str, attempt: &str) -> Result<(), store::Error> {
-    results.delete(&keys::checkpoint(image)).await?;
-    results.delete(&keys::attempt(image, attempt)).await
+/// Deletes what an attempt saved at an image whose run is finished.
+async fn forget(results: &Store, attempt: &Attempt) -> Result<(), store::Error> {
+    results.delete(&keys::checkpoint(&attempt.job.image)).await?;
+    results.delete(&keys::attempt(&attempt.job.image, &attempt.name)).await
 }
 
-fn forgive(saved: Result<(), store::Error>) -> Result<(), store::Error> {
-    match saved {
-        Err(error) if error.is_retryable() => {
-            tracing::warn!(error = chain(&error), "a checkpoint could not be written");
-            metrics::CHECKPOINTS.record(1.0, &[("outcome", "failed")]);
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-/// The image was given up, and its run ended since: a result would be in none of its tables.
-async fn discard(config: &Config, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
-    let Solved { delivery, job, attempt, hand, .. } = solved;
-    tracing::warn!(run = job.run, image = job.image, "the run ended without this image: its result is dropped");
-    forget(results, &job.image, &attempt).await?;
-    // Should the run go on after all, the coordinator has it again.
-    tell(config, queue, &hand, &job, What::Released { queued: false }).await?;
-    delivery.ack().await?;
+/// Drops a result whose image failed and whose run is finished since: it would be in none of the run's tables.
+async fn discard(worker: &Worker, attempt: Attempt) -> Result<(), Error> {
+    tracing::warn!(
+        run = attempt.job.run,
+        image = attempt.job.image,
+        "the run finished without this image: its result is dropped"
+    );
+    forget(&attempt.results(worker)?, &attempt).await?;
+    // Should the run resume after all, the coordinator publishes the job again.
+    attempt.tell(worker, What::Released { queued: false }).await?;
+    attempt.delivery.ack().await?;
     Ok(())
 }
 
-async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved) -> Result<(), Error> {
-    let Solved { delivery, mut hand, job, id, attempt, model, frame, found, solution, seconds } = solved;
+async fn publish(worker: &Worker, results: &Store, solved: Solved) -> Result<(), Error> {
+    let Solved { mut attempt, model, frame, found, solution, seconds } = solved;
     let solution = match solution {
         Ok(solution) => solution,
-        Err(error) => {
-            let message = format!("image {}: {error}", job.image);
-            results.delete(&keys::attempt(&job.image, &attempt)).await?;
-            reject(config, queue, results, delivery, &hand, &job, (FailureReason::Diverged, message)).await?;
-            return Ok(());
+        Err(source) => {
+            let image = attempt.job.image.clone();
+            results.delete(&keys::attempt(&image, &attempt.name)).await?;
+            return settle(worker, vec![attempt], JobError::Diverged { image, source }).await;
         }
     };
+    let job = &attempt.job;
+    let seeds = solution.seeds.iter();
+    let seeds = seeds.map(|s| SeedResult { loss: s.loss, inverted_loss: s.inverted_loss, l1: s.l1, l2: s.l2, lpips: s.lpips });
     let record = ResultRecord {
         format: 1,
-        job: id.clone(),
+        job: attempt.id.clone(),
         image: job.image.clone(),
         identity: job.identity.clone(),
         class: job.class,
@@ -140,20 +147,16 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
         model,
         params: job.params.clone(),
         seed: job.seed,
-        version: config.version.clone(),
+        version: worker.config.version.clone(),
         transform: solution.transform.clone(),
         best: solution.best,
-        seeds: solution
-            .seeds
-            .iter()
-            .map(|s| SeedResult { loss: s.loss, inverted_loss: s.inverted_loss, l1: s.l1, l2: s.l2, lpips: s.lpips })
-            .collect(),
+        seeds: seeds.collect(),
         lane_steps: solution.lane_steps,
         seconds,
-        attempt,
+        attempt: attempt.name.clone(),
         objects: vec![],
         fine_tuned: solution.fine_tuned.as_ref().map(fine_tuned),
-        trace: trace::id(&hand.span),
+        trace: trace::id(&attempt.span.span),
     };
     let begun = Instant::now();
     let publish = async {
@@ -161,26 +164,21 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
         let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
         commit(results, objects, &mut record).await.map(|()| record)
     };
-    let record = match publish.instrument(trace::child(&hand.span, "publish")).await {
+    let record = match publish.instrument(attempt.span.stage(Stage::Publish)).await {
         Ok(record) => record,
-        Err(error) if fate::results(&error) == Fate::Retry => {
-            metrics::RETRIES.record(1.0, &[("reason", "publish")]);
-            delivery.retry().await?;
-            return Ok(());
-        }
-        Err(error) => return Err(error.into()),
+        Err(source) => return settle(worker, vec![attempt], JobError::Upload(source)).await,
     };
-    let stage_seconds = hand.seconds.clone();
-    hand.took("publish", begun.elapsed().as_secs_f64());
-    hand.ended("publish");
+    let stage_seconds = attempt.span.stage_seconds();
+    attempt.span.add_seconds(Stage::Publish, begun.elapsed().as_secs_f64());
+    attempt.span.end_stage(Stage::Publish);
     let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
     metrics::LOSS.record(loss, &[("stage", "final")]);
     metrics::LPIPS.record(lpips, &[("stage", "final")]);
-    tracing::info!(run = job.run, image = job.image, loss, lpips, seconds, "projected");
+    tracing::info!(run = attempt.job.run, image = attempt.job.image, loss, lpips, seconds, "projected");
     let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips, stage_seconds };
-    tell(config, queue, &hand, &job, what).await?;
+    attempt.tell(worker, what).await?;
     CrashPoint::SuccessTold.pass();
-    delivery.ack().await?;
+    attempt.delivery.ack().await?;
     CrashPoint::SuccessSettled.pass();
     Ok(())
 }
@@ -188,12 +186,12 @@ async fn publish(config: &Config, queue: &Queue, results: &Store, solved: Solved
 /// What an object holds.
 enum Content {
     Bytes(Bytes),
-    /// Written while it is encoded: of a large generator, stored without loss, it is as large as that.
+    /// Encoded while it is uploaded: stored without loss, it is as large as the generator.
     Delta(Arc<Mutex<Delta>>),
 }
 
 impl Content {
-    /// Stores it, and tells its size and digest.
+    /// Returns its size in bytes and its SHA-256.
     async fn put(&self, results: &Store, key: &str, model: &str) -> Result<(u64, String), store::Error> {
         let delta = match self {
             Content::Bytes(bytes) => {
@@ -206,7 +204,7 @@ impl Content {
         let model = model.to_owned();
         let encoding = tokio::task::spawn_blocking(move || {
             let mut to = BufWriter::with_capacity(PIECE, Pieces(sender));
-            let delta = delta.lock().expect("nobody panics with it");
+            let delta = delta.lock().expect("no thread panics while it holds the lock");
             delta.write(&model, &mut to).and_then(|()| to.flush())
         });
         let mut upload = results.upload(key).await?;
@@ -222,7 +220,7 @@ impl Content {
     }
 }
 
-/// Hands what is written on, piece by piece.
+/// Sends what is written, piece by piece.
 struct Pieces(mpsc::Sender<Vec<u8>>);
 
 impl Write for Pieces {
@@ -240,7 +238,7 @@ async fn commit(results: &Store, objects: Vec<(Item, Content)>, record: &mut Res
     let (image, attempt) = (&record.image, &record.attempt);
     let digest = &record.model.digest;
     let marker = keys::marker(image, Marker::Result);
-    // Somebody else's result of the same job is as good as ours, and comes first.
+    // Another attempt's result of the same job is as good, and came first.
     if !results.exists(&marker).await? {
         let mut stored = Vec::new();
         for (item, content) in &objects {
@@ -257,7 +255,7 @@ async fn commit(results: &Store, objects: Vec<(Item, Content)>, record: &mut Res
                 results.delete(&keys::item(image, attempt, item)).await?;
             }
         } else if results.exists(&keys::marker(image, Marker::Failure)).await? {
-            // The image was given up: the end of its run may have swept what nobody had claimed yet.
+            // The image had failed: the end of its run may have swept objects that no marker named yet.
             for (item, content) in objects {
                 let key = keys::item(image, attempt, item);
                 if !results.exists(&key).await? {
@@ -274,7 +272,7 @@ async fn commit(results: &Store, objects: Vec<(Item, Content)>, record: &mut Res
     Ok(())
 }
 
-/// Whether the marker is this attempt's, whose first request may have succeeded without an answer.
+/// Whether the marker is this attempt's: a first request may have succeeded although its answer was lost.
 async fn is_ours(results: &Store, marker: &str, attempt: &str) -> Result<bool, store::Error> {
     let there = results.get(marker).await?;
     Ok(serde_json::from_slice::<ResultRecord>(&there).is_ok_and(|record| record.attempt == attempt))
@@ -355,15 +353,15 @@ mod tests {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
+    use engine::Devices;
     use proto::{Control, Event, History, Job, ModelRef, Params, RunState};
-    use queue::{Channel, Consumer, Delivery};
+    use queue::{Channel, Consumer, Delivery, Queue};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
+    use store::Runs;
 
     use super::*;
-    use engine::Devices;
-
-    use crate::job_span::Hand;
+    use crate::Config;
 
     /// A future that is dropped after some polls, as a process that dies at an await.
     struct Mortal<F> {
@@ -401,11 +399,11 @@ mod tests {
         }
     }
 
-    /// As the devices' thread hands it over. Each attempt has other bytes, so that a mixture would be seen.
-    fn solved(queue: &Queue, delivery: Delivery, attempt: u32) -> Solved {
+    /// As the devices' thread sends it. Each attempt has other bytes, so that a mixture would be seen.
+    fn solved(worker: &Worker, delivery: Delivery, number: u32) -> Solved {
         let job = Job::decode(delivery.payload()).expect("ours");
-        let loss = f64::from(attempt);
-        let pixels = vec![(attempt % 7) as f32 / 7.0; 3 * 4 * 4];
+        let loss = f64::from(number);
+        let pixels = vec![(number % 7) as f32 / 7.0; 3 * 4 * 4];
         let seed = projector::projection::Seed {
             z: vec![loss as f32],
             c: vec![0.0],
@@ -428,11 +426,10 @@ mod tests {
             lane_steps: 1,
         };
         let model = ModelRef { name: "m".into(), digest: "d".into(), resolution: 4 };
-        let (id, attempt) = (job.id(), format!("{attempt:012x}"));
-        let hand = Hand::take(&delivery, &job, &id, queue);
+        let attempt = Attempt { name: format!("{number:012x}"), ..Attempt::begin(worker, delivery, job) };
         let crop = codec::Crop { x: 0, y: 0, side: 4 };
         let frame = Decoded { pixels, bbox: None, mask: None, object: None, original: (4, 4), crop };
-        Solved { delivery, hand, job, id, attempt, model, frame, found: None, solution: Ok(solution), seconds: 1.0 }
+        Solved { attempt, model, frame, found: None, solution: Ok(solution), seconds: 1.0 }
     }
 
     fn config() -> Config {
@@ -448,7 +445,7 @@ mod tests {
         }
     }
 
-    /// Objects of an image whose generator was not tuned.
+    /// Objects of an image without fine-tuning.
     fn untuned_items() -> usize {
         Item::ALL.len() - [Item::Mask, Item::Tuned, Item::Delta].len()
     }
@@ -468,11 +465,12 @@ mod tests {
             let control = serde_json::to_vec(&Control { state, ..Control::default() }).expect("a record");
             home.put(&keys::control("r"), control).await.expect("writable");
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
-            let solved = solved(&queue, next(&mut consumer).await.expect("a job"), 1);
+            let worker = Worker { config: config(), queue: queue.clone(), runs: Runs::Home(home.clone()) };
+            let solved = solved(&worker, next(&mut consumer).await.expect("a job"), 1);
             let (sender, receiver) = mpsc::channel(1);
-            assert!(sender.send(Done::Solved(Box::new(solved))).await.is_ok(), "it listens");
+            assert!(sender.send(Output::Solved(Box::new(solved))).await.is_ok(), "it listens");
             drop(sender);
-            run(config(), queue.clone(), Runs::Home(home.clone()), receiver).await.expect("it goes well");
+            run(&worker, receiver).await.expect("it goes well");
             let results = home.with_prefix("runs/r").expect("a prefix");
             let objects = results.list("").expect("a prefix").all().await.expect("readable");
             left.push(objects.len());
@@ -501,7 +499,8 @@ mod tests {
         for _ in 0..rng.random_range(1..4) {
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
         }
-        let (config, mut attempts) = (config(), 0);
+        let worker = Worker { config: config(), queue: queue.clone(), runs: Runs::One(results.clone()) };
+        let mut attempts = 0;
         loop {
             let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
             let (first, second) = (next(&mut consumer).await, next(&mut consumer).await);
@@ -510,7 +509,7 @@ mod tests {
             }
             let lives = [first, second].into_iter().flatten().map(|delivery| {
                 attempts += 1;
-                let life = publish(&config, &queue, &results, solved(&queue, delivery, attempts));
+                let life = publish(&worker, &results, solved(&worker, delivery, attempts));
                 // Later ones live longer, so that it ends.
                 Mortal { life: Box::pin(life), polls: rng.random_range(0..40 + 4 * attempts) }
             });

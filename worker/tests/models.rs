@@ -5,15 +5,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use engine::cache::Entry;
+use engine::cache::Slot;
 use engine::{Cache, Models};
 use harness::push_model;
 use proto::{Event, Job, LatentSearch, ModelRef, Params, What};
 use queue::{Channel, Queue};
 use store::{Runs, Store};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::span;
-use worker::{Config, Error, Shutdown, Working};
+use worker::{Config, Error, Working};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -60,7 +61,7 @@ impl Home {
     }
 
     /// A worker.
-    async fn work(&self, queue: &Queue, shutdown: Shutdown) -> Result<(), Error> {
+    async fn work(&self, queue: &Queue, shutdown: CancellationToken) -> Result<(), Error> {
         let config = Config {
             name: "worker".into(),
             devices: "cpu".parse().unwrap(),
@@ -122,7 +123,7 @@ async fn succeeds(home: &Home, queue: &Queue, run: &str) {
         }
     };
     tokio::select! {
-        left = home.work(queue, Shutdown::default()) => panic!("{left:?}"),
+        left = home.work(queue, CancellationToken::new()) => panic!("{left:?}"),
         result = tokio::time::timeout(LIMIT, result) => result.expect("a result"),
     }
 }
@@ -132,14 +133,14 @@ async fn who_waits_for_anothers_copy_says_so_and_leaves_when_asked() {
     let logged = Logged::default();
     let _here = tracing::subscriber::set_default(logged.clone());
     let home = Home::open().await;
-    let Entry::Missing(_another) = home.cache.open(&home.model.digest).unwrap() else { panic!("nothing is there") };
-    let (queue, shutdown) = (Queue::open("embedded:").await.unwrap(), Shutdown::default());
+    let Slot::Missing(_another) = home.cache.open(&home.model.digest).unwrap() else { panic!("nothing is there") };
+    let (queue, shutdown) = (Queue::open("embedded:").await.unwrap(), CancellationToken::new());
     queue.publish(Channel::Jobs, home.job("run", &home.model).await.encode()).await.unwrap();
     let ask = async {
         while !logged.0.lock().unwrap().contains("another process copies the model") {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        shutdown.request();
+        shutdown.cancel();
         Instant::now()
     };
     let both = async { tokio::join!(home.work(&queue, shutdown.clone()), ask) };

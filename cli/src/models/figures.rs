@@ -1,4 +1,4 @@
-//! The paper's Figures 3 and 4 for one generator: where its objects are, and how large. Pure drawing, and one write.
+//! The paper's Figures 3 and 4 for one generator: where its objects are, and how large. Only [`write`] touches files.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use proto::Box2d;
 const CELLS: usize = 32;
 /// Bars of a histogram.
 const BARS: usize = 32;
-/// Pixels of a drawing's side, and around it.
+/// Pixels of a drawing's side and of its margin.
 const SIDE: f64 = 320.0;
 const MARGIN: f64 = 48.0;
 
@@ -35,7 +35,7 @@ fn head(width: f64, title: &str) -> String {
     )
 }
 
-/// Names in a drawing hold no markup.
+/// A name, escaped for SVG.
 fn plain(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }

@@ -1,6 +1,5 @@
 //! `basin study bias`: where a data set and a generator have their objects (the paper's Figures 3 and 4).
 
-use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,15 +9,15 @@ use dataset::{self, Annotations, Entry};
 use engine::calibrate::Source;
 use engine::{Devices, codec};
 use proto::{Box2d, ClassSource, MaskSource, Object};
+use results::chart::figure::{Panel, histograms};
 use results::run::spread;
 use serde::Serialize;
 use store::Store;
 
-use super::chart::{Panel, histograms};
 use super::files::{self, Figure};
-use super::page::short;
+use super::markdown::{cell, code, short, table};
 use crate::models::{Finds, can_find, sample_boxes};
-use crate::project::{load, read_manifest};
+use crate::project::load;
 
 /// Cells of a histogram.
 const CELLS: usize = 20;
@@ -37,16 +36,16 @@ pub struct Bias {
     /// COCO JSON or CSV manifest with boxes; `auto` looks for one.
     #[arg(long, default_value = "auto")]
     annotations: String,
-    /// What finds the object in a generated image: as a rule the detector, and `foreground` for a model without one.
+    /// How to find the object in a generated image. Default: the model's detector, or `foreground` for a model without one.
     #[arg(long, value_enum)]
     mask_from: Option<Finds>,
-    /// Images that are generated.
+    /// Number of images to generate.
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
-    /// Everything random follows from it.
+    /// Seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Take only this many images, evenly spread over the data set.
+    /// Use only this many images, evenly spread over the data set.
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
     /// Where to compute: `auto`, `cpu` or `cuda:0`.
@@ -56,8 +55,8 @@ pub struct Bias {
 
 /// `bias.json`.
 #[derive(Clone, Debug, Serialize)]
-struct Found {
-    /// Of this file: 1.
+struct BiasNumbers {
+    /// Version of the file's format: 1.
     format: u32,
     /// The command that repeats it.
     command: String,
@@ -65,19 +64,17 @@ struct Found {
     version: String,
     /// The data set, as the command names it.
     dataset: String,
-    /// Name of the model.
     model: String,
-    /// Its digest.
     model_digest: String,
-    /// Generated images.
+    /// Number of generated images.
     samples: u32,
-    /// What found the objects in them.
+    /// The way in which objects were found in them.
     found_by: &'static str,
     /// Objects in the data set's images and in the generated ones.
     objects: [usize; 2],
     /// Images of the data set that have no box, or cannot be read.
     without: usize,
-    /// What was measured, in parts of the frame.
+    /// In parts of the frame.
     axes: [Axis; 4],
 }
 
@@ -87,7 +84,7 @@ struct Axis {
     name: &'static str,
     dataset: Distribution,
     generator: Distribution,
-    /// What both histograms have in common: 1 if they are equal, 0 if they do not touch.
+    /// The part that both histograms share: 1 if they are equal, 0 if they do not overlap.
     overlap: f64,
 }
 
@@ -96,12 +93,12 @@ struct Axis {
 struct Distribution {
     mean: f64,
     deviation: f64,
-    /// In each of equally wide cells.
+    /// In each of [`CELLS`] equally wide cells.
     counts: Vec<u32>,
 }
 
 impl Distribution {
-    /// Of at least one number.
+    /// `values` must not be empty.
     fn of(values: &[f64]) -> Distribution {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let centre = mean(values);
@@ -122,7 +119,7 @@ impl Distribution {
     }
 }
 
-/// Of boxes in parts of the frame, at least one of either.
+/// Boxes in parts of the frame; neither list may be empty.
 fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
     type Number = fn(&Box2d) -> f64;
     let numbers: [(_, Number); 4] = [
@@ -139,9 +136,8 @@ fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
 }
 
 impl Bias {
-    /// Runs it.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let (manifest, model_digest) = read_manifest(&self.model)?;
+        let (manifest, model_digest) = engine::read_manifest(&self.model).context("--model must name a model folder")?;
         let detector = if manifest.detector.is_some() { Finds::DetectorBox } else { Finds::Foreground };
         let source = Source::from(self.mask_from.unwrap_or(detector));
         can_find(source, &manifest)?;
@@ -159,7 +155,7 @@ impl Bias {
             Box2d { x, y, width, height }
         };
         let scaled = |boxes: &[Box2d]| boxes.iter().map(scale).collect::<Vec<_>>();
-        let found = Found {
+        let found = BiasNumbers {
             format: 1,
             command: super::command(std::env::args()),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -168,7 +164,7 @@ impl Bias {
             model_digest,
             samples: self.samples,
             found_by: match source {
-                Source::Foreground => "what differs from the background",
+                Source::Foreground => "their difference from the background",
                 Source::DetectorBox | Source::DetectorMask => "the model's detector",
             },
             objects: [real.len(), generated.len()],
@@ -182,7 +178,7 @@ impl Bias {
     }
 }
 
-/// Boxes of a data set in pixels of the frame that a projection has, and how many images have none.
+/// Boxes of a data set in pixels of the generator's frame, and the number of images without one.
 async fn boxes(dataset: &Store, annotations: &str, limit: Option<usize>, resolution: u32) -> anyhow::Result<(Vec<Box2d>, usize)> {
     let annotations: Annotations = annotations.parse().expect("any text names annotations");
     // Images without a class have boxes, too.
@@ -211,12 +207,12 @@ async fn boxes(dataset: &Store, annotations: &str, limit: Option<usize>, resolut
         }
     }
     if boxes.is_empty() {
-        bail!("no image of {} has a box: name a COCO file or a CSV manifest that has them with --annotations", dataset.url());
+        bail!("no image of {} has a box: name a COCO file or a CSV manifest with boxes by --annotations", dataset.url());
     }
     Ok((boxes, without))
 }
 
-fn drawing(found: &Found) -> String {
+fn drawing(found: &BiasNumbers) -> String {
     let panels: Vec<Panel> =
         found.axes.iter().map(|axis| Panel { name: axis.name, counts: [&axis.generator.counts, &axis.dataset.counts] }).collect();
     let [real, generated] = found.objects;
@@ -224,28 +220,32 @@ fn drawing(found: &Found) -> String {
     histograms("Where objects are, and how large, in parts of the frame", [&names[0], &names[1]], &panels)
 }
 
-fn markdown(found: &Found, figure: &Figure) -> String {
-    let Found { command, version, dataset, model_digest, samples, found_by, objects: [real, generated], without, axes, .. } =
-        found;
-    let model = files::cell(&found.model);
-    let mut text = format!(
-        "# Objects of a data set and of a generator (the paper's Figures 3 and 4)\n\n\
-         | | |\n|:---|:---|\n| command | {} |\n| basin | {version} |\n| model | {model} ({}) |\n| data set | {} |\n\
-         | boxes | {real} of the data set (in {without} images there is none, or it cannot be read); {generated} in {samples} generated \
-         images, found by {found_by} |\n\n",
-        files::code(command),
-        short(model_digest),
-        files::code(dataset),
+fn markdown(found: &BiasNumbers, figure: &Figure) -> String {
+    let BiasNumbers { samples, found_by, objects: [real, generated], without, .. } = found;
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let boxes = format!(
+        "{real} of the data set ({without} images have none or cannot be read); {generated} in {samples} generated images, found by \
+         {found_by}"
     );
-    text += "In parts of the frame, which is the square window that a projection has of an image. Mean and standard deviation; overlap: \
-             what both histograms have in common, 1 if they are equal.\n\n";
-    text += "| | data set | generator | overlap |\n|---|---|---|---|\n";
-    for Axis { name, dataset, generator, overlap } in axes {
-        let spread = |d: &Distribution| format!("{:.3} ± {:.3}", d.mean, d.deviation);
-        writeln!(text, "| {name} | {} | {} | {overlap:.3} |", spread(dataset), spread(generator))
-            .expect("a String takes every write");
-    }
-    text + &format!("\n![{}]({})\n", figure.alt, figure.file)
+    let about = [
+        row("command", code(&found.command)),
+        row("basin", found.version.clone()),
+        row("model", format!("{} ({})", cell(&found.model), short(&found.model_digest))),
+        row("data set", code(&found.dataset)),
+        row("boxes", boxes),
+    ];
+    let spread = |d: &Distribution| format!("{:.3} ± {:.3}", d.mean, d.deviation);
+    let axis =
+        |axis: &Axis| vec![axis.name.to_owned(), spread(&axis.dataset), spread(&axis.generator), format!("{:.3}", axis.overlap)];
+    format!(
+        "# Objects of a data set and of a generator (the paper's Figures 3 and 4)\n\n{}\nIn parts of the frame, which is the square \
+         window of an image that a projection sees. Mean and standard deviation; overlap: the part that both histograms share, 1 if they \
+         are equal.\n\n{}\n![{}]({})\n",
+        table(&["", ""], 2, &about),
+        table(&["", "data set", "generator", "overlap"], 0, &found.axes.each_ref().map(axis)),
+        figure.alt,
+        figure.file,
+    )
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the paper says of the order of its rows, and whether the numbers bear it out. Pure.
+//! The paper's claims about the order of its rows, and whether the numbers support them. Pure.
 
 use results::bootstrap::Interval;
 use serde::Serialize;
@@ -9,45 +9,42 @@ use super::measured::METRICS;
 /// Two rows are close if their difference is less than this part of the second one.
 const CLOSE: f64 = 0.05;
 const LPIPS: usize = 2;
-/// The bootstrap of fewer images is too sure of itself.
+/// Below this number of images a claim is always undecided: the bootstrap of few images makes intervals too narrow.
 pub const FEWEST_IMAGES: usize = 8;
 
-/// A sentence of the paper about two rows, best of the seeds.
+/// A claim of the paper about two rows, best of the seeds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
-    /// For people.
     pub text: &'static str,
-    /// What is compared: index of the metric.
+    /// Index of the metric.
     pub metric: usize,
     /// Slugs of the rows.
     pub rows: (&'static str, &'static str),
-    /// How they should stand.
     pub order: Order,
 }
 
-/// How two rows should stand.
+/// The claimed order of two rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// The first is lower.
     Lower,
-    /// They are close.
+    /// Their difference is small.
     Close,
 }
 
-/// What the numbers say.
+/// Whether the numbers support a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// All of the interval agrees.
     Holds,
-    /// All of it disagrees.
+    /// All of the interval disagrees.
     DoesNotHold,
-    /// Some of it does.
+    /// A part of the interval agrees, or there are too few images.
     Undecided,
 }
 
 impl Verdict {
-    /// For people.
     pub fn as_str(self) -> &'static str {
         match self {
             Verdict::Holds => "holds",
@@ -58,7 +55,7 @@ impl Verdict {
 }
 
 impl Order {
-    /// Of the difference of the first row to the second, whose mean over so many `images` is `second`.
+    /// `difference`: the first row minus the second; `second`: mean of the second row over this number of `images`.
     pub fn verdict(self, difference: Interval, second: f64, images: usize) -> Verdict {
         if images < FEWEST_IMAGES {
             return Verdict::Undecided;
@@ -77,12 +74,12 @@ impl Order {
     }
 }
 
-/// The claims about a study with so many judges.
+/// The claims about a study with this number of judges.
 pub fn claims(which: Which, judges: usize) -> Vec<Claim> {
     let on = |metrics: Vec<usize>, text, rows, order| metrics.into_iter().map(move |metric| Claim { text, metric, rows, order });
     let lower = |text, rows| on(vec![LPIPS], text, rows, Order::Lower);
     let close = |text, rows| on(vec![0, LPIPS], text, rows, Order::Close);
-    // All but the network whose distance is minimised, which the paper finds higher.
+    // Without the network whose distance is minimised, which the paper finds higher.
     let others = || [0, 1].into_iter().chain(METRICS.len()..METRICS.len() + judges).collect::<Vec<_>>();
     let transformed = |text, rows| on(others(), text, rows, Order::Lower);
     match which {
@@ -132,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_about_rows_and_metrics_that_there_are() {
+    fn every_claim_is_about_existing_rows_and_metrics() {
         for which in [Which::Table1, Which::Table2, Which::Table3, Which::PerClass] {
             let rows = which.rows(Budget { evaluations: 1200, seeds: 18 }, false);
             for claim in claims(which, 2) {

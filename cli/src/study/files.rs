@@ -1,15 +1,16 @@
-//! What a study writes: its numbers, its page in two forms, its figures.
+//! Writes a study's files (*io*): its numbers, its page as Markdown and as HTML, and its figures.
 
+use maud::{Markup, PreEscaped};
 use pulldown_cmark::html::push_html;
 use pulldown_cmark::{Alignment, Event, Options, Parser, Tag, TagEnd};
-use results::report::{Text, plain_page, png_url};
+use results::chart::figure;
+use results::html::{self, page, picture};
 use serde::Serialize;
 use store::Store;
 
-use super::chart;
-use crate::report::place;
+use crate::project::place;
 
-/// Of what Markdown becomes.
+/// For HTML made from Markdown.
 const STYLE: &str = "main > h2 { margin-top: 40px; } main > p { color: var(--quiet); margin-top: 8px; max-width: 100ch; }
 main > p:has(.scroll) { max-width: none; } span.scroll { display: block; }";
 
@@ -18,9 +19,8 @@ main > p:has(.scroll) { max-width: none; } span.scroll { display: block; }";
 pub struct Figure {
     /// Name of its file, as the page refers to it.
     pub file: String,
-    /// For who does not see it.
+    /// Text for a reader who does not see it.
     pub alt: String,
-    /// The file.
     pub bytes: Vec<u8>,
 }
 
@@ -37,63 +37,44 @@ pub async fn write(
     for figure in figures {
         out.put(&figure.file, figure.bytes.clone()).await?;
     }
-    let page = html(markdown, figures).into_bytes();
-    for (extension, bytes) in [("json", json), ("md", markdown.as_bytes().to_vec()), ("html", page)] {
+    let html = html_page(markdown, figures).into_bytes();
+    for (extension, bytes) in [("json", json), ("md", markdown.as_bytes().to_vec()), ("html", html)] {
         out.put(&format!("{study}.{extension}"), bytes).await?;
     }
     say!("page: {} (and {study}.md, {study}.json)", place(out, &format!("{study}.html")));
     Ok(())
 }
 
-/// Text as Markdown that stays in its cell of a table and means nothing there.
-pub fn cell(text: &str) -> String {
-    let mut cell = String::new();
-    for c in text.chars() {
-        match c {
-            '\n' | '\r' => cell.push(' '),
-            '\\' | '|' | '`' | '*' | '_' | '~' | '[' | ']' | '<' | '&' => cell.extend(['\\', c]),
-            c => cell.push(c),
-        }
-    }
-    cell
-}
-
-/// Text as code that stays in its cell of a table.
-pub fn code(text: &str) -> String {
-    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
-    let (fence, gap) = ("`".repeat(longest + 1), if longest > 0 { " " } else { "" });
-    format!("{fence}{gap}{}{gap}{fence}", text.replace(['\n', '\r'], " ").replace('|', "\\|"))
-}
-
 /// A study's Markdown as one page that loads nothing, with its figures inside.
-pub fn html(markdown: &str, figures: &[Figure]) -> String {
+fn html_page(markdown: &str, figures: &[Figure]) -> String {
     let title = markdown.lines().next().unwrap_or_default().trim_start_matches("# ");
-    plain_page(title, &format!("{STYLE}\n{}", chart::STYLE), &body(markdown, figures))
+    page(title, &[html::STYLE, STYLE, figure::STYLE], None, &body(markdown, figures))
 }
 
-/// Where in the Markdown its parser is.
+/// Position of the Markdown parser.
 #[derive(Default)]
-struct Place {
-    /// Of the table's columns: those that are aligned to the left are text, others are numbers.
+struct Position {
+    /// Alignment of the table's columns: a column that is aligned to the left is text, others are numbers.
     columns: Vec<Alignment>,
-    /// Of the column of the cell that comes next.
+    /// Index of the next cell's column.
     column: usize,
     in_head: bool,
     in_image: bool,
 }
 
-fn body(markdown: &str, figures: &[Figure]) -> String {
-    let mut place = Place::default();
+fn body(markdown: &str, figures: &[Figure]) -> Markup {
+    let mut position = Position::default();
     let mut html = String::new();
-    push_html(&mut html, Parser::new_ext(markdown, Options::ENABLE_TABLES).filter_map(|event| place.shown(event, figures)));
-    html
+    let events = Parser::new_ext(markdown, Options::ENABLE_TABLES);
+    push_html(&mut html, events.filter_map(|event| position.replaced(event, figures)));
+    PreEscaped(html)
 }
 
-impl Place {
-    fn shown<'a>(&mut self, event: Event<'a>, figures: &[Figure]) -> Option<Event<'a>> {
+impl Position {
+    fn replaced<'a>(&mut self, event: Event<'a>, figures: &[Figure]) -> Option<Event<'a>> {
         let html = |html: String| Some(Event::Html(html.into()));
         match event {
-            // Nothing that a data set or a path says becomes part of the page.
+            // A data set's names and paths must not become HTML.
             Event::Html(text) | Event::InlineHtml(text) => Some(Event::Text(text)),
             Event::Start(Tag::Image { dest_url, .. }) => {
                 self.in_image = true;
@@ -133,7 +114,7 @@ impl Place {
 fn embedded(Figure { file, alt, bytes }: &Figure) -> String {
     let figure = match file.ends_with(".svg") {
         true => String::from_utf8_lossy(bytes).into_owned(),
-        false => format!("<img alt=\"{}\" src=\"{}\">", Text(alt), png_url(bytes)),
+        false => picture(alt, bytes).into_string(),
     };
     format!("<span class=\"scroll\">{figure}</span>")
 }
@@ -141,6 +122,7 @@ fn embedded(Figure { file, alt, bytes }: &Figure) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::study::markdown::{cell, code};
 
     #[test]
     fn a_page_is_its_markdown_with_the_figures_inside() {
@@ -151,7 +133,7 @@ mod tests {
             cell("<b> *Bag* __init__\n| [x](y)"),
         );
         let figure = |file: &str, bytes: &[u8]| Figure { file: file.into(), alt: "the grid".into(), bytes: bytes.to_vec() };
-        let page = html(&markdown, &[figure("a.png", b"png"), figure("b.svg", b"<svg>here</svg>")]);
+        let page = html_page(&markdown, &[figure("a.png", b"png"), figure("b.svg", b"<svg>here</svg>")]);
         for part in [
             "<title>A study · basin</title>",
             "<h1>A study</h1>",
@@ -168,6 +150,6 @@ mod tests {
 
     #[test]
     fn code_with_backticks_is_code() {
-        assert!(body(&code("a `b` c"), &[]).contains("<code>a `b` c</code>"));
+        assert!(body(&code("a `b` c"), &[]).into_string().contains("<code>a `b` c</code>"));
     }
 }

@@ -1,4 +1,4 @@
-//! What a row came to: numbers of every seed of every image, and means of them. Pure.
+//! The numbers of a row: those of every seed of every image, and their means. Pure.
 
 use std::collections::BTreeMap;
 
@@ -14,26 +14,23 @@ pub const METRICS: [&str; 3] = ["L1", "L2", "LPIPS"];
 /// Numbers of a row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measured {
-    /// By image.
     pub images: BTreeMap<String, Scores>,
     /// Images with a failure, or that a judge could not measure.
     pub failed: usize,
-    /// Images whose object has no box: all of the image counts.
+    /// Images whose object has no box: the whole image counts as the object.
     pub whole: usize,
 }
 
 /// Numbers of an image.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
-    /// Its class.
     pub class: String,
-    /// The attempt that its pictures are of.
+    /// The attempt whose pictures are shown.
     pub attempt: String,
     /// For each seed each metric.
     pub seeds: Vec<Vec<f64>>,
     /// The seed with the smallest training loss.
     pub answer: usize,
-    /// What it cost.
     pub lane_steps: u64,
     /// Seconds of device work.
     pub seconds: f64,
@@ -47,7 +44,7 @@ pub enum Take {
     Average,
     /// Minimum over the seeds, for each metric its own.
     Best,
-    /// Of the seed with the smallest training loss.
+    /// The seed with the smallest training loss.
     Answer,
 }
 
@@ -57,7 +54,7 @@ impl Take {
 }
 
 impl Scores {
-    /// Of a result, with what each judge says of each seed.
+    /// `judged`: for each judge its distance for each seed.
     pub fn of(record: &ResultRecord, judged: &[Vec<f64>]) -> Scores {
         let seed = |(i, seed): (usize, &proto::SeedResult)| {
             [seed.l1, seed.l2, seed.lpips].into_iter().chain(judged.iter().map(|by| by[i])).collect()
@@ -72,12 +69,12 @@ impl Scores {
         }
     }
 
-    /// Seeds without a number, which averages leave out.
+    /// Seeds without a finite number; averages leave them out.
     fn diverged(&self) -> usize {
         self.seeds.iter().filter(|seed| !seed.iter().all(|value| value.is_finite())).count()
     }
 
-    /// One number of a metric. A seed that diverged has none.
+    /// One number of a metric, without the seeds that diverged.
     fn take(&self, take: Take, metric: usize) -> f64 {
         let values: Vec<f64> = self.seeds.iter().map(|seed| seed[metric]).filter(|value| value.is_finite()).collect();
         match take {
@@ -89,7 +86,7 @@ impl Scores {
 }
 
 impl Measured {
-    /// Of all results of a run. `judged` has for each of them what each judge says of each seed, if all could measure it.
+    /// `judged`: for each result the judges' distances, if every judge could measure it.
     pub fn new(records: &Records, judged: &[Option<Vec<Vec<f64>>>]) -> Measured {
         let results = &records.results;
         let judged = results.iter().zip(judged).filter_map(|(record, judged)| Some((record, judged.as_ref()?)));
@@ -102,17 +99,17 @@ impl Measured {
         }
     }
 
-    /// Mean of a cost of `images`, which it has.
+    /// Mean cost of `images`, which the row must have.
     pub fn cost(&self, images: &[String], of: fn(&Scores) -> f64) -> f64 {
         mean(&images.iter().map(|image| of(&self.images[image])).collect::<Vec<_>>())
     }
 
-    /// Seeds of `images` without a number, which averages leave out.
+    /// Seeds of `images` without a finite number.
     pub fn diverged(&self, images: &[String]) -> usize {
         images.iter().map(|image| self.images[image].diverged()).sum()
     }
 
-    /// One number for each of `images`, which it has.
+    /// One number for each of `images`, which the row must have.
     pub fn values(&self, images: &[String], take: Take, metric: usize) -> Vec<f64> {
         images.iter().map(|image| self.images[image].take(take, metric)).collect()
     }
@@ -121,15 +118,13 @@ impl Measured {
 /// A class with the errors of its images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ByClass {
-    /// Its name.
     pub class: String,
-    /// Its images.
     pub images: usize,
-    /// By metric, of the seeds with the smallest training loss.
+    /// By metric, for the seeds with the smallest training loss.
     pub errors: Vec<Spread>,
 }
 
-/// The classes of a row as `named`, the largest error of a metric first.
+/// The classes of a row by the names that `named` gives them, sorted by the metric `first`, the largest error first.
 pub fn by_class<'a>(row: &'a Measured, named: impl Fn(&'a str) -> Option<&'a str>, metrics: usize, first: usize) -> Vec<ByClass> {
     let mut classes: BTreeMap<&str, Vec<&Scores>> = BTreeMap::new();
     for scores in row.images.values() {
@@ -145,24 +140,24 @@ pub fn by_class<'a>(row: &'a Measured, named: impl Fn(&'a str) -> Option<&'a str
     };
     let mut classes: Vec<ByClass> = classes.into_iter().map(class).collect();
     let mean = |class: &ByClass| class.errors[first].mean.unwrap_or(f64::INFINITY);
-    // Of those that are equal the first by name stays first.
+    // Classes with equal errors stay in the order of their names.
     classes.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
     classes
 }
 
-/// Images that every row has a result of.
+/// Images with a result in every row.
 pub fn common(rows: &[&Measured]) -> Vec<String> {
     let Some((first, others)) = rows.split_first() else { return vec![] };
     first.images.keys().filter(|image| others.iter().all(|row| row.images.contains_key(*image))).cloned().collect()
 }
 
-/// How much larger the numbers of a row are than those of another, image by image.
+/// The numbers of a row minus those of another, image by image.
 pub fn difference(row: &Measured, other: &Measured, images: &[String], take: Take, metric: usize) -> Option<Interval> {
     let (a, b) = (row.values(images, take, metric), other.values(images, take, metric));
     interval(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
 }
 
-/// NaN of nothing.
+/// NaN without values.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
@@ -194,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_stand_by_their_error() {
+    fn classes_are_sorted_by_their_error() {
         let mut row = row(&[("a", [[0.0, 0.0], [1.0, 5.0]]), ("b", [[0.0, 0.0], [3.0, 5.0]]), ("c", [[0.0, 0.0], [4.0, 6.0]])]);
         for (image, class) in [("a", "Bag"), ("b", "Bag"), ("c", "Coat")] {
             row.images.get_mut(image).expect("there").class = class.into();

@@ -1,13 +1,13 @@
 //! `basin study`: the paper's experiments on a data set. Each row of a table is a run like any other.
 //!
-//! [`rows`] (pure) says which, [`run`] (io) runs them, here or on a [`fleet`], [`measured`], [`claims`] and [`page`] (pure) make the
-//! tables, [`chart`] (pure) the drawings, and [`files`] (io) writes them. [`bias`] has no rows: it compares boxes.
+//! [`rows`] (pure) defines them, [`run`] (*io*) runs them, on this machine or on a [`fleet`], [`measured`], [`claims`] and [`page`]
+//! (pure) make the numbers, [`markdown`] (pure) the text, and [`files`] (*io*) writes them. [`bias`] has no rows: it compares boxes.
 
 mod bias;
-mod chart;
 mod claims;
 mod files;
 mod fleet;
+mod markdown;
 mod measured;
 mod page;
 mod rows;
@@ -23,20 +23,20 @@ use clap::Subcommand;
 use coordinator::plan::RunSpec;
 use engine::judge::Judge;
 use proto::{RunRecord, keys};
+use results::chart::{Bar, figure};
 use results::redrive::Redrive;
-use results::summary::Spread;
 use serde::Serialize;
 use store::Store;
 
 use self::bias::Bias;
-use self::chart::Bar;
 use self::files::Figure;
 use self::fleet::FleetArgs;
-use self::page::{About, Page, markdown};
-use self::rows::{Budget, Row};
+use self::markdown::markdown;
+use self::page::{About, StudyPage};
+use self::rows::{Budget, StudyRow};
 use self::run::{Done, Setting, object_of};
 use crate::local::{Local, Machine};
-use crate::project::{load, read_manifest};
+use crate::project::load;
 
 /// Options of `basin study`.
 #[derive(clap::Args)]
@@ -47,15 +47,15 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// Table 1: the methods, with and without transform, colour and encoder; free batches; two proposals of ours.
+    /// Compare the methods, with and without transform, colour and encoder; also free batches and two own proposals (Table 1)
     Table1(Study),
-    /// Table 2: where the class vector starts.
+    /// Compare starts of the class vector (Table 2)
     Table2(Study),
-    /// Table 3: images that the generator was not trained on.
+    /// Project images that the generator was not trained on (Table 3)
     Table3(Study),
-    /// Figure 9: the error of each class.
+    /// Measure the error of each class (Figure 9)
     PerClass(Study),
-    /// Figures 3 and 4: where the data set has its objects and where the generator has them, and how large they are.
+    /// Compare places and sizes of the objects in the data set and in generated images (Figures 3 and 4)
     Bias(Bias),
 }
 
@@ -67,36 +67,36 @@ struct Study {
     /// Model folder.
     #[arg(long, env = "BASIN_MODEL")]
     model: PathBuf,
-    /// Folder or bucket (s3://bucket/prefix) for the runs and the tables. Studies of one data set may share it: a row that two of
-    /// them have is run once.
+    /// Folder or bucket (s3://bucket/prefix) for the runs and the tables. Studies of one data set may share it; a row that is part of
+    /// two studies is run once.
     #[arg(long, env = "BASIN_OUT")]
     out: String,
-    /// COCO JSON or CSV manifest with classes and boxes; `auto` looks for one, `none` takes the folders' names as classes.
+    /// COCO JSON or CSV manifest with classes and boxes; `auto` searches for one, `none` uses the folders' names as classes.
     #[arg(long, default_value = "auto")]
     annotations: String,
     /// Generator evaluations of each seed in stage two, the same for all rows (the paper: 1200).
     #[arg(long, default_value_t = 1200, value_name = "N", value_parser = clap::value_parser!(u32).range(8..=100_000))]
     evaluations: u32,
-    /// Only these rows, by the names of their folders; a wrong one lists them.
+    /// Run only these rows, by the names of their folders. A wrong name lists all.
     #[arg(long, value_name = "ROW,...", value_delimiter = ',')]
     rows: Vec<String>,
-    /// Seeds of an image.
+    /// Number of seeds of an image.
     #[arg(long, default_value_t = 18, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=4096))]
     seeds: u32,
-    /// Everything random follows from it.
+    /// Run seed: all random numbers follow from it.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
-    /// Take only this many images, evenly spread over the data set.
+    /// Use only this many images, evenly spread over the data set.
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
-    /// Another perceptual network (a folder with perceptual.json and perceptual.safetensors) that measures all results under a name
-    /// of yours, as VGG does in the paper. May be given several times.
+    /// Also measure all results with this perceptual network (a folder with perceptual.json and perceptual.safetensors), as the paper
+    /// does with VGG. Can be repeated. Example: --judge vgg=models/vgg
     #[arg(long = "judge", value_name = "NAME=FOLDER", value_parser = judge)]
     judges: Vec<(String, PathBuf)>,
-    /// Images of a table whose targets and results are shown as pictures, evenly spread.
+    /// Number of images whose targets and inverted images are shown as pictures, evenly spread.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     grid: u8,
-    /// Try images again that failed before in any row. With a fleet: `basin runs retry`.
+    /// Retry images that failed before in any row. With a fleet, use `basin runs retry`.
     #[arg(long, conflicts_with = "coordinator")]
     retry_failed: bool,
     #[command(flatten)]
@@ -105,23 +105,18 @@ struct Study {
     machine: Machine,
 }
 
-/// Which study.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Which {
-    /// The methods.
     Table1,
-    /// Where the class vector starts.
     Table2,
-    /// Images that the generator was not trained on.
     Table3,
-    /// The error of each class.
     PerClass,
 }
 
 impl Which {
-    /// Its rows, for a model that `detects` objects of its classes or not.
-    pub fn rows(self, budget: Budget, detects: bool) -> Vec<Row> {
+    /// `detects`: whether the model detects objects of its classes.
+    pub fn rows(self, budget: Budget, detects: bool) -> Vec<StudyRow> {
         match self {
             Which::Table1 => rows::table1(budget),
             Which::Table2 => rows::table2(budget),
@@ -130,7 +125,6 @@ impl Which {
         }
     }
 
-    /// Its heading.
     pub fn title(self) -> &'static str {
         match self {
             Which::Table1 => "Methods (the paper's Table 1)",
@@ -140,7 +134,7 @@ impl Which {
         }
     }
 
-    /// Name of its files, without extension.
+    /// Name of the study's files, without extension.
     pub fn file(self) -> &'static str {
         match self {
             Which::Table1 => "table1",
@@ -151,7 +145,6 @@ impl Which {
     }
 }
 
-/// Runs it.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.what {
         What::Table1(study) => study.run(Which::Table1).await,
@@ -164,20 +157,20 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 impl Study {
     async fn run(self, which: Which) -> anyhow::Result<ExitCode> {
-        let (manifest, model_digest) = read_manifest(&self.model)?;
+        let (manifest, model_digest) = engine::read_manifest(&self.model).context("--model must name a model folder")?;
         let budget = Budget { evaluations: self.evaluations, seeds: self.seeds };
         let detects = manifest.detector.is_some() && !manifest.categories.is_empty();
         let rows = only(which.rows(budget, detects), &self.rows)?;
         let names: BTreeSet<&String> = self.judges.iter().map(|(name, _)| name).collect();
         if names.len() < self.judges.len() {
-            bail!("two judges have the same name: give each another one");
+            bail!("two judges have the same name: give each its own name");
         }
         let local = Local::new(self.machine)?;
         let dataset = Store::open(&self.dataset).await.context("cannot open the data set")?;
         let out = Store::open(&self.out).await.context("cannot open --out")?;
         let fleet = self.fleet.open(&dataset).await?;
         let model = load(self.model, object_of(&rows, &manifest)).await?;
-        let device = *local.devices.0.first().context("--devices names none")?;
+        let device = *local.devices.0.first().context("--devices names no device")?;
         let mut judges = Vec::new();
         for (name, folder) in &self.judges {
             let judge = Judge::load(folder, &model, device).with_context(|| format!("cannot load judge {name}"))?;
@@ -216,9 +209,9 @@ impl Study {
         about.notes = notes(which, detects, &rows);
         let failed = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).any(|row| row.failed > 0);
         if !rows.iter().any(|(_, ran)| ran.is_ok()) && !interrupted {
-            bail!("no row could be run: model {} lacks what all of them need", manifest.name);
+            bail!("no row could be run: model {} lacks a part that every row needs", manifest.name);
         }
-        let page = Page::new(about, &rows, self.grid.into(), &super_classes);
+        let page = StudyPage::new(about, &rows, self.grid.into(), &super_classes);
         let figures: Vec<Figure> = match which {
             Which::PerClass => {
                 let super_classes = class_bars(&page, "super-class", &page.super_classes);
@@ -228,10 +221,10 @@ impl Study {
         };
         files::write(&out, which.file(), &page, &markdown(&page, &figures), &figures).await?;
         Ok(if interrupted {
-            note!("interrupted: the tables have the rows that are finished; run the same command again to go on");
+            note!("interrupted: the tables have the finished rows; run the same command again to continue");
             ExitCode::from(130)
         } else if failed {
-            note!("some images failed: see the reports of the rows; mended something? run again with --retry-failed");
+            note!("some images failed: see the reports of the rows; after fixing the cause, run again with --retry-failed");
             ExitCode::from(2)
         } else {
             ExitCode::SUCCESS
@@ -239,8 +232,8 @@ impl Study {
     }
 }
 
-/// The rows of these names; all without any.
-fn only(rows: Vec<Row>, names: &[String]) -> anyhow::Result<Vec<Row>> {
+/// The rows with these names; all rows without names.
+fn only(rows: Vec<StudyRow>, names: &[String]) -> anyhow::Result<Vec<StudyRow>> {
     if let Some(unknown) = names.iter().find(|name| rows.iter().all(|row| row.slug != **name)) {
         let known: Vec<&str> = rows.iter().map(|row| row.slug).collect();
         bail!("--rows names {unknown:?}; the rows are {}", known.join(", "));
@@ -249,33 +242,28 @@ fn only(rows: Vec<Row>, names: &[String]) -> anyhow::Result<Vec<Row>> {
 }
 
 /// The error of each class as bars.
-fn class_bars(page: &Page, what: &str, classes: &[measured::ByClass]) -> Option<Figure> {
+fn class_bars(page: &StudyPage, what: &str, classes: &[measured::ByClass]) -> Option<Figure> {
     let metric = page.class_metric();
-    let bars = classes.iter().map(|measured::ByClass { class, images, errors }| {
-        let Spread { mean, standard_error, .. } = errors[metric];
-        Bar { name: class, images: *images, mean, standard_error }
-    });
-    let bars: Vec<Bar> = bars.collect();
+    let bars: Vec<Bar> =
+        classes.iter().map(|c| Bar { name: &c.class, images: c.images as u64, spread: c.errors[metric] }).collect();
     let alt = format!("{} by {what}, with standard errors", page.metrics[metric]);
-    let bytes = chart::bars(&alt, &bars).into_bytes();
+    let bytes = figure::bars(&alt, &bars).into_bytes();
     (!bars.is_empty()).then(|| Figure { file: format!("per-{what}.svg"), alt, bytes })
 }
 
-/// What a reader must know of the rows.
-fn notes(which: Which, detects: bool, rows: &[(Row, page::Ran)]) -> Vec<String> {
+/// Sentences about all rows.
+fn notes(which: Which, detects: bool, rows: &[(StudyRow, page::Ran)]) -> Vec<String> {
     let mut notes = Vec::new();
     if which == Which::Table3 {
-        notes.push(
-            "The class is the one that the model's classifier predicts; transform: spatial and colour (brightness).".to_owned(),
-        );
+        notes.push("The model's classifier predicts the class; the transform is spatial and colour (brightness).".to_owned());
         if !detects {
             notes.push(
-                "The model has no detector: the masks are the data set's boxes, where the paper has Mask R-CNN's.".to_owned(),
+                "The model has no detector: the masks are the data set's boxes; the paper's are from Mask R-CNN.".to_owned(),
             );
         }
         notes.push(
-            "The paper's row of BasinCMA without transform cannot be read in our copy: of it, only what its Table 1 says too is \
-             checked."
+            "The paper's row of BasinCMA without transform is garbled in the copy at hand: only the claims that Table 1 repeats are \
+             checked for it."
                 .to_owned(),
         );
     }
@@ -285,12 +273,12 @@ fn notes(which: Which, detects: bool, rows: &[(Row, page::Ran)]) -> Vec<String> 
     let whole = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).map(|row| row.whole).max().unwrap_or(0);
     if whole > 0 {
         let why = if detects && which == Which::Table3 { "no detection fits the class" } else { "there is no box" };
-        notes.push(format!("In {whole} images {why}: all of the image counts as the object."));
+        notes.push(format!("In {whole} images {why}: the whole image counts as the object."));
     }
     notes
 }
 
-/// As a shell takes it; the program by its name.
+/// The command as a shell accepts it, with the program's plain name.
 fn command(args: impl Iterator<Item = String>) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     let quoted =
@@ -299,10 +287,10 @@ fn command(args: impl Iterator<Item = String>) -> String {
 }
 
 fn judge(text: &str) -> Result<(String, PathBuf), String> {
-    let (name, folder) = text.split_once('=').ok_or("it is NAME=FOLDER")?;
+    let (name, folder) = text.split_once('=').ok_or("expected NAME=FOLDER")?;
     keys::check_run(name).map_err(|problem| format!("the name {name:?} {problem}"))?;
     if measured::METRICS.iter().any(|metric| metric.eq_ignore_ascii_case(name)) {
-        return Err(format!("the name {name:?} is that of a metric which every result has"));
+        return Err(format!("the name {name:?} is the name of a metric that every result has"));
     }
     Ok((name.to_owned(), folder.into()))
 }

@@ -10,7 +10,7 @@ use proto::{
 /// Seeds below which CMA-ES has no population.
 const FEWEST: u32 = 3;
 
-/// What a row may spend.
+/// The limit of a row's work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
     /// Generator evaluations of each seed in stage two, at least 8.
@@ -21,22 +21,20 @@ pub struct Budget {
 
 /// A row of a table.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub struct StudyRow {
     /// Name of its run.
     pub slug: &'static str,
-    /// What people call it.
+    /// Name for people.
     pub name: &'static str,
-    /// What is computed.
     pub params: Params,
-    /// What the paper prints.
     pub paper: Paper,
     /// Slug of the row that it is compared with.
     pub against: Option<&'static str>,
-    /// What it has that the paper's rows have not.
+    /// A difference to the paper's rows.
     pub note: Option<String>,
 }
 
-/// What the paper prints of a row: L1, L2, LPIPS of AlexNet and of VGG. Other images, another generator.
+/// The paper's numbers of a row: L1, L2, LPIPS of AlexNet and of VGG. The paper has other images and another generator.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Paper {
     /// Average of 18 seeds.
@@ -45,7 +43,7 @@ pub struct Paper {
     pub best: Option<[f64; 4]>,
 }
 
-/// Which start, and which transform.
+/// The start and the transforms of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct With {
     spatial: bool,
@@ -61,10 +59,10 @@ const TRANSFORM: With = With { spatial: true, colour: true, encoder: false };
 const ALL: With = With { spatial: true, colour: true, encoder: true };
 
 impl Budget {
-    /// Generations, steps of each, and what is left: the paper's 30, 30 and 300 of 1,200.
+    /// Generations, steps of each, and steps of the last descent: the paper's 30, 30 and 300 of 1,200.
     fn basin(self) -> (u32, u32, u32) {
         let mut side = square_of(self.evaluations);
-        // Three at least are left, one for each part of a last descent that halves.
+        // At least three are left, one for each part of a last descent that halves.
         while side * side + 3 > self.evaluations {
             side -= 1;
         }
@@ -114,7 +112,7 @@ impl Budget {
     }
 }
 
-/// Side of the square of three quarters of the evaluations; of a stage one that is scaled as stage two (900 of 1,200), too.
+/// Side of the square of three quarters of the evaluations, as 30 x 30 of 1,200; stage one is scaled in the same way.
 fn square_of(evaluations: u32) -> u32 {
     (f64::from(evaluations) * 0.75).sqrt().round() as u32
 }
@@ -135,13 +133,13 @@ const fn best(best: [f64; 4]) -> Paper {
     Paper { average: None, best: Some(best) }
 }
 
-/// Table 1 in the paper's order; then free batches as in the authors' second code, and two proposals of ours.
-pub fn table1(budget: Budget) -> Vec<Row> {
+/// Table 1 in the paper's order; then free batches as in the authors' second code, and two own proposals.
+pub fn table1(budget: Budget) -> Vec<StudyRow> {
     let row = |slug, name, latent: LatentSearch, with, paper, against| {
         let params = budget.params(latent, with);
-        Row { slug, name, params, paper, against, note: None }
+        StudyRow { slug, name, params, paper, against, note: None }
     };
-    let Budget { evaluations, seeds } = budget;
+    let evaluations = budget.evaluations;
     let (adam, basin) = (budget.adam(), budget.basin_cma(LastDescent::Fresh));
     let lbfgs = LatentSearch::Lbfgs { evaluations };
     let cma = LatentSearch::Cma { generations: evaluations };
@@ -195,18 +193,31 @@ pub fn table1(budget: Budget) -> Vec<Row> {
         let against = if with == NONE { "cma-adam" } else { "basincma" };
         rows.push(row(slug, "BasinCMA", basin.clone(), with, paper, Some(against)));
     }
-    let fewer = budget.with_fewer_seeds();
+    rows.extend(free_batches(budget));
+    rows.extend(own_proposals(budget));
+    rows
+}
+
+/// Half the seeds with as many lane-steps in all.
+fn free_batches(budget: Budget) -> Vec<StudyRow> {
+    let (Budget { evaluations, seeds }, fewer) = (budget, budget.with_fewer_seeds());
     let note = format!("{} seeds of {} evaluations instead of {seeds} of {evaluations}", fewer.seeds, fewer.evaluations);
-    let free = [
+    let rows = [
         ("cma-adam-free", "CMA+Adam, free batch", fewer.cma_adam(), "cma-adam"),
         ("basincma-free", "hybrid (BasinCMA), free batch", fewer.basin_cma(LastDescent::Fresh), "basincma"),
     ];
-    for (slug, name, latent, against) in free {
+    let row = |(slug, name, latent, against)| {
         let params = fewer.params(latent, NONE);
-        rows.push(Row { slug, name, params, paper: Paper::default(), against: Some(against), note: Some(note.clone()) });
-    }
-    let survivors = seeds.div_ceil(2).div_ceil(2);
-    let ours = [
+        StudyRow { slug, name, params, paper: Paper::default(), against: Some(against), note: Some(note.clone()) }
+    };
+    rows.map(row).into()
+}
+
+/// BasinCMA with another last descent.
+fn own_proposals(budget: Budget) -> Vec<StudyRow> {
+    let seeds = budget.seeds;
+    let (half, survivors) = (seeds.div_ceil(2), seeds.div_ceil(2).div_ceil(2));
+    let rows = [
         (
             "basincma-refined",
             "ours: BasinCMA, last descent from the best refined points",
@@ -218,25 +229,24 @@ pub fn table1(budget: Budget) -> Vec<Row> {
             "ours: BasinCMA, halving in the last descent",
             LastDescent::Halving,
             format!(
-                "{seeds}, {} and {survivors} seeds take a third of the last descent's lane-steps each; the average is over the \
-                {survivors} survivors only",
-                seeds.div_ceil(2)
+                "{seeds}, {half} and {survivors} seeds take a third of the last descent's lane-steps each; the average is over the \
+                {survivors} survivors only"
             ),
         ),
     ];
-    for (slug, name, last, note) in ours {
-        let row = row(slug, name, budget.basin_cma(last), NONE, Paper::default(), Some("basincma"));
-        rows.push(Row { note: Some(note), ..row });
-    }
-    rows
+    let row = |(slug, name, last, note)| {
+        let params = budget.params(budget.basin_cma(last), NONE);
+        StudyRow { slug, name, params, paper: Paper::default(), against: Some("basincma"), note: Some(note) }
+    };
+    rows.map(row).into()
 }
 
 /// Table 2: where the class vector starts, with Adam.
-pub fn table2(budget: Budget) -> Vec<Row> {
+pub fn table2(budget: Budget) -> Vec<StudyRow> {
     let adam = || budget.params(budget.adam(), NONE);
     let row = |slug, name, params, paper| {
         let against = (slug != "adam").then_some("adam");
-        Row { slug, name, params, paper: best(paper), against, note: None }
+        StudyRow { slug, name, params, paper: best(paper), against, note: None }
     };
     let mut predicted = adam();
     predicted.object.class = ClassSource::Classifier;
@@ -250,11 +260,11 @@ pub fn table2(budget: Budget) -> Vec<Row> {
 }
 
 /// Table 3: images that the generator was not trained on. The class is predicted, the mask detected if the model `detects`.
-pub fn table3(budget: Budget, detects: bool) -> Vec<Row> {
+pub fn table3(budget: Budget, detects: bool) -> Vec<StudyRow> {
     let rows = [
         ("ood-adam", "Adam", budget.adam(), NONE, best([0.96, 0.57, 0.32, 0.56]), None),
         ("ood-adam-transform", "Adam", budget.adam(), TRANSFORM, best([0.81, 0.45, 0.39, 0.52]), Some("ood-adam")),
-        // The paper's row is garbled in our copy.
+        // The paper's row is garbled in the copy at hand.
         ("ood-basincma", "BasinCMA", budget.basin_cma(LastDescent::Fresh), NONE, Paper::default(), Some("ood-adam")),
         (
             "ood-basincma-transform",
@@ -271,16 +281,16 @@ pub fn table3(budget: Budget, detects: bool) -> Vec<Row> {
         if detects {
             params.object.mask = MaskSource::DetectorBox;
         }
-        Row { slug, name, params, paper, against, note: None }
+        StudyRow { slug, name, params, paper, against, note: None }
     };
     rows.into_iter().map(row).collect()
 }
 
 /// Figure 9: CMA+Adam with the transform.
-pub fn per_class(budget: Budget) -> Vec<Row> {
+pub fn per_class(budget: Budget) -> Vec<StudyRow> {
     let params = budget.params(budget.cma_adam(), TRANSFORM);
     let (paper, slug, name) = (Paper::default(), "cma-adam-transform", "CMA+Adam");
-    vec![Row { slug, name, params, paper, against: None, note: None }]
+    vec![StudyRow { slug, name, params, paper, against: None, note: None }]
 }
 
 #[cfg(test)]
@@ -291,7 +301,7 @@ mod tests {
 
     const PAPER: Budget = Budget { evaluations: 1200, seeds: 18 };
 
-    fn all(budget: Budget) -> Vec<Row> {
+    fn all(budget: Budget) -> Vec<StudyRow> {
         [table1(budget), table2(budget), table3(budget, false), per_class(budget)].concat()
     }
 
@@ -304,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_is_valid_and_spends_what_it_may() {
+    fn every_row_is_valid_and_spends_its_budget() {
         for evaluations in (8..400).chain([1200, 5000]) {
             for seeds in [3, 4, 18] {
                 let budget = Budget { evaluations, seeds };
@@ -312,7 +322,7 @@ mod tests {
                 for row in all(budget) {
                     assert_eq!(Params::from_json(&row.params.to_json()).expect(row.slug), row.params, "{}", row.slug);
                     let spent = engine::lane_steps(&Params { transform: None, ..row.params.clone() });
-                    // What is left over by division.
+                    // Division leaves less than one evaluation of each seed.
                     let exact = row.slug == "encoder" || (spent <= allowed && allowed - spent < u64::from(seeds));
                     assert!(exact, "{} spends {spent} of {allowed}", row.slug);
                 }
@@ -334,7 +344,7 @@ mod tests {
 
     #[test]
     fn the_row_that_two_tables_share_is_one_run() {
-        let adam = |rows: Vec<Row>| rows.into_iter().find(|row| row.slug == "adam").expect("listed").params;
+        let adam = |rows: Vec<StudyRow>| rows.into_iter().find(|row| row.slug == "adam").expect("listed").params;
         assert_eq!(adam(table1(PAPER)), adam(table2(PAPER)));
     }
 }

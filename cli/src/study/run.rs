@@ -1,4 +1,4 @@
-//! Runs the rows of a study one after the other, or has a fleet run them (*io*), and collects their numbers.
+//! Runs the rows of a study (*io*), one after the other or on a fleet, and collects their numbers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 use coordinator::plan::RunSpec;
 use engine::LoadedModel;
 use engine::judge::Judge;
-use indicatif::HumanDuration;
 use proto::keys::{self, Item};
 use proto::{ModelManifest, Object, RunRecord};
+use results::format::duration;
 use results::redrive::Redrive;
 use results::report::sheet;
 use results::run::{Records, check_same, read_run};
@@ -20,40 +20,38 @@ use store::{ErrorKind, Store};
 use super::files::Figure;
 use super::fleet::Fleet;
 use super::measured::{Measured, Scores};
-use super::page::{Page, Ran};
-use super::rows::Row;
+use super::page::{Ran, StudyPage};
+use super::rows::StudyRow;
 use crate::local::{Local, Outcome, Task};
 
-/// What all rows have in common.
+/// The parts that all rows share.
 pub struct Setting<'a> {
-    /// This process.
     pub local: &'a Local,
-    /// What runs the rows instead of it.
+    /// Runs the rows instead of this process.
     pub fleet: Option<Fleet>,
     /// The model, loaded once.
     pub model: LoadedModel,
-    /// Where the images are.
     pub dataset: Store,
-    /// The study's own place: each row has a folder in it.
+    /// The study's own store: each row has a folder in it.
     pub out: Store,
-    /// As `run.json` has them; name and parameters are the row's.
+    /// The record of every row's run, except for name and parameters.
     pub record: RunRecord,
-    /// What is projected again in each row.
+    /// Images to project again in each row.
     pub redrive: Option<Redrive>,
-    /// By name.
+    /// With their names.
     pub judges: Vec<(String, Judge)>,
 }
 
-/// The rows that were finished, and whether all were.
+/// The rows that are finished.
 pub struct Done {
-    /// In their order. A row that a signal came before has no entry.
-    pub rows: Vec<(Row, Ran)>,
-    /// A signal asked to stop.
+    /// In their order. A row that was not reached before a signal has no entry.
+    pub rows: Vec<(StudyRow, Ran)>,
+    /// A signal stopped the study.
     pub interrupted: bool,
 }
 
-/// What the model must find in an image for one of the rows or another.
-pub fn object_of(rows: &[Row], manifest: &ModelManifest) -> Object {
+/// The classifier and detector that the rows need together.
+pub fn object_of(rows: &[StudyRow], manifest: &ModelManifest) -> Object {
     let objects = || rows.iter().filter(|row| manifest.lacks(&row.params).is_none()).map(|row| &row.params.object);
     let class = objects().map(|object| &object.class).find(|class| class.is_predicted());
     let mask = objects().map(|object| &object.mask).find(|mask| mask.is_detected());
@@ -61,9 +59,9 @@ pub fn object_of(rows: &[Row], manifest: &ModelManifest) -> Object {
 }
 
 impl Setting<'_> {
-    /// Runs what is not done of each row. Rows that the model cannot run are left out.
-    pub async fn run(&self, rows: Vec<Row>) -> anyhow::Result<Done> {
-        let able: Vec<&Row> = rows.iter().filter(|row| self.lacks(row).is_none()).collect();
+    /// Runs every row that is not finished. Rows that the model cannot run are left out.
+    pub async fn run(&self, rows: Vec<StudyRow>) -> anyhow::Result<Done> {
+        let able: Vec<&StudyRow> = rows.iter().filter(|row| self.lacks(row).is_none()).collect();
         self.check(&able).await?;
         if let Some(fleet) = &self.fleet {
             fleet.finish(&able, &self.record).await?;
@@ -102,7 +100,7 @@ impl Setting<'_> {
     }
 
     /// Where a row's results are.
-    fn results(&self, row: &Row) -> Result<Store, store::Error> {
+    fn results(&self, row: &StudyRow) -> Result<Store, store::Error> {
         match &self.fleet {
             Some(fleet) => fleet.results(row),
             None => self.out.with_prefix(row.slug),
@@ -110,23 +108,23 @@ impl Setting<'_> {
     }
 
     /// Why the model cannot run a row.
-    fn lacks(&self, row: &Row) -> Option<String> {
+    fn lacks(&self, row: &StudyRow) -> Option<String> {
         self.model.manifest.lacks(&row.params).map(|lack| lack.what)
     }
 
-    fn record(&self, row: &Row) -> RunRecord {
+    fn record(&self, row: &StudyRow) -> RunRecord {
         RunRecord { name: row.slug.into(), params: row.params.clone(), ..self.record.clone() }
     }
 
-    /// Finds rows of another study where these belong, before there is any work.
-    async fn check(&self, rows: &[&Row]) -> anyhow::Result<()> {
+    /// An error if another study's rows are in the place of these, before any work begins.
+    async fn check(&self, rows: &[&StudyRow]) -> anyhow::Result<()> {
         if let Some(fleet) = &self.fleet {
             fleet.check(rows, &self.record).await?;
         }
         for row in rows {
             let results = self.results(row)?;
             let Some(there) = read_run(&results).await? else { continue };
-            // A fleet's coordinator compares data sets, of which it may have another name.
+            // A fleet's coordinator compares data sets; it may name this one otherwise.
             let dataset = if self.fleet.is_some() { there.dataset.clone() } else { self.record.dataset.clone() };
             let here = RunRecord { dataset, ..self.record(row) };
             check_same(&there, &here, &results).with_context(|| format!("cannot run row {} of the study", row.slug))?;
@@ -134,7 +132,7 @@ impl Setting<'_> {
         Ok(())
     }
 
-    async fn project(&self, row: &Row, results: &Store, title: String) -> anyhow::Result<Outcome> {
+    async fn project(&self, row: &StudyRow, results: &Store, title: String) -> anyhow::Result<Outcome> {
         let spec = RunSpec::new(self.record(row), &self.model.manifest);
         let redrive = self.redrive.clone();
         let task = Task { spec, redrive, dataset: &self.dataset, results, record: None, title };
@@ -142,9 +140,9 @@ impl Setting<'_> {
         outcome.with_context(|| format!("cannot run row {} of the study", row.slug))
     }
 
-    /// The targets that a page shows, and what each row made of them.
-    pub async fn grid(&self, page: &Page, rows: &[(Row, Ran)]) -> anyhow::Result<Option<Figure>> {
-        let ran: Vec<(&Row, &Measured)> = rows.iter().filter_map(|(row, ran)| Some((row, ran.as_ref().ok()?))).collect();
+    /// The targets that a page shows, and their inverted images in each row.
+    pub async fn grid(&self, page: &StudyPage, rows: &[(StudyRow, Ran)]) -> anyhow::Result<Option<Figure>> {
+        let ran: Vec<(&StudyRow, &Measured)> = rows.iter().filter_map(|(row, ran)| Some((row, ran.as_ref().ok()?))).collect();
         let Some(first) = ran.first().filter(|_| !page.shown.is_empty()) else { return Ok(None) };
         let lines = std::iter::once((first, Item::Target)).chain(ran.iter().map(|row| (row, Item::Inverted)));
         let mut pictures = Vec::new();
@@ -165,12 +163,13 @@ impl Setting<'_> {
             pictures.push(line);
         }
         let file = format!("{}-grid.png", page.about.which.file());
-        let alt = "Targets, and what each row made of them".to_owned();
+        let alt = "Targets, and their inverted images in each row".to_owned();
         Ok(Some(Figure { file, alt, bytes: sheet(&pictures) }))
     }
 
-    /// For each result what each judge says of each seed, if all can measure it. What was judged before is not judged again.
-    async fn judged(&self, row: &Row, records: &Records, results: &Store) -> anyhow::Result<Vec<Option<Vec<Vec<f64>>>>> {
+    /// For each result the distance of each judge for each seed, if every judge can measure it. Stored distances are not measured
+    /// again.
+    async fn judged(&self, row: &StudyRow, records: &Records, results: &Store) -> anyhow::Result<Vec<Option<Vec<Vec<f64>>>>> {
         let mut all = vec![Some(Vec::new()); records.results.len()];
         for (name, judge) in &self.judges {
             let key = format!("judges/{name}/{}.json", row.slug);
@@ -198,7 +197,7 @@ impl Setting<'_> {
                 }
                 let known = &opinions.images[&record.image];
                 if known.lpips.len() != record.seeds.len() {
-                    bail!("{key} is damaged: delete it, and it is made again");
+                    bail!("{key} is damaged: delete it, and run the command again");
                 }
                 if let Some(judged) = judged {
                     judged.push(known.lpips.iter().map(|lpips| lpips.unwrap_or(f64::NAN)).collect());
@@ -212,13 +211,13 @@ impl Setting<'_> {
     }
 }
 
-/// Refuses results that would be compared with those of other images or boxes.
+/// An error if results would be compared with those of other images or boxes.
 fn check_results(outcome: &Outcome, results: &Store) -> anyhow::Result<()> {
     let (stale, place) = (outcome.stale(), results.url());
     if stale > 0 {
         bail!(
             "{stale} results in {place} are of another file, class or box than the data set has now: delete their folders under \
-            images/, and they are made again, or choose another --out"
+            images/ and run the command again, or choose another --out"
         );
     }
     let found = outcome.records.results.len() + outcome.records.failures.len();
@@ -233,17 +232,16 @@ fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
-/// Images after whose judging what was said is kept.
+/// Images between two writes of the judges' distances.
 const KEPT_EVERY: usize = 64;
 
-/// `judges/<name>/<row>.json`: what a judge said of a row.
+/// `judges/<name>/<row>.json`: a judge's distances for a row.
 #[derive(Debug, Serialize, Deserialize)]
 struct Opinions {
-    /// Of this file: 1.
+    /// Version of the file's format: 1.
     format: u32,
     /// Digest of the judge.
     judge: String,
-    /// By image.
     images: BTreeMap<String, Opinion>,
 }
 
@@ -251,7 +249,7 @@ struct Opinions {
 struct Opinion {
     /// The attempt whose latents were judged.
     attempt: String,
-    /// Of each seed.
+    /// For each seed.
     lpips: Vec<Option<f64>>,
 }
 
@@ -263,7 +261,8 @@ impl Opinions {
     async fn read(out: &Store, key: &str) -> anyhow::Result<Option<Opinions>> {
         match out.get(key).await {
             Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes).with_context(|| format!("{key} is damaged: delete it, and it is made again"))?,
+                serde_json::from_slice(&bytes)
+                    .with_context(|| format!("{key} is damaged: delete it, and run the command again"))?,
             )),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
@@ -271,7 +270,7 @@ impl Opinions {
     }
 }
 
-/// What rows have taken in this process.
+/// The work of this process so far.
 #[derive(Default)]
 struct Spent {
     lane_steps: u64,
@@ -288,13 +287,13 @@ impl Spent {
         }
     }
 
-    /// How long rows of so many lane-steps an image take, if none of their images are done.
+    /// Estimated time of rows with this work per image, if none of their images is finished; for a log line.
     fn left(&self, work: &[u64]) -> String {
         if self.lane_steps == 0 {
             return String::new();
         }
         let steps = work.iter().sum::<u64>() * self.images as u64;
         let seconds = steps as f64 * self.seconds / self.lane_steps as f64;
-        format!(", {} left in all", HumanDuration(std::time::Duration::from_secs_f64(seconds)))
+        format!(", {} left in all", duration(seconds))
     }
 }

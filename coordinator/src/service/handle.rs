@@ -1,4 +1,4 @@
-//! How others ask the service, and what it is asked.
+//! How clients send requests to the service.
 
 use std::sync::Arc;
 
@@ -6,23 +6,21 @@ use proto::{Event, keys};
 use store::{Runs, Store};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::asked::Refusal;
-use super::known::Found;
-use super::order::{Prepared, Trouble};
+use super::refusal::Refusal;
 use crate::Error;
 use crate::outcomes::Outcomes;
 use client::api::{Change, Origin, RedriveRequest, RunRequest, RunStatus, WorkerStatus};
 use results::run;
 
-/// Commands that wait for the loop.
-pub(crate) const COMMANDS: usize = 64;
+/// Requests that wait for the loop.
+pub(super) const REQUESTS: usize = 64;
 
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
-/// Looks at the images of a run, or is told why it cannot.
-pub(crate) type Look = Box<dyn FnOnce(Result<(RunStatus, &Outcomes), Refusal>) + Send>;
+/// Gets the images of a run, or why there are none.
+pub(super) type Look = Box<dyn FnOnce(Result<(RunStatus, &Outcomes), Refusal>) + Send>;
 
-pub(crate) enum Command {
+pub(super) enum Request {
     Submit(Box<RunRequest>, Reply<String>),
     Runs(Reply<Vec<RunStatus>>),
     Look(String, Look),
@@ -31,40 +29,25 @@ pub(crate) enum Command {
     Workers(Reply<Vec<WorkerStatus>>),
     Backlog(Reply<usize>),
     Listen(Reply<broadcast::Receiver<Event>>),
-    Prepared(String, Result<Box<Prepared>, Trouble>, Option<Reply<String>>),
-    Finished(String, Result<(), String>),
-    Read(String, Vec<Found>),
-    Saved(String, Option<usize>),
-    Again(String),
 }
 
-/// Tells whoever asked to change something why that is not done.
-pub(crate) fn refuse_all(command: Command, why: &str) {
-    let refusal = || Refusal::Conflict(why.to_owned());
-    match command {
-        Command::Submit(_, reply) | Command::Redrive(_, _, reply) => drop(reply.send(Err(refusal()))),
-        Command::Change(_, _, reply) => drop(reply.send(Err(refusal()))),
-        _ => {}
-    }
-}
-
-/// A clonable handle by which others ask the service.
+/// Sends requests to a [`Service`](super::Service).
 #[derive(Clone)]
 pub struct Handle {
-    commands: mpsc::Sender<Command>,
+    requests: mpsc::Sender<Request>,
     leads: watch::Receiver<bool>,
     live: watch::Sender<Arc<str>>,
     runs: Runs,
 }
 
 impl Handle {
-    pub(crate) fn new(
-        commands: mpsc::Sender<Command>,
+    pub(super) fn new(
+        requests: mpsc::Sender<Request>,
         leads: watch::Receiver<bool>,
         live: watch::Sender<Arc<str>>,
         runs: Runs,
     ) -> Handle {
-        Handle { commands, leads, live, runs }
+        Handle { requests, leads, live, runs }
     }
 
     /// Whether this coordinator acts; a standby does not.
@@ -72,34 +55,31 @@ impl Handle {
         *self.leads.borrow()
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refusal> {
-        let standby = || Refusal::Unavailable("this coordinator waits until the acting one is gone".into());
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {
         if !self.leads() {
             return Err(standby());
         }
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| standby())?;
+        self.requests.send(request(reply)).await.map_err(|_| standby())?;
         answer.await.map_err(|_| standby())?
     }
 
-    /// Begins a run, or finds the same one there. Returns a note for people.
+    /// Starts a run. Returns a note for people.
     pub async fn submit(&self, request: RunRequest) -> Result<String, Refusal> {
-        self.ask(|reply| Command::Submit(Box::new(request), reply)).await
+        self.ask(|reply| Request::Submit(Box::new(request), reply)).await
     }
 
-    /// All runs.
     pub async fn runs(&self) -> Result<Vec<RunStatus>, Refusal> {
-        self.ask(Command::Runs).await
+        self.ask(Request::Runs).await
     }
 
-    /// One run.
     pub async fn run(&self, run: String) -> Result<RunStatus, Refusal> {
-        // Not by `look`, which would read the table of a run that is over.
+        // Not by `look`, which would read the table of a closed run.
         let found = self.runs().await?.into_iter().find(|status| status.name == run);
-        found.ok_or_else(|| Refusal::NotFound(format!("there is no run {run}")))
+        found.ok_or_else(|| Refusal::no_run(&run))
     }
 
-    /// How a run stands, and what `look` makes of its images.
+    /// The run's status, and what `look` returns for its images.
     pub async fn look<T: Send + 'static>(
         &self,
         run: String,
@@ -109,18 +89,17 @@ impl Handle {
             let look = move |seen: Result<(RunStatus, &Outcomes), Refusal>| {
                 let _ = reply.send(seen.map(|(status, outcomes)| (status, look(outcomes))));
             };
-            Command::Look(run, Box::new(look))
+            Request::Look(run, Box::new(look))
         })
         .await
     }
 
-    /// Where a run's objects are.
+    /// The store of the run's objects.
     pub fn results(&self, run: &str) -> Result<Store, Refusal> {
         keys::check_run(run).map_err(|problem| Refusal::NotFound(format!("there is no run {run:?}: its name {problem}")))?;
         Ok(self.runs.of(run).map_err(Error::from)?)
     }
 
-    /// Where a run comes from.
     pub async fn origin(&self, run: &str) -> Result<Origin, Refusal> {
         let results = self.results(run)?;
         Ok(match &self.runs {
@@ -131,45 +110,42 @@ impl Handle {
 
     /// Numbers of runs and workers as JSON, whenever they change.
     pub fn live(&self) -> Result<Live, Refusal> {
-        let standby = || Refusal::Unavailable("this coordinator waits until the acting one is gone".into());
         let live = || Live { ticks: self.live.subscribe(), leads: self.leads.clone() };
         self.leads().then(live).ok_or_else(standby)
     }
 
-    /// Changes what should be done with a run.
     pub async fn change(&self, run: String, change: Change) -> Result<RunStatus, Refusal> {
-        self.ask(|reply| Command::Change(run, change, reply)).await
+        self.ask(|reply| Request::Change(run, change, reply)).await
     }
 
-    /// Projects images of a finished run again.
+    /// Returns a note for people.
     pub async fn redrive(&self, run: String, which: RedriveRequest) -> Result<String, Refusal> {
-        self.ask(|reply| Command::Redrive(run, which, reply)).await
+        self.ask(|reply| Request::Redrive(run, which, reply)).await
     }
 
     /// Workers that were heard of lately.
     pub async fn workers(&self) -> Result<Vec<WorkerStatus>, Refusal> {
-        self.ask(Command::Workers).await
+        self.ask(Request::Workers).await
     }
 
-    /// Images that running runs still have to do.
+    /// Images of running runs that are not finished.
     pub async fn backlog(&self) -> Result<usize, Refusal> {
-        self.ask(Command::Backlog).await
+        self.ask(Request::Backlog).await
     }
 
     /// Events from now on.
     pub async fn listen(&self) -> Result<broadcast::Receiver<Event>, Refusal> {
-        self.ask(Command::Listen).await
+        self.ask(Request::Listen).await
     }
 }
 
-/// Numbers of runs and workers, as they change.
 pub struct Live {
     ticks: watch::Receiver<Arc<str>>,
     leads: watch::Receiver<bool>,
 }
 
 impl Live {
-    /// The next ones; `None`: this coordinator acts no more.
+    /// The next numbers; `None`: this coordinator has stopped acting.
     pub async fn next(&mut self) -> Option<Arc<str>> {
         loop {
             tokio::select! {
@@ -182,4 +158,8 @@ impl Live {
             }
         }
     }
+}
+
+fn standby() -> Refusal {
+    Refusal::Unavailable("this coordinator is the standby: it waits until the active one is gone".into())
 }

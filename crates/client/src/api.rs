@@ -4,114 +4,128 @@ use std::collections::BTreeMap;
 
 use proto::{Alive, FailureReason, Params, RunRecord, RunState};
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
+use utoipa::{IntoParams, ToResponse, ToSchema};
 
-/// How the refusal of a run ends that is there already with the same settings.
+/// End of the refusal of a run that exists with the same settings.
 pub const SAME_SETTINGS: &str = "is there already, with the same settings";
 
-/// An answer that is a sentence for people.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A sentence for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Note {
     pub note: String,
 }
 
-/// Why a request was refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToResponse, ToSchema)]
+#[response(description = "Why the request is refused")]
 pub struct ErrorAnswer {
     pub error: String,
 }
 
-/// How a run stands.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// State and progress of a run. A missing count is 0, so that a client can read the answer of an older coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RunStatus {
-    /// Name of the run.
     pub name: String,
-    /// Whether its jobs are handed out.
+    #[schema(schema_with = run_states)]
     pub state: RunState,
     /// Higher comes first.
+    #[serde(default)]
     pub priority: i32,
-    /// Most jobs started each minute.
+    /// Most jobs published each minute.
     pub per_minute: Option<f64>,
-    /// Images in all.
+    /// Images of the run.
+    #[serde(default)]
     pub images: usize,
     /// With a result from before the coordinator started.
+    #[serde(default)]
     pub skipped: usize,
-    /// With a result, since then.
+    /// With a result since the coordinator started.
+    #[serde(default)]
     pub succeeded: usize,
     /// With a failure.
+    #[serde(default)]
     pub failed: usize,
-    /// In a worker's hands.
+    /// With a worker.
+    #[serde(default)]
     pub started: usize,
-    /// On the queue, and not begun.
+    /// On the queue.
+    #[serde(default)]
     pub queued: usize,
     /// Not on the queue yet.
+    #[serde(default)]
     pub waiting: usize,
-    /// By class, of the images with a result.
+    /// Errors by class, of the images with a result.
+    #[serde(default)]
     pub classes: Vec<ClassStatus>,
-    /// By super-class, of the same images; empty where the model has none.
+    /// Errors by super-class, of the same images; empty if the model has no super-classes.
+    #[serde(default)]
     pub super_classes: Vec<ClassStatus>,
     /// Results that are not in `classes` yet: they are read one after another.
+    #[serde(default)]
     pub unread: usize,
-    /// Images settled each hour, lately.
+    /// Images finished an hour, over the last ten minutes.
     pub per_hour: Option<f64>,
-    /// Seconds until all are settled, at that rate.
+    /// Seconds until all images are finished, at that rate.
     pub eta_seconds: Option<f64>,
     /// Mean seconds of each stage of an image, since the coordinator started.
+    #[serde(default)]
     pub stage_seconds: BTreeMap<String, f64>,
-    /// What all images may cost, in dollars, where the price of a worker's hour is known.
+    /// Estimated dollars for all images, if the price of a worker's hour is known.
     pub cost: Option<f64>,
-    /// Why it cannot go on now.
+    /// Why the run cannot continue now.
     pub problem: Option<String>,
 }
 
-/// Errors of a class, or of a super-class, so far.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Mean errors of the best seeds of a class, or of a super-class, so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ClassStatus {
-    /// Its name.
     pub class: String,
-    /// Super-class of the class, where the model has such.
+    /// Of a class, if the model has super-classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub super_class: Option<String>,
-    /// Images.
     pub images: u64,
-    /// Mean training loss of the best seed.
+    /// Training loss.
     pub loss: Option<f64>,
-    /// Mean L1 of the best seed.
     pub l1: Option<f64>,
-    /// Mean LPIPS of the best seed.
     pub lpips: Option<f64>,
-    /// Standard error of that mean.
+    /// Standard error of the mean LPIPS.
     pub lpips_standard_error: Option<f64>,
 }
 
-/// A run that a person asks for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A run to submit.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunRequest {
     /// 1 to 63 letters, digits, `-`, `_` and `.`.
+    #[schema(max_length = 63)]
     pub name: String,
-    /// URL of the data set, readable by coordinator and workers.
+    /// URL or absolute path of the data set, readable by coordinator and workers.
     pub dataset: String,
     /// `auto`, `none` or a key of the data set.
     #[serde(default = "auto")]
+    #[schema(default = "auto")]
     pub annotations: String,
     /// Name of a model in the home.
     pub model: String,
-    /// `paper`, `pix2latent` or `fast`; not together with `params`.
+    /// Default `paper`; not together with `params`.
     #[serde(default)]
+    #[schema(schema_with = profiles)]
     pub profile: Option<String>,
-    /// All parameters.
+    /// All parameters, as `basin params` prints them.
     #[serde(default)]
+    #[schema(value_type = Option<Object>)]
     pub params: Option<Params>,
-    /// Everything random follows from it.
+    /// Run seed: all random numbers follow from it.
     #[serde(default)]
     pub seed: u64,
-    /// Only this many images, evenly spread.
+    /// Project only this many images, evenly spread.
     #[serde(default)]
     pub limit: Option<usize>,
     /// Higher comes first.
     #[serde(default)]
     pub priority: i32,
-    /// Most jobs started each minute.
+    /// Most jobs published each minute.
     #[serde(default)]
     pub per_minute: Option<f64>,
 }
@@ -120,126 +134,141 @@ fn auto() -> String {
     "auto".into()
 }
 
-/// A change of what should be done with a run; what is absent stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+fn names(names: impl IntoIterator<Item = &'static str>) -> Object {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).build()
+}
+
+fn profiles() -> Object {
+    names(Params::PROFILES)
+}
+
+fn run_states() -> Object {
+    names(["running", "paused", "cancelled", "finished"])
+}
+
+/// The states that a client can set.
+fn settable_states() -> Object {
+    names(["running", "paused", "cancelled"])
+}
+
+/// A change of a run; what is absent stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// `running`, `paused` or `cancelled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = settable_states)]
     pub state: Option<RunState>,
     /// Higher comes first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
-    /// Most jobs started each minute; 0 lifts the limit.
+    /// Most jobs published each minute; 0 removes the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_minute: Option<f64>,
 }
 
-/// What of a finished run is projected again.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Images of a finished run to project again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RedriveRequest {
-    /// Images that meet one of these; each is conditions joined by commas. None stands for all failures.
+    /// Images that match one of these; each is conditions joined by commas: `class=Bag,reason=diverged` or `loss>1.5`. In a value of
+    /// `image`, `*` stands for any text, and `\*` for a star. Empty: all failures.
     #[serde(default, rename = "where")]
     pub wheres: Vec<String>,
-    /// Takes the place of the run's seed for them; without it only failures are meant.
+    /// Replaces the run seed for these images. Without it, only failures are redriven.
     #[serde(default)]
     pub seed: Option<u64>,
 }
 
-/// A worker, for people.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WorkerStatus {
-    /// Its name.
     pub name: String,
-    /// Seconds since it was heard of.
+    /// Seconds since its last heartbeat.
+    #[serde(default)]
     pub silent_seconds: f64,
-    /// What it said.
+    /// Its last heartbeat.
     #[serde(flatten)]
+    #[schema(value_type = Object)]
     pub alive: Alive,
 }
 
-/// Where a run comes from: what is in the home's index of it.
+/// Origin of a run: its entry in the index of the home.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
-    /// What it is.
     #[serde(flatten)]
     pub record: RunRecord,
-    /// When it began, in seconds since 1970, if that is known.
+    /// When it was submitted, in seconds since 1970; `None` of runs of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<u64>,
 }
 
-/// Which images, in which order. What is absent asks for nothing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Which images of a run, in which order. What is absent restricts nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageQuery {
     /// Name of a class, in any case.
+    #[param(required = false)]
     pub class: String,
     /// Name of a super-class, in any case.
+    #[param(required = false)]
     pub super_class: String,
-    /// With a result, or with a failure.
+    #[param(inline)]
     pub state: Option<ImageState>,
-    /// Kind of the failure.
+    /// Reason of a failure.
+    #[param(value_type = Option<String>)]
     pub reason: Option<FailureReason>,
     /// Part of the image's key, in any case.
+    #[param(required = false)]
     pub image: String,
     /// Smallest loss.
     pub min_loss: Option<f64>,
     /// Largest loss.
     pub max_loss: Option<f64>,
-    /// What comes first.
+    #[param(inline, required = false)]
     pub sort: ImageSort,
-    /// The other way round.
+    #[param(required = false, default = false)]
     pub descending: bool,
-    /// Images that are left out at the beginning.
+    /// Images to skip.
+    #[param(required = false, default = 0)]
     pub offset: usize,
-    /// Images at most; 0: [`ImageQuery::LIMIT`].
+    /// Most images of a page; 0 is 100.
+    #[param(required = false, default = 100, maximum = 1000)]
     pub limit: usize,
 }
 
 impl ImageQuery {
-    /// Images of a page, where none is asked for; and at most.
+    /// Default of [`ImageQuery::limit`].
     pub const LIMIT: usize = 100;
-    /// Images of a page at most.
+    /// Largest page.
     pub const MOST: usize = 1000;
 }
 
-/// How an image ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Outcome of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageState {
-    /// With a result.
     Succeeded,
-    /// With a failure.
     Failed,
 }
 
-/// By what images are sorted; images that have it not come last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Order of images; images without the value come last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageSort {
-    /// Key in the data set.
     #[default]
     Image,
-    /// Name of the class.
     Class,
-    /// Training loss.
     Loss,
-    /// L1.
     L1,
-    /// LPIPS.
     Lpips,
 }
 
-/// An image for people.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A finished image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ImageRow {
     /// Key in the data set.
     pub image: String,
-    /// Name of the class, if known.
     pub class: Option<String>,
-    /// How it ended.
     pub state: ImageState,
     /// Training loss of the best seed.
     pub loss: Option<f64>,
@@ -247,28 +276,32 @@ pub struct ImageRow {
     pub l1: Option<f64>,
     /// LPIPS of the best seed.
     pub lpips: Option<f64>,
-    /// Kind of the failure.
+    /// Reason of the failure.
+    #[schema(value_type = Option<String>)]
     pub reason: Option<FailureReason>,
-    /// What the failure says.
+    /// Message of the failure.
     pub message: Option<String>,
 }
 
-/// Some of the images that meet a query.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A page of the images that match a query.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ImagePage {
-    /// Images that meet it in all.
+    /// All images that match, on this page or not.
     pub total: usize,
-    /// Those that were asked for.
     pub images: Vec<ImageRow>,
 }
 
-/// Failures of one kind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Failures of one reason.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FailureGroup {
-    /// The kind.
+    #[schema(value_type = String)]
     pub reason: FailureReason,
-    /// How many.
     pub images: usize,
-    /// Some of them.
     pub examples: Vec<ImageRow>,
+}
+
+/// Images of running runs that are not finished.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Backlog {
+    pub backlog: usize,
 }

@@ -1,4 +1,5 @@
-//! The coordinator's HTTP API: its types, and a client that speaks it.
+//! The coordinator's HTTP API: its types, and a blocking client. Texts in an answer are what the coordinator sent: escape them before
+//! they reach a terminal or a page.
 
 pub mod api;
 
@@ -8,49 +9,35 @@ use std::time::Duration;
 use api::{Change, FailureGroup, Note, RedriveRequest, RunRequest, RunStatus, SAME_SETTINGS, WorkerStatus};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body, RequestBuilder};
 
 /// Time limit of a request that may start work, such as `submit`.
 pub const LONG: Duration = Duration::from_secs(600);
+/// Time limit of a request that is repeated until a run ends.
+pub const SHORT: Duration = Duration::from_secs(10);
 
-/// Why there is no answer.
+/// Why a request has no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The token's file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Token {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Nothing answered in time.
+    #[error("cannot read the token file {}", path.display())]
+    Token { path: PathBuf, source: std::io::Error },
     #[error("the coordinator at {base} does not answer")]
-    Unreachable {
-        /// URL of the coordinator.
-        base: String,
-        /// Why.
-        source: Box<ureq::Error>,
-    },
-    /// The answer ended too early.
-    #[error("the coordinator's answer broke off")]
+    Unreachable { base: String, source: Box<ureq::Error> },
+    /// The connection broke before the answer was complete.
+    #[error("the connection to the coordinator broke during its answer")]
     Broken(#[source] Box<ureq::Error>),
-    /// The coordinator answered with an error.
+    /// `why` is the coordinator's own message.
     #[error("the coordinator refuses: {why}")]
-    Refused {
-        /// HTTP status.
-        status: StatusCode,
-        /// Its message.
-        why: String,
-    },
+    Refused { status: StatusCode, why: String },
     /// The answer is not JSON of the expected form.
-    #[error("the coordinator's answer is not what this version expects")]
+    #[error("the coordinator's answer is not what this version of basin expects")]
     Unexpected(#[source] serde_json::Error),
 }
 
 impl ClientError {
-    /// Whether asking again may help. A coordinator that has just started does not know its runs yet, hence 404.
+    /// Whether the same request may succeed later. 404 counts: a coordinator that has just started does not know its runs yet.
     pub fn may_pass(&self) -> bool {
         match self {
             ClientError::Refused { status, .. } => {
@@ -74,7 +61,7 @@ pub fn token(file: Option<&Path>) -> Result<Option<String>, ClientError> {
     Ok(text.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()))
 }
 
-/// Speaks to a coordinator. Blocks.
+/// A connection to one coordinator. Every call blocks until the answer or the time limit.
 pub struct Client {
     agent: Agent,
     base: String,
@@ -88,12 +75,11 @@ impl Client {
         Client { agent: config.build().into(), base: base.trim_end_matches('/').to_owned(), token }
     }
 
-    /// URL of the coordinator.
+    /// URL of the coordinator, without a slash at its end.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// All runs.
     pub fn runs(&self) -> Result<Vec<RunStatus>, ClientError> {
         self.get("/v1/runs")
     }
@@ -103,7 +89,8 @@ impl Client {
         self.get(&format!("/v1/runs/{name}"))
     }
 
-    /// Submits a run; the coordinator's note for people. Submitting the same run twice is one run.
+    /// Submits a run and returns the coordinator's note for people. To submit the same run again is not an error: a Kubernetes Job
+    /// does that when its pod is lost.
     pub fn submit(&self, request: &RunRequest) -> Result<String, ClientError> {
         match self.post::<Note>("/v1/runs", request) {
             Ok(Note { note }) => Ok(note),
@@ -122,7 +109,7 @@ impl Client {
         self.read(self.authorized(request).send_json(change))
     }
 
-    /// Projects images of a finished run again; the coordinator's note for people.
+    /// Redrives images of a finished run and returns the coordinator's note for people.
     pub fn redrive(&self, name: &str, request: &RedriveRequest) -> Result<String, ClientError> {
         self.post::<Note>(&format!("/v1/runs/{name}/redrive"), request).map(|answer| answer.note)
     }
@@ -132,7 +119,7 @@ impl Client {
         self.get(&format!("/v1/runs/{name}/failures"))
     }
 
-    /// The workers that the coordinator heard from lately.
+    /// The workers whose heartbeats the coordinator has received lately.
     pub fn workers(&self) -> Result<Vec<WorkerStatus>, ClientError> {
         self.get("/v1/workers")
     }
@@ -158,10 +145,41 @@ impl Client {
         let status = answer.status();
         let text = answer.body_mut().read_to_string().map_err(|error| ClientError::Broken(Box::new(error)))?;
         if status.is_success() {
-            return serde_json::from_str(&text).map_err(ClientError::Unexpected);
+            let answer = serde_json::from_str(&text).map(without_nulls);
+            return answer.and_then(serde_json::from_value).map_err(ClientError::Unexpected);
         }
         let why =
             serde_json::from_str::<api::ErrorAnswer>(&text).map_or_else(|_| format!("{status} {text}"), |answer| answer.error);
         Err(ClientError::Refused { status, why })
+    }
+}
+
+/// JSON has `null` for a number that is not finite, such as a rate that a worker reports: it counts as missing.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(fields.map(|(name, value)| (name, without_nulls(value))).collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_with_missing_counts_and_numbers_that_are_not_finite_is_read() {
+        let run =
+            json!({ "name": "r", "state": "running", "stage_seconds": { "fetch": null, "publish": 1.0 }, "per_hour": null });
+        let run: RunStatus = serde_json::from_value(without_nulls(run)).expect("a run");
+        assert_eq!((run.images, run.per_hour, run.stage_seconds.len()), (0, None, 1));
+        let worker = json!({ "name": "w", "images": 2, "lane_steps_per_second": null });
+        let worker: WorkerStatus = serde_json::from_value(without_nulls(worker)).expect("a worker");
+        assert_eq!((worker.alive.images, worker.alive.lane_steps_per_second, worker.silent_seconds), (2, 0.0, 0.0));
     }
 }

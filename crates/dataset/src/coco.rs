@@ -6,11 +6,11 @@ use proto::{Box2d, FailureReason, MaskSource, Object};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::entries::{Entries, Listing, Problem, Said, check_box, needs_object};
+use crate::entries::{Annotated, Entries, Listing, Problem, check_box, needs_object};
 use crate::{Dataset, DatasetError, SharedStr, clip, segmentation, unusable};
 
-/// What is read of COCO's JSON. All values are raw: a value of a wrong type spoils its own entry and no other, and
-/// outlines are passed over without being stored.
+/// The parts of COCO's JSON that are read. All values are raw: a value of a wrong type makes only its own entry bad, and outlines are
+/// skipped without being stored.
 #[derive(Deserialize)]
 struct Coco<'a> {
     #[serde(borrow)]
@@ -55,22 +55,21 @@ struct CocoCategory<'a> {
     name: Option<&'a RawValue>,
 }
 
-/// Class and box of an image's largest object so far and its place among the annotations, or what is wrong with all of them.
+/// Class, box and index among the annotations of an image's largest object, or the first problem if no object can be used.
 type Largest = Result<(SharedStr, Box2d, usize), Problem>;
 
-/// Name of each category by its id, or what is wrong with it.
+/// Name of each category by its id, or its problem.
 type ClassNames<'a> = HashMap<&'a str, Result<SharedStr, String>>;
 
-/// Places of the images by their id; images without one are under "".
+/// Indices of the images by their id; images without an id are under "".
 type ById<'a> = HashMap<&'a str, Vec<usize>>;
 
-/// Reads COCO's JSON.
 pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) -> Result<Dataset, DatasetError> {
     let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
     let repaired;
     let coco: Coco = match serde_json::from_slice(json) {
         Ok(coco) => coco,
-        // Python writes NaN and Infinity, which JSON does not have.
+        // Python writes NaN and Infinity, which are not JSON.
         Err(source) => {
             repaired = nan_to_null(json);
             serde_json::from_slice(&repaired).map_err(|_| DatasetError::Json { file: file.to_owned(), source })?
@@ -95,14 +94,14 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) ->
     for (image, largest) in images.iter().zip(largest) {
         let id_text = image.id.map_or("none", id);
         let duplicates = by_id[image.id.map_or("", id)].len();
-        let what = if image.id.is_none() {
+        let object = if image.id.is_none() {
             Err(Problem::new(FailureReason::BadAnnotation, "the image has no id"))
         } else if duplicates > 1 {
-            let message = format!("image id {id_text} is given to {duplicates} images");
+            let message = format!("{duplicates} images have the id {id_text}");
             Err(Problem::new(FailureReason::BadAnnotation, message))
         } else if !needs_object(wanted) {
             let class_name = largest.and_then(Result::ok).map(|(class_name, ..)| class_name);
-            Ok((class_name.unwrap_or_else(|| "".into()), None, None))
+            Ok(Annotated { class_name: class_name.unwrap_or_else(|| "".into()), bbox: None, mask: None })
         } else if let Some(largest) = largest {
             largest.and_then(|largest| with_outline(largest, image, &annotations, wanted))
         } else {
@@ -110,19 +109,19 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) ->
             continue;
         };
         match image.file_name.and_then(text) {
-            Some(name) => entries.add(&name, what),
+            Some(name) => entries.add(&name, object),
             None => entries.add_nameless(format!("image id {id_text}"), "the image has no file_name"),
         }
     }
     if entries.is_empty() {
-        return Err(unusable(file, "annotates none of its images", "name another file with --annotations"));
+        return Err(unusable(file, "has no annotation for any of its images", "name another file with --annotations"));
     }
     let mut notes = Vec::new();
     if without_object > 0 {
-        notes.push(format!("{without_object} of {} images have no object (or only crowds)", images.len()));
+        notes.push(format!("{without_object} of {} images have no object (or only crowds) and are left out", images.len()));
     }
     if strays > 0 {
-        notes.push(format!("annotations of {strays} image ids that are not listed were passed over"));
+        notes.push(format!("annotations of {strays} unknown image ids were skipped"));
     }
     Ok(entries.finish(file, notes))
 }
@@ -137,8 +136,8 @@ fn class_names<'a>(categories: &[CocoCategory<'a>]) -> ClassNames<'a> {
     names
 }
 
-/// For each image its largest object or, if none can be used, the first problem; and how many image ids annotations name that no
-/// image has. Crowds do not count.
+/// For each image its largest object or, if none can be used, the first problem; and the number of unknown image ids. Crowds do not
+/// count.
 fn largest_objects(
     images: &[CocoImage],
     annotations: &[CocoAnnotation],
@@ -173,21 +172,21 @@ fn largest_objects(
     (objects, strays.len())
 }
 
-/// Adds the object's outline, if objects are to be read from outlines.
+/// Adds the object's outline, if the run reads objects from outlines.
 fn with_outline(
     (class_name, bbox, index): (SharedStr, Box2d, usize),
     image: &CocoImage,
     annotations: &[CocoAnnotation],
     wanted: &Object,
-) -> Result<Said, Problem> {
+) -> Result<Annotated, Problem> {
     let outline = annotations[index].segmentation.filter(|_| wanted.mask == MaskSource::Outline);
     let mask = outline.map(|raw| segmentation::read(raw.get(), size(image))).transpose();
     let bad = |problem: String| Problem::new(FailureReason::BadMask, problem).of_class(class_name.clone());
     let mask = mask.map_err(bad)?.flatten();
-    Ok((class_name, Some(bbox), mask))
+    Ok(Annotated { class_name, bbox: Some(bbox), mask })
 }
 
-/// Width and height of the image, if both are stated.
+/// Width and height of the image, if the file has both.
 fn size(image: &CocoImage) -> Option<(f64, f64)> {
     image.width.and_then(number).zip(image.height.and_then(number))
 }
@@ -198,7 +197,7 @@ fn read_object(annotation: &CocoAnnotation, image: &CocoImage, class_names: &Cla
         Some(Ok(name)) => name,
         Some(Err(problem)) => return Err(Problem::new(FailureReason::BadAnnotation, problem)),
         None => {
-            let message = format!("category id {category} is not in the categories");
+            let message = format!("the categories have no id {category}");
             return Err(Problem::new(FailureReason::UnknownClass, message));
         }
     };
@@ -226,7 +225,7 @@ fn text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// Infinite if too large for f64.
+/// Infinite if it is too large for f64.
 fn number(raw: &RawValue) -> Option<f64> {
     raw.get().parse().ok()
 }

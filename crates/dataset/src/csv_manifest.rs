@@ -4,17 +4,16 @@ use std::collections::HashMap;
 
 use proto::{Box2d, FailureReason, Object};
 
-use crate::entries::{Entries, Listing, Problem, check_box, needs_box, needs_class};
+use crate::entries::{Annotated, Entries, Listing, Problem, check_box, needs_box, needs_class};
 use crate::{Dataset, DatasetError, SharedStr, unusable};
 
-/// Reads a CSV manifest.
 pub fn read_csv(file: &str, bytes: &[u8], listing: &Listing, wanted: &Object) -> Result<Dataset, DatasetError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let failed = |source| DatasetError::Csv { file: file.to_owned(), source };
     let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(bytes);
     let header = reader.byte_headers().map_err(failed)?.clone();
     let column = |name: &str| header.iter().position(|h| h.eq_ignore_ascii_case(name.as_bytes()));
-    let advice = "its first line is to be image,class or image,class,x,y,width,height";
+    let advice = "make its first line image,class or image,class,x,y,width,height";
     let class = column("class");
     let (Some(image), true) = (column("image"), class.is_some() || !needs_class(wanted)) else {
         return Err(unusable(file, "has no columns image and class", advice));
@@ -33,17 +32,17 @@ pub fn read_csv(file: &str, bytes: &[u8], listing: &Listing, wanted: &Object) ->
         let class_name = class_names.entry(class_name).or_insert_with_key(|name| name.as_str().into()).clone();
         let bbox = bbox.filter(|_| needs_box(wanted)).map(|columns| columns.map(field));
         let bbox = bbox.filter(|values| values.iter().any(|v| !v.is_empty()));
-        let what = if class_name.is_empty() && needs_class(wanted) {
+        let object = if class_name.is_empty() && needs_class(wanted) {
             Err(Problem::new(FailureReason::BadAnnotation, "the class is empty"))
         } else {
             bbox.map(|values| read_box(&values).map_err(|problem| problem.of_class(class_name.clone())))
                 .transpose()
-                .map(|bbox| (class_name.clone(), bbox, None))
+                .map(|bbox| Annotated { class_name: class_name.clone(), bbox, mask: None })
         };
         match field(image) {
             // The header is row 1, as in a spreadsheet.
             name if name.is_empty() => entries.add_nameless(format!("row {}", i + 2), "the image has no name"),
-            name => entries.add(&name, what),
+            name => entries.add(&name, object),
         }
     }
     if entries.is_empty() {

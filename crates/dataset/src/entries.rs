@@ -1,4 +1,4 @@
-//! What every reader builds: the entries of a data set, matched with the files that are there. Pure.
+//! Builds the entries of a data set for every reader, matched with the files of the store. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,13 @@ use proto::{Box2d, ClassSource, FailureReason, Mask, MaskSource, Object, keys};
 
 use crate::{Dataset, DatasetImage, Entry, IMAGES, SharedStr, shipped_folder};
 
-/// What a data set says of an object: class name (or nothing), box and outline.
-pub(crate) type Said = (SharedStr, Option<Box2d>, Option<Mask>);
+/// An object as the annotations describe it.
+pub(crate) struct Annotated {
+    /// Empty where the annotations have none.
+    pub(crate) class_name: SharedStr,
+    pub(crate) bbox: Option<Box2d>,
+    pub(crate) mask: Option<Mask>,
+}
 
 /// Key and identity of every object, sorted by key.
 #[derive(Debug)]
@@ -48,7 +53,7 @@ pub(crate) fn pack(objects: impl IntoIterator<Item = (String, String)>) -> Vec<(
     texts.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
 }
 
-/// What is wrong with an entry.
+/// Why an entry cannot be used.
 pub(crate) struct Problem {
     reason: FailureReason,
     message: String,
@@ -65,18 +70,18 @@ impl Problem {
     }
 }
 
-/// Collects entries, one for each image: an image that comes twice is bad, whatever the two say.
+/// Collects entries, one for each image; an image that is listed twice is bad, even if both entries are equal.
 pub(crate) struct Entries<'a> {
     listing: &'a Listing,
     object: &'a Object,
     folders: Vec<String>,
     entries: Vec<Entry>,
-    /// By place in the file.
+    /// By their place in the file.
     nameless: BTreeMap<String, Entry>,
 }
 
 impl<'a> Entries<'a> {
-    /// `file`: where the names are written.
+    /// `file`: the annotation file, beside which images are found.
     pub(crate) fn new(file: &str, listing: &'a Listing, object: &'a Object) -> Entries<'a> {
         let beside = file.rfind('/').map_or("", |slash| &file[..=slash]);
         let mut folders = vec![beside.to_owned(), format!("{beside}{IMAGES}"), String::new(), IMAGES.to_owned()];
@@ -85,13 +90,13 @@ impl<'a> Entries<'a> {
         Entries { listing, object, folders, entries: Vec::new(), nameless: BTreeMap::new() }
     }
 
-    /// Key and identity of the image that the data set calls `name`.
+    /// Key and identity of the image with this name in the annotations.
     pub(crate) fn find(&self, name: &str) -> Result<(SharedStr, SharedStr), Problem> {
         keys::check_image(name)
             .map_err(|problem| Problem::new(FailureReason::BadName, format!("the image's name {name:?} {problem}")))?;
         let keys = self.folders.iter().map(|folder| format!("{folder}{name}"));
         let (key, identity) = keys.filter_map(|key| self.listing.get(&key)).next().ok_or_else(|| {
-            let message = format!("the data set lists {name} but does not hold it");
+            let message = format!("the annotations list {name}, but the data set has no such file");
             Problem::new(FailureReason::MissingImage, message)
         })?;
         keys::check_image(key)
@@ -99,9 +104,9 @@ impl<'a> Entries<'a> {
         Ok((key.clone(), identity.clone()))
     }
 
-    pub(crate) fn add(&mut self, name: &str, what: Result<Said, Problem>) {
-        let entry = match (self.find(name), what) {
-            (Ok((key, identity)), Ok((class_name, bbox, mask))) => match self.find_mask(&key) {
+    pub(crate) fn add(&mut self, name: &str, object: Result<Annotated, Problem>) {
+        let entry = match (self.find(name), object) {
+            (Ok((key, identity)), Ok(Annotated { class_name, bbox, mask })) => match self.find_mask(&key) {
                 Ok(file) => {
                     let bbox = bbox.filter(|_| needs_box(self.object)).map(Box::new);
                     Entry::Image(DatasetImage { key, identity, class_name, bbox, mask: file.or(mask).map(Box::new) })
@@ -109,24 +114,24 @@ impl<'a> Entries<'a> {
                 Err(problem) => bad(key, problem.of_class(class_name)),
             },
             (Ok((key, _)), Err(problem)) => bad(key, problem),
-            (Err(problem), what) => {
-                let class_name = what.map_or_else(|problem| problem.class_name, |(class_name, ..)| Some(class_name));
+            (Err(problem), object) => {
+                let class_name = object.map_or_else(|problem| problem.class_name, |object| Some(object.class_name));
                 bad(name, Problem { class_name, ..problem })
             }
         };
         self.entries.push(entry);
     }
 
-    /// The mask file of the image `key`, where masks are files.
+    /// The mask file of the image `key`, if masks are files.
     pub(crate) fn find_mask(&self, key: &str) -> Result<Option<Mask>, Problem> {
         let Some(mask) = mask_key(self.object, key) else { return Ok(None) };
         match self.listing.get(&mask) {
             Some((key, identity)) => Ok(Some(Mask::File { key: key.to_string(), identity: identity.to_string() })),
-            None => Err(Problem::new(FailureReason::BadMask, format!("the data set does not hold its mask {mask}"))),
+            None => Err(Problem::new(FailureReason::BadMask, format!("the data set has no mask {mask}"))),
         }
     }
 
-    /// `place`: where in the file it stands.
+    /// `place`: the entry's place in the file, for people.
     pub(crate) fn add_nameless(&mut self, place: String, problem: &str) {
         let entry = bad(&*place, Problem::new(FailureReason::BadName, problem));
         self.nameless.insert(place, entry);
@@ -164,10 +169,10 @@ pub(crate) fn check_box(bbox: Box2d, size: Option<(f64, f64)>) -> Result<Box2d, 
     } else if width <= 0.0 || height <= 0.0 {
         "has no area".to_owned()
     } else if x + width <= 0.0 || y + height <= 0.0 {
-        "lies outside of the image".to_owned()
+        "is outside of the image".to_owned()
     } else {
         match size {
-            Some((w, h)) if x >= w || y >= h => format!("lies outside of the image of {w} x {h} pixels"),
+            Some((w, h)) if x >= w || y >= h => format!("is outside of the image of {w} x {h} pixels"),
             _ => return Ok(bbox),
         }
     };
@@ -175,22 +180,22 @@ pub(crate) fn check_box(bbox: Box2d, size: Option<(f64, f64)>) -> Result<Box2d, 
     Err(Problem::new(FailureReason::BadBox, message))
 }
 
-/// Whether an image without a class can be projected.
+/// Whether the class must be in the data set.
 pub(crate) fn needs_class(object: &Object) -> bool {
     matches!(object.class, ClassSource::Annotation | ClassSource::Category)
 }
 
-/// Whether the data set says anything of an image's object that is asked for.
+/// Whether the class or the object must be in the data set.
 pub(crate) fn needs_object(object: &Object) -> bool {
     needs_class(object) || needs_box(object)
 }
 
-/// Whether the data set's boxes say anything that is asked for.
+/// Whether the data set's boxes are used.
 pub(crate) fn needs_box(object: &Object) -> bool {
     matches!(object.mask, MaskSource::Box | MaskSource::Outline)
 }
 
-/// Key of the mask of the image `key`, where masks are files.
+/// Key of the mask of the image `key`, if masks are files.
 pub(crate) fn mask_key(object: &Object, key: &str) -> Option<String> {
     let MaskSource::File { pattern } = &object.mask else { return None };
     let (folder, file) = key.rsplit_once('/').map_or(("", key), |(folder, file)| (&key[..=folder.len()], file));

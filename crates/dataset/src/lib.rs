@@ -1,7 +1,7 @@
-//! Reads what a data set holds: which images, of which class, with the object where.
+//! Reads a data set: its images, their classes and their objects.
 //!
 //! [`read`] lists the store and gets one file (*io*); the readers, one file for each layout, are pure functions of that file and the
-//! listing. An entry that cannot be used becomes an [`Entry::Bad`] and the others go on; only a file that says nothing at all is an
+//! listing. An entry that cannot be used becomes an [`Entry::Bad`] and the others are kept; only a file without any usable part is an
 //! error. Image bytes are not read here.
 
 mod class_index;
@@ -29,20 +29,20 @@ const MANIFEST: &str = "manifest.csv";
 const IMAGES: &str = "images/";
 const CLASS_FOLDERS: &str = "class folders";
 const IMAGE_TYPES: &[&str] = &["jpg", "jpeg", "png"];
-/// Notes that are kept.
+/// Largest number of notes.
 const NOTES: usize = 12;
-/// Letters of a value that a message repeats.
+/// Characters of a value that a message repeats.
 const CLIP: usize = 160;
-/// How COCO names its files; `*` is the name of the images' folder.
+/// COCO's names of its files; the name of the images' folder stands between the two.
 const COCO_SHIPPED: (&str, &str) = ("annotations/instances_", ".json");
 
-/// Where the classes and boxes are written.
+/// The source of classes and boxes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Annotations {
-    /// `annotations.json`, `manifest.csv` or `annotations/instances_*.json`, whichever there is; else class folders.
+    /// `annotations.json`, `manifest.csv` or `annotations/instances_*.json`, whichever exists; else class folders.
     #[default]
     Automatic,
-    /// Nowhere: class folders.
+    /// Class folders.
     Folders,
     /// A `.json` or `.csv` file: a key of the data set or a path on this machine.
     File(String),
@@ -61,14 +61,13 @@ impl FromStr for Annotations {
     }
 }
 
-/// What a data set holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Dataset {
-    /// One for each image, sorted by [`Entry::image`], no two for the same.
+    /// One for each image, sorted by [`Entry::image`].
     pub entries: Vec<Entry>,
-    /// Where they were read from: a file, or `class folders`.
+    /// The annotation file, or `class folders`.
     pub source: String,
-    /// What a person should know: images without an object, files that were passed over.
+    /// Sentences for people: images without an object, files that were skipped.
     pub notes: Vec<String>,
 }
 
@@ -77,13 +76,12 @@ pub struct Dataset {
 pub enum Entry {
     /// It can be projected.
     Image(DatasetImage),
-    /// It cannot.
+    /// It cannot be projected.
     Bad {
-        /// Its key, or what the data set calls it.
+        /// Its key, or its name in the annotations.
         image: SharedStr,
-        /// Kind of the failure.
         reason: FailureReason,
-        /// What is wrong, for people.
+        /// For people.
         message: Box<str>,
         /// Class name, if known.
         class_name: Option<SharedStr>,
@@ -91,7 +89,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// Key of the image, or what the data set calls it.
+    /// Key of the image, or its name in the annotations.
     pub fn image(&self) -> &str {
         match self {
             Entry::Image(image) => &image.key,
@@ -100,66 +98,49 @@ impl Entry {
     }
 }
 
-/// An image that is there, with what to project.
+/// An image that exists, with its object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatasetImage {
     /// In the data set's store.
     pub key: SharedStr,
-    /// What the store says of the bytes.
+    /// The store's identity of the bytes, which changes with them.
     pub identity: SharedStr,
     /// As the data set writes it.
     pub class_name: SharedStr,
-    /// Finite, with an area; in pixels of the image. `None`: the whole image.
+    /// In pixels of the image, finite and with an area. `None`: the whole image.
     pub bbox: Option<Box<Box2d>>,
-    /// Its outline or mask file, if the object is to be read from that.
+    /// The outline or the mask file, if the run reads objects from those.
     pub mask: Option<Box<Mask>>,
 }
 
 /// Why a data set cannot be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    /// The store failed; it says at what.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The annotations are on this machine, and reading them failed.
-    #[error("cannot read the annotations {file}, which is no key of the data set {dataset} either")]
+    /// The annotations are neither in the data set nor on this machine.
+    #[error("cannot read the annotations {file}: the data set {dataset} has no such key, and this machine no readable file")]
     File {
-        /// The path.
         file: String,
         /// URL of the data set.
         dataset: String,
-        /// What the system says.
         source: std::io::Error,
     },
-    /// No JSON, or not COCO's.
     #[error("cannot read {file} as COCO annotations (a JSON object with images, annotations and categories)")]
-    Json {
-        /// The file.
-        file: String,
-        /// Where and what.
-        source: serde_json::Error,
-    },
-    /// No CSV.
+    Json { file: String, source: serde_json::Error },
     #[error("cannot read {file} as a CSV manifest")]
-    Csv {
-        /// The file.
-        file: String,
-        /// Where and what.
-        source: csv::Error,
-    },
-    /// Readable, but it gives nothing to project.
+    Csv { file: String, source: csv::Error },
+    /// Readable, but without anything to project.
     #[error("{file} {problem}: {advice}")]
     Unusable {
         /// A file or the data set's URL.
         file: String,
-        /// What is wrong.
         problem: String,
-        /// What to do.
         advice: String,
     },
 }
 
-/// Reads a data set, as far as the `object` of each image is to be read from it.
+/// Reads a data set; of classes, boxes and masks only those that `object` requests.
 pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> Result<Dataset, DatasetError> {
     let dataset = store.url();
     let mut lister = store.list("")?;
@@ -169,7 +150,7 @@ pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> 
     }
     let listing = Listing::new(objects);
     if listing.is_empty() {
-        return Err(unusable(&dataset, "holds no files", "name the folder or bucket that holds the images"));
+        return Err(unusable(&dataset, "has no files", "name the folder or bucket of the images"));
     }
     let mut read = match choose(&listing, annotations, &dataset)? {
         None => folders::read_folders(&dataset, &listing, object)?,
@@ -182,10 +163,10 @@ pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> 
     let by_folder = read.source == CLASS_FOLDERS;
     for Skipped { name, why } in lister.skipped() {
         if by_folder && has_extension(name, IMAGE_TYPES) {
-            // With annotations, an image that nothing points at is nobody's loss; here it is one of the data set.
-            read.entries.push(bad(name.clone(), Problem::new(FailureReason::BadName, format!("it is passed over: {why}"))));
+            // Without annotations every image belongs to the data set, also one that cannot be read.
+            read.entries.push(bad(name.clone(), Problem::new(FailureReason::BadName, format!("the file is skipped: {why}"))));
         } else {
-            read.notes.push(format!("{:?} is passed over: {why}", clip(name)));
+            read.notes.push(format!("{:?} is skipped: {why}", clip(name)));
         }
     }
     read.entries.sort_by(|a, b| a.image().cmp(b.image()));
@@ -193,7 +174,7 @@ pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> 
     if read.notes.len() > NOTES {
         let more = read.notes.len() - NOTES;
         read.notes.truncate(NOTES);
-        read.notes.push(format!("and {more} more of this kind"));
+        read.notes.push(format!("and {more} more notes"));
     }
     Ok(read)
 }
@@ -202,7 +183,7 @@ fn read_file(file: &str, bytes: &[u8], listing: &Listing, object: &Object) -> Re
     if is_csv(file) { csv_manifest::read_csv(file, bytes, listing, object) } else { read_coco(file, bytes, listing, object) }
 }
 
-/// The file to read the annotations from, or `None` for class folders. `dataset` is for messages.
+/// The annotation file, or `None` for class folders. `dataset` is for messages.
 fn choose(listing: &Listing, annotations: &Annotations, dataset: &str) -> Result<Option<String>, DatasetError> {
     match annotations {
         Annotations::Folders => return Ok(None),
@@ -213,7 +194,7 @@ fn choose(listing: &Listing, annotations: &Annotations, dataset: &str) -> Result
         Annotations::Automatic => {}
     }
     let shipped: Vec<&str> = listing.keys().map(|key| &**key).filter(|key| shipped_folder(key).is_some()).collect();
-    // Whoever unpacks all annotations but only the validation images means those.
+    // All annotations may be unpacked beside the validation images only.
     let with_images: Vec<&str> = shipped
         .iter()
         .filter(|key| shipped_folder(key).is_some_and(|folder| listing.has_prefix(&format!("{folder}/"))))

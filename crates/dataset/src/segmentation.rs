@@ -3,10 +3,9 @@
 use proto::Mask;
 use serde::Deserialize;
 
-/// Most runs and points that an outline may have: COCO's have hundreds.
+/// Largest number of runs, or of the points' coordinates, in an outline; COCO's have hundreds.
 const MOST: usize = 1 << 20;
 
-/// The three forms.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Coco {
@@ -15,33 +14,33 @@ enum Coco {
     Compressed { counts: String, size: [u32; 2] },
 }
 
-/// Reads `segmentation` of an annotation. `None`: it is empty, and the box is all that is known. `size`: width and height of the
-/// image, if they are stated.
+/// Reads `segmentation` of an annotation. `None` if it is empty, so that only the box is known. `size`: width and height of the image, if
+/// the file has them.
 pub fn read(json: &str, size: Option<(f64, f64)>) -> Result<Option<Mask>, String> {
     if matches!(json, "null" | "[]" | "[[]]") {
         return Ok(None);
     }
-    let coco = serde_json::from_str(json).map_err(|_| "its segmentation is neither polygons nor run lengths".to_owned())?;
+    let coco = serde_json::from_str(json).map_err(|_| "the segmentation is neither polygons nor run lengths".to_owned())?;
     let (lengths, [height, width]) = match coco {
         Coco::Polygons(polygons) if polygons.iter().map(Vec::len).sum::<usize>() > MOST => {
-            return Err(format!("its segmentation has more than {MOST} numbers"));
+            return Err(format!("the segmentation has more than {MOST} numbers"));
         }
         Coco::Polygons(polygons) => return whole(Mask::Polygons(polygons)),
         Coco::Runs { counts, size } => (counts, size),
         Coco::Compressed { counts, size } => (decompress(&counts)?, size),
     };
     if lengths.len() > MOST {
-        return Err(format!("its segmentation has more than {MOST} runs"));
+        return Err(format!("the segmentation has more than {MOST} runs"));
     }
     if size.is_some_and(|size| size != (f64::from(width), f64::from(height))) {
-        return Err(format!("its segmentation is of an image of {width} x {height} pixels"));
+        return Err(format!("the segmentation is of an image of {width} x {height} pixels"));
     }
     whole(Mask::Runs { height, width, lengths })
 }
 
 fn whole(mask: Mask) -> Result<Option<Mask>, String> {
     match mask.problem() {
-        Some(problem) => Err(format!("its segmentation {problem}")),
+        Some(problem) => Err(format!("the segmentation {problem}")),
         None => Ok(Some(mask)),
     }
 }
@@ -49,7 +48,7 @@ fn whole(mask: Mask) -> Result<Option<Mask>, String> {
 /// `rleFrString` of COCO's maskApi.c: five bits a letter, the sixth says that more follow; from the third on each length is the
 /// difference to the one two before it.
 fn decompress(text: &str) -> Result<Vec<u32>, String> {
-    let bad = || "its segmentation's compressed counts are damaged".to_owned();
+    let bad = || "the segmentation's compressed counts are damaged".to_owned();
     let mut lengths: Vec<u32> = Vec::new();
     let mut letters = text.bytes();
     while let Some(first) = letters.next() {
@@ -86,7 +85,7 @@ mod tests {
             let json = serde_json::json!({ "counts": case["compressed"], "size": [height, width] }).to_string();
             let Ok(Some(Mask::Runs { mut lengths, .. })) = read(&json, None) else { panic!("{}", case["name"]) };
             let mut expected: Vec<u32> = serde_json::from_value(case["runs"].clone()).expect("lengths");
-            // What ends with an empty run is the same without it.
+            // An empty run at the end changes nothing.
             for lengths in [&mut lengths, &mut expected] {
                 while lengths.last() == Some(&0) {
                     lengths.pop();
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn outlines_that_make_no_sense_are_refused_with_the_reason() {
+    fn wrong_outlines_are_refused_with_the_reason() {
         let refused = |json: &str| read(json, Some((4.0, 2.0))).expect_err("must be refused");
         assert!(refused("[[1, 2, 3, 4]]").contains("three finite points"));
         assert!(refused(r#"{"counts": [3, 4], "size": [2, 4]}"#).contains("do not fill"));

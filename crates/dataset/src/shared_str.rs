@@ -1,7 +1,8 @@
-//! Names by the million: pieces of texts that many share. Pure.
+//! Names by the million: pieces of texts that many names share. Pure.
 //!
-//! A run of ImageNet has 1.28 million keys and as many identities. As a `String` each takes 24 bytes and an allocation of its own; as
-//! a piece of a page of names it takes 16 bytes.
+//! A run of ImageNet has 1.28 million keys and as many identities. A `String` takes 24 bytes and an allocation of its own, as do
+//! `SmolStr` and `CompactString` for names of more than 24 bytes; a piece of a page of names takes 16 bytes. `arcstr::Substr` (1.2.0)
+//! has 16 bytes too, but its `substr` lets a piece reach past its end.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -20,10 +21,10 @@ pub struct SharedStr {
 }
 
 impl SharedStr {
-    /// Texts that share one whole: for those that come and go together. Less than 4 GiB.
+    /// Texts that share one whole, of less than 4 GiB: for those that are made and dropped together.
     pub fn many<S: AsRef<str>>(parts: impl IntoIterator<Item = S>) -> Vec<SharedStr> {
         let parts: Vec<S> = parts.into_iter().collect();
-        // To the byte: what a text that grows leaves free is in pieces too small for the next.
+        // Exactly as long as the text: growing would leave gaps that are too small for the next page.
         let mut whole = String::with_capacity(parts.iter().map(|part| part.as_ref().len()).sum());
         let ends = parts.iter().map(|part| {
             whole.push_str(part.as_ref());
@@ -33,14 +34,14 @@ impl SharedStr {
         SharedStr::cut(whole, ends)
     }
 
-    /// Cuts a text at these places; what is behind the last belongs to none. Less than 4 GiB.
+    /// Cuts a text of less than 4 GiB at these places; the rest behind the last place belongs to no piece.
     pub fn cut(whole: String, ends: impl IntoIterator<Item = usize>) -> Vec<SharedStr> {
         let whole = SharedStr::from(whole);
         let mut start = 0;
         ends.into_iter().map(|end| whole.piece(std::mem::replace(&mut start, end)..end)).collect()
     }
 
-    /// A piece of this, without a copy.
+    /// A piece of this piece, without a copy. Panics outside of it.
     pub fn piece(&self, range: Range<usize>) -> SharedStr {
         assert!(self.get(range.clone()).is_some(), "{range:?} cuts no piece out of {self:?}");
         // Both are at most `self.end`.
@@ -59,7 +60,7 @@ impl Deref for SharedStr {
 
 impl From<String> for SharedStr {
     fn from(whole: String) -> SharedStr {
-        let end = u32::try_from(whole.len()).expect("names that are kept together are less than 4 GiB");
+        let end = u32::try_from(whole.len()).expect("names that share a text are less than 4 GiB");
         SharedStr { whole: Arc::new(whole.into()), start: 0, end }
     }
 }

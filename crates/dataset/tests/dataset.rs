@@ -1,4 +1,4 @@
-//! Data sets as they come, and as they should not.
+//! Data sets in every layout, and damaged ones.
 
 use std::path::Path;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use proto::{Box2d, ClassSource, Mask, MaskSource, Object};
 use store::Store;
 use tempfile::TempDir;
 
-/// A folder with these files. `images` get a few bytes: nobody looks into them here.
+/// A folder with these files. `images` get a few bytes, which are not read here.
 fn folder(images: &[&str], texts: &[(&str, &str)]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let files = images.iter().map(|name| (*name, "bytes")).chain(texts.iter().copied());
@@ -60,7 +60,7 @@ fn coco(images: &str, annotations: &str) -> String {
 }
 
 #[tokio::test]
-async fn of_each_coco_image_the_largest_object_that_is_no_crowd_is_taken() {
+async fn the_largest_object_of_a_coco_image_that_is_not_a_crowd_is_used() {
     let json = coco(
         r#"{"id": 7, "file_name": "b.jpg", "width": 100, "height": 50, "license": 3},
            {"id": 8, "file_name": "a.png", "width": 10, "height": 10},
@@ -79,7 +79,7 @@ async fn of_each_coco_image_the_largest_object_that_is_no_crowd_is_taken() {
     assert_eq!(dataset.source, "annotations.json");
     assert_eq!(
         dataset.notes,
-        ["1 of 3 images have no object (or only crowds)", "annotations of 1 image ids that are not listed were passed over"]
+        ["1 of 3 images have no object (or only crowds) and are left out", "annotations of 1 unknown image ids were skipped"]
     );
 }
 
@@ -160,7 +160,7 @@ async fn a_bad_coco_entry_is_named_and_loses_no_other() {
         r#""../up.jpg" [cat]: bad_name: the image's name "../up.jpg" contains a '.' or '..' part"#,
         r#""/etc/passwd.png" [cat]: bad_name: the image's name "/etc/passwd.png" has an empty part (starts or ends with '/', or has '//')"#,
         r#""back\\slash.jpg" [cat]: bad_name: the image's name "back\\slash.jpg" contains a backslash"#,
-        r#""category.jpg": unknown_class: category id 91 is not in the categories"#,
+        r#""category.jpg": unknown_class: the categories have no id 91"#,
         "good.jpg cat 1,2,3,4",
         "good_too.jpg cat 1,2,3,4",
         r#""huge.jpg" [cat]: bad_box: box (x 1, y 2, width 5, height inf) is not finite"#,
@@ -168,13 +168,13 @@ async fn a_bad_coco_entry_is_named_and_loses_no_other() {
         r#""image id 101": bad_name: the image has no file_name"#,
         r#""inf.jpg" [cat]: bad_box: box (x 1, y 2, width 5, height NaN) is not finite"#,
         r#""line\nbreak.jpg" [cat]: bad_name: the image's name "line\nbreak.jpg" contains a control character"#,
-        r#""missing.jpg" [cat]: missing_image: the data set lists missing.jpg but does not hold it"#,
+        r#""missing.jpg" [cat]: missing_image: the annotations list missing.jpg, but the data set has no such file"#,
         r#""nan.jpg" [cat]: bad_box: box (x NaN, y 2, width 5, height 5) is not finite"#,
         r#""negative.jpg" [cat]: bad_box: box (x 1, y 2, width 5, height -5) has no area"#,
         r#""no_id.jpg": bad_annotation: the image has no id"#,
-        r#""outside.jpg" [cat]: bad_box: box (x 64, y 2, width 5, height 5) lies outside of the image of 64 x 48 pixels"#,
-        r#""same_id_a.jpg": bad_annotation: image id 7 is given to 2 images"#,
-        r#""same_id_b.jpg": bad_annotation: image id 7 is given to 2 images"#,
+        r#""outside.jpg" [cat]: bad_box: box (x 64, y 2, width 5, height 5) is outside of the image of 64 x 48 pixels"#,
+        r#""same_id_a.jpg": bad_annotation: 2 images have the id 7"#,
+        r#""same_id_b.jpg": bad_annotation: 2 images have the id 7"#,
         r#""three.jpg" [cat]: bad_box: bbox is [1, 2, 3], not four numbers"#,
         r#""twice.jpg": bad_annotation: twice.jpg is listed more than once"#,
         r#""words.jpg" [cat]: bad_box: bbox is "NaN \" everywhere", not four numbers"#,
@@ -206,7 +206,7 @@ async fn a_file_that_gives_nothing_is_an_error_that_says_what_to_do() {
         ),
         (
             coco(r#"{"id": 1, "file_name": "a.png"}"#, ""),
-            "annotations.json annotates none of its images: name another file with --annotations".into(),
+            "annotations.json has no annotation for any of its images: name another file with --annotations".into(),
         ),
     ];
     for (json, expected) in cases {
@@ -221,8 +221,8 @@ async fn a_file_that_gives_nothing_is_an_error_that_says_what_to_do() {
     assert!(error.contains("has images but no annotations and no class folders: put the images"), "{error}");
     assert!(refusal(&dir, "nowhere.json").await.starts_with("cannot read the annotations nowhere.json"));
     assert!(refusal(&dir, "a.png").await.starts_with("a.png is neither a .json nor a .csv file"));
-    assert!(refusal(&folder(&[], &[("x/readme.txt", "")]), "auto").await.contains("holds no .jpg, .jpeg or .png files"));
-    assert!(refusal(&folder(&[], &[]), "auto").await.contains("holds no files"));
+    assert!(refusal(&folder(&[], &[("x/readme.txt", "")]), "auto").await.contains("has no .jpg, .jpeg or .png files"));
+    assert!(refusal(&folder(&[], &[]), "auto").await.contains("has no files"));
 }
 
 #[tokio::test]
@@ -231,13 +231,13 @@ async fn class_folders_give_whole_images() {
         ["n01/n01_2.JPEG", "n01/n01_1.png", "train/dog/x.jpg", "loose.jpg", ".hidden/a.png", "n01/._n01_1.png", "n01/x.gif"];
     let dataset = open(folder(&images, &[]).path(), "auto").await.unwrap();
     let expected = [
-        r#""loose.jpg": bad_annotation: the image lies in no class folder"#,
+        r#""loose.jpg": bad_annotation: the image is not in a class folder"#,
         "n01/n01_1.png n01 whole",
         "n01/n01_2.JPEG n01 whole",
         "train/dog/x.jpg dog whole",
     ];
     assert_eq!(lines(&dataset), expected);
-    assert_eq!(dataset.notes, ["1 files that are neither .jpg, .jpeg nor .png were passed over"]);
+    assert_eq!(dataset.notes, ["1 files were skipped because they are neither .jpg, .jpeg nor .png"]);
 
     let dir = folder(&["cat/a.png"], &[("annotations.json", "broken")]);
     assert_eq!(lines(&open(dir.path(), "none").await.unwrap()), ["cat/a.png cat whole"]);
@@ -263,7 +263,7 @@ async fn a_csv_manifest_gives_classes_and_boxes() {
     let expected = [
         r#""../c.png" [bag]: bad_name: the image's name "../c.png" contains a '.' or '..' part"#,
         "b.png Ankle boot 1.5,2,20,10",
-        r#""gone.png" [bag]: missing_image: the data set lists gone.png but does not hold it"#,
+        r#""gone.png" [bag]: missing_image: the annotations list gone.png, but the data set has no such file"#,
         r#""half.png" [bag]: bad_box: the box's width is "", not a number"#,
         "images/a, b.png T-shirt/top whole",
         r#""nan.png" [bag]: bad_box: box (x 1, y 2, width NaN, height 5) is not finite"#,
@@ -312,7 +312,7 @@ fn masks_of(dataset: &Dataset) -> Vec<Option<Mask>> {
 }
 
 #[tokio::test]
-async fn outlines_are_read_where_they_are_asked_for_and_a_bad_one_spoils_its_own_image() {
+async fn outlines_are_read_on_request_and_a_bad_one_makes_only_its_own_image_bad() {
     let outlined = |image: u32, segmentation: &str| {
         format!(r#"{{"image_id": {image}, "category_id": 2, "bbox": [1, 1, 4, 4], "segmentation": {segmentation}}}"#)
     };
@@ -331,19 +331,19 @@ async fn outlines_are_read_where_they_are_asked_for_and_a_bad_one_spoils_its_own
     let polygons = Mask::Polygons(vec![vec![1.0, 1.0, 5.0, 1.0, 5.0, 5.0]]);
     let runs = Mask::Runs { height: 8, width: 10, lengths: vec![11, 4, 65] };
     assert_eq!(masks_of(&dataset), [Some(polygons), Some(runs), None, None]);
-    let bad = "\"3.jpg\" [dog]: bad_mask: its segmentation has a polygon that is not at least three finite points";
+    let bad = "\"3.jpg\" [dog]: bad_mask: the segmentation has a polygon that is not at least three finite points";
     assert_eq!(lines(&dataset)[2..], [bad, "4.jpg dog 1,1,4,4"]);
     let boxes = open(dir.path(), "auto").await.unwrap();
     assert!(masks_of(&boxes).iter().all(Option::is_none) && lines(&boxes).iter().all(|line| line.ends_with("dog 1,1,4,4")));
 }
 
 #[tokio::test]
-async fn mask_files_belong_to_their_images_and_are_none_themselves() {
+async fn mask_files_belong_to_their_images_and_are_not_images_themselves() {
     let dir = folder(&["cat/a.jpg", "cat/b.jpg", "masks/a.png", "masks/c.png"], &[]);
     let files = Object { mask: MaskSource::File { pattern: "masks/{stem}.png".into() }, ..Object::default() };
     let dataset = open_for(dir.path(), "auto", &files).await.unwrap();
     assert!(matches!(&masks_of(&dataset)[0], Some(Mask::File { key, identity }) if key == "masks/a.png" && !identity.is_empty()));
-    let missing = "\"cat/b.jpg\" [cat]: bad_mask: the data set does not hold its mask masks/b.png";
+    let missing = "\"cat/b.jpg\" [cat]: bad_mask: the data set has no mask masks/b.png";
     assert_eq!(lines(&dataset), ["cat/a.jpg cat whole", missing]);
     let beside = Object { mask: MaskSource::File { pattern: "{path}.mask.png".into() }, ..Object::default() };
     let dir = folder(&["cat/a.jpg", "cat/a.mask.png"], &[]);
@@ -351,7 +351,7 @@ async fn mask_files_belong_to_their_images_and_are_none_themselves() {
 }
 
 #[tokio::test]
-async fn images_without_class_and_object_are_taken_where_neither_is_asked_for() {
+async fn images_without_class_and_object_are_used_where_neither_is_requested() {
     let found = Object { class: ClassSource::Classifier, mask: MaskSource::DetectorBox };
     let dir = folder(&["a.jpg", "cat/b.jpg"], &[]);
     assert_eq!(lines(&open_for(dir.path(), "auto", &found).await.unwrap()), ["a.jpg  whole", "cat/b.jpg cat whole"]);

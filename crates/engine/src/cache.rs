@@ -1,8 +1,8 @@
 //! Folders on this machine (*io*) that are made once, shared by processes, and bounded.
 //!
-//! Beside a folder `<name>` lies `<name>.lock`, which is never removed. Who uses the folder holds the lock together with others,
-//! who makes or removes it holds the lock alone; it ends with the process. Its time of modification says when the folder was used
-//! last. A folder comes and goes whole, by renaming `<name>.part`.
+//! Beside a folder `<name>` lies `<name>.lock`, which is never removed. Users of the folder share
+//! the lock; a process that makes or removes the folder holds it exclusively. A lock ends with its process. The time at which the
+//! file was changed last says when the folder was used last. A folder comes and goes whole, by renaming `<name>.part`.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -18,8 +18,7 @@ pub struct Cache {
     max_bytes: u64,
 }
 
-/// What is at a name.
-pub enum Entry {
+pub enum Slot {
     There(Held),
     Missing(Blank),
     /// Another process makes or removes it.
@@ -39,7 +38,6 @@ pub struct Held {
 pub struct Blank {
     cache: Cache,
     name: String,
-    /// Held alone.
     _lock: File,
 }
 
@@ -54,35 +52,35 @@ impl Cache {
     }
 
     /// The folder `name`. Never waits for other processes.
-    pub fn open(&self, name: &str) -> io::Result<Entry> {
+    pub fn open(&self, name: &str) -> io::Result<Slot> {
         if !is_digest(name) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no SHA-256")));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not a SHA-256")));
         }
         fs::create_dir_all(&self.dir)?;
         let lock = self.lock_file(name)?;
         loop {
             let there = self.dir.join(name).is_dir();
             if !taken(if there { lock.try_lock_shared() } else { lock.try_lock() })? {
-                return Ok(Entry::Busy);
+                return Ok(Slot::Busy);
             }
             match (there, self.dir.join(name).is_dir()) {
                 (true, true) => {
                     lock.set_modified(SystemTime::now())?;
-                    return Ok(Entry::There(Held { cache: self.clone(), name: name.to_owned(), lock }));
+                    return Ok(Slot::There(Held { cache: self.clone(), name: name.to_owned(), lock }));
                 }
                 (false, false) => {
                     // A killed process may have left one.
                     remove_all(&self.part(name))?;
                     fs::create_dir(self.part(name))?;
-                    return Ok(Entry::Missing(Blank { cache: self.clone(), name: name.to_owned(), _lock: lock }));
+                    return Ok(Slot::Missing(Blank { cache: self.clone(), name: name.to_owned(), _lock: lock }));
                 }
-                // It came or went before the lock was ours.
+                // It came or went before this process had the lock.
                 _ => lock.unlock()?,
             }
         }
     }
 
-    /// Removes what was used longest ago and is not in use, until `bytes` more have a place; tells whether they have.
+    /// Removes folders that are not in use, the longest unused first, until `bytes` more fit; returns whether they fit.
     pub fn make_room(&self, bytes: u64) -> io::Result<bool> {
         let mut entries = self.entries()?;
         entries.sort();
@@ -114,7 +112,7 @@ impl Cache {
         Ok(entries)
     }
 
-    /// Removes a folder, unless somebody uses or makes it.
+    /// Removes a folder, unless a process uses or makes it.
     fn remove(&self, lock: &File, name: &str) -> io::Result<bool> {
         if !taken(lock.try_lock())? {
             return Ok(false);
@@ -161,7 +159,6 @@ impl Blank {
         self.cache.part(&self.name)
     }
 
-    /// The folder is whole.
     pub fn keep(self) -> io::Result<()> {
         fs::rename(self.dir(), self.cache.dir.join(&self.name))
     }
@@ -174,7 +171,7 @@ impl Drop for Blank {
     }
 }
 
-/// Whether the lock is ours now.
+/// Whether this process has the lock now.
 fn taken(tried: Result<(), TryLockError>) -> io::Result<bool> {
     match tried {
         Ok(()) => Ok(true),
@@ -223,12 +220,12 @@ mod tests {
     fn make(cache: &Cache, name: &str, bytes: usize) -> Held {
         loop {
             match cache.open(name).unwrap() {
-                Entry::There(held) => return held,
-                Entry::Missing(blank) => {
+                Slot::There(held) => return held,
+                Slot::Missing(blank) => {
                     fs::write(blank.dir().join("file"), vec![0; bytes]).unwrap();
                     blank.keep().unwrap();
                 }
-                Entry::Busy => panic!("nobody else is here"),
+                Slot::Busy => panic!("nobody else is here"),
             }
         }
     }
@@ -254,18 +251,18 @@ mod tests {
                 scope.spawn(|| {
                     loop {
                         match cache.open(&name('a')).unwrap() {
-                            Entry::There(held) => {
+                            Slot::There(held) => {
                                 assert_eq!(fs::read_to_string(held.dir().join("file")).unwrap(), "whole");
                                 break;
                             }
-                            Entry::Missing(blank) => {
+                            Slot::Missing(blank) => {
                                 makers.fetch_add(1, Ordering::SeqCst);
                                 fs::write(blank.dir().join("file"), "wh").unwrap();
                                 std::thread::yield_now();
                                 fs::write(blank.dir().join("file"), "whole").unwrap();
                                 blank.keep().unwrap();
                             }
-                            Entry::Busy => std::thread::yield_now(),
+                            Slot::Busy => std::thread::yield_now(),
                         }
                     }
                 });
@@ -277,14 +274,14 @@ mod tests {
     #[test]
     fn who_gives_up_or_dies_leaves_the_place_to_the_next() {
         let (cache, _alive) = open(1000);
-        let Entry::Missing(blank) = cache.open(&name('a')).unwrap() else { panic!("nothing is there") };
+        let Slot::Missing(blank) = cache.open(&name('a')).unwrap() else { panic!("nothing is there") };
         fs::write(blank.dir().join("file"), "half").unwrap();
         drop(blank);
         assert!(!cache.part(&name('a')).exists());
         // As after a kill.
         fs::create_dir(cache.part(&name('a'))).unwrap();
         fs::write(cache.part(&name('a')).join("file"), "half").unwrap();
-        let Entry::Missing(blank) = cache.open(&name('a')).unwrap() else { panic!("nothing is there") };
+        let Slot::Missing(blank) = cache.open(&name('a')).unwrap() else { panic!("nothing is there") };
         assert_eq!(fs::read_dir(blank.dir()).unwrap().count(), 0);
     }
 

@@ -9,25 +9,24 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
 use crate::codec::Bitmap;
-use crate::find::Finder;
+use crate::finder::Finder;
 
 /// Images that are generated at once.
 const BATCH: usize = 8;
-/// How far a pixel is from the background where it is none of it, of 2 from black to white.
+/// Least difference of the object's pixels from the background; black and white differ by 2.
 const FOREGROUND: f64 = 0.2;
 
 /// What says where the object of a generated image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The box of the model's detector: the best detection of the class' category; the best at all for a class of none.
+    /// The box of the detector's best detection of the class' category, or of any category for a class without one.
     DetectorBox,
-    /// The box of its mask.
+    /// The box of that detection's mask.
     DetectorMask,
     /// What differs from the background, the median of the image's border: for generators of objects on plain ground.
     Foreground,
 }
 
-/// The generator's weights are none of a trained generator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the generator makes images that are not finite")]
 pub struct NotFinite;
@@ -96,7 +95,7 @@ fn extent(inside: &Tensor) -> Option<Box2d> {
     Bitmap { width: width as u32, height: height as u32, inside: Vec::try_from(flags).expect("a row of bytes") }.extent()
 }
 
-/// Mean centre and size; none of no boxes.
+/// Mean centre and size; `None` without boxes.
 pub fn mean(boxes: &[Box2d]) -> Option<ObjectsManifest> {
     let n = boxes.len() as f64;
     let mean = |of: fn(&Box2d) -> f64| boxes.iter().map(of).sum::<f64>() / n;

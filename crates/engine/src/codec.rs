@@ -35,16 +35,13 @@ pub struct Decoded {
     pub object: Option<Box2d>,
     /// Width and height of the file's image.
     pub original: (u32, u32),
-    /// What `pixels` shows of it.
     pub crop: Crop,
 }
 
 /// A square window of an image, in whole pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crop {
-    /// Left edge.
     pub x: u32,
-    /// Top edge.
     pub y: u32,
     /// The shorter side of the image.
     pub side: u32,
@@ -55,51 +52,22 @@ pub struct Crop {
 pub enum CodecError {
     /// Something else than an image file that is read here.
     #[error("is {found}, not a JPEG or PNG image")]
-    NotAnImage {
-        /// What it looks like.
-        found: String,
-    },
+    NotAnImage { found: String },
     /// Refused by its header, before memory is taken.
     #[error("is an image of {width} x {height} pixels, more than the {} megapixels allowed", MAX_PIXELS / 1_000_000)]
-    TooLarge {
-        /// By its header.
-        width: u64,
-        /// By its header.
-        height: u64,
-    },
+    TooLarge { width: u64, height: u64 },
     /// The file ends too early, contradicts itself, or uses a variant that is not read.
     #[error("cannot decode the {format} data: {problem}")]
-    Broken {
-        /// JPEG or PNG.
-        format: &'static str,
-        /// What the decoder says.
-        problem: String,
-    },
+    Broken { format: &'static str, problem: String },
     /// The mask is not this image's, or selects nothing.
     #[error("the mask {problem} (image: {width} x {height} pixels)")]
-    BadMask {
-        /// Of the image.
-        width: u32,
-        /// Of the image.
-        height: u32,
-        /// What is wrong with it.
-        problem: String,
-    },
+    BadMask { width: u32, height: u32, problem: String },
     /// The box selects nothing of the image.
     #[error(
         "box (x {}, y {}, width {}, height {}) {problem} (image: {width} x {height} pixels)",
         bbox.x, bbox.y, bbox.width, bbox.height
     )]
-    BadBox {
-        /// As given.
-        bbox: Box2d,
-        /// Of the image.
-        width: u32,
-        /// Of the image.
-        height: u32,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+    BadBox { bbox: Box2d, width: u32, height: u32, problem: &'static str },
 }
 
 impl CodecError {
@@ -108,7 +76,7 @@ impl CodecError {
         match self {
             CodecError::BadBox { .. } => FailureReason::BadBox,
             CodecError::BadMask { .. } => FailureReason::BadMask,
-            _ => FailureReason::BadImage,
+            CodecError::NotAnImage { .. } | CodecError::TooLarge { .. } | CodecError::Broken { .. } => FailureReason::BadImage,
         }
     }
 }
@@ -201,9 +169,7 @@ pub(crate) fn bytes(pixels: &[f32], size: u32) -> Vec<u8> {
 
 /// The pixels of an image file.
 pub struct Photo {
-    /// In pixels.
     pub width: u32,
-    /// In pixels.
     pub height: u32,
     /// Interleaved 8-bit RGB, row by row.
     pub samples: Vec<u8>,
@@ -212,9 +178,7 @@ pub struct Photo {
 /// Which pixels of an image are an object's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bitmap {
-    /// In pixels.
     pub width: u32,
-    /// In pixels.
     pub height: u32,
     /// One inside, zero outside, row by row.
     pub inside: Vec<u8>,

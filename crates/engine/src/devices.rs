@@ -4,10 +4,10 @@ use std::str::FromStr;
 
 use tch::{Cuda, Device};
 
-/// Makes libtorch's CUDA part known if it is installed, so that one binary serves CPU and GPU.
+/// Loads libtorch's CUDA part if it is installed, so that one binary serves CPU and GPU.
 ///
-/// The linker drops `libtorch_cuda.so` since no symbol of it is named; loading it registers the CUDA back-end. Without the library
-/// (or without a driver) nothing happens and no GPU is found.
+/// The linker drops `libtorch_cuda.so` since the program names none of its symbols; loading it registers the CUDA back-end. Without
+/// the library or a driver no GPU is found.
 pub fn load_cuda() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -50,13 +50,13 @@ impl FromStr for Devices {
                 "cpu" => Ok(Device::Cpu),
                 name => {
                     let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-                    let index: usize = index.ok_or_else(|| format!("{name:?} is no device: use cpu or cuda:N"))?;
+                    let index: usize = index.ok_or_else(|| format!("{name:?} is not a device: use cpu or cuda:N"))?;
                     load_cuda();
                     let count = Cuda::device_count();
                     if (index as i64) < count {
                         Ok(Device::Cuda(index))
                     } else {
-                        Err(format!("{name} is not there: {count} CUDA devices were found (is the CUDA libtorch set up? make setup CUDA=1)"))
+                        Err(format!("{name} does not exist: this machine has {count} CUDA devices (make setup CUDA=1 sets up libtorch for CUDA)"))
                     }
                 }
             })
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn a_list_of_devices_is_read_and_an_unknown_one_is_named() {
         assert_eq!("cpu, cpu".parse::<Devices>(), Ok(Devices(vec![Device::Cpu; 2])));
-        assert!("gpu".parse::<Devices>().unwrap_err().contains("\"gpu\" is no device"));
-        assert!("cuda:99".parse::<Devices>().unwrap_err().contains("cuda:99 is not there"));
+        assert!("gpu".parse::<Devices>().unwrap_err().contains("\"gpu\" is not a device"));
+        assert!("cuda:99".parse::<Devices>().unwrap_err().contains("cuda:99 does not exist"));
     }
 }

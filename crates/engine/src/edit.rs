@@ -20,22 +20,22 @@ use crate::supply::SupplyError;
 
 /// Principal directions that have a name: `pc1` to `pc16`.
 const PRINCIPAL: usize = 16;
-/// Part of a pixel that must come from inside the generator's image, or it is not blended.
+/// Share of a pixel that must come from inside the generator's image, or it is not blended.
 const COVERED: f64 = 0.999;
 
-/// What a person asks for. The default changes nothing.
+/// A requested edit. The default changes nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EditRequest {
     /// Name of another class; `None`: as it is.
     pub class: Option<String>,
-    /// How much of that class: 1 is all of it.
+    /// Share of that class; 1 replaces the image's own.
     pub strength: f64,
-    /// Directions by name, and how far to go.
+    /// Directions by name, and how far to move z along each.
     pub moves: BTreeMap<String, f64>,
     /// Factor of z.
     pub truncation: f64,
-    /// Whether the generator is the one that was fitted to the image, if there is one.
+    /// Use the generator that was fitted to the image, if there is one.
     pub fine_tuned: bool,
 }
 
@@ -48,10 +48,10 @@ impl Default for EditRequest {
 impl EditRequest {
     /// From fields of a query: `class`, `strength`, `truncation`, `fine_tuned`, and `move.<direction>` for each direction.
     pub fn from_fields(fields: Vec<(String, String)>) -> Result<EditRequest, EditError> {
-        let bad = |name: &str, value: &str, what: &str| EditError::Request(format!("{name} is {value:?}, no {what}"));
+        let bad = |name: &str, value: &str, what: &str| EditError::Request(format!("{name} is {value:?}: expected {what}"));
         let mut request = EditRequest::default();
         for (name, value) in fields {
-            let number = || value.parse::<f64>().map_err(|_| bad(&name, &value, "number"));
+            let number = || value.parse::<f64>().map_err(|_| bad(&name, &value, "a number"));
             match name.as_str() {
                 "class" => request.class = Some(value).filter(|class| !class.is_empty()),
                 "strength" => request.strength = number()?,
@@ -61,7 +61,7 @@ impl EditRequest {
                     Some(direction) => {
                         request.moves.insert(direction.to_owned(), number()?);
                     }
-                    None => return Err(EditError::Request(format!("there is no field {name:?}"))),
+                    None => return Err(EditError::Request(format!("unknown field {name:?}"))),
                 },
             }
         }
@@ -69,75 +69,30 @@ impl EditRequest {
     }
 }
 
-/// Why there is no edit.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// The request cannot be met.
     #[error("{0}")]
     Request(String),
-    /// The image has no result here.
     #[error("image {image:?} has no result in {place}")]
-    NoResult {
-        /// Its key.
-        image: String,
-        /// The run.
-        place: String,
-    },
-    /// The result is of another model.
-    #[error("the result of {image:?} is of model {theirs}, and this is {ours}")]
-    OtherModel {
-        /// Its key.
-        image: String,
-        /// Name and digest.
-        theirs: String,
-        /// Name and digest.
-        ours: String,
-    },
-    /// An object of the result is not what it should be.
+    NoResult { image: String, place: String },
+    #[error("the result of image {image:?} was made by model {theirs}, and the loaded model is {ours}")]
+    OtherModel { image: String, theirs: String, ours: String },
     #[error("{file} of image {image:?} is damaged: {problem}")]
-    Damaged {
-        /// Its key.
-        image: String,
-        /// The object.
-        file: &'static str,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The delta is of another model or damaged.
-    #[error("cannot use the tuned weights of image {image:?}")]
-    Delta {
-        /// Its key.
-        image: String,
-        /// Why.
-        source: DeltaError,
-    },
-    /// The store failed.
+    Damaged { image: String, file: &'static str, problem: String },
+    #[error("cannot use the weight delta of image {image:?}")]
+    Delta { image: String, source: DeltaError },
     #[error("cannot read the result of image {image:?}")]
-    Store {
-        /// Its key.
-        image: String,
-        /// Why.
-        source: store::Error,
-    },
-    /// The model of the result cannot be loaded.
+    Store { image: String, source: store::Error },
     #[error("cannot load the model of image {image:?}")]
-    Model {
-        /// Its key.
-        image: String,
-        /// Why.
-        source: Box<SupplyError>,
-    },
-    /// Nobody edits any more.
-    #[error("the editor has ended")]
+    Model { image: String, source: Box<SupplyError> },
+    #[error("the editor has stopped: start it again")]
     Ended,
-    /// The pictures do not fit together.
-    #[error("cannot blend")]
+    #[error("cannot blend the edit into the image")]
     Blend(#[from] BlendError),
 }
 
 /// The three pictures of an edit, `[3, r, r]` flat in [-1, 1].
 pub struct Edited {
-    /// What the generator makes.
     pub generated: Vec<f32>,
     /// The same in the target's frame.
     pub inverted: Vec<f32>,
@@ -147,7 +102,6 @@ pub struct Edited {
 
 /// A projected image, ready to be edited.
 pub struct Projected {
-    /// Its record.
     pub record: ResultRecord,
     /// The image in the generator's size, `[3, r, r]` flat in [-1, 1].
     pub target: Vec<f32>,
@@ -280,7 +234,7 @@ impl Projected {
             Some((tuned, delta)) if request.fine_tuned => (&**tuned, &delta.z, &delta.c, delta.transform.as_ref()),
             _ => (&*model.model.generator, &self.latents.0, &self.latents.1, self.record.transform.as_ref()),
         };
-        let (z, c) = asked(model, directions, request)?.latents(generator, z, c);
+        let (z, c) = validated(model, directions, request)?.latents(generator, z, c);
         let generated = generator.generate(&z, &c);
         if generated.isfinite().all().int64_value(&[]) == 0 {
             let why = "the edit goes so far that the generator's image is not finite: take smaller values";
@@ -303,11 +257,11 @@ impl Projected {
     }
 }
 
-/// What the method calls it, with everything that a person may get wrong checked.
-fn asked(model: &LoadedModel, directions: &BTreeMap<String, Vec<f32>>, request: &EditRequest) -> Result<Edit, EditError> {
+/// The request in the method's terms, validated.
+fn validated(model: &LoadedModel, directions: &BTreeMap<String, Vec<f32>>, request: &EditRequest) -> Result<Edit, EditError> {
     let finite = |what: &str, value: f64| match value.is_finite() && value.abs() <= 1e3 {
         true => Ok(value),
-        false => Err(EditError::Request(format!("{what} is {value}, not in -1000 to 1000"))),
+        false => Err(EditError::Request(format!("{what} is {value}: expected a number from -1000 to 1000"))),
     };
     let class = request.class.as_ref().map(|name| {
         let index = model.manifest.classes.iter().position(|class| class == name);
@@ -323,7 +277,7 @@ fn asked(model: &LoadedModel, directions: &BTreeMap<String, Vec<f32>>, request: 
     let moves = request.moves.iter().map(|(name, far)| {
         let direction = directions.get(name).ok_or_else(|| {
             let known = directions.keys().cloned().collect::<Vec<_>>().join(", ");
-            EditError::Request(format!("there is no direction {name:?}; there are {known}"))
+            EditError::Request(format!("unknown direction {name:?}: the model has {known}"))
         })?;
         Ok((direction.clone(), finite(name, *far)?))
     });
@@ -333,13 +287,12 @@ fn asked(model: &LoadedModel, directions: &BTreeMap<String, Vec<f32>>, request: 
 /// The object's pixels that the generator's image covers.
 fn covered(inside: &Tensor, transform: Option<&Transform>, align_corners: bool) -> Tensor {
     let Some(t) = transform else { return inside.shallow_clone() };
-    // Colours do not matter here.
+    // Colours have no influence on what is covered.
     let spatial = Transform { colour: vec![], ..t.clone() };
     let seen = transform::invert(&Tensor::ones_like(inside), &[spatial], align_corners);
     inside * seen.gt(COVERED)
 }
 
-/// What is blended.
 enum Area {
     Rectangle(Region<'static>),
     Mask(Vec<bool>),

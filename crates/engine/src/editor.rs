@@ -1,4 +1,4 @@
-//! Edits for others (*io*): one thread holds the model and the images that were edited last, and answers one after the other.
+//! Edits on request (*io*): one thread holds the model and the images that were edited last, and serves requests one by one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -12,12 +12,11 @@ use crate::edit::{EditError, EditRequest, Edited, Projected, directions, read_re
 use crate::supply::{self, Models};
 use crate::{Cache, LoadedModel, codec};
 
-/// Images that are kept. Each may have a generator of its own.
+/// Images in memory. Each may have a generator of its own.
 const KEPT: usize = 4;
 /// Requests that wait.
 const WAITING: usize = 64;
 
-/// Which picture of an edit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
     /// Blended into the image.
@@ -29,7 +28,6 @@ pub enum View {
 }
 
 impl View {
-    /// The view of that name.
     pub fn named(name: &str) -> Option<View> {
         match name {
             "blended" => Some(View::Blended),
@@ -39,7 +37,6 @@ impl View {
         }
     }
 
-    /// That picture.
     pub fn of(self, edited: Edited) -> Vec<f32> {
         match self {
             View::Blended => edited.blended,
@@ -49,14 +46,11 @@ impl View {
     }
 }
 
-/// What can be asked of an image.
+/// The edits that an image allows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Options {
-    /// The image's class.
     pub class: String,
-    /// Names of all classes.
     pub classes: Vec<String>,
-    /// Names of the directions.
     pub directions: Vec<String>,
     /// Whether the generator was fitted to the image.
     pub tuned: bool,
@@ -74,7 +68,6 @@ enum Ask {
 }
 
 impl Editor {
-    /// Starts the thread.
     pub fn start(models: Models, runs: Runs) -> io::Result<Editor> {
         let (asks, receiver) = mpsc::channel(WAITING);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -93,7 +86,7 @@ impl Editor {
         self.ask(Ask::Picture { run, image, request, view, reply }, answer).await
     }
 
-    /// What can be asked of an image.
+    /// The edits that an image allows.
     pub async fn options(&self, run: String, image: String) -> Result<Options, EditError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Ask::Options { run, image, reply }, answer).await
@@ -108,7 +101,7 @@ impl Editor {
 
 async fn serve(mut bench: Bench, mut asks: mpsc::Receiver<Ask>) {
     while let Some(ask) = asks.recv().await {
-        // Who does not wait any more needs no answer.
+        // A request whose client has gone is skipped.
         match ask {
             Ask::Picture { reply, .. } if reply.is_closed() => {}
             Ask::Picture { run, image, request, view, reply } => {
@@ -121,13 +114,13 @@ async fn serve(mut bench: Bench, mut asks: mpsc::Receiver<Ask>) {
     }
 }
 
-/// What the thread has at hand.
+/// What the thread keeps between requests.
 struct Bench {
-    /// Where models come from, if it is not the one that is loaded.
+    /// The source of models; `None`: the loaded one is the only one.
     home: Option<(Store, Cache)>,
     runs: Runs,
     loaded: Option<Loaded>,
-    /// Of the loaded model, the last used at the end: run and image.
+    /// By run and image, of the loaded model. The last used is at the end.
     kept: VecDeque<((String, String), Projected)>,
 }
 

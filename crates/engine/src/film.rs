@@ -26,7 +26,7 @@ use shiguredo_mp4::mux::{Mp4FileMuxer, Mp4FileMuxerOptions, Sample, estimate_max
 
 use crate::codec;
 
-/// A picture of 8-bit RGB.
+/// An 8-bit RGB picture.
 pub type Frame = RgbImage;
 
 /// Pixels that the longer side of a film is enlarged to, or a little less.
@@ -53,7 +53,6 @@ pub enum Format {
 }
 
 impl Format {
-    /// By the extension.
     pub fn of(path: &Path) -> Result<Format, FilmError> {
         match path.extension().map(|e| e.to_ascii_lowercase()).as_deref().and_then(|e| e.to_str()) {
             Some("gif") => Ok(Format::Gif),
@@ -64,28 +63,15 @@ impl Format {
     }
 }
 
-/// Why there is no film.
 #[derive(Debug, thiserror::Error)]
 pub enum FilmError {
-    /// The name tells no format.
     #[error("cannot write a film to {}: its name must end in .gif, .webp or .mp4", path.display())]
-    Extension {
-        /// As given.
-        path: PathBuf,
-    },
+    Extension { path: PathBuf },
     /// No frames, or none that could be shown.
-    #[error("a film of no pictures cannot be written")]
+    #[error("cannot write a film without pictures")]
     Empty,
-    /// Frames of two sizes.
     #[error("frame {index} is {} x {} pixels, the first one {} x {}", found.0, found.1, first.0, first.1)]
-    Sizes {
-        /// Which one.
-        index: usize,
-        /// Its width and height.
-        found: (u32, u32),
-        /// Those of the first.
-        first: (u32, u32),
-    },
+    Sizes { index: usize, found: (u32, u32), first: (u32, u32) },
     /// The encoder refuses the frames: they are too large (a GIF's limit is 65535, a WebP's 16384, an MP4's 3840 x 2160 pixels).
     #[error("cannot encode frames of {width} x {height} pixels")]
     Encode {
@@ -93,17 +79,10 @@ pub enum FilmError {
         width: u32,
         /// Of an enlarged frame.
         height: u32,
-        /// What it says.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The file cannot be written.
     #[error("cannot write {}", path.display())]
-    Write {
-        /// As given.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
 }
 
 /// `pixels`: RGB in [-1, 1], channel by channel, each `size` x `size`. Values beyond are clipped.

@@ -4,102 +4,22 @@
 //! its box is classified, and the first one whose class is a kind of what the detector calls it is the object. If there is none,
 //! the image is: all of it, with its own class. Where the class is known already, the first detection of that kind is the object.
 
-use std::path::Path;
-
 use projector::ObjectStatistics;
-use projector::nn::efficientnet_lite::{self, EfficientNetLite};
-use projector::nn::mask_rcnn::{self, COCO_CATEGORIES, Detections, MaskRcnn};
-use projector::nn::resnet;
-use proto::{Box2d, ClassSource, ClassifierKind, Detected, DetectorKind, Found, Job, MaskSource, ModelManifest, Object};
+use projector::nn::efficientnet_lite;
+use projector::nn::mask_rcnn::{COCO_CATEGORIES, Detections, MaskRcnn};
+use proto::{Box2d, ClassSource, Detected, Found, Job, MaskSource};
 use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
 use crate::codec::{self, Bitmap, Decoded, Photo};
-use crate::weights::{self, ModelError};
+use crate::finder::{Classifier, Finder};
 
 /// A crop of more pixels than this is shrunk before it is classified: ImageNet's photographs are smaller.
 const LARGEST_CROP: i64 = 1 << 20;
 
-/// The networks that look at an image before the search does, as far as they are needed.
-pub struct Finder {
-    device: Device,
-    classifier: Option<Classifier>,
-    detector: Option<MaskRcnn>,
-}
-
-/// What predicts classes.
-enum Classifier {
-    ResNext(resnet::Classifier),
-    EfficientNetLite(EfficientNetLite),
-    /// A layer on the model's perceptual network.
-    Perceptual,
-}
-
-impl Finder {
-    /// Reads from the model folder `dir` what finding the object needs.
-    pub fn load(dir: &Path, manifest: &ModelManifest, object: &Object) -> Result<Finder, ModelError> {
-        let classes = manifest.classes.len() as i64;
-        let classifier = manifest.classifier.as_ref().filter(|_| needs(object).0);
-        let classifier = classifier.map(|classifier| match classifier.kind {
-            ClassifierKind::Perceptual => Ok(Classifier::Perceptual),
-            ClassifierKind::ResNext101 => {
-                let load = |w: &mut _| resnet::Classifier::load(&resnet::Config::resnext101_32x8d(), classes, w);
-                weights::network(dir, &classifier.weights, manifest, load).map(Classifier::ResNext)
-            }
-            ClassifierKind::EfficientNetLite0 if classes != efficientnet_lite::CLASSES => {
-                let problem =
-                    format!("has {classes} classes, and its classifier knows ImageNet's {}", efficientnet_lite::CLASSES);
-                Err(ModelError::Inconsistent { path: dir.join("model.json"), problem })
-            }
-            ClassifierKind::EfficientNetLite0 => {
-                weights::network(dir, &classifier.weights, manifest, EfficientNetLite::load).map(Classifier::EfficientNetLite)
-            }
-        });
-        let detector = manifest.detector.as_ref().filter(|_| needs(object).1);
-        let detector = detector.map(|detector| match detector.kind {
-            DetectorKind::MaskRcnn => {
-                let load = |w: &mut _| MaskRcnn::load(&mask_rcnn::Config::coco(), w);
-                weights::network(dir, &detector.weights, manifest, load)
-            }
-        });
-        Ok(Finder { device: Device::Cpu, classifier: classifier.transpose()?, detector: detector.transpose()? })
-    }
-
-    /// Looks at an image `[1, 3, r, r]`: a line for each network.
-    pub(crate) fn check(&self, model: &LoadedModel, image: &Tensor) -> Vec<String> {
-        let class = self.classifier.as_ref().map(|classifier| {
-            let (class, probability) = most_likely(&classifier.logits(model, image), None);
-            let name = &model.manifest.classes[class as usize];
-            format!("classifier: takes the image of class 0 for {name} (probability {probability:.3})")
-        });
-        let objects = self.detector.as_ref().map(|detector| {
-            let found = detector.detect(&image.squeeze_dim(0)).found.len();
-            let known = |category: &&String| COCO_CATEGORIES.iter().any(|label| label.eq_ignore_ascii_case(category));
-            let named = model.manifest.categories.iter().filter(known).count();
-            format!("detector: {found} detections in that image; {named} classes are of a category that it knows")
-        });
-        class.into_iter().chain(objects).collect()
-    }
-
-    /// What finds objects, if it was asked for.
-    pub(crate) fn detector(&self) -> Option<&MaskRcnn> {
-        self.detector.as_ref()
-    }
-
-    /// A copy on a device.
-    pub fn replicate(&self, device: Device) -> Finder {
-        let classifier = self.classifier.as_ref().map(|classifier| match classifier {
-            Classifier::ResNext(net) => Classifier::ResNext(net.replicate(device)),
-            Classifier::EfficientNetLite(net) => Classifier::EfficientNetLite(net.replicate(device)),
-            Classifier::Perceptual => Classifier::Perceptual,
-        });
-        Finder { device, classifier, detector: self.detector.as_ref().map(|d| d.replicate(device)) }
-    }
-}
-
 impl Classifier {
     /// Logits `[1, classes]` of an image `[1, 3, h, w]` in [-1, 1] of any size, on the network's device.
-    fn logits(&self, model: &LoadedModel, image: &Tensor) -> Tensor {
+    pub(crate) fn logits(&self, model: &LoadedModel, image: &Tensor) -> Tensor {
         match self {
             Classifier::ResNext(net) => net.logits(&bounded(image)),
             Classifier::EfficientNetLite(net) => net.logits(&efficientnet_lite::prepare(image)),
@@ -115,16 +35,8 @@ impl Classifier {
     }
 }
 
-/// Whether a classifier, and whether a detector, must be loaded to find the object.
-pub fn needs(object: &Object) -> (bool, bool) {
-    (object.class.is_predicted(), object.mask.is_detected())
-}
-
-/// What was found.
 pub struct Sighting {
-    /// Index of the class.
     pub class: u32,
-    /// For the record.
     pub found: Found,
     /// The image around a detection; `None`: as it was framed without one.
     pub frame: Option<Decoded>,
@@ -138,7 +50,7 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
     // Only classes of the data set's category, where it is to say that.
     let among: Option<Vec<i64>> = matches!(object.class, ClassSource::Category).then(|| kinds(model, job));
     let classify = |bbox: Option<Box2d>| {
-        let classifier = finder.classifier.as_ref().expect("fetching checked that the model has one");
+        let classifier = finder.classifier.as_ref().expect("the job was checked against the model");
         let image = match classifier {
             Classifier::Perceptual => usual(photo, bbox, &model.statistics),
             _ => tensor(photo, bbox),
@@ -149,7 +61,7 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
         let (class, probability) = classify(framed.object);
         return Sighting { class, found: Found { probability: Some(probability), detection: None }, frame: None };
     }
-    let detector = finder.detector.as_ref().expect("fetching checked that the model has one");
+    let detector = finder.detector.as_ref().expect("the job was checked against the model");
     let detections = detector.detect(&tensor(photo, None).to_device(finder.device));
     let boxes: Vec<(&str, Box2d)> = detections.found.iter().map(|d| (COCO_CATEGORIES[d.label], d.bbox)).collect();
     let known = (!open).then_some(job.class);
@@ -161,7 +73,7 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
         }
         None => (None, job.class, None),
     };
-    let framed = chosen.and_then(|i| frame(job, detector, (&detections, i), photo, model.reference.resolution));
+    let framed = chosen.and_then(|i| frame(job, detector, &detections, i, photo, model.reference.resolution));
     let detection = chosen
         .filter(|_| framed.is_some())
         .map(|i| Detected { label: boxes[i].0.to_owned(), score: f64::from(detections.found[i].score) });
@@ -172,7 +84,8 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
 fn frame(
     job: &Job,
     detector: &MaskRcnn,
-    (detections, index): (&Detections, usize),
+    detections: &Detections,
+    index: usize,
     photo: &Photo,
     resolution: u32,
 ) -> Option<Decoded> {
@@ -221,7 +134,7 @@ fn kinds(model: &LoadedModel, job: &Job) -> Vec<i64> {
 }
 
 /// The class of the largest of the logits `[1, classes]`, and its probability; if `among` is given, of those classes only.
-fn most_likely(logits: &Tensor, among: Option<&[i64]>) -> (u32, f64) {
+pub(crate) fn most_likely(logits: &Tensor, among: Option<&[i64]>) -> (u32, f64) {
     let logits = logits.to_device(Device::Cpu).flatten(0, -1);
     let asked = match among {
         Some(classes) => logits.index_select(0, &Tensor::from_slice(classes)),
@@ -285,6 +198,11 @@ pub(crate) fn tensor(photo: &Photo, bbox: Option<Box2d>) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use projector::nn::{mask_rcnn, resnet};
+    use proto::Object;
+
     use super::*;
 
     const BOX: Box2d = Box2d { x: 0.0, y: 0.0, width: 1.0, height: 1.0 };

@@ -11,7 +11,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
 use crate::edit::{EditError, Stored};
-use crate::weights::{ModelError, load_perceptual};
+use crate::files::ModelError;
+use crate::weights::load_perceptual;
 
 /// A perceptual network, and the generator that results are made again with.
 pub struct Judge {

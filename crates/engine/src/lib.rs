@@ -4,12 +4,15 @@
 
 pub mod cache;
 pub mod calibrate;
+mod check;
 pub mod codec;
 pub mod devices;
 pub mod edit;
 pub mod editor;
+mod files;
 pub mod film;
 pub mod find;
+pub mod finder;
 pub mod judge;
 pub mod outline;
 pub mod recorder;
@@ -18,6 +21,7 @@ pub mod weights;
 
 pub use cache::Cache;
 pub use devices::Devices;
+pub use files::{ModelError, read_manifest};
 pub use projector::projection::lane_steps;
 pub use supply::{Models, SupplyError};
-pub use weights::{LoadedModel, ModelError, load, load_for};
+pub use weights::{LoadedModel, load, load_for};

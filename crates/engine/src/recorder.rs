@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use image::imageops;
 use projector::{DeviceError, Lanes, Projection, Solution};
-use proto::{chain, keys};
+use proto::{Stage, chain, keys};
 
 use crate::film::{self, Frame};
 
@@ -36,18 +36,18 @@ impl Recorder {
         Recorder { dir: dir.to_owned(), size, films: images.map(film).collect() }
     }
 
-    /// After a step.
+    /// Adds a frame to every film after a step.
     pub fn look(&mut self, projection: &Projection, lanes: &Lanes) -> Result<(), DeviceError> {
         for (i, (film, seen)) in self.films.iter_mut().zip(projection.look(lanes)?).enumerate() {
             // Fine-tuning has no picture before it is finished.
-            if let Some(pixels) = seen.filter(|_| projection.stage(i) != Some("fine_tune")) {
+            if let Some(pixels) = seen.filter(|_| projection.stage(i) != Some(Stage::FineTune)) {
                 film.add(&pixels, self.size, 1);
             }
         }
         Ok(())
     }
 
-    /// Adds the answers and writes the films. One that cannot be written is no fault of its image: the log says why.
+    /// Adds the answers and writes the films. A film that cannot be written is only logged.
     pub fn finish<'a>(self, solutions: impl Iterator<Item = Option<&'a Solution>>) {
         for (mut film, solution) in self.films.into_iter().zip(solutions) {
             let Some(solution) = solution else { continue };
@@ -59,7 +59,7 @@ impl Recorder {
             let written = std::fs::create_dir_all(parent).map_err(anyhow::Error::from);
             let written = written.and_then(|()| Ok(film::write(&film.path, &film.frames, MILLIS)?));
             if let Err(error) = written {
-                tracing::warn!(film = %film.path.display(), error = chain(&*error), "a film could not be written");
+                tracing::warn!(film = %film.path.display(), error = chain(&*error), "cannot write a film");
             }
         }
     }

@@ -10,81 +10,43 @@ use std::time::{Duration, Instant};
 use proto::{DecodeError, Job, ModelManifest, Object, RunningSha256, chain, hex_sha256, keys};
 use store::{ErrorKind, Store};
 
-use crate::cache::{Cache, Entry};
-use crate::weights::{self, LoadedModel, ModelError};
+use crate::cache::{Cache, Slot};
+use crate::files::ModelError;
+use crate::weights::{self, LoadedModel};
 
-/// While another process copies a model here, it is asked for so often.
+/// Between two looks whether another process has copied a model here.
 const PAUSE: Duration = Duration::from_millis(200);
-/// A model that is damaged in the home is not copied again for so long: meanwhile other runs get their images.
+/// A model that is damaged in the home is not copied again for this time, in which other runs get their images.
 const DAMAGE_HOLDS: Duration = Duration::from_secs(60);
 
-/// Why a model cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SupplyError {
-    /// The job is for another model.
-    #[error("the job is for model {wanted}, and this worker has {loaded}")]
-    Model {
-        /// Digest in the job.
-        wanted: String,
-        /// Digest of the loaded model.
-        loaded: String,
-    },
-    /// The home's model cannot be read.
+    #[error("the job needs model {wanted}, and this worker has {loaded}")]
+    Model { wanted: String, loaded: String },
     #[error("cannot read model {model}")]
-    ModelStore {
-        /// Name of the model.
-        model: String,
-        /// What the store says.
-        source: store::Error,
-    },
-    /// A file of the model is missing in the home, or is another than when the run was planned.
-    #[error("model {model} is not whole in the home: {problem}")]
+    ModelStore { model: String, source: store::Error },
+    /// A file of the model is missing in the home, or differs from the one that the run was planned with.
+    #[error("model {model} is damaged in the home: {problem}")]
     Damaged {
-        /// Name of the model.
         model: String,
         /// Which file, what is wrong with it, and what mends it.
         problem: String,
     },
-    /// The model's name cannot be a folder.
     #[error("the model's name {model:?} {problem}")]
-    ModelName {
-        /// Name of the model.
-        model: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// The model's description is not valid.
+    ModelName { model: String, problem: &'static str },
     #[error("cannot read model.json of model {model}")]
-    Manifest {
-        /// Name of the model.
-        model: String,
-        /// What is wrong with it.
-        source: DecodeError,
-    },
-    /// The model's files are not a model.
+    Manifest { model: String, source: DecodeError },
     #[error("cannot load model {model}")]
-    Weights {
-        /// Name of the model.
-        model: String,
-        /// Why.
-        source: Box<ModelError>,
-    },
+    Weights { model: String, source: Box<ModelError> },
     /// The cache of models cannot be used.
-    #[error("cannot use the folder of models {} (--model-cache or BASIN_MODEL_CACHE names another)", dir.display())]
-    Cache {
-        /// The folder.
-        dir: std::path::PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error("cannot use the model cache {}: choose another folder with --model-cache or BASIN_MODEL_CACHE", dir.display())]
+    Cache { dir: std::path::PathBuf, source: std::io::Error },
 }
 
 /// What jobs of a model are checked against.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// What the model says of itself.
     pub manifest: ModelManifest,
-    /// Digest of the model.
     pub digest: String,
 }
 
@@ -93,12 +55,7 @@ pub enum Models {
     /// The one model of this process.
     One(Box<LoadedModel>),
     /// `models/<model>/` of a home, copied to `<digest>/` in a cache once for all workers of this machine.
-    Home {
-        /// The home.
-        home: Store,
-        /// On this machine.
-        cache: Cache,
-    },
+    Home { home: Store, cache: Cache },
 }
 
 impl Models {
@@ -111,7 +68,7 @@ impl Models {
     }
 }
 
-/// Hands models out by digest.
+/// Finds models by digest.
 pub struct Supply {
     source: Source,
     facts: HashMap<String, Arc<Facts>>,
@@ -196,7 +153,7 @@ fn unreadable(model: &str, source: store::Error) -> SupplyError {
 }
 
 fn damaged(model: &str, error: &dyn std::error::Error) -> SupplyError {
-    let problem = format!("{}; `basin push` of the model's folder repairs it", chain(error));
+    let problem = format!("{}; repair it with `basin push` of the model folder", chain(error));
     SupplyError::Damaged { model: model.to_owned(), problem }
 }
 
@@ -207,14 +164,14 @@ pub async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str, obje
     loop {
         let (there, name) = (cache.clone(), digest.to_owned());
         let held = match blocking(move || there.open(&name)).await.map_err(cache_error)? {
-            Entry::There(held) => held,
-            Entry::Missing(blank) => {
-                copy(home, cache, (model, digest), &blank.dir()).await?;
+            Slot::There(held) => held,
+            Slot::Missing(blank) => {
+                copy(home, cache, model, digest, &blank.dir()).await?;
                 blank.keep().map_err(cache_error)?;
                 fresh = true;
                 continue;
             }
-            Entry::Busy => {
+            Slot::Busy => {
                 if !waits {
                     tracing::info!(model, dir = %cache.dir().display(), "another process copies the model: waiting for it");
                     waits = true;
@@ -233,7 +190,7 @@ pub async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str, obje
                 }
                 tracing::warn!(model, dir = %held.dir().display(), "a cached model is damaged: it is copied again");
                 if !held.discard().map_err(cache_error)? {
-                    return Err(cache_error(io::Error::other("a model there is damaged, and other workers use it")));
+                    return Err(cache_error(io::Error::other("a model in it is damaged, and other workers use that")));
                 }
             }
             Err(source) => return Err(SupplyError::Weights { model: model.to_owned(), source: Box::new(source) }),
@@ -250,7 +207,7 @@ fn load(dir: &Path, object: &Object, expected: String) -> Result<LoadedModel, Mo
 }
 
 /// Copies the model's files to `dir`, each checked while it is written.
-async fn copy(home: &Store, cache: &Cache, (model, digest): (&str, &str), dir: &Path) -> Result<(), SupplyError> {
+async fn copy(home: &Store, cache: &Cache, model: &str, digest: &str, dir: &Path) -> Result<(), SupplyError> {
     keys::check_run(model).map_err(|problem| SupplyError::ModelName { model: model.to_owned(), problem })?;
     let store_error = |source| unreadable(model, source);
     let manifest = manifest(home, model, digest).await?;
@@ -259,7 +216,7 @@ async fn copy(home: &Store, cache: &Cache, (model, digest): (&str, &str), dir: &
     let (room, bytes) = (cache.clone(), objects.iter().map(|object| object.size).sum());
     let cache_error = |source| SupplyError::Cache { dir: cache.dir().to_owned(), source };
     if !blocking(move || room.make_room(bytes)).await.map_err(cache_error)? {
-        tracing::warn!(model, bytes, "the models in use take more than the cache should");
+        tracing::warn!(model, bytes, "the models in use exceed the limit of the cache");
     }
     let files = manifest.sha256.iter().map(|(file, digest)| (file.as_str(), digest.as_str()));
     for (file, expected) in files.chain([("model.json", digest)]) {
@@ -282,7 +239,7 @@ async fn copy(home: &Store, cache: &Cache, (model, digest): (&str, &str), dir: &
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("it does not panic")
+    tokio::task::spawn_blocking(work).await.expect("the work does not panic")
 }
 
 #[cfg(test)]
@@ -385,7 +342,7 @@ mod tests {
         fs::create_dir_all(home.cache.dir()).unwrap();
         fs::create_dir(&full).unwrap();
         std::os::unix::fs::symlink("/dev/full", full.join("generator.safetensors")).unwrap();
-        let copied = copy(&home.home, &home.cache, ("fashion32", &home.model.digest), &full).await;
+        let copied = copy(&home.home, &home.cache, "fashion32", &home.model.digest, &full).await;
         let found = text(copied.unwrap_err());
         for part in [home.cache.dir().to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
             assert!(found.contains(part), "{found}");

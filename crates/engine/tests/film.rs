@@ -170,8 +170,8 @@ fn what_is_no_film_is_refused_and_leaves_no_file() {
     for name in ["film.avi", "film", "gif"] {
         assert_eq!(message(name, &poster(1)), unknown(name));
     }
-    assert_eq!(message("a.gif", &[]), "a film of no pictures cannot be written");
-    assert_eq!(message("a.webp", &[Frame::new(0, 5)]), "a film of no pictures cannot be written");
+    assert_eq!(message("a.gif", &[]), "cannot write a film without pictures");
+    assert_eq!(message("a.webp", &[Frame::new(0, 5)]), "cannot write a film without pictures");
     let mixed = [poster(1), frames(1)].concat();
     assert_eq!(message("a.gif", &mixed), "frame 1 is 32 x 32 pixels, the first one 32 x 20");
     let wide = [Frame::new(70_000, 1)];

@@ -1,8 +1,8 @@
-//! What libtorch lacks, in C++ (`cpp/`): operations that the search spends its time in, each in one pass over memory, and settings
-//! that tch does not reach. No other crate calls foreign code for numbers.
+//! C++ kernels (`cpp/`) for operations that take most of the search's time, each in one pass over memory, and settings of libtorch
+//! that tch does not offer. No other crate calls foreign code for numbers.
 //!
-//! On a CPU, for floats with channels innermost, they are loops of ours; anything else is composed of libtorch's operations: the
-//! same numbers up to rounding.
+//! On a CPU, for floats with channels innermost, the kernels are own loops; otherwise they are composed of libtorch's operations,
+//! with the same numbers up to rounding.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char};
@@ -31,7 +31,7 @@ unsafe extern "C" {
 /// `relu(a x + b)` for `x` `[n, c, h, w]` with a and b `[1 or n, c, 1, 1]`; differentiable once.
 ///
 /// # Panics
-/// With libtorch's words on shapes that do not fit, as tch's own operations do.
+/// With libtorch's message if the shapes do not fit, as tch's own operations do.
 pub fn affine_relu(x: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
     // SAFETY: the pointers are to living tensors, which are not changed.
     made(|out| unsafe { basin_affine_relu(raw(x), raw(a), raw(b), out) })
@@ -55,7 +55,7 @@ pub fn allow_tf32(allow: bool) {
     check(unsafe { basin_allow_tf32(allow) });
 }
 
-/// Does `work` with libtorch's operations alone, in the whole process: what a GPU runs, seen on a CPU.
+/// Does `work` with libtorch's operations only, in the whole process: what a GPU runs, but on a CPU.
 pub fn composed<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: sets a flag.
     unsafe { basin_compose(true) };
@@ -64,18 +64,17 @@ pub fn composed<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// An operation of libtorch, over a piece of work.
+/// Time of one of libtorch's operations in [`profile`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Operation {
-    /// Its name, such as `aten::addmm`.
+    /// Such as `aten::addmm`.
     pub name: String,
-    /// How often it ran.
     pub calls: u64,
-    /// Seconds in it, without the operations that it called.
+    /// Without the operations that it called.
     pub seconds: f64,
 }
 
-/// Does `work`, and tells what libtorch ran for it in all threads of the process, the longest first.
+/// Does `work`, and returns the operations that libtorch ran meanwhile in all threads of the process, the longest first.
 pub fn profile(work: impl FnOnce()) -> Vec<Operation> {
     // SAFETY: the handle is given back once; the text ends with 0 and is ours to free.
     let handle = unsafe { basin_profile_begin() };

@@ -1,18 +1,18 @@
 //! Poisson blending (Pérez, Gangnet and Blake, "Poisson Image Editing", SIGGRAPH 2003): inside a region the gradient is the
-//! source's, on its border the values are the target's. What the paper does with a projection that is back in the target's frame.
+//! source's, on its border the values are the target's. The paper blends the inverted image into the target this way.
 //!
-//! Everything is Pérez' Equation 7. For each pixel p of the region Omega, with N_p its up to four neighbours *in the picture*,
+//! It solves Pérez' Equation 7. For each pixel p of the region Omega, with N_p its up to four neighbours *in the picture*,
 //!
 //! ```text
 //! sum over q in N_p of (f_p - f_q) = sum over q in N_p of (g_p - g_q),   f_q = t_q where q is not in Omega
 //! ```
 //!
-//! with target t, source g, answer f. The border is the ring of pixels around Omega; like all that is outside, it keeps the
-//! target's values bit for bit. Where Omega reaches the picture's edge there is no neighbour, so nothing flows through that side
-//! (Neumann); a region that is the whole picture has no border, and its answer is the source. OpenCV's `seamlessClone` (in
-//! `NORMAL_CLONE`) also shifts the region by up to a pixel and shrinks it by three; here it is taken as it is given.
+//! with target t, source g, result f. The border is the ring of pixels around Omega; like all pixels outside, it keeps the
+//! target's values bit for bit. A pixel at the picture's edge has fewer neighbours, so nothing flows through that side (Neumann);
+//! a region that is the whole picture has no border, and its result is the source. OpenCV's `seamlessClone` (in
+//! `NORMAL_CLONE`) also shifts the region by up to a pixel and shrinks it by three; here it stays as given.
 //!
-//! Solved is the correction u = f - g, whose right side is zero but beside the border (a "membrane"): sum of (u_p - u_q) = 0.
+//! The unknown is the correction u = f - g, whose right side is zero but beside the border (a "membrane"): sum of (u_p - u_q) = 0.
 //! A rectangle is solved directly in O(n log n), by sine transforms along one axis and tridiagonal systems along the other
 //! (Hockney 1965). Any other region is solved by conjugate gradients with a multigrid V-cycle as preconditioner. It takes 11 to 19
 //! iterations on discs, stars, rings and walls, at 32 pixels as at 1024, so it is linear (45 where single pixels are missing all
@@ -26,7 +26,7 @@ use rustfft::num_complex::Complex;
 use rustfft::{Fft, FftPlanner};
 
 const CHANNELS: usize = 3;
-/// Of the residual, relative to the right side.
+/// Residual relative to the right side.
 const TOLERANCE: f64 = 1e-10;
 const MAX_ITERATIONS: usize = 200;
 
@@ -35,62 +35,62 @@ const MAX_ITERATIONS: usize = 200;
 pub enum Region<'a> {
     /// Half-open: `right` and `bottom` are the first pixels that are outside.
     Rectangle {
-        /// First column.
+        /// First column inside.
         left: usize,
-        /// First row.
+        /// First row inside.
         top: usize,
-        /// Column behind the last.
+        /// First column right of it.
         right: usize,
-        /// Row behind the last.
+        /// First row below it.
         bottom: usize,
     },
-    /// Row by row, one for each pixel of the picture.
+    /// True inside; one value for each pixel of the picture, row by row.
     Mask(&'a [bool]),
 }
 
-/// Why there is no blend.
+/// Why two pictures cannot be blended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlendError {
-    /// Picture or mask of another size.
+    /// A picture or mask has another size than width times height says.
     #[error("the {what} has {found} values, not {expected}")]
     Size {
-        /// Target, source or mask.
+        /// `target`, `source` or `mask`.
         what: &'static str,
-        /// Of it.
+        /// Its number of values.
         found: usize,
-        /// For this width and height.
+        /// The number for this width and height.
         expected: usize,
     },
-    /// A rectangle that is not in the picture.
+    /// The rectangle is not within the picture.
     #[error("the rectangle ends at ({right}, {bottom}), beyond the picture of {width} x {height} pixels")]
     Outside {
-        /// Of the rectangle.
+        /// First column right of the rectangle.
         right: usize,
-        /// Of the rectangle.
+        /// First row below the rectangle.
         bottom: usize,
-        /// Of the picture.
+        /// Width of the picture in pixels.
         width: usize,
-        /// Of the picture.
+        /// Height of the picture in pixels.
         height: usize,
     },
-    /// NaN or infinity.
+    /// A picture has NaN or infinity.
     #[error("the {what} is not finite in channel {channel}, column {x}, row {y}")]
     NotFinite {
-        /// Target or source.
+        /// `target` or `source`.
         what: &'static str,
-        /// Where.
+        /// From 0.
         channel: usize,
-        /// Where.
+        /// Column of the pixel.
         x: usize,
-        /// Where.
+        /// Row of the pixel.
         y: usize,
     },
     /// The iteration did not reach its tolerance.
-    #[error("the blend is not solved after {MAX_ITERATIONS} iterations")]
+    #[error("the blend did not converge within {MAX_ITERATIONS} iterations")]
     Unsolved,
 }
 
-/// The target with the source's gradient in the region. Pictures are `[3, height, width]`, flat.
+/// The target with the source's gradient in the region. Pictures and result are `[3, height, width]`, flat.
 pub fn blend(target: &[f32], source: &[f32], region: &Region, width: usize, height: usize) -> Result<Vec<f32>, BlendError> {
     let plane = width * height;
     for (what, picture) in [("target", target), ("source", source)] {
@@ -100,7 +100,7 @@ pub fn blend(target: &[f32], source: &[f32], region: &Region, width: usize, heig
             return Err(BlendError::NotFinite { what, channel, x: pixel % width, y: pixel / width });
         }
     }
-    // What the correction is on the border.
+    // The correction on the border.
     let difference: Vec<f64> = target.iter().zip(source).map(|(&t, &s)| f64::from(t) - f64::from(s)).collect();
     let mut blended = target.to_vec();
     let mut correct = |channel: usize, pixel: usize, correction: f64| {
@@ -240,7 +240,7 @@ fn solve_rectangle(x: Axis, y: Axis, difference: &[f64], mut correct: impl FnMut
     }
 }
 
-/// Of rows of n: `X_k = sum over i in 1..=n of x_i sin(2 pi i k / period)`. Its own inverse but for `4 / period`.
+/// Transforms rows of n: `X_k = sum over i in 1..=n of x_i sin(2 pi i k / period)`. Its own inverse but for `4 / period`.
 struct SineTransform {
     n: usize,
     period: usize,
@@ -277,7 +277,7 @@ impl SineTransform {
 /// Finite volumes: a conductance is the number of the picture's pixel sides that two cells share over the distance of their
 /// centres. So a coarser grid follows from a finer one whatever the mask is, and is a membrane again.
 struct Grid {
-    /// With the frame.
+    /// Cells in a row, with the frame.
     width: usize,
     right: Vec<f64>,
     down: Vec<f64>,
@@ -320,7 +320,7 @@ impl Sides {
         coarse
     }
 
-    /// Of cells that are `spacing` pixels wide.
+    /// A grid of cells that are `spacing` pixels wide.
     fn grid(&self, spacing: f64) -> Grid {
         let width = self.width;
         let across = |sides: &[f64]| sides.iter().map(|s| s / spacing).collect::<Vec<f64>>();
@@ -362,7 +362,7 @@ impl Grid {
         }
     }
 
-    /// A u.
+    /// The product A u.
     fn apply(&self, u: &[f64]) -> Vec<f64> {
         let mut product = vec![0.0; u.len()];
         for i in self.inner() {
@@ -464,7 +464,7 @@ impl Grids {
     }
 }
 
-/// In the picture.
+/// Indices of the up to four neighbours of a pixel.
 fn neighbours(pixel: usize, width: usize, height: usize) -> impl Iterator<Item = usize> {
     let (x, y) = (pixel % width, pixel / width);
     let near = [(x > 0, -1), (x + 1 < width, 1), (y > 0, -(width as isize)), (y + 1 < height, width as isize)];

@@ -1,7 +1,7 @@
-//! Weight deltas: what fine-tuning added to the generator, theta - theta_0, as a small file.
+//! Weight deltas: the change theta - theta_0 that fine-tuning made, as a small file.
 //!
-//! The file is a safetensors file in one zstd frame, so `zstd -d` and any safetensors reader open it. For each weight of the
-//! generator that changed there are tensors by its name; each layer has the code that its error asked for:
+//! The file is a safetensors file in one zstd frame, so `zstd -d` and any safetensors reader open it. Each changed weight of the
+//! generator has tensors under its name, in the code that meets the tolerance:
 //!
 //! | code | tensors | value |
 //! |---|---|---|
@@ -10,8 +10,8 @@
 //! | `int4` | `<name>` uint8 `[(n + 1) / 2]`, two values in a byte, the first in the low half; `<name>.scale` | `scale[row] * (q - 8)` |
 //! | `low_rank` | `<name>.u` bfloat16 `[rows, rank]`, `<name>.v` bfloat16 `[rank, columns]` | `u v` |
 //!
-//! A weight `[rows, ...]` counts as a matrix `[rows, columns]`. `z` and `c` are there too, and the metadata's one entry holds the
-//! digest of the model that all of this belongs to, the transform, and each layer's code and shape.
+//! A weight `[rows, ...]` counts as a matrix `[rows, columns]`. The file also has `z` and `c`; its one metadata entry holds the
+//! digest of the model, the transform, and each layer's code and shape.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
@@ -24,9 +24,9 @@ use tch::{Kind, Tensor};
 
 use crate::generator::Generator;
 
-/// The metadata's entry.
+/// Key of the metadata entry.
 const ABOUT: &str = "basin delta";
-/// zstd's own default. Higher levels find nothing in what is nearly noise.
+/// zstd's default level. Higher levels do not help, because the data is nearly noise.
 const LEVEL: i32 = 3;
 /// Largest integer of each code that `auto` tries, the coarsest first; up to 7 fits four bits.
 const LEVELS: [u8; 10] = [1, 2, 3, 5, 7, 11, 15, 31, 63, 127];
@@ -63,7 +63,7 @@ enum Code {
     LowRank { u: Tensor, v: Tensor },
 }
 
-/// What the metadata tells.
+/// The metadata entry.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct About {
@@ -81,45 +81,45 @@ struct Described {
     shape: Vec<i64>,
 }
 
-/// Why a file is no delta of this model.
+/// Why a file cannot be read as a delta of this model.
 #[derive(Debug, thiserror::Error)]
 pub enum DeltaError {
-    /// It cannot be unpacked.
+    /// zstd cannot unpack the file.
     #[error("cannot unpack the delta")]
     Unpack(#[source] io::Error),
-    /// Unpacked it is larger than any delta of this model.
-    #[error("the delta unpacks to more than {limit} bytes, the most that one of this model can have")]
+    /// The unpacked file is larger than any delta of this model.
+    #[error("the delta unpacks to more than {limit} bytes, the limit for this model")]
     TooLarge {
-        /// Bytes.
+        /// Largest delta of this model in bytes.
         limit: u64,
     },
-    /// It is no safetensors file.
-    #[error("the delta is no safetensors file")]
+    /// The unpacked file is not a safetensors file.
+    #[error("the delta is not a safetensors file")]
     Tensors(#[source] safetensors::SafeTensorError),
-    /// Its description cannot be read.
+    /// The metadata entry is missing or cannot be read.
     #[error("the delta's metadata {0}")]
     About(String),
-    /// It belongs to another model.
-    #[error("the delta belongs to the model with digest {theirs}, and this one has {ours}")]
+    /// The delta belongs to another model.
+    #[error("the delta belongs to the model with digest {theirs}, but this model has {ours}")]
     OtherModel {
         /// Digest in the delta.
         theirs: String,
-        /// Digest of the model at hand.
+        /// Digest of this model.
         ours: String,
     },
-    /// A tensor is not what it should be.
+    /// A tensor is missing, unexpected or malformed.
     #[error("tensor {name} of the delta {problem}")]
     Tensor {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// What is wrong.
+        /// Continues the sentence `tensor {name} of the delta …`.
         problem: String,
     },
 }
 
 impl Delta {
-    /// Encodes `theta - theta_0`, given by name in the generator's order. `tolerance` is what `auto` may lose of each layer:
-    /// root of squared error over squared size; other codecs lose what they lose.
+    /// Encodes `theta - theta_0`, given by name in the generator's order. `tolerance` is the largest error of `auto` in each layer:
+    /// root of squared error over squared size. Other codecs ignore it.
     pub fn encode(differences: &[(String, Tensor)], codec: &DeltaCodec, tolerance: f64) -> Delta {
         let _no_grad = tch::no_grad_guard();
         let layers = differences.iter().filter(|(_, d)| d.count_nonzero(None).int64_value(&[]) > 0).map(|(name, d)| Layer {
@@ -128,7 +128,7 @@ impl Delta {
             code: encode(d, codec, tolerance),
         });
         let mut layers: Vec<Layer> = layers.collect();
-        // As they are found in a file.
+        // The order in a file.
         layers.sort_by(|a, b| a.name.cmp(&b.name));
         Delta { layers, z: vec![], c: vec![], transform: None }
     }
@@ -136,7 +136,7 @@ impl Delta {
     /// Adds the change to a generator's weights.
     ///
     /// # Panics
-    /// If the generator is not of the model that it was encoded or read for.
+    /// If the generator belongs to another model than the one it was encoded or read for.
     pub fn apply(&self, generator: &dyn Generator) {
         let _no_grad = tch::no_grad_guard();
         let mut weights: HashMap<String, Tensor> = generator.weights().into_iter().collect();
@@ -146,7 +146,7 @@ impl Delta {
         }
     }
 
-    /// How many layers have which code.
+    /// Number of layers with each code.
     pub fn codes(&self) -> BTreeMap<&'static str, usize> {
         let mut codes = BTreeMap::new();
         for layer in &self.layers {
@@ -204,10 +204,10 @@ impl Delta {
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(DeltaError::Tensors)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(DeltaError::Tensors)?;
         let about = header.metadata().as_ref().and_then(|m| m.get(ABOUT));
-        let about = about.ok_or_else(|| DeltaError::About(format!("has no entry {ABOUT:?}: it is another kind of file")))?;
+        let about = about.ok_or_else(|| DeltaError::About(format!("has no entry {ABOUT:?}: the file is not a delta")))?;
         let about: About = serde_json::from_str(about).map_err(|e| DeltaError::About(format!("cannot be read: {e}")))?;
         if about.format != 1 {
-            return Err(DeltaError::About(format!("has format {}, and this program knows 1", about.format)));
+            return Err(DeltaError::About(format!("has format {}, and this program reads only 1", about.format)));
         }
         if about.model != model {
             return Err(DeltaError::OtherModel { theirs: about.model, ours: model.to_owned() });
@@ -219,7 +219,7 @@ impl Delta {
         let mut layers = Vec::new();
         for (name, Described { code, shape }) in about.layers {
             let problem = |problem: String| DeltaError::Tensor { name: name.clone(), problem };
-            let weight = weights.get(&name).ok_or_else(|| problem("is no weight of the generator".into()))?;
+            let weight = weights.get(&name).ok_or_else(|| problem("is not a weight of the generator".into()))?;
             if weight.size() != shape {
                 return Err(problem(format!("is for a weight of shape {shape:?}, and the generator's has {:?}", weight.size())));
             }
@@ -243,7 +243,7 @@ impl Layer {
         }
     }
 
-    /// Its tensors, as they are stored.
+    /// The layer's tensors, as they are stored.
     fn parts(&self) -> Vec<(String, Tensor)> {
         let named = |part: &str, tensor: Tensor| (format!("{}{part}", self.name), tensor);
         match &self.code {
@@ -269,7 +269,7 @@ impl Code {
     }
 }
 
-/// Tensors of a file that no layer has taken yet.
+/// Tensors of a file that are not read yet.
 struct Parts<'a> {
     left: HashMap<String, safetensors::tensor::TensorView<'a>>,
 }
@@ -319,7 +319,7 @@ impl Parts<'_> {
                 }
             }
             other => {
-                let problem = format!("has the code {other:?}, which this program does not know");
+                let problem = format!("has the unknown code {other:?}");
                 return Err(DeltaError::Tensor { name: name.to_owned(), problem });
             }
         })
@@ -343,7 +343,7 @@ fn encode(difference: &Tensor, codec: &DeltaCodec, tolerance: f64) -> Code {
         DeltaCodec::Int4 => integers(&d, 7).0,
         DeltaCodec::LowRank { rank } => low_rank(&d, i64::from(*rank)),
         // The coarsest integers whose error is small enough. Of the codes above the others are finer, or larger for the same
-        // image (docs/editing-figures.md).
+        // image (benchmarks/editing-figures.md).
         DeltaCodec::Auto { .. } => {
             let allowed = tolerance * d.square().sum(Kind::Double).double_value(&[]).sqrt();
             // Errors fall with the level: the first that is good enough.

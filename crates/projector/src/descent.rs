@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::generator::Generator;
-use crate::lanes::{rows, to_rows};
 use crate::loss::LossTarget;
 use crate::nn::lpips::Lpips;
+use crate::rows::{rows, to_rows};
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
@@ -25,7 +25,7 @@ pub struct AdamState {
 }
 
 impl AdamState {
-    /// How many steps were done.
+    /// Steps done.
     pub(crate) fn steps(&self) -> u32 {
         self.steps
     }
@@ -77,7 +77,7 @@ impl Adam {
     }
 }
 
-/// What a step of rate one subtracts, after the moments have taken in a gradient; `steps` counts this one.
+/// Takes a gradient into the moments; returns what a step of rate one subtracts. `steps` counts this one.
 pub(crate) fn update(m: &mut Tensor, v: &mut Tensor, gradient: &Tensor, steps: u32) -> Tensor {
     let _ = m.lerp_(gradient, 1.0 - BETA1);
     let _ = v.g_mul_scalar_(BETA2).addcmul_(&(gradient * (1.0 - BETA2)), gradient);

@@ -4,14 +4,14 @@ use tch::{Kind, Tensor};
 
 use crate::generator::Generator;
 
-/// What to change. The default changes nothing.
+/// An edit of z and c. The default changes nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edit {
-    /// Another class, and how much of it: `c' = a W c_new + (1 - a) c` (the authors' `edit/editor.py`).
+    /// Another class and its share a: `c' = a W c_new + (1 - a) c` (the authors' `edit/editor.py`).
     pub class: Option<(i64, f64)>,
-    /// Directions of z, each with how far to go: `z' = z + a u`.
+    /// Directions u of z, each with a distance a: `z' = z + a u`.
     pub moves: Vec<(Vec<f32>, f64)>,
-    /// Factor of z after the moves: towards 0 the image becomes more usual and less like the target.
+    /// Factor of z after the moves: towards 0 the image becomes more typical and less like the target.
     pub truncation: f64,
 }
 
@@ -22,7 +22,7 @@ impl Default for Edit {
 }
 
 impl Edit {
-    /// The edited latents `[1, latent_dim]` and `[1, embed_dim]`, on the generator's device. z may leave the search's limit.
+    /// The edited latents `[1, latent_dim]` and `[1, embed_dim]`, on the generator's device. z may exceed the search's limit.
     pub fn latents(&self, generator: &dyn Generator, z: &[f32], c: &[f32]) -> (Tensor, Tensor) {
         let _no_grad = tch::no_grad_guard();
         let device = generator.embed(0).device();

@@ -1,8 +1,8 @@
 //! Fine-tuning (paper, Section 3.5, Equation 6): after the search, Adam on the generator's own weights.
 //!
-//! `min over theta of L(T_phi(y), G_theta(z, c)) + lambda R(theta - theta_0)`, for the best seed of one image. z, c and phi can move
-//! along. It is the only place that asks for gradients of weights; each image has a copy of them, on the CPU between two parts, so
-//! that any device can go on with it.
+//! `min over theta of L(T_phi(y), G_theta(z, c)) + lambda R(theta - theta_0)`, for the best seed of one image. z, c and phi
+//! can change, too. Only this module takes gradients of weights; each image has a copy of them, on the CPU between two parts, so
+//! that any device can continue.
 
 use proto::{DeltaCodec, FineTune, Regulariser, Transform, TransformSearch};
 use tch::{Device, Kind, Tensor};
@@ -10,52 +10,53 @@ use tch::{Device, Kind, Tensor};
 use crate::delta::Delta;
 use crate::descent;
 use crate::generator::Generator;
-use crate::lanes::{Method, Model, Rendered, Transforms, View, rows, to_rows};
+use crate::lanes::{Method, Model, Rendered, Transforms, View};
 use crate::loss::LossTarget;
 use crate::nn::lpips::Lpips;
+use crate::rows::{rows, to_rows};
 use crate::target::Target;
 use crate::transform::{self, Space};
 
-/// `auto` starts by losing so much of each layer, as a part of its size; a worse image halves it.
+/// First relative error of each layer with `auto`. It is halved while the image is worse.
 const TOLERANCE: f64 = 0.4;
-/// So often. The last is finer than eight bits.
+/// Limit of halvings. The last error is smaller than that of eight bits.
 const HALVINGS: u32 = 7;
 
 /// The tuned generator of an image.
 #[derive(Debug)]
 pub struct Tuned {
-    /// What was added to the weights, as it is stored, with z, c and phi.
+    /// The stored weight delta, with z, c and phi.
     pub delta: Delta,
-    /// Adam's steps.
+    /// Steps of Adam.
     pub steps: u32,
     /// Training loss of the generator with the stored delta.
     pub loss: f64,
     /// Its loss of the inverted image inside the box.
     pub inverted_loss: f64,
-    /// LPIPS of the transformed target, weighted as in the loss: of the search's answer, and of the generator with the stored delta.
+    /// LPIPS of the transformed target, weighted as in the loss: after the search, and with the stored delta.
     pub lpips: (f64, f64),
-    /// Its picture and distances.
+    /// Its pictures and distances.
     pub rendered: Rendered,
-    /// Between its image and that of the change before it was stored, in dB; infinite if they are the same.
+    /// PSNR between its image and the one before the delta was stored, in dB; infinite if they are the same.
     pub psnr: f64,
 }
 
-/// Fine-tuning was no help: the search's answer stays.
+/// Why the result of fine-tuning was dropped; the projection of the search stays.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum Dropped {
     /// The loss became infinite or undefined.
     #[error("the loss became infinite or undefined at step {step}")]
     Diverged {
-        /// Counted from zero.
+        /// Step, from 0.
         step: u32,
     },
-    /// There was nothing to do.
-    #[error("the target's LPIPS was within the goal without it")]
+    /// The search had reached the goal.
+    #[error("the target's LPIPS had reached the goal before fine-tuning")]
     Needless,
-    /// The tuned generator is no closer to the target.
-    #[error("the loss is {after:.4} after it, and was {before:.4} before")]
+    /// The tuned generator is not closer to the target.
+    #[error("fine-tuning did not reduce the loss: {before:.4} before, {after:.4} after")]
     Worse {
-        /// Training loss of the search's answer.
+        /// Training loss after the search.
         before: f64,
         /// Training loss of the tuned generator.
         after: f64,
@@ -68,11 +69,11 @@ pub(crate) struct Tuning {
     z: Vec<f32>,
     c: Vec<f32>,
     transform: Option<Transform>,
-    /// What moves, in the order of `Leaves`: value and Adam's two moments. Empty before the first part.
+    /// The tensors that change, in the order of `Leaves`: value and Adam's two moments. Empty before the first part.
     state: Vec<[Tensor; 3]>,
-    /// Training loss of the search's answer.
+    /// Training loss after the search.
     before: f64,
-    /// LPIPS of the search's answer, weighted as in the loss.
+    /// LPIPS after the search, weighted as in the loss.
     lpips_before: f64,
     pub steps: u32,
     /// Loss with the regulariser before each step.
@@ -81,7 +82,7 @@ pub(crate) struct Tuning {
 }
 
 impl Tuning {
-    /// From the search's answer and its training loss.
+    /// Starts from the search's best seed and its training loss.
     pub fn new(z: Vec<f32>, c: Vec<f32>, transform: Option<Transform>, before: f64) -> Tuning {
         Tuning { z, c, transform, state: vec![], before, lpips_before: f64::NAN, steps: 0, curve: vec![], finished: false }
     }
@@ -92,7 +93,7 @@ impl Tuning {
     }
 }
 
-/// What fine-tuning needs besides the image.
+/// Parameters of fine-tuning.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub method: Method,
@@ -100,7 +101,7 @@ pub(crate) struct Setting {
     pub search: Option<TransformSearch>,
 }
 
-/// The tensors that move, with their learning rates.
+/// The tensors that change, with their learning rates.
 struct Leaves {
     generator: Box<dyn Generator>,
     names: Vec<String>,
@@ -210,7 +211,7 @@ pub(crate) fn advance(
     tuning
 }
 
-/// Measures the tuned generator, and encodes what was added to it.
+/// Measures the tuned generator, and encodes its weight delta.
 pub(crate) fn finish(
     model: &Model,
     device: Device,
@@ -232,11 +233,11 @@ pub(crate) fn finish(
     let z = descent::clamp(leaves.z(), method.descent.limit);
     let exact = leaves.generator.generate(&z, leaves.c());
     let render = |images: &Tensor| {
-        let (loss, inverted_loss, mut rendered) = view.render(&model.lpips, method, images);
-        (loss[0], inverted_loss[0], rendered.remove(0))
+        let mut lane = view.render(&model.lpips, method, images);
+        (lane.loss[0], lane.inverted[0], lane.rendered.remove(0))
     };
     let after = render(&exact).0;
-    // NaN is no improvement.
+    // NaN is not an improvement.
     if !matches!(after.partial_cmp(&tuning.before), Some(std::cmp::Ordering::Less)) {
         return Err(Dropped::Worse { before: tuning.before, after });
     }
@@ -296,7 +297,7 @@ fn moved(model: &Model, method: &Method, view: &View, transform: &transform::Ten
     LossTarget::new(lpips, &method.loss, &image, &weights)
 }
 
-/// R(theta - theta_0).
+/// The regulariser R(theta - theta_0).
 fn penalty(regulariser: Regulariser, theta: &[Tensor], base: &[Tensor]) -> Tensor {
     let squares = theta.iter().zip(base).map(|(new, old)| {
         let square = (new - old).square();

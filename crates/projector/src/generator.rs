@@ -1,4 +1,4 @@
-//! What the search needs of a generator.
+//! The interface of a generator.
 
 use tch::{Device, Kind, Tensor};
 
@@ -18,10 +18,10 @@ pub trait Generator: Send {
     fn latent_layer(&self) -> Tensor;
     /// Width and height r of the images.
     fn resolution(&self) -> i64;
-    /// The weights theta that fine-tuning moves, by name: all but embeddings and normalisations. Handles, not copies.
+    /// The weights theta that fine-tuning changes, by name: all except embeddings and normalisations. Handles, not copies.
     fn weights(&self) -> Vec<(String, Tensor)>;
-    /// A copy with its own weights on a device, whose convolutions work on numbers of this kind. What depends on z and c alone, and
-    /// the images, are float32.
+    /// A copy with its own weights on a device, whose convolutions compute in `kind`. Values that depend on z and c alone, and the
+    /// images, are float32.
     fn converted(&self, device: Device, kind: Kind) -> Box<dyn Generator>;
 
     /// A copy with its own weights on a device.

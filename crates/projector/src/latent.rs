@@ -1,4 +1,4 @@
-//! Small things about latent vectors.
+//! Functions of latent vectors.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -24,7 +24,7 @@ pub fn mean_clamped(rows: &[Vec<f32>], limit: f32) -> Vec<f32> {
     (0..rows[0].len()).map(|d| finite.iter().map(|r| r[d].clamp(-limit, limit)).sum::<f32>() / n).collect()
 }
 
-/// The smallest finite value and its index; infinity and 0 if there is none.
+/// The smallest finite value and its index; infinity and 0 if no value is finite.
 pub fn least(values: &[f64]) -> (f64, usize) {
     values
         .iter()

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cma::Cma;
 use crate::descent::AdamState;
-use crate::lanes::{Outcome, Request, Transforms, Work};
+use crate::lanes::{Request, Response, Transforms, Work};
 use crate::latent;
 use crate::lbfgs::Lbfgs;
 
-/// A long descent is asked for in parts of this many steps, so that the caller can stop between them.
+/// Steps of a long descent in one request: the caller can stop between two requests.
 const DESCENT_CHUNK: u32 = 50;
 
 /// One vector for each lane.
@@ -23,11 +23,11 @@ pub type Rows = Vec<Vec<f32>>;
 
 /// State of stage two for one image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LatentSearch {
+pub(crate) struct LatentSearch {
     phase: Phase,
-    /// Lanes at the start.
+    /// Number of seeds: lanes at the start.
     seeds: usize,
-    /// Class vectors that the lanes begin with; `None`: that of the image's class.
+    /// Class vectors that the lanes start with; `None`: that of the image's class.
     starts: Option<Rows>,
     /// Smallest inverted loss of each generation.
     pub history: Vec<f64>,
@@ -41,7 +41,7 @@ enum Phase {
         cma: Box<Cma>,
         asked: Vec<Vec<f64>>,
         generation: u32,
-        /// Best first; only where the last descent begins with them.
+        /// Best first; filled only if the last descent starts with them.
         best: Vec<Refined>,
     },
     Descend {
@@ -50,7 +50,7 @@ enum Phase {
         adam: Option<AdamState>,
         done: u32,
     },
-    /// Each lane's variables are z and what its class vector has moved from `origins`, divided by `class_rate`.
+    /// Each lane's variables are z and its class vector minus `origins`, divided by `class_rate`.
     Lbfgs {
         lanes: Vec<Lbfgs>,
         latent_dim: usize,
@@ -62,7 +62,7 @@ enum Phase {
         z: Vec<Vec<f32>>,
         c: Option<Vec<Vec<f32>>>,
     },
-    /// The encoder is asked where to start.
+    /// The encoder guesses where to start.
     Encode {
         latent_dim: usize,
         c0: Vec<f32>,
@@ -71,7 +71,7 @@ enum Phase {
     },
 }
 
-/// A refined point.
+/// A point after its short descent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Refined {
     inverted: f64,
@@ -79,7 +79,7 @@ struct Refined {
     c: Vec<f32>,
 }
 
-/// Where the lanes begin with the class vector.
+/// Class vectors that the lanes start with.
 #[derive(Clone, Copy, Debug)]
 pub struct ClassVectors<'a> {
     /// Embedding of the image's class.
@@ -128,8 +128,8 @@ impl LatentSearch {
             Phase::Descend { z, c, adam, done } => {
                 let rungs = rungs(params, self.seeds);
                 let next = rungs.iter().map(|rung| rung.until).find(|until| until > done);
-                let steps = (next.expect("a descent that is over is finished") - *done).min(DESCENT_CHUNK);
-                // What is reported is the end of a descent in float32.
+                let steps = (next.expect("an unfinished descent has steps left") - *done).min(DESCENT_CHUNK);
+                // The end of a descent is reported, so it is computed in float32.
                 let last = rungs.last().is_some_and(|rung| rung.until == *done + steps);
                 request(z.clone(), c.clone(), descend(steps, adam.clone(), true), last)
             }
@@ -144,26 +144,21 @@ impl LatentSearch {
         }
     }
 
-    /// Takes in what came of the last request.
-    pub fn tell(&mut self, params: &Params, outcome: &Outcome, rng: &mut ChaCha8Rng) {
+    /// Takes in the response to the last request.
+    pub fn tell(&mut self, params: &Params, response: &Response, rng: &mut ChaCha8Rng) {
         match &mut self.phase {
             Phase::Explore { cma, asked, generation, best } => {
                 match params {
-                    Params::BasinCma { told: Told::Refined, .. } => cma.tell(&latent::to_f64(&outcome.z), &outcome.inverted),
-                    _ => cma.tell(asked, &outcome.inverted),
+                    Params::BasinCma { told: Told::Refined, .. } => cma.tell(&latent::to_f64(&response.z), &response.inverted),
+                    _ => cma.tell(asked, &response.inverted),
                 }
-                self.history.push(latent::least(&outcome.inverted).0);
+                self.history.push(latent::least(&response.inverted).0);
                 let refined = matches!(params, Params::BasinCma { last: LastDescent::Refined, .. });
                 if refined {
-                    keep_best(best, outcome, self.seeds);
+                    keep_best(best, response, self.seeds);
                 }
                 *generation += 1;
-                let generations = match params {
-                    Params::Cma { generations } => *generations,
-                    Params::CmaAdam { generations, .. } | Params::BasinCma { generations, .. } => *generations,
-                    Params::Start | Params::Adam { .. } | Params::Lbfgs { .. } => 0,
-                };
-                if *generation >= generations {
+                if *generation >= generations(params) {
                     let (z, c) = if refined {
                         let (z, c) = best.drain(..).map(|point| (point.z, point.c)).unzip();
                         (z, Some(c))
@@ -171,29 +166,25 @@ impl LatentSearch {
                         // One more draw: the long descent starts from fresh samples, not from the refined points.
                         (latent::to_f32(&cma.ask(rng)), self.starts.clone())
                     };
-                    self.phase = if rungs(params, self.seeds).is_empty() {
-                        Phase::Finished { z, c }
-                    } else {
-                        Phase::Descend { z, c, adam: None, done: 0 }
-                    };
+                    self.phase = last_descent(params, self.seeds, z, c);
                 }
             }
             Phase::Descend { z, c, adam, done } => {
                 if self.curves.is_empty() {
                     self.curves = vec![vec![]; z.len()];
                 }
-                for (curve, new) in self.curves.iter_mut().zip(&outcome.curves) {
+                for (curve, new) in self.curves.iter_mut().zip(&response.curves) {
                     curve.extend(new);
                 }
-                *z = outcome.z.clone();
-                *c = Some(outcome.c.clone());
-                *adam = outcome.adam.clone();
-                *done += outcome.curves.first().map_or(0, |c| c.len() as u32);
+                *z = response.z.clone();
+                *c = Some(response.c.clone());
+                *adam = response.adam.clone();
+                *done += response.curves.first().map_or(0, |c| c.len() as u32);
                 let rungs = rungs(params, self.seeds);
                 match rungs.iter().find(|rung| rung.until > *done) {
                     None => self.phase = Phase::Finished { z: std::mem::take(z), c: c.take() },
                     Some(next) if next.lanes < z.len() => {
-                        let index = survivors(&outcome.loss, next.lanes);
+                        let index = survivors(&response.loss, next.lanes);
                         let pick = |rows: &Rows| index.iter().map(|&i| rows[i].clone()).collect::<Rows>();
                         self.curves = pick(&self.curves);
                         *c = c.as_ref().map(pick);
@@ -208,12 +199,10 @@ impl LatentSearch {
                     self.curves = vec![vec![]; lanes.len()];
                 }
                 for (i, lane) in lanes.iter_mut().enumerate() {
-                    self.curves[i].push(outcome.loss[i] as f32);
+                    self.curves[i].push(response.loss[i] as f32);
                     let rates = std::iter::repeat_n(1.0, *latent_dim).chain(std::iter::repeat(*class_rate));
-                    lane.tell(
-                        outcome.loss[i],
-                        outcome.gradient[i].iter().zip(rates).map(|(&g, rate)| f64::from(g) * rate).collect(),
-                    );
+                    let gradient = response.gradient[i].iter().zip(rates).map(|(&g, rate)| f64::from(g) * rate);
+                    lane.tell(response.loss[i], gradient.collect());
                 }
                 *done += 1;
                 if *done >= lbfgs_evaluations(params) {
@@ -224,7 +213,7 @@ impl LatentSearch {
             }
             Phase::Finished { .. } => {}
             Phase::Encode { latent_dim, c0, class_rate, sigma } => {
-                let (mean, spread) = (&outcome.z[0], *sigma);
+                let (mean, spread) = (&response.z[0], *sigma);
                 let mut draw =
                     || (0..*latent_dim).map(|d| mean[d] + spread as f32 * rng.sample::<f32, _>(StandardNormal)).collect();
                 let mut around = || (0..self.seeds).map(|_| draw()).collect();
@@ -234,12 +223,12 @@ impl LatentSearch {
         }
     }
 
-    /// Whether the first phase goes on.
+    /// Whether the first phase is unfinished.
     pub fn explores(&self) -> bool {
         matches!(self.phase, Phase::Explore { .. } | Phase::Encode { .. })
     }
 
-    /// z and c of all seeds, when finished. No c: that of the class.
+    /// z and c of all seeds, when finished. c is `None` where it is that of the class.
     pub fn result(&self) -> Option<(&Rows, Option<&Rows>)> {
         match &self.phase {
             Phase::Finished { z, c } => Some((z, c.as_ref())),
@@ -248,7 +237,7 @@ impl LatentSearch {
     }
 }
 
-/// The first phase of a method. Without CMA-ES it begins with what `draw` gives, with it around the mean.
+/// The first phase of a method. CMA-ES starts around `mean` with step size `sigma`; the other methods with what `draw` returns.
 fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32], f64), seeds: usize, c: ClassVectors) -> Phase {
     match params {
         Params::Start => Phase::Finished { z: draw(), c: c.each.cloned() },
@@ -261,10 +250,18 @@ fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32]
             Phase::Lbfgs { lanes, latent_dim: mean.len(), origins, class_rate: c.rate, done: 0 }
         }
         Params::Cma { .. } | Params::CmaAdam { .. } | Params::BasinCma { .. } => {
-            // CMA-ES needs some spread; one start without any is a descent's.
+            // CMA-ES needs some spread; a start without any suits a descent only.
             let cma = Cma::new(mean.iter().map(|&v| f64::from(v)).collect(), sigma.max(1e-6), Some(seeds));
             Phase::Explore { cma: Box::new(cma), asked: vec![], generation: 0, best: vec![] }
         }
+    }
+}
+
+/// The second phase of a method that explores.
+fn last_descent(params: &Params, seeds: usize, z: Rows, c: Option<Rows>) -> Phase {
+    match rungs(params, seeds).is_empty() {
+        true => Phase::Finished { z, c },
+        false => Phase::Descend { z, c, adam: None, done: 0 },
     }
 }
 
@@ -275,16 +272,16 @@ fn latents(point: &[f64], latent_dim: usize, origin: &[f32], class_rate: f64) ->
     (z.iter().map(|&v| v as f32).collect(), c.collect())
 }
 
-/// Adds what a generation was refined to, and keeps `seeds` points of all.
-fn keep_best(best: &mut Vec<Refined>, outcome: &Outcome, seeds: usize) {
-    let points = outcome.inverted.iter().zip(&outcome.z).zip(&outcome.c);
+/// Adds a generation's refined points, and keeps the best `seeds` of all.
+fn keep_best(best: &mut Vec<Refined>, response: &Response, seeds: usize) {
+    let points = response.inverted.iter().zip(&response.z).zip(&response.c);
     best.extend(points.map(|((&inverted, z), c)| Refined { inverted, z: z.clone(), c: c.clone() }));
     best.retain(|point| point.inverted.is_finite());
     best.sort_by(|a, b| a.inverted.total_cmp(&b.inverted));
     best.truncate(seeds);
 }
 
-/// Lanes that go on, in their order: those with the smallest losses.
+/// The lanes with the smallest losses, in their order.
 fn survivors(losses: &[f64], lanes: usize) -> Vec<usize> {
     let mut index: Vec<usize> = (0..losses.len()).collect();
     let rank = |i: usize| if losses[i].is_finite() { losses[i] } else { f64::INFINITY };
@@ -302,7 +299,7 @@ struct Rung {
     until: u32,
 }
 
-/// The parts of the last descent; none: the method has no such.
+/// The parts of the last descent; empty: the method has none.
 fn rungs(params: &Params, seeds: usize) -> Vec<Rung> {
     let (steps, halving) = match params {
         Params::Adam { steps } | Params::CmaAdam { steps, .. } => (*steps, false),
@@ -324,6 +321,14 @@ fn rungs(params: &Params, seeds: usize) -> Vec<Rung> {
         lanes = lanes.div_ceil(2);
     }
     rungs
+}
+
+/// Generations of CMA-ES.
+fn generations(params: &Params) -> u32 {
+    match params {
+        Params::Cma { generations } | Params::CmaAdam { generations, .. } | Params::BasinCma { generations, .. } => *generations,
+        Params::Start | Params::Adam { .. } | Params::Lbfgs { .. } => 0,
+    }
 }
 
 fn lbfgs_evaluations(params: &Params) -> u32 {
@@ -379,8 +384,8 @@ mod tests {
         let mut best = vec![];
         for inverted in [vec![3.0, 1.0], vec![f64::NAN, 2.0], vec![0.5, 9.0]] {
             let rows: Rows = inverted.iter().map(|&v| vec![v as f32]).collect();
-            let outcome = Outcome { inverted, z: rows.clone(), c: rows, ..Default::default() };
-            keep_best(&mut best, &outcome, 2);
+            let response = Response { inverted, z: rows.clone(), c: rows, ..Default::default() };
+            keep_best(&mut best, &response, 2);
         }
         let kept: Vec<(f64, f32, f32)> = best.iter().map(|point| (point.inverted, point.z[0], point.c[0])).collect();
         assert_eq!(kept, [(0.5, 0.5, 0.5), (1.0, 1.0, 1.0)]);

@@ -9,16 +9,16 @@ use serde::{Deserialize, Serialize};
 
 /// Pairs kept (torch's default is 100, the method's 10).
 const HISTORY: usize = 10;
-/// Sufficient decrease.
+/// Wolfe's constant of sufficient decrease.
 const C1: f64 = 1e-4;
-/// Curvature.
+/// Wolfe's constant of curvature.
 const C2: f64 = 0.9;
-/// Longest first step.
+/// Limit of the first step.
 const FIRST_STEP: f64 = 1.0;
-/// Bisections before the direction is given up for the steepest descent.
+/// Bisections after which the direction is replaced by the steepest descent.
 const MAX_BISECTIONS: u32 = 20;
 
-/// A minimisation under way.
+/// State of one minimisation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Lbfgs {
     /// Last accepted point, its loss and gradient; loss is `None` before the first evaluation.
@@ -37,7 +37,7 @@ pub struct Lbfgs {
 }
 
 impl Lbfgs {
-    /// Starts at `x`.
+    /// Starts at the point `x`.
     pub fn new(x: Vec<f64>) -> Lbfgs {
         Lbfgs {
             direction: vec![0.0; x.len()],
@@ -53,7 +53,7 @@ impl Lbfgs {
         }
     }
 
-    /// Where to evaluate next.
+    /// The next point to evaluate.
     pub fn point(&self) -> Vec<f64> {
         self.x.iter().zip(&self.direction).map(|(x, d)| x + self.t * d).collect()
     }

@@ -1,9 +1,10 @@
 //! Projects images into class-conditional GANs: the method of Huh et al., "Transforming and Projecting Images into
 //! Class-conditional Generative Networks" (ECCV 2020), in the semantics of the authors' code where the paper leaves them open.
 //!
-//! Tensors in, tensors out. No files, no clock, no network, no global random numbers. Read in this order: [`projection`] is the
-//! method as a whole; [`transform_search`] and [`latent_search`] are its two stages; [`cma`], [`descent`] and [`lbfgs`] are the
-//! optimisers; [`fine_tune`] fits the generator to an image, and [`delta`] keeps what that changed; [`lanes`] computes batches on devices; [`loss`], [`transform`], [`mask`] and [`nn`] are what is computed.
+//! The crate takes and returns tensors. It uses no files, clock, network or global random numbers. Read in this order:
+//! [`projection`] is the method as a whole; `transform_search` and `latent_search` are its two stages; [`cma`], `descent` and
+//! [`lbfgs`] are the optimisers; [`fine_tune`] fits the generator to an image, and [`delta`] stores the change; [`lanes`] computes
+//! batches on devices, of the [`loss`] and its [`transform`], [`mask`] and networks ([`nn`]).
 
 #![warn(missing_docs)]
 
@@ -16,15 +17,16 @@ pub mod fine_tune;
 pub mod generator;
 pub mod lanes;
 mod latent;
-pub mod latent_search;
+mod latent_search;
 pub mod lbfgs;
 pub mod loss;
 pub mod mask;
 pub mod nn;
 pub mod projection;
+mod rows;
 pub mod target;
 pub mod transform;
-pub mod transform_search;
+mod transform_search;
 
 pub use delta::Delta;
 pub use edit::Edit;

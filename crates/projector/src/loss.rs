@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::nn::lpips::{Features, Lpips, MapWeights};
 
-/// Everything of a target that stays fixed during a descent. Either one target for all lanes or one for each.
+/// A target with its features, which stay fixed during a descent: one for all lanes, or one for each.
 pub struct LossTarget {
     /// `[1 or n, 3, r, r]`
     image: Tensor,
@@ -32,10 +32,10 @@ impl LossTarget {
         LossTarget { image: image.shallow_clone(), weights, features, map_weights, beta: params.beta }
     }
 
-    /// Of several, each with its number of lanes: one for each lane.
+    /// Joins several targets, each with its number of lanes: one row for each lane.
     pub(crate) fn beside(targets: &[(&LossTarget, usize)]) -> LossTarget {
         let cat = |of: &dyn Fn(&LossTarget) -> &Tensor| {
-            Tensor::cat(&targets.iter().map(|(target, lanes)| rows(of(target), *lanes)).collect::<Vec<_>>(), 0)
+            Tensor::cat(&targets.iter().map(|(target, lanes)| repeat(of(target), *lanes)).collect::<Vec<_>>(), 0)
         };
         let first = targets[0].0;
         let features = (0..first.features.0.len()).map(|k| cat(&|target| &target.features.0[k]));
@@ -69,7 +69,7 @@ impl LossTarget {
 }
 
 /// `[1 or lanes, ...]` as `[lanes, ...]`.
-pub(crate) fn rows(t: &Tensor, lanes: usize) -> Tensor {
+pub(crate) fn repeat(t: &Tensor, lanes: usize) -> Tensor {
     let mut size = t.size();
     size[0] = lanes as i64;
     t.expand(size, false)

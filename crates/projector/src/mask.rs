@@ -4,12 +4,12 @@ use proto::{Box2d, InitialTransform, Transform, TransformSearch};
 use tch::{Device, Kind, Tensor};
 
 use crate::target::Target;
-use crate::transform::{SCALE_LIMITS, Space};
+use crate::transform::Space;
 
 /// Where a generator has its objects (paper, Figures 3 and 4).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ObjectStatistics {
-    /// Width and height of the images that the other fields are about, in pixels.
+    /// Width and height of the images in pixels; the other fields refer to it.
     pub resolution: f64,
     /// Usual centre (y, x) in pixels.
     pub center: (f64, f64),
@@ -18,10 +18,10 @@ pub struct ObjectStatistics {
 }
 
 impl ObjectStatistics {
-    /// BigGAN on ImageNet. The paper's Section 3.4 exchanges the two names; these are those of the authors' code.
+    /// BigGAN on ImageNet. The paper's Section 3.4 swaps the two names; these follow the authors' code.
     pub const BIGGAN: ObjectStatistics = ObjectStatistics { resolution: 256.0, center: (137.0, 127.0), size: (213.0, 210.0) };
 
-    /// The same for images of another resolution.
+    /// The same, scaled to another resolution.
     pub fn at(&self, resolution: f64) -> ObjectStatistics {
         let ratio = resolution / self.resolution;
         ObjectStatistics {
@@ -72,7 +72,7 @@ fn extent(bbox: Option<Box2d>, resolution: i64) -> [(i64, i64); 2] {
     })
 }
 
-/// phi_0 of a search: takes the box (in pixels of the target; `None`: the whole image) to the statistics' box.
+/// phi_0 of a search: maps the box (in pixels of the target; `None`: the whole image) to the statistics' box.
 ///
 /// One scale for both axes, so that nothing is distorted: the side that needs more room fits. Colours start at the identity.
 pub fn initial_transform(
@@ -105,8 +105,9 @@ fn authors(extent: [(i64, i64); 2], usual: &ObjectStatistics) -> (f64, [f64; 2])
 fn exact(bbox: Option<Box2d>, align_corners: bool, usual: &ObjectStatistics) -> (f64, [f64; 2]) {
     let r = usual.resolution;
     let Box2d { x, y, width, height } = bbox.unwrap_or(Box2d { x: 0.0, y: 0.0, width: r, height: r });
-    let scale = (height / usual.size.0).max(width / usual.size.1).clamp(SCALE_LIMITS.0, SCALE_LIMITS.1);
-    // Of a place in pixels, where the first pixel reaches from 0 to 1.
+    let (smallest, largest) = Transform::SCALE_LIMITS;
+    let scale = (height / usual.size.0).max(width / usual.size.1).clamp(smallest, largest);
+    // Coordinates in pixels; the first pixel reaches from 0 to 1.
     let coordinate = |pixels: f64| {
         if align_corners { (2.0 * pixels - 1.0) / (r - 1.0) - 1.0 } else { 2.0 * pixels / r - 1.0 }
     };

@@ -1,9 +1,9 @@
 //! The running method as a stepping machine over several images: `step`, `checkpoint`, `finish`.
 //!
-//! Images advance side by side and never touch each other: each has its own state and its own random numbers, so the answer for an
-//! image does not depend on what is projected beside it. Between two steps the caller may stop, save, or look.
+//! Images advance side by side and never influence each other: each has its own state and its own random numbers, so the projection
+//! of an image does not depend on the others. Between two steps the caller may stop, save or preview.
 
-use proto::{ClassStart, Descent, History, Params, Transform};
+use proto::{ClassStart, Descent, History, Params, Stage, Transform};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -12,30 +12,30 @@ use tch::Tensor;
 
 use crate::cma::Cma;
 use crate::fine_tune::{self, Dropped, Setting, Tuned, Tuning};
-use crate::lanes::{DeviceError, Lanes, Method, Model, Outcome, Request, Transforms, Work};
+use crate::lanes::{DeviceError, Lanes, Method, Model, Request, Response, Transforms, Work};
 use crate::latent_search::{self, ClassVectors, LatentSearch, Rows};
 use crate::mask::{self, ObjectStatistics};
 use crate::target::Target;
 use crate::transform_search::TransformSearch;
 use crate::{latent, transform};
 
-/// Sizes that a checkpoint must fit.
+/// Sizes that a checkpoint must match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Shape {
     latent_dim: usize,
     resolution: usize,
 }
 
-/// Steps of fine-tuning at a time.
+/// Steps of fine-tuning in one `step`.
 const PART: u32 = 25;
 
-/// State of one image between two steps, but for fine-tuning, which is a small part of the work and starts again from the search's
-/// answer: its weights and moments are three times the generator. Serialise it to go on elsewhere.
+/// State of one image between two steps; serialise it to continue elsewhere. Fine-tuning is not in it, because its weights and
+/// moments have three times the generator's size: it starts again after the search.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Checkpoint {
     shape: Shape,
     rng: ChaCha8Rng,
-    stage: Stage,
+    stage: Search,
     transform: Option<Transform>,
     transform_history: Vec<f64>,
     lane_steps: u64,
@@ -44,7 +44,7 @@ pub struct Checkpoint {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-enum Stage {
+enum Search {
     Transform(Box<TransformSearch>),
     Latent(LatentSearch),
 }
@@ -56,37 +56,37 @@ impl Checkpoint {
     }
 }
 
-/// How far a projection is.
+/// Progress of a projection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
     /// Lane-steps done, over all images.
     pub done: u64,
-    /// Lane-steps in all.
+    /// Lane-steps of the whole projection, over all images.
     pub total: u64,
-    /// Mean over the images of the smallest loss of the last step; NaN if there is none.
+    /// Mean over the images of the smallest loss in the last step; NaN before the first.
     pub loss: f64,
 }
 
-/// The answer for one image.
+/// The projection of one image.
 #[derive(Debug)]
 pub struct Solution {
-    /// phi*, if there was a stage one.
+    /// phi*; `None` without stage one.
     pub transform: Option<Transform>,
     /// The seed with the smallest training loss (Algorithm 1, line 23).
     pub best: usize,
-    /// All seeds.
+    /// Latents and distances of all seeds.
     pub seeds: Vec<Seed>,
     /// G(z*, c*), `[3, r, r]` flat in [-1, 1].
     pub generated: Vec<f32>,
-    /// The same in the target's frame.
+    /// The inverted image, `[3, r, r]` flat in [-1, 1].
     pub inverted: Vec<f32>,
     /// T_phi*(y): the target as the descent saw it.
     pub transformed: Vec<f32>,
-    /// The generator fitted to the image, if that was asked for.
+    /// Result of fine-tuning; `None` if the parameters do not ask for it.
     pub fine_tuned: Option<Result<Tuned, Dropped>>,
-    /// Loss curves.
+    /// Loss curves of all stages.
     pub history: History,
-    /// Forward and backward passes of one lane.
+    /// Lane-steps of the image.
     pub lane_steps: u64,
 }
 
@@ -114,7 +114,7 @@ pub struct Seed {
 #[error("the loss is not finite in any lane")]
 pub struct Diverged;
 
-/// A checkpoint belongs to another model or schedule.
+/// The checkpoint belongs to another model or other parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the checkpoint does not fit this model and these parameters")]
 pub struct Mismatch;
@@ -126,7 +126,7 @@ struct Glimpse {
     transforms: Transforms,
 }
 
-/// Images being projected under the same parameters.
+/// Projects images under the same parameters.
 pub struct Projection {
     params: Params,
     method: Method,
@@ -134,7 +134,7 @@ pub struct Projection {
     /// Embedding of each image's class.
     embeddings: Vec<Vec<f32>>,
     images: Vec<Checkpoint>,
-    /// Where each image's search is, for those who look.
+    /// State of each image's search, for previews.
     glimpses: Vec<Option<Glimpse>>,
     /// Fine-tuning of images whose search is finished.
     tunings: Vec<Option<Tuning>>,
@@ -143,9 +143,9 @@ pub struct Projection {
 }
 
 impl Projection {
-    /// Starts with fresh states. `statistics` tell where the generator puts its objects.
+    /// Starts every image. `statistics` say where the generator has its objects.
     ///
-    /// Every target must have the generator's resolution and one of its classes: the caller checks.
+    /// The caller checks that every target has the generator's resolution and one of its classes.
     pub fn new(params: &Params, model: &Model, statistics: &ObjectStatistics, targets: Vec<Target>) -> Projection {
         let shape =
             Shape { latent_dim: model.generator.latent_dim() as usize, resolution: model.generator.resolution() as usize };
@@ -183,12 +183,12 @@ impl Projection {
         self.images.is_empty()
     }
 
-    /// State of an image.
+    /// State of the search of an image.
     pub fn checkpoint(&self, image: usize) -> &Checkpoint {
         &self.images[image]
     }
 
-    /// Puts an image into a saved state.
+    /// Restores an image's state. Fails if its sizes differ.
     pub fn resume(&mut self, image: usize, checkpoint: Checkpoint) -> Result<(), Mismatch> {
         if checkpoint.shape != self.images[image].shape {
             return Err(Mismatch);
@@ -198,12 +198,15 @@ impl Projection {
         Ok(())
     }
 
-    /// Gives an image its transform, so that stage one is left out. Only before its first step.
+    /// Sets an image's transform and skips stage one.
+    ///
+    /// # Panics
+    /// After the image's first step.
     pub fn fix_transform(&mut self, image: usize, transform: Transform) {
         let state = &mut self.images[image];
         assert_eq!(state.lane_steps, 0, "the image has been stepped");
         state.transform = Some(transform);
-        state.stage = Stage::Latent(latent_search(
+        state.stage = Search::Latent(latent_search(
             &self.params,
             state.shape,
             class_vectors(&self.params, &self.embeddings[image], None),
@@ -221,7 +224,7 @@ impl Projection {
         self.images[image].diverged || (self.images[image].finished() && tuned())
     }
 
-    /// How far it is.
+    /// Progress over all images.
     pub fn progress(&self) -> Progress {
         let losses: Vec<f64> = (0..self.images.len()).map(|i| self.loss(i)).filter(|l| l.is_finite()).collect();
         // An image that ended early needs no more steps.
@@ -233,21 +236,20 @@ impl Projection {
         }
     }
 
-    /// The stage that an image's next step belongs to: `transform_search`, `latent_search`, `final_descent` or `fine_tune`;
-    /// `None`: it is finished.
-    pub fn stage(&self, image: usize) -> Option<&'static str> {
+    /// The stage that an image's next step belongs to; `None` when the image is finished.
+    pub fn stage(&self, image: usize) -> Option<Stage> {
         let finished = self.image_finished(image);
         let image = &self.images[image];
         match &image.stage {
             _ if finished => None,
-            _ if image.finished() => Some("fine_tune"),
-            Stage::Transform(_) => Some("transform_search"),
-            Stage::Latent(search) if search.explores() => Some("latent_search"),
-            Stage::Latent(_) => Some("final_descent"),
+            _ if image.finished() => Some(Stage::FineTune),
+            Search::Transform(_) => Some(Stage::TransformSearch),
+            Search::Latent(search) if search.explores() => Some(Stage::LatentSearch),
+            Search::Latent(_) => Some(Stage::FinalDescent),
         }
     }
 
-    /// Smallest loss of an image in its last step; NaN if there is none.
+    /// Smallest loss of an image in its last step; NaN before its first.
     pub fn loss(&self, image: usize) -> f64 {
         self.tunings[image].as_ref().map_or(self.images[image].last_loss, Tuning::loss)
     }
@@ -256,7 +258,7 @@ impl Projection {
         self.images[image].lane_steps + self.tunings[image].as_ref().map_or(0, |t| u64::from(t.steps))
     }
 
-    /// What fine-tuning of these images needs, if they are to be tuned.
+    /// Parameters of fine-tuning; `None` without it.
     fn setting(&self) -> Option<Setting> {
         let (method, search) = (self.method.clone(), self.params.transform.clone());
         self.params.fine_tune.clone().map(|tune| Setting { method, tune, search })
@@ -273,16 +275,17 @@ impl Projection {
                 requests.push((&self.targets[i], request));
             }
         }
-        let outcomes = lanes.run(&self.method, requests)?;
+        let responses = lanes.run(&self.method, requests)?;
         self.tune(lanes, &asked)?;
-        for (((i, passes), outcome), transforms) in asked.into_iter().zip(outcomes).zip(transforms) {
-            self.glimpses[i] = Some(Glimpse::of(&outcome, transforms));
-            self.images[i].tell(&self.params, &self.embeddings[i], &outcome, passes);
+        for (((i, passes), response), transforms) in asked.into_iter().zip(responses).zip(transforms) {
+            self.glimpses[i] = Some(Glimpse::of(&response, transforms));
+            self.images[i].tell(&self.params, &self.embeddings[i], &response, passes);
         }
         Ok(self.progress())
     }
 
-    /// What each image looks like now, in the target's frame: G at the best lane of the last step, `[3, r, r]` flat in [-1, 1].
+    /// A preview of each image: the inverted image of the last step's best lane, `[3, r, r]` flat in [-1, 1]; `None` before the first
+    /// step.
     pub fn look(&self, lanes: &Lanes) -> Result<Vec<Option<Vec<f32>>>, DeviceError> {
         let seen = self.glimpses.iter().zip(&self.targets).filter_map(|(g, target)| Some((target, g.as_ref()?)));
         let requests = seen.map(|(target, Glimpse { z, c, transforms })| {
@@ -292,8 +295,8 @@ impl Projection {
                 Request { z: vec![z], c: Some(vec![c.clone()]), transforms: transforms.clone(), work: Work::Render, exact: true },
             )
         });
-        let mut outcomes = lanes.run(&self.method, requests.collect())?.into_iter();
-        let mut inverted = || outcomes.next().map(|outcome| outcome.rendered.into_iter().next().expect("one lane").inverted);
+        let mut responses = lanes.run(&self.method, requests.collect())?.into_iter();
+        let mut inverted = || responses.next().map(|response| response.rendered.into_iter().next().expect("one lane").inverted);
         Ok(self.glimpses.iter().map(|g| g.as_ref().and_then(|_| inverted())).collect())
     }
 
@@ -304,10 +307,10 @@ impl Projection {
         let images: Vec<usize> = (0..self.images.len()).filter(due).collect();
         let begins: Vec<usize> = images.iter().copied().filter(|i| self.tunings[*i].is_none()).collect();
         let answers = begins.iter().map(|&i| (&self.targets[i], self.images[i].answer(self.limit))).collect();
-        for (&i, outcome) in begins.iter().zip(lanes.run(&self.method, answers)?) {
-            let (before, best) = latent::least(&outcome.loss);
+        for (&i, response) in begins.iter().zip(lanes.run(&self.method, answers)?) {
+            let (before, best) = latent::least(&response.loss);
             if before.is_finite() {
-                let (z, c) = (outcome.z[best].clone(), outcome.c[best].clone());
+                let (z, c) = (response.z[best].clone(), response.c[best].clone());
                 self.tunings[i] = Some(Tuning::new(z, c, self.images[i].transform.clone(), before));
             } else {
                 self.images[i].diverged = true;
@@ -326,12 +329,15 @@ impl Projection {
         Ok(())
     }
 
-    /// Renders and measures the answers. All images must be finished.
+    /// Renders and measures the results.
+    ///
+    /// # Panics
+    /// If an image is not finished.
     pub fn finish(self, lanes: &Lanes) -> Result<Vec<Result<Solution, Diverged>>, DeviceError> {
         assert!(self.finished(), "step until finished");
         let requests = self.images.iter().zip(&self.targets).filter(|(image, _)| !image.diverged);
         let requests = requests.map(|(image, target)| (target, image.answer(self.limit))).collect();
-        let mut outcomes = lanes.run(&self.method, requests)?.into_iter();
+        let mut responses = lanes.run(&self.method, requests)?.into_iter();
         let lane_steps: Vec<u64> = (0..self.images.len()).map(|i| self.lane_steps(i)).collect();
         let setting = self.setting();
         let curves: Vec<Vec<f64>> = self.tunings.iter().map(|t| t.as_ref().map_or(vec![], |t| t.curve.clone())).collect();
@@ -351,8 +357,8 @@ impl Projection {
                 if image.diverged {
                     return Err(Diverged);
                 }
-                let outcome = outcomes.next().expect("one outcome for each image that has not diverged");
-                let solution = solution(image, target, outcome, align_corners)?;
+                let response = responses.next().expect("one response for each image that has not diverged");
+                let solution = solution(image, target, response, align_corners)?;
                 let history = History { fine_tune: curve, ..solution.history };
                 Ok(Solution { fine_tuned: tuned.next(), history, lane_steps, ..solution })
             })
@@ -361,14 +367,14 @@ impl Projection {
 }
 
 impl Glimpse {
-    fn of(outcome: &Outcome, transforms: Transforms) -> Glimpse {
-        let losses = if outcome.inverted.is_empty() { &outcome.loss } else { &outcome.inverted };
+    fn of(response: &Response, transforms: Transforms) -> Glimpse {
+        let losses = if response.inverted.is_empty() { &response.loss } else { &response.inverted };
         let best = latent::least(losses).1;
         let transforms = match transforms {
             Transforms::Each(each) => Transforms::Shared(each[best].clone()),
             other => other,
         };
-        Glimpse { z: outcome.z[best].clone(), c: outcome.c[best].clone(), transforms }
+        Glimpse { z: response.z[best].clone(), c: response.c[best].clone(), transforms }
     }
 }
 
@@ -397,9 +403,9 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
     let stage = match &params.transform {
         Some(t) => {
             let initial = mask::initial_transform(target.bbox, shape.resolution as i64, statistics, t);
-            Stage::Transform(Box::new(TransformSearch::new(t, &initial)))
+            Search::Transform(Box::new(TransformSearch::new(t, &initial)))
         }
-        None => Stage::Latent(latent_search(params, shape, c, &mut rng)),
+        None => Search::Latent(latent_search(params, shape, c, &mut rng)),
     };
     Checkpoint {
         shape,
@@ -423,8 +429,8 @@ fn class_vectors<'a>(params: &Params, own: &'a [f32], each: Option<&'a Rows>) ->
     ClassVectors { own, each, rate: if lr_z > 0.0 { (lr_c / lr_z).sqrt() } else { 1.0 } }
 }
 
-/// Class vectors that the seeds begin with, where it is not that of the image's class. They have random numbers of their own, so
-/// that z begins as it does without.
+/// Class vectors that the seeds start with; `None`: that of the image's class. They have random numbers of their own, so that z starts
+/// the same with and without them.
 fn class_starts(params: &Params, model: &Model, target: &Target) -> Option<Rows> {
     let mut rng = ChaCha8Rng::seed_from_u64(target.seed);
     rng.set_stream(1);
@@ -451,12 +457,12 @@ impl Checkpoint {
 
     fn result(&self) -> Option<(&Rows, Option<&Rows>)> {
         match &self.stage {
-            Stage::Latent(search) => search.result(),
-            Stage::Transform(_) => None,
+            Search::Latent(search) => search.result(),
+            Search::Transform(_) => None,
         }
     }
 
-    /// The search's answer in all seeds, z within the limit: to be rendered.
+    /// A request that renders all seeds of the search, z within the limit.
     fn answer(&self, limit: f32) -> Request {
         let (z, c) = self.result().expect("a finished image that has not diverged has a result");
         let z = z.iter().map(|z| z.iter().map(|v| v.clamp(-limit, limit)).collect()).collect();
@@ -473,19 +479,19 @@ impl Checkpoint {
         }
         let transforms = self.transforms();
         match &mut self.stage {
-            Stage::Transform(search) => {
+            Search::Transform(search) => {
                 let t = params.transform.as_ref().expect("stage one has parameters");
                 Some(search.ask(t, self.shape.latent_dim, &mut self.rng))
             }
-            Stage::Latent(search) => search.ask(&params.latent, transforms, &mut self.rng),
+            Search::Latent(search) => search.ask(&params.latent, transforms, &mut self.rng),
         }
     }
 
-    fn tell(&mut self, params: &Params, c0: &[f32], outcome: &Outcome, passes: u64) {
-        self.lane_steps += passes * outcome.z.len() as u64;
+    fn tell(&mut self, params: &Params, c0: &[f32], response: &Response, passes: u64) {
+        self.lane_steps += passes * response.z.len() as u64;
         // `Work::Gradient` has no inverted loss.
-        let losses = if outcome.inverted.is_empty() { &outcome.loss } else { &outcome.inverted };
-        // The encoder's answer has no loss.
+        let losses = if response.inverted.is_empty() { &response.loss } else { &response.inverted };
+        // The encoder's response has no loss.
         if !losses.is_empty() {
             self.last_loss = latent::least(losses).0;
             if !self.last_loss.is_finite() {
@@ -494,22 +500,23 @@ impl Checkpoint {
             }
         }
         match &mut self.stage {
-            Stage::Transform(search) => {
+            Search::Transform(search) => {
                 let t = params.transform.as_ref().expect("stage one has parameters");
-                search.tell(t, outcome);
+                search.tell(t, response);
                 if search.finished(t) {
                     self.transform = Some(search.transform(t));
                     self.transform_history = std::mem::take(&mut search.history);
-                    self.stage = Stage::Latent(latent_search(params, self.shape, class_vectors(params, c0, None), &mut self.rng));
+                    self.stage =
+                        Search::Latent(latent_search(params, self.shape, class_vectors(params, c0, None), &mut self.rng));
                 }
             }
-            Stage::Latent(search) => search.tell(&params.latent, outcome, &mut self.rng),
+            Search::Latent(search) => search.tell(&params.latent, response, &mut self.rng),
         }
     }
 }
 
-fn solution(image: Checkpoint, target: &Target, outcome: Outcome, align_corners: bool) -> Result<Solution, Diverged> {
-    let (least, best) = latent::least(&outcome.loss);
+fn solution(image: Checkpoint, target: &Target, response: Response, align_corners: bool) -> Result<Solution, Diverged> {
+    let (least, best) = latent::least(&response.loss);
     if !least.is_finite() {
         return Err(Diverged);
     }
@@ -517,20 +524,20 @@ fn solution(image: Checkpoint, target: &Target, outcome: Outcome, align_corners:
         Some(t) => transform::apply(&target.image.unsqueeze(0), std::slice::from_ref(t), align_corners),
         None => target.image.shallow_clone(),
     };
-    let Stage::Latent(search) = image.stage else { unreachable!("a finished image is in stage two") };
+    let Search::Latent(search) = image.stage else { unreachable!("a finished image is in stage two") };
     let history = History {
         transform: image.transform_history,
         latent: search.history,
         descent: search.curves.into_iter().map(|c| c.into_iter().map(f64::from).collect()).collect(),
         fine_tune: vec![],
     };
-    let rendered = &outcome.rendered;
-    let seeds = (0..outcome.z.len())
+    let rendered = &response.rendered;
+    let seeds = (0..response.z.len())
         .map(|i| Seed {
-            z: outcome.z[i].clone(),
-            c: outcome.c[i].clone(),
-            loss: outcome.loss[i],
-            inverted_loss: outcome.inverted[i],
+            z: response.z[i].clone(),
+            c: response.c[i].clone(),
+            loss: response.loss[i],
+            inverted_loss: response.inverted[i],
             l1: rendered[i].l1,
             l2: rendered[i].l2,
             lpips: rendered[i].lpips,

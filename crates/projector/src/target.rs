@@ -3,18 +3,18 @@
 use proto::Box2d;
 use tch::Tensor;
 
-/// An image in the generator's size, with what is known about it.
+/// A target in the generator's resolution, with its annotations.
 #[derive(Debug)]
 pub struct Target {
     /// `[3, r, r]`, float in [-1, 1].
     pub image: Tensor,
     /// Box of the object in pixels of `image`; `None`: the whole image.
     pub bbox: Option<Box2d>,
-    /// The object's pixels, `[r, r]`, float on the CPU: one inside, zero outside; `None`: those of the box.
+    /// The object's pixels, `[r, r]`, float on the CPU: one inside, zero outside; `None`: the pixels of the box.
     pub mask: Option<Tensor>,
     /// Index of the class.
     pub class: i64,
-    /// Everything random in this image's projection follows from it.
+    /// Seed of all random numbers of this image's projection.
     pub seed: u64,
 }
 

@@ -1,6 +1,6 @@
 //! T_phi: scale and shift of the frame, then global colours (paper, Section 3.3), its inverse, and phi as a vector for CMA-ES.
 //!
-//! Spatial part: torch's `affine_grid` and `grid_sample`, bilinear. What lies outside of the source is zero, which is middle grey
+//! Spatial part: torch's `affine_grid` and `grid_sample`, bilinear. Outside the source the value is zero, which is middle grey
 //! in images and weight zero in masks. Colours: `torchvision.transforms.functional.adjust_*` on floats, where the authors
 //! enhance 8-bit images with PIL; nothing is quantised here.
 //!
@@ -9,21 +9,13 @@
 use proto::{ColourTransform, SpatialTransform, Transform, TransformSearch};
 use tch::Tensor;
 
-/// Scales, smallest and largest. Positive, so that an inverse exists; an object of 1/50 of the frame can still fill it.
-pub const SCALE_LIMITS: (f64, f64) = (0.02, 10.0);
-/// Shifts in half widths. Inside them the frame's centre lies in the source, so that no weight map becomes all zero.
-pub const SHIFT_LIMITS: (f64, f64) = (-1.0, 1.0);
-/// Brightness (branch `legacy`); here of contrast, saturation and gamma too.
-pub const FACTOR_LIMITS: (f64, f64) = (0.667, 1.5);
-/// Hue in turns: all of them.
-pub const HUE_LIMITS: (f64, f64) = (-0.5, 0.5);
-/// Deviation of a factor over that of a spatial parameter: 0.15 against 0.05 (branch `legacy`).
+/// Deviation of a factor over that of a spatial parameter: 0.15 against 0.05 (the authors' branch `legacy`).
 const FACTOR_STRETCH: f64 = 3.0;
 
 /// Red, green and blue in grey (torchvision).
 const GREY: [f64; 3] = [0.2989, 0.587, 0.114];
 
-/// What stage one searches: which parameters of a transform are free, and their order.
+/// The search space of stage one: the free parameters of a transform, and their order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Space {
     spatial: SpatialTransform,
@@ -77,8 +69,9 @@ impl Space {
     /// The authors limit the colour only; the limits of the spatial part are so wide that a search meets them by accident.
     pub fn transform(&self, vector: &[f64]) -> Transform {
         assert_eq!(vector.len(), self.dim(), "a vector of another space");
-        let scale = |s: f64| s.clamp(SCALE_LIMITS.0, SCALE_LIMITS.1);
-        let shift = |t: f64| t.clamp(SHIFT_LIMITS.0, SHIFT_LIMITS.1);
+        let clamp = |value: f64, (low, high): (f64, f64)| value.clamp(low, high);
+        let scale = |s: f64| clamp(s, Transform::SCALE_LIMITS);
+        let shift = |t: f64| clamp(t, Transform::SHIFT_LIMITS);
         let (spatial, colour) = vector.split_at(self.dim() - self.colour.len());
         let (scale, shift) = match *spatial {
             [s, tx, ty] => ([scale(s), scale(s)], [shift(tx), shift(ty)]),
@@ -97,12 +90,12 @@ impl Space {
 pub struct Tensors {
     /// `[n, 2]`: scales and shifts of x and y. `None`: the identity.
     spatial: Option<(Tensor, Tensor)>,
-    /// In order, `[n, 1, 1, 1]` each.
+    /// Parameters in order of application, `[n, 1, 1, 1]` each.
     colour: Vec<(ColourTransform, Tensor)>,
 }
 
 impl Tensors {
-    /// Of numbers; all transforms have the same colours in the same order.
+    /// Constant tensors; all transforms have the same colours in the same order.
     fn new(transforms: &[Transform], like: &Tensor) -> Tensors {
         let tensor = |values: Vec<f64>| Tensor::from_slice(&values).to_device(like.device());
         let moves = transforms.iter().any(|t| t.scale != [1.0, 1.0] || t.shift != [0.0, 0.0]);
@@ -119,8 +112,9 @@ impl Space {
     /// The transform of a vector as `transform` makes it, with gradients. The vector is double, `[dim]`.
     pub fn tensors(&self, vector: &Tensor) -> Tensors {
         let at = |i: usize| vector.narrow(0, i as i64, 1);
-        let scale = |i: usize| at(i).clamp(SCALE_LIMITS.0, SCALE_LIMITS.1);
-        let shift = |i: usize| at(i).clamp(SHIFT_LIMITS.0, SHIFT_LIMITS.1);
+        let clamp = |i: usize, (low, high): (f64, f64)| at(i).clamp(low, high);
+        let scale = |i: usize| clamp(i, Transform::SCALE_LIMITS);
+        let shift = |i: usize| clamp(i, Transform::SHIFT_LIMITS);
         let axes = |x: Tensor, y: Tensor| Tensor::stack(&[x, y], 1);
         let spatial = match self.spatial {
             SpatialTransform::None => None,
@@ -146,10 +140,10 @@ fn stretch(kind: ColourTransform) -> f64 {
 }
 
 fn limits(kind: ColourTransform) -> (f64, f64) {
-    if kind == ColourTransform::Hue { HUE_LIMITS } else { FACTOR_LIMITS }
+    if kind == ColourTransform::Hue { Transform::HUE_LIMITS } else { Transform::FACTOR_LIMITS }
 }
 
-/// T: from the image's frame into the generator's. `images` `[n, 3, h, w]` in [-1, 1]; so is the answer.
+/// T: from the image's frame into the generator's. `images` and result are `[n, 3, h, w]` in [-1, 1].
 ///
 /// One transform for each image, or one for all, or one image for all transforms. All transforms have the same colours in
 /// the same order.
@@ -157,7 +151,7 @@ pub fn apply(images: &Tensor, transforms: &[Transform], align_corners: bool) -> 
     apply_tensors(images, &Tensors::new(transforms, images), align_corners)
 }
 
-/// As `apply`.
+/// [`apply`] with gradients.
 pub fn apply_tensors(images: &Tensor, transforms: &Tensors, align_corners: bool) -> Tensor {
     let warped = warp(images, transforms, align_corners, false);
     if transforms.colour.is_empty() {
@@ -175,7 +169,7 @@ pub fn apply_to_mask(mask: &Tensor, transforms: &[Transform], align_corners: boo
     apply_tensors_to_mask(mask, &Tensors::new(transforms, mask), align_corners)
 }
 
-/// As `apply_to_mask`.
+/// [`apply_to_mask`] with gradients.
 pub fn apply_tensors_to_mask(mask: &Tensor, transforms: &Tensors, align_corners: bool) -> Tensor {
     warp(mask, transforms, align_corners, false)
 }
@@ -184,7 +178,7 @@ pub fn apply_tensors_to_mask(mask: &Tensor, transforms: &Tensors, align_corners:
 ///
 /// As the authors do, the spatial part is undone first (psi^-1 = (1/s, -t/s)); then the colours, the last one first. They
 /// commute but for clipping, interpolation and what lies outside of the source. The colours' inverses are exact where
-/// nothing was clipped. Of brightness it is 1/gamma as in the authors' code; the paper's -gamma has no identity.
+/// nothing was clipped. The inverse of brightness is 1/gamma as in the authors' code; the paper's -gamma has no identity.
 pub fn invert(images: &Tensor, transforms: &[Transform], align_corners: bool) -> Tensor {
     let transforms = Tensors::new(transforms, images);
     let warped = warp(images, &transforms, align_corners, true);
@@ -251,7 +245,7 @@ fn adjust(kind: ColourTransform, x: &Tensor, p: &Tensor) -> Tensor {
     }
 }
 
-/// Undoes `adjust`. `frame` is all of what `adjust` gave, of which `x` may be another view.
+/// Undoes `adjust`. `frame` is the whole result of `adjust`; `x` may be another view of it.
 fn restore(kind: ColourTransform, x: &Tensor, p: &Tensor, frame: &Tensor) -> Tensor {
     match kind {
         ColourTransform::Brightness => (x / p).clamp(0.0, 1.0),
@@ -278,7 +272,7 @@ fn blend(x: &Tensor, grey: &Tensor, f: &Tensor) -> Tensor {
     blended.clamp(0.0, 1.0)
 }
 
-/// Undoes `blend` by the grey of its answer. With weights of sum a, `blend` takes grey g to `f g + (1 - f) a g`; a is 0.9999.
+/// Undoes `blend` by the grey of its result. With weights of sum a, `blend` takes grey g to `f g + (1 - f) a g`; a is 0.9999.
 fn unblend(x: &Tensor, grey: &Tensor, f: &Tensor) -> Tensor {
     let rest = 1.0 - f;
     let grey = grey / (f + &rest * GREY.iter().sum::<f64>());

@@ -7,7 +7,7 @@ use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
 use crate::cma::Cma;
-use crate::lanes::{Outcome, Request, Transforms, Work};
+use crate::lanes::{Request, Response, Transforms, Work};
 use crate::latent;
 use crate::transform::Space;
 
@@ -20,7 +20,7 @@ const BEST_MEMORY: f32 = 0.5;
 
 /// State of stage one for one image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TransformSearch {
+pub(crate) struct TransformSearch {
     cma: Cma,
     generation: u32,
     /// Candidates of the current generation, as CMA-ES drew them.
@@ -45,11 +45,6 @@ impl TransformSearch {
             best: (f64::INFINITY, mean),
             history: Vec::new(),
         }
-    }
-
-    /// Candidates of a generation (N in the paper).
-    pub fn population(&self) -> usize {
-        self.cma.population()
     }
 
     /// Lines 4-9: the next candidates, each with its start.
@@ -88,9 +83,9 @@ impl TransformSearch {
     }
 
     /// Lines 10-11: updates the distribution by the inverted losses.
-    pub fn tell(&mut self, params: &Params, outcome: &Outcome) {
-        self.cma.tell(&self.asked, &outcome.inverted);
-        let (least, index) = latent::least(&outcome.inverted);
+    pub fn tell(&mut self, params: &Params, response: &Response) {
+        self.cma.tell(&self.asked, &response.inverted);
+        let (least, index) = latent::least(&response.inverted);
         if least < self.best.0 {
             self.best = (least, self.asked[index].clone());
         }
@@ -98,9 +93,9 @@ impl TransformSearch {
         self.generation += 1;
         self.z = match params.start {
             TransformStart::Fresh => None,
-            TransformStart::Mean => Some(latent::mean_clamped(&outcome.z, MEAN_LIMIT)),
+            TransformStart::Mean => Some(latent::mean_clamped(&response.z, MEAN_LIMIT)),
             TransformStart::Best => {
-                let best = &outcome.z[index];
+                let best = &response.z[index];
                 Some(match &self.z {
                     Some(z) => z.iter().zip(best).map(|(z, b)| BEST_MEMORY * z + (1.0 - BEST_MEMORY) * b).collect(),
                     None => best.clone(),
@@ -114,7 +109,7 @@ impl TransformSearch {
         self.generation >= params.generations
     }
 
-    /// Line 12: phi*.
+    /// phi* (line 12).
     pub fn transform(&self, params: &Params) -> Transform {
         let vector = match params.choice {
             TransformChoice::Mean => self.cma.mean().to_vec(),

@@ -52,10 +52,10 @@ fn an_encoder_with_a_missing_spare_or_misshapen_tensor_is_refused_by_name() {
 #[test]
 fn an_encoder_configuration_that_contradicts_itself_is_refused() {
     for (change, part) in [
-        ((|c| c.channels.clear()) as fn(&mut Config), "0 blocks of the encoder do not make 4 pixels of 16"),
-        (|c| c.resolution = 32, "2 blocks of the encoder do not make 4 pixels of 32"),
+        ((|c| c.channels.clear()) as fn(&mut Config), "0 blocks of the encoder do not reduce 16 pixels to 4"),
+        (|c| c.resolution = 32, "2 blocks of the encoder do not reduce 32 pixels to 4"),
         (|c| c.channels = vec![8; 70], "70 blocks"),
-        (|c| c.channels[1] = 10, "10 channels of the encoder are no multiple of 4 groups"),
+        (|c| c.channels[1] = 10, "10 channels of the encoder are not a multiple of 4 groups"),
         (|c| c.latent_dim = 0, "a size of the encoder is not in 1"),
     ] {
         let mut config = config();

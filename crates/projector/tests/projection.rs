@@ -31,7 +31,7 @@ fn one_two_or_three_devices_and_one_or_many_images_give_the_same_bits() {
 /// what that does to a loss below this; lanes that are exchanged, or moments, change it by parts in a hundred.
 const ROUNDING: f64 = 1e-4;
 
-/// One descent in steps so small that it does not carry rounding on. CMA-ES would, from one generation to the next (docs/adr/0003).
+/// One descent in steps so small that it does not carry rounding on. CMA-ES would, from one generation to the next (docs/src/adr/0003).
 fn slow(steps: u32) -> Params {
     let descent = proto::Descent { lr_z: 0.002, ..Params::paper().descent };
     Params { transform: None, descent, ..short(LatentSearch::Adam { steps }) }

@@ -126,7 +126,7 @@ fn every_principal_direction_of_a_biggan_stays_in_one_chunk_and_changes_the_imag
 #[test]
 fn a_biggan_configuration_that_contradicts_itself_is_refused() {
     for (change, part) in [
-        ((|c| c.resolution = 96) as fn(&mut biggan::Config), "there is no BigGAN of 96 pixels"),
+        ((|c| c.resolution = 96) as fn(&mut biggan::Config), "no BigGAN has 96 pixels"),
         (|c| c.dim_z = 21, "z of 21 does not split into 5 chunks"),
         (|c| c.attention = 128, "attention at 128 pixels, but no block ends with that size"),
         (|c| c.ch = 3, "attention has 12 channels"),

@@ -1,13 +1,13 @@
 //! The queue of a fleet: quorum queues of RabbitMQ, reached through lapin.
 //!
-//! * A supervisor keeps one connection ([`link::Link`]). Any trouble ends it, and the next one is made with growing
-//!   pauses; lapin's own recovery is not used, because it can fail for ever in silence.
+//! * A supervisor keeps one connection ([`link::Link`]). Any failure ends it, and the next one is made after growing
+//!   pauses; lapin's own recovery is not used, because it can fail forever without an error.
 //! * Operations and consumers wait for the next connection, but no longer than `give_up`: then they fail, so that a
-//!   service stops with an error instead of waiting for ever.
-//! * A delivery belongs to its connection. Settled after that is lost, it was delivered again, or will be: the store
-//!   decides which of two results counts.
-//! * Failures are counted in a header of ours (see [`message`]): a message that goes back is published again, and only
-//!   then is the first copy acknowledged. A crash between the two makes two of one; the contract allows it.
+//!   service stops with an error instead of waiting forever.
+//! * A delivery belongs to its connection. If that is lost, the message is delivered again: the store decides which of two
+//!   results counts.
+//! * A header counts failures (see [`message`]): a message that goes back is published again, and only then is the first copy
+//!   acknowledged. A crash between the two leaves two copies; the contract allows it.
 
 mod consumer;
 mod link;
@@ -34,7 +34,7 @@ use crate::{Channel, Error, Message};
 
 /// Messages that are published before their confirmations are awaited.
 const WINDOW: usize = 256;
-/// Between two attempts to become the leader.
+/// Pause between two attempts to become the leader.
 const CANDIDATE_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub(crate) struct Broker(Arc<Shared>);
 
 struct Shared {
     options: Arc<Options>,
-    /// Where deliveries that are dropped outside the runtime send their farewell.
+    /// Settles deliveries that are dropped outside the runtime.
     runtime: Handle,
     state: watch::Receiver<State>,
     /// Changes to true once.
@@ -55,7 +55,7 @@ struct Shared {
 enum State {
     Up(Arc<Link>),
     Down(String),
-    /// The first connection was refused; taken by `open`.
+    /// The first connection was refused; `open` takes the error.
     Refused(Arc<Mutex<Option<Error>>>),
 }
 
@@ -69,7 +69,7 @@ impl Broker {
     pub(crate) async fn open(url: &str) -> Result<Broker, Error> {
         let options = Arc::new(Options::parse(url)?);
         let closed = watch::Sender::new(false);
-        let (report, state) = watch::channel(State::Down("no attempt yet".into()));
+        let (report, state) = watch::channel(State::Down("not connected yet".into()));
         let supervisor = supervise(Arc::clone(&options), report, closed.subscribe());
         let runtime = Handle::current();
         runtime.spawn(supervisor);
@@ -113,7 +113,7 @@ impl Broker {
     async fn link(&self, doing: &'static str, deadline: Instant) -> Result<Arc<Link>, Error> {
         let mut state = self.0.state.clone();
         let mut closed = self.0.closed.subscribe();
-        let mut reason = String::from("no attempt yet");
+        let mut reason = String::from("not connected yet");
         loop {
             self.check_open(doing)?;
             match &*state.borrow_and_update() {
@@ -135,7 +135,7 @@ impl Broker {
         }
     }
 
-    /// Does `work` on the current connection; once more on the next one when that was lost, until the deadline.
+    /// Does `work` on the current connection, and again on the next one if that is lost, until the deadline.
     async fn on_link<T, F>(&self, doing: &'static str, mut work: impl FnMut(Arc<Link>) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -148,7 +148,7 @@ impl Broker {
                     Ok(done) => return Ok(done),
                     Err(failure) => failure,
                 },
-                () = tokio::time::sleep_until(patience.deadline()) => Failure::Lost("the broker takes nothing".into()),
+                () = tokio::time::sleep_until(patience.deadline()) => Failure::Lost("the broker does not accept the operation".into()),
             };
             if matches!(failure, Failure::Lasting(_)) || !patience.pause().await {
                 return Err(failed(&self.0.options, doing, self.0.options.give_up, failure));
@@ -196,7 +196,7 @@ impl Broker {
 
     pub(crate) async fn lead(&self, name: &str) -> Result<Leadership, Error> {
         let name = name_part(name)
-            .ok_or_else(|| Error::InvalidUrl("a leadership's name must be 1 to 60 of a-z A-Z 0-9 . _ -".into()))?;
+            .ok_or_else(|| Error::InvalidUrl("a leadership's name must have 1 to 60 characters of a-z A-Z 0-9 . _ -".into()))?;
         let queue = format!("{}.lead.{name}", self.0.options.prefix);
         let mut closed = self.0.closed.subscribe();
         tokio::select! {
@@ -217,7 +217,7 @@ impl Broker {
                     Ok(false) => tokio::time::sleep(CANDIDATE_PAUSE).await,
                     Err(Failure::Lasting(error)) => return Err(error),
                     Err(failure) => {
-                        debug!(?failure, queue, "a candidate lost its connection");
+                        debug!(?failure, queue, "lost the connection while waiting for the leadership");
                         tokio::time::sleep(CANDIDATE_PAUSE).await;
                         break;
                     }
@@ -244,7 +244,7 @@ impl Broker {
 async fn publish(link: Arc<Link>, channel: Channel, messages: &[Message]) -> Result<(), Failure> {
     let published = link.publish(channel, messages).await;
     if let Err(Failure::NotTaken(reason)) = &published {
-        warn!(reason, "publishing again");
+        warn!(reason, "the broker did not accept a message; publishing it again");
         // The queue may have been deleted just now.
         tokio::time::sleep(link::NEWS).await;
         link.declare(channel).await?;
@@ -252,7 +252,7 @@ async fn publish(link: Arc<Link>, channel: Channel, messages: &[Message]) -> Res
     published
 }
 
-/// Keeps a connection with all queues declared, until the queue is closed or nobody holds it any more.
+/// Keeps a connection with all queues declared, until the queue is closed or its last handle is dropped.
 async fn supervise(options: Arc<Options>, state: watch::Sender<State>, mut closed: watch::Receiver<bool>) {
     let mut patience = Patience::new(options.give_up);
     let mut connected_before = false;
@@ -277,7 +277,7 @@ async fn supervise(options: Arc<Options>, state: watch::Sender<State>, mut close
                     reason = link.lost() => Some(reason),
                     () = &mut gone => None,
                 };
-                // On a close, `Broker::close` says goodbye.
+                // On a close, `Broker::close` closes the connection.
                 let Some(reason) = lost else { return };
                 warn!(at = options.address(), reason, "lost the connection to the queue");
                 reason
@@ -291,7 +291,7 @@ async fn supervise(options: Arc<Options>, state: watch::Sender<State>, mut close
         debug!(at = options.address(), reason, "no connection to the queue");
         state.send_replace(State::Down(reason));
         tokio::select! {
-            // It never stops trying: who waits gives up.
+            // It never stops trying; the waiting operations have the deadline.
             _ = patience.pause() => {}
             () = &mut gone => return,
         }
@@ -299,7 +299,7 @@ async fn supervise(options: Arc<Options>, state: watch::Sender<State>, mut close
 }
 
 async fn connect(options: &Arc<Options>) -> Result<Arc<Link>, Failure> {
-    // In a task of its own: a half-made connection that nobody waits for any more still gets its end.
+    // In a task of its own: an unfinished connection is still closed when the caller's future is dropped.
     let options = Arc::clone(options);
     let connecting = async move {
         let link = Link::open(&options).await?;
@@ -310,7 +310,7 @@ async fn connect(options: &Arc<Options>) -> Result<Arc<Link>, Failure> {
     tokio::spawn(connecting).await.unwrap_or_else(|e| Err(Failure::Lost(e.to_string())))
 }
 
-/// A connection beside the supervisor's, without any queue declared.
+/// A second connection beside the supervisor's, with no queue declared.
 async fn connect_patiently(options: &Arc<Options>, doing: &'static str) -> Result<Arc<Link>, Error> {
     let give_up = options.give_up;
     let mut patience = Patience::new(give_up);

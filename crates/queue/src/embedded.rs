@@ -1,7 +1,7 @@
 //! The queue of one process: three lists in memory.
 //!
-//! Nothing survives the process, and nothing need: the coordinator plans again from the store. The lists have no bound;
-//! who publishes keeps the window.
+//! Nothing survives the process: the coordinator plans again from the store. The lists have no bound; the publisher limits
+//! its window.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -135,7 +135,7 @@ pub(crate) struct Consumer {
     broker: Broker,
     closed: watch::Receiver<bool>,
     channel: Channel,
-    /// As many permits as deliveries may be unsettled.
+    /// One permit for each delivery that may be unsettled.
     places: Arc<Semaphore>,
 }
 
@@ -186,7 +186,7 @@ pub(crate) struct Leadership {
 
 impl Leadership {
     pub(crate) async fn lost(&mut self) {
-        // An error says that the queue itself is gone.
+        // An error means that the queue itself is gone.
         let _ = self.closed.wait_for(|closed| *closed).await;
     }
 }

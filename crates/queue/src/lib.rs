@@ -1,18 +1,18 @@
-//! Work in, work out, at least once.
+//! Message queues with at-least-once delivery.
 //!
-//! A [`Queue`] is a clonable handle opened from a URL; which system stands behind it changes nothing for the caller. The
-//! back-ends are private: `embedded.rs` in memory, `amqp.rs` over RabbitMQ.
+//! A [`Queue`] is a clonable handle opened from a URL; callers need not know which system is behind it. The back-ends are
+//! private: `embedded.rs` in memory, `amqp.rs` over RabbitMQ.
 //!
-//! What every back-end keeps:
-//! * A message whose `publish` returned is delivered until somebody settles it with `ack` or it becomes a dead letter.
+//! Every back-end guarantees:
+//! * After `publish` returns, the message is delivered until a consumer acknowledges it or it becomes a dead letter.
 //! * A [`Delivery`] is settled once, by value. One that is dropped unsettled goes back and counts as failed, as it does
 //!   when a process dies.
-//! * A message whose counted deliveries reach the delivery limit becomes a dead letter; dead letters wait until acked.
+//! * A message whose counted deliveries reach the delivery limit becomes a dead letter; dead letters wait until acknowledged.
 //!
-//! What no back-end promises: order, or that a message comes only once. Whoever consumes must be able to do the same
-//! work twice. The queue can be lost: the store is the truth, and the plan is made again from it.
+//! No back-end guarantees order, or that a message is delivered only once: consumers must be able to do the same work twice.
+//! The queue can be lost: the store is the truth, and the coordinator plans again from it.
 //!
-//! No operation waits for ever: a broker that cannot be reached for `give_up` is an error, of consumers too.
+//! No operation waits forever: operations and consumers fail when the broker cannot be reached for `give_up`.
 
 #![warn(missing_docs)]
 
@@ -23,25 +23,25 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// Counted deliveries after which a message becomes a dead letter, when the URL says nothing.
+/// Counted deliveries after which a message becomes a dead letter, unless the URL sets `delivery_limit`.
 pub const DEFAULT_DELIVERY_LIMIT: u32 = 20;
 
-/// Where a message goes.
+/// The queue that a message goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Channel {
-    /// Work to do, from the coordinator to the workers.
+    /// Jobs, from the coordinator to the workers.
     Jobs,
-    /// What happened, from the workers to the coordinator.
+    /// Events, from the workers to the coordinator.
     Events,
-    /// What was given up: rejected, or delivered too often. Filled by the queue.
+    /// Dead letters: messages rejected or delivered too often. Only the queue publishes here.
     DeadLetters,
 }
 
 impl Channel {
-    /// All of them.
+    /// Every channel.
     pub const ALL: [Channel; 3] = [Channel::Jobs, Channel::Events, Channel::DeadLetters];
 
-    /// Last part of its queue's name.
+    /// Last part of the queue's name.
     pub fn name(self) -> &'static str {
         match self {
             Channel::Jobs => "jobs",
@@ -61,18 +61,18 @@ impl fmt::Display for Channel {
     }
 }
 
-/// What travels beside a payload and stays with it through copies and dead letters; the queue reads none of it.
+/// Headers of a message, kept through copies and dead letters. The queue does not read them.
 pub type Context = BTreeMap<String, String>;
 
-/// The names that a context may have: those of W3C trace context. Others are dropped.
+/// The headers that are kept, those of W3C trace context; others are dropped.
 pub const CONTEXT: [&str; 2] = ["traceparent", "tracestate"];
 
-/// What is published: a payload, and its context if there is one.
+/// A message to publish.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parcel {
-    /// The bytes.
+    /// The message's body.
     pub payload: Vec<u8>,
-    /// See [`CONTEXT`].
+    /// Headers named in [`CONTEXT`]; may be empty.
     pub context: Context,
 }
 
@@ -82,45 +82,45 @@ impl From<Vec<u8>> for Parcel {
     }
 }
 
-/// What can go wrong.
+/// Why an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The URL does not name a queue. The text repeats no part of the URL that could hold a password.
     #[error("cannot open the queue: {0}")]
     InvalidUrl(String),
-    /// The queue was closed before.
+    /// The queue is closed.
     #[error("cannot {0}: the queue is closed")]
     Closed(&'static str),
-    /// The broker was not there, or did not do it, for as long as the URL allows.
-    #[error("cannot {doing}: no success with the broker at {at} for {} s: {reason}", waited.as_secs())]
+    /// The broker could not be reached, or did not accept the operation, for `give_up`.
+    #[error("cannot {doing}: the broker at {at} failed for {} s: {reason}", waited.as_secs())]
     Unreachable {
-        /// What was tried.
+        /// The operation.
         doing: &'static str,
-        /// Host and port.
+        /// Host and port of the broker.
         at: String,
-        /// How long.
+        /// Time since the operation started.
         waited: Duration,
-        /// What went wrong last.
+        /// The last failure.
         reason: String,
     },
-    /// The broker is there and says no: wrong password, no such virtual host, no permission, a certificate not trusted.
+    /// The broker refuses: wrong password, unknown virtual host, no permission, untrusted certificate.
     #[error("the broker at {at} refuses: {reason}")]
     Refused {
-        /// Host and port.
+        /// Host and port of the broker.
         at: String,
-        /// What it says.
+        /// The broker's message.
         reason: String,
     },
-    /// A queue is there already, with other settings than this URL gives it.
+    /// The queue exists with settings other than those of this URL.
     #[error(
-        "a queue of the broker at {at} has other settings: {reason}; give the settings it has, or start the coordinator once with \
-        --reset-queues (which loses nothing but time)"
+        "a queue of the broker at {at} has other settings: {reason}; use the same settings, or start the coordinator once with \
+        --reset-queues (its jobs are published again)"
     )]
     Mismatch {
-        /// Host and port.
+        /// Host and port of the broker.
         at: String,
-        /// Which queue and setting, as the broker says.
+        /// The broker's message, with queue and setting.
         reason: String,
     },
 }
@@ -140,34 +140,34 @@ enum Backend {
 impl Queue {
     /// Opens the queue at `url`.
     ///
-    /// `embedded:` is a new queue in the memory of this process, reached through clones of the handle only;
-    /// `embedded:?delivery_limit=5` sets after how many counted deliveries a message becomes a dead letter.
+    /// `embedded:` is a new queue in the memory of this process, shared by clones of the handle only;
+    /// `embedded:?delivery_limit=5` sets the number of counted deliveries after which a message becomes a dead letter.
     ///
-    /// `amqp://user:password@host:5672/vhost?option=value&…` (`amqps:` with TLS) is a RabbitMQ, at least 3.10. Options:
+    /// `amqp://user:password@host:5672/vhost?option=value&…` (`amqps:` with TLS) is a RabbitMQ 3.10 or later. Options:
     ///
-    /// | option | default | what |
+    /// | option | default | meaning |
     /// |---|---|---|
     /// | `prefix` | `basin` | the queues are `<prefix>.jobs`, `<prefix>.events`, `<prefix>.dead` |
     /// | `delivery_limit` | 20 | counted deliveries after which a message becomes a dead letter |
     /// | `give_up` | 600 | seconds without the broker until operations and consumers fail |
-    /// | `heartbeat` | 30 | seconds; also how long one answer of the broker may take |
+    /// | `heartbeat` | 30 | seconds between heartbeats, and limit of one response of the broker |
     /// | `consumer_timeout` | 21600 | seconds a delivery may be unsettled (RabbitMQ 3.12 or later; before, jobs have no limit) |
     /// | `password_file` | | file with the password, read at each connect |
     /// | `ca_file` | | PEM file with authorities trusted besides the system's |
     ///
-    /// Without user or password in the URL, `BASIN_AMQP_USER` and `BASIN_AMQP_PASSWORD` give them.
+    /// A user or password that the URL lacks comes from `BASIN_AMQP_USER` or `BASIN_AMQP_PASSWORD`.
     ///
-    /// A broker that is not there yet is waited for; one that refuses is an error at once.
+    /// Waits for a broker that does not run yet, and fails at once if the broker refuses.
     pub async fn open(url: &str) -> Result<Queue, Error> {
         let backend = match url.split_once(':') {
             Some(("embedded", rest)) => Backend::Embedded(embedded::Broker::new(delivery_limit(rest)?)),
             Some(("amqp" | "amqps", _)) => Backend::Amqp(amqp::Broker::open(url).await?),
-            _ => return Err(Error::InvalidUrl("the URL must begin with embedded:, amqp: or amqps:".into())),
+            _ => return Err(Error::InvalidUrl("the URL must start with embedded:, amqp: or amqps:".into())),
         };
         Ok(Queue { backend })
     }
 
-    /// Deletes `channel` at `url` with all that waits in it, and makes it anew: the way out of [`Error::Mismatch`].
+    /// Deletes `channel` at `url` with all its messages, and declares it anew: the remedy for [`Error::Mismatch`].
     pub async fn reset_at(url: &str, channel: Channel) -> Result<(), Error> {
         match url.split_once(':') {
             Some(("amqp" | "amqps", _)) => amqp::Broker::reset_at(url, channel).await,
@@ -175,7 +175,7 @@ impl Queue {
         }
     }
 
-    /// Name of the system behind it, as telemetry calls it.
+    /// Name of the messaging system in telemetry: `rabbitmq` or `basin`.
     pub fn system(&self) -> &'static str {
         match &self.backend {
             Backend::Embedded(_) => "basin",
@@ -183,7 +183,7 @@ impl Queue {
         }
     }
 
-    /// Product and version of the broker; `None` if there is none.
+    /// Product and version of the broker; `None` for the embedded queue.
     pub fn server(&self) -> Option<String> {
         match &self.backend {
             Backend::Embedded(_) => None,
@@ -191,12 +191,12 @@ impl Queue {
         }
     }
 
-    /// Hands `parcel` over; when this returns, the queue owns it.
+    /// Publishes a message; when this returns, the queue has it.
     pub async fn publish(&self, channel: Channel, parcel: impl Into<Parcel>) -> Result<(), Error> {
         self.publish_all(channel, vec![parcel]).await
     }
 
-    /// Hands all `parcels` over, faster than one by one. After an error or a lost connection, some may be there, and
+    /// Publishes several messages, faster than one by one. After an error or a lost connection, some may be in the queue, and
     /// some twice.
     pub async fn publish_all(&self, channel: Channel, parcels: Vec<impl Into<Parcel>>) -> Result<(), Error> {
         let messages = parcels.into_iter().map(|parcel| Message::of(parcel.into())).collect();
@@ -215,7 +215,7 @@ impl Queue {
         Ok(Consumer { inner })
     }
 
-    /// Number of messages that wait in `channel`, without those delivered and not settled yet.
+    /// Number of messages that wait in `channel`, without unsettled deliveries.
     pub async fn depth(&self, channel: Channel) -> Result<usize, Error> {
         match &self.backend {
             Backend::Embedded(broker) => broker.depth(channel),
@@ -223,7 +223,7 @@ impl Queue {
         }
     }
 
-    /// Forgets what waits in `channel`; what is delivered and not settled stays with whoever has it.
+    /// Deletes the messages that wait in `channel`. Unsettled deliveries stay with their consumers.
     pub async fn purge(&self, channel: Channel) -> Result<(), Error> {
         match &self.backend {
             Backend::Embedded(broker) => broker.reset(channel),
@@ -231,7 +231,7 @@ impl Queue {
         }
     }
 
-    /// Deletes `channel` with all that waits in it, and makes it anew. For a queue that is broken: it is filled again
+    /// Deletes `channel` with all its messages, and declares it anew. For a broken queue: the coordinator fills it again
     /// from the store.
     pub async fn reset(&self, channel: Channel) -> Result<(), Error> {
         match &self.backend {
@@ -240,10 +240,10 @@ impl Queue {
         }
     }
 
-    /// Waits until nobody else leads under `name`, and leads.
+    /// Waits until no other process leads under `name`, and leads.
     ///
-    /// This is no lock: who lost its connection may act on for the time it takes to notice. What must not be done twice
-    /// needs a condition in the store.
+    /// This is not a lock: a process that lost its connection acts on until it notices. Use a conditional write to the store
+    /// for what must not happen twice.
     pub async fn lead(&self, name: &str) -> Result<Leadership, Error> {
         let inner = match &self.backend {
             Backend::Embedded(broker) => LeadershipBackend::Embedded(broker.lead(name).await?),
@@ -252,7 +252,7 @@ impl Queue {
         Ok(Leadership { inner })
     }
 
-    /// Closes the queue for all clones: consumers end, and publishing and settling fail from now on.
+    /// Closes the queue for all clones: consumers end; publishing and settling fail from now on.
     pub async fn close(&self) {
         match &self.backend {
             Backend::Embedded(broker) => broker.close(),
@@ -261,9 +261,9 @@ impl Queue {
     }
 }
 
-/// Being the only one that acts under a name; dropping it gives it up.
+/// The right to lead alone under a name. Dropping it ends it.
 #[derive(Debug)]
-#[must_use = "a leadership that is dropped is given up"]
+#[must_use = "a dropped leadership ends"]
 pub struct Leadership {
     inner: LeadershipBackend,
 }
@@ -275,9 +275,9 @@ enum LeadershipBackend {
 }
 
 impl Leadership {
-    /// Waits until the leadership is lost: to the end of the connection, or of the queue.
+    /// Waits until the leadership is lost, because the connection ended or the queue was closed.
     ///
-    /// Loses nothing when the returned future is dropped.
+    /// The returned future may be dropped; nothing is lost.
     pub async fn lost(&mut self) {
         match &mut self.inner {
             LeadershipBackend::Embedded(leadership) => leadership.lost().await,
@@ -286,7 +286,7 @@ impl Leadership {
     }
 }
 
-/// Source of deliveries.
+/// Receives the deliveries of one channel.
 #[derive(Debug)]
 pub struct Consumer {
     inner: ConsumerBackend,
@@ -299,10 +299,10 @@ enum ConsumerBackend {
 }
 
 impl Consumer {
-    /// Waits for a message, and for a free place among the unsettled deliveries. `None`: the queue is closed.
+    /// Waits for a message, and until fewer than `prefetch` deliveries are unsettled. `None`: the queue is closed.
     ///
-    /// An error is the last thing that comes: the broker was away for too long. Loses nothing when the returned future
-    /// is dropped.
+    /// Fails if the broker was away for `give_up`; do not call it again after an error. The returned future may be dropped;
+    /// nothing is lost.
     pub async fn next(&mut self) -> Result<Option<Delivery>, Error> {
         let next = match &mut self.inner {
             ConsumerBackend::Embedded(consumer) => consumer.next().await.map(|(m, receipt)| (m, Receipt::Embedded(receipt))),
@@ -328,7 +328,7 @@ impl Message {
         Message { payload, context, ..Message::default() }
     }
 
-    /// Where the message goes, and as what, when a delivery of `here` ended so; `None`: it is done.
+    /// The message's next channel and form after a delivery of `here` ended with `outcome`; `None`: it is done.
     fn settled(mut self, here: Channel, delivery_limit: u32, outcome: Outcome) -> Option<(Channel, Message)> {
         match outcome {
             Outcome::Done => None,
@@ -353,7 +353,7 @@ impl Message {
         self.dead(here, reason)
     }
 
-    /// A dead letter that is rejected keeps where it came from and how often it was tried.
+    /// A rejected dead letter keeps its channel and its number of attempts.
     fn dead(self, here: Channel, reason: String) -> Message {
         let (channel, attempts) = match self.dead_letter {
             Some(before) => (before.channel, before.attempts),
@@ -363,21 +363,21 @@ impl Message {
     }
 }
 
-/// Why a message was given up.
+/// Why a message became a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Where it came from.
+    /// Its channel before.
     pub channel: Channel,
-    /// What the rejecting consumer said, or that the delivery limit was reached.
+    /// The reason given by the rejecting consumer, or that the delivery limit was reached.
     pub reason: String,
     /// Counted deliveries, the last one included.
     pub attempts: u32,
 }
 
-/// A message in somebody's hands, until settled by one of the methods that take it by value.
+/// A delivered message, until it is settled by one of the methods that take it by value.
 ///
-/// Dropped unsettled (a panic, an early return), it goes back and counts as a failed delivery, as when the process had
-/// died: so a message that kills its consumer ends among the dead letters.
+/// Dropped unsettled (a panic, an early return), it goes back and counts as a failed delivery, as if the process had died:
+/// a message that kills its consumer becomes a dead letter.
 #[derive(Debug)]
 #[must_use = "a delivery that is dropped counts as failed"]
 pub struct Delivery {
@@ -392,7 +392,7 @@ enum Receipt {
     Amqp(amqp::Receipt),
 }
 
-/// How a delivery ended.
+/// How a delivery is settled.
 #[derive(Debug)]
 enum Outcome {
     Done,
@@ -402,12 +402,12 @@ enum Outcome {
 }
 
 impl Delivery {
-    /// What was published.
+    /// The message's body.
     pub fn payload(&self) -> &[u8] {
         &self.message.payload
     }
 
-    /// What was published beside it.
+    /// The message's headers.
     pub fn context(&self) -> &Context {
         &self.message.context
     }
@@ -422,28 +422,28 @@ impl Delivery {
         self.message.dead_letter.as_ref()
     }
 
-    /// Done: the message is gone.
+    /// Acknowledges the message: it is done and gone.
     pub async fn ack(self) -> Result<(), Error> {
         self.settle("acknowledge a delivery", Outcome::Done).await
     }
 
-    /// Failed, may work next time: counted, and delivered again (at once: any wait is the caller's) or a dead letter
-    /// when this was the last delivery that the limit allows.
+    /// Counts a failure. The message is delivered again at once (any wait is the caller's), or becomes a dead letter if this was
+    /// the last delivery that the limit allows.
     pub async fn retry(self) -> Result<(), Error> {
         self.settle("retry a delivery", Outcome::Failed).await
     }
 
-    /// Not tried: goes back to the channel, not counted.
+    /// Releases the message: it goes back to the channel, and the delivery is not counted.
     pub async fn release(self) -> Result<(), Error> {
         self.settle("release a delivery", Outcome::Returned).await
     }
 
-    /// Can never work: becomes a dead letter with `reason`. A dead letter that is rejected stays one.
+    /// Makes the message a dead letter with `reason`. A rejected dead letter stays one.
     pub async fn reject(self, reason: &str) -> Result<(), Error> {
         self.settle("reject a delivery", Outcome::Refused(reason.to_owned())).await
     }
 
-    /// A delivery of a lost connection settles without an error, and comes again.
+    /// Settling a delivery of a lost connection succeeds, and the message is delivered again.
     async fn settle(mut self, doing: &'static str, outcome: Outcome) -> Result<(), Error> {
         let message = std::mem::take(&mut self.message);
         match self.receipt.take() {
@@ -458,7 +458,7 @@ impl Drop for Delivery {
     fn drop(&mut self) {
         let message = std::mem::take(&mut self.message);
         match self.receipt.take() {
-            // A closed queue has no use for it any more.
+            // It fails only if the queue is closed.
             Some(Receipt::Embedded(receipt)) => {
                 let _ = receipt.settle("return a dropped delivery", message, Outcome::Failed);
             }
@@ -468,7 +468,7 @@ impl Drop for Delivery {
     }
 }
 
-/// Reads `?delivery_limit=N`, the only option.
+/// Parses `?delivery_limit=N`, the only option.
 fn delivery_limit(rest: &str) -> Result<u32, Error> {
     if rest.is_empty() {
         return Ok(DEFAULT_DELIVERY_LIMIT);

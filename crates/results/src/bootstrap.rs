@@ -1,16 +1,14 @@
-//! What chance could have made of a mean: the bootstrap (Efron 1979), with the percentiles of 10,000 resamples. Pure.
+//! Confidence intervals of means: the bootstrap (Efron 1979), with the percentiles of 10,000 resamples. Pure.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// Resamples.
 pub const RESAMPLES: usize = 10_000;
 
-/// A mean and where it would be in 95 of 100 repetitions.
+/// A mean with its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// Of the values.
     pub mean: f64,
     /// 2.5 % of the resamples' means are below.
     pub low: f64,
@@ -18,7 +16,7 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// The mean of `values` with its interval. The same number of values is resampled in the same way; none: `None`.
+/// The mean of `values` with its interval; `None` without values. Equally many values are resampled in the same way.
 pub fn interval(values: &[f64]) -> Option<Interval> {
     let n = values.len();
     if n == 0 {
@@ -47,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn one_value_leaves_no_doubt_and_none_says_nothing() {
+    fn one_value_has_no_spread_and_no_values_have_no_mean() {
         assert_eq!(interval(&[2.0]), Some(Interval { mean: 2.0, low: 2.0, high: 2.0 }));
         assert_eq!(interval(&[]), None);
     }

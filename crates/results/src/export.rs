@@ -1,6 +1,6 @@
-//! One row per image: `results.csv` and `results.parquet`. Pure: records in, bytes out.
+//! The tables `results.csv` and `results.parquet`, with a row for each image. Pure: records in, bytes out.
 //!
-//! Both files are made from the same columns, sorted by image. `docs/results.md` explains every column.
+//! Both files have the same columns and are sorted by image. `docs/src/reference/results.md` explains every column.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use proto::{ColourTransform, Failure, FineTuned, ResultRecord};
 
 use crate::summary::Metric;
 
-/// The bytes of `results.csv`: RFC 4180 with a header line; what has no value is empty.
+/// The bytes of `results.csv`: RFC 4180 with a header line; an absent value is empty.
 pub fn results_csv(results: &[ResultRecord], failures: &[Failure]) -> Vec<u8> {
     let columns = columns(results, failures);
     let mut writer = csv::Writer::from_writer(Vec::new());
@@ -25,8 +25,8 @@ pub fn results_csv(results: &[ResultRecord], failures: &[Failure]) -> Vec<u8> {
     writer.into_inner().expect(written)
 }
 
-/// The bytes of `results.parquet`: one row group, no compression (most bytes are digits of measurements and digests);
-/// what has no value is null.
+/// The bytes of `results.parquet`: one row group, no compression (most bytes are digits of measurements and digests); an absent value is
+/// null.
 pub fn results_parquet(results: &[ResultRecord], failures: &[Failure]) -> Vec<u8> {
     write_parquet(&columns(results, failures)).expect("a Vec takes every write, and the schema is made from the columns")
 }
@@ -214,7 +214,7 @@ fn write_parquet(columns: &[Column]) -> parquet::errors::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Parquet's definition levels (1: there is a value) and the values that there are.
+/// Parquet's definition levels (1: there is a value) and the values.
 fn split<T: Copy>(values: &[Option<T>]) -> (Vec<i16>, Vec<T>) {
     (values.iter().map(|v| i16::from(v.is_some())).collect(), values.iter().filter_map(|v| *v).collect())
 }
@@ -295,10 +295,10 @@ mod tests {
 
     #[test]
     fn every_column_is_explained() {
-        let document = include_str!("../../../docs/results.md");
+        let document = include_str!("../../../docs/src/reference/results.md");
         for column in columns(&[], &[]) {
             let metric = column.name.trim_end_matches("_seeds_mean").trim_end_matches("_seeds_min");
-            assert!(document.contains(&format!("`{metric}`")), "docs/results.md does not explain {}", column.name);
+            assert!(document.contains(&format!("`{metric}`")), "docs/src/reference/results.md does not explain {}", column.name);
         }
     }
 }

@@ -1,11 +1,15 @@
-//! The results of a run: its records in the store, and what is made of them. Never links torch.
+//! The results of a run: its records in the store, and the tables and pages made of them. Never links torch.
 //!
-//! [`run`] reads and writes what a run's store holds (*io*). [`summary`], [`export`], [`report`] and [`manifest`] are pure: records
-//! in, bytes out. [`tables`] writes all of them at the end of a run, [`verify`] proves that a run is complete, and [`webdataset`]
-//! takes results out as shards (*io*).
+//! [`run`] reads and writes a run's records in its store (*io*). [`summary`], [`export`], [`report`] and [`manifest`] are pure:
+//! records in, bytes out. [`tables`] writes all of them at the end of a run, [`verify`] checks that a run is complete, and
+//! [`webdataset`] exports results as shards (*io*). [`format`](mod@format), [`html`] and [`chart`] are for every page and text of
+//! basin that a person reads.
 
 pub mod bootstrap;
+pub mod chart;
 pub mod export;
+pub mod format;
+pub mod html;
 pub mod manifest;
 pub mod redrive;
 pub mod report;

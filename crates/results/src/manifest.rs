@@ -1,4 +1,4 @@
-//! What a run, or an export of one, consists of, with sizes and digests. Pure.
+//! The objects of a run, or of an export of one, with sizes and digests. Pure.
 //!
 //! `manifest.json` is small and names the objects beside it. One of those is `objects.jsonl.gz` with a line for each object of an
 //! image, since a large run has millions. The same objects make the same bytes.
@@ -15,21 +15,18 @@ use crate::summary::Counts;
 /// `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Of this file: 1.
+    /// Version of the file's format: 1.
     pub format: u32,
     /// Version of basin that wrote it.
     pub basin: String,
-    /// The run.
     pub run: RunRecord,
-    /// How many images have which end.
     pub images: Counts,
     /// The objects beside this one.
-    pub objects: Vec<Object>,
+    pub objects: Vec<ObjectEntry>,
 }
 
 impl Manifest {
-    /// By this version of basin.
-    pub fn new(run: RunRecord, images: Counts, objects: Vec<Object>) -> Manifest {
+    pub fn new(run: RunRecord, images: Counts, objects: Vec<ObjectEntry>) -> Manifest {
         Manifest { format: 1, basin: env!("CARGO_PKG_VERSION").into(), run, images, objects }
     }
 
@@ -41,51 +38,53 @@ impl Manifest {
     }
 }
 
-/// An object as it must be.
+/// An object as it must be, in `manifest.json` or a line of `objects.jsonl.gz`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Object {
-    /// Name in the store of the run or the export.
+pub struct ObjectEntry {
+    /// In the store of the run or the export.
     pub key: String,
-    /// Bytes.
+    /// In bytes.
     pub size: u64,
     /// SHA-256, hexadecimal.
     pub sha256: String,
 }
 
-impl Object {
-    /// With this content.
-    pub fn new(key: String, bytes: &[u8]) -> Object {
-        Object { key, size: bytes.len() as u64, sha256: hex_sha256(bytes) }
+impl ObjectEntry {
+    pub fn new(key: String, bytes: &[u8]) -> ObjectEntry {
+        ObjectEntry { key, size: bytes.len() as u64, sha256: hex_sha256(bytes) }
     }
 
-    /// Those of a result, which its record names.
-    pub fn of(record: &ResultRecord) -> impl Iterator<Item = Object> {
+    /// The objects that a result names.
+    pub fn of(record: &ResultRecord) -> impl Iterator<Item = ObjectEntry> {
         let prefix = keys::items(&record.image, &record.attempt);
-        record.objects.iter().map(move |o| Object { key: format!("{prefix}{}", o.file), size: o.size, sha256: o.sha256.clone() })
+        let entry = move |o: &proto::ObjectRef| ObjectEntry {
+            key: format!("{prefix}{}", o.file),
+            size: o.size,
+            sha256: o.sha256.clone(),
+        };
+        record.objects.iter().map(entry)
     }
 }
 
-/// `objects.jsonl.gz`, line by line.
+/// Writes `objects.jsonl.gz`, line by line.
 #[derive(Debug)]
 pub struct Lines(GzEncoder<Vec<u8>>);
 
 const TAKES: &str = "a Vec takes every write";
 
 impl Lines {
-    /// None yet.
     pub fn new() -> Lines {
         // Digests hardly shrink: the fast way is as good.
         Lines(GzEncoder::new(Vec::new(), Compression::fast()))
     }
 
-    /// One more.
     pub fn add(&mut self, line: &impl Serialize) {
         let mut json = serde_json::to_vec(line).expect("plain structs serialise");
         json.push(b'\n');
         self.0.write_all(&json).expect(TAKES);
     }
 
-    /// The bytes.
+    /// The bytes of the file.
     pub fn finish(self) -> Vec<u8> {
         self.0.finish().expect(TAKES)
     }
@@ -97,18 +96,17 @@ impl Default for Lines {
     }
 }
 
-/// The objects of `objects.jsonl.gz`, as its pieces come.
+/// Reads `objects.jsonl.gz`, piece by piece.
 #[derive(Debug)]
 pub struct ReadLines(GzDecoder<Vec<u8>>);
 
 impl ReadLines {
-    /// Before the first piece.
     pub fn new() -> ReadLines {
         ReadLines(GzDecoder::new(Vec::new()))
     }
 
-    /// Those whose lines end in the next piece.
-    pub fn add(&mut self, piece: &[u8]) -> Result<Vec<Object>, Error> {
+    /// The entries whose lines end in this piece.
+    pub fn add(&mut self, piece: &[u8]) -> Result<Vec<ObjectEntry>, Error> {
         self.0.write_all(piece)?;
         self.0.flush()?;
         let text = self.0.get_mut();
@@ -117,7 +115,7 @@ impl ReadLines {
         Ok(serde_json::Deserializer::from_slice(&lines).into_iter().collect::<Result<_, _>>()?)
     }
 
-    /// After the last piece: whether that was all.
+    /// An error if the file does not end after the last piece.
     pub fn finish(self) -> Result<(), Error> {
         if self.0.finish()?.is_empty() { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
     }
@@ -135,7 +133,7 @@ mod tests {
 
     #[test]
     fn lines_are_read_in_pieces_and_only_whole_ones_count() {
-        let objects: Vec<Object> = (0..100_u32).map(|i| Object::new(format!("images/{i}"), &i.to_be_bytes())).collect();
+        let objects: Vec<ObjectEntry> = (0..100_u32).map(|i| ObjectEntry::new(format!("images/{i}"), &i.to_be_bytes())).collect();
         let mut lines = Lines::new();
         objects.iter().for_each(|object| lines.add(object));
         let bytes = lines.finish();

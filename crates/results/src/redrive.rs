@@ -1,17 +1,17 @@
-//! Which settled images are projected again. Pure.
+//! The conditions that select the images of a redrive. Pure.
 //!
-//! A failure can be tried again as it is: what was wrong may be mended. A result cannot, since the same job gives the same answer:
-//! it is projected again with another seed only (`docs/adr/0007-redrive.md`).
+//! A failure can be retried as it is, since its cause may be fixed. A result is projected again only with another seed, since the same
+//! job gives the same result (`docs/src/adr/0007-redrive.md`).
 
 use proto::{Failure, FailureReason, ResultRecord};
 use serde_json::Value;
 
 use crate::summary::Metric;
 
-/// What is projected again.
+/// The images to project again, and their seed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Redrive {
-    /// Images that meet one of these; none stands for all failures.
+    /// Selects images that meet one of these; empty selects all failures.
     wheres: Vec<Where>,
     seed: Option<u64>,
 }
@@ -58,48 +58,48 @@ const OPERATORS: [(&str, Operator); 6] = [
 ];
 
 impl Redrive {
-    /// All failures, as they are.
+    /// All failures, with the run's seed.
     pub fn failures() -> Redrive {
         Redrive::default()
     }
 
-    /// Images that meet one of `wheres`, each of which is conditions joined by commas; with `seed` in the place of the run's.
-    /// Without a seed only failures are meant. An error is for the person who asked.
+    /// Images that meet one of `wheres`, each of which is conditions joined by commas; with `seed` instead of the run's. Without a seed
+    /// only failures are selected. An error is a sentence for people.
     pub fn parse(wheres: &[String], seed: Option<u64>) -> Result<Redrive, String> {
         let wheres = wheres.iter().map(|text| Where::parse(text)).collect::<Result<Vec<_>, _>>()?;
         for Where { text, conditions } in &wheres {
             let errors = conditions.iter().any(|c| matches!(c, Condition::Error(..)));
             if errors && conditions.iter().any(|c| matches!(c, Condition::Reason(..))) {
-                return Err(format!("nothing meets {text:?}: failures have a reason, and only results have a loss or an error"));
+                return Err(format!(
+                    "no image can meet {text:?}: failures have a reason, and only results have a loss or an error"
+                ));
             }
             if errors && seed.is_none() {
                 return Err(format!(
-                    "{text:?} selects results, and the same job gives the same answer: give another seed (--seed N)"
+                    "{text:?} selects results, and the same job gives the same result: name another seed (--seed N)"
                 ));
             }
         }
         if seed.is_some() && wheres.is_empty() {
-            return Err("another seed for every image is another run: say which images (--where), or submit a run".into());
+            return Err("--seed needs --where: select the images, or submit another run for all of them".into());
         }
         Ok(Redrive { wheres, seed })
     }
 
-    /// The seed that takes the place of the run's.
+    /// The seed instead of the run's.
     pub fn seed(&self) -> Option<u64> {
         self.seed
     }
 
-    /// The conditions, as they were asked for.
+    /// The conditions, as they were written.
     pub fn wheres(&self) -> Vec<String> {
         self.wheres.iter().map(|w| w.text.clone()).collect()
     }
 
-    /// Whether the failure is meant.
     pub fn wants_failure(&self, failure: &Failure) -> bool {
         self.wheres.is_empty() || self.wheres.iter().any(|w| w.conditions.iter().all(|c| c.holds_for_failure(failure)))
     }
 
-    /// Whether the result is meant.
     pub fn wants_result(&self, record: &ResultRecord) -> bool {
         self.seed.is_some() && self.wheres.iter().any(|w| w.conditions.iter().all(|c| c.holds_for_result(record)))
     }
@@ -115,7 +115,7 @@ impl Where {
 impl Condition {
     fn parse(text: &str) -> Result<Condition, String> {
         let text = text.trim();
-        let shape = || format!("{text:?} is no condition, as class=Bag or loss>1.5 are");
+        let shape = || format!("{text:?} is not a condition such as class=Bag or loss>1.5");
         let name = text.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
         let (field, rest) = text.split_at(name);
         let rest = rest.trim_start();
@@ -128,7 +128,7 @@ impl Condition {
         };
         if let Some(metric) = Metric::ALL.into_iter().find(|m| m.as_str() == field) {
             let number = value.parse().ok().filter(|v: &f64| v.is_finite());
-            return Ok(Condition::Error(metric, operator, number.ok_or_else(|| format!("{text:?}: {value:?} is no number"))?));
+            return Ok(Condition::Error(metric, operator, number.ok_or_else(|| format!("{text:?}: {value:?} is not a number"))?));
         }
         match field {
             "class" => Ok(Condition::Class(is()?, value)),
@@ -139,7 +139,7 @@ impl Condition {
             }
             _ => {
                 let known = Metric::ALL.map(Metric::as_str).join(", ");
-                Err(format!("{text:?}: {field:?} is none of class, image, reason, {known}"))
+                Err(format!("{text:?}: unknown field {field:?}; the fields are class, image, reason, {known}"))
             }
         }
     }
@@ -184,12 +184,12 @@ impl Operator {
     }
 }
 
-/// Class names are compared as the data sets' are.
+/// Class names are compared as those of data sets.
 fn same(a: &str, b: &str) -> bool {
     a.eq_ignore_ascii_case(b)
 }
 
-/// At the commas that are not inside of quotes.
+/// Splits at the commas outside of quotes.
 fn split(text: &str) -> Vec<&str> {
     let (mut parts, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (i, c) in text.char_indices() {
@@ -207,12 +207,12 @@ fn split(text: &str) -> Vec<&str> {
     parts
 }
 
-/// A value in quotes is a JSON string, any other is what it is; `None`: there is none, or the quotes do not close.
+/// A value in quotes is a JSON string, any other stands for itself; `None` if it is empty or the quotes do not close.
 fn unquote(value: &str) -> Option<String> {
     if value.contains('"') { serde_json::from_str(value).ok() } else { Some(value.to_owned()).filter(|v| !v.is_empty()) }
 }
 
-/// Whether `text` is `pattern`, in which `*` stands for anything, `\*` for a star and `\\` for a backslash.
+/// Whether `text` matches `pattern`, in which `*` stands for anything, `\*` for a star and `\\` for a backslash.
 fn fits(pattern: &str, text: &str) -> bool {
     let mut parts = vec![String::new()];
     let mut rest = pattern.chars().peekable();
@@ -289,18 +289,18 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_the_reason() {
+    fn conditions_that_cannot_hold_are_refused_with_the_reason() {
         let every: [(&[&str], Option<u64>, &str); 10] = [
             (&["loss>1"], None, "--seed"),
             (&[], Some(1), "--where"),
             (&["loss>1,reason=diverged"], Some(1), "failures have a reason"),
             (&["reason=sad"], None, "diverged"),
             (&["size>3"], Some(1), "inverted_loss"),
-            (&["loss>much"], Some(1), "no number"),
+            (&["loss>much"], Some(1), "not a number"),
             (&["class<Bag"], None, "= and != only"),
-            (&["class="], None, "no condition"),
-            (&["class=\"Bag"], None, "no condition"),
-            (&["class=Bag\""], None, "no condition"),
+            (&["class="], None, "not a condition"),
+            (&["class=\"Bag"], None, "not a condition"),
+            (&["class=Bag\""], None, "not a condition"),
         ];
         for (wheres, seed, why) in every {
             let refusal = parse(wheres, seed).expect_err("is refused");

@@ -1,4 +1,4 @@
-//! A run in its store: what it is, which images are settled, and their records.
+//! A run in its store (*io*): its record, its finished images, and their records.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -10,13 +10,13 @@ use proto::keys::{Kind, Marker};
 use proto::{CrashPoint, Failure, Params, RedriveRecord, ResultRecord, RunRecord, chain, keys};
 use store::{ErrorKind, PutNew, Store};
 
-use crate::manifest::Object;
+use crate::manifest::ObjectEntry;
 use crate::seeds::Seeds;
 
 /// Objects of a run read, written or deleted at a time.
 pub const AT_ONCE: usize = 32;
 
-/// An upload that began this long ago and is not finished belongs to a process that is no more.
+/// An upload that began this long ago and is not finished belongs to a process that has ended.
 pub const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// Why a run cannot be read or written.
@@ -30,20 +30,20 @@ pub enum RunError {
     Store(#[from] store::Error),
     /// The store holds another run.
     #[error(
-        "{url} holds a run with another {what}: choose another place (--out) or name, or the same {what} ({there} there, {here} asked for)"
+        "{url} holds a run with another {what} ({there}, not {here}): use the same {what}, or choose another place (--out) or name"
     )]
     OtherRun {
         /// URL of the store.
         url: String,
-        /// What differs.
+        /// The part that differs.
         what: &'static str,
         /// Its value in the store.
         there: String,
-        /// Its value now.
+        /// The requested value.
         here: String,
     },
     /// An object of the run cannot be read.
-    #[error("{key} is damaged: put a whole one there; or delete it, and what it held is forgotten")]
+    #[error("{key} is damaged: restore it from a backup, or delete it and lose its contents")]
     Damaged {
         /// Key of the object.
         key: String,
@@ -53,7 +53,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// What the store said, if the store failed.
+    /// The store's error, if the store failed.
     pub fn store(&self) -> Option<&store::Error> {
         match self {
             RunError::Store(error) | RunError::Dataset(DatasetError::Store(error)) => Some(error),
@@ -61,13 +61,13 @@ impl RunError {
         }
     }
 
-    /// Whether an object of the run is not there.
+    /// Whether an object of the run is missing.
     pub fn is_not_found(&self) -> bool {
         matches!(self, RunError::Store(error) if error.kind() == ErrorKind::NotFound)
     }
 }
 
-/// Places of images with a marker; where there are both, the result wins.
+/// Places of images with a commit marker. An image with both a result and a failure counts as a result.
 pub struct Markers {
     pub results: Vec<String>,
     pub failures: Vec<String>,
@@ -91,7 +91,7 @@ impl Markers {
         Ok(markers)
     }
 
-    /// Places of those of `entries` that have a marker.
+    /// Places of the `entries` that have a marker.
     pub fn of(&self, entries: &[Entry]) -> HashSet<String> {
         let marked: HashSet<&String> = self.results.iter().chain(&self.failures).collect();
         if marked.is_empty() {
@@ -101,7 +101,7 @@ impl Markers {
     }
 }
 
-/// Number and key of each redrive, in the order in which they count.
+/// Number and key of each redrive, in the order in which they apply.
 pub async fn redrives(results: &Store) -> Result<BTreeMap<u64, String>, RunError> {
     let objects = results.list(keys::REDRIVES)?.all().await?;
     Ok(objects.into_iter().filter_map(|object| Some((keys::parse_redrive(&object.key)?, object.key))).collect())
@@ -118,7 +118,7 @@ pub async fn read_seeds(run: &RunRecord, results: &Store) -> Result<Seeds, RunEr
     Ok(seeds)
 }
 
-/// Every n-th entry, `limit` of them.
+/// `limit` entries, evenly spread over all.
 pub fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
     let n = entries.len();
     if limit >= n {
@@ -128,7 +128,7 @@ pub fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
     entries.into_iter().enumerate().filter(|(i, _)| keep.contains(i)).map(|(_, e)| e).collect()
 }
 
-/// Writes `run.json`, or compares with the one that is there.
+/// Writes `run.json`, or compares `record` with the one that exists.
 pub async fn begin(record: &RunRecord, results: &Store) -> Result<(), RunError> {
     let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
     if results.put_new(keys::RUN, bytes).await? == PutNew::Created {
@@ -138,7 +138,7 @@ pub async fn begin(record: &RunRecord, results: &Store) -> Result<(), RunError> 
     check_same(&read_json(results, keys::RUN).await?, record, results)
 }
 
-/// Whether `there`, the run of a store, is of the same data set, model, parameters and seed as `record`.
+/// An error if `there`, the run of a store, has another data set, model, set of parameters or seed than `record`.
 pub fn check_same(there: &RunRecord, record: &RunRecord, results: &Store) -> Result<(), RunError> {
     let differs = |what, there: String, here: String| Err(RunError::OtherRun { url: results.url(), what, there, here });
     if there.dataset != record.dataset {
@@ -157,7 +157,7 @@ pub fn check_same(there: &RunRecord, record: &RunRecord, results: &Store) -> Res
     Ok(())
 }
 
-/// The values in which two sets of parameters differ.
+/// The values in which two sets of parameters differ, as text.
 fn differing(there: &Params, here: &Params) -> (String, String) {
     let flat = |params: &Params| {
         let mut flat = BTreeMap::new();
@@ -185,13 +185,11 @@ fn flatten(name: &str, value: &serde_json::Value, flat: &mut BTreeMap<String, St
     }
 }
 
-/// Writes a failure record.
 pub async fn write_failure(results: &Store, failure: &Failure) -> Result<(), store::Error> {
     let bytes = serde_json::to_vec_pretty(failure).expect("a record serialises");
     results.put(&keys::marker(&failure.image, Marker::Failure), bytes).await
 }
 
-/// Reads a record.
 pub async fn read_json<T: serde::de::DeserializeOwned>(results: &Store, key: &str) -> Result<T, RunError> {
     let bytes = results.get(key).await?;
     serde_json::from_slice(&bytes).map_err(|source| RunError::Damaged { key: key.into(), source })
@@ -206,18 +204,18 @@ pub async fn read_run(results: &Store) -> Result<Option<RunRecord>, RunError> {
     }
 }
 
-/// Reads records, some at a time, in the order of their keys; each with what it was read from.
+/// Reads records, [`AT_ONCE`] at a time, in the order of `keys`; each with the object that it was read from.
 pub fn read_each<T: serde::de::DeserializeOwned + Send>(
     results: &Store,
     keys: Vec<String>,
-) -> BoxStream<'static, Result<(T, Object), RunError>> {
+) -> BoxStream<'static, Result<(T, ObjectEntry), RunError>> {
     let results = results.clone();
     let read = move |key: String| {
         let results = results.clone();
         async move {
             let bytes = results.get(&key).await?;
             match serde_json::from_slice(&bytes) {
-                Ok(record) => Ok((record, Object::new(key, &bytes))),
+                Ok(record) => Ok((record, ObjectEntry::new(key, &bytes))),
                 Err(source) => Err(RunError::Damaged { key, source }),
             }
         }
@@ -225,7 +223,7 @@ pub fn read_each<T: serde::de::DeserializeOwned + Send>(
     stream::iter(keys).map(read).buffered(AT_ONCE).boxed()
 }
 
-/// Deletes objects, some at a time.
+/// Deletes objects, [`AT_ONCE`] at a time.
 pub async fn delete_each(results: &Store, keys: Vec<String>) -> Result<(), store::Error> {
     let results = results.clone();
     let delete = move |key: String| {
@@ -235,18 +233,17 @@ pub async fn delete_each(results: &Store, keys: Vec<String>) -> Result<(), store
     stream::iter(keys).map(delete).buffer_unordered(AT_ONCE).try_collect().await
 }
 
-/// All results and failures of a run, in the order of their places.
+/// The results and failures of a run, in the order of their places.
 #[derive(Debug, Default)]
 pub struct Records {
     /// Images that have a result.
     pub results: Vec<ResultRecord>,
     /// Images that have a failure and no result.
     pub failures: Vec<Failure>,
-    /// The objects that these were read from.
-    pub markers: Vec<Object>,
+    /// The objects that these records were read from.
+    pub markers: Vec<ObjectEntry>,
 }
 
-/// Reads all results and failures of a run.
 pub async fn read_records(results: &Store) -> Result<Records, RunError> {
     let markers = Markers::list(results).await?;
     let at = |places: &[String], marker| places.iter().map(|place| keys::marker_at(place, marker)).collect();
@@ -264,7 +261,7 @@ pub async fn read_records(results: &Store) -> Result<Records, RunError> {
     Ok(records)
 }
 
-/// An image that was given up may have got its result just now: what is beside it stays.
+/// `lost` without the objects of images that got their result since `winners` were read.
 async fn without_late(lost: Vec<String>, winners: &HashMap<String, &str>, results: &Store) -> Result<Vec<String>, RunError> {
     let mut late: HashMap<String, bool> = HashMap::new();
     for key in &lost {
@@ -280,8 +277,8 @@ async fn without_late(lost: Vec<String>, winners: &HashMap<String, &str>, result
     Ok(lost.into_iter().filter(|key| !stays(key)).collect())
 }
 
-/// Deletes what attempts left that did not win, marks and checkpoints of images that are settled, and uploads that were never
-/// finished; returns how many objects.
+/// Deletes the objects of attempts that do not count, attempts and checkpoints of finished images, and unfinished uploads; returns the
+/// number of deleted objects.
 pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, RunError> {
     let winners: HashMap<String, &str> = records.iter().map(|r| (keys::place(&r.image), r.attempt.as_str())).collect();
     let mut swept = 0;
@@ -302,7 +299,7 @@ pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, R
     match results.sweep_uploads(SystemTime::now() - ABANDONED).await {
         Ok(uploads) => swept += uploads,
         // It costs space only, and not every store allows it.
-        Err(error) => tracing::warn!(error = chain(&error), "uploads that were never finished cannot be removed"),
+        Err(error) => tracing::warn!(error = chain(&error), "cannot remove unfinished uploads"),
     }
     Ok(swept)
 }
@@ -312,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_differs_between_parameters_is_told() {
+    fn an_error_names_only_the_parameters_that_differ() {
         let paper = Params::paper();
         let other = Params { seeds: 3, transform: None, ..paper.clone() };
         let (there, here) = differing(&paper, &other);

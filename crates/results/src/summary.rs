@@ -1,47 +1,49 @@
 //! The numbers of a run: `summary.json`. Pure.
 //!
 //! The paper's tables say "average of 18 seeds" and "best of 18 seeds" and leave open whether the best is one seed or
-//! one seed per metric, so a [`MetricSummary`] has all three. Only finite numbers count; where there is none, the value is `null`.
+//! one seed per metric, so a [`MetricSummary`] has all three. Only finite numbers count; a value without any is `null`.
 
 use std::collections::BTreeMap;
 
-use proto::{Failure, FailureReason, ModelRef, Params, ResultRecord, SeedResult};
+use proto::{Failure, FailureReason, ModelRef, Params, ResultRecord, RunRecord, SeedResult};
 use serde::{Deserialize, Serialize};
 
-/// What a run is; the caller knows it. The data set's URL is shown to people, so it holds no credentials.
+/// `run` in `summary.json`: the part of a [`RunRecord`] that describes the run to people.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RunInfo {
-    /// Name of the run.
+pub struct RunDescription {
     pub name: String,
-    /// URL of the data set.
+    /// URL of the data set, without credentials.
     pub dataset: String,
-    /// The generator and perceptual network.
     pub model: ModelRef,
-    /// What was computed.
     pub params: Params,
-    /// Everything random followed from it.
+    /// The run seed.
     pub seed: u64,
     /// Version of basin.
     pub version: String,
-    /// Images of the run in all, if the caller knows; it becomes [`Counts::planned`].
-    #[serde(skip)]
-    pub planned: Option<usize>,
-    /// Of the model's classes, if the caller knows; they become [`Summary::super_classes`].
-    #[serde(skip)]
-    pub super_classes: SuperClasses,
 }
 
-/// Super-class of each class, by name; empty: there are none.
+impl From<&RunRecord> for RunDescription {
+    fn from(run: &RunRecord) -> RunDescription {
+        RunDescription {
+            name: run.name.clone(),
+            dataset: run.dataset.clone(),
+            model: ModelRef { name: run.model.clone(), digest: run.model_digest.clone(), resolution: run.resolution },
+            params: run.params.clone(),
+            seed: run.seed,
+            version: run.version.clone(),
+        }
+    }
+}
+
+/// Super-class of each class, by name; empty where the model has none.
 pub type SuperClasses = BTreeMap<String, String>;
 
 /// `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Of this file: 1.
+    /// Version of the file's format: 1.
     pub format: u32,
-    /// What the run is.
-    pub run: RunInfo,
-    /// How many images have which end.
+    pub run: RunDescription,
     pub images: Counts,
     /// Failures by reason; reasons that did not occur are absent.
     pub failures: BTreeMap<FailureReason, u64>,
@@ -61,20 +63,20 @@ pub struct Summary {
 /// Images of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Of the run in all. `null`: not known.
+    /// All images of the run; `null` if that is not known.
     pub planned: Option<u64>,
-    /// With a result or a failure.
+    /// Images with a result or a failure.
     pub total: u64,
-    /// With a result.
+    /// Images with a result.
     pub succeeded: u64,
-    /// With a failure.
+    /// Images with a failure.
     pub failed: u64,
 }
 
 /// One metric of many images, three ways to make one number of an image's seeds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricSummary {
-    /// Of the seed with the smallest training loss: the answer.
+    /// The seed with the smallest training loss, which is the result.
     pub best_seed: Spread,
     /// Mean over the seeds ("average of 18").
     pub seeds_mean: Spread,
@@ -87,7 +89,7 @@ pub struct MetricSummary {
 pub struct Spread {
     /// `null` without images.
     pub mean: Option<f64>,
-    /// Of the mean: sample deviation / sqrt(n). `null` with fewer than two images.
+    /// Standard error of the mean: sample deviation / sqrt(n). `null` with fewer than two images.
     pub standard_error: Option<f64>,
     /// `null` without images.
     pub median: Option<f64>,
@@ -98,40 +100,31 @@ pub struct Spread {
 pub struct ClassSummary {
     /// Index of the class.
     pub class: u32,
-    /// Name of the class.
     pub name: String,
     /// Images that succeeded.
     pub images: u64,
-    /// Over these images.
     pub error: BTreeMap<Metric, Spread>,
 }
 
 /// The images of one super-class, each with the numbers of its best seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SuperClassSummary {
-    /// Name of the super-class.
     pub name: String,
     /// Names of its classes, with and without images.
     pub classes: Vec<String>,
     /// Images that succeeded.
     pub images: u64,
-    /// Over these images.
     pub error: BTreeMap<Metric, Spread>,
 }
 
-/// A number of a seed.
+/// A number that is measured for each seed; the field of [`SeedResult`] with the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// `SeedResult::loss`.
     Loss,
-    /// `SeedResult::inverted_loss`.
     InvertedLoss,
-    /// `SeedResult::l1`.
     L1,
-    /// `SeedResult::l2`.
     L2,
-    /// `SeedResult::lpips`.
     Lpips,
 }
 
@@ -179,7 +172,7 @@ impl Metric {
 }
 
 impl Counts {
-    /// Images of the run that have neither a result nor a failure yet; 0 if it is not known.
+    /// Images that are not finished; 0 if their number is not known.
     pub fn left(&self) -> u64 {
         self.planned.map_or(0, |planned| planned.saturating_sub(self.total))
     }
@@ -202,8 +195,14 @@ impl Spread {
 }
 
 impl Summary {
-    /// Over everything that ended. The order of `results` and `failures` changes nothing.
-    pub fn new(run: RunInfo, results: &[ResultRecord], failures: &[Failure]) -> Summary {
+    /// Over all finished images; their order changes nothing. `planned`: all images of the run, where that is known.
+    pub fn new(
+        run: &RunRecord,
+        planned: Option<usize>,
+        super_classes: &SuperClasses,
+        results: &[ResultRecord],
+        failures: &[Failure],
+    ) -> Summary {
         let (succeeded, failed) = (results.len() as u64, failures.len() as u64);
         let mut reasons = BTreeMap::new();
         for failure in failures {
@@ -213,26 +212,10 @@ impl Summary {
         for record in results {
             classes.entry((record.class, &record.class_name)).or_default().push(record);
         }
-        let mut super_classes: BTreeMap<&str, (Vec<String>, Vec<&ResultRecord>)> = BTreeMap::new();
-        for (class, super_class) in &run.super_classes {
-            super_classes.entry(super_class).or_default().0.push(class.clone());
-        }
-        for record in results {
-            let name = run.super_classes.get(&record.class_name);
-            if let Some((_, records)) = name.and_then(|name| super_classes.get_mut(name.as_str())) {
-                records.push(record);
-            }
-        }
-        let super_class = |(name, (classes, records)): (&str, (Vec<String>, Vec<&ResultRecord>))| {
-            let (name, images, error) = (name.to_owned(), records.len() as u64, spreads(&records));
-            SuperClassSummary { name, classes, images, error }
-        };
-        let super_classes = super_classes.into_iter().map(super_class).collect();
-        let images = Counts { planned: run.planned.map(|n| n as u64), total: succeeded + failed, succeeded, failed };
         Summary {
             format: 1,
-            run,
-            images,
+            run: run.into(),
+            images: Counts { planned: planned.map(|n| n as u64), total: succeeded + failed, succeeded, failed },
             failures: reasons,
             overall: Metric::ALL.into_iter().map(|metric| (metric, MetricSummary::over(metric, results))).collect(),
             classes: classes
@@ -244,7 +227,7 @@ impl Summary {
                     error: spreads(&records),
                 })
                 .collect(),
-            super_classes,
+            super_classes: by_super_class(super_classes, results),
             lane_steps: results.iter().map(|r| r.lane_steps).sum(),
             seconds: sorted_sum(results.iter().map(|r| r.seconds)),
         }
@@ -264,6 +247,24 @@ impl Summary {
     }
 }
 
+fn by_super_class(super_class_of: &SuperClasses, results: &[ResultRecord]) -> Vec<SuperClassSummary> {
+    let mut super_classes: BTreeMap<&str, (Vec<String>, Vec<&ResultRecord>)> = BTreeMap::new();
+    for (class, super_class) in super_class_of {
+        super_classes.entry(super_class).or_default().0.push(class.clone());
+    }
+    for record in results {
+        let name = super_class_of.get(&record.class_name);
+        if let Some((_, records)) = name.and_then(|name| super_classes.get_mut(name.as_str())) {
+            records.push(record);
+        }
+    }
+    let summary = |(name, (classes, records)): (&str, (Vec<String>, Vec<&ResultRecord>))| {
+        let (name, images, error) = (name.to_owned(), records.len() as u64, spreads(&records));
+        SuperClassSummary { name, classes, images, error }
+    };
+    super_classes.into_iter().map(summary).collect()
+}
+
 impl MetricSummary {
     fn over(metric: Metric, results: &[ResultRecord]) -> MetricSummary {
         MetricSummary {
@@ -274,7 +275,7 @@ impl MetricSummary {
     }
 }
 
-/// Of each metric, over the best seeds.
+/// Each metric over the best seeds.
 fn spreads(records: &[&ResultRecord]) -> BTreeMap<Metric, Spread> {
     let spread = |metric: Metric| Spread::over(records.iter().filter_map(|r| metric.best_seed(r)));
     Metric::ALL.into_iter().map(|metric| (metric, spread(metric))).collect()
@@ -285,7 +286,7 @@ fn mean(values: &[f64]) -> Option<f64> {
     mean.is_finite().then_some(mean)
 }
 
-/// Floating-point sums depend on the order; a summary must not. Of nothing 0, where `sum` says -0.
+/// Floating-point sums depend on the order; a summary must not. The sum of no values is 0, where `Iterator::sum` gives -0.
 fn sorted_sum(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.filter(|v| v.is_finite()).collect();
     values.sort_by(f64::total_cmp);
@@ -336,17 +337,22 @@ pub(crate) mod tests {
         ModelRef { name: "fashion32".into(), digest: "ab".repeat(32), resolution: 32 }
     }
 
-    fn run() -> RunInfo {
-        RunInfo {
+    fn summarise(planned: Option<usize>, results: &[ResultRecord], failures: &[Failure]) -> Summary {
+        let ModelRef { name: model, digest: model_digest, resolution } = model();
+        let run = RunRecord {
+            format: 1,
             name: "demo".into(),
             dataset: "file:///samples".into(),
-            model: model(),
+            annotations: "auto".into(),
+            limit: None,
+            model,
+            model_digest,
+            resolution,
             params: Params::fast(),
             seed: 7,
             version: "0.1.0".into(),
-            planned: None,
-            super_classes: SuperClasses::new(),
-        }
+        };
+        Summary::new(&run, planned, &SuperClasses::new(), results, failures)
     }
 
     fn spread(mean: f64, standard_error: f64, median: f64) -> Spread {
@@ -359,7 +365,7 @@ pub(crate) mod tests {
             record("a", 0, "bag", 0, vec![seed(1.0, 0.5, 0.25), seed(2.0, 0.25, 0.75)]),
             record("b", 0, "bag", 1, vec![seed(5.0, 1.0, 1.5), seed(3.0, 1.5, 1.25)]),
         ];
-        let summary = Summary::new(run(), &results, &[]);
+        let summary = summarise(None, &results, &[]);
         // Two values x, y: mean (x + y) / 2, standard error |x - y| / 2.
         assert_eq!(summary.overall[&Metric::L1].best_seed, spread(1.0, 0.5, 1.0));
         assert_eq!(summary.overall[&Metric::L1].seeds_mean, spread(0.8125, 0.4375, 0.8125));
@@ -378,7 +384,7 @@ pub(crate) mod tests {
             record("d", 3, "shirt", 0, vec![seed(1.0, 1.0, 0.75)]),
             record("e", 3, "shirt", 0, vec![seed(1.0, 1.0, 1.75)]),
         ];
-        let summary = Summary::new(run(), &results, &[]);
+        let summary = summarise(None, &results, &[]);
         let [bag, shirt] = &summary.classes[..] else { panic!("two classes") };
         assert_eq!((bag.class, bag.name.as_str(), bag.images), (1, "bag", 1));
         assert_eq!(bag.error[&Metric::Lpips], Spread { mean: Some(0.25), standard_error: None, median: Some(0.25) });
@@ -394,7 +400,7 @@ pub(crate) mod tests {
             failure("y", FailureReason::BadImage, "truncated"),
             failure("z", FailureReason::UnknownClass, "sock"),
         ];
-        let summary = Summary::new(run(), &[record("a", 0, "bag", 0, vec![seed(1.0, 1.0, 1.0)])], &failures);
+        let summary = summarise(None, &[record("a", 0, "bag", 0, vec![seed(1.0, 1.0, 1.0)])], &failures);
         assert_eq!(summary.images, Counts { planned: None, total: 4, succeeded: 1, failed: 3 });
         let json: serde_json::Value = serde_json::from_slice(&summary.to_json()).expect("JSON");
         assert_eq!(json["failures"], serde_json::json!({ "bad_image": 2, "unknown_class": 1 }));
@@ -403,7 +409,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_left_is_known_if_the_number_of_images_is() {
         let results = [record("a", 0, "bag", 0, vec![seed(1.0, 1.0, 1.0)])];
-        let left = |planned| Summary::new(RunInfo { planned, ..run() }, &results, &[]).images.left();
+        let left = |planned| summarise(planned, &results, &[]).images.left();
         assert_eq!([None, Some(1), Some(5)].map(left), [0, 0, 4]);
     }
 
@@ -412,7 +418,7 @@ pub(crate) mod tests {
         let odd = record("nan", 0, "bag", 0, vec![seed(f64::NAN, f64::INFINITY, f64::NAN)]);
         let out_of_range = record("short", 0, "bag", 9, vec![]);
         for results in [vec![], vec![odd, out_of_range]] {
-            let summary = Summary::new(run(), &results, &[]);
+            let summary = summarise(None, &results, &[]);
             let json = String::from_utf8(summary.to_json()).expect("UTF-8");
             assert!(!json.contains("NaN") && !json.contains("inf,") && !json.contains("-0"), "{json}");
             let lpips = &summary.overall[&Metric::Lpips];
@@ -430,8 +436,8 @@ pub(crate) mod tests {
                 ResultRecord { seconds: x / 11.0, ..record(&i.to_string(), i as u32 % 3, "c", 0, seeds) }
             })
             .collect();
-        let forward = Summary::new(run(), &results, &[]).to_json();
+        let forward = summarise(None, &results, &[]).to_json();
         results.reverse();
-        assert_eq!(Summary::new(run(), &results, &[]).to_json(), forward);
+        assert_eq!(summarise(None, &results, &[]).to_json(), forward);
     }
 }

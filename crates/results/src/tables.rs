@@ -1,21 +1,21 @@
-//! The outputs of a run as a whole (*io*): tables, summary, report and manifest from the records in the store.
+//! Writes the outputs of a run (*io*): tables, summary, report and manifest from the records in the store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use proto::{ModelRef, RunRecord, keys};
+use proto::{RunRecord, keys};
 use store::{ErrorKind, Store};
 
 use crate::export::{results_csv, results_parquet};
-use crate::manifest::{Lines, Manifest, Object};
+use crate::manifest::{Lines, Manifest, ObjectEntry};
 use crate::report::{Pictures, report_html, shown};
 use crate::run::{AT_ONCE, Records, RunError, redrives};
-use crate::summary::{RunInfo, Summary, SuperClasses};
+use crate::summary::{Summary, SuperClasses};
 
 /// Writes `results.csv`, `results.parquet`, `summary.json`, `report.html`, `objects.jsonl.gz` and `manifest.json`.
 ///
-/// `planned`: images of the run in all, where that is known; `super_classes`: those of the model.
+/// `planned`: all images of the run, where that is known; `super_classes`: those of the model.
 pub async fn write_tables(
     run: &RunRecord,
     planned: Option<usize>,
@@ -23,27 +23,20 @@ pub async fn write_tables(
     records: &Arc<Records>,
     results: &Store,
 ) -> Result<Summary, RunError> {
-    let model = ModelRef { name: run.model.clone(), digest: run.model_digest.clone(), resolution: run.resolution };
-    let info = RunInfo {
-        name: run.name.clone(),
-        dataset: run.dataset.clone(),
-        model,
-        params: run.params.clone(),
-        seed: run.seed,
-        version: run.version.clone(),
-        planned,
-        super_classes,
-    };
     let pictures = read_pictures(records, results).await?;
-    let records = records.clone();
-    let made = tokio::task::spawn_blocking(move || make(info, &records, &pictures));
+    let (info, records) = (run.clone(), records.clone());
+    let made = tokio::task::spawn_blocking(move || {
+        let summary = Summary::new(&info, planned, &super_classes, &records.results, &records.failures);
+        let files = make(&summary, &records, &pictures);
+        (summary, files)
+    });
     let (summary, files) = made.await.expect("making the tables does not panic");
     let mut objects = Vec::new();
     for key in std::iter::once(keys::RUN.to_owned()).chain(redrives(results).await?.into_values()) {
-        objects.push(Object::new(key.clone(), &results.get(&key).await?));
+        objects.push(ObjectEntry::new(key.clone(), &results.get(&key).await?));
     }
     for (key, bytes) in files {
-        objects.push(Object::new(key.into(), &bytes));
+        objects.push(ObjectEntry::new(key.into(), &bytes));
         results.put(key, bytes).await?;
     }
     results.put(keys::MANIFEST, Manifest::new(run.clone(), summary.images, objects).to_json()).await?;
@@ -52,24 +45,22 @@ pub async fn write_tables(
 
 type Files = [(&'static str, Vec<u8>); 5];
 
-fn make(info: RunInfo, records: &Records, pictures: &HashMap<String, Pictures>) -> (Summary, Files) {
+fn make(summary: &Summary, records: &Records, pictures: &HashMap<String, Pictures>) -> Files {
     let Records { results, failures, markers } = records;
-    let summary = Summary::new(info, results, failures);
     let mut lines = Lines::new();
-    for object in markers.iter().cloned().chain(results.iter().flat_map(Object::of)) {
+    for object in markers.iter().cloned().chain(results.iter().flat_map(ObjectEntry::of)) {
         lines.add(&object);
     }
-    let files = [
-        ("results.csv", results_csv(results, failures)),
-        ("results.parquet", results_parquet(results, failures)),
-        ("summary.json", summary.to_json()),
-        ("report.html", report_html(&summary, results, failures, pictures).into_bytes()),
+    [
+        (keys::RESULTS_CSV, results_csv(results, failures)),
+        (keys::RESULTS_PARQUET, results_parquet(results, failures)),
+        (keys::SUMMARY, summary.to_json()),
+        (keys::REPORT, report_html(summary, results, failures, pictures).into_bytes()),
         (keys::OBJECTS, lines.finish()),
-    ];
-    (summary, files)
+    ]
 }
 
-/// Of the images that the report shows.
+/// The pictures of the images that the report shows.
 async fn read_pictures(records: &Records, results: &Store) -> Result<HashMap<String, Pictures>, RunError> {
     let shown: Vec<_> = shown(&records.results).iter().map(|r| (r.image.clone(), r.attempt.clone())).collect();
     let results = results.clone();

@@ -1,4 +1,4 @@
-//! Proves that a run is complete (*io*).
+//! Checks that a run is complete (*io*).
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -8,49 +8,50 @@ use proto::keys::{Kind, Marker};
 use proto::{Failure, RedriveRecord, ResultRecord, RunningSha256, chain, hex_sha256, keys};
 use store::{ErrorKind, Store};
 
-use crate::manifest::{Manifest, Object, ReadLines};
+use crate::manifest::{Manifest, ObjectEntry, ReadLines};
 use crate::run::{AT_ONCE, RunError, read_each, read_json, read_run, read_seeds, redrives, spread};
 use crate::seeds::Seeds;
 
-/// How what is there and the tables can differ without any harm.
-const NEWER: &str = "newer than the tables, which are written again when the run ends, and by basin report";
+/// Why objects and tables may differ without harm.
+const NEWER: &str = "newer than the tables, which the end of the run and basin report write again";
 
-/// What was found.
+/// The state of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Found {
+pub struct Verification {
     /// Images of the data set that belong to the run.
     pub images: usize,
-    /// With a result.
+    /// Images with a result.
     pub succeeded: usize,
-    /// With a failure.
+    /// Images with a failure.
     pub failed: usize,
-    /// What is not as it should be, for people.
+    /// Sentences for people; empty if the run is complete.
     pub problems: Vec<String>,
 }
 
-/// What the store lists of the images.
+/// The objects of the images, as the store lists them.
 #[derive(Default)]
 struct Listed {
-    /// What counts, by place: a result before a failure.
+    /// The marker that counts, by place: a result before a failure.
     markers: BTreeMap<String, Marker>,
     objects: Objects,
 }
 
-/// Sizes of what an attempt wrote, by place and attempt.
+/// Sizes of an attempt's files, by place and attempt.
 type Objects = BTreeMap<(String, String), BTreeMap<&'static str, u64>>;
 
-/// The objects that were read of the markers that count, by place; none for one that is damaged.
-type Read = BTreeMap<String, Option<Object>>;
+/// The markers that count, by place; `None` for one that is damaged.
+type Read = BTreeMap<String, Option<ObjectEntry>>;
 
-/// Compares the run with its data set: every image has one result, of its seed, or one failure, every object of a result is there
-/// with its size, and the tables count what is there; `deep`: digests too, of all that results, manifest and its lines name.
+/// Compares the run with its data set: every image has one result, with its seed, or one failure; every object of a result exists with
+/// its size; the tables count the same images. `deep` also compares the digests of all objects that results, manifest and its lines
+/// name.
 ///
-/// What is damaged is a problem; an error is for what could not be looked at.
-pub async fn verify(results: &Store, deep: bool) -> Result<Found, RunError> {
-    let mut found = Found::default();
+/// A damaged object is a problem; an error means that something could not be read.
+pub async fn verify(results: &Store, deep: bool) -> Result<Verification, RunError> {
+    let mut found = Verification::default();
     let Some(run) = sound(read_run(results).await, &mut found.problems)? else { return Ok(found) };
     let Some(run) = run else {
-        // A bucket or a folder that is not there is an error.
+        // A missing bucket or folder is an error.
         results.list("")?.next_page().await?;
         found.problems.push(format!("{} holds no run (there is no run.json)", results.url()));
         return Ok(found);
@@ -71,14 +72,14 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Found, RunError> {
         }
     }
     for place in markers.keys().filter(|place| !expected.contains_key(*place)) {
-        found.problems.push(format!("{place:?} is no image of the data set any more"));
+        found.problems.push(format!("{place:?} is not an image of the data set any more"));
     }
     let mut redrives = read_each::<RedriveRecord>(results, redrives(results).await?.into_values().collect());
     let mut whole = true;
     while let Some(read) = redrives.next().await {
         whole &= sound(read, &mut found.problems)?.is_some();
     }
-    // Without each redrive nobody knows the seeds of the images.
+    // The seeds of the images are known only if every redrive can be read.
     let seeds = if whole { Some(read_seeds(&run, results).await?) } else { None };
     let (succeeded, failed): (Vec<_>, Vec<_>) = markers.into_iter().partition(|(_, marker)| *marker == Marker::Result);
     let [succeeded, failed] = [succeeded, failed].map(|markers| markers.into_iter().map(|(place, _)| place).collect::<Vec<_>>());
@@ -86,7 +87,7 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Found, RunError> {
     let mut read = read_failures(failed, results, &mut found.problems).await?;
     read.extend(check_results(succeeded, &mut objects, seeds.as_ref(), results, deep, &mut found.problems).await?);
     for (place, attempt) in objects.keys() {
-        found.problems.push(format!("attempt {attempt} at {place:?} left objects and is not the one that counts"));
+        found.problems.push(format!("attempt {attempt} at {place:?} left objects, and another attempt counts"));
     }
     for prefix in [keys::ATTEMPTS, keys::CHECKPOINTS] {
         let left = results.list(prefix)?.all().await?.len();
@@ -98,7 +99,7 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Found, RunError> {
     Ok(found)
 }
 
-/// What was read. Nothing where it is damaged, or gone since it was listed, which are problems.
+/// The record that was read; `None`, and a problem, if it is damaged or was deleted after the listing.
 fn sound<T>(read: Result<T, RunError>, problems: &mut Vec<String>) -> Result<Option<T>, RunError> {
     match read {
         Ok(read) => return Ok(Some(read)),
@@ -123,7 +124,7 @@ async fn list(results: &Store, problems: &mut Vec<String>) -> Result<Listed, Run
                     let attempt = listed.objects.entry((place.to_owned(), attempt.to_owned())).or_default();
                     attempt.insert(item.file(), object.size);
                 }
-                None => problems.push(format!("{} is no object of a run", object.key)),
+                None => problems.push(format!("{} is not an object of a run", object.key)),
             }
         }
     }
@@ -145,7 +146,7 @@ async fn read_failures(places: Vec<String>, results: &Store, problems: &mut Vec<
     Ok(objects)
 }
 
-/// Takes the objects of the attempts that count out of `objects`.
+/// Removes the objects of the attempts that count from `objects`.
 async fn check_results(
     places: Vec<String>,
     objects: &mut Objects,
@@ -168,12 +169,12 @@ async fn check_results(
             }
             let mut problems = check(&record, &there, results, deep).await?;
             if seeds.is_some_and(|seeds| record.seed != seeds.of(&record.image)) {
-                problems.push(format!("the result of {:?} is of another seed than the run gives it", record.image));
+                problems.push(format!("the result of {:?} has another seed than the run gives it", record.image));
             }
             Ok::<_, RunError>((problems, object))
         }
     });
-    let checks: Vec<Result<(Vec<String>, Object), RunError>> = checks.buffered(AT_ONCE).collect().await;
+    let checks: Vec<Result<(Vec<String>, ObjectEntry), RunError>> = checks.buffered(AT_ONCE).collect().await;
     let mut read = Read::new();
     for (place, checked) in places.into_iter().zip(checks) {
         let checked = sound(checked, problems)?;
@@ -185,18 +186,18 @@ async fn check_results(
             }),
         );
     }
-    // Nobody knows which attempt a damaged result names.
+    // A damaged result does not tell which attempt counts.
     let damaged: HashSet<&String> = read.iter().filter(|(_, object)| object.is_none()).map(|(place, _)| place).collect();
     objects.retain(|(place, _), _| !damaged.contains(place));
     Ok(read)
 }
 
-/// What is wrong with a record of `image` at `place`.
+/// The problem of a record that belongs to another place.
 fn misplaced(image: &str, place: &str, key: &str) -> Option<String> {
     (keys::place(image) != place).then(|| format!("{key} is the record of another image, {image:?}"))
 }
 
-/// What is wrong with the objects of a result.
+/// The problems of a result's objects.
 async fn check(
     record: &ResultRecord,
     there: &BTreeMap<&'static str, u64>,
@@ -227,8 +228,8 @@ async fn check(
     Ok(problems)
 }
 
-/// Compares what is there with the manifest; a run that has not ended may have none.
-async fn check_tables(read: Read, results: &Store, deep: bool, found: &mut Found) -> Result<(), RunError> {
+/// Compares the images with the manifest; a run that has not ended may have none.
+async fn check_tables(read: Read, results: &Store, deep: bool, found: &mut Verification) -> Result<(), RunError> {
     let manifest = match read_json::<Manifest>(results, keys::MANIFEST).await {
         Err(error) if error.is_not_found() => return Ok(()),
         read => sound(read, &mut found.problems)?,
@@ -237,7 +238,7 @@ async fn check_tables(read: Read, results: &Store, deep: bool, found: &mut Found
     let (succeeded, failed) = (manifest.images.succeeded, manifest.images.failed);
     if (succeeded, failed) != (found.succeeded as u64, found.failed as u64) {
         found.problems.push(format!(
-            "{} counts {succeeded} results and {failed} failures: some were lost, or what is there is {NEWER}",
+            "{} counts {succeeded} results and {failed} failures: some were lost, or the objects are {NEWER}",
             keys::MANIFEST
         ));
     }
@@ -248,11 +249,11 @@ async fn check_tables(read: Read, results: &Store, deep: bool, found: &mut Found
     Ok(())
 }
 
-/// Which of the objects beside the manifest are not as it says.
-async fn check_objects(objects: Vec<Object>, results: &Store) -> Result<Vec<String>, RunError> {
+/// The problems of the objects beside the manifest.
+async fn check_objects(objects: Vec<ObjectEntry>, results: &Store) -> Result<Vec<String>, RunError> {
     let checks = objects.into_iter().map(async |object| match digested(object.key.clone(), results).await {
         Ok(there) if there == object => Ok(None),
-        Ok(_) => Ok(Some(format!("{} is not what {} says", object.key, keys::MANIFEST))),
+        Ok(_) => Ok(Some(format!("{} differs from its entry in {}", object.key, keys::MANIFEST))),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidKey) => {
             Ok(Some(format!("{} is missing", object.key)))
         }
@@ -262,25 +263,25 @@ async fn check_objects(objects: Vec<Object>, results: &Store) -> Result<Vec<Stri
     Ok(problems.into_iter().flatten().collect())
 }
 
-async fn digested(key: String, results: &Store) -> Result<Object, store::Error> {
+async fn digested(key: String, results: &Store) -> Result<ObjectEntry, store::Error> {
     let mut download = results.download(&key).await?;
     let (mut size, mut digest) = (0, RunningSha256::default());
     while let Some(piece) = download.next().await? {
         size += piece.len() as u64;
         digest.update(&piece);
     }
-    Ok(Object { key, size, sha256: digest.hex() })
+    Ok(ObjectEntry { key, size, sha256: digest.hex() })
 }
 
-/// Which markers are not as the manifest's lines say. The other lines repeat what results say, which is compared already.
+/// The problems of the markers among the manifest's lines. The other lines repeat the results, which are compared already.
 async fn check_lines(mut read: Read, results: &Store) -> Result<Vec<String>, RunError> {
     let mut problems = Vec::new();
     let mut download = match results.download(keys::OBJECTS).await {
-        // Which the manifest tells, too.
+        // The manifest names it, so its absence is a problem already.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(problems),
         download => download?,
     };
-    let unknown = |object: &Object| format!("{} is not in {}: it is {NEWER}", object.key, keys::OBJECTS);
+    let unknown = |object: &ObjectEntry| format!("{} is not in {}: it is {NEWER}", object.key, keys::OBJECTS);
     let damaged = |error| format!("{} is damaged: {error}", keys::OBJECTS);
     let mut lines = ReadLines::new();
     while let Some(piece) = download.next().await? {
@@ -296,10 +297,14 @@ async fn check_lines(mut read: Read, results: &Store) -> Result<Vec<String>, Run
             match read.remove(place) {
                 Some(Some(object)) if object.key != line.key => problems.push(unknown(&object)),
                 Some(Some(object)) if object != line => {
-                    problems.push(format!("{} is not what {} says: it was altered, or is {NEWER}", line.key, keys::OBJECTS));
+                    problems.push(format!(
+                        "{} differs from its line in {}: it was altered, or is {NEWER}",
+                        line.key,
+                        keys::OBJECTS
+                    ));
                 }
                 Some(_) => {}
-                None => problems.push(format!("{} is gone: it was lost, or what is there is {NEWER}", line.key)),
+                None => problems.push(format!("{} is missing: it was lost, or the objects are {NEWER}", line.key)),
             }
         }
     }

@@ -1,6 +1,6 @@
-//! Results as a WebDataset (*io*): tar files of samples, which training programs read as a stream.
+//! Exports results as a WebDataset (*io*): tar files of samples, which training programs read as a stream.
 //!
-//! One shard is in memory at a time. The same run and the same cut make the same bytes: samples in the order of their places,
+//! One shard is in memory at a time. The same run and the same limits make the same bytes: samples in the order of their places,
 //! members in the order of their names, no times and no owners.
 
 use std::collections::HashMap;
@@ -12,11 +12,11 @@ use proto::{ResultRecord, RunRecord, hex_sha256, keys};
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
 
-use crate::manifest::{Lines, Manifest, Object};
+use crate::manifest::{Lines, Manifest, ObjectEntry};
 use crate::run::{self, AT_ONCE, Markers, read_json, read_run};
 use crate::summary::Counts;
 
-/// Ends of the members' names, sorted, and what they are; no item: the result's record.
+/// Extensions of the members' names, sorted, with their items; `None` is the result's record.
 const MEMBERS: [(&str, Option<Item>); 9] = [
     ("delta.zst", Some(Item::Delta)),
     ("generated.png", Some(Item::Generated)),
@@ -28,17 +28,18 @@ const MEMBERS: [(&str, Option<Item>); 9] = [
     ("transformed.png", Some(Item::Transformed)),
     ("tuned.png", Some(Item::Tuned)),
 ];
-/// Bytes of the longest name of a sample, so that its members fit into the 100 of a plain tar header; and of what is kept of a
-/// longer one, before its digest.
-const LONGEST: (usize, usize) = (84, 50);
+/// Bytes of the longest name of a sample, so that its members fit into the 100 of a plain tar header.
+const LONGEST: usize = 84;
+/// Bytes of a longer name that stand before its digest.
+const KEPT: usize = 50;
 const BLOCK: u64 = 512;
 
-/// Where a shard ends.
+/// Limits of a shard.
 #[derive(Clone, Copy, Debug)]
 pub struct Cut {
-    /// Before it has more bytes, unless a single sample has.
+    /// Bytes of a shard, unless a single sample has more.
     pub bytes: u64,
-    /// After so many samples.
+    /// Samples of a shard.
     pub samples: Option<usize>,
 }
 
@@ -48,48 +49,22 @@ impl Default for Cut {
     }
 }
 
-/// Why there is no export.
+/// Why an export failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The run, or the place of the export, cannot be read or written.
+    /// The run cannot be read, or the export's place cannot be written.
     #[error(transparent)]
     Run(#[from] run::RunError),
-    /// There is no run.
     #[error("{url} holds no run (there is no run.json)")]
-    NoRun {
-        /// URL of the store.
-        url: String,
-    },
-    /// The export would become part of the run.
-    #[error("{out} lies inside the run {run}: choose a place outside of it for the export")]
-    Inside {
-        /// URL of the export.
-        out: String,
-        /// URL of the run.
-        run: String,
-    },
-    /// The place of the export holds something else.
-    #[error("{out} is not empty, and holds no export of this run: choose an empty place")]
-    Taken {
-        /// URL of the place.
-        out: String,
-    },
-    /// An object is not the one that its result names.
-    #[error("{key} is not what the result of {image:?} says: it is damaged (basin verify --deep lists all such)")]
-    Altered {
-        /// Name of the image.
-        image: String,
-        /// Key of the object.
-        key: String,
-    },
-    /// There is no such object.
-    #[error("{key} of the result of {image:?} is missing (basin verify lists all such)")]
-    Missing {
-        /// Name of the image.
-        image: String,
-        /// Key of the object.
-        key: String,
-    },
+    NoRun { url: String },
+    #[error("{out} is inside the run {run}: choose a place outside of it for the export")]
+    Inside { out: String, run: String },
+    #[error("{out} is not empty and holds no export of this run: choose an empty place")]
+    Taken { out: String },
+    #[error("{key} is damaged: it differs from the result of {image:?}; basin verify --deep lists all damaged objects")]
+    Altered { image: String, key: String },
+    #[error("{key} of the result of {image:?} is missing; basin verify lists all missing objects")]
+    Missing { image: String, key: String },
 }
 
 impl From<store::Error> for ExportError {
@@ -98,29 +73,29 @@ impl From<store::Error> for ExportError {
     }
 }
 
-/// What was written.
+/// An export that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exported {
-    /// Tar files.
+    /// Number of tar files.
     pub shards: usize,
     /// Bytes of the tar files.
     pub bytes: u64,
-    /// Of the run; those that succeeded are in the export.
+    /// Images of the run; those that succeeded are in the export.
     pub images: Counts,
-    /// Whether the run has, if its tables tell.
+    /// Whether the run has ended; `None` if its tables do not tell.
     pub ended: Option<bool>,
 }
 
 impl Exported {
-    /// What a person should know of an export of a run that may go on.
+    /// A warning for people, unless the run has ended.
     pub fn caveat(&self) -> Option<String> {
         let Counts { planned, succeeded, .. } = self.images;
         let planned = planned.map_or(String::new(), |planned| format!(" {planned}"));
-        let exported = format!("{succeeded} of its{planned} images have results, and are exported");
+        let exported = format!("{succeeded} of its{planned} images have results and are exported");
         match self.ended {
             Some(true) => None,
             Some(false) => Some(format!("the run has not ended: {exported}")),
-            None => Some(format!("nothing tells whether the run has ended: {exported}")),
+            None => Some(format!("it is not known whether the run has ended: {exported}")),
         }
     }
 }
@@ -128,9 +103,9 @@ impl Exported {
 /// A line of an export's `objects.jsonl.gz`.
 #[derive(Serialize)]
 struct Line<'a> {
-    /// As it is in the run.
+    /// The entry in the run.
     #[serde(flatten)]
-    object: &'a Object,
+    object: &'a ObjectEntry,
     shard: &'a str,
     member: &'a str,
 }
@@ -141,7 +116,7 @@ struct Sample {
 
 struct Member {
     name: String,
-    object: Object,
+    object: ObjectEntry,
     bytes: Bytes,
 }
 
@@ -151,7 +126,7 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
         return Err(ExportError::Inside { out: out.url(), run: results.url() });
     }
     let Some(run) = read_run(results).await? else {
-        // A bucket or a folder that is not there says so.
+        // A missing bucket or folder is an error of its own.
         results.list("")?.next_page().await?;
         return Err(ExportError::NoRun { url: results.url() });
     };
@@ -159,7 +134,7 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     let claimed = claim(out, &run).await?;
     out.delete(keys::MANIFEST).await?;
     let markers = Markers::list(results).await?;
-    let (images, ended) = tell(&markers, results).await?;
+    let (images, ended) = count_images(&markers, results).await?;
     let names = names(&markers.results);
     let load = |(place, name)| {
         let results = results.clone();
@@ -180,31 +155,31 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     if !shard.samples.is_empty() {
         objects.push(shard.write(&mut exported, &mut lines, out).await?);
     }
-    // Of an earlier export that was cut otherwise.
+    // Shards of an earlier export with other limits.
     for old in out.list("shard-")?.all().await? {
         if is_shard(&old.key) && !objects.iter().any(|o| o.key == old.key) {
             out.delete(&old.key).await?;
         }
     }
     let lines = lines.finish();
-    objects.push(Object::new(keys::OBJECTS.into(), &lines));
+    objects.push(ObjectEntry::new(keys::OBJECTS.into(), &lines));
     out.put(keys::OBJECTS, lines).await?;
     out.put(keys::MANIFEST, Manifest::new(run, images, objects).to_json()).await?;
     Ok(exported)
 }
 
-/// How many images have which end, and whether that is the run's: it has one when a manifest counts them all.
-async fn tell(markers: &Markers, results: &Store) -> Result<(Counts, Option<bool>), ExportError> {
+/// The run's images, and whether it has ended: a manifest then counts all of them.
+async fn count_images(markers: &Markers, results: &Store) -> Result<(Counts, Option<bool>), ExportError> {
     let (succeeded, failed) = (markers.results.len() as u64, markers.failures.len() as u64);
     let manifest = read_counts(results, keys::MANIFEST).await?;
-    // Of an earlier end, where the run goes on.
-    let tables = if manifest.is_some() { manifest } else { read_counts(results, "summary.json").await? };
+    // After an earlier end of a run that was resumed.
+    let tables = if manifest.is_some() { manifest } else { read_counts(results, keys::SUMMARY).await? };
     let images = Counts { planned: tables.and_then(|t| t.planned), total: succeeded + failed, succeeded, failed };
     let ended = if manifest.is_some() { images.planned.map(|_| images.left() == 0) } else { Some(false) };
     Ok((images, ended))
 }
 
-/// What `manifest.json` or `summary.json` counts, if it is there and whole.
+/// The counts in `manifest.json` or `summary.json`; `None` if it is missing or damaged.
 async fn read_counts(results: &Store, key: &str) -> Result<Option<Counts>, ExportError> {
     #[derive(Deserialize)]
     struct Counting {
@@ -218,10 +193,10 @@ async fn read_counts(results: &Store, key: &str) -> Result<Option<Counts>, Expor
     }
 }
 
-/// Takes a place that is empty, or that an earlier export of this run has taken: what else lies there would be replaced.
-async fn claim(out: &Store, run: &RunRecord) -> Result<Object, ExportError> {
+/// Marks a place as this run's export. Only an empty place, or an earlier export of the run, is taken: nothing else is overwritten.
+async fn claim(out: &Store, run: &RunRecord) -> Result<ObjectEntry, ExportError> {
     let record = serde_json::to_vec_pretty(run).expect("a record serialises");
-    let object = Object::new(keys::EXPORT.into(), &record);
+    let object = ObjectEntry::new(keys::EXPORT.into(), &record);
     match read_json::<RunRecord>(out, keys::EXPORT).await {
         Ok(there) if there == *run => {}
         Err(error) if error.is_not_found() && out.list("")?.next_page().await?.is_none() => {
@@ -236,7 +211,7 @@ async fn claim(out: &Store, run: &RunRecord) -> Result<Object, ExportError> {
 #[derive(Default)]
 struct Shard {
     samples: Vec<Sample>,
-    /// In the tar file, before its end.
+    /// Bytes of the tar file without its end.
     bytes: u64,
 }
 
@@ -246,7 +221,7 @@ impl Shard {
         !self.samples.is_empty() && (bytes > cut.bytes || cut.samples.is_some_and(|n| self.samples.len() >= n))
     }
 
-    async fn write(self, exported: &mut Exported, lines: &mut Lines, out: &Store) -> Result<Object, ExportError> {
+    async fn write(self, exported: &mut Exported, lines: &mut Lines, out: &Store) -> Result<ObjectEntry, ExportError> {
         let key = shard_name(exported.shards);
         for member in self.samples.iter().flat_map(|s| &s.members) {
             lines.add(&Line { object: &member.object, shard: &key, member: &member.name });
@@ -255,7 +230,7 @@ impl Shard {
         let name = key.clone();
         let made = tokio::task::spawn_blocking(move || {
             let bytes = self.tar();
-            (Object::new(name, &bytes), bytes)
+            (ObjectEntry::new(name, &bytes), bytes)
         });
         let (object, bytes) = made.await.expect("making a shard does not panic");
         exported.bytes += object.size;
@@ -287,7 +262,7 @@ impl Sample {
     }
 }
 
-/// Reads what belongs to a sample, and compares it with what the result says.
+/// Reads the members of a sample and compares them with the result.
 async fn load(results: &Store, place: String, name: String) -> Result<Sample, ExportError> {
     let read = async |image: &str, key: &str| match results.get(key).await {
         Err(error) if error.kind() == ErrorKind::NotFound => Err(ExportError::Missing { image: image.into(), key: key.into() }),
@@ -302,11 +277,11 @@ async fn load(results: &Store, place: String, name: String) -> Result<Sample, Ex
     let there = |item: &Option<Item>| item.is_none_or(|item| record.items().any(|i| i == item));
     for (end, item) in MEMBERS.into_iter().filter(|(_, item)| there(item)) {
         let (object, bytes) = match item {
-            None => (Object::new(marker.clone(), &content), content.clone()),
+            None => (ObjectEntry::new(marker.clone(), &content), content.clone()),
             Some(item) => {
                 let key = keys::item(image, &record.attempt, item);
                 let altered = || ExportError::Altered { image: image.clone(), key: key.clone() };
-                let object = Object::of(&record).find(|o| o.key == key).ok_or_else(altered)?;
+                let object = ObjectEntry::of(&record).find(|o| o.key == key).ok_or_else(altered)?;
                 let bytes = read(image, &key).await?;
                 if bytes.len() as u64 != object.size || hex_sha256(&bytes) != object.sha256 {
                     return Err(altered());
@@ -328,17 +303,17 @@ fn is_shard(key: &str) -> bool {
     number.and_then(|n| n.parse().ok()).is_some_and(|n| shard_name(n) == key)
 }
 
-/// Names of the samples: places without their last extension and without dots, which in a WebDataset end a name. Where that would
-/// be too long, or the same for several, a digest of the place is part of it.
+/// Names of the samples: places without their last extension and without dots, which end a name in a WebDataset. A name that would be
+/// too long, or the same for several places, contains a digest of the place.
 fn names(places: &[String]) -> Vec<String> {
     let plain: Vec<String> = places.iter().map(|place| plain_name(place)).collect();
     let mut count: HashMap<&str, usize> = HashMap::new();
     plain.iter().for_each(|name| *count.entry(name).or_default() += 1);
     let name = |(plain, place): (&String, &String)| {
-        if plain.len() <= LONGEST.0 && count[plain.as_str()] == 1 {
+        if plain.len() <= LONGEST && count[plain.as_str()] == 1 {
             return plain.clone();
         }
-        format!("{}%~{}", &plain[..plain.len().min(LONGEST.1)], &hex_sha256(place.as_bytes())[..32])
+        format!("{}%~{}", &plain[..plain.len().min(KEPT)], &hex_sha256(place.as_bytes())[..32])
     };
     plain.iter().zip(places).map(name).collect()
 }
@@ -361,6 +336,6 @@ mod tests {
         assert_eq!([&names[0], &names[3], &names[4]], ["Bag/0", "a_b/c_d", "plain"]);
         assert!(names[1].starts_with("Bag/1%~") && names[2].starts_with("Bag/1%~"), "{names:?}");
         let different: std::collections::HashSet<&String> = names.iter().collect();
-        assert!(different.len() == names.len() && names.iter().all(|n| !n.contains('.') && n.len() <= LONGEST.0), "{names:?}");
+        assert!(different.len() == names.len() && names.iter().all(|n| !n.contains('.') && n.len() <= LONGEST), "{names:?}");
     }
 }

@@ -6,9 +6,9 @@ use std::io::Cursor;
 use std::sync::LazyLock;
 
 use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
-use proto::{ColourTransform, Failure, FailureReason, History, ModelRef, Params, ResultRecord, SeedResult, Transform};
+use proto::{ColourTransform, Failure, FailureReason, History, ModelRef, Params, ResultRecord, RunRecord, SeedResult, Transform};
 use results::report::{self, BEST, Pictures, WORST, report_html};
-use results::summary::{RunInfo, Summary, SuperClasses};
+use results::summary::{Summary, SuperClasses};
 
 const CLASSES: [&str; 10] =
     ["t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot <b>\"&'"];
@@ -38,15 +38,21 @@ impl Random {
 }
 
 struct Run {
-    summary: Summary,
+    run: RunRecord,
+    planned: Option<usize>,
+    super_classes: SuperClasses,
     results: Vec<ResultRecord>,
     failures: Vec<Failure>,
     pictures: HashMap<String, Pictures>,
 }
 
 impl Run {
+    fn summary(&self) -> Summary {
+        Summary::new(&self.run, self.planned, &self.super_classes, &self.results, &self.failures)
+    }
+
     fn html(&self) -> String {
-        report_html(&self.summary, &self.results, &self.failures, &self.pictures)
+        report_html(&self.summary(), &self.results, &self.failures, &self.pictures)
     }
 }
 
@@ -156,17 +162,21 @@ fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) 
         ),
         failure("", FailureReason::BadName, "the name is empty"),
     ];
-    let run = RunInfo {
+    let ModelRef { name: model, digest: model_digest, resolution } = model();
+    let run = RunRecord {
+        format: 1,
         name: "Fashion samples <fast>".into(),
         dataset: "file:///home/someone/basin/samples".into(),
-        model: model(),
+        annotations: "auto".into(),
+        limit: None,
+        model,
+        model_digest,
+        resolution,
         params: Params::fast(),
         seed: 41,
         version: "0.1.0".into(),
-        planned: None,
-        super_classes: SuperClasses::new(),
     };
-    Run { summary: Summary::new(run, &results, &failures), results, failures, pictures }
+    Run { run, planned: None, super_classes: SuperClasses::new(), results, failures, pictures }
 }
 
 fn garments(index: usize, record: &ResultRecord, random: &mut Random) -> Pictures {
@@ -276,8 +286,7 @@ fn super_classes_have_their_own_table_and_are_known_again_from_the_summary() {
     let of_class = CLASSES.map(|class| (class.to_owned(), if class == "dress" { "whole" } else { "a <part>" }.to_owned()));
     let mut run = run_of(40, garments);
     assert!(!run.html().contains("super-class"));
-    let info = RunInfo { super_classes: of_class.clone().into(), ..run.summary.run.clone() };
-    run.summary = Summary::new(info, &run.results, &run.failures);
+    run.super_classes = of_class.clone().into();
     let html = run.html();
     let (_, section) = html.split_once("Error by super-class").expect("a section");
     let dresses = run.results.iter().filter(|r| r.class_name == "dress").count();
@@ -285,7 +294,7 @@ fn super_classes_have_their_own_table_and_are_known_again_from_the_summary() {
         assert!(section.contains(&format!("<bdi>{name}</bdi></th><td>{images}</td>")), "{section}");
     }
     // As `basin report` reads it.
-    let earlier: Summary = serde_json::from_slice(&run.summary.to_json()).expect("our own file");
+    let earlier: Summary = serde_json::from_slice(&run.summary().to_json()).expect("our own file");
     assert_eq!(earlier.super_class_of(), of_class.into());
 }
 
@@ -316,11 +325,10 @@ fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
 fn an_unfinished_run_says_so() {
     let mut run = run_of(2, |_, _, _| Pictures::default());
     assert!(!run.html().contains("Unfinished"));
-    let info = RunInfo { planned: Some(64), ..run.summary.run.clone() };
-    run.summary = Summary::new(info, &run.results, &run.failures);
+    run.planned = Some(64);
     let html = run.html();
     assert!(html.contains("Unfinished: 7 of 64 images") && html.contains(">of 64 images<"), "{html}");
-    run.summary = Summary::new(RunInfo { planned: Some(7), ..run.summary.run.clone() }, &run.results, &run.failures);
+    run.planned = Some(7);
     assert!(!run.html().contains("Unfinished"));
 }
 
@@ -329,7 +337,6 @@ fn a_run_in_which_everything_failed_and_an_empty_run_are_pages_too() {
     let mut run = run_of(0, |_, _, _| Pictures::default());
     assert!(run.html().contains("No projection for 5 images"));
     run.failures.clear();
-    run.summary = Summary::new(run.summary.run.clone(), &[], &[]);
     let html = run.html();
     assert!(html.contains("of 0 images") && html.contains(">0.0 s<") && html.ends_with("</html>\n"));
 }

@@ -1,5 +1,5 @@
 //! Weights of torchvision's residual networks and detector from a small integer generator, the same as `value` in
-//! `make_detector.py`, bit for bit. Names and shapes are written down here a second time, so that they test the loader.
+//! `make_detector.py`, bit for bit. Names and shapes are stated here independently, so that they test the loader.
 
 use projector::nn::{mask_rcnn, resnet};
 
@@ -63,7 +63,7 @@ pub fn mask_rcnn(config: &mask_rcnn::Config) -> Vec<(String, Vec<i64>)> {
     keys
 }
 
-/// Of the bounds of weights, by the start of the name.
+/// Factors of the bounds of weights, by the start of the name.
 const GAINS: [(&str, f64); 5] = [
     ("backbone.fpn", 0.42),
     ("rpn.head.bbox_pred", 0.3),
@@ -72,7 +72,7 @@ const GAINS: [(&str, f64); 5] = [
     ("roi_heads.mask_predictor.mask_fcn_logits", 2.0),
 ];
 
-/// Where every odd input takes away all that it has in common with the one before it, instead of half.
+/// Tensors in which every odd input cancels the whole of the one before it, instead of half.
 const HEADS: [&str; 3] = ["backbone.fpn", "rpn", "roi_heads"];
 
 /// Values (row-major) of the tensor `name`.
@@ -105,7 +105,7 @@ pub fn unit(name: &str, count: u32) -> Vec<f32> {
     (0..count).map(|i| element(seed, i)).collect()
 }
 
-/// FNV-1a.
+/// Hash by FNV-1a.
 fn seed(name: &str) -> u32 {
     name.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

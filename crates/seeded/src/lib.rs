@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-/// Names (torchvision's) and shapes.
+/// torchvision's names, and shapes.
 pub const ALEXNET: [(&str, &[i64]); 10] = [
     ("features.0.weight", &[64, 3, 11, 11]),
     ("features.0.bias", &[64]),

@@ -49,7 +49,7 @@ pub struct Array {
 }
 
 impl Array {
-    /// The elements as f32, rounded if they are f64; nothing if they are no floats.
+    /// The elements as f32, rounded if they are f64; `None` if they are not floats.
     pub fn floats(&self) -> Option<Vec<f32>> {
         Some(match self.dtype {
             Dtype::F64 => words(&self.data).map(|b| f64::from_le_bytes(b) as f32).collect(),
@@ -61,18 +61,18 @@ impl Array {
     }
 }
 
-/// Without the data, which may be gigabytes.
+/// Shows type and shape, not the data, which may be gigabytes.
 impl std::fmt::Debug for Array {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}{:?}", self.dtype, self.shape)
     }
 }
 
-/// How a tensor lies in its storage, in elements.
+/// A tensor's place in its storage, in elements.
 pub(crate) struct View {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    /// As many as `shape` has.
+    /// One for each size.
     pub strides: Vec<usize>,
     pub offset: usize,
 }
@@ -89,7 +89,7 @@ impl View {
         View { dtype, strides: row_major(shape.iter()), shape, offset: 0 }
     }
 
-    /// Bytes of the array that it becomes; nothing if they overflow.
+    /// Bytes of the array; `None` if they overflow.
     pub fn bytes(&self) -> Option<usize> {
         self.shape.iter().try_fold(self.dtype.size(), |bytes, &size| bytes.checked_mul(size))
     }

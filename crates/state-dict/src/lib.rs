@@ -1,21 +1,22 @@
-//! Reads checkpoint files that others published into named arrays, without running anything in them.
+//! Reads published checkpoint files into named arrays, without running anything in them.
 //!
-//! Four containers, told apart by content: torch's first one (before 1.6: pickles, then raw data), torch's zip, NumPy's npz and
+//! Four containers, recognised by content: torch's first one (before 1.6: pickles, then raw data), torch's zip, NumPy's npz and
 //! safetensors. A pickle is a program; `pickle.rs` runs the small part of that language which builds dicts and tensors, and
 //! refuses by name every opcode and every global outside it.
 //!
-//! What every container keeps:
-//! * Nested dicts are flattened with '.' (`state_dict.conv1.weight`), lists with the index; what is no tensor is left out.
+//! For every container:
+//! * Nested dicts are flattened with '.' (`state_dict.conv1.weight`), lists with the index; values other than tensors are skipped.
 //! * Arrays are row-major, contiguous and little-endian, whatever the strides were. Big-endian files are refused.
-//! * Floats are finite, names are unique, printable and lead out of no directory.
-//! * Nothing is allocated because a header says so. What is read is at most [`MAX_GROWTH`] times the file (compression, views
-//!   that repeat elements, tensors under several names), or [`SMALL`], and never more than [`MAX_BYTES`].
+//! * Floats are finite; names are unique, printable and lead out of no directory.
+//! * A header alone never causes an allocation. The arrays have at most [`MAX_GROWTH`] times the bytes of the file (compression,
+//!   views that repeat elements, tensors under several names) or [`SMALL`], and never more than [`MAX_BYTES`].
 //!
 //! Limits: a file is held in memory beside its arrays. Not read: TorchScript, torch files older than 0.2 (tar), pickle protocols
 //! other than 2, sparse, quantised and complex tensors, and npz members that are objects (pickles again).
 
 #![warn(missing_docs)]
 
+mod archive;
 mod array;
 mod npz;
 mod pickle;
@@ -32,88 +33,88 @@ pub use safetensors::write_safetensors;
 /// Named arrays, by name.
 pub type StateDict = BTreeMap<String, Array>;
 
-/// What is read may be this many times as large as the file.
+/// Limit of the arrays' bytes over the file's bytes.
 pub const MAX_GROWTH: u64 = 16;
-/// What is read may always be as large as this, in bytes.
+/// Bytes of arrays that are always allowed, however small the file is.
 pub const SMALL: u64 = 16 << 20;
-/// The largest file that is read, and the most that is made of one, in bytes.
+/// Limit of the file, and of its arrays, in bytes.
 pub const MAX_BYTES: u64 = 16 << 30;
-/// The longest name, in bytes; torch's are a tenth of it.
+/// Limit of a name in bytes; torch's names have a tenth of it.
 const MAX_NAME: usize = 512;
-/// What a name costs beside its bytes and data: an entry of the map, a shape.
+/// Bytes counted for each array beside its name and data: an entry of the map, a shape.
 const ENTRY: usize = 64;
 
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 
-/// Why a checkpoint was not read. Every message names the file, and the key, opcode or global where there is one.
+/// Why a checkpoint cannot be read. Every message names the file, and the key, opcode or global where there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system refused.
+    /// The file cannot be read or written.
     #[error("cannot {doing} {file}")]
     Io {
-        /// "read" or "write".
+        /// `read` or `write`.
         doing: &'static str,
-        /// The file.
+        /// Path or name of the file.
         file: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// None of the four containers.
-    #[error("{file} is no checkpoint that can be read: {what}")]
+    /// The file has none of the four containers.
+    #[error("cannot read {file} as a checkpoint: {what}")]
     Unknown {
-        /// The file.
+        /// Path or name of the file.
         file: String,
-        /// What it is instead, and what to do.
+        /// What the file is instead, and what to do.
         what: String,
     },
-    /// A known container that contradicts itself, most often because it was cut: fetch it again.
+    /// The container contradicts itself, most often because the file was cut.
     #[error("{file} is damaged: {what}; fetch it again")]
     Damaged {
-        /// The file.
+        /// Path or name of the file.
         file: String,
-        /// Where, and how.
+        /// The place and the contradiction.
         what: String,
     },
-    /// Outside what is read: it would run code, or it is a kind of tensor or layout that is not known here.
+    /// Not supported: it would run code, or has an unsupported kind of tensor or layout.
     #[error("{file}: refused {what}")]
     Refused {
-        /// The file.
+        /// Path or name of the file.
         file: String,
         /// The opcode, global or key, and what to do.
         what: String,
     },
-    /// A weight is not a number, or infinite.
+    /// A weight is NaN or infinite.
     #[error("{file}: {key} holds NaN or infinity; these weights cannot be used")]
     NotFinite {
-        /// The file.
+        /// Path or name of the file.
         file: String,
-        /// The tensor.
+        /// Name of the tensor.
         key: String,
     },
-    /// More memory would be needed than the file's own size accounts for.
+    /// The arrays would need more memory than the size of the file justifies.
     #[error("{file} is too large: {what}")]
     TooLarge {
-        /// The file.
+        /// Path or name of the file.
         file: String,
-        /// Which limit.
+        /// The size and the limit.
         what: String,
     },
 }
 
-/// Reads a checkpoint. Errors as [`parse`], and what the file system refuses.
+/// Reads a checkpoint file. Fails as [`parse`], and if the file cannot be read.
 pub fn read(path: &Path) -> Result<StateDict, Error> {
     let file = path.display().to_string();
     let io = |source| Error::Io { doing: "read", file: file.clone(), source };
     let length = std::fs::metadata(path).map_err(io)?.len();
     if length > MAX_BYTES {
-        let what = format!("{length} bytes, where {MAX_BYTES} are read at most");
+        let what = format!("it has {length} bytes, and at most {MAX_BYTES} are read");
         return Err(Error::TooLarge { file, what });
     }
     parse(&file, &std::fs::read(path).map_err(io)?)
 }
 
-/// Reads the checkpoint that these bytes are. `name` is for messages only.
+/// Reads a checkpoint from bytes. `name` is for messages only.
 pub fn parse(name: &str, bytes: &[u8]) -> Result<StateDict, Error> {
     let input = Input { name, bytes };
     let mut out = Output::new(input);
@@ -126,9 +127,9 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<StateDict, Error> {
     } else {
         return Err(input.unknown(match bytes {
             [] => "it is empty",
-            [0x80, ..] => "a pickle without torch's magic number; save the state_dict with torch.save or as safetensors",
-            [0x89, b'H', b'D', b'F', ..] => "HDF5; save its arrays with np.savez",
-            _ => "neither torch.save's formats, npz nor safetensors (is it a page that says why there is no file?)",
+            [0x80, ..] => "it is a pickle without torch's magic number; save the state_dict with torch.save or as safetensors",
+            [0x89, b'H', b'D', b'F', ..] => "it is HDF5; save its arrays with np.savez",
+            _ => "it is neither a file of torch.save, npz nor safetensors (perhaps a web page with an error message)",
         }));
     }
     if out.arrays.is_empty() {
@@ -137,7 +138,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<StateDict, Error> {
     Ok(out.arrays)
 }
 
-/// The file that is read: its name for messages, and all of it.
+/// The file: its name for messages, and its bytes.
 #[derive(Clone, Copy)]
 struct Input<'a> {
     name: &'a str,
@@ -158,12 +159,12 @@ impl Input<'_> {
     }
 }
 
-/// What was read so far, and how much more may be.
+/// The arrays read so far, and how many more bytes are allowed.
 struct Output<'a> {
     input: Input<'a>,
     arrays: StateDict,
     limit: u64,
-    /// Bytes.
+    /// Bytes that are still allowed.
     left: u64,
 }
 
@@ -173,7 +174,7 @@ impl<'a> Output<'a> {
         Output { input, arrays: StateDict::new(), limit, left: limit }
     }
 
-    /// Takes from what may still be made, before it is made.
+    /// Counts bytes against the limit, before they are allocated.
     fn spend(&mut self, bytes: usize) -> Result<(), Error> {
         self.left = self.left.checked_sub(bytes as u64).ok_or_else(|| Error::TooLarge {
             file: self.input.name.into(),
@@ -186,7 +187,7 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Adds a view of `storage` (the whole storage, little-endian) under `name`.
+    /// Adds a view of the whole, little-endian `storage` under `name`.
     fn insert(&mut self, name: String, view: View, storage: &[u8]) -> Result<(), Error> {
         self.check_name(&name)?;
         let bytes = view.bytes().ok_or_else(|| self.input.refused(format!("{name}: its shape overflows")))?;
@@ -200,7 +201,7 @@ impl<'a> Output<'a> {
             return Err(Error::NotFinite { file: self.input.name.into(), key: name });
         }
         if self.arrays.contains_key(&name) {
-            return Err(self.input.refused(format!("{name}: it is there twice")));
+            return Err(self.input.refused(format!("{name}: it occurs twice")));
         }
         self.arrays.insert(name, Array { dtype: view.dtype, shape: view.shape, data });
         Ok(())
@@ -220,12 +221,12 @@ impl<'a> Output<'a> {
     }
 }
 
-/// What a library says of the file, and may quote from it: without control characters, cut.
+/// A library's message, which may quote the file: without control characters, cut to 200.
 fn quoted(message: &impl std::fmt::Display) -> String {
     message.to_string().chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// A string of the file for a message: quoted, without control characters, cut.
+/// A string of the file for a message: quoted, control characters escaped, cut to 80.
 fn shown(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{:?}…", &text[..end]),

@@ -2,14 +2,14 @@
 
 use std::io::Read;
 
-use crate::torch::{Zip, zip_error};
+use crate::archive::{Zip, zip_error};
 use crate::{Dtype, Error, Input, Output, View, shown};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
-/// Bytes. A header of numbers is 118 long; the limit leaves room for many dimensions.
+/// Limit of a header in bytes. A usual one has 118; the limit leaves room for many dimensions.
 const MAX_HEADER: usize = 4096;
 
-/// Reads every member. Members that are no arrays are refused.
+/// Reads every member. A member that is not an array is refused.
 pub fn read(input: Input<'_>, zip: &mut Zip<'_>, out: &mut Output<'_>) -> Result<(), Error> {
     for at in 0..zip.len() {
         let nameless = |e| zip_error(input, &at.to_string(), e);
@@ -38,10 +38,10 @@ pub fn read(input: Input<'_>, zip: &mut Zip<'_>, out: &mut Output<'_>) -> Result
         let bytes = view.bytes().ok_or_else(|| input.refused(format!("{}: its shape overflows", shown(name))))?;
         out.spend(bytes)?;
         let mut data = Vec::new();
-        // One byte more than the header implies tells a longer member, and brings the zip's checksum.
+        // One byte more than the header implies reveals a longer member, and makes the zip check its checksum.
         member.by_ref().take(bytes as u64 + 1).read_to_end(&mut data).map_err(broken)?;
         if data.len() != bytes {
-            return Err(input.damaged(format!("{} holds other than the {bytes} bytes that its header implies", shown(name))));
+            return Err(input.damaged(format!("{} does not have the {bytes} bytes that its header implies", shown(name))));
         }
         out.insert(name.to_owned(), view, &data)?;
     }

@@ -1,23 +1,23 @@
-//! The part of Python's pickle language (protocol 2) in which `torch.save` writes dicts of tensors, and no more.
+//! The part of Python's pickle language (protocol 2) that `torch.save` uses for dicts of tensors, and no more.
 //!
 //! Opcodes: CPython `Lib/pickletools.py`. Globals and persistent ids: torch `serialization.py`, `_utils.py`. Nothing is called: a
 //! global is one of [`Global`], REDUCE of it builds one of [`Value`], BUILD of the `_metadata` of an OrderedDict does nothing.
-//! Values live in arenas and refer to each other by index, so what a pickle nests, shares or ties in a loop costs nothing here.
+//! Values live in arenas and refer to each other by index, so nested, shared or cyclic values cost nothing extra.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use crate::{Dtype, Error, Input, Output, View, shown};
 
-/// One pickle may be this many opcodes; torch.save writes 34 for a tensor. It bounds stack, memo and arenas, which grow by
-/// opcodes: the worst pickle that was tried took 0.3 GB.
+/// Limit of opcodes in one pickle; torch.save writes 34 for a tensor. It bounds stack, memo and arenas: the worst pickle tried took
+/// 0.3 GB.
 const MAX_OPCODES: usize = 2 << 20;
-/// torch's own limit is 64, NumPy's was 32 for long.
+/// Limit of a tensor's dimensions. torch's is 64, NumPy's was long 32.
 const MAX_DIMENSIONS: usize = 32;
-/// Dicts within dicts; checkpoints have three or four.
+/// Limit of nested dicts; checkpoints have three or four levels.
 const MAX_DEPTH: usize = 32;
 
-/// Everything that can be on the stack.
+/// A value on the stack.
 #[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
     None,
@@ -34,7 +34,7 @@ pub enum Value<'a> {
     Tensor(usize),
 }
 
-/// What a pickle may name.
+/// The globals that a pickle may name.
 #[derive(Clone, Copy, Debug)]
 pub enum Global {
     OrderedDict,
@@ -71,7 +71,7 @@ struct Dict<'a> {
 struct Part<'a> {
     key: &'a str,
     dtype: Dtype,
-    /// In elements.
+    /// Number of elements before it.
     offset: usize,
     numel: usize,
 }
@@ -81,13 +81,13 @@ struct Tensor {
     view: View,
 }
 
-/// What a pickle built.
+/// The values that a pickle built.
 pub struct Pickle<'a> {
     pub root: Value<'a>,
-    /// Type and number of elements of the storages that it names.
+    /// Type and number of elements of each storage.
     pub storages: BTreeMap<&'a str, (Dtype, usize)>,
     input: Input<'a>,
-    /// Tuples and lists.
+    /// The items of tuples and lists.
     sequences: Vec<Vec<Value<'a>>>,
     dicts: Vec<Dict<'a>>,
     parts: Vec<Part<'a>>,
@@ -95,7 +95,7 @@ pub struct Pickle<'a> {
 }
 
 impl<'a> Pickle<'a> {
-    /// Runs the pickle at the front of `bytes` and takes it off. `bytes` is a part of the input, which is named in errors.
+    /// Runs the pickle at the front of `bytes`, and removes it from them. `bytes` is a part of `input`, which errors name.
     pub fn load(input: Input<'a>, bytes: &mut &'a [u8]) -> Result<Self, Error> {
         let pickle = Pickle {
             root: Value::None,
@@ -121,7 +121,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// What a dict has under a string.
+    /// A dict's value for a string key.
     pub fn get(&self, value: Value<'a>, key: &str) -> Option<Value<'a>> {
         match value {
             Value::Dict(at) => self.dicts[at].entries.get(&Key::Str(key)).copied(),
@@ -182,17 +182,17 @@ struct Machine<'a> {
     whole: &'a [u8],
     rest: &'a [u8],
     stack: Vec<Value<'a>>,
-    /// Heights of the stack; nothing below the last one is taken.
+    /// Heights of the stack; values below the last one are not popped.
     marks: Vec<usize>,
     memo: BTreeMap<u32, Value<'a>>,
-    /// Opcodes so far.
+    /// Number of opcodes so far.
     done: usize,
 }
 
 impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<(), Error> {
         if self.take(2)? != [0x80, 2] {
-            return Err(self.refused("a pickle of another protocol than 2, which torch.save writes"));
+            return Err(self.refused("a pickle of a protocol other than 2, which torch.save writes"));
         }
         loop {
             self.work(1)?;
@@ -227,13 +227,7 @@ impl<'a> Machine<'a> {
                     let items = self.pop_mark()?;
                     self.sequence(Value::Tuple, items)
                 }
-                0x85..=0x87 => {
-                    let mut items = vec![Value::None; usize::from(opcode - 0x84)];
-                    for item in items.iter_mut().rev() {
-                        *item = self.pop()?;
-                    }
-                    self.sequence(Value::Tuple, items)
-                }
+                0x85..=0x87 => self.short_tuple(usize::from(opcode - 0x84))?,
                 b'}' => self.dict(false),
                 b'a' => {
                     let item = self.pop()?;
@@ -275,7 +269,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Counts opcodes, and what one of them does as often as many would.
+    /// Counts opcodes against the limit, and the work of one that does as much as many.
     fn work(&mut self, opcodes: usize) -> Result<(), Error> {
         self.done += opcodes;
         if self.done > MAX_OPCODES { Err(self.refused(format!("a pickle of more than {MAX_OPCODES} opcodes"))) } else { Ok(()) }
@@ -287,11 +281,11 @@ impl<'a> Machine<'a> {
                 self.pickle.root = root;
                 Ok(())
             }
-            _ => Err(self.damaged("the pickle ends with other than one value")),
+            _ => Err(self.damaged("the pickle does not end with exactly one value")),
         }
     }
 
-    /// The index of a memo entry, of one byte or four.
+    /// The index of a memo entry, in one byte if `short`, else in four.
     fn index(&mut self, short: bool) -> Result<u32, Error> {
         Ok(if short { self.byte()?.into() } else { u32::from_le_bytes(self.array()?) })
     }
@@ -308,6 +302,15 @@ impl<'a> Machine<'a> {
         kind(self.pickle.sequences.len() - 1)
     }
 
+    /// A tuple of the last `length` values on the stack.
+    fn short_tuple(&mut self, length: usize) -> Result<Value<'a>, Error> {
+        let mut items = vec![Value::None; length];
+        for item in items.iter_mut().rev() {
+            *item = self.pop()?;
+        }
+        Ok(self.sequence(Value::Tuple, items))
+    }
+
     fn dict(&mut self, ordered: bool) -> Value<'a> {
         self.pickle.dicts.push(Dict { ordered, ..Dict::default() });
         Value::Dict(self.pickle.dicts.len() - 1)
@@ -319,14 +322,14 @@ impl<'a> Machine<'a> {
                 self.pickle.sequences[at].extend(items);
                 Ok(list)
             }
-            _ => Err(self.refused("APPEND to other than a list")),
+            _ => Err(self.refused("APPEND to a value that is not a list")),
         }
     }
 
-    /// Adds keys and values, in turn, to the dict below them.
+    /// Adds alternating keys and values to the dict below them on the stack.
     fn set_items(&mut self, items: &[Value<'a>]) -> Result<Value<'a>, Error> {
         let dict = self.pop()?;
-        let Value::Dict(at) = dict else { return Err(self.refused("SETITEM on other than a dict")) };
+        let Value::Dict(at) = dict else { return Err(self.refused("SETITEM on a value that is not a dict")) };
         let (pairs, []) = items.as_chunks::<2>() else { return Err(self.damaged("a key without its value")) };
         for &[key, value] in pairs {
             let key = match key {
@@ -337,7 +340,7 @@ impl<'a> Machine<'a> {
             match self.pickle.dicts[at].entries.entry(key) {
                 Entry::Vacant(entry) => entry.insert(value),
                 Entry::Occupied(_) => {
-                    return Err(self.refused(format!("the key {}, which is in one dict twice", shown(&key.to_string()))));
+                    return Err(self.refused(format!("the key {}, which occurs twice in one dict", shown(&key.to_string()))));
                 }
             };
         }
@@ -371,10 +374,10 @@ impl<'a> Machine<'a> {
         }))
     }
 
-    /// A call of a global: the few that build a value, with arguments of the right kinds.
+    /// A call of a global. Only the few that build a value are allowed, with arguments of the right types.
     fn reduce(&mut self) -> Result<Value<'a>, Error> {
         let (arguments, callee) = (self.pop()?, self.pop()?);
-        let Value::Global(global) = callee else { return Err(self.refused("REDUCE of other than a global")) };
+        let Value::Global(global) = callee else { return Err(self.refused("REDUCE of a value that is not a global")) };
         let Value::Tuple(arguments) = arguments else { return Err(self.refused("REDUCE without a tuple of arguments")) };
         match (global, &self.pickle.sequences[arguments][..]) {
             (Global::OrderedDict, []) => Ok(self.dict(true)),
@@ -385,7 +388,7 @@ impl<'a> Machine<'a> {
                 let dict = self.dict(true);
                 for pair in pairs {
                     let &[key, value] = self.pickle.items(pair).unwrap_or_default() else {
-                        return Err(self.refused("an OrderedDict of other than pairs"));
+                        return Err(self.refused("an OrderedDict whose items are not pairs"));
                     };
                     self.stack.push(dict);
                     self.set_items(&[key, value])?;
@@ -398,13 +401,13 @@ impl<'a> Machine<'a> {
             | (Global::RebuildTensorV2, &[Value::Storage(storage), offset, shape, strides, Value::Bool(_), _]) => {
                 let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
                 if shape.len() != strides.len() {
-                    return Err(self.refused("a tensor with other than one stride for each size"));
+                    return Err(self.refused("a tensor without exactly one stride for each size"));
                 }
                 let view = View { dtype: self.pickle.parts[storage].dtype, shape, strides, offset: self.size(offset)? };
                 self.pickle.tensors.push(Tensor { storage, view });
                 Ok(Value::Tensor(self.pickle.tensors.len() - 1))
             }
-            _ => Err(self.refused(format!("a call of {global:?} with other arguments than torch.save writes"))),
+            _ => Err(self.refused(format!("a call of {global:?} with arguments that torch.save does not write"))),
         }
     }
 
@@ -417,7 +420,7 @@ impl<'a> Machine<'a> {
             {
                 Ok(target)
             }
-            _ => Err(self.refused("BUILD of other than the _metadata of an OrderedDict")),
+            _ => Err(self.refused("BUILD of anything but the _metadata of an OrderedDict")),
         }
     }
 
@@ -428,7 +431,7 @@ impl<'a> Machine<'a> {
         let (&[Value::Str("storage"), Value::Global(Global::Storage(dtype)), Value::Str(key), Value::Str(_), numel], view) =
             id.split_first_chunk::<5>().unwrap_or((&[Value::None; 5], &[]))
         else {
-            return Err(self.refused("a persistent id that is no storage of a known type"));
+            return Err(self.refused("a persistent id that is not a storage of a known type"));
         };
         let whole = self.size(numel)?;
         let (offset, numel) = match view {
@@ -454,14 +457,14 @@ impl<'a> Machine<'a> {
             Value::Tuple(at) if self.pickle.sequences[at].len() <= MAX_DIMENSIONS => {
                 self.pickle.sequences[at].iter().map(|&value| self.size(value)).collect()
             }
-            _ => Err(self.refused(format!("a tensor whose shape or strides are no tuple of at most {MAX_DIMENSIONS}"))),
+            _ => Err(self.refused(format!("a tensor whose shape or strides are not a tuple of at most {MAX_DIMENSIONS}"))),
         }
     }
 
     fn size(&self, value: Value<'a>) -> Result<usize, Error> {
         match value {
             Value::Int(size) => usize::try_from(size).map_err(|_| self.refused(format!("the size, stride or offset {size}"))),
-            _ => Err(self.refused("a size, stride or offset that is no integer")),
+            _ => Err(self.refused("a size, stride or offset that is not an integer")),
         }
     }
 
@@ -469,12 +472,12 @@ impl<'a> Machine<'a> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.pop() {
             Some(value) if self.stack.len() >= floor => Ok(value),
-            _ => Err(self.damaged("an opcode takes a value that is not there")),
+            _ => Err(self.damaged("an opcode needs a value, and the stack is empty")),
         }
     }
 
     fn pop_mark(&mut self) -> Result<Vec<Value<'a>>, Error> {
-        let mark = self.marks.pop().ok_or_else(|| self.damaged("an opcode takes a mark that is not there"))?;
+        let mark = self.marks.pop().ok_or_else(|| self.damaged("an opcode needs a mark, and there is none on the stack"))?;
         Ok(self.stack.split_off(mark))
     }
 

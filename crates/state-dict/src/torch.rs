@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
+use crate::archive::{Zip, zip_error};
 use crate::pickle::{Pickle, Value};
-use crate::{Error, Input, Output, npz, quoted, shown};
-
-/// A zip in memory.
-pub type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
+use crate::{Error, Input, Output, npz, shown};
 
 const PROTOCOL: i64 = 1001;
 
@@ -20,7 +17,7 @@ pub fn read_legacy(input: Input<'_>, after_magic: usize, out: &mut Output<'_>) -
     let mut rest = &input.bytes[after_magic..];
     match Pickle::load(input, &mut rest)?.root {
         Value::Int(PROTOCOL) => {}
-        _ => return Err(input.refused(format!("another protocol of torch.save than {PROTOCOL}"))),
+        _ => return Err(input.refused(format!("a protocol of torch.save other than {PROTOCOL}"))),
     }
     let machine = Pickle::load(input, &mut rest)?;
     if !matches!(machine.get(machine.root, "little_endian"), Some(Value::Bool(true))) {
@@ -30,8 +27,8 @@ pub fn read_legacy(input: Input<'_>, after_magic: usize, out: &mut Output<'_>) -
     let keys = Pickle::load(input, &mut rest)?;
 
     let mut data = BTreeMap::new();
-    for &key in keys.items(keys.root).ok_or_else(|| input.damaged("the list of storages is no list"))? {
-        let Value::Str(key) = key else { return Err(input.damaged("a storage's key is no string")) };
+    for &key in keys.items(keys.root).ok_or_else(|| input.damaged("the list of storages is not a list"))? {
+        let Value::Str(key) = key else { return Err(input.damaged("a storage's key is not a string")) };
         let &(dtype, numel) =
             object.storages.get(key).ok_or_else(|| input.damaged(format!("no tensor names the storage {}", shown(key))))?;
         let storage = || {
@@ -40,10 +37,10 @@ pub fn read_legacy(input: Input<'_>, after_magic: usize, out: &mut Output<'_>) -
             after.split_at_checked(numel.checked_mul(dtype.size())?).filter(|_| same)
         };
         let (elements, after) =
-            storage().ok_or_else(|| input.damaged(format!("the storage {} has other than its {numel} elements", shown(key))))?;
+            storage().ok_or_else(|| input.damaged(format!("the storage {} does not have its {numel} elements", shown(key))))?;
         rest = after;
         if data.insert(key, elements).is_some() {
-            return Err(input.refused(format!("the storage {}, which is there twice", shown(key))));
+            return Err(input.refused(format!("the storage {}, which occurs twice", shown(key))));
         }
     }
     if !rest.is_empty() {
@@ -95,7 +92,7 @@ fn read_torch(input: Input<'_>, zip: &mut Zip<'_>, folder: &str, out: &mut Outpu
     object.flatten(&data, out)
 }
 
-/// The bytes of a stored entry, as they lie in the file; its checksum holds.
+/// The bytes of a stored entry, borrowed from the file. Checks its checksum.
 fn entry<'a>(input: Input<'a>, zip: &mut Zip<'_>, name: &str) -> Result<&'a [u8], Error> {
     let mut entry = zip.by_name(name).map_err(|e| zip_error(input, name, e))?;
     if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
@@ -109,15 +106,6 @@ fn entry<'a>(input: Input<'a>, zip: &mut Zip<'_>, name: &str) -> Result<&'a [u8]
     bytes().ok_or_else(|| input.damaged(format!("entry {} of the zip lies outside the file", shown(name))))
 }
 
-/// What the zip library found, of an entry or of all.
-pub fn zip_error(input: Input<'_>, entry: &str, error: ZipError) -> Error {
-    let what = format!("entry {} of the zip: {}", shown(entry), quoted(&error));
-    match error {
-        ZipError::UnsupportedArchive(_) | ZipError::CompressionMethodNotSupported(_) => input.refused(what),
-        _ => input.damaged(what),
-    }
-}
-
 fn big_endian(input: Input<'_>) -> Error {
-    input.refused("a big-endian file (or one that does not say that it is little-endian); save it again on a usual machine")
+    input.refused("a big-endian file, or one without its byte order; save it again on a little-endian machine")
 }

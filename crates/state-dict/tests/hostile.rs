@@ -204,10 +204,10 @@ fn calls_of_what_may_be_named_take_only_what_torch_writes() {
     let floats = || storage("FloatStorage", "0", 4);
     let cases: [(Vec<u8>, &str); 16] = [
         (b"ctorch\nFloatStorage\n)R".to_vec(), "a call of Storage(F32)"),
-        (b"X\x01\x00\x00\x00a)R".to_vec(), "REDUCE of other than a global"),
+        (b"X\x01\x00\x00\x00a)R".to_vec(), "REDUCE of a value that is not a global"),
         (b"ccollections\nOrderedDict\n]R".to_vec(), "REDUCE without a tuple"),
         (b"ccollections\nOrderedDict\nK\x01\x85R".to_vec(), "a call of OrderedDict"),
-        (b"ccollections\nOrderedDict\n]K\x01a\x85R".to_vec(), "an OrderedDict of other than pairs"),
+        (b"ccollections\nOrderedDict\n]K\x01a\x85R".to_vec(), "an OrderedDict whose items are not pairs"),
         (b"ctorch\nSize\nK\x01\x85R".to_vec(), "a call of Size"),
         (b"ctorch._utils\n_rebuild_parameter\n}\x88}\x87R".to_vec(), "a call of RebuildParameter"),
         (b"ctorch._utils\n_rebuild_tensor\n)R".to_vec(), "a call of RebuildTensor "),
@@ -215,9 +215,9 @@ fn calls_of_what_may_be_named_take_only_what_torch_writes() {
         (tuple(&[text("storage"), b"ctorch\nSize\n".to_vec(), text("0"), text("cpu"), int(4)]), "persistent id"),
         (text("0"), "persistent id"),
         (tuple(&[floats(), int(0), ints(&[4]), ints(&[]), b"\x89".to_vec(), hooks.clone()]), "one stride for each size"),
-        (tuple(&[floats(), int(0), text("4"), ints(&[1]), b"\x89".to_vec(), hooks.clone()]), "no tuple of at most"),
-        (tuple(&[floats(), int(0), ints(&[1; 33]), ints(&[1; 33]), b"\x89".to_vec(), hooks.clone()]), "no tuple of at most"),
-        (tuple(&[floats(), text("0"), ints(&[4]), ints(&[1]), b"\x89".to_vec(), hooks.clone()]), "no integer"),
+        (tuple(&[floats(), int(0), text("4"), ints(&[1]), b"\x89".to_vec(), hooks.clone()]), "not a tuple of at most"),
+        (tuple(&[floats(), int(0), ints(&[1; 33]), ints(&[1; 33]), b"\x89".to_vec(), hooks.clone()]), "not a tuple of at most"),
+        (tuple(&[floats(), text("0"), ints(&[4]), ints(&[1]), b"\x89".to_vec(), hooks.clone()]), "not an integer"),
         (
             tuple(&[floats(), int(0), ints(&[4]), ints(&[1]), b"\x89".to_vec(), hooks.clone(), b"}".to_vec()]),
             "a call of RebuildTensorV2",
@@ -291,10 +291,10 @@ fn a_pickle_takes_nothing_that_is_not_there() {
         refusal(&legacy(body));
     }
     for body in [&b"N(N\x86t"[..], b"}(\x85u", b"}N(s", b"R", b"}K\x01(q\x00u"] {
-        assert_refused(&legacy(body), &["takes a value that is not there"]);
+        assert_refused(&legacy(body), &["needs a value, and the stack is empty"]);
     }
     for body in [&b"}}"[..], b"}(", b""] {
-        assert_refused(&legacy(body), &["ends with other than one value"]);
+        assert_refused(&legacy(body), &["does not end with exactly one value"]);
     }
 }
 
@@ -396,7 +396,7 @@ fn sizes_that_overflow_or_are_negative_are_refused_with_the_tensor_named() {
             &["the storage \"0\" has 16 bytes"],
         );
         let object = dict(&[("w", tensor(storage("FloatStorage", "0", 4), 0, &[4], &[1]))]);
-        assert_refused(&legacy_with(&object, &[("0", numel, &floats(4))]), &["the storage \"0\" has other than its 4 elements"]);
+        assert_refused(&legacy_with(&object, &[("0", numel, &floats(4))]), &["the storage \"0\" does not have its 4 elements"]);
     }
 }
 
@@ -578,7 +578,7 @@ fn safetensors_headers_that_lie_are_refused() {
 #[test]
 fn what_is_no_checkpoint_is_named_for_what_it_seems() {
     assert_refused(b"", &["empty"]);
-    assert_refused(b"<!DOCTYPE html><html>Not found</html>", &["a page that says why"]);
+    assert_refused(b"<!DOCTYPE html><html>Not found</html>", &["a web page with an error message"]);
     assert_refused(b"\x80\x02}.", &["without torch's magic number"]);
     assert_refused(b"\x89HDF\r\n\x1a\n", &["HDF5"]);
     assert_refused(&alone(b"}"), &["without tensors"]);
@@ -586,7 +586,7 @@ fn what_is_no_checkpoint_is_named_for_what_it_seems() {
     for at in 0..15 {
         let mut wrong = good.clone();
         wrong[at] ^= 1;
-        assert_refused(&wrong, &["no checkpoint that can be read"]);
+        assert_refused(&wrong, &["as a checkpoint"]);
     }
     assert_refused(&replace(&good, b"M\xe9\x03.", b"M\xea\x03."), &["protocol"]);
 }

@@ -1,7 +1,7 @@
 //! A directory as a store: a key is the path of a file below the root.
 //!
 //! Writing goes through a temporary file beside the target, which is synced, renamed and made durable by syncing the
-//! directory; a temporary file left by a killed process is no object, and is swept when it is old. Links are followed
+//! directory. A temporary file left by a killed process is not an object; a sweep removes it. Links are followed
 //! as long as they stay below the root, except that listing does not descend into linked directories.
 
 use std::fs::{self, File, Permissions};
@@ -16,8 +16,7 @@ use tempfile::NamedTempFile;
 
 use crate::error::{ErrorKind, Failure, Result};
 use crate::key::{self, TEMPORARY_PREFIX, TEMPORARY_SUFFIX};
-use crate::stream::PIECE;
-use crate::{Object, Page, PutNew, Skipped};
+use crate::{ObjectInfo, PIECE, Page, PutNew, Skipped};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
@@ -149,7 +148,7 @@ impl Directory {
         blocking(move || work(directory)).await
     }
 
-    /// The file that `key` names, links resolved. Anything but a file below the root is not found or denied.
+    /// The file of `key`, links resolved. Anything but a file below the root is `NotFound` or `Denied`.
     fn find(&self, key: &str) -> Result<PathBuf> {
         let path = self.resolve(key)?;
         if path.metadata()?.is_file() { Ok(path) } else { Err(io::Error::from(Io::NotFound).into()) }
@@ -165,7 +164,7 @@ impl Directory {
         }
     }
 
-    /// The directory that shall hold `key`, created as needed and links resolved, and the name in it.
+    /// The directory for `key`, created as needed, links resolved; and the file's name in it.
     fn place_for<'k>(&self, key: &'k str) -> Result<(PathBuf, &'k str)> {
         create_directories(&self.root)?;
         let root = self.root.canonicalize()?;
@@ -295,7 +294,7 @@ fn create_directories(path: &Path) -> Result<()> {
 
 fn create_directory(path: &Path) -> Result<()> {
     match fs::create_dir(path) {
-        // Somebody else was faster.
+        // Another process created it first.
         Err(e) if e.kind() == Io::AlreadyExists && path.is_dir() => Ok(()),
         Err(e) if e.kind() == Io::AlreadyExists => Err(io::Error::from(Io::NotADirectory).into()),
         Err(e) => Err(e.into()),
@@ -307,7 +306,7 @@ fn create_temporary(parent: &Path) -> Result<NamedTempFile> {
     let file = tempfile::Builder::new()
         .prefix(TEMPORARY_PREFIX)
         .suffix(TEMPORARY_SUFFIX)
-        // Less what the umask takes away, as for any new file.
+        // The umask applies, as for any new file.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(parent)?;
     Ok(file)
@@ -320,7 +319,7 @@ fn write_temporary(parent: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
     Ok(file)
 }
 
-/// Puts a file that is synced in the place of `name`.
+/// Renames a synced file to `name`.
 fn replace(file: NamedTempFile, parent: &Path, name: &str) -> Result<()> {
     file.persist(parent.join(name)).map_err(|e| e.error)?;
     sync_directory(parent)
@@ -346,16 +345,16 @@ pub(crate) struct Walk {
 enum Progress {
     Start,
     At(Stack),
-    /// A page failed or was not waited for.
+    /// A page failed, or its future was dropped.
     Lost,
 }
 
-/// What is left of each directory, from where the walk started down to where it is.
+/// The remaining entries of each directory, from the start of the walk down to its position.
 type Stack = Vec<std::vec::IntoIter<Entry>>;
 
 #[derive(Debug)]
 struct Entry {
-    /// With '/' at the end for a directory: so the order of entries is the order of keys.
+    /// A directory's key ends with '/', so that entries sort in the order of keys.
     key: String,
     path: PathBuf,
 }
@@ -377,7 +376,7 @@ fn read_page(directory: &Directory, prefix: &str, progress: Progress, size: usiz
     let mut stack = match progress {
         Progress::At(stack) => stack,
         Progress::Lost => {
-            return Err(Failure::new(ErrorKind::Other, "this listing was broken off: start a new one"));
+            return Err(Failure::new(ErrorKind::Other, "this listing was interrupted: start a new one"));
         }
         Progress::Start => {
             let above = prefix.rfind('/').map_or("", |end| &prefix[..=end]);
@@ -407,7 +406,9 @@ fn read_page(directory: &Directory, prefix: &str, progress: Progress, size: usiz
         let name = key.clone();
         match object(&root, key, &path) {
             Ok(Some(object)) => page.objects.push(object),
-            Ok(None) => page.skipped.push(Skipped { name, why: "it is a link that leads nowhere or out, or no file" }),
+            Ok(None) => {
+                page.skipped.push(Skipped { name, why: "it is not a file, or a link that is broken or leads out of the store" })
+            }
             // Deleted since.
             Err(e) if e.kind() == Io::NotFound => {}
             Err(e) => return Err(e.into()),
@@ -421,9 +422,9 @@ fn read_directory(key: &str, path: &Path, page: &mut Page) -> Result<std::vec::I
     let listing = match fs::read_dir(path) {
         Ok(listing) => listing,
         Err(e) if e.kind() == Io::NotFound => return Ok(entries.into_iter()),
-        // Such as `lost+found`: the rest of the store is not worse for it.
+        // Such as `lost+found`: the rest of the store can still be listed.
         Err(e) if e.kind() == Io::PermissionDenied && !key.is_empty() => {
-            page.skipped.push(Skipped { name: key.to_owned(), why: "this user may not read the folder" });
+            page.skipped.push(Skipped { name: key.to_owned(), why: "no permission to read the folder" });
             return Ok(entries.into_iter());
         }
         Err(e) => return Err(e.into()),
@@ -448,8 +449,8 @@ fn read_directory(key: &str, path: &Path, page: &mut Page) -> Result<std::vec::I
     Ok(entries.into_iter())
 }
 
-/// The file at `path` as an object, or `None` if it is no file below the root.
-fn object(root: &Path, key: String, path: &Path) -> io::Result<Option<Object>> {
+/// The file at `path` as an object; `None` unless it is a file below the root.
+fn object(root: &Path, key: String, path: &Path) -> io::Result<Option<ObjectInfo>> {
     if path.is_symlink() {
         match path.canonicalize() {
             Ok(target) if target.starts_with(root) => {}
@@ -460,7 +461,7 @@ fn object(root: &Path, key: String, path: &Path) -> io::Result<Option<Object>> {
     if !metadata.is_file() {
         return Ok(None);
     }
-    Ok(Some(Object { key, size: metadata.len(), identity: identity(&metadata)? }))
+    Ok(Some(ObjectInfo { key, size: metadata.len(), identity: identity(&metadata)? }))
 }
 
 fn identity(metadata: &fs::Metadata) -> io::Result<String> {

@@ -1,11 +1,10 @@
-//! What can go wrong, with what was being done, to which object, and why.
+//! Errors: which operation failed on which object, and why.
 
 use std::error::Error as StdError;
 use std::io;
 
-/// Why an operation failed, and what a caller can do differently about.
+/// Why an operation failed; one variant for each case that callers treat differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum ErrorKind {
     /// No such object, directory or bucket.
     NotFound,
@@ -19,15 +18,15 @@ pub enum ErrorKind {
     Denied,
     /// No space or no quota left.
     NoSpace,
-    /// The object was replaced while it was read; works when begun again.
+    /// The object was replaced while it was read; read it again.
     Changed,
-    /// The store does not answer or is overloaded; may work later.
+    /// The store does not respond or is overloaded; retry later.
     Unavailable,
-    /// Anything else.
+    /// Any other reason; see the message.
     Other,
 }
 
-/// A failed operation. Shows what was done to which object and why; the source says the rest.
+/// A failed operation. The message names the operation, the object and the reason; the source has the details.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} {object}: {detail}")]
 pub struct Error {
@@ -39,14 +38,19 @@ pub struct Error {
 }
 
 impl Error {
-    /// What to branch on.
+    /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// URL of the store with the key in it.
+    /// URL of the object.
     pub fn object(&self) -> &str {
         &self.object
+    }
+
+    /// An error of that kind, for tests of what a caller does about it.
+    pub fn example(kind: ErrorKind) -> Error {
+        Failure::new(kind, "an example").into_error("read", "an object".into())
     }
 
     /// Whether the same operation may work later.
@@ -55,7 +59,7 @@ impl Error {
     }
 }
 
-/// What back-ends return; the handle adds what was being done and to which object.
+/// The result of a back-end; the handle adds the operation and the object.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 #[derive(Debug)]
@@ -97,18 +101,18 @@ impl From<io::Error> for Failure {
     fn from(source: io::Error) -> Failure {
         use io::ErrorKind as Io;
         let (kind, detail) = match source.kind() {
-            Io::NotFound => (ErrorKind::NotFound, "there is none"),
-            Io::PermissionDenied => (ErrorKind::Denied, "this user has no permission"),
+            Io::NotFound => (ErrorKind::NotFound, "not found"),
+            Io::PermissionDenied => (ErrorKind::Denied, "permission denied"),
             Io::ReadOnlyFilesystem => (ErrorKind::Denied, "the file system is read-only"),
             Io::StorageFull => (ErrorKind::NoSpace, "no space left on the device"),
             Io::QuotaExceeded => (ErrorKind::NoSpace, "the disk quota is used up"),
-            Io::FileTooLarge => (ErrorKind::NoSpace, "the file system holds no file of this size"),
-            Io::InvalidFilename => (ErrorKind::InvalidKey, "the file system allows no name this long or like this"),
+            Io::FileTooLarge => (ErrorKind::NoSpace, "the file is too large for the file system"),
+            Io::InvalidFilename => (ErrorKind::InvalidKey, "the file system does not allow this name, or it is too long"),
             Io::NotADirectory | Io::IsADirectory | Io::DirectoryNotEmpty => {
-                (ErrorKind::Other, "in a directory, no object can have the name of a part of another's key")
+                (ErrorKind::Other, "in a directory, one key cannot be the first part of another (`a` and `a/b`)")
             }
             Io::TimedOut | Io::Interrupted | Io::ResourceBusy | Io::StaleNetworkFileHandle | Io::WouldBlock => {
-                (ErrorKind::Unavailable, "the file system does not answer now")
+                (ErrorKind::Unavailable, "the file system does not respond")
             }
             _ if matches!(os_code(&source), Some(TOO_MANY_FILES | TOO_MANY_FILES_IN_SYSTEM)) => {
                 (ErrorKind::Unavailable, "too many files are open")

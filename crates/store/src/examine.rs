@@ -1,7 +1,6 @@
-//! Whether a store does what a fleet needs.
+//! Checks that a store does what a fleet needs.
 
-use crate::stream::PIECE;
-use crate::{Error, ErrorKind, PutNew, Store};
+use crate::{Error, ErrorKind, PIECE, PutNew, Store};
 
 /// Keys that are raced for, and writers for each.
 const KEYS: usize = 50;
@@ -9,8 +8,8 @@ const WRITERS: u8 = 8;
 const PLACE: &str = "basin-doctor-check";
 
 impl Store {
-    /// Writes, reads, lists and deletes, and lets writers race for keys. Returns what a fleet cannot live with, for people;
-    /// an error is a permission that is missing, or no store at all. What it wrote is deleted.
+    /// Writes, reads, lists and deletes objects, and lets writers race for keys. Returns the problems that rule the store out
+    /// for a fleet, for people; fails if there is no store or a permission is missing. Deletes what it wrote.
     pub async fn examine(&self) -> Result<Vec<String>, Error> {
         self.check_writable().await?;
         let place = self.with_prefix(PLACE)?;
@@ -26,8 +25,8 @@ impl Store {
         let wrong = raced?;
         if wrong > 0 {
             problems.push(format!(
-                "put-if-absent (If-None-Match: *) does not hold under a race: {wrong} of {KEYS} keys had not exactly one winner; two \
-                workers could both commit an image. Use a store that honours it"
+                "create-if-absent (If-None-Match: *) fails under concurrency: {wrong} of {KEYS} keys did not have exactly one winner, \
+                so two workers could both commit an image. Use a store that supports conditional writes"
             ));
         }
         Ok(problems)
@@ -39,30 +38,30 @@ impl Store {
         let before = self.identity("a/object").await?;
         self.put("a/object", second).await?;
         if self.get("a/object").await? != second {
-            problems.push("an object that was written again is read as it was before".into());
+            problems.push("an overwritten object still reads as its old content".into());
         }
         let after = self.identity("a/object").await?;
         if before == after {
-            problems.push("an object that changed has the same identity (ETag)".into());
+            problems.push("an object keeps its identity (ETag) when it changes".into());
         }
         let listed = self.list("a/")?.all().await?;
         match listed.as_slice() {
             [one] if one.key == "a/object" && Some(&one.identity) == after.as_ref() => {}
-            other => problems.push(format!("a listing right after the write does not show the object as it is: {other:?}")),
+            other => problems.push(format!("a listing right after a write does not show the object as written: {other:?}")),
         }
         self.delete("a/object").await?;
         if self.exists("a/object").await? {
-            problems.push("an object that was deleted is still there".into());
+            problems.push("a deleted object still exists".into());
         }
         match self.get("a/object").await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => problems.push(format!("a missing object is not told as missing: {error}")),
-            Ok(_) => problems.push("an object that was deleted can be read".into()),
+            Err(error) => problems.push(format!("reading a missing object fails with another error than \"not found\": {error}")),
+            Ok(_) => problems.push("a deleted object can still be read".into()),
         }
         Ok(())
     }
 
-    /// What does not fit into one piece.
+    /// Writes and reads an object larger than one piece.
     async fn examine_large(&self, problems: &mut Vec<String>) -> Result<(), Error> {
         let content = vec![7; PIECE + 1];
         self.put("large", content.clone()).await?;
@@ -72,13 +71,13 @@ impl Store {
             read.extend_from_slice(&piece);
         }
         if read != content {
-            problems.push("an object that was written in parts and read in ranges is not the same".into());
+            problems.push("an object written in parts and read in ranges differs from the original".into());
         }
         Ok(())
     }
 
-    /// Lets writers race for each of `keys` new keys `race/<n>`; returns for how many of them not exactly one won, or another's
-    /// content stayed. The keys are left behind.
+    /// Lets writers race for each of `keys` new keys `race/<n>`. Returns the number of keys that did not have exactly one winner,
+    /// or whose content is not the winner's. Leaves the keys behind.
     pub async fn race(&self, keys: usize) -> Result<usize, Error> {
         let mut wrong = 0;
         for key in 0..keys {
@@ -92,7 +91,7 @@ impl Store {
                 let (writer, put) = writer.await.expect("no writer panics")?;
                 winners.extend((put == PutNew::Created).then_some(writer));
             }
-            // The winner may not be told so, when the answer to its request was lost.
+            // The winner may get `Exists`, if the response to its request was lost.
             let content = self.get(&name).await?;
             if content.len() != 1 || (!winners.is_empty() && content != winners) {
                 wrong += 1;

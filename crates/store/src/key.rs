@@ -1,12 +1,12 @@
-//! Which strings are keys.
+//! Checks keys and prefixes.
 
 use crate::error::{ErrorKind, Failure, Result};
 
 /// Longest key in bytes; the limit of S3.
 const MAX_BYTES: usize = 1024;
 
-/// Names of files that are being written. No key has a part with such a name, so that what a killed process left behind
-/// is never an object.
+/// Names of files that are being written. No part of a key has such a name, so that a file left by a killed process is never
+/// an object.
 pub(crate) const TEMPORARY_PREFIX: &str = ".basin-";
 pub(crate) const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -30,7 +30,7 @@ pub(crate) fn check(key: &str) -> Result<()> {
     Err(Failure::new(ErrorKind::InvalidKey, problem))
 }
 
-/// Checks a prefix for listing: nothing, or a key up to a '/', and then the beginning of a name.
+/// Checks a prefix for listing: empty, or a key up to a '/' and then the start of a name.
 pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
     if let Some((parts, _)) = prefix.rsplit_once('/') {
         check(parts)?;

@@ -1,16 +1,16 @@
 //! Objects by key.
 //!
-//! A [`Store`] is a clonable handle to a directory or to a bucket, with a prefix, opened from a URL; which of them it is
-//! changes nothing for the caller. The back-ends are private, one file each (`directory.rs`, `s3.rs`).
+//! A [`Store`] is a clonable handle to a directory or to a bucket, with a prefix, opened from a URL; callers need not know which
+//! it is. The back-ends are private, one file each (`directory.rs`, `s3.rs` with `multipart.rs`).
 //!
-//! What every back-end keeps:
-//! * An object is seen whole or not at all, and what `put` returned for is there after a crash.
-//! * [`Store::put_new`] creates a key once, whoever races for it.
+//! Every back-end guarantees:
+//! * A reader sees a complete object or none. After `put` returns, the object survives a crash.
+//! * Of concurrent [`Store::put_new`] calls for one key, exactly one creates it.
 //! * No key, prefix or link leads out of the store.
 //!
 //! Limits: `get` and `put` hold an object in memory; [`Download`] and [`Upload`] hold a few pieces of it. In a directory a key
 //! cannot be both an object and the first part of another (`a` and `a/b`); several processes of one machine may share it, but
-//! nobody may rearrange its links while it is in use.
+//! its links must not change while it is in use.
 
 #![warn(missing_docs)]
 
@@ -33,6 +33,9 @@ use directory::Directory;
 pub use error::{Error, ErrorKind};
 use error::{Failure, Result as BackendResult};
 pub use stream::{Download, Upload};
+
+/// Bytes of a piece that is read, and of a part in a bucket.
+pub(crate) const PIECE: usize = 8 << 20;
 
 /// Handle to a store; clones share it.
 #[derive(Clone, Debug)]
@@ -76,16 +79,16 @@ impl Runs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum PutNew {
-    /// The object is the one given.
+    /// The given object was written.
     Created,
-    /// An object was there before, and stays as it was.
+    /// The key had an object already; it is unchanged.
     Exists,
 }
 
 /// An object in a listing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Object {
-    /// Name, to be given to [`Store::get`].
+pub struct ObjectInfo {
+    /// Key for [`Store::get`].
     pub key: String,
     /// Size in bytes.
     pub size: u64,
@@ -94,16 +97,15 @@ pub struct Object {
 }
 
 impl Store {
-    /// Opens the store at `url`, without touching it yet. One of
+    /// Opens the store at `url`; no file or network is touched yet. `url` is one of
     /// * `/data/x`, `./out`, `file:///data/x`: a directory, created by the first write (in the `file:` form `%XX` stands
     ///   for a byte);
     /// * `s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=eu-west-1`: a bucket, with credentials from the usual
     ///   chain (environment, profile, web identity, machine).
     ///
-    /// Options of a bucket, all of which may be left out: `endpoint`; `region`; `path_style=true|false`, true where an
-    /// endpoint is given and false elsewhere; `anonymous=true` to send no credentials; `checksums=when_required` for
-    /// servers that know no others than S3 requires; `sse=AES256` or `sse=aws:kms`, and for the latter `kms_key`, to have
-    /// objects encrypted by the server.
+    /// Options of a bucket, all optional: `endpoint`; `region`; `path_style=true|false` (default: true with an endpoint, else
+    /// false); `anonymous=true` sends no credentials; `checksums=when_required` is for servers that do not support the optional
+    /// checksums; `sse=AES256` or `sse=aws:kms` (with `kms_key`) makes the server encrypt objects.
     pub async fn open(url: &str) -> Result<Store, Error> {
         let failed = |failure: Failure| failure.into_error("open the store", url::without_secrets(url));
         match url::parse(url).map_err(failed)? {
@@ -122,24 +124,24 @@ impl Store {
         }
     }
 
-    /// The same store, seen from `prefix` on: keys are relative to it.
+    /// The part of the store below `prefix`; keys are relative to it.
     pub fn with_prefix(&self, prefix: &str) -> Result<Store, Error> {
         let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
         let full = self.full_key("open the prefix", prefix)?;
         Ok(Store { prefix: format!("{full}/"), ..self.clone() })
     }
 
-    /// What to show to people, and what `open` accepts. Never holds credentials.
+    /// A URL that `open` accepts. It never holds credentials and may be shown.
     pub fn url(&self) -> String {
         format!("{}{}", self.object_url("").trim_end_matches('/'), self.options)
     }
 
-    /// Whether objects of `other` would be seen as objects of this store.
+    /// Whether the objects of `other` are also objects of this store.
     pub fn contains(&self, other: &Store) -> bool {
         other.object_url("").starts_with(&self.object_url(""))
     }
 
-    /// Where the object would be in the file system, if this store is a directory.
+    /// Path of the object, if this store is a directory. The file need not exist.
     pub fn local_path(&self, key: &str) -> Option<PathBuf> {
         let full = self.full_key("locate", key).ok()?;
         match &self.backend {
@@ -149,7 +151,7 @@ impl Store {
         }
     }
 
-    /// Reads an object. What may be large is better read with [`Store::download`].
+    /// Reads an object into memory; for large objects use [`Store::download`].
     pub async fn get(&self, key: &str) -> Result<Bytes, Error> {
         self.get_limited(key, u64::MAX).await
     }
@@ -166,7 +168,7 @@ impl Store {
         self.explain(doing, key, result)
     }
 
-    /// Writes an object, in the place of any before it.
+    /// Writes an object, and replaces any earlier one.
     pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
         let doing = "write";
         let full = self.full_key(doing, key)?;
@@ -178,10 +180,10 @@ impl Store {
         self.explain(doing, key, result)
     }
 
-    /// Writes an object unless the key is taken: of all who race for a key, one is told [`PutNew::Created`].
+    /// Writes an object unless the key exists: of concurrent calls, at most one returns [`PutNew::Created`].
     ///
-    /// `Exists` may be told to the winner too, when the answer to a first request was lost and the request repeated: who
-    /// must know reads the object and compares.
+    /// The winner may get `Exists` too, if the response to its first request was lost and the request was repeated. Read the
+    /// object and compare where this matters.
     pub async fn put_new(&self, key: &str, bytes: impl Into<Bytes>) -> Result<PutNew, Error> {
         let doing = "create";
         let full = self.full_key(doing, key)?;
@@ -193,12 +195,12 @@ impl Store {
         self.explain(doing, key, result)
     }
 
-    /// Whether there is an object.
+    /// Whether the key has an object.
     pub async fn exists(&self, key: &str) -> Result<bool, Error> {
         Ok(self.identity(key).await?.is_some())
     }
 
-    /// The object's identity as a listing gives it; `None` if there is no object.
+    /// The object's [`ObjectInfo::identity`]; `None` if there is no object.
     pub async fn identity(&self, key: &str) -> Result<Option<String>, Error> {
         let doing = "look for";
         let full = self.full_key(doing, key)?;
@@ -210,7 +212,7 @@ impl Store {
         self.explain(doing, key, result)
     }
 
-    /// Deletes an object; it is no error if there is none.
+    /// Deletes an object. Succeeds if there is none.
     pub async fn delete(&self, key: &str) -> Result<(), Error> {
         let doing = "delete";
         let full = self.full_key(doing, key)?;
@@ -222,9 +224,9 @@ impl Store {
         self.explain(doing, key, result)
     }
 
-    /// Lists the objects whose keys start with `prefix` (which may end within a name), sorted by key (its bytes).
+    /// Lists the objects whose keys start with `prefix` (which may end within a name), sorted by the bytes of their keys.
     ///
-    /// A bucket or directory that is not there is an error; a prefix that no object has is not.
+    /// A missing bucket or directory is an error; a prefix without objects is not.
     pub fn list(&self, prefix: &str) -> Result<Lister, Error> {
         key::check_prefix(prefix).map_err(|f| f.into_error("list", self.object_url(prefix)))?;
         let full = format!("{}{prefix}", self.prefix);
@@ -236,8 +238,8 @@ impl Store {
         Ok(Lister { store: self.clone(), prefix: prefix.to_owned(), walk, page_size: MAX_PAGE, skipped: Vec::new() })
     }
 
-    /// Writes and removes a small object, so that a store that cannot be written is found before the work and not after.
-    /// Creates the directory if there is none.
+    /// Writes and removes a small object, to find out before the work whether the store can be written. Creates a missing
+    /// directory.
     pub async fn check_writable(&self) -> Result<(), Error> {
         let result = match &self.backend {
             Backend::Directory(directory) => directory.check_writable(self.prefix.clone()).await,
@@ -264,7 +266,7 @@ impl Store {
     }
 }
 
-/// Most objects in a page; what S3 gives at a time.
+/// Most objects in a page: the limit of S3.
 const MAX_PAGE: usize = 1000;
 
 /// Lists objects page by page. Made by [`Store::list`].
@@ -284,23 +286,22 @@ enum Walk {
     S3(s3::Walk),
 }
 
-/// What a back-end found next.
+/// A page of a back-end's listing.
 struct Page {
     /// With full keys.
-    objects: Vec<Object>,
-    /// Things that are no objects of ours.
+    objects: Vec<ObjectInfo>,
     skipped: Vec<Skipped>,
     last: bool,
 }
 
 impl Lister {
-    /// Gives pages of at most `objects`, instead of 1000.
+    /// Limits a page to `objects` (1 to 1000; default 1000).
     pub fn with_page_size(self, objects: usize) -> Lister {
         Lister { page_size: objects.clamp(1, MAX_PAGE), ..self }
     }
 
-    /// The next page, never an empty one; `None` after the last. Do not go on after an error.
-    pub async fn next_page(&mut self) -> Result<Option<Vec<Object>>, Error> {
+    /// The next page, never empty; `None` after the last. Do not call it again after an error.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<ObjectInfo>>, Error> {
         loop {
             let page = match &mut self.walk {
                 Walk::Directory(walk) => walk.page(self.page_size).await,
@@ -312,7 +313,7 @@ impl Lister {
             let mut ours = Vec::with_capacity(objects.len());
             for object in objects {
                 match self.as_ours(&object.key) {
-                    Some(key) => ours.push(Object { key, ..object }),
+                    Some(key) => ours.push(ObjectInfo { key, ..object }),
                     None => self.skipped.push(Skipped { name: object.key, why: "its name cannot be a key" }),
                 }
             }
@@ -326,7 +327,7 @@ impl Lister {
         }
     }
 
-    /// `key` relative to the store, if it is a key of ours.
+    /// `key` relative to the store, if it is a valid key below its prefix.
     fn as_ours(&self, key: &str) -> Option<String> {
         let key = key.strip_prefix(&self.store.prefix)?;
         key::check(key).ok()?;
@@ -334,7 +335,7 @@ impl Lister {
     }
 
     /// All objects at once.
-    pub async fn all(mut self) -> Result<Vec<Object>, Error> {
+    pub async fn all(mut self) -> Result<Vec<ObjectInfo>, Error> {
         let mut all = Vec::new();
         while let Some(page) = self.next_page().await? {
             all.extend(page);
@@ -342,18 +343,18 @@ impl Lister {
         Ok(all)
     }
 
-    /// What was passed over so far because it cannot be an object: names that are no keys, links to directories or out of the
-    /// store, devices, folders that may not be read.
+    /// Entries passed over so far because they cannot be objects: invalid names, links to directories or out of the store,
+    /// devices, unreadable folders.
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
     }
 }
 
-/// Something that a listing passed over.
+/// An entry that a listing passed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// Its name, as far as it can be written.
+    /// Its name; invalid UTF-8 is replaced.
     pub name: String,
-    /// What is wrong with it, for people.
+    /// The reason, for people.
     pub why: &'static str,
 }

@@ -1,6 +1,6 @@
 //! Large objects in a bucket: sent in parts, read in ranges, a few at a time.
 //!
-//! What fits into one part is one request. S3 takes at most 10,000 parts of 5 GiB and objects of 5 TiB.
+//! An object that fits into one part is one request. S3 accepts at most 10,000 parts of 5 GiB and objects of 5 TiB.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,16 +16,16 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::PIECE;
 use crate::error::{ErrorKind, Failure, Result};
 use crate::s3::{PAUSE, RETRIES, S3, size, status};
-use crate::stream::PIECE;
 
-/// Parts that are sent, and ranges that are read, at a time.
+/// Parts sent, or ranges read, at a time.
 const IN_FLIGHT: usize = 4;
-/// After so many parts they are twice as large.
+/// Number of parts after which the part size doubles.
 const PARTS_OF_A_SIZE: usize = 1000;
 
-/// Size of the next part after `parts`: so that memory stays small for what is usual, and the largest object has a place.
+/// Bytes of the next part after `parts`. It grows, so that usual objects need little memory and the largest one still fits.
 fn part_bytes(parts: usize) -> usize {
     PIECE << (parts / PARTS_OF_A_SIZE)
 }
@@ -35,11 +35,11 @@ fn part_bytes(parts: usize) -> usize {
 pub(crate) struct Upload {
     bucket: S3,
     key: String,
-    /// What is not on its way: a full part too, which may be the last.
+    /// Bytes not sent yet. It may be a full part, because that may be the last.
     buffer: BytesMut,
-    /// Given by the server when the first part is sent.
+    /// Upload id, from the server; set when the first part is sent.
     id: Option<String>,
-    /// Parts on their way or sent.
+    /// Number of parts started.
     parts: usize,
     sending: JoinSet<Result<CompletedPart>>,
     sent: Vec<CompletedPart>,
@@ -72,7 +72,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Leaves nothing; what cannot be removed now is swept some day.
+    /// Aborts the upload. What cannot be removed now is left for a sweep.
     async fn fail(self, failure: Failure) -> Failure {
         let _ = self.abort().await;
         failure
@@ -140,7 +140,7 @@ async fn send_part(bucket: S3, key: String, id: String, number: i32, part: Bytes
 #[derive(Debug)]
 pub(crate) struct Download {
     object: Arc<Pinned>,
-    /// Where the next range begins.
+    /// Offset of the next range.
     at: u64,
     /// Ranges under way, in order.
     ahead: VecDeque<JoinHandle<Result<Bytes>>>,
@@ -166,7 +166,7 @@ impl Download {
         piece.map(Some)
     }
 
-    /// Starts to read the next range, of which there may be an answer already.
+    /// Starts to read the next range. `answer`: its response, if it has been requested already.
     fn read_ahead(&mut self, answer: Option<GetObjectOutput>) {
         let range = self.at..self.object.size.min(self.at + PIECE as u64);
         self.at = range.end;
@@ -182,7 +182,7 @@ impl Drop for Download {
     }
 }
 
-/// Reads a range; where the connection breaks, it goes on from there.
+/// Reads a range. If the connection breaks, it continues from there.
 async fn read(object: Arc<Pinned>, range: Range<u64>, mut answer: Option<GetObjectOutput>) -> Result<Bytes> {
     let length = (range.end - range.start) as usize;
     let mut bytes = BytesMut::with_capacity(length);
@@ -205,16 +205,16 @@ async fn read(object: Arc<Pinned>, range: Range<u64>, mut answer: Option<GetObje
     Ok(bytes.freeze())
 }
 
-/// Appends what comes until there are `length` bytes.
+/// Appends the body until there are `length` bytes.
 async fn append(mut body: ByteStream, bytes: &mut BytesMut, length: usize) -> Result<()> {
     while let Some(some) = body.next().await {
         bytes.extend_from_slice(&some?);
         if bytes.len() > length {
-            return Err(Failure::new(ErrorKind::Other, "the server answers with more than the range it was asked for"));
+            return Err(Failure::new(ErrorKind::Other, "the server returned more than the requested range"));
         }
     }
     if bytes.len() < length {
-        return Err(Failure::new(ErrorKind::Unavailable, "the answer ended too early"));
+        return Err(Failure::new(ErrorKind::Unavailable, "the response ended too early"));
     }
     Ok(())
 }

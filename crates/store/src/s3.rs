@@ -1,7 +1,7 @@
-//! A bucket as a store: S3, and servers that speak its language.
+//! A bucket as a store: S3, and servers with its API.
 //!
-//! The SDK repeats requests that fail in passing; what still fails is named by what a caller can do about it. What is larger
-//! than a part goes the way of `multipart.rs`.
+//! The SDK retries transient failures; what still fails gets the [`ErrorKind`] that callers act on. Objects larger than a part
+//! go through `multipart.rs`.
 
 use std::time::Duration;
 
@@ -17,12 +17,11 @@ use aws_sdk_s3::types::ServerSideEncryption;
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{ErrorKind, Failure, Result};
-use crate::stream::PIECE;
 use crate::url::BucketOptions;
-use crate::{Object, Page, PutNew};
+use crate::{ObjectInfo, PIECE, Page, PutNew};
 
-/// How often `put_new` is repeated when the server says that another request for the key is under way, and a range is read on
-/// when the connection broke. The pause doubles each time.
+/// Retries of `put_new` while the server handles another request for the key, and of a range whose connection broke. The pause
+/// doubles each time.
 pub(crate) const RETRIES: u32 = 6;
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
@@ -42,7 +41,7 @@ impl S3 {
         if let Some(region) = options.region {
             loader = loader.region(Region::new(region));
         } else if options.endpoint.is_some() {
-            // Servers of one's own mostly take any.
+            // Most other servers accept any region.
             loader = loader.region(Region::from_static("us-east-1"));
         }
         if options.anonymous {
@@ -50,7 +49,7 @@ impl S3 {
         }
         let shared = loader.load().await;
         if shared.region().is_none() {
-            let problem = "the bucket's region is not known: append ?region=…, or set AWS_REGION";
+            let problem = "the bucket's region is unknown: append ?region=… to the URL, or set AWS_REGION";
             return Err(Failure::new(ErrorKind::InvalidUrl, problem));
         }
         let path_style = options.path_style.unwrap_or(options.endpoint.is_some());
@@ -151,7 +150,7 @@ impl S3 {
 pub(crate) struct Walk {
     bucket: S3,
     prefix: String,
-    /// Where the next page begins.
+    /// Start of the next page.
     token: Option<String>,
     last: bool,
 }
@@ -169,7 +168,7 @@ impl Walk {
         for object in answer.contents() {
             let identity = identity(object.e_tag());
             let key = object.key().unwrap_or_default().to_owned();
-            page.objects.push(Object { key, size: size(object.size()), identity });
+            page.objects.push(ObjectInfo { key, size: size(object.size()), identity });
         }
         self.token = answer.next_continuation_token;
         self.last = self.token.is_none();
@@ -205,16 +204,16 @@ where
                 of_answer(service.raw().status().as_u16(), code, service.err().message())
             }
             SdkError::TimeoutError(_) | SdkError::ResponseError(_) => {
-                (ErrorKind::Unavailable, "the server does not answer, or not properly".into())
+                (ErrorKind::Unavailable, "the server does not respond, or sends a broken response".into())
             }
             SdkError::DispatchFailure(_) => match credentials_error(&error) {
                 Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => {
-                    (ErrorKind::Denied, "no credentials were found (environment, profile, web identity, machine)".into())
+                    (ErrorKind::Denied, "no credentials found (environment, profile, web identity, machine)".into())
                 }
-                Some(_) => (ErrorKind::Unavailable, "whoever gives the credentials does not answer".into()),
+                Some(_) => (ErrorKind::Unavailable, "the credentials provider does not respond".into()),
                 None => (ErrorKind::Unavailable, "the server cannot be reached".into()),
             },
-            _ => (ErrorKind::Other, "the request cannot be made".into()),
+            _ => (ErrorKind::Other, "cannot send the request".into()),
         };
         Failure::new(kind, detail).with_source(error)
     }
@@ -226,29 +225,32 @@ fn of_answer(status: u16, code: &str, message: Option<&str>) -> (ErrorKind, Stri
         None => format!("{status} {code}"),
     };
     match (status, code) {
-        (_, "NoSuchBucket") => (ErrorKind::NotFound, "there is no such bucket".into()),
-        (_, "NoSuchUpload") => (ErrorKind::Unavailable, format!("its upload was swept, or answered before ({answer})")),
-        (404, _) => (ErrorKind::NotFound, "there is none".into()),
-        (_, "KeyTooLongError") => (ErrorKind::InvalidKey, "the server takes no key this long".into()),
+        (_, "NoSuchBucket") => (ErrorKind::NotFound, "the bucket does not exist".into()),
+        (_, "NoSuchUpload") => (ErrorKind::Unavailable, format!("the upload was swept or is already complete ({answer})")),
+        (404, _) => (ErrorKind::NotFound, "not found".into()),
+        (_, "KeyTooLongError") => (ErrorKind::InvalidKey, "the key is too long for the server".into()),
         (412, _) => (ErrorKind::Changed, "it was replaced while it was read".into()),
-        (401 | 403, _) | (_, "ExpiredToken" | "InvalidToken") => (ErrorKind::Denied, format!("the server denies it ({answer})")),
+        (401 | 403, _) | (_, "ExpiredToken" | "InvalidToken") => {
+            (ErrorKind::Denied, format!("the server denies access ({answer})"))
+        }
         (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull") => {
             (ErrorKind::NoSpace, format!("the server has no space left ({answer})"))
         }
         (301 | 307, _) => (ErrorKind::Other, format!("the bucket is in another region: append ?region=… to the URL ({answer})")),
-        (501, _) | (_, "XAmzContentSHA256Mismatch") => {
-            (ErrorKind::Other, format!("the server does not know the request; try checksums=when_required in the URL ({answer})"))
-        }
+        (501, _) | (_, "XAmzContentSHA256Mismatch") => (
+            ErrorKind::Other,
+            format!("the server does not support the request; try checksums=when_required in the URL ({answer})"),
+        ),
         (408 | 409 | 429 | 500.., _) | (_, "InternalError" | "RequestTimeout" | "SlowDown") => {
-            (ErrorKind::Unavailable, format!("the server cannot do it now ({answer})"))
+            (ErrorKind::Unavailable, format!("the server is unavailable or overloaded ({answer})"))
         }
-        _ => (ErrorKind::Other, format!("the server refuses it ({answer})")),
+        _ => (ErrorKind::Other, format!("the server refuses the request ({answer})")),
     }
 }
 
 impl From<ByteStreamError> for Failure {
     fn from(error: ByteStreamError) -> Failure {
-        Failure::new(ErrorKind::Unavailable, "the connection broke, or the content was damaged on the way").with_source(error)
+        Failure::new(ErrorKind::Unavailable, "the connection broke, or the content was damaged in transit").with_source(error)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Large objects: written and read piece by piece, in bounded memory.
+//! Uploads and downloads: large objects written and read piece by piece, in bounded memory.
 
 use std::time::SystemTime;
 
@@ -9,11 +9,8 @@ use crate::error::{ErrorKind, Failure};
 use crate::multipart;
 use crate::{Backend, Error, Store, directory};
 
-/// Bytes of a piece that is read, and of a part in a bucket.
-pub(crate) const PIECE: usize = 8 << 20;
-
 impl Store {
-    /// Begins to write an object, which appears, in the place of any before it, when the upload is finished.
+    /// Starts to write an object. It appears when the upload is finished, and replaces any earlier one.
     pub async fn upload(&self, key: &str) -> Result<Upload, Error> {
         let full = self.full_key(Upload::DOING, key)?;
         let sending = match &self.backend {
@@ -25,7 +22,7 @@ impl Store {
         Ok(Upload { store: self.clone(), key: key.to_owned(), sending })
     }
 
-    /// Begins to read an object.
+    /// Starts to read an object.
     pub async fn download(&self, key: &str) -> Result<Download, Error> {
         let full = self.full_key(Download::DOING, key)?;
         let receiving = match &self.backend {
@@ -37,9 +34,9 @@ impl Store {
         Ok(Download { store: self.clone(), key: key.to_owned(), receiving })
     }
 
-    /// Removes what uploads left that began before `began_before` (in a directory: that wrote last before it) and were neither
-    /// finished nor aborted, as those of killed processes. Returns how many there were. An upload that is still going on and
-    /// is older fails.
+    /// Removes the remains of uploads that started before `began_before` (in a directory: that last wrote before it) and were
+    /// neither finished nor aborted, such as those of killed processes. Returns their number. An older upload that is still
+    /// running fails.
     pub async fn sweep_uploads(&self, began_before: SystemTime) -> Result<usize, Error> {
         let swept = match &self.backend {
             Backend::Directory(directory) => directory.sweep_uploads(self.prefix.clone(), began_before).await,
@@ -58,7 +55,7 @@ impl Store {
 pub struct Upload {
     store: Store,
     key: String,
-    /// `None` after an error, or when a piece was not waited for.
+    /// `None` after an error, or after a `write` whose future was dropped.
     sending: Option<Sending>,
 }
 
@@ -72,7 +69,7 @@ enum Sending {
 impl Upload {
     const DOING: &str = "write";
 
-    /// Appends to the object. Returns when there is room for more, which may be before the bytes are stored.
+    /// Appends to the object. Returns when there is room for more; the bytes may not be stored yet.
     pub async fn write(&mut self, bytes: impl Into<Bytes>) -> Result<(), Error> {
         let result = match self.sending.take() {
             Some(Sending::Directory(upload)) => upload.write(bytes.into()).await.map(Sending::Directory),
@@ -84,7 +81,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Makes what was written the object. It is whole, and there after a crash, when this returns.
+    /// Publishes what was written as the object. When this returns, the object is complete and survives a crash.
     pub async fn finish(self) -> Result<(), Error> {
         let result = match self.sending {
             Some(Sending::Directory(upload)) => upload.finish().await,
@@ -95,25 +92,25 @@ impl Upload {
         self.store.explain(Upload::DOING, &self.key, result)
     }
 
-    /// Gives the object up and leaves nothing.
+    /// Cancels the upload and leaves nothing.
     pub async fn abort(self) -> Result<(), Error> {
         let result = match self.sending {
             #[cfg(feature = "s3")]
             Some(Sending::S3(upload)) => upload.abort().await,
-            // A temporary file is removed when it is dropped.
+            // Dropping a temporary file removes it.
             Some(Sending::Directory(_)) | None => Ok(()),
         };
-        self.store.explain("give up writing", &self.key, result)
+        self.store.explain("cancel writing", &self.key, result)
     }
 }
 
 fn broken_off() -> Failure {
-    Failure::new(ErrorKind::Other, "this upload was broken off: begin a new one")
+    Failure::new(ErrorKind::Other, "this upload was interrupted: start a new one")
 }
 
 /// An object that is read piece by piece. Made by [`Store::download`].
 ///
-/// All pieces are of one object: if it is replaced meanwhile they go on being of the old one, or there is an error of kind
+/// All pieces belong to one object: if it is replaced meanwhile, the rest comes from the old one, or `next` fails with
 /// [`ErrorKind::Changed`].
 #[derive(Debug)]
 pub struct Download {
@@ -132,7 +129,7 @@ enum Receiving {
 impl Download {
     const DOING: &str = "read";
 
-    /// The next piece, never an empty one; `None` after the last. Do not go on after an error.
+    /// The next piece, never empty; `None` after the last. Do not call it again after an error.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let result = match &mut self.receiving {
             Receiving::Directory(download) => download.next().await,

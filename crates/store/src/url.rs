@@ -1,4 +1,4 @@
-//! From a URL to a place, and back to a text for people.
+//! Parses a store's URL, and writes it for people.
 
 use std::path::{Path, PathBuf, absolute};
 
@@ -22,11 +22,11 @@ pub(crate) struct BucketOptions {
     pub(crate) endpoint: Option<String>,
     pub(crate) region: Option<String>,
     pub(crate) path_style: Option<bool>,
-    /// Without credentials, as for public buckets.
+    /// Sends no credentials, as for public buckets.
     pub(crate) anonymous: bool,
-    /// Checksums only where S3 requires them, for servers that know no others.
+    /// Sends only the checksums that S3 requires, for servers that do not support others.
     pub(crate) checksums_when_required: bool,
-    /// How the server encrypts objects: `AES256` or `aws:kms`.
+    /// Server-side encryption: `AES256` or `aws:kms`.
     pub(crate) sse: Option<String>,
     /// Name of the key for `aws:kms`.
     pub(crate) kms_key: Option<String>,
@@ -58,12 +58,12 @@ fn directory(path: &str) -> Result<Location> {
     }
     let scheme = path.split(':').next().unwrap_or_default();
     if path[scheme.len()..].starts_with(":/") && scheme.len() > 1 && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) {
-        return Err(invalid("a scheme is followed by '://'; write ./ before a path that looks like one"));
+        return Err(invalid("a scheme needs '://'; write ./ before a path that looks like a URL"));
     }
     Ok(Location::Directory(real(absolute(path)?)))
 }
 
-/// The path without links and `..`, as far as it is there: so that one folder has one name.
+/// The path without links and `..`, as far as it exists, so that one folder has one name.
 fn real(path: PathBuf) -> PathBuf {
     let found = path.ancestors().find_map(|part| Some((part.canonicalize().ok()?, part)));
     match found {
@@ -81,7 +81,7 @@ fn bucket(rest: &str) -> Result<Location> {
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
     if bucket.is_empty() || !bucket.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) {
-        return Err(invalid("the bucket's name may hold letters, digits, '-', '.' and '_' only"));
+        return Err(invalid("a bucket's name may contain only letters, digits, '-', '.' and '_'"));
     }
     let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
     if !prefix.is_empty() {
@@ -148,7 +148,7 @@ impl BucketOptions {
     }
 }
 
-/// `url` for an error message: without options, and without what stands before an '@'.
+/// `url` for an error message: without options, and without anything before an '@'.
 pub(crate) fn without_secrets(url: &str) -> String {
     let (place, _) = url.split_once('?').unwrap_or((url, ""));
     match (place.split_once("://"), place.rsplit_once('@')) {
@@ -165,7 +165,7 @@ pub(crate) fn of_path(path: &Path) -> String {
 }
 
 fn decode(text: &str) -> Result<String> {
-    let bad = || invalid("'%' must be followed by two hexadecimal digits, and the whole be UTF-8");
+    let bad = || invalid("'%' must be followed by two hexadecimal digits, and the result must be UTF-8");
     let mut bytes = Vec::with_capacity(text.len());
     let mut parts = text.split('%');
     bytes.extend(parts.next().unwrap_or_default().bytes());

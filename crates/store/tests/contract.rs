@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use store::{ErrorKind, Object, PutNew, Store};
+use store::{ErrorKind, ObjectInfo, PutNew, Store};
 
 #[cfg(feature = "s3")]
 macro_rules! contract {
@@ -84,11 +84,11 @@ mod open {
     }
 }
 
-fn keys(objects: &[Object]) -> Vec<&str> {
+fn keys(objects: &[ObjectInfo]) -> Vec<&str> {
     objects.iter().map(|o| o.key.as_str()).collect()
 }
 
-async fn list(store: &Store, prefix: &str) -> Vec<Object> {
+async fn list(store: &Store, prefix: &str) -> Vec<ObjectInfo> {
     store.list(prefix).unwrap().all().await.unwrap()
 }
 

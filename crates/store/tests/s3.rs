@@ -65,7 +65,7 @@ async fn a_missing_bucket_is_not_found() {
     let store = Store::open(&server.url("other-bucket", "anonymous=true")).await.unwrap();
     let error = store.list("").unwrap().all().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(error.to_string().contains("s3://other-bucket/: there is no such bucket"), "{error}");
+    assert!(error.to_string().contains("s3://other-bucket/: the bucket does not exist"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +113,7 @@ async fn an_examination_finds_that_two_can_create_a_key() {
     let server = Server::start_racy().await;
     let store = server.store("").await;
     let problems = store.examine().await.unwrap();
-    assert!(problems.len() == 1 && problems[0].contains("put-if-absent"), "{problems:?}");
+    assert!(problems.len() == 1 && problems[0].contains("create-if-absent"), "{problems:?}");
 }
 
 /// Size of what is sent and read in one piece.
@@ -167,7 +167,7 @@ async fn an_upload_that_fails_leaves_nothing_and_does_not_go_on() {
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     assert!(server.state().uploads.is_empty());
     server.state().full = false;
-    assert!(upload.write("more").await.unwrap_err().to_string().contains("begin a new one"));
+    assert!(upload.write("more").await.unwrap_err().to_string().contains("start a new one"));
     assert!(upload.finish().await.is_err());
     assert!(!store.exists("key").await.unwrap());
 

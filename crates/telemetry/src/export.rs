@@ -1,4 +1,4 @@
-//! Where traces and metrics go, as the environment says (*io*).
+//! Sends traces and metrics as the environment configures (*io*).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,21 +18,20 @@ use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 
 use crate::Guard;
 
-/// How long a receiver may take for one batch over HTTP.
+/// Time limit of one batch over HTTP.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Metrics with an attribute for each class, and how many series one of them may have: eight runs of 1,000 classes.
+/// Prefix of metrics with an attribute for each class, and their limit of series: eight runs of 1,000 classes.
 const BY_CLASS: (&str, usize) = ("basin.class.", 8192);
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// How a signal is sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Protocol {
     Grpc,
     Http,
 }
 
-/// Whether, and how, the signal (`TRACES` or `METRICS`) is sent, by the variables of OpenTelemetry. The SDK reads where to itself.
+/// Protocol of a signal (`TRACES` or `METRICS`) by OpenTelemetry's variables; `None`: it is not sent. The SDK reads the endpoint.
 fn wanted(signal: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Protocol>, Error> {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty());
     let of = |what: &str| {
@@ -47,11 +46,10 @@ fn wanted(signal: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Opt
     match of("PROTOCOL").as_deref() {
         Some("grpc") => Ok(Some(Protocol::Grpc)),
         None | Some("http/protobuf") => Ok(Some(Protocol::Http)),
-        Some(other) => Err(format!("the OTLP protocol {other:?} is neither grpc nor http/protobuf").into()),
+        Some(other) => Err(format!("unknown OTLP protocol {other:?}: use grpc or http/protobuf").into()),
     }
 }
 
-/// Starts what the environment wants.
 pub fn start(service: &'static str) -> Result<Guard, Error> {
     let variable = |name: &str| std::env::var(name).ok();
     let (traces, metrics) = (wanted("TRACES", variable)?, wanted("METRICS", variable)?);
@@ -85,7 +83,7 @@ fn by_class(instrument: &Instrument) -> Option<Stream> {
     instrument.name().starts_with(BY_CLASS.0).then(|| Stream::builder().with_cardinality_limit(BY_CLASS.1).build().ok())?
 }
 
-/// Who speaks. What the environment says wins over this; without an instance the series of two workers would be one.
+/// The service and its instance, so that two workers have two series. The environment takes precedence.
 fn resource(service: &'static str) -> Resource {
     let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
     let ours = [
@@ -101,7 +99,7 @@ fn resource(service: &'static str) -> Resource {
         .build()
 }
 
-/// Says once that the receiver is gone, and once that it is back: the SDK would say nothing, or say it for every batch.
+/// Logs once that the receiver is gone, and once that it is back. The SDK logs nothing, or every batch.
 #[derive(Debug)]
 struct Watched<E> {
     signal: &'static str,
@@ -153,7 +151,7 @@ impl<E: PushMetricExporter> PushMetricExporter for Watched<E> {
     }
 }
 
-/// Sends over HTTP on the thread that asks: the SDK's own, never one of ours.
+/// Sends over HTTP on the calling thread, which is the SDK's own.
 #[derive(Debug)]
 struct Http(ureq::Agent);
 

@@ -1,8 +1,8 @@
-//! What the services say about themselves: logs on standard error, and traces and metrics to an OTLP receiver if there is one.
+//! Logs on standard error, and traces and metrics to an OTLP receiver if one is configured.
 //!
-//! Numbers leave sideways here and steer nothing. A receiver that is away or slow costs a job nothing: what does not fit into the
-//! SDK's queues is dropped, and the end of a process waits for it no longer than [`PATIENCE`]. [`trace`] makes spans, a
-//! [`Metric`] is a name with its instrument, `export` sends, `logs` writes. Nobody else names the OpenTelemetry crates.
+//! Telemetry never changes a result. A receiver that is away or slow does not delay a job: what does not fit into the SDK's
+//! queues is dropped, and the end of a process waits for it no longer than [`PATIENCE`]. [`trace`] makes spans, a [`Metric`] is a
+//! name with its instrument, `export` sends, `logs` writes. No other crate uses the OpenTelemetry crates.
 
 mod export;
 mod logs;
@@ -20,31 +20,31 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-pub use metric::{Kind, Metric, prometheus_name};
+pub use metric::{Instrument, Metric, prometheus_name};
 
-/// How long the end of a process waits until what it has to say is sent.
+/// How long the end of a process waits for its last telemetry to be sent.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
 static MEASURES: AtomicBool = AtomicBool::new(false);
 
-/// Whether metrics go anywhere: what costs something to find out need not be asked for otherwise.
+/// Whether metrics are sent. If not, skip measurements that cost something.
 pub fn measures() -> bool {
     MEASURES.load(Ordering::Relaxed)
 }
 
-/// Sends what is left when dropped, for no longer than [`PATIENCE`].
+/// Sends the remaining telemetry when dropped, within [`PATIENCE`].
 #[derive(Default)]
-#[must_use = "what is left is sent when it is dropped"]
+#[must_use = "dropping it sends the remaining telemetry"]
 pub struct Guard {
     traces: Option<SdkTracerProvider>,
     metrics: Option<SdkMeterProvider>,
-    /// Where gRPC lives, whatever the program does with its own runtime.
+    /// Runtime of gRPC, independent of the program's own.
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // The SDK waits for metrics as long as it likes: so both are told on threads of their own, which are left behind if late.
+        // The SDK has no time limit for metrics: each provider shuts down on a thread of its own, which is abandoned if late.
         let (done, ended) = std::sync::mpsc::channel();
         let deadline = Instant::now() + PATIENCE;
         let mut ends: Vec<Box<dyn FnOnce() + Send>> = vec![];
@@ -71,18 +71,18 @@ impl Drop for Guard {
     }
 }
 
-/// Begins: logs go to standard error, as text, or as JSON where `BASIN_LOG_FORMAT=json`; `BASIN_LOG` chooses which, as `info`,
-/// `debug` or `coordinator=debug,info`, and `default` does where it says nothing. Traces and metrics of `service` go where
-/// `OTEL_EXPORTER_OTLP_ENDPOINT` or one of a signal says, and nowhere if none does.
+/// Starts telemetry. Logs go to standard error as text, or as JSON if `BASIN_LOG_FORMAT=json`; `BASIN_LOG` filters them (`info`,
+/// `debug`, `coordinator=debug,info`; default: `default`). Traces and metrics of `service` go to `OTEL_EXPORTER_OTLP_ENDPOINT`, or
+/// to the endpoint of a signal's own variable, or nowhere if neither is set.
 ///
-/// Before any metric is recorded: one that is older records nothing.
+/// Call it before any metric is recorded: an earlier metric never records anything.
 pub fn init(service: &'static str, default: &str) -> Guard {
     let (guard, failure) = match export::start(service) {
         Ok(guard) => (guard, None),
         Err(error) => (Guard::default(), Some(error)),
     };
     let traced = guard.traces.as_ref().map(|traces| {
-        // Only our own spans: those of h2, hyper and tonic under the exporter would make spans of their own.
+        // Our own spans only: the exporter's h2, hyper and tonic have spans, too.
         let filter = Targets::new().with_default(LevelFilter::OFF).with_target(trace::TARGET, LevelFilter::INFO);
         tracing_opentelemetry::layer()
             .with_tracer(traces.tracer("basin"))
@@ -97,11 +97,11 @@ pub fn init(service: &'static str, default: &str) -> Guard {
         MEASURES.store(true, Ordering::Relaxed);
     }
     let filter = EnvFilter::try_from_env("BASIN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    // Spans are for traces; in the log they would be in the way.
+    // Spans are for traces and do not belong in the log.
     let filter = filter.add_directive(format!("{}=off", trace::TARGET).parse().expect("a directive"));
     tracing_subscriber::registry().with(traced).with(logs::layer().with_filter(filter)).init();
     if let Some(error) = failure {
-        tracing::warn!(error, "no telemetry is sent");
+        tracing::warn!(error, "cannot start telemetry; none is sent");
     }
     guard
 }

@@ -9,7 +9,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// As `BASIN_LOG_FORMAT` says.
+/// Text, or JSON if `BASIN_LOG_FORMAT=json`.
 pub fn layer<S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync>() -> Box<dyn Layer<S> + Send + Sync> {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     if std::env::var("BASIN_LOG_FORMAT").is_ok_and(|format| format == "json") {
@@ -19,7 +19,7 @@ pub fn layer<S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync>() ->
     }
 }
 
-/// A JSON line with the ids of the trace and span it was written in.
+/// A JSON line with the ids of its trace and span.
 struct Traced<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for Traced<F>

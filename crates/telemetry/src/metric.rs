@@ -1,31 +1,29 @@
-//! A metric is a name, what it means, and the instrument that records it.
+//! A metric: its name, its meaning, and the instrument that records it.
 
 use std::sync::OnceLock;
 
 use opentelemetry::metrics::{Counter, Gauge, Histogram, ObservableGauge};
 use opentelemetry::{KeyValue, global};
 
-/// What a metric's numbers are.
+/// The kind of a metric's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Instrument {
     /// A sum that only grows.
     Counter,
-    /// What is now.
+    /// The present value.
     Gauge,
-    /// A distribution.
+    /// A distribution of values.
     Histogram,
 }
 
 /// A metric, kept in a `static` of the one file of its service that names all of them.
 #[derive(Debug)]
 pub struct Metric {
-    /// In OpenTelemetry.
+    /// OpenTelemetry's name, such as `basin.images`.
     pub name: &'static str,
-    /// What its numbers are.
-    pub kind: Kind,
-    /// In UCUM, as `s`, `By`, `1` or `{image}`.
+    pub kind: Instrument,
+    /// UCUM unit, such as `s`, `By`, `1` or `{image}`.
     pub unit: &'static str,
-    /// For people.
     pub description: &'static str,
     boundaries: &'static [f64],
     instrument: OnceLock<Recorder>,
@@ -39,13 +37,13 @@ enum Recorder {
     Histogram(Histogram<f64>),
 }
 
-/// Names and values that tell series of one metric apart. Never an image: there are too many.
+/// Names and values that distinguish series of one metric. Never an image: there are too many.
 pub type Attributes<'a> = &'a [(&'static str, &'a str)];
 
 impl Metric {
     const fn new(
         name: &'static str,
-        kind: Kind,
+        kind: Instrument,
         unit: &'static str,
         description: &'static str,
         boundaries: &'static [f64],
@@ -55,12 +53,12 @@ impl Metric {
 
     /// A sum that only grows.
     pub const fn counter(name: &'static str, unit: &'static str, description: &'static str) -> Metric {
-        Metric::new(name, Kind::Counter, unit, description, &[])
+        Metric::new(name, Instrument::Counter, unit, description, &[])
     }
 
-    /// What is now.
+    /// The present value.
     pub const fn gauge(name: &'static str, unit: &'static str, description: &'static str) -> Metric {
-        Metric::new(name, Kind::Gauge, unit, description, &[])
+        Metric::new(name, Instrument::Gauge, unit, description, &[])
     }
 
     /// A distribution over the intervals that `boundaries` make.
@@ -70,10 +68,10 @@ impl Metric {
         description: &'static str,
         boundaries: &'static [f64],
     ) -> Metric {
-        Metric::new(name, Kind::Histogram, unit, description, boundaries)
+        Metric::new(name, Instrument::Histogram, unit, description, boundaries)
     }
 
-    /// Adds to a counter, sets a gauge, or adds a value to a distribution. Never waits.
+    /// Adds to a counter, sets a gauge, or adds a value to a histogram. Never waits.
     pub fn record(&self, value: f64, attributes: Attributes) {
         let attributes = key_values(attributes);
         match self.instrument.get_or_init(|| self.recorder()) {
@@ -87,9 +85,11 @@ impl Metric {
         let meter = global::meter("basin");
         let Metric { name, unit, description, boundaries, .. } = *self;
         match self.kind {
-            Kind::Counter => Recorder::Counter(meter.f64_counter(name).with_unit(unit).with_description(description).build()),
-            Kind::Gauge => Recorder::Gauge(meter.f64_gauge(name).with_unit(unit).with_description(description).build()),
-            Kind::Histogram => Recorder::Histogram(
+            Instrument::Counter => {
+                Recorder::Counter(meter.f64_counter(name).with_unit(unit).with_description(description).build())
+            }
+            Instrument::Gauge => Recorder::Gauge(meter.f64_gauge(name).with_unit(unit).with_description(description).build()),
+            Instrument::Histogram => Recorder::Histogram(
                 meter
                     .f64_histogram(name)
                     .with_unit(unit)
@@ -100,8 +100,8 @@ impl Metric {
         }
     }
 
-    /// A gauge whose values are asked for when they are sent: `look` hands them to the function that it is given, and what it does
-    /// not hand over is not there any more. It must not wait, and counts once only.
+    /// Makes a gauge whose values are read when they are sent: `look` passes each series to the function that it gets; a series that
+    /// it does not pass ends. `look` must not wait. Only the first call has an effect.
     pub fn observe(&self, look: impl Fn(&dyn Fn(f64, Attributes)) + Send + Sync + 'static) {
         let Metric { name, unit, description, .. } = *self;
         self.observer.get_or_init(|| {
@@ -114,7 +114,7 @@ impl Metric {
         });
     }
 
-    /// What Prometheus calls it.
+    /// Name in Prometheus.
     pub fn prometheus_name(&self) -> String {
         prometheus_name(self.name, self.unit, self.kind)
     }
@@ -124,8 +124,8 @@ fn key_values(attributes: Attributes) -> Vec<KeyValue> {
     attributes.iter().map(|(name, value)| KeyValue::new(*name, value.to_string())).collect()
 }
 
-/// What Prometheus calls a metric, as its own OTLP receiver and the collector translate it.
-pub fn prometheus_name(name: &str, unit: &str, kind: Kind) -> String {
+/// A metric's name in Prometheus, as its OTLP receiver and the collector translate it.
+pub fn prometheus_name(name: &str, unit: &str, kind: Instrument) -> String {
     let mut words: Vec<&str> =
         name.split(|c: char| !c.is_ascii_alphanumeric() && c != ':').filter(|word| !word.is_empty()).collect();
     let suffix = match unit {
@@ -137,8 +137,8 @@ pub fn prometheus_name(name: &str, unit: &str, kind: Kind) -> String {
         words.push(suffix);
     }
     match kind {
-        Kind::Counter => words.push("total"),
-        Kind::Gauge if unit == "1" => words.push("ratio"),
+        Instrument::Counter => words.push("total"),
+        Instrument::Gauge if unit == "1" => words.push("ratio"),
         _ => {}
     }
     words.join("_")
@@ -151,10 +151,13 @@ mod tests {
     /// As Prometheus 3.16 and the collector 0.165 did it.
     #[test]
     fn prometheus_names() {
-        assert_eq!(prometheus_name("basin.images", "{image}", Kind::Counter), "basin_images_total");
-        assert_eq!(prometheus_name("basin.projection.loss", "1", Kind::Histogram), "basin_projection_loss");
-        assert_eq!(prometheus_name("basin.upload.size", "By", Kind::Counter), "basin_upload_size_bytes_total");
-        assert_eq!(prometheus_name("hw.gpu.utilization", "1", Kind::Gauge), "hw_gpu_utilization_ratio");
-        assert_eq!(prometheus_name("messaging.process.duration", "s", Kind::Histogram), "messaging_process_duration_seconds");
+        assert_eq!(prometheus_name("basin.images", "{image}", Instrument::Counter), "basin_images_total");
+        assert_eq!(prometheus_name("basin.projection.loss", "1", Instrument::Histogram), "basin_projection_loss");
+        assert_eq!(prometheus_name("basin.upload.size", "By", Instrument::Counter), "basin_upload_size_bytes_total");
+        assert_eq!(prometheus_name("hw.gpu.utilization", "1", Instrument::Gauge), "hw_gpu_utilization_ratio");
+        assert_eq!(
+            prometheus_name("messaging.process.duration", "s", Instrument::Histogram),
+            "messaging_process_duration_seconds"
+        );
     }
 }

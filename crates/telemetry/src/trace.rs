@@ -1,7 +1,7 @@
-//! Spans, and how a trace goes on in another process.
+//! Spans, and traces that continue in another process.
 //!
-//! Names and attributes of messages follow the messaging conventions of OpenTelemetry 1.42 to 1.44. Where traces go nowhere, a span
-//! is nothing and costs nothing.
+//! Names and attributes of messages follow the messaging conventions of OpenTelemetry 1.42 to 1.44. If traces are not sent, spans
+//! are disabled and cost nothing.
 
 use std::collections::BTreeMap;
 
@@ -12,44 +12,41 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// All spans of ours.
+/// Target of all our spans.
 pub(crate) const TARGET: &str = "basin_trace";
 
-/// What a message carries of its trace.
+/// Headers that carry a trace with a message.
 pub type Context = BTreeMap<String, String>;
 
-/// Who a message is for, and what it is.
+/// A message, as its spans describe it.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
-    /// `rabbitmq`, or our own.
+    /// `rabbitmq` or `basin`.
     pub system: &'static str,
-    /// The queue, as `jobs`.
+    /// Name of the queue, such as `jobs`.
     pub queue: &'a str,
-    /// Id of its job.
     pub job: &'a str,
-    /// Name of its run.
     pub run: &'a str,
-    /// Key of its image.
     pub image: &'a str,
 }
 
-/// A part of `parent`'s work that begins now, and ends when all clones are dropped.
+/// A span for a part of `parent`'s work. It starts now and ends when all clones are dropped.
 pub fn child(parent: &Span, name: &str) -> Span {
     span(Some(parent), name, "internal")
 }
 
-/// A message is published, as part of `parent` or as the beginning of a trace.
+/// A span for publishing a message, as part of `parent` or as the start of a trace.
 pub fn publish(parent: Option<&Span>, message: &Message) -> Span {
     let span = span(parent, &format!("publish basin.{}", message.queue), "producer");
     describe(&span, message, ("publish", "send"));
     span
 }
 
-/// A message is worked on, as part of the trace that it brings.
+/// A span for processing a message, in the trace that `context` carries.
 pub fn process(context: &Context, message: &Message) -> Span {
     let span = span(None, &format!("process basin.{}", message.queue), "consumer");
-    // Only a span that is none has no parent.
-    let _ = span.set_parent(TraceContextPropagator::new().extract(&Found(context)));
+    // It fails only for a disabled span.
+    let _ = span.set_parent(TraceContextPropagator::new().extract(&Received(context)));
     describe(&span, message, ("process", "process"));
     span
 }
@@ -76,33 +73,33 @@ fn describe(span: &Span, message: &Message, (name, kind): (&'static str, &'stati
     span.set_attribute("basin.image", message.image.to_owned());
 }
 
-/// Says more about a span.
+/// Sets an attribute of a span.
 pub fn attribute(span: &Span, name: &'static str, value: impl Into<Value>) {
     span.set_attribute(name, value);
 }
 
-/// What the span was for went wrong; `reason` is one of few.
+/// Marks a span as failed. `reason` is one of few values.
 pub fn fail(span: &Span, reason: &'static str) {
     span.set_attribute("error.type", reason);
     span.set_status(Status::error(reason));
 }
 
-/// An earlier attempt at the same message is somewhere in the trace that it brought.
+/// Links a span to the trace of the message's earlier attempt.
 pub fn redelivered(span: &Span, context: &Context) {
-    let origin = TraceContextPropagator::new().extract(&Found(context)).span().span_context().clone();
+    let origin = TraceContextPropagator::new().extract(&Received(context)).span().span_context().clone();
     if origin.is_valid() {
         span.add_link_with_attributes(origin, vec![KeyValue::new("basin.redelivered", true)]);
     }
 }
 
-/// What a message must carry to go on with the span's trace; nothing where there is none.
+/// Headers with which a message continues the span's trace; empty if the span is disabled.
 pub fn context(span: &Span) -> Context {
     let mut context = Context::new();
     TraceContextPropagator::new().inject_context(&span.context(), &mut Carried(&mut context));
     context
 }
 
-/// Id of the span's trace.
+/// Id of the span's trace; `None` if the span is disabled.
 pub fn id(span: &Span) -> Option<String> {
     let context = span.context();
     let ids = context.span().span_context().clone();
@@ -119,9 +116,9 @@ impl Injector for Carried<'_> {
     }
 }
 
-struct Found<'a>(&'a Context);
+struct Received<'a>(&'a Context);
 
-impl Extractor for Found<'_> {
+impl Extractor for Received<'_> {
     fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }

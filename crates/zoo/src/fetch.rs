@@ -1,9 +1,9 @@
-//! Fetches a file of the register: from its publisher, a mirror or a folder, whole and right or not at all.
+//! Fetches a file of the register from its publisher, a mirror or a folder: complete and verified, or not at all.
 //!
-//! What has come is in `NAME.part`, and in `NAME.part.from` where it comes from and which version of it that is; so a later
-//! attempt, or another process after a crash, goes on where the last one was (RFC 9110: `Range` with `If-Range`). The file gets
-//! its name only when its SHA-256 has been checked. `NAME.part` is locked meanwhile: a second process waits, and finds the file
-//! done or goes on with it.
+//! `NAME.part` holds the bytes received so far, and `NAME.part.from` their address and version; so a later attempt, or another
+//! process after a crash, continues where the last one stopped (RFC 9110: `Range` with `If-Range`). The file gets its name only
+//! after its SHA-256 has been checked. `NAME.part` is locked meanwhile: a second process waits, and then finds the complete file
+//! or continues.
 
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,160 +20,94 @@ use crate::published::{Address, File};
 const CHUNK_BYTES: usize = 128 * 1024;
 const CONNECT: Duration = Duration::from_secs(30);
 
-/// A file that is there and, as far as is known, right.
+/// A complete file, whose hash was checked if it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
-    /// Where it is.
     pub path: PathBuf,
     /// Its SHA-256, as `sha256sum` prints it.
     pub sha256: String,
-    /// Whether the register knows a hash, which is then this one. If not, write this one down.
+    /// Whether the register knows the hash. If not, note `sha256` to check later copies.
     pub verified: bool,
 }
 
-/// What happens meanwhile.
+/// Progress of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress<'a> {
+pub enum DownloadProgress<'a> {
     /// Another process fetches the same file.
     Waiting,
-    /// So many bytes are there, of so many if the server says so. The number falls if the file has to be fetched from its
-    /// beginning.
-    Received {
-        /// Bytes that are there.
-        received: u64,
-        /// Bytes of the whole file.
-        total: Option<u64>,
-    },
-    /// The connection failed; it is tried again after the pause.
-    Again {
-        /// How long.
-        pause: Duration,
-        /// What failed.
-        why: &'a str,
-    },
+    /// Bytes received, and bytes of the whole file if the server states them. `received` falls if the file has to be fetched from
+    /// the start.
+    Received { received: u64, total: Option<u64> },
+    /// The connection failed; the next attempt follows after the pause.
+    Again { pause: Duration, why: &'a str },
 }
 
-/// How long an unreliable server is borne with.
+/// Limits for an unreliable server.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// After an attempt that failed. It doubles with each further one that got no further than those before.
+    /// Pause after a failed attempt. It doubles after each further attempt that received nothing new.
     pub first_pause: Duration,
-    /// So many that get no further in a row are enough.
+    /// Attempts in a row without a new byte, after which the fetch fails.
     pub attempts: u32,
-    /// How long a server may be silent.
+    /// Time without data after which an attempt fails.
     pub silence: Duration,
 }
 
 impl Default for Patience {
-    /// Six attempts, a minute of pauses.
+    /// Six attempts with a minute of pauses in all.
     fn default() -> Patience {
         Patience { first_pause: Duration::from_secs(2), attempts: 6, silence: Duration::from_secs(30) }
     }
 }
 
-/// Why a file could not be had.
+/// Why a fetch failed.
 #[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// Its publisher has no address for it.
+pub enum DownloadError {
     #[error("{name} is not published as one file: {advice}")]
-    NoAddress {
-        /// The file.
-        name: &'static str,
-        /// What to do instead.
-        advice: &'static str,
-    },
-    /// A mirror that cannot be read.
-    #[error("{mirror} is no mirror: give https://…, http://…, file:///… or a folder")]
-    Mirror {
-        /// What was given.
-        mirror: String,
-    },
-    /// The server will not give it, however often it is asked.
+    NoAddress { name: &'static str, advice: &'static str },
+    #[error("{mirror} is not a mirror: use https://…, http://…, file:///… or a folder")]
+    Mirror { mirror: String },
+    /// A retry would not help.
     #[error("cannot fetch {from}: {why}")]
-    Refused {
-        /// Its address.
-        from: String,
-        /// What the server said, and what to do.
-        why: String,
-    },
-    /// The server does not answer, or stops again and again.
-    #[error("gave up on {from} after {received} bytes: {why}; what has come is kept: fetch again to go on")]
-    GaveUp {
-        /// Its address.
-        from: String,
-        /// Bytes that are there.
-        received: u64,
-        /// What failed last.
-        why: String,
-    },
-    /// It cannot be the file that is meant.
-    #[error("{from} has {bytes} bytes or more, and the file that is meant at most {limit}: nothing of it is kept")]
-    TooLarge {
-        /// Its address.
-        from: String,
-        /// Bytes that it has at least.
-        bytes: u64,
-        /// Bytes that it may have.
-        limit: u64,
-    },
-    /// It came whole and is not the file that is meant.
+    Refused { from: String, why: String },
+    /// The server does not respond, or stopped in every attempt.
+    #[error("cannot fetch {from}: gave up after {received} bytes: {why}; they are kept: fetch again to continue")]
+    GaveUp { from: String, received: u64, why: String },
+    #[error("{from} has at least {bytes} bytes, and the expected file at most {limit}; the bytes received were deleted")]
+    TooLarge { from: String, bytes: u64, limit: u64 },
     #[error(
-        "{from} is not the file that is meant, or broke on its way: its SHA-256 is {found}, expected was {expected}; what had come of it was deleted"
+        "{from} is not the expected file, or was damaged in transit: its SHA-256 is {found} instead of {expected}; it was deleted"
     )]
-    WrongHash {
-        /// Its address.
-        from: String,
-        /// The digits that are known.
-        expected: &'static str,
-        /// What came.
-        found: String,
-    },
-    /// Its name is taken.
-    #[error("{} is there already and is another file: its SHA-256 is {found}, expected was {expected}; move it away", path.display())]
-    Taken {
-        /// The file.
-        path: PathBuf,
-        /// The digits that are known.
-        expected: &'static str,
-        /// What is there.
-        found: String,
-    },
-    /// The disk is full.
-    #[error("no space is left for {} after {received} bytes; they are kept: make space and fetch again to go on", path.display())]
-    DiskFull {
-        /// What was written.
-        path: PathBuf,
-        /// Bytes that are there.
-        received: u64,
-    },
-    /// A file here cannot be read or written.
+    WrongHash { from: String, expected: &'static str, found: String },
+    #[error("{} exists and is another file: its SHA-256 is {found} instead of {expected}; move it away", path.display())]
+    Taken { path: PathBuf, expected: &'static str, found: String },
+    #[error("no space left for {} after {received} bytes; they are kept: make space and fetch again to continue", path.display())]
+    DiskFull { path: PathBuf, received: u64 },
     #[error("cannot {doing} {}", path.display())]
-    Local {
-        /// What was tried.
-        doing: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Local { doing: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// Fetches `file` into the folder `into`, which is made if need be.
+/// Fetches `file` into the folder `into`, and creates the folder if it is missing.
 ///
-/// `mirror` is the address of a folder (`https`, `http`, `file`, or a path) that has the file under its name; without one the
-/// publisher's address is used. A file that is there already is checked, not fetched.
-pub fn fetch(file: &File, mirror: Option<&str>, into: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Fetched, FetchError> {
+/// `mirror` is the address of a folder (`https`, `http`, `file`, or a path) that has the file under its name; without a mirror the
+/// publisher's address is used. A file that exists already is checked, not fetched.
+pub fn fetch(
+    file: &File,
+    mirror: Option<&str>,
+    into: &Path,
+    progress: &mut dyn FnMut(DownloadProgress),
+) -> Result<Fetched, DownloadError> {
     fetch_with(file, mirror, into, &Patience::default(), progress)
 }
 
-/// [`fetch`] with another patience.
+/// [`fetch`] with other limits.
 pub fn fetch_with(
     file: &File,
     mirror: Option<&str>,
     into: &Path,
     patience: &Patience,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Fetched, FetchError> {
+    progress: &mut dyn FnMut(DownloadProgress),
+) -> Result<Fetched, DownloadError> {
     let path = into.join(file.name);
     if let Some(there) = there(file, &path)? {
         return Ok(there);
@@ -193,7 +127,7 @@ pub fn fetch_with(
     let verified = match file.hash.digits() {
         Some(expected) if !found.starts_with(expected) => {
             part.delete()?;
-            return Err(FetchError::WrongHash { from: source.to_string(), expected, found });
+            return Err(DownloadError::WrongHash { from: source.to_string(), expected, found });
         }
         known => known.is_some(),
     };
@@ -201,8 +135,8 @@ pub fn fetch_with(
     Ok(Fetched { path, sha256: found, verified })
 }
 
-/// The file, if something has its name. It must be the right thing.
-fn there(file: &File, path: &Path) -> Result<Option<Fetched>, FetchError> {
+/// The file, if its name exists already. Fails if it is another file.
+fn there(file: &File, path: &Path) -> Result<Option<Fetched>, DownloadError> {
     let mut open = match fs::File::open(path) {
         Ok(open) => open,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -210,30 +144,29 @@ fn there(file: &File, path: &Path) -> Result<Option<Fetched>, FetchError> {
     };
     let found = sha256(&mut open).map_err(local("read", path))?;
     match file.hash.digits() {
-        Some(expected) if !found.starts_with(expected) => Err(FetchError::Taken { path: path.into(), expected, found }),
+        Some(expected) if !found.starts_with(expected) => Err(DownloadError::Taken { path: path.into(), expected, found }),
         known => Ok(Some(Fetched { path: path.into(), sha256: found, verified: known.is_some() })),
     }
 }
 
-/// Where to read.
 enum Source {
     Web(String),
     Folder(PathBuf),
 }
 
 impl Source {
-    fn of(file: &File, mirror: Option<&str>) -> Result<Source, FetchError> {
+    fn of(file: &File, mirror: Option<&str>) -> Result<Source, DownloadError> {
         let Some(mirror) = mirror else {
             return match file.address {
                 Address::At(url) => Ok(Source::Web(url.into())),
-                Address::Nowhere(advice) => Err(FetchError::NoAddress { name: file.name, advice }),
+                Address::Nowhere(advice) => Err(DownloadError::NoAddress { name: file.name, advice }),
             };
         };
         match mirror.split_once("://") {
             Some(("http" | "https", _)) => Ok(Source::Web(format!("{}/{}", mirror.trim_end_matches('/'), file.name))),
             Some(("file", folder)) if folder.starts_with('/') => Ok(Source::Folder(Path::new(folder).join(file.name))),
             None if !mirror.is_empty() => Ok(Source::Folder(Path::new(mirror).join(file.name))),
-            _ => Err(FetchError::Mirror { mirror: mirror.into() }),
+            _ => Err(DownloadError::Mirror { mirror: mirror.into() }),
         }
     }
 }
@@ -247,11 +180,11 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// What has come so far. Locked; the write position is its end.
+/// The locked file with the bytes received so far. The write position is its end.
 struct Part {
     file: fs::File,
     path: PathBuf,
-    /// Beside it: the address, and in a second line the version that the server gave it.
+    /// The file beside it, with the address and, in a second line, the server's version.
     from: PathBuf,
     received: u64,
     limit: u64,
@@ -259,21 +192,21 @@ struct Part {
 
 /// Why an attempt ended.
 enum Failure {
-    /// Another may do better.
+    /// Another attempt may succeed.
     Passing(String),
-    /// Nothing answers there; if something did before, another attempt may do better.
-    Nobody(String),
-    Final(FetchError),
+    /// No server responds. Another attempt may succeed if one did before.
+    NoServer(String),
+    Final(DownloadError),
 }
 
-impl From<FetchError> for Failure {
-    fn from(error: FetchError) -> Failure {
+impl From<DownloadError> for Failure {
+    fn from(error: DownloadError) -> Failure {
         Failure::Final(error)
     }
 }
 
 impl Part {
-    fn open(whole: &Path, limit: u64, progress: &mut dyn FnMut(Progress)) -> Result<Part, FetchError> {
+    fn open(whole: &Path, limit: u64, progress: &mut dyn FnMut(DownloadProgress)) -> Result<Part, DownloadError> {
         let path = beside(whole, ".part");
         let from = beside(whole, ".part.from");
         loop {
@@ -282,12 +215,12 @@ impl Part {
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
-                    progress(Progress::Waiting);
+                    progress(DownloadProgress::Waiting);
                     file.lock().map_err(local("lock", &path))?;
                 }
                 Err(TryLockError::Error(error)) => return Err(local("lock", &path)(error)),
             }
-            // Who held the lock may have given the file its final name.
+            // The process that held the lock may have renamed the file.
             let ours = file.metadata().map_err(local("read", &path))?;
             if fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())) {
                 let received = file.seek(SeekFrom::End(0)).map_err(local("read", &path))?;
@@ -296,7 +229,12 @@ impl Part {
         }
     }
 
-    fn download(&mut self, url: &str, patience: &Patience, progress: &mut dyn FnMut(Progress)) -> Result<(), FetchError> {
+    fn download(
+        &mut self,
+        url: &str,
+        patience: &Patience,
+        progress: &mut dyn FnMut(DownloadProgress),
+    ) -> Result<(), DownloadError> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             // An address that promises https keeps it through its redirects.
@@ -311,8 +249,8 @@ impl Part {
             let why = match self.attempt(&agent, url, &mut answered, progress) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Nobody(why)) if !answered => return Err(FetchError::Refused { from: url.into(), why }),
-                Err(Failure::Nobody(why) | Failure::Passing(why)) => why,
+                Err(Failure::NoServer(why)) if !answered => return Err(DownloadError::Refused { from: url.into(), why }),
+                Err(Failure::NoServer(why) | Failure::Passing(why)) => why,
             };
             if self.received > furthest {
                 (furthest, fruitless) = (self.received, 0);
@@ -320,21 +258,21 @@ impl Part {
                 fruitless += 1;
             }
             if fruitless >= patience.attempts {
-                return Err(FetchError::GaveUp { from: url.into(), received: self.received, why });
+                return Err(DownloadError::GaveUp { from: url.into(), received: self.received, why });
             }
             let pause = patience.first_pause * 2u32.saturating_pow(fruitless.saturating_sub(1));
-            progress(Progress::Again { pause, why: &why });
+            progress(DownloadProgress::Again { pause, why: &why });
             thread::sleep(pause);
         }
     }
 
-    /// Asks once, for what is missing.
+    /// Requests the missing bytes once.
     fn attempt(
         &mut self,
         agent: &ureq::Agent,
         url: &str,
         answered: &mut bool,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(DownloadProgress),
     ) -> Result<(), Failure> {
         let version = self.version(url).filter(|_| self.received > 0);
         let mut request = agent.get(url).header(header::ACCEPT_ENCODING, "identity");
@@ -355,7 +293,7 @@ impl Part {
                     Some(ContentRange { first: Some(first), total }) if same && first == self.received => total,
                     _ => {
                         self.begin(url, None)?;
-                        return Err(Failure::Passing("the server answered with another part than was asked for".into()));
+                        return Err(Failure::Passing("the server sent another range than the requested one".into()));
                     }
                 }
             }
@@ -365,7 +303,7 @@ impl Part {
                     return Ok(());
                 }
                 self.begin(url, None)?;
-                return Err(Failure::Passing("the server has less than was already there".into()));
+                return Err(Failure::Passing("the server's file is shorter than the bytes received before".into()));
             }
             (status, _) => return Err(refusal(url, status)),
         };
@@ -379,7 +317,7 @@ impl Part {
         }
     }
 
-    fn copy(&mut self, original: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), FetchError> {
+    fn copy(&mut self, original: &Path, progress: &mut dyn FnMut(DownloadProgress)) -> Result<(), DownloadError> {
         let mut open = fs::File::open(original).map_err(local("read", original))?;
         let bytes = open.metadata().map_err(local("read", original))?.len();
         let from = original.display().to_string();
@@ -388,7 +326,7 @@ impl Part {
         }
         self.begin(&from, None)?;
         match self.append(&mut open, &from, Some(bytes), progress) {
-            Err(Failure::Passing(why) | Failure::Nobody(why)) => Err(FetchError::Refused { from, why }),
+            Err(Failure::Passing(why) | Failure::NoServer(why)) => Err(DownloadError::Refused { from, why }),
             Err(Failure::Final(error)) => Err(error),
             Ok(()) => Ok(()),
         }
@@ -399,11 +337,11 @@ impl Part {
         body: &mut dyn Read,
         from: &str,
         total: Option<u64>,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(DownloadProgress),
     ) -> Result<(), Failure> {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
-            progress(Progress::Received { received: self.received, total });
+            progress(DownloadProgress::Received { received: self.received, total });
             let bytes = match body.read(&mut chunk) {
                 Ok(0) => return Ok(()),
                 Ok(bytes) => bytes,
@@ -411,7 +349,7 @@ impl Part {
             };
             self.file.write_all(&chunk[..bytes]).map_err(|error| match error.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    FetchError::DiskFull { path: self.path.clone(), received: self.received }
+                    DownloadError::DiskFull { path: self.path.clone(), received: self.received }
                 }
                 _ => local("write", &self.path)(error),
             })?;
@@ -423,15 +361,15 @@ impl Part {
         }
     }
 
-    /// The version of what has come, if it came from there.
+    /// Version of the bytes received so far, if they came from `url`.
     fn version(&self, url: &str) -> Option<String> {
         let text = fs::read_to_string(&self.from).ok()?;
         let (from, version) = text.trim_end().split_once('\n')?;
         (from == url).then(|| version.to_owned())
     }
 
-    /// Begins with nothing. What comes can be gone on with if it has a version.
-    fn begin(&mut self, from: &str, version: Option<&str>) -> Result<(), FetchError> {
+    /// Starts with an empty file. A later attempt can continue only if there is a version.
+    fn begin(&mut self, from: &str, version: Option<&str>) -> Result<(), DownloadError> {
         self.file.set_len(0).and_then(|()| self.file.rewind()).map_err(local("write", &self.path))?;
         self.received = 0;
         match version {
@@ -440,28 +378,28 @@ impl Part {
         }
     }
 
-    fn too_large(&mut self, from: &str, bytes: u64) -> Result<FetchError, FetchError> {
+    fn too_large(&mut self, from: &str, bytes: u64) -> Result<DownloadError, DownloadError> {
         self.delete()?;
-        Ok(FetchError::TooLarge { from: from.into(), bytes, limit: self.limit })
+        Ok(DownloadError::TooLarge { from: from.into(), bytes, limit: self.limit })
     }
 
-    fn sha256(&mut self) -> Result<String, FetchError> {
+    fn sha256(&mut self) -> Result<String, DownloadError> {
         self.file.rewind().and_then(|()| sha256(&mut self.file)).map_err(local("read", &self.path))
     }
 
-    fn delete(&mut self) -> Result<(), FetchError> {
+    fn delete(&mut self) -> Result<(), DownloadError> {
         remove(&self.path)?;
         remove(&self.from)
     }
 
-    fn keep(&mut self, path: &Path) -> Result<(), FetchError> {
+    fn keep(&mut self, path: &Path) -> Result<(), DownloadError> {
         self.file.sync_all().map_err(local("write", &self.path))?;
         fs::rename(&self.path, path).map_err(local("rename", &self.path))?;
         remove(&self.from)
     }
 }
 
-/// What distinguishes this version of a resource from others, as `If-Range` takes it: a strong entity tag, or else a date.
+/// The version of a resource for `If-Range`: a strong entity tag, else a date.
 fn version_of(headers: &HeaderMap) -> Option<String> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     text(header::ETAG).filter(|tag| tag.starts_with('"')).or_else(|| text(header::LAST_MODIFIED))
@@ -483,30 +421,30 @@ impl ContentRange {
 
 fn refusal(url: &str, status: StatusCode) -> Failure {
     let advice = match status.as_u16() {
-        404 | 410 => "the file is not there: see the publisher's page whether it has moved, or name a mirror",
-        401 | 403 => "the server does not give it to us: fetch it by hand and name its folder as the mirror",
-        408 | 425 | 429 | 500.. => return Failure::Passing(format!("the server answers {status}")),
-        _ => "the server does not answer as expected: name a mirror",
+        404 | 410 => "the file is gone: look at the publisher's page for its new address, or use a mirror",
+        401 | 403 => "the server denies access: fetch the file by hand and use its folder as the mirror",
+        408 | 425 | 429 | 500.. => return Failure::Passing(format!("the server responds {status}")),
+        _ => "unexpected response: use a mirror",
     };
-    Failure::Final(FetchError::Refused { from: url.into(), why: format!("{status}; {advice}") })
+    Failure::Final(DownloadError::Refused { from: url.into(), why: format!("{status}; {advice}") })
 }
 
 fn failure(url: &str, error: ureq::Error) -> Failure {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, InvalidData, NetworkUnreachable};
     let why = match &error {
         ureq::Error::HostNotFound => {
-            return Failure::Nobody("its host is not known; is there a network? Or name a mirror".into());
+            return Failure::NoServer("unknown host: check the network connection, or use a mirror".into());
         }
         ureq::Error::Io(e) if matches!(e.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable) => {
-            return Failure::Nobody(format!("{error}; nothing answers there. Name a mirror"));
+            return Failure::NoServer(format!("{error}; no server responds: use a mirror"));
         }
-        ureq::Error::Tls(_) | ureq::Error::Rustls(_) => format!("no secure connection: {error}"),
-        ureq::Error::Io(e) if e.kind() == InvalidData => format!("no secure connection: {error}"),
-        ureq::Error::RequireHttpsOnly(to) => format!("it is redirected to {to}, which is not secure"),
+        ureq::Error::Tls(_) | ureq::Error::Rustls(_) => format!("cannot make a secure connection: {error}"),
+        ureq::Error::Io(e) if e.kind() == InvalidData => format!("cannot make a secure connection: {error}"),
+        ureq::Error::RequireHttpsOnly(to) => format!("it redirects to {to}, which is not secure"),
         ureq::Error::TooManyRedirects | ureq::Error::BadUri(_) | ureq::Error::Http(_) => error.to_string(),
         _ => return Failure::Passing(error.to_string()),
     };
-    Failure::Final(FetchError::Refused { from: url.into(), why })
+    Failure::Final(DownloadError::Refused { from: url.into(), why })
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
@@ -515,15 +453,15 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-fn remove(path: &Path) -> Result<(), FetchError> {
+fn remove(path: &Path) -> Result<(), DownloadError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local("delete", path)(error)),
         _ => Ok(()),
     }
 }
 
-fn local(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FetchError {
-    move |source| FetchError::Local { doing, path: path.into(), source }
+fn local(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DownloadError {
+    move |source| DownloadError::Local { doing, path: path.into(), source }
 }
 
 fn sha256(from: &mut dyn Read) -> io::Result<String> {
@@ -546,8 +484,8 @@ mod tests {
         let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut part = Part { file, path: "net.pth.part".into(), from: "net.pth.part.from".into(), received: 7, limit: 100 };
         let Err(Failure::Final(error)) = part.append(&mut &[0; 10][..], "there", None, &mut |_| ()) else { panic!("no failure") };
-        assert!(matches!(error, FetchError::DiskFull { received: 7, .. }), "{error}");
-        assert!(error.to_string().contains("no space is left for net.pth.part after 7 bytes"), "{error}");
+        assert!(matches!(error, DownloadError::DiskFull { received: 7, .. }), "{error}");
+        assert!(error.to_string().contains("no space left for net.pth.part after 7 bytes"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Networks that others published: where they are ([`published`]), how to get them ([`mod@fetch`]), how they become a model folder
-//! ([`mod@convert`]), and what the classes of those that were trained on ImageNet are called ([`categories`]).
+//! Published networks: the register of their files ([`published`]), the download ([`mod@fetch`]), the conversion into a model folder
+//! ([`mod@convert`]), and the names of ImageNet's classes ([`categories`]).
 
 pub mod categories;
 pub mod convert;

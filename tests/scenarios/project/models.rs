@@ -176,7 +176,7 @@ fn checkpoints_become_a_model_that_projects() {
     assert_eq!(code, Some(0), "{text}");
     let (manifest, _) = ModelManifest::parse(&fs::read(scene.path("tiny/model.json")).expect("there")).expect("a model");
     assert!(manifest.generator.folded && manifest.name == "tiny" && manifest.classes.len() == 7);
-    for (command, says) in [("verify", "tiny is whole"), ("describe", "classes       7: a, b, c, d, e, f, g")] {
+    for (command, says) in [("verify", "tiny is complete"), ("describe", "classes       7: a, b, c, d, e, f, g")] {
         let (code, text) = basin(&["models", command, &out]);
         assert!(code == Some(0) && text.contains(says), "{text}");
     }
@@ -226,7 +226,7 @@ fn a_checkpoint_that_is_another_one_leaves_no_folder() {
         (with(0, &golden), "does not belong to the network"),
         (with(0, &damaged), "refused the global \"posix.system\""),
         (with(3, &files[0]), "is not the perceptual network: tensor lin0.model.1.weight is missing"),
-        (with(1, &files[4]), "is no configuration of the generator"),
+        (with(1, &files[4]), "as the generator's configuration"),
         (with(4, "/nowhere/classes.txt"), "cannot read the classes /nowhere/classes.txt"),
         (with(4, &files[1]), "the generator has 7 classes, and"),
     ] {
@@ -237,7 +237,7 @@ fn a_checkpoint_that_is_another_one_leaves_no_folder() {
     }
     let _ = convert(&out, &files);
     let (code, text) = convert(&out, &files);
-    assert!(code == Some(1) && text.contains("is there already"), "{text}");
+    assert!(code == Some(1) && text.contains("exists: choose another folder"), "{text}");
 }
 
 #[test]

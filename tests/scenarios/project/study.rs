@@ -26,7 +26,7 @@ impl Study {
 
     fn command(&self, what: &str, data: &str, out: &str, more: &[&str]) -> Command {
         let mut command = Command::new(program("basin"));
-        command.arg("study").arg(what).arg(root().join("docs/studies/data").join(data));
+        command.arg("study").arg(what).arg(root().join("benchmarks/data").join(data));
         command.arg("--model").arg(&self.model).arg("--out").arg(self.path(out));
         let limit: &[&str] = if more.contains(&"--limit") { &[] } else { &["--limit", "2"] };
         command.args(["--seeds", "4", "--devices", "cpu"]).args(limit).args(more);
@@ -134,7 +134,7 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
 fn images_that_fail_or_change_or_cannot_be_judged_are_told() {
     let study = Study::new();
     let image = |i: usize| {
-        let mut paths = files(&root().join("docs/studies/data/centred/images"));
+        let mut paths = files(&root().join("benchmarks/data/centred/images"));
         paths.sort();
         paths.swap_remove(i)
     };
@@ -194,7 +194,7 @@ fn a_data_sets_objects_are_compared_with_the_generators() {
     let study = Study::new();
     let measure = |data: &str, more: &[&str]| {
         let mut command = Command::new(program("basin"));
-        command.args(["study", "bias"]).arg(root().join("docs/studies/data").join(data));
+        command.args(["study", "bias"]).arg(root().join("benchmarks/data").join(data));
         command.arg("--model").arg(&study.model).arg("--out").arg(study.path(data));
         command.args(["--samples", "40", "--devices", "cpu"]).args(more).output().expect("basin starts")
     };

@@ -4,17 +4,15 @@
 //! z comes in chunks. The first makes the 4x4 maps; each of the others goes, after the class embedding, to the normalisations of one
 //! block. As in `biggan_deep`, whatever does not depend on the sample is folded at load, and all conditional normalisations become one
 //! matrix product with the whole condition `[z, c]`, zero where a normalisation does not read it. There is one set of statistics, so
-//! there is no truncation to choose.
+//! truncation cannot be chosen.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::biggan_deep::{Attention, Norm, NormFolding, Norms, fold_norm, named, upsample};
-use super::{LoadError, Weights, channels_last};
+use super::{LARGEST, LoadError, Weights, channels_last};
 use crate::generator::Generator;
 
-/// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
-const LARGEST: i64 = 1 << 15;
 /// The reference hands its eps to the conditional normalisations alone; the last one keeps the default of its class.
 const LAST_EPS: f64 = 1e-5;
 const ATTENTION: [&str; 4] = ["theta", "phi", "g", "o"];
@@ -34,9 +32,9 @@ pub struct Config {
     pub n_classes: i64,
     /// The attention block stands after the block that ends with this size (`G_attn`); 0 for none.
     pub attention: i64,
-    /// Of the conditional normalisations (`BN_eps`).
+    /// Epsilon of the conditional normalisations (`BN_eps`).
     pub bn_eps: f64,
-    /// Of the power iterations (`SN_eps`).
+    /// Epsilon of the power iterations (`SN_eps`).
     pub sn_eps: f64,
 }
 
@@ -69,7 +67,7 @@ impl Config {
     fn blocks(&self) -> Result<Vec<(i64, i64, bool)>, LoadError> {
         let fail = |why: String| Err(LoadError::Config(why));
         let Some(channels) = self.channels() else {
-            return fail(format!("there is no BigGAN of {} pixels", self.resolution));
+            return fail(format!("no BigGAN has {} pixels; it has 32, 64, 128, 256 or 512", self.resolution));
         };
         let sizes = [self.ch, self.dim_z, self.shared_dim, self.n_classes];
         if !sizes.into_iter().all(|n| (1..=LARGEST).contains(&n)) {
@@ -111,7 +109,7 @@ struct Block {
     attention: Option<Attention>,
 }
 
-/// The network, folded.
+/// The generator, with everything folded that does not depend on the sample.
 pub struct Biggan {
     config: Config,
     /// `[classes, embed]`

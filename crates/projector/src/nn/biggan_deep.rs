@@ -7,11 +7,8 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{LoadError, Weights, channels_last};
+use super::{LARGEST, LoadError, Weights, channels_last};
 use crate::generator::Generator;
-
-/// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
-const LARGEST: i64 = 1 << 15;
 
 /// `config.json` of pytorch-pretrained-BigGAN.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,7 +27,7 @@ pub struct Config {
     pub layers: Vec<(bool, i64, i64)>,
     /// The attention block stands before this layer.
     pub attention_layer_position: usize,
-    /// Of batch normalisation.
+    /// Epsilon of batch normalisation.
     pub eps: f64,
     /// Rows of the batch-norm statistics: truncations 0, 1/(n-1), ..., 1.
     pub n_stats: i64,
@@ -89,7 +86,7 @@ pub(super) struct Norm(usize);
 pub(super) struct Norms(Vec<i64>);
 
 impl Norms {
-    /// The next one.
+    /// Adds a normalisation of `channels` channels.
     pub(super) fn next(&mut self, channels: i64) -> Norm {
         self.0.push(channels);
         Norm(self.0.len() - 1)
@@ -135,7 +132,7 @@ enum Layer {
     Attention(Attention),
 }
 
-/// The network, folded for one truncation.
+/// The generator, folded for one truncation.
 pub struct BigganDeep {
     config: Config,
     /// `[classes, embed]`

@@ -142,7 +142,7 @@ fn samples(start: &Tensor, end: &Tensor, length: &Tensor, bins: i64) -> Samples 
 pub struct Pyramid {
     /// `[sum of height * width, channels]`: the vectors of all cells of all maps.
     cells: Tensor,
-    /// Of each map: cells before it, height, width.
+    /// For each map: cells before it, height, width.
     maps: Vec<[i64; 3]>,
     /// The logarithm to base 2 of the finest map's stride in pixels.
     finest: i64,

@@ -1,7 +1,7 @@
 //! EfficientNet-Lite0 (Tan and Le 2019; Google's Lite variant without squeeze-and-excitation, with ReLU6) in the layout of
 //! efficientnet_lite_pytorch, as a classifier into ImageNet's 1000 classes.
 //!
-//! Batch normalisation is folded into the convolutions at load. Dropout and drop-connect are nothing in evaluation.
+//! Batch normalisation is folded into the convolutions at load. Dropout and drop-connect do nothing in evaluation.
 
 use tch::{Device, Tensor};
 
@@ -12,9 +12,9 @@ use super::{LoadError, Weights, channels_last};
 pub const RESOLUTION: i64 = 224;
 /// Length of the shorter side before the middle is cut out.
 const SHORTER_SIDE: i64 = 256;
-/// Number of classes.
+/// ImageNet's classes.
 pub const CLASSES: i64 = 1000;
-/// Of batch normalisation.
+/// Epsilon of batch normalisation.
 const EPS: f64 = 1e-3;
 /// Channels after the first convolution, and before the linear layer.
 const STEM: i64 = 32;
@@ -54,7 +54,7 @@ pub fn prepare(picture: &Tensor) -> Tensor {
     x.narrow(2, start(long(h)), RESOLUTION).narrow(3, start(long(w)), RESOLUTION)
 }
 
-/// The network, folded.
+/// The classifier, with batch normalisation folded.
 pub struct EfficientNetLite {
     stem: Convolution,
     blocks: Vec<Block>,

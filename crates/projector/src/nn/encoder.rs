@@ -1,20 +1,18 @@
-//! What guesses z from an image and its class: a residual network with group normalisation that the class embedding conditions, as
-//! the authors' (pix2latent, branch `legacy`, `nets/encoder.py`), but small, and with a linear layer on the last 4x4 maps instead of
-//! their mean.
+//! An encoder that guesses z from an image and its class: a residual network with group normalisation that the class embedding
+//! conditions, as the authors' (pix2latent, branch `legacy`, `nets/encoder.py`), but small, and with a linear layer on the last 4x4
+//! maps instead of their mean.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::{LoadError, Weights};
+use super::{LARGEST, LoadError, Weights};
 
-/// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
-const LARGEST: i64 = 1 << 15;
-/// Of group normalisation.
+/// Epsilon of group normalisation.
 const EPS: f64 = 1e-5;
 /// Width and height of the last maps.
 const LAST: i64 = 4;
 
-/// Its sizes.
+/// Sizes of the encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -26,7 +24,7 @@ pub struct Config {
     pub latent_dim: i64,
     /// Channels after each block; the size is halved before each, down to 4.
     pub channels: Vec<i64>,
-    /// Groups of the normalisations.
+    /// Groups of each normalisation.
     pub groups: i64,
 }
 
@@ -39,10 +37,10 @@ impl Config {
         }
         let blocks = self.channels.len() as u32;
         if blocks == 0 || LAST.checked_shl(blocks) != Some(self.resolution) {
-            return fail(format!("{blocks} blocks of the encoder do not make {LAST} pixels of {}", self.resolution));
+            return fail(format!("{blocks} blocks of the encoder do not reduce {} pixels to {LAST}", self.resolution));
         }
         match self.channels.iter().find(|c| *c % self.groups != 0) {
-            Some(channels) => fail(format!("{channels} channels of the encoder are no multiple of {} groups", self.groups)),
+            Some(channels) => fail(format!("{channels} channels of the encoder are not a multiple of {} groups", self.groups)),
             None => Ok(()),
         }
     }
@@ -72,7 +70,7 @@ impl Config {
     }
 }
 
-/// Weight and bias.
+/// Weight and bias of a layer.
 type Pair = (Tensor, Tensor);
 
 struct Block {
@@ -81,7 +79,7 @@ struct Block {
     skip: Option<Pair>,
 }
 
-/// The network.
+/// The encoder with its weights.
 pub struct Encoder {
     config: Config,
     conv: Pair,

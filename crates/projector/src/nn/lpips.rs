@@ -12,10 +12,8 @@ use proto::MaskMode;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{LoadError, Weights, channels_last};
+use super::{LARGEST, LoadError, Weights, channels_last};
 
-/// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
-const LARGEST: i64 = 1 << 15;
 /// Added to the norm of a feature vector (reference: `normalize_tensor`).
 const NORM_EPS: f64 = 1e-10;
 /// Below this squared norm the root has no gradient; the value is unchanged (richzhang/PerceptualSimilarity#69).
@@ -44,9 +42,9 @@ pub enum Layer {
         channels: i64,
         /// Width and height of the kernel.
         kernel: i64,
-        /// Stride.
+        /// Step in pixels.
         stride: i64,
-        /// Zero padding.
+        /// Zeros added at each side, in pixels.
         padding: i64,
         /// Whether the ReLU's output is compared.
         tap: bool,
@@ -55,7 +53,7 @@ pub enum Layer {
     MaxPool {
         /// Width and height of the window.
         kernel: i64,
-        /// Stride.
+        /// Step in pixels.
         stride: i64,
         /// Whether an incomplete window at the end counts.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -65,7 +63,7 @@ pub enum Layer {
     Fire {
         /// Index in `features.{index}.{squeeze,expand1x1,expand3x3}`.
         index: usize,
-        /// Channels between.
+        /// Channels after the first convolution.
         squeeze: i64,
         /// Output channels, half of them from each side.
         channels: i64,
@@ -249,7 +247,7 @@ impl Lpips {
         }
     }
 
-    /// Of the numbers that convolutions work on.
+    /// Kind of the convolutions' numbers.
     fn kind(&self) -> Kind {
         let weights = self.stages.iter().find_map(|stage| match stage {
             Stage::Conv { conv, .. } | Stage::Fire { squeeze: conv, .. } => Some(&conv.0),

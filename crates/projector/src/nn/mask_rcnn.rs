@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::detection::{Pyramid, anchors, clip, decode, large, paste, suppress_by_group};
 use super::resnet::{self, ResNet};
-use super::{LoadError, Weights, channels_last, imagenet};
+use super::{LARGEST, LoadError, Weights, channels_last, imagenet};
 
 /// `eps` of the body's normalisation under the published weights (torchvision: `overwrite_eps`).
 const BATCH_NORM_EPS: f64 = 0.0;
@@ -18,7 +18,7 @@ const FINEST: i64 = 2;
 const SMALLEST_ANCHOR: i64 = 32;
 /// Anchors of a cell.
 const ANCHORS: i64 = 3;
-/// Proposals that each map may make, and that go on together.
+/// Limits of proposals: of each map, and of all maps together.
 const PROPOSALS: i64 = 1000;
 /// Smallest side of a proposal, and of a detection, in pixels.
 const SMALLEST: (f64, f64) = (1e-3, 1e-2);
@@ -128,10 +128,10 @@ pub const COCO_CATEGORIES: [&str; 91] = [
     "toothbrush",
 ];
 
-/// Sizes of the network and of what it looks at.
+/// Sizes of the detector and of its input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The body.
+    /// Sizes of the body.
     pub body: resnet::Config,
     /// Channels of the pyramid and of the mask head.
     pub channels: i64,
@@ -139,9 +139,9 @@ pub struct Config {
     pub hidden: i64,
     /// Labels, with the background.
     pub labels: i64,
-    /// The image is resized so that its shorter side has this many pixels ...
+    /// Pixels of the resized image's shorter side ...
     pub shorter: i64,
-    /// ... unless its longer side would have more than these.
+    /// ... unless its longer side would have more than this.
     pub longer: i64,
 }
 
@@ -153,9 +153,9 @@ impl Config {
 
     fn check(&self) -> Result<(), LoadError> {
         let sizes = [self.channels, self.hidden, self.labels, self.shorter, self.longer];
-        match sizes.iter().all(|n| (2..=1 << 15).contains(n)) {
+        match sizes.iter().all(|n| (2..=LARGEST).contains(n)) {
             true => self.body.check(),
-            false => Err(LoadError::Config(format!("a size of the detector is not in 2 to {}: {self:?}", 1 << 15))),
+            false => Err(LoadError::Config(format!("a size of the detector is not in 2 to {LARGEST}: {self:?}"))),
         }
     }
 }
@@ -191,20 +191,20 @@ impl Layer {
     }
 }
 
-/// An object.
+/// A detected object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
     /// Index into [`COCO_CATEGORIES`].
     pub label: usize,
     /// Probability of the label.
     pub score: f32,
-    /// In pixels of the image.
+    /// Box in pixels of the image.
     pub bbox: Box2d,
 }
 
-/// What was found in one image, and what [`MaskRcnn::mask`] needs.
+/// The objects found in one image, and the state that [`MaskRcnn::mask`] needs.
 pub struct Detections {
-    /// The best score first.
+    /// Best score first.
     pub found: Vec<Detection>,
     /// `[n, 4]` in pixels of the image.
     boxes: Tensor,
@@ -215,7 +215,7 @@ pub struct Detections {
     size: (i64, i64),
 }
 
-/// The network.
+/// The detector with its weights.
 pub struct MaskRcnn {
     config: Config,
     mean: Tensor,
@@ -258,7 +258,7 @@ impl MaskRcnn {
         let proposal_changes = load(&["rpn.head.bbox_pred"], &[4 * ANCHORS, channels, 1, 1])?;
         let bins = BINS.0;
         let mut first = load(&["roi_heads.box_head.fc6"], &[hidden, channels * bins * bins])?;
-        // What is read from the pyramid has its channels last.
+        // Cells of the pyramid have their channels last.
         first.0 = first.0.view([hidden, channels, bins, bins]).permute([0, 2, 3, 1]).flatten(1, 3);
         let second = load(&["roi_heads.box_head.fc7"], &[hidden, hidden])?;
         let predictor = "roi_heads.box_predictor";
@@ -269,7 +269,7 @@ impl MaskRcnn {
             load(&[&format!("{head}.mask_fcn{}", i + 1), &format!("{head}.{i}.0")], &[channels, channels, 3, 3])
         };
         let mask = [mask(0)?, mask(1)?, mask(2)?, mask(3)?];
-        // Of a transposed convolution the first size is that of the input, here the same.
+        // The first size of a transposed convolution is the input's, here the same as the output's.
         let mask_up = load(&["roi_heads.mask_predictor.conv5_mask"], &[channels, channels, 2, 2])?;
         let mask_labels = load(&["roi_heads.mask_predictor.mask_fcn_logits"], &[labels, channels, 1, 1])?;
         let (mean, deviation) = imagenet();

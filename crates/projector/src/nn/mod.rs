@@ -13,13 +13,16 @@ use std::collections::HashMap;
 
 use tch::{Kind, Tensor};
 
-/// Why tensors are not the network that was asked for.
+/// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
+const LARGEST: i64 = 1 << 15;
+
+/// Why tensors do not make the network.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A tensor is not there.
+    /// A tensor is missing.
     #[error("tensor {0} is missing")]
     Missing(String),
-    /// A tensor that the network does not have.
+    /// A tensor does not belong to the network.
     #[error("tensor {0} does not belong to the network")]
     Spare(String),
     /// A tensor has another shape.
@@ -27,12 +30,12 @@ pub enum LoadError {
     Shape {
         /// Name of the tensor.
         name: String,
-        /// Its shape.
+        /// Shape of the tensor.
         found: Vec<i64>,
-        /// The shape that the configuration asks for.
+        /// Shape by the configuration.
         expected: Vec<i64>,
     },
-    /// NaN or infinity.
+    /// A tensor has NaN or infinity.
     #[error("tensor {0} contains values that are not finite")]
     NotFinite(String),
     /// The configuration contradicts itself.
@@ -54,7 +57,7 @@ pub(crate) fn imagenet() -> (Tensor, Tensor) {
     (channels(IMAGENET.0) * 2.0 - 1.0, channels(IMAGENET.1) * 2.0)
 }
 
-/// Tensors by name, taken out one by one, so that what is left over can be named.
+/// Tensors by name, taken out one by one, so that an error can name the tensors left over.
 pub struct Weights(HashMap<String, Tensor>);
 
 impl Weights {

@@ -1,20 +1,18 @@
 //! ResNet and ResNeXt with bottleneck blocks (He et al. 2016, Xie et al. 2017) in torchvision's layout, for inference.
 //!
-//! Batch normalisation is folded into the convolution before it. The body is what the detector stands on; with the average pool
-//! and `fc` on top it is a classifier.
+//! Batch normalisation is folded into the convolution before it. The detector uses the body; with the average pool and
+//! `fc` on top it is a classifier.
 
 use tch::{Device, Kind, Tensor};
 
-use super::{LoadError, Weights, channels_last, imagenet};
+use super::{LARGEST, LoadError, Weights, channels_last, imagenet};
 
 /// Channels out of a block over its planes.
 const EXPANSION: i64 = 4;
 /// `eps` of torchvision's batch normalisation.
 const BATCH_NORM_EPS: f64 = 1e-5;
-/// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
-const LARGEST: i64 = 1 << 15;
 
-/// The body's sizes.
+/// Sizes of the body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Blocks of the four layers.
@@ -28,12 +26,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// torchvision's `resnet50`.
+    /// Sizes of torchvision's `resnet50`.
     pub fn resnet50() -> Config {
         Config { blocks: [3, 4, 6, 3], planes: 64, groups: 1, width_per_group: 64 }
     }
 
-    /// torchvision's `resnext101_32x8d`.
+    /// Sizes of torchvision's `resnext101_32x8d`.
     pub fn resnext101_32x8d() -> Config {
         Config { blocks: [3, 4, 23, 3], planes: 64, groups: 32, width_per_group: 8 }
     }

@@ -17,9 +17,9 @@ use super::patience::Patience;
 use super::{Broker, describe, failed, publish};
 use crate::{Channel, Error, Message, Outcome};
 
-/// A subscription that lived this long was a success.
+/// A subscription that lived this long resets the pauses.
 const SUCCESS: Duration = Duration::from_secs(5);
-/// How long giving back what nobody took may take.
+/// Limit of releasing the deliveries in the inbox.
 pub(super) const TIDY: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -28,14 +28,14 @@ pub(crate) struct Consumer {
     subscription: Arc<Subscription>,
 }
 
-/// What a consumer and its pump share.
+/// State shared by a consumer and its pump.
 #[derive(Debug)]
 struct Subscription {
-    /// Delivered by the broker and taken by nobody yet; the prefetch bounds it.
+    /// Deliveries that the consumer has not taken yet; the prefetch bounds it.
     inbox: Mutex<VecDeque<(Message, Receipt)>>,
-    /// Why the pump gave up.
+    /// The error that ended the pump.
     failure: Mutex<Option<Error>>,
-    /// Wakes the consumer.
+    /// Signals the consumer that `inbox` or `failure` changed.
     changed: Notify,
     /// Changes to true once, when the consumer is gone.
     stop: watch::Sender<bool>,
@@ -57,7 +57,7 @@ impl Subscription {
 }
 
 impl Consumer {
-    /// Subscribes; from then on a task keeps the subscription until the consumer is dropped.
+    /// Subscribes. A task keeps the subscription until the consumer is dropped.
     pub(super) async fn start(broker: &Broker, channel: Channel, prefetch: u16) -> Result<Consumer, Error> {
         let subscription = Arc::new(Subscription {
             inbox: Mutex::default(),
@@ -113,7 +113,7 @@ struct Pump {
 
 /// How a subscription ended.
 enum End {
-    /// Nobody wants more.
+    /// The consumer was dropped, or the queue closed.
     Stopped,
     Lost(String),
 }
@@ -144,7 +144,7 @@ impl Pump {
                 Err(Failure::Lasting(error)) => return self.subscription.fail(error),
                 Err(Failure::Lost(reason) | Failure::NotTaken(reason)) => reason,
             };
-            // Whatever ended the subscription, the connection is not trusted any more.
+            // Any end of the subscription ends the connection, too.
             link.fail(format!("no deliveries of {}: {reason}", self.channel));
             if since.elapsed() >= SUCCESS {
                 patience.renew();
@@ -172,12 +172,12 @@ impl Pump {
             let delivery = tokio::select! {
                 () = self.stopped() => {
                     if !matches!(timeout(TIDY, self.tidy(link, lane, &mut deliveries)).await, Ok(Ok(()))) {
-                        debug!(channel = %self.channel, "some deliveries are left to the broker");
+                        debug!(channel = %self.channel, "some deliveries were not released; the broker redelivers them");
                     }
                     return End::Stopped;
                 }
                 reason = link.lost() => return End::Lost(reason),
-                // A deleted and declared queue does not always tell its consumers.
+                // Consumers do not always hear that a queue was deleted and declared anew.
                 _ = checks.tick() => match link.has_consumers(self.channel).await {
                     Ok(true) => continue,
                     Ok(false) => return End::Lost("the broker forgot the subscription".into()),
@@ -220,11 +220,11 @@ impl Pump {
         Ok((message, receipt))
     }
 
-    /// Puts a delivery into the inbox; or, if it came back, a copy with our count of it where it belongs.
+    /// Puts a delivery into the inbox. A redelivered one is replaced by a copy with the new count instead.
     async fn place(&self, message: Message, receipt: Receipt) -> Result<(), Failure> {
         let dead = self.channel == Channel::DeadLetters;
         if !dead && message.failures >= self.broker.0.options.delivery_limit {
-            warn!(channel = %self.channel, attempts = message.failures, "a message came back too often");
+            warn!(channel = %self.channel, attempts = message.failures, "a message reached the delivery limit");
             return receipt.replace(Channel::DeadLetters, message.given_up(self.channel)).await;
         }
         if receipt.again {
@@ -235,7 +235,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Ends the subscription, and gives back what nobody took without counting it.
+    /// Ends the subscription, and releases the deliveries that were not taken.
     async fn tidy(&self, link: &Arc<Link>, lane: &Arc<Lane>, deliveries: &mut lapin::Consumer) -> Result<(), Failure> {
         link.ask("end a subscription", lane.cancel(deliveries)).await?;
         let mut left = std::mem::take(&mut *self.subscription.inbox());
@@ -273,13 +273,13 @@ impl Receipt {
         let give_up = self.broker.0.options.give_up;
         let settled = match timeout(give_up, self.apply(message, outcome)).await {
             Ok(settled) => settled,
-            Err(_) => Err(Failure::NotTaken("the broker takes nothing".into())),
+            Err(_) => Err(Failure::NotTaken("the broker does not accept the operation".into())),
         };
         match settled {
             Ok(()) => Ok(()),
             Err(Failure::Lost(reason)) => {
                 self.broker.check_open(doing)?;
-                warn!(channel = %self.channel, reason, "cannot {doing} of a lost connection: it comes again");
+                warn!(channel = %self.channel, reason, "cannot {doing}: its connection is lost; the message is delivered again");
                 Ok(())
             }
             Err(failure) => Err(failed(&self.broker.0.options, doing, give_up, failure)),
@@ -294,8 +294,8 @@ impl Receipt {
         }
     }
 
-    /// Publishes `copy`, and only then lets the original go. On this connection only: on another one the original is
-    /// there again.
+    /// Publishes `copy`, and only then acknowledges the original. On this connection only: on another one the original is
+    /// delivered again.
     async fn replace(&self, to: Channel, copy: Message) -> Result<(), Failure> {
         let copy = [copy];
         let mut patience = Patience::new(self.broker.0.options.give_up);
@@ -307,13 +307,13 @@ impl Receipt {
         self.link.acknowledge(&self.lane, self.tag).await
     }
 
-    /// Dropped: counted as failed.
+    /// Counts a dropped delivery as failed.
     pub(crate) fn abandon(self, message: Message) {
         if self.broker.is_closed() || self.link.is_lost() {
             return;
         }
         self.broker.0.runtime.clone().spawn(async move {
-            // What cannot go back so, the broker returns and counts when the connection ends.
+            // If this fails, the broker redelivers and counts when the connection ends.
             if let Err(failure) = self.apply(message, Outcome::Failed).await {
                 self.link.fail(describe(failure));
             }

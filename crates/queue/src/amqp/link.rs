@@ -1,7 +1,7 @@
-//! One connection to the broker: made, used until the first trouble, and never repaired.
+//! One connection to the broker: used until the first failure, and never repaired.
 //!
-//! Whatever goes wrong ends the link as a whole, and `amqp.rs` makes a new one. Every wait for the broker has a limit
-//! here, and a watchdog asks for an answer when nobody else does, so that a connection into nowhere is noticed.
+//! Any failure ends the whole link, and `amqp.rs` makes a new one. Every wait for the broker has a limit, and a watchdog sends
+//! a request at intervals, so that a dead connection is noticed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,14 +32,15 @@ use crate::{Channel, Error, Message};
 
 /// Publications that wait for their confirmation at the same time; each has an AMQP channel of its own.
 const PUBLISHERS: usize = 64;
-/// Largest first frame of a server that we read.
+/// Largest first frame of a server that is read.
 const GREETING_BYTES: usize = 1 << 20;
-/// How long a farewell may take.
+/// Limit of closing the connection.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// How long a deleted queue stays away. A broker that sees the name in use again at once forgets to tell the consumers
+/// Pause after deleting a queue. A broker that sees the name in use again at once does not tell the consumers
 /// (seen with RabbitMQ 3.10.8, which needs less than 50 ms).
 pub(super) const NEWS: Duration = Duration::from_secs(1);
-/// Returns that a broker allows for each failure that we allow. One that dies returns a message from every consumer that waits.
+/// Returns allowed by the broker for each failure allowed by `delivery_limit`. A dying broker returns a message from every
+/// waiting consumer.
 const RETURNS: i64 = 1000;
 /// AMQP reply codes.
 const ACCESS_REFUSED: u16 = 403;
@@ -49,18 +50,18 @@ const NOT_ALLOWED: u16 = 530;
 
 type Stream = AsyncTcpStream<<async_rs::Tokio as Reactor>::TcpStream>;
 
-/// Why something was not done.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The link is gone; another may do better.
+    /// The link is gone; a new one may succeed.
     Lost(String),
-    /// The link is well, but the broker did not take a message.
+    /// The link is alive, but the broker did not accept a message.
     NotTaken(String),
     /// A person must act.
     Lasting(Error),
 }
 
-/// Who answered.
+/// The broker's product and version.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Server {
     product: String,
@@ -72,7 +73,7 @@ impl Server {
         format!("{} {}", self.product, self.version)
     }
 
-    /// Whether the time to settle a delivery can be set for a queue.
+    /// Whether a queue can have its own time limit for settling.
     fn takes_consumer_timeout(&self) -> bool {
         self.is_at_least(3, 12)
     }
@@ -84,10 +85,10 @@ impl Server {
     }
 }
 
-/// An AMQP channel with a subscription. lapin closes it when it is dropped, and the broker takes back what is unsettled.
+/// An AMQP channel with a subscription. Dropping it closes the channel, and unsettled deliveries go back to the queue.
 pub(super) struct Lane {
     channel: lapin::Channel,
-    /// What we have in our hands, if the broker's clock must not run for it ([`Link::hold`]).
+    /// Unsettled deliveries, if the broker's time limit must not apply to them ([`Link::hold`]).
     held: Option<tokio::sync::Mutex<BTreeSet<DeliveryTag>>>,
 }
 
@@ -101,7 +102,7 @@ impl Lane {
     }
 }
 
-/// The socket of a connection, in our hands too: shut down, it ends lapin's thread whatever state that is in.
+/// A second handle to the connection's socket: shutting it down ends lapin's thread in any state.
 #[derive(Clone, Debug, Default)]
 struct Socket(Arc<Mutex<Option<TcpStream>>>);
 
@@ -125,22 +126,21 @@ pub(super) struct Link {
     socket: Socket,
     /// Why the link ended.
     lost: watch::Sender<Option<String>>,
-    /// For what is asked of the broker outside publishing and consuming.
+    /// For requests other than publishing and consuming.
     control: tokio::sync::Mutex<lapin::Channel>,
-    /// In confirm mode, and free.
+    /// Free channels in confirm mode.
     publishers: Mutex<Vec<lapin::Channel>>,
     places: Semaphore,
 }
 
 impl Link {
-    /// Connects.
     pub(super) async fn open(options: &Arc<Options>) -> Result<Arc<Link>, Failure> {
         let runtime = TokioRuntime::tokio_current();
         let limit = options.reply_timeout();
         let server = match timeout(limit, greeting(options, &runtime)).await {
             Ok(Ok(server)) => server,
             Ok(Err(error)) => return Err(unreachable(options, error)),
-            Err(_) => return Err(Failure::Lost("no greeting from the broker".into())),
+            Err(_) => return Err(Failure::Lost("the broker did not send a greeting".into())),
         };
         let socket = Socket::default();
         let connecting = connect(Arc::clone(options), runtime, socket.clone());
@@ -148,7 +148,7 @@ impl Link {
             Ok(connection) => connection?,
             Err(_) => {
                 socket.shut();
-                return Err(Failure::Lost("the broker does not finish the handshake".into()));
+                return Err(Failure::Lost("the broker did not finish the handshake".into()));
             }
         };
         let control = match timeout(limit, connection.create_channel()).await {
@@ -156,7 +156,7 @@ impl Link {
             Ok(Err(error)) => return Err(refusal(options, &error)),
             Err(_) => {
                 socket.shut();
-                return Err(Failure::Lost("the broker opens no channel".into()));
+                return Err(Failure::Lost("the broker did not open a channel".into()));
             }
         };
         let link = Arc::new(Link {
@@ -173,7 +173,7 @@ impl Link {
         Ok(link)
     }
 
-    /// From now on, looks for the queue `name` again and again.
+    /// Starts the watchdog, which looks up the queue `name` at intervals.
     pub(super) fn watch(self: &Arc<Link>, name: String) {
         tokio::spawn(keep_watch(Arc::downgrade(self), name, self.options.watch_interval(), self.lost.subscribe()));
     }
@@ -186,14 +186,14 @@ impl Link {
         self.lost.borrow().is_some()
     }
 
-    /// Waits for the end of the link, and says why it came.
+    /// Waits for the end of the link, and returns the reason.
     pub(super) async fn lost(&self) -> String {
         let mut lost = self.lost.subscribe();
         let reason = lost.wait_for(Option::is_some).await.expect("this link holds the sender");
         reason.clone().unwrap_or_default()
     }
 
-    /// Ends the link.
+    /// Ends the link with `reason`, unless it has ended.
     pub(super) fn fail(&self, reason: impl Into<String>) -> Failure {
         let reason = reason.into();
         self.lost.send_if_modified(|lost| {
@@ -205,16 +205,16 @@ impl Link {
         Failure::Lost(reason)
     }
 
-    /// Ends the link in peace: what was sent before is taken in by the broker.
+    /// Closes the link in order: the broker processes everything sent before.
     pub(super) async fn close(&self) {
         let goodbye = self.connection.close(200, "OK".into());
         if !matches!(timeout(GOODBYE, goodbye).await, Ok(Ok(()))) {
-            debug!("the broker did not say goodbye");
+            debug!("the broker did not confirm the close");
         }
         self.fail("closed");
     }
 
-    /// Waits for an answer of the broker. Anything but that ends the link.
+    /// Waits for the broker's response. An error or a timeout ends the link.
     pub(super) async fn ask<T>(&self, what: &str, request: impl Future<Output = lapin::Result<T>>) -> Result<T, Failure> {
         tokio::pin!(request);
         loop {
@@ -231,16 +231,16 @@ impl Link {
                 }
                 reason = self.lost() => return Err(Failure::Lost(reason)),
                 () = tokio::time::sleep(self.options.reply_timeout()) => {
-                    // A broker short of memory or disk says so, and answers again later.
+                    // A broker short of memory or disk reports it, and responds later.
                     if !self.connection.status().blocked() {
-                        return Err(self.fail(format!("cannot {what}: the broker does not answer")));
+                        return Err(self.fail(format!("cannot {what}: the broker does not respond")));
                     }
                 }
             }
         }
     }
 
-    /// Makes sure that all queues are there.
+    /// Declares all queues.
     pub(super) async fn declare_all(&self) -> Result<(), Failure> {
         for channel in [Channel::DeadLetters, Channel::Jobs, Channel::Events] {
             self.declare(channel).await?;
@@ -270,8 +270,8 @@ impl Link {
         if let Some(timeout) = self.consumer_timeout() {
             arguments.insert("x-consumer-timeout".into(), timeout);
         }
-        // Ours comes first; the broker's limit is for messages that no consumer of ours looks at. A RabbitMQ 4 has one, of 20,
-        // for a queue that says nothing.
+        // Our own limit takes effect first; the broker's is for messages that none of our consumers sees. Without this argument,
+        // RabbitMQ 4 sets a limit of 20.
         let limit = match channel {
             Channel::DeadLetters => i64::from(u32::MAX),
             Channel::Jobs | Channel::Events => RETURNS * i64::from(self.options.delivery_limit),
@@ -288,13 +288,13 @@ impl Link {
         arguments
     }
 
-    /// The argument with our limit for settling; older brokers have one limit for all, in their configuration.
+    /// The queue's time limit for settling, in ms; older brokers have one limit for all queues, in their configuration.
     fn consumer_timeout(&self) -> Option<AMQPValue> {
         let milliseconds = self.options.consumer_timeout.as_millis() as i64;
         self.server.takes_consumer_timeout().then_some(AMQPValue::LongLongInt(milliseconds))
     }
 
-    /// Deletes a queue, and leaves its consumers time to hear of it.
+    /// Deletes a queue, and waits until its consumers know.
     pub(super) async fn delete(&self, channel: Channel) -> Result<(), Failure> {
         let name = queue_name(&self.options.prefix, channel);
         let control = self.control.lock().await;
@@ -327,7 +327,7 @@ impl Link {
         self.ask(&format!("look up {name}"), control.queue_declare(name.into(), options, FieldTable::default())).await
     }
 
-    /// Takes the queue `name` for this link alone. `false`: another one has it.
+    /// Takes the queue `name` for this link alone. `false`: another link has it.
     pub(super) async fn take(&self, name: &str) -> Result<bool, Failure> {
         let mut control = self.control.lock().await;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
@@ -345,8 +345,8 @@ impl Link {
 
     /// Publishes to `channel`, and waits until the broker has all of `messages`.
     ///
-    /// The AMQP channel is used by nobody else meanwhile, and nothing counts as taken when any message came back: which
-    /// confirmation a returned message arrives with is not certain.
+    /// It uses its AMQP channel alone, and if any message came back, all count as not accepted: it is uncertain which
+    /// confirmation a returned message arrives with.
     pub(super) async fn publish(&self, channel: Channel, messages: &[Message]) -> Result<(), Failure> {
         let _place = self.places.acquire().await.expect("never closed");
         let queue = queue_name(&self.options.prefix, channel);
@@ -364,8 +364,8 @@ impl Link {
                 Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
                     refused = Some(format!("{queue} did not get a message: {}", returned.reply_text));
                 }
-                Confirmation::Nack(None) => refused = Some(format!("{queue} did not take a message")),
-                Confirmation::NotRequested => refused = Some("the channel confirms nothing".into()),
+                Confirmation::Nack(None) => refused = Some(format!("{queue} did not accept a message")),
+                Confirmation::NotRequested => refused = Some("the channel does not confirm messages".into()),
             }
         }
         self.free_publishers().push(publisher);
@@ -390,7 +390,7 @@ impl Link {
         let lane = self.ask("open a channel", self.connection.create_channel()).await?;
         let holds = channel == Channel::Jobs && !self.server.takes_consumer_timeout();
         if holds {
-            self.ask("begin a transaction", lane.tx_select()).await?;
+            self.ask("start a transaction", lane.tx_select()).await?;
         }
         self.ask("set the prefetch", lane.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
         let mut arguments = FieldTable::default();
@@ -402,11 +402,12 @@ impl Link {
         Ok((Lane { channel: lane, held: holds.then(Default::default) }, consumer))
     }
 
-    /// Takes a delivery that has come into our hands.
+    /// Registers a delivery that has arrived.
     ///
     /// A RabbitMQ before 3.12 has one time limit for all acknowledgements, in its configuration, and closes the AMQP channel
-    /// of a job that takes longer. It does not look at what was acknowledged in a transaction; and yet that comes again if
-    /// the channel ends before the commit. So jobs are acknowledged when they come, and committed one by one when they end.
+    /// of a job that takes longer. The limit does not apply to deliveries acknowledged in a transaction, which are
+    /// delivered again if the channel ends before the commit. So jobs are acknowledged when they arrive, and committed one by one
+    /// when they end.
     pub(super) async fn hold(&self, lane: &Lane, tag: DeliveryTag) -> Result<(), Failure> {
         let Some(held) = &lane.held else { return Ok(()) };
         let mut held = held.lock().await;
@@ -415,7 +416,7 @@ impl Link {
         Ok(())
     }
 
-    /// Lets the broker forget a delivery.
+    /// Acknowledges a delivery for good.
     pub(super) async fn acknowledge(&self, lane: &Lane, tag: DeliveryTag) -> Result<(), Failure> {
         let Some(held) = &lane.held else {
             return self.ask("acknowledge", lane.acknowledge(tag, false)).await;
@@ -429,14 +430,14 @@ impl Link {
                 None => Ok(()),
             }
         };
-        // Sent in this order and at once, so that the broker hardly has the time to look in between.
+        // Sent in this order and at once, so that the broker has hardly any time to check its limit in between.
         let (undo, commit) = (lane.channel.tx_rollback(), lane.channel.tx_commit());
         self.ask("acknowledge", try_join4(undo, lane.acknowledge(tag, false), commit, hold_others)).await?;
         Ok(())
     }
 }
 
-/// Reports what lapin finds out about the connection by itself.
+/// Handles lapin's own reports about the connection.
 async fn listen(
     link: Weak<Link>,
     events: impl futures_util::Stream<Item = lapin::Event>,
@@ -453,7 +454,7 @@ async fn listen(
             (Some(lapin::Event::Error(error)), Some(link)) if !error.is_amqp_soft_error() => {
                 link.fail(error.to_string());
             }
-            (Some(lapin::Event::ConnectionBlocked(reason)), _) => warn!(reason, "the broker takes no messages for now"),
+            (Some(lapin::Event::ConnectionBlocked(reason)), _) => warn!(reason, "the broker accepts no messages for now"),
             (Some(_), Some(_)) => {}
             (None, _) | (_, None) => return,
         }
@@ -515,7 +516,7 @@ async fn dial(options: &Options, runtime: &TokioRuntime, socket: &Socket) -> io:
     stream.into_tls(&options.host, OwnedTLSConfig { identity: None, cert_chain: trusted }.as_ref()).await
 }
 
-/// Asks who is there. lapin reads the answer too, but tells nobody.
+/// Reads the broker's product and version, which lapin does not expose.
 async fn greeting(options: &Options, runtime: &TokioRuntime) -> io::Result<Server> {
     let mut stream = dial(options, runtime, &Socket::default()).await?;
     stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
@@ -525,7 +526,7 @@ async fn greeting(options: &Options, runtime: &TokioRuntime) -> io::Result<Serve
     stream.read_exact(&mut head).await?;
     let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
     if head[..3] != [1, 0, 0] || length > GREETING_BYTES {
-        return Err(io::Error::other("what answers is no AMQP 0-9-1 broker"));
+        return Err(io::Error::other("the server is not an AMQP 0-9-1 broker"));
     }
     let mut frame = vec![0; length];
     stream.read_exact(&mut frame).await?;
@@ -556,7 +557,7 @@ fn refusal(options: &Options, error: &lapin::Error) -> Failure {
 
 fn unreachable(options: &Options, error: io::Error) -> Failure {
     match error.kind() {
-        // So does a certificate that is not trusted show.
+        // An untrusted certificate has this kind, too.
         io::ErrorKind::InvalidData => refused(options, error.to_string()),
         _ => Failure::Lost(error.to_string()),
     }

@@ -1,20 +1,20 @@
-//! What a message says about itself in its headers.
+//! A message's headers.
 //!
-//! We count failures ourselves: a message that is tried again is a copy with a higher count. Of the broker we only ask whether
-//! a message comes again, because its count has another meaning in each version, and one that dies adds a return for each
-//! consumer that waits: it offers the message to all of them before it finds that they are gone.
+//! This crate counts failures itself: a retried message is a copy with a higher count. It only uses the broker's flag for
+//! redelivery, because the broker's count has another meaning in each version, and a dying broker adds a return for each waiting
+//! consumer: it offers the message to all of them before it finds that they are gone.
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString};
 
 use crate::{CONTEXT, Channel, DeadLetter, Message};
 
-/// Failures counted by us.
+/// Failures counted by this crate.
 const FAILURES: &str = "x-basin-failures";
 const REASON: &str = "x-basin-reason";
 const CHANNEL: &str = "x-basin-channel";
 const ATTEMPTS: &str = "x-basin-attempts";
-/// Where the broker took a message from that it made a dead letter itself.
+/// History of a message that the broker itself made a dead letter.
 const DEATH: &str = "x-death";
 
 /// The headers travel in one frame, so a longer reason is cut.
@@ -46,14 +46,14 @@ pub(super) fn properties(message: &Message) -> BasicProperties {
     BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
 }
 
-/// The message in a delivery on `channel`. One that comes again failed once more.
+/// The message of a delivery on `channel`. `again`: it is redelivered, which counts as one more failure.
 pub(super) fn received(channel: Channel, properties: &BasicProperties, again: bool, payload: Vec<u8>) -> Message {
     let none = FieldTable::default();
     let headers = properties.headers().as_ref().unwrap_or(&none);
     let counted = number(headers, FAILURES);
     let dead_letter =
         (channel == Channel::DeadLetters).then(|| own_letter(headers).unwrap_or_else(|| brokers_letter(headers, counted)));
-    // What a broker's own dead letter brings is of its life before; a RabbitMQ 4 even says of it that it comes again.
+    // The headers of a broker's own dead letter describe its life before; RabbitMQ 4 even marks it as redelivered.
     let brokers = dead_letter.is_some() && !headers.contains_key(CHANNEL);
     let failures = if brokers { 0 } else { counted.saturating_add(again.into()) };
     let context = CONTEXT.into_iter().filter_map(|name| Some((name.to_owned(), text(headers, name)?))).collect();
@@ -72,7 +72,7 @@ fn brokers_letter(headers: &FieldTable, counted: u32) -> DeadLetter {
     };
     let queue = death.and_then(|death| text(death, "queue")).unwrap_or_default();
     let channel = queue.rsplit('.').next().and_then(channel_named).unwrap_or(Channel::Jobs);
-    let reason = death.and_then(|death| text(death, "reason")).unwrap_or_else(|| "it does not say why".into());
+    let reason = death.and_then(|death| text(death, "reason")).unwrap_or_else(|| "no reason given".into());
     DeadLetter { channel, reason: format!("given up by the broker: {reason}"), attempts: counted.saturating_add(1) }
 }
 

@@ -1,4 +1,4 @@
-//! The URL of a broker, read once: where it is, who we are, how long we wait.
+//! The URL of a broker, parsed once: address, credentials, time limits.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::{DEFAULT_DELIVERY_LIMIT, Error};
 
 const USER_VARIABLE: &str = "BASIN_AMQP_USER";
 const PASSWORD_VARIABLE: &str = "BASIN_AMQP_PASSWORD";
-/// What a fresh RabbitMQ lets in from its own machine.
+/// User and password that a fresh RabbitMQ accepts from its own machine.
 const DEFAULT_USER: &str = "guest";
 const SUPPORTED: &str = "prefix, delivery_limit, consumer_timeout, heartbeat, give_up, password_file and ca_file";
 
@@ -22,7 +22,7 @@ pub(super) struct Options {
     pub(super) vhost: String,
     pub(super) user: String,
     password: Password,
-    /// PEM file with authorities that are trusted besides those of the system.
+    /// PEM file with authorities trusted besides the system's.
     pub(super) ca_file: Option<PathBuf>,
     /// Start of every queue name.
     pub(super) prefix: String,
@@ -37,7 +37,7 @@ pub(super) struct Options {
 #[derive(Clone)]
 enum Password {
     Known(String),
-    /// Read at every connect, so that it can be changed while we run.
+    /// Read at every connect, so that the password can change while the service runs.
     File(PathBuf),
 }
 
@@ -89,12 +89,15 @@ impl Options {
 
     fn set(&mut self, name: &str, value: &str, password_in_url: bool) -> Result<(), Error> {
         match name {
-            "prefix" => self.prefix = name_part(value).ok_or_else(|| invalid("prefix must be 1 to 60 of a-z A-Z 0-9 . _ -"))?,
+            "prefix" => {
+                self.prefix =
+                    name_part(value).ok_or_else(|| invalid("prefix must have 1 to 60 characters of a-z A-Z 0-9 . _ -"))?
+            }
             "delivery_limit" => self.delivery_limit = number("delivery_limit", value, 1..=1_000_000)?,
             "consumer_timeout" => self.consumer_timeout = seconds("consumer_timeout", value, 1..=2_000_000)?,
             "heartbeat" => self.heartbeat = seconds("heartbeat", value, 1..=3600)?,
             "give_up" => self.give_up = seconds("give_up", value, 1..=1_000_000)?,
-            "password_file" if password_in_url => return Err(invalid("give the password or password_file, not both")),
+            "password_file" if password_in_url => return Err(invalid("set a password or password_file, not both")),
             "password_file" => self.password = Password::File(value.into()),
             "ca_file" => self.ca_file = Some(value.into()),
             _ => return Err(invalid(format!("unknown option (supported: {SUPPORTED})"))),
@@ -111,17 +114,17 @@ impl Options {
         }
     }
 
-    /// Where the broker is, without who we are.
+    /// Host and port, without credentials.
     pub(super) fn address(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// How long one answer of the broker may take.
+    /// Limit of one response of the broker.
     pub(super) fn reply_timeout(&self) -> Duration {
         self.heartbeat
     }
 
-    /// How often the broker is asked for a sign of life.
+    /// Interval of the watchdog's requests.
     pub(super) fn watch_interval(&self) -> Duration {
         (self.heartbeat / 2).min(Duration::from_secs(15))
     }
@@ -143,7 +146,7 @@ fn number(name: &str, value: &str, range: std::ops::RangeInclusive<u32>) -> Resu
 }
 
 fn decoded(text: &str, what: &str) -> Result<String, Error> {
-    let bytes = url_bytes(text).ok_or_else(|| invalid(format!("{what} has a broken % sequence")))?;
+    let bytes = url_bytes(text).ok_or_else(|| invalid(format!("{what} has an invalid % sequence")))?;
     String::from_utf8(bytes).map_err(|_| invalid(format!("{what} is not UTF-8")))
 }
 

@@ -1,4 +1,4 @@
-//! Growing pauses between attempts, and an end to them.
+//! Growing pauses between attempts, up to a deadline.
 
 use std::time::Duration;
 
@@ -23,19 +23,19 @@ impl Patience {
         self.deadline
     }
 
-    /// After a success: all the time again.
+    /// Starts anew, after a success.
     pub(super) fn renew(&mut self) {
         *self = Patience::new(self.give_up);
     }
 
-    /// Waits before the next attempt. `false`: the time is over.
+    /// Waits before the next attempt. `false`: the deadline has passed.
     pub(super) async fn pause(&mut self) -> bool {
-        // Many clients lose a broker at once, and must not come back at once.
+        // Many clients lose a broker at once, and must not all reconnect at once.
         tokio::time::sleep_until(self.wake(Instant::now(), rand::random_range(0.5..1.0))).await;
         Instant::now() < self.deadline
     }
 
-    /// When the next attempt begins, as seen from `now`. `jitter`: a factor of the pause.
+    /// Time of the next attempt. `jitter` is a factor of the pause.
     fn wake(&mut self, now: Instant, jitter: f64) -> Instant {
         let pause = self.pause.mul_f64(jitter);
         self.pause = (self.pause * 2).min(LONGEST);

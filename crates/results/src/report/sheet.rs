@@ -7,7 +7,7 @@ use image::{ImageFormat, ImageReader, Rgb, RgbImage};
 
 /// Pixels of a picture's side: small ones are enlarged by whole numbers, so that their pixels can be seen.
 const SIDE: u32 = 64;
-/// Pixels above which it is made smaller.
+/// Pixels above which it is scaled down.
 const MOST: u32 = 128;
 /// Between pictures.
 const GAP: u32 = 4;
@@ -31,7 +31,8 @@ const DIGITS: [[u8; 5]; 10] = [
 /// Pixels of a dot.
 const DOT: u32 = 2;
 
-/// A PNG of the pictures (PNG, square and all of one size) of each line, the lines numbered from 1 on. What is no picture is left blank.
+/// A PNG of the pictures (PNG, square and all of one size) of each line, the lines numbered from 1. What cannot be decoded is left
+/// blank.
 pub fn sheet(lines: &[Vec<Vec<u8>>]) -> Vec<u8> {
     let pictures: Vec<Vec<Option<RgbImage>>> = lines.iter().map(|line| line.iter().map(|png| picture(png)).collect()).collect();
     let side = pictures.iter().flatten().flatten().map(RgbImage::width).max().unwrap_or(SIDE);
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn large_pictures_are_made_smaller() {
+    fn large_pictures_are_scaled_down() {
         let drawn = image::load_from_memory(&sheet(&[vec![png(256, 7)]])).expect("a PNG");
         assert_eq!((drawn.width(), drawn.height()), (MARGIN + 132, GAP + 132));
     }

@@ -1,0 +1,64 @@
+//! `basin copy`: objects from one store to another.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use futures_util::{StreamExt, stream};
+use store::{ObjectInfo, Store};
+
+/// Objects that are copied at a time, if they have at most [`PIECE`] bytes.
+const COPIES: usize = 16;
+/// Bytes above which an object is copied in pieces.
+const PIECE: u64 = 8 << 20;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder or bucket to read.
+    from: String,
+    /// Folder or bucket to write.
+    to: String,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (from, to) = (Store::open(&args.from).await?, Store::open(&args.to).await?);
+    if from.contains(&to) {
+        bail!("cannot copy to {}: it is inside {}; choose another destination", to.url(), from.url());
+    }
+    let (mut objects, mut bytes) = (0, 0);
+    let mut lister = from.list("")?;
+    while let Some(page) = lister.next_page().await? {
+        let (small, large): (Vec<&ObjectInfo>, Vec<&ObjectInfo>) = page.iter().partition(|object| object.size <= PIECE);
+        let copies = small.iter().map(async |object| to.put(&object.key, from.get(&object.key).await?).await);
+        let copies: Vec<Result<(), store::Error>> = stream::iter(copies).buffer_unordered(COPIES).collect().await;
+        copies.into_iter().collect::<Result<(), _>>()?;
+        // One after the other: the pieces of one object fill the connection.
+        for object in large {
+            copy_large(&from, &to, &object.key).await?;
+        }
+        objects += page.len();
+        bytes += page.iter().map(|object| object.size).sum::<u64>();
+    }
+    for skipped in lister.skipped() {
+        note!("not copied: {:?}, {}", skipped.name, skipped.why);
+    }
+    if objects == 0 {
+        bail!("nothing to copy: {} holds no objects", from.url());
+    }
+    say!("copied {objects} objects ({:.1} MB) to {}", bytes as f64 / 1e6, to.url());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn copy_large(from: &Store, to: &Store, key: &str) -> Result<(), store::Error> {
+    let (mut download, mut upload) = (from.download(key).await?, to.upload(key).await?);
+    loop {
+        match download.next().await {
+            Ok(Some(piece)) => upload.write(piece).await?,
+            Ok(None) => return upload.finish().await,
+            Err(error) => {
+                // The parts that cannot be removed now are swept later: see `basin doctor`.
+                let _ = upload.abort().await;
+                return Err(error);
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The options of a run, the same on one machine and on a fleet.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use proto::{ClassSource, LatentStart, MaskSource, Params, Precision};
+
+/// Options of `basin project`, `basin submit` and `basin plan`.
+#[derive(clap::Args)]
+pub struct RunOptions {
+    /// Key of the COCO JSON or CSV manifest that lists classes and boxes. `auto` looks for one; `none` takes the names of the folders
+    /// as classes.
+    #[arg(long, default_value = "auto")]
+    pub annotations: String,
+    /// Profile, a named set of parameters: the paper's method (`paper`), the authors' second code (`pix2latent`), or a short search
+    /// (`fast`).
+    #[arg(long, value_parser = Params::PROFILES, default_value = "paper", conflicts_with = "params")]
+    profile: String,
+    /// Read all parameters from a JSON file instead (see `basin params`).
+    #[arg(long, value_name = "FILE")]
+    params: Option<PathBuf>,
+    /// Take each image's class from its `annotation`, from its `category` (the annotation names a category such as COCO's dog, and
+    /// the model's classifier chooses one of its classes), from the `classifier`, or use `class:NAME` for all images. Default: as in
+    /// the parameters.
+    #[arg(long, value_name = "SOURCE", value_parser = class_source)]
+    class_from: Option<ClassSource>,
+    /// Take each object's mask from the annotation's `box` or `outline`, from the model's detector (`detector-box` or
+    /// `detector-mask`), from files of the data set (`file:PATTERN`, such as `file:masks/{stem}.png`), or use the `whole` image.
+    /// Default: as in the parameters.
+    #[arg(long, value_name = "SOURCE", value_parser = mask_source)]
+    mask_from: Option<MaskSource>,
+    /// Start the search for z at `random`, or around the answer of the model's `encoder`; `encoder:0.25` also sets the standard
+    /// deviation. Default: as in the parameters.
+    #[arg(long, value_name = "SOURCE", value_parser = start)]
+    start_from: Option<LatentStart>,
+    /// Precision of the networks during the search: `fp32`, `tf32` (GPUs) or `bf16`. The end of the final descent and all reported
+    /// numbers are always fp32. Default: as in the parameters.
+    #[arg(long, value_name = "PRECISION", value_parser = precision)]
+    precision: Option<Precision>,
+    /// Fine-tune the generator to each image after the search and store the weight delta, which edits use.
+    #[arg(long)]
+    fine_tune: bool,
+    /// Run seed: all random numbers of the run follow from it.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    pub seed: u64,
+    /// Project only N images, evenly spread over the data set. Default: all.
+    #[arg(long, value_name = "N")]
+    limit: Option<NonZeroUsize>,
+}
+
+impl RunOptions {
+    /// The parameters of the profile or of the file, with the options' changes.
+    pub fn params(&self) -> anyhow::Result<Params> {
+        let mut params = match &self.params {
+            None => Params::profile(&self.profile).expect("clap allows known names only"),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Params::from_json(&text).with_context(|| {
+                    format!("{} does not hold valid parameters (`basin params` prints an example)", path.display())
+                })?
+            }
+        };
+        if self.fine_tune {
+            params.fine_tune.get_or_insert_default();
+        }
+        if let Some(class) = &self.class_from {
+            params.object.class = class.clone();
+        }
+        if let Some(mask) = &self.mask_from {
+            params.object.mask = mask.clone();
+        }
+        if let Some(start) = self.start_from {
+            params.start = start;
+        }
+        if let Some(precision) = self.precision {
+            params.precision = precision;
+        }
+        params.validate()?;
+        Ok(params)
+    }
+
+    pub fn limit(&self) -> Option<usize> {
+        self.limit.map(Into::into)
+    }
+}
+
+fn class_source(text: &str) -> Result<ClassSource, String> {
+    match text {
+        "annotation" => Ok(ClassSource::Annotation),
+        "category" => Ok(ClassSource::Category),
+        "classifier" => Ok(ClassSource::Classifier),
+        _ => match text.strip_prefix("class:") {
+            Some(name) => Ok(ClassSource::Fixed { name: name.into() }),
+            None => Err("expected annotation, category, classifier or class:NAME".into()),
+        },
+    }
+}
+
+fn mask_source(text: &str) -> Result<MaskSource, String> {
+    match text {
+        "box" => Ok(MaskSource::Box),
+        "outline" => Ok(MaskSource::Outline),
+        "detector-box" => Ok(MaskSource::DetectorBox),
+        "detector-mask" => Ok(MaskSource::DetectorMask),
+        "whole" => Ok(MaskSource::Whole),
+        _ => match text.strip_prefix("file:") {
+            Some(pattern) => Ok(MaskSource::File { pattern: pattern.into() }),
+            None => Err("expected box, outline, detector-box, detector-mask, whole or file:PATTERN".into()),
+        },
+    }
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    serde_json::from_value(text.into()).map_err(|_| "expected fp32, tf32 or bf16".into())
+}
+
+fn start(text: &str) -> Result<LatentStart, String> {
+    match text.split_once(':') {
+        None if text == "random" => Ok(LatentStart::Random),
+        None if text == "encoder" => Ok(LatentStart::ENCODER),
+        Some(("encoder", sigma)) => {
+            let sigma = sigma.parse().map_err(|_| format!("{sigma:?} is not a number"))?;
+            Ok(LatentStart::Encoder { sigma })
+        }
+        _ => Err("expected random, encoder or encoder:SIGMA".into()),
+    }
+}

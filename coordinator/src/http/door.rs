@@ -1,0 +1,166 @@
+//! Who may send which request: the guards of the API and of the dashboard.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Redirect, Response};
+use client::api::ErrorAnswer;
+
+use super::auth::{Gate, Limiter, Role};
+use super::other_services::OtherServices;
+use super::percent::encoded;
+use crate::service::{Handle, Refusal};
+
+/// Largest request, in bytes, and the time until it must be complete.
+const MAX_BODY: usize = 1 << 20;
+const BODY: Duration = Duration::from_secs(20);
+/// Requests of one address: each second in the long run, and at once. A grid of images asks for some hundred pictures.
+const REQUESTS: (f64, f64) = (200.0, 2000.0);
+/// Wrong tokens of one address.
+const TRIES: (f64, f64) = (0.2, 20.0);
+
+/// What all handlers need.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) handle: Handle,
+    pub(super) gate: Arc<Gate>,
+    pub(super) others: Arc<OtherServices>,
+    requests: Arc<Mutex<Limiter>>,
+    tries: Arc<Mutex<Limiter>>,
+    clock: Instant,
+}
+
+/// Address of the client.
+#[derive(Clone, Copy)]
+pub(super) struct Client(pub(super) IpAddr);
+
+/// Why a request is not let in.
+enum Denied {
+    /// No token, or a wrong one.
+    Unknown,
+    Refused(Refusal),
+}
+
+impl Door {
+    pub(super) fn new(handle: Handle, gate: Gate, others: OtherServices) -> Door {
+        let limiter = |(per_second, burst)| Arc::new(Mutex::new(Limiter::new(per_second, burst)));
+        let (requests, tries) = (limiter(REQUESTS), limiter(TRIES));
+        Door { handle, gate: Arc::new(gate), others: Arc::new(others), requests, tries, clock: Instant::now() }
+    }
+
+    fn take(&self, limiter: &Mutex<Limiter>, from: IpAddr) -> bool {
+        limiter.lock().expect("no holder of the lock panics").take(from, self.clock.elapsed().as_secs_f64())
+    }
+
+    /// Counts a wrong token.
+    pub(super) fn count_try(&self, from: IpAddr) -> Result<(), Refusal> {
+        let many = || Refusal::TooMany("too many wrong tokens from this address: wait a minute".into());
+        self.take(&self.tries, from).then_some(()).ok_or_else(many)
+    }
+
+    /// The client's role, if it allows the request.
+    fn role(&self, request: &Request) -> Result<Role, Denied> {
+        let wanted = if matches!(*request.method(), Method::GET | Method::HEAD) { Role::View } else { Role::Operate };
+        match self.gate.role(request.headers()) {
+            Some(role) if role >= wanted => Ok(role),
+            Some(_) => {
+                Err(Denied::Refused(Refusal::Forbidden("the read-only token cannot change anything: use the other".into())))
+            }
+            None if self.gate.is_open() => {
+                let why = "without a token only localhost is served: use http://127.0.0.1";
+                Err(Denied::Refused(Refusal::Forbidden(why.into())))
+            }
+            // A right token is never refused: only wrong ones count.
+            None if Gate::has_credentials(request.headers()) => match self.count_try(address(request)) {
+                Ok(()) => Err(Denied::Unknown),
+                Err(refusal) => Err(Denied::Refused(refusal)),
+            },
+            None => Err(Denied::Unknown),
+        }
+    }
+}
+
+impl Refusal {
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Refusal::NotFound(_) => StatusCode::NOT_FOUND,
+            Refusal::Conflict(_) => StatusCode::CONFLICT,
+            Refusal::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
+            Refusal::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status(), error(self.message())).into_response()
+    }
+}
+
+pub(super) fn error(message: &str) -> Json<ErrorAnswer> {
+    Json(ErrorAnswer { error: message.to_owned() })
+}
+
+/// A listener that does not know the client's address makes all clients one.
+fn address(request: &Request) -> IpAddr {
+    let known = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    known.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(address)| address.ip())
+}
+
+/// Limits the requests of an address, and reads each request completely.
+pub(super) async fn limit(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+    let from = address(&request);
+    request.extensions_mut().insert(Client(from));
+    if !door.take(&door.requests, from) {
+        return Refusal::TooMany("too many requests from this address: wait a moment".into()).into_response();
+    }
+    let (head, body) = request.into_parts();
+    match tokio::time::timeout(BODY, axum::body::to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(head, body.into())).await,
+        Ok(Err(_)) => Refusal::Invalid(format!("the request broke off, or has more than {MAX_BODY} bytes")).into_response(),
+        Err(_) => Refusal::Invalid(format!("the request was not complete within {} s", BODY.as_secs())).into_response(),
+    }
+}
+
+/// Adds the client's role to the request.
+pub(super) async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
+    let unknown = |_: &Request| {
+        let why = error("send the coordinator's token: Authorization: Bearer …");
+        (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], why).into_response()
+    };
+    let_in(door, request, next, unknown).await
+}
+
+/// As [`guard`], but sends browsers without a session to the login.
+pub(super) async fn guard_pages(State(door): State<Door>, request: Request, next: Next) -> Response {
+    let unknown = |request: &Request| {
+        if request.method() != Method::GET || !wants_page(request.headers()) {
+            return Refusal::Forbidden("log in first".into()).into_response();
+        }
+        let to = request.uri().path_and_query().map_or("/", |to| to.as_str());
+        Redirect::to(&format!("/login?to={}", encoded(to))).into_response()
+    };
+    let_in(door, request, next, unknown).await
+}
+
+async fn let_in(door: Door, mut request: Request, next: Next, unknown: impl FnOnce(&Request) -> Response) -> Response {
+    match door.role(&request) {
+        Ok(role) => {
+            request.extensions_mut().insert(role);
+            next.run(request).await
+        }
+        Err(Denied::Refused(refusal)) => refusal.into_response(),
+        Err(Denied::Unknown) => unknown(&request),
+    }
+}
+
+fn wants_page(headers: &HeaderMap) -> bool {
+    headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|accept| accept.contains("text/html"))
+}

@@ -1,0 +1,113 @@
+//! Closed runs, which are finished or cancelled (*io*): their tables are written, and read again for requests.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use proto::{Control, CrashPoint, keys};
+use store::{ErrorKind, Runs, Store};
+
+use super::refusal::Refusal;
+use crate::Error;
+use crate::fleet::summary_statuses;
+use crate::outcomes::Table;
+use crate::plan::RunSpec;
+use client::api::RunStatus;
+use results::run::{self, Markers};
+use results::summary::Summary;
+use results::tables::write_tables;
+
+/// Writes tables and report, and deletes what lost attempts left.
+pub(super) async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
+    let results = Runs::Home(home.clone()).of(&spec.record.name)?;
+    loop {
+        let records = Arc::new(run::read_records(&results).await?);
+        write_tables(&spec.record, Some(images), spec.super_class_of(), &records, &results).await?;
+        CrashPoint::TablesWritten.pass();
+        let swept = run::sweep(&records.results, &results).await?;
+        CrashPoint::Swept.pass();
+        tracing::info!(run = spec.record.name, swept, "deleted what lost attempts left");
+        // An image that was given up may have got its result after all: then the tables are old.
+        if Markers::list(&results).await?.results.len() == records.results.len() {
+            return Ok(());
+        }
+    }
+}
+
+/// Read from the summary.
+pub(super) async fn closed_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
+    let summary = read_summary(&Runs::Home(home.clone()).of(name)?).await;
+    let count = summary.as_ref().map_or((0, 0), |s| (s.images.succeeded, s.images.failed));
+    let images = summary.as_ref().map_or(0, |s| s.images.planned.unwrap_or(s.images.total));
+    let (classes, super_classes) = summary.as_ref().map(summary_statuses).unwrap_or_default();
+    Ok(RunStatus {
+        name: name.to_owned(),
+        state: control.state,
+        priority: control.priority,
+        per_minute: control.per_minute,
+        images: images as usize,
+        skipped: 0,
+        succeeded: count.0 as usize,
+        failed: count.1 as usize,
+        started: 0,
+        queued: 0,
+        waiting: (images as usize).saturating_sub((count.0 + count.1) as usize),
+        classes,
+        super_classes,
+        unread: 0,
+        per_hour: None,
+        eta_seconds: None,
+        stage_seconds: BTreeMap::new(),
+        cost: None,
+        problem: None,
+    })
+}
+
+async fn read_summary(results: &Store) -> Option<Summary> {
+    run::read_json(results, keys::SUMMARY).await.ok()
+}
+
+/// The tables that were read last.
+#[derive(Clone, Default)]
+pub(super) struct Tables {
+    known: Arc<Mutex<VecDeque<Named>>>,
+    pub(super) reading: Arc<tokio::sync::Mutex<()>>,
+}
+
+type Named = (String, Arc<Table>);
+
+impl Tables {
+    const MOST: usize = 4;
+
+    pub(super) fn get(&self, run: &str) -> Option<Arc<Table>> {
+        self.known
+            .lock()
+            .expect("no holder of the lock panics")
+            .iter()
+            .find(|(name, _)| name == run)
+            .map(|(_, table)| table.clone())
+    }
+
+    pub(super) fn put(&self, run: &str, table: &Arc<Table>) {
+        let mut tables = self.known.lock().expect("no holder of the lock panics");
+        tables.retain(|(name, _)| name != run);
+        tables.truncate(Self::MOST - 1);
+        tables.push_front((run.to_owned(), table.clone()));
+    }
+
+    pub(super) fn forget(&self, run: &str) {
+        self.known.lock().expect("no holder of the lock panics").retain(|(name, _)| name != run);
+    }
+}
+
+/// No images where the run has no table.
+pub(super) async fn read_table(home: &Store, run: &str) -> Result<Arc<Table>, Refusal> {
+    let results = Runs::Home(home.clone()).of(run).map_err(Error::from)?;
+    let bytes = match results.get(keys::RESULTS_CSV).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Arc::default()),
+        Err(error) => return Err(Error::from(error).into()),
+    };
+    let super_classes = read_summary(&results).await.map(|summary| summary.super_class_of()).unwrap_or_default();
+    let read = tokio::task::spawn_blocking(move || Table::read(&bytes, &super_classes)).await.expect("reading does not panic");
+    read.map(Arc::new).map_err(|error| Refusal::Invalid(format!("results.csv of run {run} is damaged: {error}")))
+}

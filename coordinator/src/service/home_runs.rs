@@ -1,0 +1,545 @@
+//! All runs of a home (*io*): loads them, takes new ones in, writes their snapshots, and their tables at the end.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use proto::{Control, CrashPoint, RunState, chain, keys};
+use queue::Queue;
+use store::{Runs, Store};
+use tokio::sync::mpsc;
+
+use super::closed_runs::{Tables, close, closed_status, read_table};
+use super::handle::{Look, Reply};
+use super::intake::{self, Order, Prepared, Trouble, control_of, in_trouble, read_order, submitted, write_control};
+use super::refusal::Refusal;
+use super::snapshots::{Found, read_errors, save};
+use crate::Error;
+use crate::drive::Driver;
+use client::api::{Change, RedriveRequest, RunRequest, RunStatus};
+use results::RunError;
+use results::redrive::Redrive;
+use results::run::AT_ONCE;
+
+/// Time until the store is tried again.
+const RETRY_STORE: Duration = Duration::from_secs(30);
+/// Time until the tables of a run are written again.
+const RETRY_TABLES: Duration = Duration::from_secs(10);
+/// Results that are read for their errors at a time.
+const READ: usize = 1024;
+/// A snapshot is written this long after the last, and earlier when this many results are new.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
+const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
+/// A coordinator that stops waits this long for its last snapshots.
+const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
+/// Keys that are raced for when the home is checked, one after another.
+const CHECKED_KEYS: usize = 8;
+/// Outcomes of work beside the loop that wait for it.
+const WAITING: usize = 64;
+
+#[derive(Clone)]
+pub struct Config {
+    /// Where runs, models and results are.
+    pub home: Store,
+    pub queue: Queue,
+    /// Most jobs that are published and not finished.
+    pub window: usize,
+    pub version: String,
+    /// Dollars for an hour of a worker, to estimate the cost of runs.
+    pub worker_hour_price: Option<f64>,
+}
+
+/// What was done beside the loop.
+pub(super) enum Done {
+    Prepared(String, Result<Box<Prepared>, Trouble>, Option<Reply<String>>),
+    TablesWritten(String, Result<(), String>),
+    ResultsRead(String, Vec<Found>),
+    SnapshotSaved(String, Option<usize>),
+    /// It is time to plan a run in trouble again.
+    PlanAgain(String),
+}
+
+/// The last snapshot of a run.
+struct Saved {
+    at: Instant,
+    /// Results that count in it.
+    counted: usize,
+    /// Another is being written.
+    writing: bool,
+}
+
+pub(super) struct HomeRuns {
+    config: Config,
+    sender: mpsc::Sender<Done>,
+    done: mpsc::Receiver<Done>,
+    /// Runs that are being read and planned.
+    preparing: HashSet<String>,
+    /// Runs whose tables are being written.
+    finishing: HashSet<String>,
+    /// Runs that the driver does not have: closed before this start, or in trouble.
+    closed: BTreeMap<String, RunStatus>,
+    /// Cancelled runs whose tables are written or being written, and how many images are finished in them.
+    cancelled: HashMap<String, usize>,
+    /// Why the tables of a run cannot be written.
+    problems: HashMap<String, String>,
+    /// Results are being read for their errors.
+    reading: bool,
+    saved: HashMap<String, Saved>,
+    tables: Tables,
+}
+
+impl HomeRuns {
+    pub(super) fn new(config: Config) -> HomeRuns {
+        let (sender, done) = mpsc::channel(WAITING);
+        HomeRuns {
+            config,
+            sender,
+            done,
+            preparing: HashSet::new(),
+            finishing: HashSet::new(),
+            closed: BTreeMap::new(),
+            cancelled: HashMap::new(),
+            problems: HashMap::new(),
+            reading: false,
+            saved: HashMap::new(),
+            tables: Tables::default(),
+        }
+    }
+
+    pub(super) fn home(&self) -> Store {
+        self.config.home.clone()
+    }
+
+    pub(super) fn window(&self) -> usize {
+        self.config.window
+    }
+
+    /// How many runs are being read and planned.
+    pub(super) fn preparing(&self) -> usize {
+        self.preparing.len()
+    }
+
+    pub(super) async fn load(&mut self) -> Result<(), Error> {
+        let home = &self.config.home;
+        let objects = home.list(keys::INDEX)?.all().await?;
+        let names: Vec<String> = objects.iter().filter_map(|o| keys::parse_index(&o.key)).map(str::to_owned).collect();
+        let loaded: Vec<Loaded> = stream::iter(names).map(|name| load(home, name)).buffered(AT_ONCE).try_collect().await?;
+        for run in loaded {
+            match run {
+                Loaded::Closed(status) => drop(self.closed.insert(status.name.clone(), *status)),
+                Loaded::Open(order) => {
+                    let name = order.0.name.clone();
+                    self.prepare(name, async move { Ok(*order) }, None);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and plans a run beside the loop.
+    fn prepare(
+        &mut self,
+        name: String,
+        order: impl Future<Output = Result<Order, Refusal>> + Send + 'static,
+        reply: Option<Reply<String>>,
+    ) {
+        self.preparing.insert(name.clone());
+        let (home, sender) = (self.config.home.clone(), self.sender.clone());
+        let known = reply.is_none();
+        let before = self.closed.get(&name).map(control_of).unwrap_or_default();
+        tokio::spawn(async move {
+            let prepared = match order.await {
+                Ok(order) => intake::prepare(&home, &name, order, known).await,
+                Err(refusal) if known => Err(in_trouble(&home, &name, before, refusal).await),
+                Err(refusal) => Err(Trouble { refusal, again: None }),
+            };
+            if let Err(Trouble { again: Some(_), .. }) = prepared {
+                plan_again_later(sender.clone(), name.clone());
+            }
+            let _ = sender.send(Done::Prepared(name, prepared.map(Box::new), reply)).await;
+        });
+    }
+
+    pub(super) fn submit(&mut self, driver: &Driver, request: RunRequest, reply: Reply<String>) {
+        let name = request.name.clone();
+        if self.preparing.contains(&name) {
+            return drop(reply.send(Err(being_read(&name))));
+        }
+        let known = driver.fleet.spec(&name).is_some() || self.closed.contains_key(&name);
+        let Config { home, version, .. } = self.config.clone();
+        self.prepare(name, async move { submitted(&home, version, request, known).await }, Some(reply));
+    }
+
+    pub(super) fn redrive(&mut self, driver: &Driver, name: String, which: &RedriveRequest, reply: Reply<String>) {
+        let redrive = match self.redrivable(driver, &name, which) {
+            Ok(redrive) => redrive,
+            Err(refusal) => return drop(reply.send(Err(refusal))),
+        };
+        let (home, run) = (self.config.home.clone(), name.clone());
+        let order = async move {
+            let (record, control) = read_order(&home, &run).await?;
+            Ok((record, Control { state: RunState::Running, ..control }, Some(redrive)))
+        };
+        self.prepare(name, order, Some(reply));
+    }
+
+    fn redrivable(&self, driver: &Driver, name: &str, which: &RedriveRequest) -> Result<Redrive, Refusal> {
+        let redrive = Redrive::parse(&which.wheres, which.seed).map_err(Refusal::Invalid)?;
+        let state = driver.fleet.control(name).map(|c| c.state).or_else(|| self.closed.get(name).map(|s| s.state));
+        match state {
+            _ if self.preparing.contains(name) => Err(being_read(name)),
+            None => Err(Refusal::no_run(name)),
+            Some(RunState::Finished) => Ok(redrive),
+            Some(_) => Err(Refusal::Conflict(format!("run {name} is not finished: only a finished run can be redriven"))),
+        }
+    }
+
+    /// An error says that the queue failed; a refusal goes to `reply`.
+    pub(super) async fn change(
+        &mut self,
+        driver: &mut Driver,
+        name: &str,
+        change: Change,
+        reply: Reply<RunStatus>,
+    ) -> Result<(), Error> {
+        let control = match self.write_change(driver, name, change).await {
+            Ok(control) => control,
+            Err(refusal) => {
+                let _ = reply.send(Err(refusal));
+                return Ok(());
+            }
+        };
+        driver.fleet.set_control(name, control);
+        driver.withdraw().await?;
+        tracing::info!(run = name, state = ?control.state, priority = control.priority, "run changed");
+        let status = match self.closed.get_mut(name) {
+            Some(status) => {
+                (status.state, status.priority, status.per_minute) = (control.state, control.priority, control.per_minute);
+                status.clone()
+            }
+            None => driver.status(name).expect("its control was read from the fleet"),
+        };
+        let _ = reply.send(Ok(status));
+        Ok(())
+    }
+
+    /// Nothing has changed when it is refused.
+    async fn write_change(&self, driver: &Driver, name: &str, change: Change) -> Result<Control, Refusal> {
+        let preparing = self.preparing.contains(name);
+        let in_trouble = self.closed.get(name).filter(|s| s.problem.is_some() && !preparing);
+        let before = driver.fleet.control(name).or(in_trouble.map(control_of));
+        let before = before.ok_or_else(|| match self.closed.contains_key(name) || preparing {
+            true => Refusal::Conflict(format!("run {name} has ended, or is being read: it cannot be changed")),
+            false => Refusal::no_run(name),
+        })?;
+        let control = changed(name, before, change)?;
+        write_control(&self.config.home, name, control).await?;
+        Ok(control)
+    }
+
+    pub(super) async fn done(&mut self) -> Done {
+        self.done.recv().await.expect("this struct holds a sender")
+    }
+
+    pub(super) async fn take(&mut self, driver: &mut Driver, done: Done) {
+        match done {
+            Done::Prepared(name, Ok(prepared), reply) => {
+                let note = self.add(driver, name, *prepared);
+                if let Some(reply) = reply {
+                    let _ = reply.send(Ok(note));
+                }
+            }
+            Done::Prepared(name, Err(trouble), reply) => {
+                let refusal = self.set_aside(driver, name, trouble);
+                if let Some(reply) = reply {
+                    let _ = reply.send(Err(refusal));
+                }
+            }
+            Done::TablesWritten(name, outcome) => {
+                self.finishing.remove(&name);
+                match outcome {
+                    Ok(()) => self.finish(driver, name).await,
+                    Err(error) => {
+                        self.cancelled.remove(&name);
+                        self.trouble(name, "the run's tables cannot be written", &error);
+                    }
+                }
+            }
+            Done::ResultsRead(name, found) => {
+                self.reading = false;
+                found.into_iter().for_each(|(job, found)| driver.fleet.read(&name, job, found));
+            }
+            Done::SnapshotSaved(name, counted) => {
+                if let Some(saved) = self.saved.get_mut(&name) {
+                    saved.writing = false;
+                    saved.counted = counted.unwrap_or(saved.counted);
+                }
+            }
+            Done::PlanAgain(name) => self.plan_again(name),
+        }
+    }
+
+    /// Gives a planned run to the driver. Returns a note for people.
+    fn add(&mut self, driver: &mut Driver, name: String, prepared: Prepared) -> String {
+        let Prepared { spec, plan, control, tally } = prepared;
+        let note = format!("run {name}: {} images, {} to be projected", plan.total(), plan.images.len());
+        tracing::info!(run = name, images = plan.total(), left = plan.images.len(), "run planned");
+        self.preparing.remove(&name);
+        self.closed.remove(&name);
+        self.tables.forget(&name);
+        self.saved.insert(name, Saved { at: Instant::now(), counted: tally.counted(), writing: false });
+        driver.fleet.add(spec, plan, control, tally);
+        note
+    }
+
+    /// Takes a run that is on record and cannot be planned from the driver.
+    fn set_aside(&mut self, driver: &mut Driver, name: String, trouble: Trouble) -> Refusal {
+        self.preparing.remove(&name);
+        let Trouble { refusal, again } = trouble;
+        if let Some(status) = again {
+            tracing::error!(run = name, error = refusal.message(), "the run cannot be planned; tried again");
+            driver.fleet.remove(&name);
+            self.saved.remove(&name);
+            self.closed.insert(name, *status);
+        }
+        refusal
+    }
+
+    /// Writes down that the run has finished. A cancelled run stays cancelled.
+    async fn finish(&mut self, driver: &mut Driver, name: String) {
+        self.problems.remove(&name);
+        let control = driver.fleet.control(&name).unwrap_or_default();
+        if control.state == RunState::Cancelled {
+            tracing::info!(run = name, "tables of the cancelled run written");
+            return;
+        }
+        let control = Control { state: RunState::Finished, ..control };
+        if let Err(error) = write_control(&self.config.home, &name, control).await {
+            return self.trouble(name, "the run's end cannot be written", &chain(&error));
+        }
+        CrashPoint::RunFinished.pass();
+        driver.fleet.set_control(&name, control);
+        tracing::info!(run = name, "run finished");
+    }
+
+    fn trouble(&mut self, run: String, what: &str, error: &str) {
+        tracing::error!(run, error, "{what}; tried again");
+        self.problems.insert(run, format!("{what}; tried again: {error}"));
+    }
+
+    fn plan_again(&mut self, name: String) {
+        if self.preparing.contains(&name) {
+            plan_again_later(self.sender.clone(), name);
+        } else if self.closed.get(&name).is_some_and(|s| s.problem.is_some()) {
+            let (home, run) = (self.config.home.clone(), name.clone());
+            let order = async move {
+                let (record, control) = read_order(&home, &run).await?;
+                Ok((record, control, None))
+            };
+            self.prepare(name, order, None);
+        }
+    }
+
+    pub(super) fn statuses(&self, driver: &Driver) -> Vec<RunStatus> {
+        let active = driver.fleet.names().filter_map(|name| driver.status(name));
+        let active = active.map(|status| self.completed(status));
+        let mut all: Vec<RunStatus> = active.chain(self.closed.values().cloned()).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    pub(super) fn briefs(&self, driver: &Driver) -> Vec<RunStatus> {
+        let active = driver.fleet.names().filter_map(|name| driver.fleet.brief(name, driver.now()));
+        // Closed runs stay as they are.
+        let troubled = self.closed.values().filter(|status| status.problem.is_some());
+        let troubled = troubled.map(|status| RunStatus { classes: vec![], super_classes: vec![], ..status.clone() });
+        active.map(|status| self.completed(status)).chain(troubled).collect()
+    }
+
+    /// With what the fleet does not know.
+    pub(super) fn completed(&self, status: RunStatus) -> RunStatus {
+        let seconds: f64 = status.stage_seconds.values().sum();
+        let hours = seconds / 3600.0 * status.images as f64;
+        let cost = self.config.worker_hour_price.map(|price| price * hours).filter(|_| seconds > 0.0);
+        RunStatus { cost, problem: self.problems.get(&status.name).cloned(), ..status }
+    }
+
+    /// Reads the table of a closed run beside the loop.
+    pub(super) fn look_at_closed(&self, run: String, look: Look) {
+        let Some(status) = self.closed.get(&run).cloned() else { return look(Err(Refusal::no_run(&run))) };
+        let (home, tables) = (self.config.home.clone(), self.tables.clone());
+        tokio::spawn(async move {
+            // One table is read at a time, and once for all requests that need it.
+            let reading = tables.reading.lock().await;
+            let table = match tables.get(&run) {
+                Some(table) => Ok(table),
+                None => read_table(&home, &run).await.inspect(|table| tables.put(&run, table)),
+            };
+            drop(reading);
+            let looked = tokio::task::spawn_blocking(move || match table {
+                Ok(table) => look(Ok((status, &table.outcomes()))),
+                Err(refusal) => look(Err(refusal)),
+            });
+            let _ = looked.await;
+        });
+    }
+
+    pub(super) fn spawn_due(&mut self, driver: &Driver) {
+        self.write_tables(driver);
+        self.read_results(driver);
+        self.save_snapshots(driver);
+    }
+
+    /// Writes the tables of runs that have finished, or that are cancelled and have no open job.
+    fn write_tables(&mut self, driver: &Driver) {
+        let names: Vec<String> = driver.fleet.names().cloned().collect();
+        for name in names {
+            let state = driver.fleet.control(&name).map(|c| c.state);
+            let images = || driver.fleet.brief(&name, driver.now()).map_or(0, |s| s.skipped + s.succeeded + s.failed);
+            let over = match state {
+                Some(RunState::Running) => driver.fleet.settled(&name),
+                Some(RunState::Cancelled) => driver.fleet.at_rest(&name) && self.cancelled.get(&name) != Some(&images()),
+                _ => false,
+            };
+            if !over || self.preparing.contains(&name) || !self.finishing.insert(name.clone()) {
+                continue;
+            }
+            if state == Some(RunState::Cancelled) {
+                self.cancelled.insert(name.clone(), images());
+            }
+            let Some(spec) = driver.fleet.spec(&name).cloned() else { continue };
+            let images = driver.status(&name).map_or(0, |s| s.images);
+            let (home, sender) = (self.config.home.clone(), self.sender.clone());
+            tokio::spawn(async move {
+                let outcome = close(&home, &spec, images).await.map_err(|e| chain(&e));
+                if outcome.is_err() {
+                    tokio::time::sleep(RETRY_TABLES).await;
+                }
+                let _ = sender.send(Done::TablesWritten(name, outcome)).await;
+            });
+        }
+    }
+
+    /// Reads results whose errors are in no event and in no snapshot.
+    fn read_results(&mut self, driver: &Driver) {
+        if self.reading {
+            return;
+        }
+        let Some((name, wanted)) = driver.fleet.unread(READ) else { return };
+        self.reading = true;
+        let (home, sender) = (self.config.home.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let found = match read_errors(&home, &name, wanted).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(run = name, error = chain(&error), "results cannot be read; tried again");
+                    tokio::time::sleep(RETRY_STORE).await;
+                    vec![]
+                }
+            };
+            let _ = sender.send(Done::ResultsRead(name, found)).await;
+        });
+    }
+
+    fn save_snapshots(&mut self, driver: &Driver) {
+        for (name, saved) in &mut self.saved {
+            let new = driver.fleet.counted(name).abs_diff(saved.counted);
+            let due = new > 0 && saved.at.elapsed() >= SNAPSHOT_EVERY
+                || new >= SNAPSHOT_SOON.0 && saved.at.elapsed() >= SNAPSHOT_SOON.1;
+            if saved.writing || !due {
+                continue;
+            }
+            let Some(snapshot) = driver.fleet.snapshot(name) else { continue };
+            (saved.at, saved.writing) = (Instant::now(), true);
+            let (home, sender, name) = (self.config.home.clone(), self.sender.clone(), name.clone());
+            tokio::spawn(async move {
+                let counted = save(&home, &name, snapshot).await;
+                let _ = sender.send(Done::SnapshotSaved(name, counted)).await;
+            });
+        }
+    }
+
+    /// Writes the snapshots that have something new, before the end.
+    pub(super) async fn save_last(&self, driver: &Driver) {
+        let new = self.saved.iter().filter(|(name, saved)| driver.fleet.counted(name) != saved.counted);
+        let snapshots = new.filter_map(|(name, _)| Some((name, driver.fleet.snapshot(name)?)));
+        let saves = join_all(snapshots.map(|(name, snapshot)| save(&self.config.home, name, snapshot)));
+        let _ = tokio::time::timeout(SNAPSHOT_LAST, saves).await;
+    }
+}
+
+enum Loaded {
+    Open(Box<Order>),
+    Closed(Box<RunStatus>),
+}
+
+async fn load(home: &Store, name: String) -> Result<Loaded, Error> {
+    let found = read_order(home, &name).await;
+    let closed = match &found {
+        Ok((_, control)) => match control.state {
+            RunState::Running | RunState::Paused => None,
+            // Its tables are still to be written.
+            RunState::Cancelled if !Runs::Home(home.clone()).of(&name)?.exists(keys::MANIFEST).await? => None,
+            RunState::Cancelled | RunState::Finished => Some(closed_status(home, &name, *control).await?),
+        },
+        // One damaged run does not stop the others.
+        Err(error @ (Error::Run(RunError::Damaged { .. }) | Error::OtherName { .. })) => {
+            tracing::error!(run = name, error = chain(error), "the run is left alone");
+            let paused = Control { state: RunState::Paused, ..Control::default() };
+            Some(RunStatus { problem: Some(chain(error)), ..closed_status(home, &name, paused).await? })
+        }
+        Err(_) => None,
+    };
+    match closed {
+        Some(status) => Ok(Loaded::Closed(Box::new(status))),
+        None => found.map(|(record, control)| Loaded::Open(Box::new((record, control, None)))),
+    }
+}
+
+/// The control of a run after a change. Pure.
+fn changed(name: &str, before: Control, change: Change) -> Result<Control, Refusal> {
+    if matches!(before.state, RunState::Cancelled | RunState::Finished) {
+        return Err(Refusal::Conflict(format!("run {name} has ended: it cannot be changed")));
+    }
+    if change.state == Some(RunState::Finished) {
+        return Err(Refusal::Invalid("state must be running, paused or cancelled".into()));
+    }
+    if change.per_minute.is_some_and(|r| !(r.is_finite() && r >= 0.0)) {
+        return Err(Refusal::Invalid("per_minute must be a number ≥ 0".into()));
+    }
+    Ok(Control {
+        format: 1,
+        state: change.state.unwrap_or(before.state),
+        priority: change.priority.unwrap_or(before.priority),
+        per_minute: change.per_minute.map_or(before.per_minute, |r| (r > 0.0).then_some(r)),
+    })
+}
+
+fn being_read(name: &str) -> Refusal {
+    Refusal::Conflict(format!("run {name} is being read: try again in a moment"))
+}
+
+/// Its data set may be away only for a while.
+fn plan_again_later(sender: mpsc::Sender<Done>, name: String) {
+    tokio::spawn(async move {
+        tokio::time::sleep(RETRY_STORE).await;
+        let _ = sender.send(Done::PlanAgain(name)).await;
+    });
+}
+
+/// Refuses a home where not exactly one of several concurrent creates succeeds. The quick part of [`Store::examine`].
+pub(super) async fn check_home(home: &Store) -> Result<(), Error> {
+    // A folder needs no more than one key.
+    let keys = if home.local_path("key").is_some() { 1 } else { CHECKED_KEYS };
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let place = home.with_prefix(&format!("basin-start-check/{}-{time}", std::process::id()))?;
+    let raced = place.race(keys).await;
+    for object in place.list("")?.all().await? {
+        place.delete(&object.key).await?;
+    }
+    match raced? {
+        0 => Ok(()),
+        _ => Err(Error::BadHome { url: home.url() }),
+    }
+}

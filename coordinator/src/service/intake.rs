@@ -1,0 +1,198 @@
+//! From a request, or from the record in the home, to a planned run (*io*).
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use proto::{Control, CrashPoint, ModelManifest, Params, RunRecord, RunState, chain, keys};
+use store::{ErrorKind, PutNew, Runs, Store};
+
+use super::closed_runs::closed_status;
+use super::refusal::Refusal;
+use super::snapshots::read_snapshot;
+use crate::Error;
+use crate::plan::{Plan, RunSpec};
+use crate::prepare::{Seen, see};
+use crate::tally::Tally;
+use client::api::{Origin, RunRequest, RunStatus, SAME_SETTINGS};
+use results::RunError;
+use results::redrive::Redrive;
+use results::run;
+
+/// A run to be planned.
+pub(super) type Order = (RunRecord, Control, Option<Redrive>);
+
+pub(super) struct Prepared {
+    pub(super) spec: RunSpec,
+    pub(super) plan: Plan,
+    pub(super) control: Control,
+    pub(super) tally: Tally,
+}
+
+/// Why a run cannot be planned.
+pub(super) struct Trouble {
+    pub(super) refusal: Refusal,
+    /// Its status, if it is on record and will be planned again.
+    pub(super) again: Option<Box<RunStatus>>,
+}
+
+/// Checks a request. `known`: the service has a run of this name.
+pub(super) async fn submitted(home: &Store, version: String, request: RunRequest, known: bool) -> Result<Order, Refusal> {
+    let invalid = |what: String| Refusal::Invalid(what);
+    keys::check_run(&request.name).map_err(|p| invalid(format!("the run's name {:?} {p}", request.name)))?;
+    keys::check_run(&request.model).map_err(|p| invalid(format!("the model's name {:?} {p}", request.model)))?;
+    let params = match (&request.profile, &request.params) {
+        (Some(_), Some(_)) => return Err(invalid("give profile or params, not both".into())),
+        (None, Some(params)) => Params::from_json(&params.to_json()).map_err(|e| invalid(chain(&e)))?,
+        (profile, None) => {
+            let profile = profile.as_deref().unwrap_or("paper");
+            let unknown = || invalid(format!("there is no profile {profile:?}: use one of {}", Params::PROFILES.join(", ")));
+            Params::profile(profile).ok_or_else(unknown)?
+        }
+    };
+    if request.per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
+        return Err(invalid("per_minute must be above 0".into()));
+    }
+    if request.limit == Some(0) {
+        return Err(invalid("limit must be above 0".into()));
+    }
+    if !request.dataset.contains("://") && !Path::new(&request.dataset).is_absolute() {
+        let dataset = &request.dataset;
+        return Err(invalid(format!("the data set {dataset:?} is a relative path: use a URL or an absolute path")));
+    }
+    let dataset = Store::open(&request.dataset).await.map_err(Error::from)?;
+    let (manifest, digest) = read_model(home, &request.model).await?;
+    if let Some(problem) = manifest.lacks(&params) {
+        return Err(invalid(problem.to_string()));
+    }
+    let record = RunRecord {
+        format: 1,
+        name: request.name.clone(),
+        dataset: dataset.url(),
+        annotations: request.annotations,
+        limit: request.limit,
+        model: request.model,
+        model_digest: digest,
+        resolution: manifest.generator.resolution,
+        params,
+        seed: request.seed,
+        version,
+    };
+    match run::read_json::<RunRecord>(home, &keys::index(&request.name)).await {
+        Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
+            if known {
+                return Err(Refusal::Conflict(format!("run {} {SAME_SETTINGS}", request.name)));
+            }
+        }
+        Ok(_) => {
+            let name = &request.name;
+            return Err(Refusal::Conflict(format!("there is a run {name} with other settings: choose another name")));
+        }
+        Err(e) if e.is_not_found() => {}
+        Err(e) => return Err(e.into()),
+    }
+    let (priority, per_minute) = (request.priority, request.per_minute);
+    Ok((record, Control { priority, per_minute, ..Control::default() }, None))
+}
+
+pub(super) async fn read_order(home: &Store, name: &str) -> Result<(RunRecord, Control), Error> {
+    let key = keys::index(name);
+    let record: RunRecord = run::read_json(home, &key).await?;
+    if record.name != name {
+        return Err(Error::OtherName { key, name: record.name });
+    }
+    Ok((record, read_control(home, name).await?))
+}
+
+async fn read_model(home: &Store, model: &str) -> Result<(ModelManifest, String), Error> {
+    let key = format!("{}/model.json", keys::model_prefix(model));
+    let bytes = match home.get(&key).await {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Err(Error::NoModel { model: model.into(), url: home.url() }),
+        Err(e) => return Err(e.into()),
+    };
+    ModelManifest::parse(&bytes).map_err(|source| Error::BadModel { key, source })
+}
+
+/// `known`: a client was told that the run is on record.
+pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool) -> Result<Prepared, Trouble> {
+    let (record, control, redrive) = order;
+    let read = async || {
+        let (manifest, digest) = read_model(home, &record.model).await?;
+        if digest != record.model_digest {
+            let (there, here) = (record.model_digest.clone(), digest);
+            return Err(RunError::OtherRun { url: home.url(), what: "model", there, here }.into());
+        }
+        let dataset = Store::open(&record.dataset).await?;
+        let results = Runs::Home(home.clone()).of(name)?;
+        let spec = RunSpec::new(record.clone(), &manifest);
+        let seen = see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, &results).await?;
+        if redrive.is_some() && seen.left() == 0 {
+            return Err(Error::NoMatch { run: name.to_owned() });
+        }
+        if redrive.is_some() {
+            // Before anything is deleted: if this process dies, the next one continues the redrive.
+            write_control(home, name, control).await?;
+        }
+        Ok((seen, spec, results))
+    };
+    let (seen, spec, results) = match read().await {
+        Ok(seen) => seen,
+        Err(error) if known => return Err(in_trouble(home, name, control, error.into()).await),
+        Err(error) => return Err(Trouble { refusal: error.into(), again: None }),
+    };
+    match plan(home, seen, spec, &results, control).await {
+        Ok(prepared) => Ok(prepared),
+        Err(error) if known || redrive.is_some() => Err(in_trouble(home, name, control, error.into()).await),
+        Err(error) => Err(Trouble { refusal: error.into(), again: None }),
+    }
+}
+
+async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control: Control) -> Result<Prepared, Error> {
+    let name = spec.record.name.clone();
+    let (mut plan, notes) = seen.plan(&spec, results).await?;
+    for note in notes {
+        tracing::info!(run = name, "{note}");
+    }
+    let began = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs());
+    let origin = Origin { record: spec.record.clone(), began };
+    let bytes = serde_json::to_vec_pretty(&origin).expect("a record serialises");
+    // Written by this or an earlier start; begin() has compared run.json already.
+    let (PutNew::Created | PutNew::Exists) = home.put_new(&keys::index(&name), bytes).await?;
+    CrashPoint::RunIndexed.pass();
+    write_control(home, &name, control).await?;
+    CrashPoint::RunControlled.pass();
+    let snapshot = read_snapshot(results).await;
+    let failures =
+        std::mem::take(&mut plan.settled_failures).into_iter().chain(plan.failures.iter().cloned()).collect::<Vec<_>>();
+    let resume = move || {
+        let results = plan.settled.iter().map(|planned| (spec.job(planned).id().to_string(), planned.image.clone()));
+        let tally = Tally::resume(snapshot, results, failures);
+        Prepared { spec, plan, control, tally }
+    };
+    let prepared = tokio::task::spawn_blocking(resume).await.expect("no value of a plan makes it panic");
+    let (counted, unread) = (prepared.tally.counted(), prepared.tally.left());
+    tracing::info!(run = name, counted, unread, "errors by class restored");
+    Ok(prepared)
+}
+
+pub(super) async fn in_trouble(home: &Store, name: &str, control: Control, refusal: Refusal) -> Trouble {
+    let problem = Some(refusal.message().to_owned());
+    let again = closed_status(home, name, control).await.ok().map(|status| Box::new(RunStatus { problem, ..status }));
+    Trouble { refusal, again }
+}
+
+pub(super) fn control_of(status: &RunStatus) -> Control {
+    Control { format: 1, state: status.state, priority: status.priority, per_minute: status.per_minute }
+}
+
+async fn read_control(home: &Store, run: &str) -> Result<Control, Error> {
+    match run::read_json(home, &keys::control(run)).await {
+        Ok(control) => Ok(control),
+        Err(e) if e.is_not_found() => Ok(Control::default()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+pub(super) async fn write_control(home: &Store, run: &str, control: Control) -> Result<(), Error> {
+    Ok(home.put(&keys::control(run), serde_json::to_vec_pretty(&control).expect("a record serialises")).await?)
+}

@@ -1,0 +1,8 @@
+//! The coordinator through its front doors, as one program that is linked once.
+
+mod browser;
+mod dashboard;
+mod service;
+mod verify;
+mod webdataset;
+mod world;

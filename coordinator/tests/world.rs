@@ -1,0 +1,282 @@
+//! A home with a model and a data set, a coordinator, and workers that compute nothing: they write what a worker writes.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use client::api::RunRequest;
+use client::api::RunStatus;
+use coordinator::Error;
+use coordinator::service::{Config, Handle, Service};
+use proto::keys::{Item, Marker};
+use proto::{
+    Control, Event, Failure, FailureReason, History, Job, ModelRef, ObjectRef, Params, ResultRecord, RunState, SeedResult, What,
+    hex_sha256, keys,
+};
+use queue::{Channel, Queue};
+use results::run::write_failure;
+use store::{PutNew, Runs, Store};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub struct World {
+    pub dir: TempDir,
+    pub home: Store,
+    queue: Queue,
+}
+
+/// An active coordinator.
+pub struct Acting {
+    pub handle: Handle,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+/// Polls until there is something.
+pub async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+impl World {
+    /// With `images` in two classes.
+    pub async fn new(images: usize) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..images {
+            let folder = dir.path().join("data").join(["Bag", "Coat"][i % 2]);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(format!("{i}.png")), "bytes").unwrap();
+        }
+        let model = dir.path().join("home/models/fashion32");
+        std::fs::create_dir_all(&model).unwrap();
+        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion32/model.json");
+        std::fs::copy(bundled, model.join("model.json")).unwrap();
+        let home = Store::open(dir.path().join("home").to_str().unwrap()).await.unwrap();
+        World { dir, home, queue: Queue::open("embedded:").await.unwrap() }
+    }
+
+    /// Super-classes of the model's classes, which replace the bundled model's.
+    pub async fn group(&self, super_class: impl Fn(&str) -> String) {
+        let key = "models/fashion32/model.json";
+        let mut model: serde_json::Value = serde_json::from_slice(&self.home.get(key).await.unwrap()).unwrap();
+        let classes: Vec<String> = serde_json::from_value(model["classes"].clone()).unwrap();
+        model["super_classes"] = classes.iter().map(|class| super_class(class)).collect();
+        self.home.put(key, serde_json::to_vec(&model).unwrap()).await.unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub async fn start(&self) -> Acting {
+        let config = Config {
+            home: self.home.clone(),
+            queue: self.queue.clone(),
+            window: 100,
+            version: "test".into(),
+            worker_hour_price: None,
+        };
+        let (service, handle) = Service::new(config);
+        let stop = CancellationToken::new();
+        let (runtime, stopped) = (tokio::runtime::Handle::current(), stop.clone());
+        let task = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
+        wait_for("the lead", async || handle.leads().then_some(())).await;
+        Acting { handle, stop, task }
+    }
+
+    pub fn request(&self) -> RunRequest {
+        RunRequest {
+            name: "r".into(),
+            dataset: self.path("data").to_str().unwrap().into(),
+            annotations: "auto".into(),
+            model: "fashion32".into(),
+            profile: None,
+            params: Some(Params::fast()),
+            seed: 0,
+            limit: None,
+            priority: 0,
+            per_minute: None,
+        }
+    }
+
+    pub async fn order(&self, control: Control) {
+        self.home.put(&keys::control("r"), serde_json::to_vec(&control).unwrap()).await.unwrap();
+    }
+
+    pub fn results(&self) -> Store {
+        Runs::Home(self.home.clone()).of("r").unwrap()
+    }
+
+    pub async fn record(&self, image: &str) -> ResultRecord {
+        serde_json::from_slice(&self.results().get(&keys::marker(image, Marker::Result)).await.unwrap()).unwrap()
+    }
+
+    /// Does the next `n` jobs. An image of class Coat with a seed of the run's fails where `coats_fail`.
+    pub async fn work(&self, n: usize, coats_fail: bool) {
+        let mut jobs = self.queue.consume(Channel::Jobs, 1).await.unwrap();
+        for _ in 0..n {
+            let delivery = jobs.next().await.unwrap().unwrap();
+            let job = Job::decode(delivery.payload()).unwrap();
+            let results = self.results();
+            let what = if coats_fail && job.class_name == "Coat" {
+                let failure = Failure::of(&job, FailureReason::Diverged, "as it was told to".into());
+                write_failure(&results, &failure).await.unwrap();
+                What::Failed { reason: failure.reason.as_str().into(), message: failure.message }
+            } else {
+                let record = commit(&results, &job).await;
+                let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
+                let stage_seconds = [("fetch".to_owned(), 0.25), ("latent_search".to_owned(), 0.75)].into();
+                What::Succeeded { loss, seconds: 1.0, lane_steps: 1, l1, lpips, stage_seconds }
+            };
+            self.queue.publish(Channel::Events, Event::about(&job, "w", what).encode()).await.unwrap();
+            delivery.ack().await.unwrap();
+        }
+    }
+}
+
+/// A picture whose grey tells the loss, curves, or some text.
+fn content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
+    if item == Item::History {
+        let curve = |from: f64| (0..20).map(|step| loss + from / f64::from(step + 1)).collect::<Vec<_>>();
+        return serde_json::to_vec(&History {
+            transform: curve(3.0),
+            latent: curve(2.0),
+            descent: vec![curve(1.0)],
+            fine_tune: vec![],
+        })
+        .unwrap();
+    }
+    if !item.file().ends_with(".png") {
+        return format!("{} of {} {}", item.file(), job.image, "x".repeat(100)).into_bytes();
+    }
+    let grey = |x: u32, y: u32| image::Luma([((x * 8) as f64 / (1.0 + loss) + f64::from(y * 3)) as u8]);
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::ImageBuffer::from_fn(32, 32, grey).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// Writes a result as a worker does. The loss is the number in the image's name, or 100 with another seed than run 0 gives it.
+pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
+    let number: f64 = job.image.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0.0);
+    let loss = if job.seed == results::seeds::image_seed(0, &job.image) { number } else { 100.0 };
+    let attempt = &hex_sha256(job.id().as_str().as_bytes())[..12];
+    let mut objects = Vec::new();
+    // As without fine-tuning, of an object that is a rectangle.
+    for item in Item::ALL.into_iter().filter(|item| !matches!(item, Item::Mask | Item::Tuned | Item::Delta)) {
+        let bytes = content(item, job, loss);
+        objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
+        results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();
+    }
+    let record = ResultRecord {
+        format: 1,
+        job: job.id(),
+        image: job.image.clone(),
+        identity: job.identity.clone(),
+        class: job.class,
+        class_name: job.class_name.clone(),
+        bbox: None,
+        model: ModelRef { name: job.model.clone(), digest: job.model_digest.clone(), resolution: 32 },
+        params: job.params.clone(),
+        seed: job.seed,
+        version: "test".into(),
+        transform: None,
+        best: 0,
+        seeds: vec![SeedResult { loss, inverted_loss: loss, l1: loss / 2.0, l2: loss / 4.0, lpips: loss / 8.0 }],
+        lane_steps: 1,
+        seconds: 1.0,
+        attempt: attempt.into(),
+        objects,
+        fine_tuned: None,
+        target_bbox: None,
+        mask: false,
+        found: None,
+        trace: None,
+    };
+    let bytes = serde_json::to_vec_pretty(&record).unwrap();
+    assert_eq!(results.put_new(&keys::marker(&job.image, Marker::Result), bytes).await.unwrap(), PutNew::Created);
+    record
+}
+
+impl Acting {
+    pub async fn submit(&self, world: &World) -> String {
+        self.handle.submit(world.request()).await.unwrap()
+    }
+
+    pub async fn status(&self) -> Option<RunStatus> {
+        self.handle.runs().await.unwrap().into_iter().find(|r| r.name == "r")
+    }
+
+    /// Waits until the run's status is as wanted.
+    pub async fn until(&self, what: &str, mut wanted: impl FnMut(&RunStatus) -> bool) -> RunStatus {
+        wait_for(what, async || self.status().await.filter(|status| wanted(status))).await
+    }
+
+    pub async fn finished(&self) -> RunStatus {
+        self.until("the end of the run", |status| status.state == RunState::Finished).await
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+/// The lines of `objects.jsonl.gz`.
+pub async fn lines<T: serde::de::DeserializeOwned>(store: &Store) -> Vec<T> {
+    let bytes = store.get(keys::OBJECTS).await.unwrap();
+    let text = std::io::read_to_string(flate2::read::GzDecoder::new(bytes.as_ref())).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The token of the edit service.
+pub const EDIT_TOKEN: &str = "operate-token-of-the-test";
+
+/// Its picture for the fields of a request, but for the image.
+pub fn edited(fields: &[(String, String)]) -> Vec<u8> {
+    let asked: Vec<u8> =
+        fields.iter().filter(|(name, _)| name != "image").flat_map(|(n, v)| format!("{n}{v}").into_bytes()).collect();
+    let grey = |x: u32, y: u32| image::Luma([asked.get((x + 32 * y) as usize % asked.len().max(1)).copied().unwrap_or(90)]);
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::ImageBuffer::from_fn(32, 32, grey).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// An edit service whose pictures depend on the request. Returns its URL.
+pub async fn serve_edits() -> String {
+    use axum::Json;
+    use axum::extract::{Path, Query};
+    use axum::http::{HeaderMap, StatusCode, header};
+    use axum::response::IntoResponse;
+    use axum::routing::get;
+
+    let known = |headers: &HeaderMap| headers.get("authorization").is_some_and(|v| *v == *format!("Bearer {EDIT_TOKEN}"));
+    let refuse = |status: StatusCode, why: &str| (status, Json(serde_json::json!({ "error": why }))).into_response();
+    let picture =
+        async move |headers: HeaderMap, Path(run): Path<String>, Query(fields): Query<Vec<(String, String)>>| match fields
+            .iter()
+            .find(|(name, _)| name == "class")
+        {
+            _ if !known(&headers) => refuse(StatusCode::UNAUTHORIZED, "show the token"),
+            _ if run != "r" => refuse(StatusCode::NOT_FOUND, "no such run"),
+            Some((_, class)) if class == "Dog" => refuse(StatusCode::UNPROCESSABLE_ENTITY, "the model has no class \"Dog\""),
+            Some((_, class)) if class == "Script" => {
+                ([(header::CONTENT_TYPE, "text/html")], "<script>x</script>").into_response()
+            }
+            _ => ([(header::CONTENT_TYPE, "image/png")], edited(&fields)).into_response(),
+        };
+    let options = async || {
+        Json(serde_json::json!({ "class": "Bag", "classes": ["Bag", "Coat"], "directions": ["pc1", "shift_x"], "tuned": true }))
+    };
+    let router =
+        axum::Router::new().route("/v1/runs/{run}/edit", get(picture)).route("/v1/runs/{run}/edit/options", get(options));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}

@@ -1,0 +1,230 @@
+//! Traces, metrics and logs of a fleet at a real OTLP receiver.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use harness::{Fleet, Heard, Otlp, Span, files, pass, root, short, wait_for};
+use proto::{LatentSearch, ResultRecord};
+
+/// Every span of a job that succeeds: service, name, kind and name of the parent.
+const SPANS: [(&str, &str, i32, &str); 12] = [
+    ("basin-coordinator", "process basin.events", 5, "publish basin.events"),
+    ("basin-coordinator", "process basin.events", 5, "publish basin.events"),
+    ("basin-coordinator", "publish basin.jobs", 4, ""),
+    ("basin-worker", "fetch", 1, "process basin.jobs"),
+    ("basin-worker", "final_descent", 1, "project"),
+    ("basin-worker", "latent_search", 1, "project"),
+    ("basin-worker", "process basin.jobs", 5, "publish basin.jobs"),
+    ("basin-worker", "project", 1, "process basin.jobs"),
+    ("basin-worker", "publish", 1, "process basin.jobs"),
+    ("basin-worker", "publish basin.events", 4, "process basin.jobs"),
+    ("basin-worker", "publish basin.events", 4, "process basin.jobs"),
+    ("basin-worker", "transform_search", 1, "project"),
+];
+
+/// Metrics that need trouble, or a GPU.
+const OF_TROUBLE: [&str; 5] =
+    ["basin.retries", "basin.jobs.republished", "hw.gpu.utilization", "hw.gpu.memory.usage", "hw.gpu.memory.limit"];
+
+fn of_trace(heard: &Heard, trace: &str) -> Vec<Span> {
+    heard.spans.iter().filter(|span| span.trace == trace).cloned().collect()
+}
+
+/// As [`SPANS`].
+fn shape(spans: &[Span]) -> Vec<(&str, &str, i32, &str)> {
+    let name = |id: &str| spans.iter().find(|span| span.id == id).map_or("", |span| span.name.as_str());
+    let mut shape: Vec<_> =
+        spans.iter().map(|span| (span.service.as_str(), span.name.as_str(), span.kind, name(&span.parent))).collect();
+    shape.sort();
+    shape
+}
+
+fn pairs<'a>(variables: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
+    variables.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
+/// A fleet whose coordinator sends telemetry to `receiver` over gRPC.
+fn observed(receiver: &Otlp) -> Fleet {
+    let mut fleet = Fleet::start();
+    fleet.coordinator = None;
+    fleet.start_coordinator_with(&pairs(&receiver.grpc()), &[]);
+    fleet
+}
+
+#[test]
+fn one_trace_per_job_and_every_metric_reaches_a_receiver() {
+    let receiver = Otlp::start();
+    let mut fleet = observed(&receiver);
+    let data = fleet.data(5, short());
+    fs::write(fleet.path("data/Bag/bad.png"), b"").expect("writable");
+    fleet.submit(&data, "r", &[]);
+    // A run whose progress stands still is only reported while it is open.
+    wait_for("an open run", 60, || receiver.heard(|heard| heard.metrics.contains_key("basin.run.progress.time")));
+    fleet.start_worker_with(&["--checkpoint-every", "0"], &pairs(&receiver.http()));
+    fleet.basin(2, &["runs", "wait", "r"]);
+    let records = fleet.records(&fleet.run_path("r"));
+    assert_traces(&receiver, &fleet, &records);
+    assert_failed_trace(&receiver);
+    assert_metrics(&receiver, &records);
+}
+
+/// Each result names one whole trace across both processes.
+fn assert_traces(receiver: &Otlp, fleet: &Fleet, records: &[ResultRecord]) {
+    assert_eq!(records.len(), 5);
+    let traces: BTreeSet<String> = records.iter().map(|record| record.trace.clone().expect("a trace")).collect();
+    assert_eq!(traces.len(), 5);
+    for record in records {
+        let trace = record.trace.as_deref().expect("a trace");
+        wait_for("the whole trace", 30, || receiver.heard(|heard| of_trace(heard, trace).len() >= SPANS.len()));
+        let spans = receiver.heard(|heard| of_trace(heard, trace));
+        assert_eq!(shape(&spans), SPANS);
+        assert!(spans.iter().all(|span| span.status != 2 && span.links.is_empty()), "{spans:?}");
+        for span in spans.iter().filter(|span| span.kind != 1) {
+            let about = ["basin.image", "basin.job", "basin.run", "messaging.message.id", "messaging.system"];
+            let about = about.map(|name| span.attributes[name].as_str());
+            assert_eq!(about, [&*record.image, record.job.as_str(), "r", record.job.as_str(), "rabbitmq"], "{}", span.name);
+            let destination = &span.attributes["messaging.destination.name"];
+            assert_eq!(span.name, format!("{} {destination}", span.attributes["messaging.operation.name"]));
+        }
+    }
+    let lines = fleet.logged("projected");
+    let logged: BTreeSet<&str> = lines.iter().filter_map(|(_, line)| line["trace_id"].as_str()).collect();
+    assert_eq!(logged, traces.iter().map(String::as_str).collect());
+}
+
+/// The job that fails has one trace, too, which ends among the dead letters.
+fn assert_failed_trace(receiver: &Otlp) {
+    let failing = |span: &Span| span.attributes.get("basin.image").is_some_and(|image| image.ends_with("bad.png"));
+    let failing = |heard: &Heard| heard.spans.iter().filter(|span| failing(span)).cloned().collect::<Vec<Span>>();
+    wait_for("the dead letter", 30, || receiver.heard(failing).iter().any(|span| span.name == "process basin.dead"));
+    let failed = receiver.heard(failing);
+    assert_eq!(failed.iter().map(|span| &span.trace).collect::<BTreeSet<_>>().len(), 1);
+    let process = failed.iter().find(|span| span.name == "process basin.jobs").expect("it was tried");
+    assert_eq!((process.status, process.attributes["error.type"].as_str()), (2, "bad_image"));
+}
+
+/// Every metric arrives as it is named in the code, and says nothing about single images.
+fn assert_metrics(receiver: &Otlp, records: &[ResultRecord]) {
+    let ours = coordinator::metrics::ALL.iter().map(|metric| ("basin-coordinator", *metric));
+    let ours: Vec<_> = ours.chain(worker::metrics::ALL.iter().map(|metric| ("basin-worker", *metric))).collect();
+    let due: BTreeSet<&str> = ours.iter().map(|(_, metric)| metric.name).filter(|name| !OF_TROUBLE.contains(name)).collect();
+    let missing =
+        || receiver.heard(|heard| due.iter().copied().filter(|name| !heard.metrics.contains_key(*name)).collect::<Vec<_>>());
+    let end = Instant::now() + Duration::from_secs(30);
+    while !missing().is_empty() {
+        assert!(Instant::now() < end, "never came: {:?}", missing());
+        pass(50);
+    }
+    receiver.heard(|heard| {
+        for (name, metric) in &heard.metrics {
+            let (service, constant) = ours.iter().find(|(_, metric)| metric.name == name).expect("it is named in the code");
+            let came = (metric.service.as_str(), metric.kind, metric.unit.as_str(), metric.description.as_str());
+            assert_eq!(came, (*service, constant.kind, constant.unit, constant.description), "{name}");
+            let values = metric.series.keys().flatten().map(|(_, value)| value);
+            let about_images = values.filter(|value| value.contains(".png")).collect::<Vec<_>>();
+            assert!(about_images.is_empty(), "{name} tells of {about_images:?}");
+        }
+        let instances: BTreeSet<_> = heard.resources.values().map(|who| &who["service.instance.id"]).collect();
+        assert_eq!(instances.len(), 2, "{:?}", heard.resources);
+    });
+    let last = |name: &str, of: &[(&str, &str)]| {
+        let of = of.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        receiver.heard(|heard| heard.metrics[name].series.get(&of).copied())
+    };
+    wait_for("the run's last numbers", 30, || {
+        last("basin.run.images", &[("run", "r"), ("state", "succeeded")]) == Some(5.0)
+            && last("basin.images", &[("outcome", "failed"), ("reason", "bad_image")]) == Some(1.0)
+            && last("basin.class.images", &[("run", "r"), ("class", "Bag")]) == Some(2.0)
+            && last("basin.lane.steps", &[]) == Some(records.iter().map(|record| record.lane_steps as f64).sum())
+    });
+}
+
+/// The attempts of a job that is released and comes again stand side by side; the later one links to the first.
+#[test]
+fn attempts_of_one_job_share_its_trace() {
+    let receiver = Otlp::start();
+    let mut fleet = observed(&receiver);
+    let data = fleet.data(1, LatentSearch::Adam { steps: 300 });
+    fleet.start_worker_with(&["--checkpoint-every", "0"], &pairs(&receiver.http()));
+    fleet.submit(&data, "again", &[]);
+    let checkpoints = Path::new(&fleet.run_path("again")).join("checkpoints");
+    wait_for("a checkpoint", 60, || !files(&checkpoints).is_empty());
+    fleet.workers[0].signal("TERM");
+    wait_for("the worker to leave", 30, || fleet.workers[0].ended());
+    assert!(fleet.workers[0].succeeded());
+    fleet.start_worker_with(&[], &pairs(&receiver.http()));
+    fleet.basin(0, &["runs", "wait", "again"]);
+    let record = &fleet.records(&fleet.run_path("again"))[0];
+    let attempts = || {
+        let spans = receiver.heard(|heard| of_trace(heard, record.trace.as_deref().expect("a trace")));
+        let publish = spans.iter().find(|span| span.name == "publish basin.jobs").map(|span| span.id.clone());
+        (publish, spans.into_iter().filter(|span| span.name == "process basin.jobs").collect::<Vec<_>>())
+    };
+    // A worker that leaves may see its own job again for a moment.
+    wait_for("both attempts", 30, || {
+        [true, false].iter().all(|first| attempts().1.iter().any(|span| span.links.is_empty() == *first))
+    });
+    let (publish, attempts) = attempts();
+    let publish = publish.expect("it was published");
+    assert!(attempts.iter().all(|span| span.parent == publish));
+    let (first, later): (Vec<&Span>, Vec<&Span>) = attempts.iter().partition(|span| span.links.is_empty());
+    assert_eq!(first.len(), 1, "{attempts:?}");
+    let is_link = |(id, about): &(String, harness::Attributes)| *id == publish && about["basin.redelivered"] == "true";
+    assert!(later.iter().flat_map(|span| &span.links).all(is_link), "{later:?}");
+}
+
+/// The receiver ends in the middle of a run: no process waits for it.
+#[test]
+fn telemetry_that_is_cut_stops_nothing() {
+    let receiver = Otlp::start();
+    let (grpc, http) = (receiver.grpc(), receiver.http());
+    let mut fleet = observed(&receiver);
+    let data = fleet.data(3, LatentSearch::Adam { steps: 300 });
+    fleet.start_worker_with(&["--batch-images", "1"], &pairs(&http));
+    fleet.start_worker_with(&["--batch-images", "1"], &pairs(&grpc));
+    fleet.submit(&data, "r", &[]);
+    wait_for("news of the run", 60, || receiver.heard(|heard| heard.metrics.contains_key("basin.lane.steps")));
+    assert!(!fleet.finished("r"), "the run was over too soon to show anything");
+    drop(receiver);
+    fleet.basin(0, &["runs", "wait", "r"]);
+    fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);
+    for worker in &fleet.workers {
+        worker.signal("TERM");
+    }
+    fleet.coordinator.as_ref().expect("it runs").signal("TERM");
+    for process in fleet.workers.iter_mut().chain(&mut fleet.coordinator) {
+        wait_for("the process to leave", 30, || process.ended());
+        assert!(process.succeeded());
+    }
+    let lost = fleet.logged("telemetry is lost until its receiver is back");
+    assert!(!lost.is_empty() && lost.len() <= 4, "once for each worker and signal: {lost:?}");
+}
+
+/// Dashboards and alerts query only metrics that exist.
+#[test]
+fn dashboards_and_alerts_know_only_metrics_that_there_are() {
+    let metrics = coordinator::metrics::ALL.into_iter().chain(worker::metrics::ALL);
+    let mut known = BTreeSet::from(["hw_id".to_owned()]);
+    for metric in metrics {
+        let name = metric.prometheus_name();
+        match metric.kind {
+            telemetry::Instrument::Histogram => known.extend(["_bucket", "_sum", "_count"].map(|end| format!("{name}{end}"))),
+            _ => drop(known.insert(name)),
+        }
+    }
+    let mut used = BTreeSet::new();
+    for folder in ["infra/grafana", "infra/prometheus"] {
+        for file in files(&root().join(folder)) {
+            let text = fs::read_to_string(&file).expect("text");
+            let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            let names = words.filter(|word| word.starts_with("basin_") || word.starts_with("hw_")).map(str::to_owned);
+            let names: BTreeSet<String> = names.collect();
+            let unknown: Vec<_> = names.difference(&known).collect();
+            assert!(unknown.is_empty(), "{} asks for {unknown:?}", file.display());
+            used.extend(names);
+        }
+    }
+    assert!(used.len() >= 20, "they ask for almost nothing: {used:?}");
+}

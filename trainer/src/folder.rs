@@ -1,0 +1,40 @@
+//! Files of a model folder.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use proto::ModelManifest;
+
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Reads `model.json` of a model folder.
+pub fn read_manifest(dir: &Path) -> Result<ModelManifest> {
+    let path = dir.join("model.json");
+    let parsed = ModelManifest::parse(&read(&path)?);
+    Ok(parsed.with_context(|| format!("{} is not a valid model description", path.display()))?.0)
+}
+
+/// Writes indented JSON that ends with a newline.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a section of the model card: it replaces the section with that heading, or becomes the last.
+pub fn put_section(dir: &Path, heading: &str, section: &str) -> Result<()> {
+    let path = dir.join("README.md");
+    let card = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            format!("# {}\n", dir.file_name().unwrap_or_default().to_string_lossy())
+        }
+        card => card.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let mark = format!("\n## {heading}\n");
+    let (before, former) = card.split_once(&mark).unwrap_or((&card, ""));
+    let after = former.find("\n## ").map_or("", |next| &former[next..]);
+    fs::write(&path, format!("{before}{mark}\n{section}{after}")).with_context(|| format!("cannot write {}", path.display()))
+}

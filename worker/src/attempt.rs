@@ -1,0 +1,120 @@
+//! One worker's try at one job (*io*): what the fleet hears of it, and how it is settled.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use proto::keys::{self, Marker};
+use proto::{CrashPoint, Event, Failure, FailureReason, Job, JobId, What, chain};
+use queue::{Channel, Delivery, Parcel, Queue};
+use store::{Runs, Store};
+use telemetry::trace::{self, Message};
+use tracing::Instrument;
+
+use crate::fate::{Fate, JobError, Unavailable, fate};
+use crate::job_span::JobSpan;
+use crate::{Config, Error, metrics};
+
+/// Before the first retry of a job; it doubles with each attempt. A result that could not be written is retried at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What all stages of a worker use.
+#[derive(Clone)]
+pub struct Worker {
+    pub config: Config,
+    pub queue: Queue,
+    pub runs: Runs,
+}
+
+pub struct Attempt {
+    /// Part of the keys of its objects; no other attempt has it.
+    pub name: String,
+    pub delivery: Delivery,
+    pub job: Job,
+    pub id: JobId,
+    pub span: JobSpan,
+}
+
+impl Attempt {
+    pub fn begin(worker: &Worker, delivery: Delivery, job: Job) -> Attempt {
+        let id = job.id();
+        let span = JobSpan::begin(&delivery, &message(Channel::Jobs, &worker.queue, id.as_str(), &job), &job);
+        Attempt { name: unique_name(&worker.config.name), delivery, job, id, span }
+    }
+
+    pub fn results(&self, worker: &Worker) -> Result<Store, store::Error> {
+        worker.runs.of(&self.job.run)
+    }
+
+    /// Publishes an event about the job, as part of its trace.
+    pub async fn tell(&self, worker: &Worker, what: What) -> Result<(), queue::Error> {
+        let event = Event::about(&self.job, &worker.config.name, what);
+        let message = message(Channel::Events, &worker.queue, &event.job, &self.job);
+        let span = trace::publish(Some(&self.span.span), &message);
+        let parcel = Parcel { payload: event.encode(), context: trace::context(&span) };
+        worker.queue.publish(Channel::Events, parcel).instrument(span).await
+    }
+
+    async fn retry(self, unavailable: Unavailable, error: String) -> Result<(), queue::Error> {
+        let Attempt { delivery, job, .. } = self;
+        tracing::warn!(run = job.run, image = job.image, error, "the job is retried");
+        metrics::RETRIES.record(1.0, &[("reason", unavailable.as_str())]);
+        if unavailable == Unavailable::Upload {
+            return delivery.retry().await;
+        }
+        let pause = FIRST_PAUSE * 2u32.saturating_pow(delivery.attempt().min(16) - 1);
+        // It waits in the delivery's place, so that a store that is away does not spin the queue.
+        tokio::spawn(async move {
+            tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
+            let _ = delivery.retry().await;
+        });
+        Ok(())
+    }
+
+    /// The failure record first, then the event, then the dead letter.
+    async fn reject(self, worker: &Worker, reason: FailureReason, message: String) -> Result<(), Error> {
+        let job = &self.job;
+        self.span.fail(reason);
+        tracing::warn!(run = job.run, image = job.image, reason = reason.as_str(), message, "failed");
+        let failure = Failure::of(job, reason, message);
+        let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
+        self.results(worker)?.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
+        CrashPoint::FailureRecorded.pass();
+        self.tell(worker, What::Failed { reason: reason.as_str().into(), message: failure.message.clone() }).await?;
+        CrashPoint::FailureTold.pass();
+        self.delivery.reject(&failure.message).await?;
+        CrashPoint::FailureSettled.pass();
+        Ok(())
+    }
+}
+
+/// Settles the attempts that end with `error`. Returns an error if the worker must exit.
+pub async fn settle(worker: &Worker, attempts: Vec<Attempt>, error: JobError) -> Result<(), Error> {
+    let mut exits = false;
+    for attempt in attempts {
+        match fate(&error, attempt.delivery.attempt()) {
+            Fate::Retry(unavailable) => attempt.retry(unavailable, chain(&error)).await?,
+            Fate::Reject(reason) => attempt.reject(worker, reason, chain(&error)).await?,
+            Fate::Continue => attempt.delivery.release().await?,
+            Fate::Release => {
+                exits = true;
+                attempt.delivery.release().await?;
+            }
+            // A delivery that is dropped counts as failed.
+            Fate::Crash => exits = true,
+        }
+    }
+    if exits { Err(error.into()) } else { Ok(()) }
+}
+
+fn message<'a>(channel: Channel, queue: &Queue, id: &'a str, job: &'a Job) -> Message<'a> {
+    Message { system: queue.system(), queue: channel.name(), job: id, run: &job.run, image: &job.image }
+}
+
+/// Worker, time and a counter, hashed.
+fn unique_name(worker: &str) -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    proto::hex_sha256(format!("{worker} {} {time} {count}", std::process::id()).as_bytes())[..12].to_owned()
+}
