@@ -66,7 +66,7 @@ fn commands(page: &mut String, command: &Command, path: &str) {
 /// As the command line has it, without the brackets of an optional argument.
 fn name(arg: &Arg) -> String {
     let shown = arg.to_string();
-    shown.trim_start_matches('[').trim_end_matches(']').to_owned()
+    shown.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(&shown).to_owned()
 }
 
 fn meaning(arg: &Arg) -> String {
