@@ -85,7 +85,7 @@ fn what_the_model_does_not_have_is_refused_before_anything_is_done() {
         (["--mask-from", "detector-mask"], "model fashion32 has no detector, which --mask-from asks for"),
         (["--class-from", "class:Hat"], "model fashion32 has no class \"Hat\", which --class-from asks for"),
         (["--mask-from", "file:mask.png"], "has neither {path} nor {stem}"),
-        (["--mask-from", "outlines"], "it is box, outline, detector-box"),
+        (["--mask-from", "outlines"], "expected box, outline, detector-box"),
         (["--start-from", "encoder:-1"], "start.sigma is -1"),
     ] {
         let output = scene.run("out", &asked);
@@ -126,7 +126,7 @@ fn array(shape: &[usize]) -> Array {
 
 /// Checkpoints of a tiny BigGAN-deep and of LPIPS, as somebody might publish them.
 fn checkpoints(scene: &Scene) -> [String; 5] {
-    let golden = |name: &str| state_dict::read(&root().join("projector/tests/golden").join(name)).expect("a golden");
+    let golden = |name: &str| state_dict::read(&root().join("crates/projector/tests/golden").join(name)).expect("a golden");
     let published = |dict: StateDict| -> StateDict { dict.into_iter().filter(|(name, _)| !name.starts_with("test.")).collect() };
     let path = |name: &str| scene.path(name).to_str().expect("UTF-8").to_owned();
     let files = ["generator", "features", "heads"].map(|name| path(&format!("{name}.safetensors")));
@@ -144,7 +144,7 @@ fn checkpoints(scene: &Scene) -> [String; 5] {
     write(&files[2], published(golden("lpips_alex.safetensors")));
     let classes = path("classes.txt");
     fs::write(&classes, "a\nb\nc\nd\ne\nf\ng\n").expect("writable");
-    let config = root().join("projector/tests/golden/biggan_deep.config.json").to_str().expect("UTF-8").to_owned();
+    let config = root().join("crates/projector/tests/golden/biggan_deep.config.json").to_str().expect("UTF-8").to_owned();
     let [generator, features, heads] = files;
     [generator, config, features, heads, classes]
 }
@@ -220,7 +220,7 @@ fn a_checkpoint_that_is_another_one_leaves_no_folder() {
     let code = b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00trueq\x00\x85R.";
     let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}X\x0d\x00\x00\x00little_endian\x88s.";
     fs::write(&damaged, [&magic[..], code].concat()).expect("writable");
-    let golden = root().join("projector/tests/golden/biggan_deep.safetensors").to_str().expect("UTF-8").to_owned();
+    let golden = root().join("crates/projector/tests/golden/biggan_deep.safetensors").to_str().expect("UTF-8").to_owned();
     for ((code, text), says) in [
         (with(0, &files[2]), "is not the BigGAN-deep of that configuration: tensor embeddings.weight is missing"),
         (with(0, &golden), "does not belong to the network"),
