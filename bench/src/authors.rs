@@ -54,7 +54,7 @@ pub struct Args {
 struct Run {
     seconds: f64,
     lane_steps: u64,
-    /// Of each seed, after the last step.
+    /// One loss for each seed, after the last step.
     losses: Vec<f64>,
 }
 
@@ -81,7 +81,7 @@ pub struct Comparison {
     lane_step_gflop: f64,
     /// GFLOP/s of a product of large matrices on all devices.
     matrix_gflops: f64,
-    /// Of the process; on a GPU only theirs is known.
+    /// Peak memory of the process; on a GPU only theirs is known.
     peak_megabytes: Sides<Option<f64>>,
     images: Vec<(String, Sides<Run>)>,
 }

@@ -62,7 +62,7 @@ struct PathFigures {
 #[derive(Serialize, Deserialize)]
 struct OpenPages {
     seconds: f64,
-    /// Of each page.
+    /// Updates that each page receives.
     updates_per_second: f64,
     cores: f64,
     peak_megabytes: f64,

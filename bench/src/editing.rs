@@ -51,7 +51,7 @@ struct Start {
     agreed: [usize; 2],
     /// Images whose weighted LPIPS falls by at least half.
     halved: usize,
-    /// Of all deltas.
+    /// Over all deltas.
     bytes: usize,
 }
 

@@ -11,7 +11,7 @@ use projector::nn::lpips::{self, Layer};
 use proto::Precision;
 use tch::{Device, Kind, Tensor};
 
-/// Of one image forward through the folded generator (three output channels).
+/// FLOP of one image forward through the folded generator (three output channels).
 pub fn generator(config: &Config) -> f64 {
     let ch = config.channel_width;
     let cond = config.z_dim + config.class_embed_dim;
@@ -32,7 +32,7 @@ pub fn generator(config: &Config) -> f64 {
     2.0 * products as f64
 }
 
-/// Of one square image of `size` pixels forward through the perceptual network.
+/// FLOP of one square image of `size` pixels forward through the perceptual network.
 pub fn perceptual(config: &lpips::Config, mut size: i64) -> f64 {
     let (mut input, mut products) = (3, 0);
     for layer in &config.layers {
@@ -52,7 +52,7 @@ pub fn perceptual(config: &lpips::Config, mut size: i64) -> f64 {
     2.0 * products as f64
 }
 
-/// Of a lane-step: both forward, and backward to z and c with frozen weights.
+/// FLOP of a lane-step: both forward, and backward to z and c with frozen weights.
 pub fn lane_step(generator: f64, perceptual: f64) -> f64 {
     2.0 * (generator + perceptual)
 }

@@ -82,7 +82,7 @@ pub enum Task {
 
 #[derive(Serialize, Deserialize)]
 struct Figure {
-    /// Of the best turn.
+    /// In the best turn.
     seconds: f64,
     /// Peak memory of the process.
     megabytes: f64,
@@ -103,7 +103,7 @@ pub struct Networks {
     /// Version of libtorch.
     libtorch: String,
     threads: i32,
-    /// Of the machine, when the measurement starts.
+    /// Load average of the machine when the measurement starts.
     load_average: String,
     networks: Vec<NetworkFigures>,
 }
@@ -116,7 +116,7 @@ struct NetworkFigures {
     public: FileFigures,
     folded: Option<FileFigures>,
     forward: Figure,
-    /// Of the forward pass of all images, where it was counted.
+    /// For the forward pass of all images, if it was counted.
     forward_gflop: Option<f64>,
     backward: Option<Figure>,
     backward_gflop: Option<f64>,

@@ -32,7 +32,7 @@ const SAMPLES: &str = "samples";
 /// What is measured.
 pub struct Extent {
     pub turns: usize,
-    /// Of a turn, one after another.
+    /// Images in a turn, projected one after another.
     pub images: usize,
     /// As in `basin-worker --devices`.
     pub devices: String,

@@ -28,7 +28,7 @@ pub struct Machine {
     pub memory_gigabytes: f64,
     /// As 2026-12-31.
     pub date: String,
-    /// Of the working tree, where git is there.
+    /// Commit of the working tree, if git is installed.
     pub commit: Option<String>,
 }
 
