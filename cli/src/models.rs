@@ -13,9 +13,9 @@ use engine::{Devices, LoadedModel};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
 use zoo::categories::{PAPER_PASCAL, imagenet};
-use zoo::convert::{self, Names, Parts, Trunk};
-use zoo::fetch::{DownloadProgress, Fetched, fetch};
-use zoo::published::{Address, File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
+use zoo::convert::{self, Names, Parts, lpips};
+use zoo::fetch::{DownloadProgress, Fetched, Patience, fetch};
+use zoo::published::{File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 
 /// Number of objects below which their mean is unreliable.
 const FEW: usize = 100;
@@ -261,10 +261,7 @@ fn describe_network(network: &Published) {
             Hash::Measured(digits, place) => format!("SHA-256 {digits}, measured on {place}"),
             Hash::Unknown => "SHA-256 unknown: fetching prints it".into(),
         };
-        let address = match file.address {
-            Address::At(url) => url.to_owned(),
-            Address::Nowhere(advice) => format!("not published as one file: {advice}"),
-        };
+        let address = file.url().unwrap_or_else(|advice| format!("not published as one file: {advice}"));
         say!("  {} ({} MB)\n    {address}\n    {hash}", file.name, megabytes(file.size));
     }
 }
@@ -331,9 +328,9 @@ fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
     let deep = generator.2.len() > 1;
     let features = of(Part::Features).context("the recipe names no perceptual network")?;
     let trunk = match features.1.name {
-        "alexnet" => Trunk::Alex,
-        "vgg16" => Trunk::Vgg16,
-        _ => Trunk::Squeeze,
+        "alexnet" => lpips::Config::alex(),
+        "vgg16" => lpips::Config::vgg16(),
+        _ => lpips::Config::squeeze(),
     };
     let kind = |name: &str| match name {
         "efficientnet-lite0" => ClassifierKind::EfficientNetLite0,
@@ -372,7 +369,7 @@ fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
         }
         DownloadProgress::Again { pause, why } => note!("{}: {why}; trying again in {} s", file.name, pause.as_secs()),
     };
-    let fetched = fetch(file, args.mirror.as_deref(), &args.downloads, &mut show);
+    let fetched = fetch(file, args.mirror.as_deref(), &args.downloads, &Patience::default(), &mut show);
     bar.finish_and_clear();
     let fetched = fetched?;
     let checked = if fetched.verified { "verified" } else { "no published hash to verify it: keep a note of it" };
@@ -400,9 +397,9 @@ fn convert_files(args: &ConvertArgs) -> anyhow::Result<()> {
         truncation: args.truncation,
         resolution: args.resolution,
         trunk: match args.perceptual {
-            Perceptual::Alex => Trunk::Alex,
-            Perceptual::Vgg16 => Trunk::Vgg16,
-            Perceptual::Squeeze => Trunk::Squeeze,
+            Perceptual::Alex => lpips::Config::alex(),
+            Perceptual::Vgg16 => lpips::Config::vgg16(),
+            Perceptual::Squeeze => lpips::Config::squeeze(),
         },
         features: args.features.clone(),
         heads: args.heads.clone(),

@@ -16,21 +16,22 @@ mod options;
 mod patience;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub(crate) use self::consumer::{Consumer, Receipt};
-use self::link::{Failure, Link};
-use self::message::queue_name;
+use self::link::Failure;
+pub(crate) use self::link::Link;
 use self::options::{Options, name_part};
 use self::patience::Patience;
-use crate::{Channel, Error, Message};
+use crate::{Channel, Error, Message, check_open};
 
 /// Messages that are published before their confirmations are awaited.
 const WINDOW: usize = 256;
@@ -45,18 +46,18 @@ struct Shared {
     /// Settles deliveries that are dropped outside the runtime.
     runtime: Handle,
     state: watch::Receiver<State>,
-    /// Changes to true once.
-    closed: watch::Sender<bool>,
-    pumps: Mutex<Vec<JoinHandle<()>>>,
-    server: Mutex<String>,
+    closed: CancellationToken,
+    pumps: Mutex<JoinSet<()>>,
+    /// Product and version, set by the first connection.
+    server: OnceLock<String>,
 }
 
 #[derive(Clone)]
 enum State {
     Up(Arc<Link>),
     Down(String),
-    /// The first connection was refused; `open` takes the error.
-    Refused(Arc<Mutex<Option<Error>>>),
+    /// The first connection was refused.
+    Refused(Error),
 }
 
 impl fmt::Debug for Broker {
@@ -68,15 +69,14 @@ impl fmt::Debug for Broker {
 impl Broker {
     pub(crate) async fn open(url: &str) -> Result<Broker, Error> {
         let options = Arc::new(Options::parse(url)?);
-        let closed = watch::Sender::new(false);
+        let closed = CancellationToken::new();
         let (report, state) = watch::channel(State::Down("not connected yet".into()));
-        let supervisor = supervise(Arc::clone(&options), report, closed.subscribe());
-        let runtime = Handle::current();
-        runtime.spawn(supervisor);
-        let broker =
-            Broker(Arc::new(Shared { options, runtime, state, closed, pumps: Mutex::default(), server: Mutex::default() }));
-        let link = broker.link("open the queue", broker.deadline()).await?;
-        *broker.0.server.lock().expect("nothing panics while it holds the lock") = link.server().name();
+        let (runtime, deadline) = (Handle::current(), Instant::now() + options.give_up);
+        runtime.spawn(supervise(Arc::clone(&options), report, closed.clone()));
+        let (pumps, server) = Default::default();
+        let broker = Broker(Arc::new(Shared { options, runtime, state, closed, pumps, server }));
+        let link = broker.link("open the queue", deadline).await?;
+        broker.0.server.get_or_init(|| link.server.clone());
         Ok(broker)
     }
 
@@ -94,40 +94,24 @@ impl Broker {
     }
 
     pub(crate) fn server(&self) -> String {
-        self.0.server.lock().expect("nothing panics while it holds the lock").clone()
-    }
-
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.0.options.give_up
-    }
-
-    fn is_closed(&self) -> bool {
-        *self.0.closed.borrow()
-    }
-
-    fn check_open(&self, doing: &'static str) -> Result<(), Error> {
-        if self.is_closed() { Err(Error::Closed(doing)) } else { Ok(()) }
+        self.0.server.get().cloned().unwrap_or_default()
     }
 
     /// Waits for a live connection.
     async fn link(&self, doing: &'static str, deadline: Instant) -> Result<Arc<Link>, Error> {
         let mut state = self.0.state.clone();
-        let mut closed = self.0.closed.subscribe();
         let mut reason = String::from("not connected yet");
         loop {
-            self.check_open(doing)?;
+            check_open(&self.0.closed, doing)?;
             match &*state.borrow_and_update() {
                 State::Up(link) if !link.is_lost() => return Ok(Arc::clone(link)),
                 State::Up(_) => {}
                 State::Down(why) => reason.clone_from(why),
-                State::Refused(error) => {
-                    let error = error.lock().expect("nothing panics while it holds the lock").take();
-                    return Err(error.unwrap_or(Error::Closed(doing)));
-                }
+                State::Refused(error) => return Err(error.clone()),
             }
             tokio::select! {
                 changed = state.changed() => changed.map_err(|_| Error::Closed(doing))?,
-                _ = closed.wait_for(|closed| *closed) => {}
+                () = self.0.closed.cancelled() => {}
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(failed(&self.0.options, doing, self.0.options.give_up, Failure::Lost(reason)));
                 }
@@ -142,13 +126,13 @@ impl Broker {
     {
         let mut patience = Patience::new(self.0.options.give_up);
         loop {
-            let link = self.link(doing, patience.deadline()).await?;
+            let link = self.link(doing, patience.deadline).await?;
             let failure = tokio::select! {
                 done = work(link) => match done {
                     Ok(done) => return Ok(done),
                     Err(failure) => failure,
                 },
-                () = tokio::time::sleep_until(patience.deadline()) => Failure::Lost("the broker does not accept the operation".into()),
+                () = tokio::time::sleep_until(patience.deadline) => Failure::Lost("the broker does not accept the operation".into()),
             };
             if matches!(failure, Failure::Lasting(_)) || !patience.pause().await {
                 return Err(failed(&self.0.options, doing, self.0.options.give_up, failure));
@@ -157,7 +141,7 @@ impl Broker {
     }
 
     pub(crate) async fn publish_all(&self, channel: Channel, messages: Vec<Message>) -> Result<(), Error> {
-        self.check_open("publish")?;
+        check_open(&self.0.closed, "publish")?;
         for window in messages.chunks(WINDOW) {
             self.on_link("publish", |link| publish(link, channel, window)).await?;
         }
@@ -165,7 +149,8 @@ impl Broker {
     }
 
     pub(crate) async fn depth(&self, channel: Channel) -> Result<usize, Error> {
-        self.on_link("count messages", |link| async move { link.depth(channel).await }).await
+        let found = self.on_link("count messages", |link| async move { link.look_up(channel).await }).await?;
+        Ok(found.message_count() as usize)
     }
 
     pub(crate) async fn purge(&self, channel: Channel) -> Result<(), Error> {
@@ -173,67 +158,55 @@ impl Broker {
     }
 
     pub(crate) async fn reset(&self, channel: Channel) -> Result<(), Error> {
-        let deleted = |link: Arc<Link>| async move { link.delete(channel).await };
-        self.on_link("reset a queue", deleted).await?;
+        self.on_link("reset a queue", |link| async move { link.delete(channel).await }).await?;
         // Consumers of the deleted queue may end the connection now; any connection can declare it.
         self.on_link("reset a queue", |link| async move { link.declare(channel).await }).await
     }
 
     pub(crate) async fn consume(&self, channel: Channel, prefetch: u16) -> Result<Consumer, Error> {
-        self.check_open("consume")?;
+        check_open(&self.0.closed, "consume")?;
         Consumer::start(self, channel, prefetch.max(1)).await
     }
 
-    fn register(&self, pump: JoinHandle<()>) {
-        let mut pumps = self.pumps();
-        pumps.retain(|pump| !pump.is_finished());
-        pumps.push(pump);
-    }
-
-    fn pumps(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+    fn pumps(&self) -> MutexGuard<'_, JoinSet<()>> {
         self.0.pumps.lock().expect("nothing panics while it holds the lock")
     }
 
-    pub(crate) async fn lead(&self, name: &str) -> Result<Leadership, Error> {
+    /// The leadership lasts as long as the returned connection.
+    pub(crate) async fn lead(&self, name: &str) -> Result<Arc<Link>, Error> {
         let name = name_part(name)
             .ok_or_else(|| Error::InvalidUrl("a leadership's name must have 1 to 60 characters of a-z A-Z 0-9 . _ -".into()))?;
         let queue = format!("{}.lead.{name}", self.0.options.prefix);
-        let mut closed = self.0.closed.subscribe();
         tokio::select! {
-            _ = closed.wait_for(|closed| *closed) => Err(Error::Closed("lead")),
+            () = self.0.closed.cancelled() => Err(Error::Closed("lead")),
             leadership = self.stand_for(queue) => leadership,
         }
     }
 
-    async fn stand_for(&self, queue: String) -> Result<Leadership, Error> {
+    async fn stand_for(&self, queue: String) -> Result<Arc<Link>, Error> {
+        let mut link = connect_patiently(&self.0.options, "lead").await?;
         loop {
-            let link = connect_patiently(&self.0.options, "lead").await?;
-            loop {
-                match link.take(&queue).await {
-                    Ok(true) => {
-                        link.watch(queue);
-                        return Ok(Leadership { link });
-                    }
-                    Ok(false) => tokio::time::sleep(CANDIDATE_PAUSE).await,
-                    Err(Failure::Lasting(error)) => return Err(error),
-                    Err(failure) => {
-                        debug!(?failure, queue, "lost the connection while waiting for the leadership");
-                        tokio::time::sleep(CANDIDATE_PAUSE).await;
-                        break;
-                    }
+            match link.take(&queue).await {
+                Ok(true) => {
+                    link.watch(queue);
+                    return Ok(link);
                 }
+                Ok(false) => {}
+                Err(Failure::Lasting(error)) => return Err(error),
+                Err(failure) => debug!(?failure, queue, "lost the connection while waiting for the leadership"),
+            }
+            tokio::time::sleep(CANDIDATE_PAUSE).await;
+            if link.is_lost() {
+                link = connect_patiently(&self.0.options, "lead").await?;
             }
         }
     }
 
     pub(crate) async fn close(&self) {
-        self.0.closed.send_replace(true);
-        let pumps = std::mem::take(&mut *self.pumps());
-        for mut pump in pumps {
-            if timeout(2 * consumer::TIDY, &mut pump).await.is_err() {
-                pump.abort();
-            }
-        }
+        self.0.closed.cancel();
+        let mut pumps = std::mem::take(&mut *self.pumps());
+        // Those that are late are aborted with the set.
+        let _ = timeout(2 * consumer::TIDY, async move { while pumps.join_next().await.is_some() {} }).await;
         let state = self.0.state.borrow().clone();
         if let State::Up(link) = state {
             link.close().await;
@@ -253,23 +226,23 @@ async fn publish(link: Arc<Link>, channel: Channel, messages: &[Message]) -> Res
 }
 
 /// Keeps a connection with all queues declared, until the queue is closed or its last handle is dropped.
-async fn supervise(options: Arc<Options>, state: watch::Sender<State>, mut closed: watch::Receiver<bool>) {
+async fn supervise(options: Arc<Options>, state: watch::Sender<State>, closed: CancellationToken) {
     let mut patience = Patience::new(options.give_up);
     let mut connected_before = false;
     loop {
         let mut gone = std::pin::pin!(async {
             tokio::select! {
                 () = state.closed() => {}
-                _ = closed.wait_for(|closed| *closed) => {}
+                () = closed.cancelled() => {}
             }
         });
         let connected = tokio::select! {
-            connected = connect(&options) => connected,
+            connected = connect(&options, true) => connected,
             () = &mut gone => return,
         };
         let reason = match connected {
             Ok(link) => {
-                info!(at = options.address(), server = link.server().name(), "connected to the queue");
+                info!(at = options.address(), server = link.server, "connected to the queue");
                 patience = Patience::new(options.give_up);
                 connected_before = true;
                 state.send_replace(State::Up(Arc::clone(&link)));
@@ -283,10 +256,10 @@ async fn supervise(options: Arc<Options>, state: watch::Sender<State>, mut close
                 reason
             }
             Err(Failure::Lasting(error)) if !connected_before => {
-                state.send_replace(State::Refused(Arc::new(Mutex::new(Some(error)))));
+                state.send_replace(State::Refused(error));
                 return;
             }
-            Err(failure) => describe(failure),
+            Err(failure) => failure.to_string(),
         };
         debug!(at = options.address(), reason, "no connection to the queue");
         state.send_replace(State::Down(reason));
@@ -298,13 +271,15 @@ async fn supervise(options: Arc<Options>, state: watch::Sender<State>, mut close
     }
 }
 
-async fn connect(options: &Arc<Options>) -> Result<Arc<Link>, Failure> {
+async fn connect(options: &Arc<Options>, with_queues: bool) -> Result<Arc<Link>, Failure> {
     // In a task of its own: an unfinished connection is still closed when the caller's future is dropped.
     let options = Arc::clone(options);
     let connecting = async move {
         let link = Link::open(&options).await?;
-        link.declare_all().await?;
-        link.watch(queue_name(&options.prefix, Channel::Jobs));
+        if with_queues {
+            link.declare_all().await?;
+            link.watch(options.queue_name(Channel::Jobs));
+        }
         Ok(link)
     };
     tokio::spawn(connecting).await.unwrap_or_else(|e| Err(Failure::Lost(e.to_string())))
@@ -312,24 +287,15 @@ async fn connect(options: &Arc<Options>) -> Result<Arc<Link>, Failure> {
 
 /// A second connection beside the supervisor's, with no queue declared.
 async fn connect_patiently(options: &Arc<Options>, doing: &'static str) -> Result<Arc<Link>, Error> {
-    let give_up = options.give_up;
-    let mut patience = Patience::new(give_up);
+    let mut patience = Patience::new(options.give_up);
     loop {
-        let connecting = Arc::clone(options);
-        let opened = tokio::spawn(async move { Link::open(&connecting).await }).await;
-        match opened.unwrap_or_else(|e| Err(Failure::Lost(e.to_string()))) {
+        match connect(options, false).await {
             Ok(link) => return Ok(link),
-            Err(failure @ Failure::Lasting(_)) => return Err(failed(options, doing, give_up, failure)),
-            Err(failure) if !patience.pause().await => return Err(failed(options, doing, give_up, failure)),
+            Err(failure) if matches!(failure, Failure::Lasting(_)) || !patience.pause().await => {
+                return Err(failed(options, doing, options.give_up, failure));
+            }
             Err(_) => {}
         }
-    }
-}
-
-fn describe(failure: Failure) -> String {
-    match failure {
-        Failure::Lost(reason) | Failure::NotTaken(reason) => reason,
-        Failure::Lasting(error) => error.to_string(),
     }
 }
 
@@ -337,22 +303,5 @@ fn failed(options: &Options, doing: &'static str, waited: Duration, failure: Fai
     match failure {
         Failure::Lasting(error) => error,
         Failure::Lost(reason) | Failure::NotTaken(reason) => Error::Unreachable { doing, at: options.address(), waited, reason },
-    }
-}
-
-/// The right to act alone under a name, while its connection lives.
-pub(crate) struct Leadership {
-    link: Arc<Link>,
-}
-
-impl fmt::Debug for Leadership {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leadership").field("lost", &self.link.is_lost()).finish()
-    }
-}
-
-impl Leadership {
-    pub(crate) async fn lost(&self) {
-        self.link.lost().await;
     }
 }

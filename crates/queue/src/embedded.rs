@@ -6,9 +6,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
-use crate::{Channel, Error, Message, Outcome};
+use crate::{Channel, Error, Message, Outcome, check_open};
+
+/// The right to act alone under a name, and what tells its end.
+pub(crate) type Seat = (OwnedMutexGuard<()>, CancellationToken);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Broker(Arc<Shared>);
@@ -16,11 +20,9 @@ pub(crate) struct Broker(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     delivery_limit: u32,
-    /// Changes to true once.
-    closed: watch::Sender<bool>,
-    jobs: List,
-    events: List,
-    dead_letters: List,
+    closed: CancellationToken,
+    /// One for each [`Channel`].
+    lists: [List; 3],
     leaderships: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -32,21 +34,18 @@ struct List {
 }
 
 impl List {
-    fn new() -> List {
-        List { messages: Mutex::default(), waiting: Semaphore::new(0) }
-    }
-
     fn lock(&self) -> MutexGuard<'_, VecDeque<Message>> {
         self.messages.lock().expect("nothing panics while it holds the lock")
     }
 
-    fn push_back(&self, message: Message) {
-        self.lock().push_back(message);
-        self.waiting.add_permits(1);
-    }
-
-    fn push_front(&self, message: Message) {
-        self.lock().push_front(message);
+    /// Adds a message at the end, or at the front if it was `returned`.
+    fn push(&self, message: Message, returned: bool) {
+        let mut messages = self.lock();
+        if returned {
+            messages.push_front(message);
+        } else {
+            messages.push_back(message);
+        }
         self.waiting.add_permits(1);
     }
 
@@ -66,74 +65,57 @@ impl List {
 
 impl Broker {
     pub(crate) fn new(delivery_limit: u32) -> Broker {
-        Broker(Arc::new(Shared {
-            delivery_limit,
-            closed: watch::Sender::new(false),
-            jobs: List::new(),
-            events: List::new(),
-            dead_letters: List::new(),
-            leaderships: Mutex::default(),
-        }))
+        let lists = std::array::from_fn(|_| List { messages: Mutex::default(), waiting: Semaphore::new(0) });
+        Broker(Arc::new(Shared { delivery_limit, closed: CancellationToken::new(), lists, leaderships: Mutex::default() }))
     }
 
     pub(crate) fn publish_all(&self, channel: Channel, messages: Vec<Message>) -> Result<(), Error> {
-        self.check_open("publish")?;
-        messages.into_iter().for_each(|message| self.list(channel).push_back(message));
+        check_open(&self.0.closed, "publish")?;
+        messages.into_iter().for_each(|message| self.list(channel).push(message, false));
         Ok(())
     }
 
     pub(crate) fn consume(&self, channel: Channel, prefetch: u16) -> Result<Consumer, Error> {
-        self.check_open("consume")?;
+        check_open(&self.0.closed, "consume")?;
         let places = Arc::new(Semaphore::new(usize::from(prefetch.max(1))));
-        Ok(Consumer { broker: self.clone(), closed: self.0.closed.subscribe(), channel, places })
+        Ok(Consumer { broker: self.clone(), channel, places })
     }
 
     pub(crate) fn depth(&self, channel: Channel) -> Result<usize, Error> {
-        self.check_open("count messages")?;
+        check_open(&self.0.closed, "count messages")?;
         Ok(self.list(channel).lock().len())
     }
 
     pub(crate) fn reset(&self, channel: Channel) -> Result<(), Error> {
-        self.check_open("reset a queue")?;
+        check_open(&self.0.closed, "reset a queue")?;
         self.list(channel).clear();
         Ok(())
     }
 
-    pub(crate) async fn lead(&self, name: &str) -> Result<Leadership, Error> {
+    pub(crate) async fn lead(&self, name: &str) -> Result<Seat, Error> {
         let seat = {
             let mut leaderships = self.0.leaderships.lock().expect("nothing panics while it holds the lock");
             Arc::clone(leaderships.entry(name.to_owned()).or_default())
         };
-        let mut closed = self.0.closed.subscribe();
-        let seat = tokio::select! {
+        tokio::select! {
             biased;
-            _ = closed.wait_for(|closed| *closed) => return Err(Error::Closed("lead")),
-            seat = seat.lock_owned() => seat,
-        };
-        Ok(Leadership { _seat: seat, closed })
+            () = self.0.closed.cancelled() => Err(Error::Closed("lead")),
+            seat = seat.lock_owned() => Ok((seat, self.0.closed.clone())),
+        }
     }
 
     pub(crate) fn close(&self) {
-        self.0.closed.send_replace(true);
-    }
-
-    fn check_open(&self, doing: &'static str) -> Result<(), Error> {
-        if *self.0.closed.borrow() { Err(Error::Closed(doing)) } else { Ok(()) }
+        self.0.closed.cancel();
     }
 
     fn list(&self, channel: Channel) -> &List {
-        match channel {
-            Channel::Jobs => &self.0.jobs,
-            Channel::Events => &self.0.events,
-            Channel::DeadLetters => &self.0.dead_letters,
-        }
+        &self.0.lists[channel as usize]
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Consumer {
     broker: Broker,
-    closed: watch::Receiver<bool>,
     channel: Channel,
     /// One permit for each delivery that may be unsettled.
     places: Arc<Semaphore>,
@@ -141,14 +123,14 @@ pub(crate) struct Consumer {
 
 impl Consumer {
     pub(crate) async fn next(&mut self) -> Option<(Message, Receipt)> {
-        let Consumer { broker, closed, channel, places } = self;
+        let Consumer { broker, channel, places } = self;
         let take = async {
             let place = Arc::clone(places).acquire_owned().await.expect("never closed");
             (broker.list(*channel).pop().await, place)
         };
         tokio::select! {
             biased;
-            _ = closed.wait_for(|closed| *closed) => None,
+            () = broker.0.closed.cancelled() => None,
             (message, place) = take => {
                 Some((message, Receipt { broker: broker.clone(), channel: *channel, _place: place }))
             }
@@ -166,27 +148,11 @@ pub(crate) struct Receipt {
 
 impl Receipt {
     pub(crate) fn settle(self, doing: &'static str, message: Message, outcome: Outcome) -> Result<(), Error> {
-        self.broker.check_open(doing)?;
+        check_open(&self.broker.0.closed, doing)?;
         let returned = matches!(outcome, Outcome::Returned);
-        match message.settled(self.channel, self.broker.0.delivery_limit, outcome) {
-            None => {}
-            Some((channel, message)) if returned => self.broker.list(channel).push_front(message),
-            Some((channel, message)) => self.broker.list(channel).push_back(message),
+        if let Some((channel, message)) = message.settled(self.channel, self.broker.0.delivery_limit, outcome) {
+            self.broker.list(channel).push(message, returned);
         }
         Ok(())
-    }
-}
-
-/// The right to act alone under a name.
-#[derive(Debug)]
-pub(crate) struct Leadership {
-    _seat: OwnedMutexGuard<()>,
-    closed: watch::Receiver<bool>,
-}
-
-impl Leadership {
-    pub(crate) async fn lost(&mut self) {
-        // An error means that the queue itself is gone.
-        let _ = self.closed.wait_for(|closed| *closed).await;
     }
 }

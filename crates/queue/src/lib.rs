@@ -21,7 +21,10 @@ mod embedded;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 /// Counted deliveries after which a message becomes a dead letter, unless the URL sets `delivery_limit`.
 pub const DEFAULT_DELIVERY_LIMIT: u32 = 20;
@@ -53,32 +56,26 @@ impl Channel {
 
 impl fmt::Display for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Channel::Jobs => "jobs",
-            Channel::Events => "events",
-            Channel::DeadLetters => "dead letters",
-        })
+        f.write_str(if *self == Channel::DeadLetters { "dead letters" } else { self.name() })
     }
 }
 
-/// Headers of a message, kept through copies and dead letters. The queue does not read them.
-pub type Context = BTreeMap<String, String>;
-
 /// The headers that are kept, those of W3C trace context; others are dropped.
-pub const CONTEXT: [&str; 2] = ["traceparent", "tracestate"];
+const CONTEXT: [&str; 2] = ["traceparent", "tracestate"];
 
 /// A message to publish.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parcel {
     /// The message's body.
     pub payload: Vec<u8>,
-    /// Headers named in [`CONTEXT`]; may be empty.
-    pub context: Context,
+    /// Headers, kept through copies and dead letters; the queue does not read them. Those other than W3C's `traceparent` and
+    /// `tracestate` are dropped.
+    pub context: BTreeMap<String, String>,
 }
 
 impl From<Vec<u8>> for Parcel {
     fn from(payload: Vec<u8>) -> Parcel {
-        Parcel { payload, context: Context::new() }
+        Parcel { payload, ..Parcel::default() }
     }
 }
 
@@ -104,25 +101,17 @@ pub enum Error {
         /// The last failure.
         reason: String,
     },
-    /// The broker refuses: wrong password, unknown virtual host, no permission, untrusted certificate.
-    #[error("the broker at {at} refuses: {reason}")]
-    Refused {
-        /// Host and port of the broker.
-        at: String,
-        /// The broker's message.
-        reason: String,
-    },
-    /// The queue exists with settings other than those of this URL.
+    /// The broker (its host and port) refuses with a message: wrong password, unknown virtual host, no permission, untrusted
+    /// certificate.
+    #[error("the broker at {0} refuses: {1}")]
+    Refused(String, String),
+    /// The queue exists at the broker (its host and port) with settings other than those of this URL; the broker's message has the
+    /// queue and the setting.
     #[error(
-        "a queue of the broker at {at} has other settings: {reason}; use the same settings, or start the coordinator once with \
+        "a queue of the broker at {0} has other settings: {1}; use the same settings, or start the coordinator once with \
         --reset-queues (its jobs are published again)"
     )]
-    Mismatch {
-        /// Host and port of the broker.
-        at: String,
-        /// The broker's message, with queue and setting.
-        reason: String,
-    },
+    Mismatch(String, String),
 }
 
 /// Handle to a queue; clones share it.
@@ -270,8 +259,8 @@ pub struct Leadership {
 
 #[derive(Debug)]
 enum LeadershipBackend {
-    Embedded(embedded::Leadership),
-    Amqp(amqp::Leadership),
+    Embedded(embedded::Seat),
+    Amqp(Arc<amqp::Link>),
 }
 
 impl Leadership {
@@ -280,8 +269,8 @@ impl Leadership {
     /// The returned future may be dropped; nothing is lost.
     pub async fn lost(&mut self) {
         match &mut self.inner {
-            LeadershipBackend::Embedded(leadership) => leadership.lost().await,
-            LeadershipBackend::Amqp(leadership) => leadership.lost().await,
+            LeadershipBackend::Embedded((_, closed)) => closed.cancelled().await,
+            LeadershipBackend::Amqp(link) => drop(link.lost().await),
         }
     }
 }
@@ -316,7 +305,7 @@ impl Consumer {
 #[derive(Debug, Default)]
 struct Message {
     payload: Vec<u8>,
-    context: Context,
+    context: BTreeMap<String, String>,
     /// Deliveries that failed and were counted.
     failures: u32,
     dead_letter: Option<DeadLetter>,
@@ -335,11 +324,8 @@ impl Message {
             Outcome::Returned => Some((here, self)),
             Outcome::Failed => {
                 self.failures += 1;
-                if self.failures < delivery_limit || here == Channel::DeadLetters {
-                    Some((here, self))
-                } else {
-                    Some((Channel::DeadLetters, self.given_up(here)))
-                }
+                let again = self.failures < delivery_limit || here == Channel::DeadLetters;
+                Some(if again { (here, self) } else { (Channel::DeadLetters, self.given_up(here)) })
             }
             Outcome::Refused(reason) => {
                 self.failures += 1;
@@ -355,10 +341,7 @@ impl Message {
 
     /// A rejected dead letter keeps its channel and its number of attempts.
     fn dead(self, here: Channel, reason: String) -> Message {
-        let (channel, attempts) = match self.dead_letter {
-            Some(before) => (before.channel, before.attempts),
-            None => (here, self.failures),
-        };
+        let (channel, attempts) = self.dead_letter.map_or((here, self.failures), |before| (before.channel, before.attempts));
         Message { failures: 0, dead_letter: Some(DeadLetter { channel, reason, attempts }), ..self }
     }
 }
@@ -408,7 +391,7 @@ impl Delivery {
     }
 
     /// The message's headers.
-    pub fn context(&self) -> &Context {
+    pub fn context(&self) -> &BTreeMap<String, String> {
         &self.message.context
     }
 
@@ -466,6 +449,10 @@ impl Drop for Delivery {
             None => {}
         }
     }
+}
+
+fn check_open(closed: &CancellationToken, doing: &'static str) -> Result<(), Error> {
+    if closed.is_cancelled() { Err(Error::Closed(doing)) } else { Ok(()) }
 }
 
 /// Parses `?delivery_limit=N`, the only option.

@@ -1,54 +1,57 @@
 //! What every back-end of the queue keeps: one list of cases, run on each.
 //!
-//! A back-end joins with one more `contract!` line; its function opens an empty queue with the given delivery limit.
+//! A back-end joins with its name in the `contract!` line; its function opens an empty queue with the case's delivery limit.
 
-use std::collections::HashMap;
-use std::future::Future;
+mod wait;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use queue::{Channel, Consumer, Context, DEFAULT_DELIVERY_LIMIT, DeadLetter, Delivery, Error, Parcel, Queue};
+use queue::{Channel, Consumer, DEFAULT_DELIVERY_LIMIT as DEFAULT, DeadLetter, Delivery, Error, Parcel, Queue};
+use tokio::task::JoinSet;
+use wait::{next, within};
 
-/// Longest wait for something that must happen.
-const LIMIT: Duration = Duration::from_secs(60);
 /// How long nothing must happen before we believe that it does not.
 const QUIET: Duration = Duration::from_millis(100);
 
 macro_rules! contract {
-    ($backend:ident: $($case:ident)*) => {
+    ($backend:ident: $($case:ident($delivery_limit:expr))*) => {
         mod $backend {
+            use super::DEFAULT;
+
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
                 async fn $case() {
-                    super::$case(super::open::$backend).await;
+                    super::$case(super::open::$backend($delivery_limit).await).await;
                 }
             )*
         }
     };
     ($($backend:ident)*) => {
         $(contract! { $backend:
-            published_messages_arrive_once_and_are_gone_after_ack
-            channels_are_apart
-            clones_share_the_queue
-            consumers_share_the_work
-            a_consumer_waits_for_what_is_published_later
-            prefetch_bounds_the_unsettled
-            a_dropped_wait_loses_nothing
-            retry_counts_and_ends_among_the_dead_letters
-            release_does_not_count
-            a_dropped_delivery_comes_back_and_counts
-            a_rejected_message_carries_its_reason
-            a_dead_letter_waits_until_acked
-            an_empty_and_a_large_payload_arrive_as_they_were
-            a_context_stays_with_its_message
-            depth_counts_what_waits
-            many_messages_are_handed_over_at_once
-            what_a_dropped_consumer_did_not_take_comes_back_uncounted
-            reset_empties_a_channel
-            purge_forgets_what_waits_and_leaves_what_is_held
-            one_leads_at_a_time
-            close_ends_consumers_and_refuses_the_rest
-            many_consumers_lose_nothing_and_settle_once
+            published_messages_arrive_once_and_are_gone_after_ack(DEFAULT)
+            channels_are_apart(DEFAULT)
+            clones_share_the_queue(DEFAULT)
+            consumers_share_the_work(DEFAULT)
+            a_consumer_waits_for_what_is_published_later(DEFAULT)
+            prefetch_bounds_the_unsettled(DEFAULT)
+            a_dropped_wait_loses_nothing(DEFAULT)
+            retry_counts_and_ends_among_the_dead_letters(3)
+            release_does_not_count(2)
+            a_dropped_delivery_comes_back_and_counts(3)
+            a_rejected_message_carries_its_reason(DEFAULT)
+            a_dead_letter_waits_until_acked(1)
+            an_empty_and_a_large_payload_arrive_as_they_were(DEFAULT)
+            a_context_stays_with_its_message(2)
+            depth_counts_what_waits(DEFAULT)
+            many_messages_are_handed_over_at_once(DEFAULT)
+            what_a_dropped_consumer_did_not_take_comes_back_uncounted(2)
+            reset_empties_a_channel(DEFAULT)
+            purge_forgets_what_waits_and_leaves_what_is_held(DEFAULT)
+            one_leads_at_a_time(DEFAULT)
+            close_ends_consumers_and_refuses_the_rest(DEFAULT)
+            many_consumers_lose_nothing_and_settle_once(10)
         })*
     };
 }
@@ -76,14 +79,6 @@ mod open {
     }
 }
 
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
-}
-
-async fn next(consumer: &mut Consumer) -> Delivery {
-    within("a delivery", consumer.next()).await.unwrap().expect("the queue is open")
-}
-
 async fn assert_quiet(consumer: &mut Consumer) {
     assert!(tokio::time::timeout(QUIET, consumer.next()).await.is_err(), "nothing should arrive");
 }
@@ -101,8 +96,7 @@ async fn publish(queue: &Queue, payload: &str) {
     queue.publish(Channel::Jobs, payload.as_bytes().to_vec()).await.unwrap();
 }
 
-async fn published_messages_arrive_once_and_are_gone_after_ack<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn published_messages_arrive_once_and_are_gone_after_ack(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 10).await.unwrap();
     for payload in ["a", "b", "c"] {
         publish(&queue, payload).await;
@@ -119,8 +113,7 @@ async fn published_messages_arrive_once_and_are_gone_after_ack<F: Future<Output 
     assert_quiet(&mut jobs).await;
 }
 
-async fn channels_are_apart<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn channels_are_apart(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let mut events = queue.consume(Channel::Events, 1).await.unwrap();
     queue.publish(Channel::Events, b"event".to_vec()).await.unwrap();
@@ -128,15 +121,13 @@ async fn channels_are_apart<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) 
     assert_eq!(next(&mut events).await.payload(), b"event");
 }
 
-async fn clones_share_the_queue<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn clones_share_the_queue(queue: Queue) {
     let mut jobs = queue.clone().consume(Channel::Jobs, 1).await.unwrap();
     publish(&queue, "a").await;
     next(&mut jobs).await.ack().await.unwrap();
 }
 
-async fn consumers_share_the_work<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn consumers_share_the_work(queue: Queue) {
     let mut first = queue.consume(Channel::Jobs, 1).await.unwrap();
     let mut second = queue.consume(Channel::Jobs, 1).await.unwrap();
     publish(&queue, "a").await;
@@ -147,8 +138,7 @@ async fn consumers_share_the_work<F: Future<Output = Queue>>(open: impl Fn(u32) 
     b.ack().await.unwrap();
 }
 
-async fn a_consumer_waits_for_what_is_published_later<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn a_consumer_waits_for_what_is_published_later(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let waiting = tokio::spawn(async move { next(&mut jobs).await.payload().to_vec() });
     tokio::task::yield_now().await;
@@ -156,8 +146,7 @@ async fn a_consumer_waits_for_what_is_published_later<F: Future<Output = Queue>>
     assert_eq!(within("the delivery", waiting).await.unwrap(), b"late");
 }
 
-async fn prefetch_bounds_the_unsettled<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn prefetch_bounds_the_unsettled(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 2).await.unwrap();
     for payload in ["a", "b", "c", "d", "e"] {
         publish(&queue, payload).await;
@@ -182,8 +171,7 @@ async fn prefetch_bounds_the_unsettled<F: Future<Output = Queue>>(open: impl Fn(
     seventh.ack().await.unwrap();
 }
 
-async fn a_dropped_wait_loses_nothing<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn a_dropped_wait_loses_nothing(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     for round in 0..200u32 {
         let publisher = tokio::spawn({
@@ -204,8 +192,7 @@ async fn a_dropped_wait_loses_nothing<F: Future<Output = Queue>>(open: impl Fn(u
     }
 }
 
-async fn retry_counts_and_ends_among_the_dead_letters<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(3).await;
+async fn retry_counts_and_ends_among_the_dead_letters(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
     publish(&queue, "poison").await;
@@ -223,8 +210,7 @@ async fn retry_counts_and_ends_among_the_dead_letters<F: Future<Output = Queue>>
     assert_quiet(&mut jobs).await;
 }
 
-async fn release_does_not_count<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(2).await;
+async fn release_does_not_count(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     publish(&queue, "a").await;
     for _ in 0..10 {
@@ -242,8 +228,7 @@ async fn release_does_not_count<F: Future<Output = Queue>>(open: impl Fn(u32) ->
     assert_depth(&queue, Channel::DeadLetters, 0).await;
 }
 
-async fn a_dropped_delivery_comes_back_and_counts<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(3).await;
+async fn a_dropped_delivery_comes_back_and_counts(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     publish(&queue, "a").await;
     drop(next(&mut jobs).await);
@@ -263,8 +248,7 @@ async fn a_dropped_delivery_comes_back_and_counts<F: Future<Output = Queue>>(ope
     assert_eq!(next(&mut dead).await.dead_letter().unwrap().attempts, 3);
 }
 
-async fn a_rejected_message_carries_its_reason<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn a_rejected_message_carries_its_reason(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
     publish(&queue, "a").await;
@@ -278,13 +262,12 @@ async fn a_rejected_message_carries_its_reason<F: Future<Output = Queue>>(open: 
     assert_quiet(&mut jobs).await;
 }
 
-async fn a_dead_letter_waits_until_acked<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(1).await;
+async fn a_dead_letter_waits_until_acked(queue: Queue) {
     let mut events = queue.consume(Channel::Events, 1).await.unwrap();
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
     queue.publish(Channel::Events, b"e".to_vec()).await.unwrap();
     next(&mut events).await.retry().await.unwrap();
-    for _ in 0..5 {
+    for _ in 0..15 {
         next(&mut dead).await.retry().await.unwrap();
         drop(next(&mut dead).await);
         next(&mut dead).await.release().await.unwrap();
@@ -297,8 +280,7 @@ async fn a_dead_letter_waits_until_acked<F: Future<Output = Queue>>(open: impl F
     assert_quiet(&mut dead).await;
 }
 
-async fn an_empty_and_a_large_payload_arrive_as_they_were<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn an_empty_and_a_large_payload_arrive_as_they_were(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let large: Vec<u8> = (0..1_000_000u32).flat_map(|i| i.to_le_bytes()).collect();
     for payload in [Vec::new(), large] {
@@ -310,13 +292,13 @@ async fn an_empty_and_a_large_payload_arrive_as_they_were<F: Future<Output = Que
 }
 
 /// Through every way back and into the dead letters, and without names that are not of a trace.
-async fn a_context_stays_with_its_message<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(2).await;
+async fn a_context_stays_with_its_message(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
-    let context = |of: &[(&str, &str)]| of.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect::<Context>();
-    let trace = context(&[("traceparent", "00-62c2df4b519604ee8c8d776f7b64893d-805f176aff450ce0-01"), ("tracestate", "a=1,b=ü")]);
-    let more = [trace.clone(), context(&[("x-death", "of a stranger")])].into_iter().flatten().collect();
-    queue.publish(Channel::Jobs, Parcel { payload: b"a".to_vec(), context: more }).await.unwrap();
+    let parent = "00-62c2df4b519604ee8c8d776f7b64893d-805f176aff450ce0-01";
+    let trace = BTreeMap::from([("traceparent".into(), parent.into()), ("tracestate".into(), "a=1,b=ü".into())]);
+    let mut context = trace.clone();
+    context.insert("x-death".into(), "of a stranger".into());
+    queue.publish(Channel::Jobs, Parcel { payload: b"a".to_vec(), context }).await.unwrap();
     for end in ["release", "retry", "drop"] {
         let delivery = next(&mut jobs).await;
         assert_eq!(*delivery.context(), trace, "before {end}");
@@ -338,8 +320,7 @@ async fn a_context_stays_with_its_message<F: Future<Output = Queue>>(open: impl 
     assert!(next(&mut jobs).await.context().is_empty());
 }
 
-async fn depth_counts_what_waits<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn depth_counts_what_waits(queue: Queue) {
     for payload in ["a", "b", "c"] {
         publish(&queue, payload).await;
     }
@@ -351,9 +332,8 @@ async fn depth_counts_what_waits<F: Future<Output = Queue>>(open: impl Fn(u32) -
     assert_depth(&queue, Channel::DeadLetters, 1).await;
 }
 
-async fn many_messages_are_handed_over_at_once<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+async fn many_messages_are_handed_over_at_once(queue: Queue) {
     const MESSAGES: u32 = 1000;
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
     queue.publish_all(Channel::Events, (0..MESSAGES).map(|id| id.to_le_bytes().to_vec()).collect()).await.unwrap();
     queue.publish_all(Channel::Events, Vec::<Parcel>::new()).await.unwrap();
     let mut events = queue.consume(Channel::Events, 100).await.unwrap();
@@ -367,8 +347,7 @@ async fn many_messages_are_handed_over_at_once<F: Future<Output = Queue>>(open: 
     assert!(seen.into_iter().eq(0..MESSAGES));
 }
 
-async fn what_a_dropped_consumer_did_not_take_comes_back_uncounted<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(2).await;
+async fn what_a_dropped_consumer_did_not_take_comes_back_uncounted(queue: Queue) {
     queue.publish_all(Channel::Jobs, vec![b"job".to_vec(); 5]).await.unwrap();
     for _ in 0..5 {
         let mut jobs = queue.consume(Channel::Jobs, 5).await.unwrap();
@@ -382,8 +361,7 @@ async fn what_a_dropped_consumer_did_not_take_comes_back_uncounted<F: Future<Out
     assert_depth(&queue, Channel::DeadLetters, 0).await;
 }
 
-async fn reset_empties_a_channel<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn reset_empties_a_channel(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     queue.publish_all(Channel::Jobs, vec![b"before".to_vec(); 10]).await.unwrap();
     let held = next(&mut jobs).await;
@@ -398,8 +376,7 @@ async fn reset_empties_a_channel<F: Future<Output = Queue>>(open: impl Fn(u32) -
     delivery.ack().await.unwrap();
 }
 
-async fn purge_forgets_what_waits_and_leaves_what_is_held<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn purge_forgets_what_waits_and_leaves_what_is_held(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     queue.publish_all(Channel::Jobs, vec![b"before".to_vec(); 10]).await.unwrap();
     let held = next(&mut jobs).await;
@@ -413,8 +390,7 @@ async fn purge_forgets_what_waits_and_leaves_what_is_held<F: Future<Output = Que
     assert_depth(&queue, Channel::Jobs, 0).await;
 }
 
-async fn one_leads_at_a_time<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn one_leads_at_a_time(queue: Queue) {
     let mut first = queue.lead("a").await.unwrap();
     let _of_another_name = within("the other leadership", queue.lead("b")).await.unwrap();
     let second = tokio::spawn({
@@ -427,8 +403,7 @@ async fn one_leads_at_a_time<F: Future<Output = Queue>>(open: impl Fn(u32) -> F)
     let _second = within("the second leadership", second).await.unwrap();
 }
 
-async fn close_ends_consumers_and_refuses_the_rest<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
-    let queue = open(DEFAULT_DELIVERY_LIMIT).await;
+async fn close_ends_consumers_and_refuses_the_rest(queue: Queue) {
     let mut held = queue.consume(Channel::Jobs, 1).await.unwrap();
     publish(&queue, "a").await;
     let delivery = next(&mut held).await;
@@ -450,25 +425,24 @@ async fn close_ends_consumers_and_refuses_the_rest<F: Future<Output = Queue>>(op
 }
 
 /// 16 consumers treat 2000 messages in every way; each message must end exactly once, acked or as a dead letter.
-async fn many_consumers_lose_nothing_and_settle_once<F: Future<Output = Queue>>(open: impl Fn(u32) -> F) {
+async fn many_consumers_lose_nothing_and_settle_once(queue: Queue) {
     const MESSAGES: u32 = 2000;
-    let queue = open(10).await;
     let publishers = (0..4).map(|p| {
         let queue = queue.clone();
-        tokio::spawn(async move {
+        async move {
             for id in (p..MESSAGES).step_by(4) {
                 queue.publish(Channel::Jobs, id.to_le_bytes().to_vec()).await.unwrap();
             }
-        })
+        }
     });
-    let publishers: Vec<_> = publishers.collect();
+    let publishers: JoinSet<()> = publishers.collect();
     let ends: Arc<Mutex<HashMap<u32, u32>>> = Arc::default();
     let id = |delivery: &Delivery| u32::from_le_bytes(delivery.payload().try_into().unwrap());
-    let mut consumers = Vec::new();
+    let mut consumers = JoinSet::new();
     for n in 0..16u32 {
         let mut jobs = queue.consume(Channel::Jobs, 1 + (n % 4) as u16).await.unwrap();
         let ends = Arc::clone(&ends);
-        consumers.push(tokio::spawn(async move {
+        consumers.spawn(async move {
             let mut turn = n;
             while let Some(delivery) = jobs.next().await.unwrap() {
                 turn += 1;
@@ -484,7 +458,7 @@ async fn many_consumers_lose_nothing_and_settle_once<F: Future<Output = Queue>>(
                     }
                 }
             }
-        }));
+        });
     }
     let mut dead = queue.consume(Channel::DeadLetters, 8).await.unwrap();
     within("the end of every message", async {
@@ -505,13 +479,9 @@ async fn many_consumers_lose_nothing_and_settle_once<F: Future<Output = Queue>>(
     })
     .await;
     assert_depth(&queue, Channel::Jobs, 0).await;
-    for publisher in publishers {
-        publisher.await.unwrap();
-    }
+    publishers.join_all().await;
     queue.close().await;
-    for consumer in consumers {
-        consumer.await.unwrap();
-    }
+    consumers.join_all().await;
     let ends = ends.lock().unwrap();
     assert!(ends.values().all(|n| *n == 1), "a message ended twice");
 }

@@ -16,7 +16,6 @@
 
 #![warn(missing_docs)]
 
-mod archive;
 mod array;
 mod npz;
 mod pickle;
@@ -24,7 +23,11 @@ mod safetensors;
 mod torch;
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::Path;
+
+use zip::ZipArchive;
+use zip::result::ZipError;
 
 pub use array::{Array, Dtype};
 use array::{View, gather, is_finite};
@@ -47,69 +50,37 @@ const ENTRY: usize = 64;
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 
-/// Why a checkpoint cannot be read. Every message names the file, and the key, opcode or global where there is one.
+/// Why a checkpoint cannot be read or written. Every variant begins with the file's path or name; the message names the key,
+/// opcode or global where there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read or written.
-    #[error("cannot {doing} {file}")]
-    Io {
-        /// `read` or `write`.
-        doing: &'static str,
-        /// Path or name of the file.
-        file: String,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// The file has none of the four containers.
-    #[error("cannot read {file} as a checkpoint: {what}")]
-    Unknown {
-        /// Path or name of the file.
-        file: String,
-        /// What the file is instead, and what to do.
-        what: String,
-    },
-    /// The container contradicts itself, most often because the file was cut.
-    #[error("{file} is damaged: {what}; fetch it again")]
-    Damaged {
-        /// Path or name of the file.
-        file: String,
-        /// The place and the contradiction.
-        what: String,
-    },
-    /// Not supported: it would run code, or has an unsupported kind of tensor or layout.
-    #[error("{file}: refused {what}")]
-    Refused {
-        /// Path or name of the file.
-        file: String,
-        /// The opcode, global or key, and what to do.
-        what: String,
-    },
-    /// A weight is NaN or infinite.
-    #[error("{file}: {key} holds NaN or infinity; these weights cannot be used")]
-    NotFinite {
-        /// Path or name of the file.
-        file: String,
-        /// Name of the tensor.
-        key: String,
-    },
-    /// The arrays would need more memory than the size of the file justifies.
-    #[error("{file} is too large: {what}")]
-    TooLarge {
-        /// Path or name of the file.
-        file: String,
-        /// The size and the limit.
-        what: String,
-    },
+    /// The file system refuses to `read` or `write`.
+    #[error("cannot {1} {0}")]
+    Io(String, &'static str, #[source] std::io::Error),
+    /// The file has none of the four containers: what it is instead, and what to do.
+    #[error("cannot read {0} as a checkpoint: {1}")]
+    Unknown(String, String),
+    /// The container contradicts itself, most often because the file was cut: the place and the contradiction.
+    #[error("{0} is damaged: {1}; fetch it again")]
+    Damaged(String, String),
+    /// Not supported: an opcode, global or key that would run code, or an unsupported kind of tensor or layout.
+    #[error("{0}: refused {1}")]
+    Refused(String, String),
+    /// A weight of this tensor is NaN or infinite.
+    #[error("{0}: {1} holds NaN or infinity; these weights cannot be used")]
+    NotFinite(String, String),
+    /// The arrays would need more memory than the size of the file justifies: the size and the limit.
+    #[error("{0} is too large: {1}")]
+    TooLarge(String, String),
 }
 
 /// Reads a checkpoint file. Fails as [`parse`], and if the file cannot be read.
 pub fn read(path: &Path) -> Result<StateDict, Error> {
     let file = path.display().to_string();
-    let io = |source| Error::Io { doing: "read", file: file.clone(), source };
+    let io = |source| Error::Io(file.clone(), "read", source);
     let length = std::fs::metadata(path).map_err(io)?.len();
     if length > MAX_BYTES {
-        let what = format!("it has {length} bytes, and at most {MAX_BYTES} are read");
-        return Err(Error::TooLarge { file, what });
+        return Err(Error::TooLarge(file, format!("it has {length} bytes, and at most {MAX_BYTES} are read")));
     }
     parse(&file, &std::fs::read(path).map_err(io)?)
 }
@@ -139,7 +110,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<StateDict, Error> {
 }
 
 /// The file: its name for messages, and its bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Input<'a> {
     name: &'a str,
     bytes: &'a [u8],
@@ -147,15 +118,26 @@ struct Input<'a> {
 
 impl Input<'_> {
     fn unknown(&self, what: impl Into<String>) -> Error {
-        Error::Unknown { file: self.name.into(), what: what.into() }
+        Error::Unknown(self.name.into(), what.into())
     }
 
     fn damaged(&self, what: impl Into<String>) -> Error {
-        Error::Damaged { file: self.name.into(), what: what.into() }
+        Error::Damaged(self.name.into(), what.into())
     }
 
     fn refused(&self, what: impl Into<String>) -> Error {
-        Error::Refused { file: self.name.into(), what: what.into() }
+        Error::Refused(self.name.into(), what.into())
+    }
+}
+
+type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
+
+/// The zip library's error about an entry; about the whole zip if `entry` is empty.
+fn zip_error(input: Input<'_>, entry: &str, error: ZipError) -> Error {
+    let what = format!("entry {} of the zip: {}", shown(entry), quoted(&error));
+    match error {
+        ZipError::UnsupportedArchive(_) | ZipError::CompressionMethodNotSupported(_) => input.refused(what),
+        _ => input.damaged(what),
     }
 }
 
@@ -176,13 +158,13 @@ impl<'a> Output<'a> {
 
     /// Counts bytes against the limit, before they are allocated.
     fn spend(&mut self, bytes: usize) -> Result<(), Error> {
-        self.left = self.left.checked_sub(bytes as u64).ok_or_else(|| Error::TooLarge {
-            file: self.input.name.into(),
-            what: format!(
+        self.left = self.left.checked_sub(bytes as u64).ok_or_else(|| {
+            let what = format!(
                 "its {} bytes would become more than {} in memory ({MAX_GROWTH} times the file, within {SMALL} and {MAX_BYTES})",
                 self.input.bytes.len(),
                 self.limit
-            ),
+            );
+            Error::TooLarge(self.input.name.into(), what)
         })?;
         Ok(())
     }
@@ -198,7 +180,7 @@ impl<'a> Output<'a> {
             self.input.damaged(format!("{name} reaches past the end of its storage of {} bytes", storage.len()))
         })?;
         if !is_finite(view.dtype, &data) {
-            return Err(Error::NotFinite { file: self.input.name.into(), key: name });
+            return Err(Error::NotFinite(self.input.name.into(), name));
         }
         if self.arrays.contains_key(&name) {
             return Err(self.input.refused(format!("{name}: it occurs twice")));
@@ -212,9 +194,8 @@ impl<'a> Output<'a> {
         if name.is_empty() {
             Err(self.input.refused("a tensor without a name; save a dict of tensors"))
         } else if name.len() > MAX_NAME || name.chars().any(char::is_control) || out_of_directory() {
-            Err(self
-                .input
-                .refused(format!("the name {}: over {MAX_NAME} bytes, unprintable, or a path out of its directory", shown(name))))
+            let problem = format!("over {MAX_NAME} bytes, unprintable, or a path out of its directory");
+            Err(self.input.refused(format!("the name {}: {problem}", shown(name))))
         } else {
             Ok(())
         }

@@ -2,8 +2,7 @@
 
 use std::io::Read;
 
-use crate::archive::{Zip, zip_error};
-use crate::{Dtype, Error, Input, Output, View, shown};
+use crate::{Dtype, Error, Input, Output, View, Zip, shown, zip_error};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 /// Limit of a header in bytes. A usual one has 118; the limit leaves room for many dimensions.

@@ -18,8 +18,9 @@ const MAX_DIMENSIONS: usize = 32;
 const MAX_DEPTH: usize = 32;
 
 /// A value on the stack.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub enum Value<'a> {
+    #[default]
     None,
     Bool(bool),
     Int(i64),
@@ -66,6 +67,9 @@ struct Dict<'a> {
     entries: BTreeMap<Key<'a>, Value<'a>>,
 }
 
+/// Elements of the storages, by key.
+type Storages<'d> = BTreeMap<&'d str, &'d [u8]>;
+
 /// A part of a storage: as `torch.save` wrote views until 0.2, all of it since.
 #[derive(Clone, Copy)]
 struct Part<'a> {
@@ -82,6 +86,7 @@ struct Tensor {
 }
 
 /// The values that a pickle built.
+#[derive(Default)]
 pub struct Pickle<'a> {
     pub root: Value<'a>,
     /// Type and number of elements of each storage.
@@ -97,17 +102,8 @@ pub struct Pickle<'a> {
 impl<'a> Pickle<'a> {
     /// Runs the pickle at the front of `bytes`, and removes it from them. `bytes` is a part of `input`, which errors name.
     pub fn load(input: Input<'a>, bytes: &mut &'a [u8]) -> Result<Self, Error> {
-        let pickle = Pickle {
-            root: Value::None,
-            storages: BTreeMap::new(),
-            input,
-            sequences: Vec::new(),
-            dicts: Vec::new(),
-            parts: Vec::new(),
-            tensors: Vec::new(),
-        };
-        let mut machine =
-            Machine { pickle, whole: bytes, rest: bytes, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new(), done: 0 };
+        let pickle = Pickle { input, ..Pickle::default() };
+        let mut machine = Machine { pickle, whole: bytes, rest: bytes, ..Machine::default() };
         machine.run()?;
         *bytes = machine.rest;
         Ok(machine.pickle)
@@ -129,19 +125,12 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Puts every tensor under its path into `out`, with the storages' data by key.
-    pub fn flatten(&self, data: &BTreeMap<&str, &[u8]>, out: &mut Output<'_>) -> Result<(), Error> {
-        self.flatten_value(self.root, String::new(), 0, data, out)
+    /// Puts every tensor under its path into `out`.
+    pub fn flatten(&self, data: &Storages, out: &mut Output) -> Result<(), Error> {
+        self.put_value(self.root, String::new(), 0, data, out)
     }
 
-    fn flatten_value(
-        &self,
-        value: Value<'a>,
-        path: String,
-        depth: usize,
-        data: &BTreeMap<&str, &[u8]>,
-        out: &mut Output<'_>,
-    ) -> Result<(), Error> {
+    fn put_value(&self, value: Value<'a>, path: String, depth: usize, data: &Storages, out: &mut Output) -> Result<(), Error> {
         // A value may be in many places: each is paid for.
         out.spend(1 + path.len())?;
         if depth > MAX_DEPTH {
@@ -151,13 +140,13 @@ impl<'a> Pickle<'a> {
         match value {
             Value::Dict(at) => {
                 for (key, &value) in &self.dicts[at].entries {
-                    self.flatten_value(value, below(key), depth + 1, data, out)?;
+                    self.put_value(value, below(key), depth + 1, data, out)?;
                 }
                 Ok(())
             }
             Value::Tuple(at) | Value::List(at) => {
                 for (i, &value) in self.sequences[at].iter().enumerate() {
-                    self.flatten_value(value, below(&i), depth + 1, data, out)?;
+                    self.put_value(value, below(&i), depth + 1, data, out)?;
                 }
                 Ok(())
             }
@@ -177,6 +166,7 @@ impl<'a> Pickle<'a> {
     }
 }
 
+#[derive(Default)]
 struct Machine<'a> {
     pickle: Pickle<'a>,
     whole: &'a [u8],
@@ -217,33 +207,22 @@ impl<'a> Machine<'a> {
                     self.take(8)?;
                     Value::Number
                 }
-                b'X' => self.string(4)?,
-                // Python 2's strings.
+                // U and T are Python 2's strings.
+                b'X' | b'T' => self.string(4)?,
                 b'U' => self.string(1)?,
-                b'T' => self.string(4)?,
                 b']' => self.sequence(Value::List, Vec::new()),
                 b')' => self.sequence(Value::Tuple, Vec::new()),
-                b't' => {
-                    let items = self.pop_mark()?;
+                b't' | 0x85..=0x87 => {
+                    let items = self.operands(opcode)?;
                     self.sequence(Value::Tuple, items)
                 }
-                0x85..=0x87 => self.short_tuple(usize::from(opcode - 0x84))?,
                 b'}' => self.dict(false),
-                b'a' => {
-                    let item = self.pop()?;
-                    self.append(vec![item])?
-                }
-                b'e' => {
-                    let items = self.pop_mark()?;
+                b'a' | b'e' => {
+                    let items = self.operands(opcode)?;
                     self.append(items)?
                 }
-                b's' => {
-                    let value = self.pop()?;
-                    let key = self.pop()?;
-                    self.set_items(&[key, value])?
-                }
-                b'u' => {
-                    let items = self.pop_mark()?;
+                b's' | b'u' => {
+                    let items = self.operands(opcode)?;
                     self.set_items(&items)?
                 }
                 b'c' => self.global()?,
@@ -302,15 +281,6 @@ impl<'a> Machine<'a> {
         kind(self.pickle.sequences.len() - 1)
     }
 
-    /// A tuple of the last `length` values on the stack.
-    fn short_tuple(&mut self, length: usize) -> Result<Value<'a>, Error> {
-        let mut items = vec![Value::None; length];
-        for item in items.iter_mut().rev() {
-            *item = self.pop()?;
-        }
-        Ok(self.sequence(Value::Tuple, items))
-    }
-
     fn dict(&mut self, ordered: bool) -> Value<'a> {
         self.pickle.dicts.push(Dict { ordered, ..Dict::default() });
         Value::Dict(self.pickle.dicts.len() - 1)
@@ -349,23 +319,22 @@ impl<'a> Machine<'a> {
 
     fn global(&mut self) -> Result<Value<'a>, Error> {
         let (module, name) = (self.line()?, self.line()?);
-        let storage = |dtype| Global::Storage(dtype);
         Ok(Value::Global(match (module, name) {
             ("collections", "OrderedDict") => Global::OrderedDict,
             ("torch", "Size") => Global::Size,
             ("torch._utils", "_rebuild_tensor") => Global::RebuildTensor,
             ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensorV2,
             ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
-            ("torch", "DoubleStorage") => storage(Dtype::F64),
-            ("torch", "FloatStorage") => storage(Dtype::F32),
-            ("torch", "HalfStorage") => storage(Dtype::F16),
-            ("torch", "BFloat16Storage") => storage(Dtype::Bf16),
-            ("torch", "LongStorage") => storage(Dtype::I64),
-            ("torch", "IntStorage") => storage(Dtype::I32),
-            ("torch", "ShortStorage") => storage(Dtype::I16),
-            ("torch", "CharStorage") => storage(Dtype::I8),
-            ("torch", "ByteStorage") => storage(Dtype::U8),
-            ("torch", "BoolStorage") => storage(Dtype::Bool),
+            ("torch", "DoubleStorage") => Global::Storage(Dtype::F64),
+            ("torch", "FloatStorage") => Global::Storage(Dtype::F32),
+            ("torch", "HalfStorage") => Global::Storage(Dtype::F16),
+            ("torch", "BFloat16Storage") => Global::Storage(Dtype::Bf16),
+            ("torch", "LongStorage") => Global::Storage(Dtype::I64),
+            ("torch", "IntStorage") => Global::Storage(Dtype::I32),
+            ("torch", "ShortStorage") => Global::Storage(Dtype::I16),
+            ("torch", "CharStorage") => Global::Storage(Dtype::I8),
+            ("torch", "ByteStorage") => Global::Storage(Dtype::U8),
+            ("torch", "BoolStorage") => Global::Storage(Dtype::Bool),
             _ => {
                 let advice =
                     "only dicts of plain tensors are read; if you trust the file, load it in Python and save its state_dict";
@@ -476,9 +445,23 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn pop_mark(&mut self) -> Result<Vec<Value<'a>>, Error> {
-        let mark = self.marks.pop().ok_or_else(|| self.damaged("an opcode needs a mark, and there is none on the stack"))?;
-        Ok(self.stack.split_off(mark))
+    /// The values that an opcode takes from the stack: a fixed number, or all above the last mark.
+    fn operands(&mut self, opcode: u8) -> Result<Vec<Value<'a>>, Error> {
+        let count = match opcode {
+            b'a' => 1,
+            b's' => 2,
+            0x85..=0x87 => usize::from(opcode - 0x84),
+            _ => {
+                let mark =
+                    self.marks.pop().ok_or_else(|| self.damaged("an opcode needs a mark, and there is none on the stack"))?;
+                return Ok(self.stack.split_off(mark));
+            }
+        };
+        let mut items = vec![Value::None; count];
+        for item in items.iter_mut().rev() {
+            *item = self.pop()?;
+        }
+        Ok(items)
     }
 
     fn line(&mut self) -> Result<&'a str, Error> {
@@ -532,41 +515,12 @@ fn long(bytes: &[u8]) -> Value<'static> {
 }
 
 /// The rest of the language, for messages.
+#[rustfmt::skip]
 const REFUSED: [(u8, &str); 36] = [
-    (b'0', "POP"),
-    (b'1', "POP_MARK"),
-    (b'2', "DUP"),
-    (b'F', "FLOAT"),
-    (b'I', "INT"),
-    (b'L', "LONG"),
-    (b'P', "PERSID"),
-    (b'S', "STRING"),
-    (b'V', "UNICODE"),
-    (b'd', "DICT"),
-    (b'l', "LIST"),
-    (b'g', "GET"),
-    (b'p', "PUT"),
-    (b'i', "INST"),
-    (b'o', "OBJ"),
-    (b'B', "BINBYTES"),
-    (b'C', "SHORT_BINBYTES"),
-    (0x80, "PROTO"),
-    (0x81, "NEWOBJ"),
-    (0x82, "EXT1"),
-    (0x83, "EXT2"),
-    (0x84, "EXT4"),
-    (0x8b, "LONG4"),
-    (0x8c, "SHORT_BINUNICODE"),
-    (0x8d, "BINUNICODE8"),
-    (0x8e, "BINBYTES8"),
-    (0x8f, "EMPTY_SET"),
-    (0x90, "ADDITEMS"),
-    (0x91, "FROZENSET"),
-    (0x92, "NEWOBJ_EX"),
-    (0x93, "STACK_GLOBAL"),
-    (0x94, "MEMOIZE"),
-    (0x95, "FRAME"),
-    (0x96, "BYTEARRAY8"),
-    (0x97, "NEXT_BUFFER"),
-    (0x98, "READONLY_BUFFER"),
+    (b'0', "POP"), (b'1', "POP_MARK"), (b'2', "DUP"), (b'F', "FLOAT"), (b'I', "INT"), (b'L', "LONG"), (b'P', "PERSID"),
+    (b'S', "STRING"), (b'V', "UNICODE"), (b'd', "DICT"), (b'l', "LIST"), (b'g', "GET"), (b'p', "PUT"), (b'i', "INST"),
+    (b'o', "OBJ"), (b'B', "BINBYTES"), (b'C', "SHORT_BINBYTES"), (0x80, "PROTO"), (0x81, "NEWOBJ"), (0x82, "EXT1"),
+    (0x83, "EXT2"), (0x84, "EXT4"), (0x8b, "LONG4"), (0x8c, "SHORT_BINUNICODE"), (0x8d, "BINUNICODE8"), (0x8e, "BINBYTES8"),
+    (0x8f, "EMPTY_SET"), (0x90, "ADDITEMS"), (0x91, "FROZENSET"), (0x92, "NEWOBJ_EX"), (0x93, "STACK_GLOBAL"),
+    (0x94, "MEMOIZE"), (0x95, "FRAME"), (0x96, "BYTEARRAY8"), (0x97, "NEXT_BUFFER"), (0x98, "READONLY_BUFFER"),
 ];

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use ::safetensors::tensor::{Dtype as Theirs, SafeTensors, TensorView};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::{Dtype, Error, Input, Output, StateDict, View, quoted, shown};
 
@@ -20,9 +20,9 @@ fn header(bytes: &[u8]) -> Option<&[u8]> {
 
 /// Reads every tensor.
 pub fn read(input: Input<'_>, out: &mut Output<'_>) -> Result<(), Error> {
-    // The crate keeps the last of several equal names.
-    serde_json::from_slice::<UniqueNames>(header(input.bytes).unwrap_or_default())
-        .map_err(|e| input.damaged(format!("the header: {}", quoted(&e))))?;
+    let mut json = serde_json::Deserializer::from_slice(header(input.bytes).unwrap_or_default());
+    let unique = json.deserialize_map(UniqueNames).and_then(|()| json.end());
+    unique.map_err(|e| input.damaged(format!("the header: {}", quoted(&e))))?;
     let file = SafeTensors::deserialize(input.bytes).map_err(|e| input.damaged(format!("the header: {}", quoted(&e))))?;
     for (name, tensor) in file.iter() {
         let dtype = ours(tensor.dtype()).ok_or_else(|| {
@@ -36,29 +36,18 @@ pub fn read(input: Input<'_>, out: &mut Output<'_>) -> Result<(), Error> {
 /// Writes a safetensors file in place of what was there. Errors when an array's data does not fit its shape, and what the file
 /// system refuses.
 pub fn write_safetensors(path: &Path, arrays: &StateDict) -> Result<(), Error> {
-    let io = |source| Error::Io { doing: "write", file: path.display().to_string(), source };
+    let failed = |e| Error::Io(path.display().to_string(), "write", std::io::Error::other(e));
     let views = arrays
         .iter()
         .map(|(name, array)| Ok((name, TensorView::new(theirs(array.dtype), array.shape.clone(), &array.data)?)))
         .collect::<Result<Vec<_>, ::safetensors::SafeTensorError>>()
-        .map_err(|e| io(std::io::Error::other(e)))?;
-    ::safetensors::serialize_to_file(views, None, path).map_err(|e| io(std::io::Error::other(e)))
+        .map_err(failed)?;
+    ::safetensors::serialize_to_file(views, None, path).map_err(failed)
 }
 
 fn ours(dtype: Theirs) -> Option<Dtype> {
-    Some(match dtype {
-        Theirs::F64 => Dtype::F64,
-        Theirs::F32 => Dtype::F32,
-        Theirs::F16 => Dtype::F16,
-        Theirs::BF16 => Dtype::Bf16,
-        Theirs::I64 => Dtype::I64,
-        Theirs::I32 => Dtype::I32,
-        Theirs::I16 => Dtype::I16,
-        Theirs::I8 => Dtype::I8,
-        Theirs::U8 => Dtype::U8,
-        Theirs::BOOL => Dtype::Bool,
-        _ => return None,
-    })
+    use Dtype::*;
+    [F64, F32, F16, Bf16, I64, I32, I16, I8, U8, Bool].into_iter().find(|&ours| theirs(ours) == dtype)
 }
 
 fn theirs(dtype: Dtype) -> Theirs {
@@ -76,29 +65,23 @@ fn theirs(dtype: Dtype) -> Theirs {
     }
 }
 
-/// An object of JSON in which no key is there twice.
+/// Visits an object of JSON, and fails if a key is there twice: the crate keeps the last of several equal names.
 struct UniqueNames;
 
-impl<'de> Deserialize<'de> for UniqueNames {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
-            type Value = UniqueNames;
+impl<'de> Visitor<'de> for UniqueNames {
+    type Value = ();
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueNames, A::Error> {
-                let mut seen = BTreeSet::new();
-                while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
-                    if let Some(name) = seen.replace(name) {
-                        return Err(serde::de::Error::custom(format!("{} is there twice", shown(&name))));
-                    }
-                }
-                Ok(UniqueNames)
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = BTreeSet::new();
+        while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+            if let Some(name) = seen.replace(name) {
+                return Err(A::Error::custom(format!("{} is there twice", shown(&name))));
             }
         }
-        deserializer.deserialize_map(Names)
+        Ok(())
     }
 }

@@ -5,9 +5,8 @@ use std::io::Cursor;
 
 use zip::{CompressionMethod, ZipArchive};
 
-use crate::archive::{Zip, zip_error};
 use crate::pickle::{Pickle, Value};
-use crate::{Error, Input, Output, npz, shown};
+use crate::{Error, Input, Output, Zip, npz, shown, zip_error};
 
 const PROTOCOL: i64 = 1001;
 

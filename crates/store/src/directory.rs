@@ -33,119 +33,86 @@ impl Directory {
         self.root.join(key)
     }
 
-    pub(crate) async fn get(&self, key: String, max_bytes: u64) -> Result<Bytes> {
-        self.blocking(move |directory| {
-            let path = directory.find(&key)?;
-            let size = fs::metadata(&path)?.len();
-            if size > max_bytes {
-                return Err(Failure::too_large(size, max_bytes));
-            }
-            let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-            File::open(&path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
-            match bytes.len() as u64 {
-                read if read > max_bytes => Err(Failure::too_large(read, max_bytes)),
-                _ => Ok(bytes.into()),
-            }
-        })
-        .await
+    /// Does `work` on a thread that may wait for the disk.
+    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Directory) -> Result<T> + Send + 'static) -> Result<T> {
+        let directory = self.clone();
+        blocking(move || work(&directory)).await
     }
 
-    pub(crate) async fn put(&self, key: String, bytes: Bytes) -> Result<()> {
-        self.blocking(move |directory| {
-            let (parent, name) = directory.place_for(&key)?;
-            replace(write_temporary(&parent, &bytes)?, &parent, name)
-        })
-        .await
+    pub(crate) fn get(&self, key: &str, max_bytes: u64) -> Result<Bytes> {
+        let path = self.find(key)?;
+        let size = fs::metadata(&path)?.len();
+        if size > max_bytes {
+            return Err(Failure::too_large(size, max_bytes));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        File::open(&path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+        match bytes.len() as u64 {
+            read if read > max_bytes => Err(Failure::too_large(read, max_bytes)),
+            _ => Ok(bytes.into()),
+        }
     }
 
-    pub(crate) async fn upload(&self, key: String) -> Result<Upload> {
-        self.blocking(move |directory| {
-            let (parent, name) = directory.place_for(&key)?;
-            Ok(Upload { file: create_temporary(&parent)?, name: name.to_owned(), parent })
-        })
-        .await
+    pub(crate) fn put(&self, key: &str, bytes: &[u8]) -> Result<()> {
+        let (parent, name) = self.place_for(key)?;
+        replace(write_temporary(&parent, bytes)?, &parent, name)
     }
 
-    pub(crate) async fn download(&self, key: String) -> Result<Download> {
-        self.blocking(move |directory| {
-            let file = File::open(directory.find(&key)?)?;
-            let metadata = file.metadata()?;
-            Ok(Download { file: file.into(), size: metadata.len(), identity: identity(&metadata)?, at: 0 })
-        })
-        .await
+    pub(crate) fn put_new(&self, key: &str, bytes: &[u8]) -> Result<PutNew> {
+        let (parent, name) = self.place_for(key)?;
+        let target = parent.join(name);
+        if target.symlink_metadata().is_ok_and(|m| !m.is_dir()) {
+            return Ok(PutNew::Exists);
+        }
+        // Renames without replacing, or links and unlinks where the file system cannot.
+        match write_temporary(&parent, bytes)?.persist_noclobber(&target) {
+            Ok(_) => {}
+            Err(e) if e.error.kind() == Io::AlreadyExists && !target.is_dir() => return Ok(PutNew::Exists),
+            Err(e) if e.error.kind() == Io::AlreadyExists => return Err(io::Error::from(Io::IsADirectory).into()),
+            Err(e) => return Err(e.error.into()),
+        }
+        sync_directory(&parent)?;
+        Ok(PutNew::Created)
     }
 
-    pub(crate) async fn sweep_uploads(&self, prefix: String, written_before: SystemTime) -> Result<usize> {
-        self.blocking(move |directory| match directory.resolve(&prefix) {
-            Ok(path) => sweep(&path, written_before),
-            Err(failure) if failure.kind() == ErrorKind::NotFound => Ok(0),
-            Err(failure) => Err(failure),
-        })
-        .await
+    pub(crate) fn upload(&self, key: &str) -> Result<Upload> {
+        let (parent, name) = self.place_for(key)?;
+        Ok(Upload { file: create_temporary(&parent)?, name: name.to_owned(), parent })
     }
 
-    pub(crate) async fn put_new(&self, key: String, bytes: Bytes) -> Result<PutNew> {
-        self.blocking(move |directory| {
-            let (parent, name) = directory.place_for(&key)?;
-            let target = parent.join(name);
-            if target.symlink_metadata().is_ok_and(|m| !m.is_dir()) {
-                return Ok(PutNew::Exists);
-            }
-            // Renames without replacing, or links and unlinks where the file system cannot.
-            match write_temporary(&parent, &bytes)?.persist_noclobber(&target) {
-                Ok(_) => {}
-                Err(e) if e.error.kind() == Io::AlreadyExists && !target.is_dir() => return Ok(PutNew::Exists),
-                Err(e) if e.error.kind() == Io::AlreadyExists => return Err(io::Error::from(Io::IsADirectory).into()),
-                Err(e) => return Err(e.error.into()),
-            }
-            sync_directory(&parent)?;
-            Ok(PutNew::Created)
-        })
-        .await
+    pub(crate) fn download(&self, key: &str) -> Result<Download> {
+        let file = File::open(self.find(key)?)?;
+        let metadata = file.metadata()?;
+        Ok(Download { file: file.into(), size: metadata.len(), identity: identity(&metadata)?, at: 0 })
     }
 
-    pub(crate) async fn identity(&self, key: String) -> Result<Option<String>> {
-        self.blocking(move |directory| match directory.find(&key) {
-            Ok(path) => Ok(Some(identity(&path.metadata()?)?)),
-            Err(failure) if failure.kind() == ErrorKind::NotFound => Ok(None),
-            Err(failure) => Err(failure),
-        })
-        .await
+    pub(crate) fn sweep_uploads(&self, prefix: &str, written_before: SystemTime) -> Result<usize> {
+        if_there(self.resolve(prefix))?.map_or(Ok(0), |path| sweep(&path, written_before))
     }
 
-    pub(crate) async fn delete(&self, key: String) -> Result<()> {
-        self.blocking(move |directory| {
-            let (parent, name) = key.rsplit_once('/').unwrap_or(("", &key));
-            let parent = match directory.resolve(parent) {
-                Ok(parent) => parent,
-                Err(failure) if failure.kind() == ErrorKind::NotFound => return Ok(()),
-                Err(failure) => return Err(failure),
-            };
-            match fs::remove_file(parent.join(name)) {
-                Ok(()) => sync_directory(&parent),
-                Err(e) if matches!(e.kind(), Io::NotFound | Io::NotADirectory | Io::IsADirectory) => Ok(()),
-                Err(e) => Err(e.into()),
-            }
-        })
-        .await
+    pub(crate) fn identity(&self, key: &str) -> Result<Option<String>> {
+        let path = if_there(self.find(key))?;
+        Ok(path.map(|path| identity(&path.metadata()?)).transpose()?)
     }
 
-    pub(crate) async fn check_writable(&self, prefix: String) -> Result<()> {
-        self.blocking(move |directory| {
-            let (parent, _) = directory.place_for(&format!("{prefix}probe"))?;
-            write_temporary(&parent, b"basin checks that it can write here\n")?.close()?;
-            Ok(())
-        })
-        .await
+    pub(crate) fn delete(&self, key: &str) -> Result<()> {
+        let (parent, name) = key.rsplit_once('/').unwrap_or(("", key));
+        let Some(parent) = if_there(self.resolve(parent))? else { return Ok(()) };
+        match fs::remove_file(parent.join(name)) {
+            Ok(()) => sync_directory(&parent),
+            Err(e) if matches!(e.kind(), Io::NotFound | Io::NotADirectory | Io::IsADirectory) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    pub(crate) fn check_writable(&self, prefix: &str) -> Result<()> {
+        let (parent, _) = self.place_for(&format!("{prefix}probe"))?;
+        write_temporary(&parent, b"basin checks that it can write here\n")?.close()?;
+        Ok(())
     }
 
     pub(crate) fn walk(&self, prefix: String) -> Walk {
         Walk { directory: self.clone(), prefix, progress: Progress::Start }
-    }
-
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(Directory) -> Result<T> + Send + 'static) -> Result<T> {
-        let directory = self.clone();
-        blocking(move || work(directory)).await
     }
 
     /// The file of `key`, links resolved. Anything but a file below the root is `NotFound` or `Denied`.
@@ -190,6 +157,14 @@ impl Directory {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.expect("file operations do not panic")
+}
+
+/// `None` if the file or directory is not found.
+fn if_there(path: Result<PathBuf>) -> Result<Option<PathBuf>> {
+    match path {
+        Err(failure) if failure.kind() == ErrorKind::NotFound => Ok(None),
+        path => path.map(Some),
+    }
 }
 
 /// An object being written.
@@ -363,8 +338,8 @@ impl Walk {
     pub(crate) async fn page(&mut self, size: usize) -> Result<Page> {
         let prefix = self.prefix.clone();
         let progress = std::mem::replace(&mut self.progress, Progress::Lost);
-        let work = move |directory: Directory| read_page(&directory, &prefix, progress, size);
-        let (page, stack) = self.directory.blocking(work).await?;
+        let work = move |directory: &Directory| read_page(directory, &prefix, progress, size);
+        let (page, stack) = self.directory.run(work).await?;
         self.progress = Progress::At(stack);
         Ok(page)
     }
@@ -380,10 +355,9 @@ fn read_page(directory: &Directory, prefix: &str, progress: Progress, size: usiz
         }
         Progress::Start => {
             let above = prefix.rfind('/').map_or("", |end| &prefix[..=end]);
-            match directory.resolve(above) {
-                Ok(path) => vec![read_directory(above, &path, &mut page)?],
-                Err(failure) if failure.kind() == ErrorKind::NotFound => Vec::new(),
-                Err(failure) => return Err(failure),
+            match if_there(directory.resolve(above))? {
+                Some(path) => vec![read_directory(above, &path, &mut page)?],
+                None => Vec::new(),
             }
         }
     };

@@ -43,11 +43,6 @@ impl Error {
         self.kind
     }
 
-    /// URL of the object.
-    pub fn object(&self) -> &str {
-        &self.object
-    }
-
     /// An error of that kind, for tests of what a caller does about it.
     pub fn example(kind: ErrorKind) -> Error {
         Failure::new(kind, "an example").into_error("read", "an object".into())
@@ -74,7 +69,6 @@ impl Failure {
         Failure { kind, detail: detail.into(), source: None }
     }
 
-    #[cfg(feature = "s3")]
     pub(crate) fn with_source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Failure {
         Failure { source: Some(source.into()), ..self }
     }

@@ -1,5 +1,7 @@
 //! Checks that a store does what a fleet needs.
 
+use tokio::task::JoinSet;
+
 use crate::{Error, ErrorKind, PIECE, PutNew, Store};
 
 /// Keys that are raced for, and writers for each.
@@ -84,13 +86,10 @@ impl Store {
             let name = format!("race/{key}");
             let writers = (0..WRITERS).map(|writer| {
                 let (store, name) = (self.clone(), name.clone());
-                tokio::spawn(async move { Ok((writer, store.put_new(&name, vec![writer]).await?)) })
+                async move { store.put_new(&name, vec![writer]).await.map(|put| (put == PutNew::Created).then_some(writer)) }
             });
-            let mut winners = Vec::new();
-            for writer in writers.collect::<Vec<_>>() {
-                let (writer, put) = writer.await.expect("no writer panics")?;
-                winners.extend((put == PutNew::Created).then_some(writer));
-            }
+            let winners = writers.collect::<JoinSet<_>>().join_all().await.into_iter();
+            let winners: Vec<u8> = winners.filter_map(Result::transpose).collect::<Result<_, _>>()?;
             // The winner may get `Exists`, if the response to its request was lost.
             let content = self.get(&name).await?;
             if content.len() != 1 || (!winners.is_empty() && content != winners) {

@@ -18,9 +18,7 @@ mod directory;
 mod error;
 mod examine;
 mod key;
-#[cfg(feature = "s3")]
 mod multipart;
-#[cfg(feature = "s3")]
 mod s3;
 mod stream;
 mod url;
@@ -52,7 +50,6 @@ pub struct Store {
 #[derive(Clone, Debug)]
 enum Backend {
     Directory(Directory),
-    #[cfg(feature = "s3")]
     S3(s3::S3),
 }
 
@@ -114,7 +111,6 @@ impl Store {
                 let backend = Backend::Directory(Directory::new(root));
                 Ok(Store { backend, base, prefix: String::new(), options: String::new() })
             }
-            #[cfg(feature = "s3")]
             url::Location::Bucket { bucket, prefix, options } => Ok(Store {
                 base: format!("s3://{bucket}"),
                 prefix,
@@ -146,7 +142,6 @@ impl Store {
         let full = self.full_key("locate", key).ok()?;
         match &self.backend {
             Backend::Directory(directory) => Some(directory.path(&full)),
-            #[cfg(feature = "s3")]
             Backend::S3(_) => None,
         }
     }
@@ -158,26 +153,21 @@ impl Store {
 
     /// Reads an object of at most `max_bytes`; a larger one is an error of kind [`ErrorKind::TooLarge`] and is not read.
     pub async fn get_limited(&self, key: &str, max_bytes: u64) -> Result<Bytes, Error> {
-        let doing = "read";
-        let full = self.full_key(doing, key)?;
-        let result = match &self.backend {
-            Backend::Directory(directory) => directory.get(full, max_bytes).await,
-            #[cfg(feature = "s3")]
+        self.run("read", key, async |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.get(&full, max_bytes)).await,
             Backend::S3(bucket) => bucket.get(&full, max_bytes).await,
-        };
-        self.explain(doing, key, result)
+        })
+        .await
     }
 
     /// Writes an object, and replaces any earlier one.
     pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
-        let doing = "write";
-        let full = self.full_key(doing, key)?;
-        let result = match &self.backend {
-            Backend::Directory(directory) => directory.put(full, bytes.into()).await,
-            #[cfg(feature = "s3")]
-            Backend::S3(bucket) => bucket.put(&full, bytes.into()).await,
-        };
-        self.explain(doing, key, result)
+        let bytes = bytes.into();
+        self.run("write", key, async move |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.put(&full, &bytes)).await,
+            Backend::S3(bucket) => bucket.put(&full, bytes).await,
+        })
+        .await
     }
 
     /// Writes an object unless the key exists: of concurrent calls, at most one returns [`PutNew::Created`].
@@ -185,14 +175,12 @@ impl Store {
     /// The winner may get `Exists` too, if the response to its first request was lost and the request was repeated. Read the
     /// object and compare where this matters.
     pub async fn put_new(&self, key: &str, bytes: impl Into<Bytes>) -> Result<PutNew, Error> {
-        let doing = "create";
-        let full = self.full_key(doing, key)?;
-        let result = match &self.backend {
-            Backend::Directory(directory) => directory.put_new(full, bytes.into()).await,
-            #[cfg(feature = "s3")]
-            Backend::S3(bucket) => bucket.put_new(&full, bytes.into()).await,
-        };
-        self.explain(doing, key, result)
+        let bytes = bytes.into();
+        self.run("create", key, async move |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.put_new(&full, &bytes)).await,
+            Backend::S3(bucket) => bucket.put_new(&full, bytes).await,
+        })
+        .await
     }
 
     /// Whether the key has an object.
@@ -202,26 +190,20 @@ impl Store {
 
     /// The object's [`ObjectInfo::identity`]; `None` if there is no object.
     pub async fn identity(&self, key: &str) -> Result<Option<String>, Error> {
-        let doing = "look for";
-        let full = self.full_key(doing, key)?;
-        let result = match &self.backend {
-            Backend::Directory(directory) => directory.identity(full).await,
-            #[cfg(feature = "s3")]
+        self.run("look for", key, async |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.identity(&full)).await,
             Backend::S3(bucket) => bucket.identity(&full).await,
-        };
-        self.explain(doing, key, result)
+        })
+        .await
     }
 
     /// Deletes an object. Succeeds if there is none.
     pub async fn delete(&self, key: &str) -> Result<(), Error> {
-        let doing = "delete";
-        let full = self.full_key(doing, key)?;
-        let result = match &self.backend {
-            Backend::Directory(directory) => directory.delete(full).await,
-            #[cfg(feature = "s3")]
+        self.run("delete", key, async |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.delete(&full)).await,
             Backend::S3(bucket) => bucket.delete(&full).await,
-        };
-        self.explain(doing, key, result)
+        })
+        .await
     }
 
     /// Lists the objects whose keys start with `prefix` (which may end within a name), sorted by the bytes of their keys.
@@ -232,7 +214,6 @@ impl Store {
         let full = format!("{}{prefix}", self.prefix);
         let walk = match &self.backend {
             Backend::Directory(directory) => Walk::Directory(directory.walk(full)),
-            #[cfg(feature = "s3")]
             Backend::S3(bucket) => Walk::S3(bucket.walk(full)),
         };
         Ok(Lister { store: self.clone(), prefix: prefix.to_owned(), walk, page_size: MAX_PAGE, skipped: Vec::new() })
@@ -241,12 +222,23 @@ impl Store {
     /// Writes and removes a small object, to find out before the work whether the store can be written. Creates a missing
     /// directory.
     pub async fn check_writable(&self) -> Result<(), Error> {
+        let prefix = self.prefix.clone();
         let result = match &self.backend {
-            Backend::Directory(directory) => directory.check_writable(self.prefix.clone()).await,
-            #[cfg(feature = "s3")]
-            Backend::S3(bucket) => bucket.check_writable(&self.prefix).await,
+            Backend::Directory(directory) => directory.run(move |d| d.check_writable(&prefix)).await,
+            Backend::S3(bucket) => bucket.check_writable(&prefix).await,
         };
         self.explain("write to", "", result)
+    }
+
+    /// Does `work` on the full key, and adds the operation and the object to its error.
+    async fn run<T>(
+        &self,
+        doing: &'static str,
+        key: &str,
+        work: impl AsyncFnOnce(String) -> BackendResult<T>,
+    ) -> Result<T, Error> {
+        let result = work(self.full_key(doing, key)?).await;
+        self.explain(doing, key, result)
     }
 
     fn full_key(&self, doing: &'static str, key: &str) -> Result<String, Error> {
@@ -282,7 +274,6 @@ pub struct Lister {
 #[derive(Debug)]
 enum Walk {
     Directory(directory::Walk),
-    #[cfg(feature = "s3")]
     S3(s3::Walk),
 }
 
@@ -305,33 +296,21 @@ impl Lister {
         loop {
             let page = match &mut self.walk {
                 Walk::Directory(walk) => walk.page(self.page_size).await,
-                #[cfg(feature = "s3")]
                 Walk::S3(walk) => walk.page(self.page_size).await,
             };
-            let Page { objects, skipped, last } = self.store.explain("list", &self.prefix, page)?;
-            self.skipped.extend(skipped);
-            let mut ours = Vec::with_capacity(objects.len());
-            for object in objects {
-                match self.as_ours(&object.key) {
-                    Some(key) => ours.push(ObjectInfo { key, ..object }),
+            let page = self.store.explain("list", &self.prefix, page)?;
+            self.skipped.extend(page.skipped);
+            let mut ours = Vec::with_capacity(page.objects.len());
+            for object in page.objects {
+                match object.key.strip_prefix(&self.store.prefix).filter(|key| key::check(key).is_ok()) {
+                    Some(key) => ours.push(ObjectInfo { key: key.to_owned(), ..object }),
                     None => self.skipped.push(Skipped { name: object.key, why: "its name cannot be a key" }),
                 }
             }
-            let objects = ours;
-            if !objects.is_empty() {
-                return Ok(Some(objects));
-            }
-            if last {
-                return Ok(None);
+            if page.last || !ours.is_empty() {
+                return Ok((!ours.is_empty()).then_some(ours));
             }
         }
-    }
-
-    /// `key` relative to the store, if it is a valid key below its prefix.
-    fn as_ours(&self, key: &str) -> Option<String> {
-        let key = key.strip_prefix(&self.store.prefix)?;
-        key::check(key).ok()?;
-        Some(key.to_owned())
     }
 
     /// All objects at once.

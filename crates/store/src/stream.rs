@@ -5,43 +5,36 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::error::{ErrorKind, Failure};
-#[cfg(feature = "s3")]
 use crate::multipart;
 use crate::{Backend, Error, Store, directory};
 
 impl Store {
     /// Starts to write an object. It appears when the upload is finished, and replaces any earlier one.
     pub async fn upload(&self, key: &str) -> Result<Upload, Error> {
-        let full = self.full_key(Upload::DOING, key)?;
-        let sending = match &self.backend {
-            Backend::Directory(directory) => directory.upload(full).await.map(Sending::Directory),
-            #[cfg(feature = "s3")]
+        let sending = self.run(Upload::DOING, key, async |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.upload(&full)).await.map(Sending::Directory),
             Backend::S3(bucket) => Ok(Sending::S3(Box::new(bucket.upload(full)))),
-        };
-        let sending = Some(self.explain(Upload::DOING, key, sending)?);
-        Ok(Upload { store: self.clone(), key: key.to_owned(), sending })
+        });
+        Ok(Upload { store: self.clone(), key: key.to_owned(), sending: Some(sending.await?) })
     }
 
     /// Starts to read an object.
     pub async fn download(&self, key: &str) -> Result<Download, Error> {
-        let full = self.full_key(Download::DOING, key)?;
-        let receiving = match &self.backend {
-            Backend::Directory(directory) => directory.download(full).await.map(Receiving::Directory),
-            #[cfg(feature = "s3")]
+        let receiving = self.run(Download::DOING, key, async |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.download(&full)).await.map(Receiving::Directory),
             Backend::S3(bucket) => bucket.download(full).await.map(Receiving::S3),
-        };
-        let receiving = self.explain(Download::DOING, key, receiving)?;
-        Ok(Download { store: self.clone(), key: key.to_owned(), receiving })
+        });
+        Ok(Download { store: self.clone(), key: key.to_owned(), receiving: receiving.await? })
     }
 
     /// Removes the remains of uploads that started before `began_before` (in a directory: that last wrote before it) and were
     /// neither finished nor aborted, such as those of killed processes. Returns their number. An older upload that is still
     /// running fails.
     pub async fn sweep_uploads(&self, began_before: SystemTime) -> Result<usize, Error> {
+        let prefix = self.prefix.clone();
         let swept = match &self.backend {
-            Backend::Directory(directory) => directory.sweep_uploads(self.prefix.clone(), began_before).await,
-            #[cfg(feature = "s3")]
-            Backend::S3(bucket) => bucket.sweep_uploads(&self.prefix, began_before).await,
+            Backend::Directory(directory) => directory.run(move |d| d.sweep_uploads(&prefix, began_before)).await,
+            Backend::S3(bucket) => bucket.sweep_uploads(&prefix, began_before).await,
         };
         self.explain("sweep unfinished uploads to", "", swept)
     }
@@ -62,7 +55,6 @@ pub struct Upload {
 #[derive(Debug)]
 enum Sending {
     Directory(directory::Upload),
-    #[cfg(feature = "s3")]
     S3(Box<multipart::Upload>),
 }
 
@@ -73,7 +65,6 @@ impl Upload {
     pub async fn write(&mut self, bytes: impl Into<Bytes>) -> Result<(), Error> {
         let result = match self.sending.take() {
             Some(Sending::Directory(upload)) => upload.write(bytes.into()).await.map(Sending::Directory),
-            #[cfg(feature = "s3")]
             Some(Sending::S3(upload)) => upload.write(bytes.into()).await.map(|upload| Sending::S3(Box::new(upload))),
             None => Err(broken_off()),
         };
@@ -85,7 +76,6 @@ impl Upload {
     pub async fn finish(self) -> Result<(), Error> {
         let result = match self.sending {
             Some(Sending::Directory(upload)) => upload.finish().await,
-            #[cfg(feature = "s3")]
             Some(Sending::S3(upload)) => upload.finish().await,
             None => Err(broken_off()),
         };
@@ -95,7 +85,6 @@ impl Upload {
     /// Cancels the upload and leaves nothing.
     pub async fn abort(self) -> Result<(), Error> {
         let result = match self.sending {
-            #[cfg(feature = "s3")]
             Some(Sending::S3(upload)) => upload.abort().await,
             // Dropping a temporary file removes it.
             Some(Sending::Directory(_)) | None => Ok(()),
@@ -122,7 +111,6 @@ pub struct Download {
 #[derive(Debug)]
 enum Receiving {
     Directory(directory::Download),
-    #[cfg(feature = "s3")]
     S3(multipart::Download),
 }
 
@@ -133,7 +121,6 @@ impl Download {
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let result = match &mut self.receiving {
             Receiving::Directory(download) => download.next().await,
-            #[cfg(feature = "s3")]
             Receiving::S3(download) => download.next().await,
         };
         self.store.explain(Download::DOING, &self.key, result)

@@ -2,21 +2,17 @@
 
 use std::path::{Path, PathBuf, absolute};
 
+use percent_encoding::percent_decode_str;
+
 use crate::error::{ErrorKind, Failure, Result};
 
 #[derive(Debug)]
 pub(crate) enum Location {
     Directory(PathBuf),
-    #[cfg(feature = "s3")]
-    Bucket {
-        bucket: String,
-        prefix: String,
-        options: BucketOptions,
-    },
+    Bucket { bucket: String, prefix: String, options: BucketOptions },
 }
 
 /// How to reach a bucket.
-#[cfg(feature = "s3")]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BucketOptions {
     pub(crate) endpoint: Option<String>,
@@ -41,12 +37,10 @@ pub(crate) fn parse(url: &str) -> Result<Location> {
         }
         return directory(&decode(path)?);
     }
-    #[cfg(feature = "s3")]
     if let Some(rest) = url.strip_prefix("s3://") {
         return bucket(rest);
     }
     match url.split_once("://") {
-        Some(("s3", _)) => Err(invalid("this program was built without s3 (supported: a path, file://)")),
         Some(_) => Err(invalid("unknown scheme (supported: a path, file://, s3://)")),
         None => directory(url),
     }
@@ -76,7 +70,6 @@ fn real(path: PathBuf) -> PathBuf {
     }
 }
 
-#[cfg(feature = "s3")]
 fn bucket(rest: &str) -> Result<Location> {
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
@@ -121,18 +114,15 @@ fn bucket(rest: &str) -> Result<Location> {
     Ok(Location::Bucket { bucket: bucket.to_owned(), prefix, options })
 }
 
-#[cfg(feature = "s3")]
 fn is_plain_http(endpoint: &str) -> bool {
     let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
     host.is_some_and(|h| !h.is_empty() && !h.contains(['@', '?', '#', '&', '%']) && h.chars().all(|c| c.is_ascii_graphic()))
 }
 
-#[cfg(feature = "s3")]
 fn is_key_name(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_/:".contains(c))
 }
 
-#[cfg(feature = "s3")]
 impl BucketOptions {
     /// The options as part of a URL, or nothing.
     pub(crate) fn to_query(&self) -> String {
@@ -165,16 +155,10 @@ pub(crate) fn of_path(path: &Path) -> String {
 }
 
 fn decode(text: &str) -> Result<String> {
-    let bad = || invalid("'%' must be followed by two hexadecimal digits, and the result must be UTF-8");
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut parts = text.split('%');
-    bytes.extend(parts.next().unwrap_or_default().bytes());
-    for part in parts {
-        let digits = part.get(..2).ok_or_else(bad)?;
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
-        bytes.extend(part[2..].bytes());
-    }
-    String::from_utf8(bytes).map_err(|_| bad())
+    let complete = |part: &str| part.get(..2).is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+    let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| text.split('%').skip(1).all(complete));
+    let decoded = decoded.ok_or_else(|| invalid("'%' must be followed by two hexadecimal digits, and the result must be UTF-8"));
+    Ok(decoded?.into_owned())
 }
 
 fn invalid(problem: &str) -> Failure {

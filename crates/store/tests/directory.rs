@@ -223,12 +223,9 @@ async fn a_killed_process_leaves_whole_objects() {
     let (store, temporary) = open().await;
     let root = temporary.path().join("root");
     for round in 0..5 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_that_writes_until_killed"])
-            .env(CHILD, &root)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "child_that_writes_until_killed"]).env(CHILD, &root).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
         let limit = Instant::now() + Duration::from_secs(30);
         while !root.join(format!("new/{round}")).exists() {
             assert!(Instant::now() < limit && child.try_wait().unwrap().is_none(), "the child writes nothing");

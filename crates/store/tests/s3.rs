@@ -1,7 +1,5 @@
 //! What is special about a bucket: credentials, and servers that are not there.
 
-#![cfg(feature = "s3")]
-
 use std::process::Command;
 
 use harness::{Auth, Server};

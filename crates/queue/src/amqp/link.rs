@@ -4,6 +4,7 @@
 //! a request at intervals, so that a dead connection is noticed.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -26,7 +27,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::message::{properties, queue_name, text};
+use super::message::{properties, text};
 use super::options::Options;
 use crate::{Channel, Error, Message};
 
@@ -51,54 +52,77 @@ const NOT_ALLOWED: u16 = 530;
 type Stream = AsyncTcpStream<<async_rs::Tokio as Reactor>::TcpStream>;
 
 /// Why a request failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// The link is gone; a new one may succeed.
+    #[error("{0}")]
     Lost(String),
     /// The link is alive, but the broker did not accept a message.
+    #[error("{0}")]
     NotTaken(String),
     /// A person must act.
+    #[error(transparent)]
     Lasting(Error),
 }
 
-/// The broker's product and version.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Server {
-    product: String,
-    version: String,
-}
-
-impl Server {
-    pub(super) fn name(&self) -> String {
-        format!("{} {}", self.product, self.version)
-    }
-
-    /// Whether a queue can have its own time limit for settling.
-    fn takes_consumer_timeout(&self) -> bool {
-        self.is_at_least(3, 12)
-    }
-
-    /// RabbitMQ of this or a later version.
-    fn is_at_least(&self, major: u32, minor: u32) -> bool {
-        let mut numbers = self.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-        self.product == "RabbitMQ" && (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
-    }
+/// Whether a queue of this server can have its own time limit for settling: RabbitMQ 3.12 or later.
+fn takes_consumer_timeout(server: &str) -> bool {
+    let Some(version) = server.strip_prefix("RabbitMQ ") else { return false };
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(3), Some(12))
 }
 
 /// An AMQP channel with a subscription. Dropping it closes the channel, and unsettled deliveries go back to the queue.
 pub(super) struct Lane {
+    pub(super) link: Arc<Link>,
     channel: lapin::Channel,
-    /// Unsettled deliveries, if the broker's time limit must not apply to them ([`Link::hold`]).
+    /// Unsettled deliveries, if the broker's time limit must not apply to them ([`Lane::hold`]).
     held: Option<tokio::sync::Mutex<BTreeSet<DeliveryTag>>>,
 }
 
 impl Lane {
-    async fn acknowledge(&self, tag: DeliveryTag, multiple: bool) -> lapin::Result<()> {
+    /// Registers a delivery that has arrived.
+    ///
+    /// A RabbitMQ before 3.12 has one time limit for all acknowledgements, in its configuration, and closes the AMQP channel
+    /// of a job that takes longer. The limit does not apply to deliveries acknowledged in a transaction, which are
+    /// delivered again if the channel ends before the commit. So jobs are acknowledged when they arrive, and committed one by one
+    /// when they end.
+    pub(super) async fn hold(&self, tag: DeliveryTag) -> Result<(), Failure> {
+        let Some(held) = &self.held else { return Ok(()) };
+        let mut held = held.lock().await;
+        self.link.ask("hold a delivery", self.send_ack(tag, false)).await?;
+        held.insert(tag);
+        Ok(())
+    }
+
+    /// Acknowledges a delivery for good.
+    pub(super) async fn acknowledge(&self, tag: DeliveryTag) -> Result<(), Failure> {
+        let Some(held) = &self.held else {
+            return self.link.ask("acknowledge", self.send_ack(tag, false)).await;
+        };
+        let mut held = held.lock().await;
+        held.remove(&tag);
+        let others = held.last().copied();
+        let hold_others = async {
+            match others {
+                Some(last) => self.send_ack(last, true).await,
+                None => Ok(()),
+            }
+        };
+        // Sent in this order and at once, so that the broker has hardly any time to check its limit in between.
+        let (undo, commit) = (self.channel.tx_rollback(), self.channel.tx_commit());
+        self.link.ask("acknowledge", try_join4(undo, self.send_ack(tag, false), commit, hold_others)).await?;
+        Ok(())
+    }
+
+    async fn send_ack(&self, tag: DeliveryTag, multiple: bool) -> lapin::Result<()> {
         self.channel.basic_ack(tag, BasicAckOptions { multiple }).await
     }
 
-    pub(super) async fn cancel(&self, subscription: &lapin::Consumer) -> lapin::Result<()> {
-        self.channel.basic_cancel(subscription.tag(), BasicCancelOptions::default()).await
+    /// Ends the subscription; `subscription` still yields what has arrived.
+    pub(super) async fn cancel(&self, subscription: &lapin::Consumer) -> Result<(), Failure> {
+        let cancelled = self.channel.basic_cancel(subscription.tag(), BasicCancelOptions::default());
+        self.link.ask("end a subscription", cancelled).await
     }
 }
 
@@ -119,9 +143,10 @@ impl Socket {
     }
 }
 
-pub(super) struct Link {
+pub(crate) struct Link {
     options: Arc<Options>,
-    server: Server,
+    /// Product and version.
+    pub(super) server: String,
     connection: lapin::Connection,
     socket: Socket,
     /// Why the link ended.
@@ -133,32 +158,24 @@ pub(super) struct Link {
     places: Semaphore,
 }
 
+/// Without the options and the connection, which hold the user's name.
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("lost", &self.is_lost()).finish_non_exhaustive()
+    }
+}
+
 impl Link {
     pub(super) async fn open(options: &Arc<Options>) -> Result<Arc<Link>, Failure> {
         let runtime = TokioRuntime::tokio_current();
-        let limit = options.reply_timeout();
-        let server = match timeout(limit, greeting(options, &runtime)).await {
-            Ok(Ok(server)) => server,
-            Ok(Err(error)) => return Err(unreachable(options, error)),
-            Err(_) => return Err(Failure::Lost("the broker did not send a greeting".into())),
-        };
+        let limit = options.heartbeat;
+        let greeted = async { greeting(options, &runtime).await.map_err(|error| unreachable(options, error)) };
+        let server = in_time(limit, "send a greeting", greeted).await?;
         let socket = Socket::default();
         let connecting = connect(Arc::clone(options), runtime, socket.clone());
-        let connection = match timeout(2 * limit, connecting).await {
-            Ok(connection) => connection?,
-            Err(_) => {
-                socket.shut();
-                return Err(Failure::Lost("the broker did not finish the handshake".into()));
-            }
-        };
-        let control = match timeout(limit, connection.create_channel()).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(refusal(options, &error)),
-            Err(_) => {
-                socket.shut();
-                return Err(Failure::Lost("the broker did not open a channel".into()));
-            }
-        };
+        let connection = in_time(2 * limit, "finish the handshake", connecting).await.inspect_err(|_| socket.shut())?;
+        let opening = async { connection.create_channel().await.map_err(|error| refusal(options, &error)) };
+        let control = in_time(limit, "open a channel", opening).await.inspect_err(|_| socket.shut())?;
         let link = Arc::new(Link {
             options: Arc::clone(options),
             server,
@@ -178,16 +195,12 @@ impl Link {
         tokio::spawn(keep_watch(Arc::downgrade(self), name, self.options.watch_interval(), self.lost.subscribe()));
     }
 
-    pub(super) fn server(&self) -> &Server {
-        &self.server
-    }
-
     pub(super) fn is_lost(&self) -> bool {
         self.lost.borrow().is_some()
     }
 
     /// Waits for the end of the link, and returns the reason.
-    pub(super) async fn lost(&self) -> String {
+    pub(crate) async fn lost(&self) -> String {
         let mut lost = self.lost.subscribe();
         let reason = lost.wait_for(Option::is_some).await.expect("this link holds the sender");
         reason.clone().unwrap_or_default()
@@ -221,21 +234,26 @@ impl Link {
             tokio::select! {
                 biased;
                 answer = &mut request => {
-                    return answer.map_err(|error| match refusal(&self.options, &error) {
-                        Failure::Lost(reason) => self.fail(format!("cannot {what}: {reason}")),
-                        lasting => {
-                            self.fail(format!("cannot {what}: {error}"));
-                            lasting
-                        }
-                    });
+                    return answer.map_err(|error| self.refused(what, &error));
                 }
                 reason = self.lost() => return Err(Failure::Lost(reason)),
-                () = tokio::time::sleep(self.options.reply_timeout()) => {
+                () = tokio::time::sleep(self.options.heartbeat) => {
                     // A broker short of memory or disk reports it, and responds later.
                     if !self.connection.status().blocked() {
                         return Err(self.fail(format!("cannot {what}: the broker does not respond")));
                     }
                 }
+            }
+        }
+    }
+
+    /// Ends the link because the broker answers a request with an error.
+    fn refused(&self, what: &str, error: &lapin::Error) -> Failure {
+        match refusal(&self.options, error) {
+            Failure::Lost(reason) => self.fail(format!("cannot {what}: {reason}")),
+            lasting => {
+                self.fail(format!("cannot {what}: {error}"));
+                lasting
             }
         }
     }
@@ -249,7 +267,7 @@ impl Link {
     }
 
     pub(super) async fn declare(&self, channel: Channel) -> Result<(), Failure> {
-        let name = queue_name(&self.options.prefix, channel);
+        let name = self.options.queue_name(channel);
         let control = self.control.lock().await;
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let declared = control.queue_declare(name.as_str().into(), options, self.arguments(channel));
@@ -257,18 +275,23 @@ impl Link {
             Ok(_) => Ok(()),
             Err(error) if code(&error) == Some(PRECONDITION_FAILED) => {
                 self.fail(format!("cannot declare {name}: {error}"));
-                Err(Failure::Lasting(Error::Mismatch { at: self.options.address(), reason: error.to_string() }))
+                Err(Failure::Lasting(Error::Mismatch(self.options.address(), error.to_string())))
             }
-            Err(error) => self.ask(&format!("declare {name}"), async { Err(error) }).await,
+            Err(error) => Err(self.refused(&format!("declare {name}"), &error)),
         }
     }
 
     fn arguments(&self, channel: Channel) -> FieldTable {
-        let text = |value: &str| AMQPValue::LongString(value.into());
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), text("quorum"));
-        if let Some(timeout) = self.consumer_timeout() {
-            arguments.insert("x-consumer-timeout".into(), timeout);
+        let mut arguments = self.consumer_arguments();
+        let mut set = |name: &str, value: &str| {
+            arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+        };
+        set("x-queue-type", "quorum");
+        if channel != Channel::DeadLetters {
+            set("x-dead-letter-exchange", "");
+            set("x-dead-letter-routing-key", &self.options.queue_name(Channel::DeadLetters));
+            set("x-dead-letter-strategy", "at-least-once");
+            set("x-overflow", "reject-publish");
         }
         // Our own limit takes effect first; the broker's is for messages that none of our consumers sees. Without this argument,
         // RabbitMQ 4 sets a limit of 20.
@@ -277,26 +300,22 @@ impl Link {
             Channel::Jobs | Channel::Events => RETURNS * i64::from(self.options.delivery_limit),
         };
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
-        if channel == Channel::DeadLetters {
-            return arguments;
-        }
-        arguments.insert("x-dead-letter-exchange".into(), text(""));
-        let dead = queue_name(&self.options.prefix, Channel::DeadLetters);
-        arguments.insert("x-dead-letter-routing-key".into(), text(&dead));
-        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-        arguments.insert("x-overflow".into(), text("reject-publish"));
         arguments
     }
 
     /// The queue's time limit for settling, in ms; older brokers have one limit for all queues, in their configuration.
-    fn consumer_timeout(&self) -> Option<AMQPValue> {
-        let milliseconds = self.options.consumer_timeout.as_millis() as i64;
-        self.server.takes_consumer_timeout().then_some(AMQPValue::LongLongInt(milliseconds))
+    fn consumer_arguments(&self) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        if takes_consumer_timeout(&self.server) {
+            let milliseconds = self.options.consumer_timeout.as_millis() as i64;
+            arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(milliseconds));
+        }
+        arguments
     }
 
     /// Deletes a queue, and waits until its consumers know.
     pub(super) async fn delete(&self, channel: Channel) -> Result<(), Failure> {
-        let name = queue_name(&self.options.prefix, channel);
+        let name = self.options.queue_name(channel);
         let control = self.control.lock().await;
         let deleted = control.queue_delete(name.as_str().into(), QueueDeleteOptions::default());
         self.ask(&format!("delete {name}"), deleted).await?;
@@ -304,24 +323,19 @@ impl Link {
         Ok(())
     }
 
-    pub(super) async fn depth(&self, channel: Channel) -> Result<usize, Failure> {
-        let found = self.look_up(&queue_name(&self.options.prefix, channel)).await?;
-        Ok(found.message_count() as usize)
-    }
-
     pub(super) async fn purge(&self, channel: Channel) -> Result<(), Failure> {
-        let name = queue_name(&self.options.prefix, channel);
+        let name = self.options.queue_name(channel);
         let control = self.control.lock().await;
         self.ask(&format!("empty {name}"), control.queue_purge(name.as_str().into(), QueuePurgeOptions::default())).await?;
         Ok(())
     }
 
-    pub(super) async fn has_consumers(&self, channel: Channel) -> Result<bool, Failure> {
-        let found = self.look_up(&queue_name(&self.options.prefix, channel)).await?;
-        Ok(found.consumer_count() > 0)
+    /// The numbers of messages that wait and of consumers.
+    pub(super) async fn look_up(&self, channel: Channel) -> Result<lapin::Queue, Failure> {
+        self.look_up_name(&self.options.queue_name(channel)).await
     }
 
-    async fn look_up(&self, name: &str) -> Result<lapin::Queue, Failure> {
+    async fn look_up_name(&self, name: &str) -> Result<lapin::Queue, Failure> {
         let control = self.control.lock().await;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         self.ask(&format!("look up {name}"), control.queue_declare(name.into(), options, FieldTable::default())).await
@@ -339,7 +353,7 @@ impl Link {
                 *control = self.ask("open a channel", self.connection.create_channel()).await?;
                 Ok(false)
             }
-            Err(error) => self.ask("ask for the leadership", async { Err(error) }).await,
+            Err(error) => Err(self.refused("ask for the leadership", &error)),
         }
     }
 
@@ -349,7 +363,7 @@ impl Link {
     /// confirmation a returned message arrives with.
     pub(super) async fn publish(&self, channel: Channel, messages: &[Message]) -> Result<(), Failure> {
         let _place = self.places.acquire().await.expect("never closed");
-        let queue = queue_name(&self.options.prefix, channel);
+        let queue = self.options.queue_name(channel);
         let publisher = self.publisher().await?;
         let mut confirmations = Vec::with_capacity(messages.len());
         for message in messages {
@@ -385,56 +399,23 @@ impl Link {
         Ok(channel)
     }
 
-    pub(super) async fn subscribe(&self, channel: Channel, prefetch: u16) -> Result<(Lane, lapin::Consumer), Failure> {
-        let name = queue_name(&self.options.prefix, channel);
+    pub(super) async fn subscribe(self: &Arc<Link>, channel: Channel, prefetch: u16) -> Result<(Lane, lapin::Consumer), Failure> {
+        let name = self.options.queue_name(channel);
         let lane = self.ask("open a channel", self.connection.create_channel()).await?;
-        let holds = channel == Channel::Jobs && !self.server.takes_consumer_timeout();
+        let holds = channel == Channel::Jobs && !takes_consumer_timeout(&self.server);
         if holds {
             self.ask("start a transaction", lane.tx_select()).await?;
         }
         self.ask("set the prefetch", lane.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
-        let mut arguments = FieldTable::default();
-        if let Some(timeout) = self.consumer_timeout() {
-            arguments.insert("x-consumer-timeout".into(), timeout);
-        }
-        let subscribed = lane.basic_consume(name.as_str().into(), "".into(), BasicConsumeOptions::default(), arguments);
+        let (options, arguments) = (BasicConsumeOptions::default(), self.consumer_arguments());
+        let subscribed = lane.basic_consume(name.as_str().into(), "".into(), options, arguments);
         let consumer = self.ask(&format!("consume {name}"), subscribed).await?;
-        Ok((Lane { channel: lane, held: holds.then(Default::default) }, consumer))
+        Ok((Lane { link: Arc::clone(self), channel: lane, held: holds.then(Default::default) }, consumer))
     }
+}
 
-    /// Registers a delivery that has arrived.
-    ///
-    /// A RabbitMQ before 3.12 has one time limit for all acknowledgements, in its configuration, and closes the AMQP channel
-    /// of a job that takes longer. The limit does not apply to deliveries acknowledged in a transaction, which are
-    /// delivered again if the channel ends before the commit. So jobs are acknowledged when they arrive, and committed one by one
-    /// when they end.
-    pub(super) async fn hold(&self, lane: &Lane, tag: DeliveryTag) -> Result<(), Failure> {
-        let Some(held) = &lane.held else { return Ok(()) };
-        let mut held = held.lock().await;
-        self.ask("hold a delivery", lane.acknowledge(tag, false)).await?;
-        held.insert(tag);
-        Ok(())
-    }
-
-    /// Acknowledges a delivery for good.
-    pub(super) async fn acknowledge(&self, lane: &Lane, tag: DeliveryTag) -> Result<(), Failure> {
-        let Some(held) = &lane.held else {
-            return self.ask("acknowledge", lane.acknowledge(tag, false)).await;
-        };
-        let mut held = held.lock().await;
-        held.remove(&tag);
-        let others = held.last().copied();
-        let hold_others = async {
-            match others {
-                Some(last) => lane.acknowledge(last, true).await,
-                None => Ok(()),
-            }
-        };
-        // Sent in this order and at once, so that the broker has hardly any time to check its limit in between.
-        let (undo, commit) = (lane.channel.tx_rollback(), lane.channel.tx_commit());
-        self.ask("acknowledge", try_join4(undo, lane.acknowledge(tag, false), commit, hold_others)).await?;
-        Ok(())
-    }
+async fn in_time<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    timeout(limit, work).await.unwrap_or_else(|_| Err(Failure::Lost(format!("the broker did not {what}"))))
 }
 
 /// Handles lapin's own reports about the connection.
@@ -472,7 +453,7 @@ async fn keep_watch(link: Weak<Link>, watched: String, every: Duration, mut lost
             link.fail("the connection is closed");
         } else if !link.connection.status().blocked() {
             // A failure ends the link by itself.
-            let _ = link.look_up(&watched).await;
+            let _ = link.look_up_name(&watched).await;
         }
     }
 }
@@ -495,7 +476,7 @@ async fn connect(options: Arc<Options>, runtime: TokioRuntime, socket: Socket) -
         uri,
         runtime,
         async move |_, runtime| {
-            let stream = timeout(dialled.reply_timeout(), dial(&dialled, &runtime, &socket)).await;
+            let stream = timeout(dialled.heartbeat, dial(&dialled, &runtime, &socket)).await;
             Ok(stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
         },
         named,
@@ -517,7 +498,7 @@ async fn dial(options: &Options, runtime: &TokioRuntime, socket: &Socket) -> io:
 }
 
 /// Reads the broker's product and version, which lapin does not expose.
-async fn greeting(options: &Options, runtime: &TokioRuntime) -> io::Result<Server> {
+async fn greeting(options: &Options, runtime: &TokioRuntime) -> io::Result<String> {
     let mut stream = dial(options, runtime, &Socket::default()).await?;
     stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
     stream.flush().await?;
@@ -533,7 +514,7 @@ async fn greeting(options: &Options, runtime: &TokioRuntime) -> io::Result<Serve
     let start = frame.strip_prefix(&[0, 10, 0, 10]).and_then(|body| lapin::protocol::connection::parse_start(body).ok());
     let (_, start) = start.ok_or_else(|| io::Error::other("the broker's greeting cannot be read"))?;
     let property = |name| text(&start.server_properties, name).unwrap_or_else(|| "unknown".into());
-    Ok(Server { product: property("product"), version: property("version") })
+    Ok(format!("{} {}", property("product"), property("version")))
 }
 
 fn code(error: &lapin::Error) -> Option<u16> {
@@ -564,7 +545,7 @@ fn unreachable(options: &Options, error: io::Error) -> Failure {
 }
 
 fn refused(options: &Options, reason: String) -> Failure {
-    Failure::Lasting(Error::Refused { at: options.address(), reason })
+    Failure::Lasting(Error::Refused(options.address(), reason))
 }
 
 #[cfg(test)]
@@ -573,10 +554,9 @@ mod tests {
 
     #[test]
     fn versions_compare_by_number() {
-        let server = |product: &str, version: &str| Server { product: product.into(), version: version.into() };
-        assert!(!server("RabbitMQ", "3.10.8").is_at_least(3, 12));
-        assert!(server("RabbitMQ", "3.12.0-rc.1").is_at_least(3, 12));
-        assert!(server("RabbitMQ", "4.0.2").is_at_least(3, 12));
-        assert!(!server("Other", "9.9").is_at_least(3, 12));
+        assert!(!takes_consumer_timeout("RabbitMQ 3.10.8"));
+        assert!(takes_consumer_timeout("RabbitMQ 3.12.0-rc.1"));
+        assert!(takes_consumer_timeout("RabbitMQ 4.0.2"));
+        assert!(!takes_consumer_timeout("Other 9.9"));
     }
 }

@@ -21,10 +21,6 @@ const DEATH: &str = "x-death";
 const REASON_BYTES: usize = 16 * 1024;
 const PERSISTENT: u8 = 2;
 
-pub(super) fn queue_name(prefix: &str, channel: Channel) -> String {
-    format!("{prefix}.{}", channel.name())
-}
-
 fn channel_named(name: &str) -> Option<Channel> {
     Channel::ALL.into_iter().find(|channel| channel.name() == name)
 }

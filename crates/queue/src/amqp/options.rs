@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use url::Url;
 
-use crate::{DEFAULT_DELIVERY_LIMIT, Error};
+use crate::{Channel, DEFAULT_DELIVERY_LIMIT, Error};
 
 const USER_VARIABLE: &str = "BASIN_AMQP_USER";
 const PASSWORD_VARIABLE: &str = "BASIN_AMQP_PASSWORD";
@@ -29,6 +30,7 @@ pub(super) struct Options {
     pub(super) delivery_limit: u32,
     /// How long the broker waits for a delivery to be settled.
     pub(super) consumer_timeout: Duration,
+    /// Also the limit of one response of the broker.
     pub(super) heartbeat: Duration,
     /// How long an operation waits for the broker before it fails.
     pub(super) give_up: Duration,
@@ -114,14 +116,13 @@ impl Options {
         }
     }
 
+    pub(super) fn queue_name(&self, channel: Channel) -> String {
+        format!("{}.{}", self.prefix, channel.name())
+    }
+
     /// Host and port, without credentials.
     pub(super) fn address(&self) -> String {
         format!("{}:{}", self.host, self.port)
-    }
-
-    /// Limit of one response of the broker.
-    pub(super) fn reply_timeout(&self) -> Duration {
-        self.heartbeat
     }
 
     /// Interval of the watchdog's requests.
@@ -146,21 +147,12 @@ fn number(name: &str, value: &str, range: std::ops::RangeInclusive<u32>) -> Resu
 }
 
 fn decoded(text: &str, what: &str) -> Result<String, Error> {
-    let bytes = url_bytes(text).ok_or_else(|| invalid(format!("{what} has an invalid % sequence")))?;
-    String::from_utf8(bytes).map_err(|_| invalid(format!("{what} is not UTF-8")))
-}
-
-fn url_bytes(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::new();
-    while let Some(byte) = bytes.next() {
-        let digit = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16));
-        decoded.push(match byte {
-            b'%' => (digit(bytes.next())? * 16 + digit(bytes.next())?) as u8,
-            plain => plain,
-        });
+    let complete = |part: &str| part.get(..2).is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+    if !text.split('%').skip(1).all(complete) {
+        return Err(invalid(format!("{what} has an invalid % sequence")));
     }
-    Some(decoded)
+    let decoded = percent_decode_str(text).decode_utf8().map_err(|_| invalid(format!("{what} is not UTF-8")))?;
+    Ok(decoded.into_owned())
 }
 
 fn invalid(reason: impl Into<String>) -> Error {
@@ -173,10 +165,8 @@ mod tests {
 
     #[test]
     fn a_url_is_read() {
-        let options = Options::parse(
-            "amqps://us%20er:p%40ss@[::1]/a%2fb?prefix=x.y&delivery_limit=7&consumer_timeout=1&heartbeat=5&give_up=9&ca_file=/ca",
-        )
-        .unwrap();
+        let query = "prefix=x.y&delivery_limit=7&consumer_timeout=1&heartbeat=5&give_up=9&ca_file=/ca";
+        let options = Options::parse(&format!("amqps://us%20er:p%40ss@[::1]/a%2fb?{query}")).unwrap();
         assert!(options.tls);
         assert_eq!((options.host.as_str(), options.port, options.vhost.as_str()), ("::1", 5671, "a/b"));
         assert_eq!((options.user.as_str(), options.password().unwrap().as_str()), ("us er", "p@ss"));

@@ -9,23 +9,13 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Patience {
-    give_up: Duration,
-    deadline: Instant,
+    pub(super) deadline: Instant,
     pause: Duration,
 }
 
 impl Patience {
     pub(super) fn new(give_up: Duration) -> Patience {
-        Patience { give_up, deadline: Instant::now() + give_up, pause: SHORTEST }
-    }
-
-    pub(super) fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
-    /// Starts anew, after a success.
-    pub(super) fn renew(&mut self) {
-        *self = Patience::new(self.give_up);
+        Patience { deadline: Instant::now() + give_up, pause: SHORTEST }
     }
 
     /// Waits before the next attempt. `false`: the deadline has passed.
@@ -51,7 +41,7 @@ mod tests {
     fn pauses_grow_and_end() {
         for jitter in [0.5, 0.999] {
             let start = Instant::now();
-            let mut patience = Patience { deadline: start + Duration::from_secs(60), ..Patience::new(Duration::from_secs(60)) };
+            let mut patience = Patience { deadline: start + Duration::from_secs(60), pause: SHORTEST };
             let (mut now, mut pauses) = (start, 0);
             while now < patience.deadline {
                 let wake = patience.wake(now, jitter);
