@@ -95,7 +95,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         rows.push((label.clone(), frames));
     }
-    let target = film::frame(&projected.target, r);
+    let target = film::frame(&projected.stored.target, r);
     let none = EditRequest { fine_tuned: !args.untuned, ..EditRequest::default() };
     let projection = film::frame(&projected.edit(&model, &directions, &none)?.inverted, r);
     for (path, out) in args.out.iter().zip(out) {

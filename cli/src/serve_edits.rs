@@ -67,7 +67,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             (Models::Home { home: place.clone(), cache: Cache::new(dir, args.model_cache_bytes) }, Runs::Home(place))
         }
     };
-    let editor = Editor::start(models, runs).context("cannot start the editor's thread")?;
+    let editor = Editor::new(models, runs);
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let shutdown = CancellationToken::new();
     on_signals(shutdown.clone(), || true).context("cannot listen for signals")?;

@@ -90,8 +90,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         checkpoint_every: Duration::from_secs(args.checkpoint_every),
         drain_after: args.drain_after.map(Duration::from_secs),
         max_runtime: args.max_runtime.map(Duration::from_secs),
-        record: None,
         version: env!("CARGO_PKG_VERSION").into(),
+        ..Config::default()
     };
     let token = CancellationToken::new();
     let note = || {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use store::{ErrorKind, ObjectInfo, PutNew, Store};
+use store::{ErrorKind, ObjectInfo, PIECE, PutNew, Store};
 
 #[cfg(feature = "s3")]
 macro_rules! contract {
@@ -228,8 +228,6 @@ async fn download(store: &Store, key: &str) -> Vec<u8> {
     content
 }
 
-/// Size of what is sent and read in one piece.
-const PIECE: usize = 8 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn in_an_hour() -> SystemTime {
