@@ -1,6 +1,7 @@
 //! A fleet's home in a folder, with the bundled model, and an image beside it.
 
 use std::fs;
+use std::path::Path;
 
 use proto::{Job, LatentSearch, ModelRef, Params, hex_sha256};
 use store::Store;
@@ -17,28 +18,11 @@ pub struct Home {
 impl Home {
     pub async fn open() -> Home {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        fs::create_dir_all(dir.path().join("home/models")).expect("writable");
         fs::create_dir(dir.path().join("data")).expect("writable");
         fs::copy(root().join("samples/images/bag_00_centred.png"), dir.path().join("data/bag.png")).expect("a sample");
+        let model = push_model(dir.path(), "fashion32");
         let store = Store::open(&dir.path().join("home").to_string_lossy()).await.expect("a folder");
-        let model = ModelRef { name: "fashion32".into(), digest: String::new(), resolution: 32 };
-        let mut home = Home { store, model, dir };
-        home.model = home.push("fashion32");
-        home
-    }
-
-    /// Copies the bundled model to the home, under that name.
-    pub fn push(&self, name: &str) -> ModelRef {
-        let place = self.dir.path().join("home/models").join(name);
-        fs::create_dir_all(&place).expect("writable");
-        for file in fs::read_dir(root().join("models/fashion32")).expect("the bundled model") {
-            let file = file.expect("readable");
-            fs::copy(file.path(), place.join(file.file_name())).expect("writable");
-        }
-        let manifest = fs::read_to_string(place.join("model.json")).expect("readable");
-        let manifest = manifest.replace("\"fashion32\"", &format!("{name:?}"));
-        fs::write(place.join("model.json"), &manifest).expect("writable");
-        ModelRef { name: name.into(), digest: hex_sha256(manifest.as_bytes()), resolution: 32 }
+        Home { store, model, dir }
     }
 
     /// A short job for the image.
@@ -58,6 +42,20 @@ impl Home {
         bytes[5000] ^= 1;
         fs::write(file, bytes).expect("writable");
     }
+}
+
+/// Copies the bundled model to `<dir>/home/models/<name>`, under that name.
+pub fn push_model(dir: &Path, name: &str) -> ModelRef {
+    let place = dir.join("home/models").join(name);
+    fs::create_dir_all(&place).expect("writable");
+    for file in fs::read_dir(root().join("models/fashion32")).expect("the bundled model") {
+        let file = file.expect("readable");
+        fs::copy(file.path(), place.join(file.file_name())).expect("writable");
+    }
+    let manifest = fs::read_to_string(place.join("model.json")).expect("readable");
+    let manifest = manifest.replace("\"fashion32\"", &format!("{name:?}"));
+    fs::write(place.join("model.json"), &manifest).expect("writable");
+    ModelRef { name: name.into(), digest: hex_sha256(manifest.as_bytes()), resolution: 32 }
 }
 
 /// A job for an image of a bag, without box and mask.

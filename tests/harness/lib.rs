@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 pub use faulty_s3::{S3, Weather};
 pub use fleet::{Fleet, TOKEN, http, long, short};
-pub use home::{Home, job};
+pub use home::{Home, job, push_model};
 pub use otlp::{Attributes, Heard, Metric, Otlp, Span};
 pub use process::{Process, pass};
 pub use proxy::{Flow, Proxy};

@@ -55,7 +55,7 @@ impl Attempt {
         shared.queue.publish(Channel::Events, parcel).instrument(span).await
     }
 
-    /// Gives the job back without an outcome. One that is not `queued` is published again when its run resumes.
+    /// Releases the job without an outcome. The coordinator publishes one that is not `queued` again when its run resumes.
     pub async fn release(self, shared: &Shared, queued: bool) -> Result<(), Error> {
         self.tell(shared, What::Released { queued }).await?;
         CrashPoint::ReleaseTold.pass();
@@ -87,7 +87,7 @@ impl Attempt {
     /// The failure record first, then the event, then the dead letter.
     async fn reject(self, shared: &Shared, reason: FailureReason, message: String) -> Result<(), Error> {
         let job = &self.job;
-        self.span.fail(reason);
+        trace::fail(&self.span.span, reason.as_str());
         tracing::warn!(run = job.run, image = job.image, reason = reason.as_str(), message, "failed");
         let failure = Failure::of(job, reason, message);
         let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");

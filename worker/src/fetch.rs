@@ -329,10 +329,10 @@ async fn read_mask(dataset: &Store, key: &str, planned: &str) -> Result<Bitmap, 
 fn decode(job: &Job, bytes: &[u8], file: Option<Bitmap>, resolution: u32) -> Result<(Decoded, Option<Photo>), CodecError> {
     let photo = codec::read(bytes)?;
     let mask = match &job.mask {
-        Some(Mask::Polygons(polygons)) => Some(outline::polygons(polygons, photo.width, photo.height)),
-        Some(Mask::Runs { height, width, .. }) if (*width, *height) != (photo.width, photo.height) => {
+        Some(Mask::Polygons(polygons)) => Some(outline::polygons(polygons, photo.width(), photo.height())),
+        Some(Mask::Runs { height, width, .. }) if (*width, *height) != (photo.width(), photo.height()) => {
             let problem = format!("is {width} x {height} pixels");
-            return Err(CodecError::BadMask { width: photo.width, height: photo.height, problem });
+            return Err(CodecError::BadMask { width: photo.width(), height: photo.height(), problem });
         }
         Some(Mask::Runs { height, width, lengths }) => Some(outline::runs(lengths, *width, *height)),
         Some(Mask::File { .. }) => file,

@@ -24,7 +24,6 @@ use crate::{Config, metrics};
 /// What the devices do now.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Working {
-    /// The batch's run.
     pub run: String,
     /// Images in the batch.
     pub images: usize,
@@ -39,25 +38,19 @@ pub struct Working {
 /// What leaves the devices.
 pub enum Output {
     Solved(Box<Solved>),
-    /// Its image stays on the devices.
-    Checkpoint(SavedCheckpoint),
-    Unfinished(Box<Unfinished>),
-}
-
-pub struct SavedCheckpoint {
-    pub run: String,
-    pub image: String,
-    /// Name of the attempt.
-    pub attempt: String,
-    pub bytes: Vec<u8>,
-}
-
-/// An image whose job is released.
-pub struct Unfinished {
-    pub attempt: Attempt,
-    pub checkpoint: Vec<u8>,
-    /// Whether the job goes back to the queue; if not, its run is not to be computed now.
-    pub queued: bool,
+    /// The image stays on the devices. `attempt` is a name.
+    Checkpoint {
+        run: String,
+        image: String,
+        attempt: String,
+        bytes: Vec<u8>,
+    },
+    /// The job is released. If it is not `queued` again, its run is not to be computed now.
+    Unfinished {
+        attempt: Box<Attempt>,
+        checkpoint: Vec<u8>,
+        queued: bool,
+    },
 }
 
 /// An image whose search is finished, with all its seconds of device work: those of a batch are divided by its images.
@@ -191,7 +184,7 @@ impl Thread {
             if due || work.searched[i] {
                 let Attempt { job, name, .. } = &work.images[i].attempt;
                 let (run, image, attempt) = (job.run.clone(), job.image.clone(), name.clone());
-                self.send(Output::Checkpoint(SavedCheckpoint { run, image, attempt, bytes: work.checkpoint(i) }));
+                self.send(Output::Checkpoint { run, image, attempt, bytes: work.checkpoint(i) });
             }
         }
     }
@@ -199,7 +192,7 @@ impl Thread {
     fn release(&self, work: Work, queued: bool) {
         let checkpoints: Vec<Vec<u8>> = (0..work.images.len()).map(|i| work.checkpoint(i)).collect();
         for (image, checkpoint) in work.images.into_iter().zip(checkpoints) {
-            self.send(Output::Unfinished(Box::new(Unfinished { attempt: image.attempt, checkpoint, queued })));
+            self.send(Output::Unfinished { attempt: Box::new(image.attempt), checkpoint, queued });
         }
     }
 

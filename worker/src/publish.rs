@@ -19,7 +19,7 @@ use tracing::Instrument;
 use crate::attempt::{Attempt, Shared, settle};
 use crate::fate::{Fate, JobError, fate};
 use crate::fetch::Loaded;
-use crate::project::{Output, SavedCheckpoint, Solved, Unfinished};
+use crate::project::{Output, Solved};
 use crate::run_control::RunControl;
 use crate::{Error, metrics};
 
@@ -37,45 +37,36 @@ pub async fn run(shared: &Shared, mut outputs: mpsc::Receiver<Output>) -> Result
                 let (span, results) = (attempt.span.span.clone(), attempt.results(shared)?);
                 publish(shared, &results, *solved).instrument(span).await?;
             }
-            Output::Checkpoint(SavedCheckpoint { run, image, attempt, bytes }) => {
+            Output::Checkpoint { run, image, attempt, bytes } => {
                 // The last sweep of a finished run is over; the devices learn of its end within seconds.
                 if !control.is_finished(&run).await {
                     save(&shared.runs.of(&run)?, &image, &attempt, bytes).await?;
                 }
             }
-            Output::Unfinished(unfinished) => {
-                let finished = control.is_finished(&unfinished.attempt.job.run).await;
-                release(shared, *unfinished, finished).await?;
+            Output::Unfinished { attempt, checkpoint, queued } => {
+                let results = attempt.results(shared)?;
+                if control.is_finished(&attempt.job.run).await {
+                    forget(&results, &attempt).await?;
+                } else {
+                    save(&results, &attempt.job.image, &attempt.name, checkpoint).await?;
+                }
+                attempt.release(shared, queued).await?;
             }
         }
     }
     Ok(())
 }
 
-/// Saves the checkpoint of an unfinished image, unless its run is `finished`, and gives its job back.
-async fn release(shared: &Shared, unfinished: Unfinished, finished: bool) -> Result<(), Error> {
-    let Unfinished { attempt, checkpoint, queued } = unfinished;
-    let results = attempt.results(shared)?;
-    if finished {
-        forget(&results, &attempt).await?;
-    } else {
-        save(&results, &attempt.job.image, &attempt.name, checkpoint).await?;
-    }
-    attempt.release(shared, queued).await
-}
-
 /// If the checkpoint cannot be written, only time is lost until the next one.
 async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) -> Result<(), Error> {
     let Err(source) = put_checkpoint(results, image, attempt, checkpoint).await else { return Ok(()) };
     let error = JobError::Checkpoint(source);
-    match fate(&error, 1) {
-        Fate::Continue => {
-            tracing::warn!(image, error = chain(&error), "the checkpoint is lost");
-            metrics::CHECKPOINTS.record(1.0, &[("outcome", "failed")]);
-            Ok(())
-        }
-        Fate::Retry(_) | Fate::Reject(_) | Fate::Release | Fate::Crash => Err(error.into()),
+    if fate(&error, 1) != Fate::Continue {
+        return Err(error.into());
     }
+    tracing::warn!(image, error = chain(&error), "the checkpoint is lost");
+    metrics::CHECKPOINTS.record(1.0, &[("outcome", "failed")]);
+    Ok(())
 }
 
 /// A checkpoint is progress: the attempt no longer counts as one that never ended.
@@ -396,7 +387,7 @@ mod tests {
         let attempt = Attempt { name: format!("{number:012x}"), ..Attempt::begin(shared, delivery, job) };
         let (found, photo, checkpoint) = (None, None, None);
         let crop = codec::Crop { x: 0, y: 0, side: 4 };
-        let frame = Decoded { pixels, bbox: None, mask: None, object: None, original: (4, 4), crop };
+        let frame = Decoded { pixels, bbox: None, mask: None, object: None, crop };
         let image = Loaded { attempt, model, frame, photo, found, checkpoint, seconds: 1.0, suspect: false };
         Solved { image, solution: Ok(solution) }
     }

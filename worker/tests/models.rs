@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::cache::Slot;
 use engine::{Cache, Models};
-use harness::Home;
+use harness::{Home, push_model};
 use proto::{Event, What};
 use queue::{Channel, Queue};
 use store::Runs;
@@ -77,13 +77,13 @@ async fn who_waits_for_anothers_copy_says_so_and_leaves_when_asked() {
 #[tokio::test]
 async fn a_model_that_is_damaged_in_the_home_fails_no_image_and_stops_no_other_run() {
     let home = Home::open().await;
-    let other = home.push("other");
+    let other = push_model(home.dir.path(), "other");
     home.damage("home/models/fashion32");
     let queue = Queue::open("embedded:").await.unwrap();
     for (run, model) in [("damaged", &home.model), ("whole", &other)] {
         queue.publish(Channel::Jobs, home.job(run, model).await.encode()).await.unwrap();
     }
     succeeds(&home, &queue, "whole").await;
-    home.push("fashion32");
+    push_model(home.dir.path(), "fashion32");
     succeeds(&home, &queue, "damaged").await;
 }

@@ -225,7 +225,7 @@ mod tests {
                     fs::write(blank.dir().join("file"), vec![0; bytes]).unwrap();
                     blank.keep().unwrap();
                 }
-                Slot::Busy => panic!("nobody else is here"),
+                Slot::Busy => panic!("no other process is here"),
             }
         }
     }
@@ -321,15 +321,15 @@ mod tests {
     fn halves_of_killed_processes_make_room_and_what_is_not_ours_stays() {
         let (cache, _alive) = open(10);
         let blank = cache.open(&name('a')).unwrap();
-        for other in [format!("{}.part", name('b')), "of-somebody-else".into()] {
+        for other in [format!("{}.part", name('b')), "of-another".into()] {
             fs::create_dir(cache.dir.join(&other)).unwrap();
             fs::write(cache.dir.join(&other).join("file"), vec![0; 25]).unwrap();
         }
         assert!(cache.make_room(10).unwrap());
         assert!(cache.part(&name('a')).exists() && !cache.part(&name('b')).exists());
-        assert!(cache.dir.join("of-somebody-else/file").exists());
+        assert!(cache.dir.join("of-another/file").exists());
         drop(blank);
-        assert_eq!(cache.open("../of-somebody-else").err().unwrap().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(cache.open("../of-another").err().unwrap().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

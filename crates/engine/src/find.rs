@@ -150,7 +150,7 @@ fn usual(photo: &Photo, bbox: Option<Box2d>, statistics: &ObjectStatistics) -> T
     let Some(Box2d { x, y, width, height }) = bbox else { return tensor(photo, None) };
     let (unit, r) = (statistics.at(1.0), statistics.resolution);
     let side = (height / unit.size.0).max(width / unit.size.1);
-    // Of each axis the part that is visible, in pixels of the image, and the same in those of the result.
+    // For each axis, the part that is visible: in pixels of the image, and in pixels of the result.
     let axis = |start: f64, length: f64, center: f64, size: u32| {
         let from = start + length / 2.0 - center * side;
         let visible = (from.max(0.0), (from + side).min(f64::from(size)));
@@ -158,8 +158,8 @@ fn usual(photo: &Photo, bbox: Option<Box2d>, statistics: &ObjectStatistics) -> T
         let (first, last) = (place(visible.0).min(r as i64 - 1), place(visible.1));
         (visible, [first, r as i64 - last.max(first + 1)])
     };
-    let (across, columns) = axis(x, width, unit.center.1, photo.width);
-    let (down, rows) = axis(y, height, unit.center.0, photo.height);
+    let (across, columns) = axis(x, width, unit.center.1, photo.width());
+    let (down, rows) = axis(y, height, unit.center.0, photo.height());
     let part = Box2d { x: across.0, y: down.0, width: across.1 - across.0, height: down.1 - down.0 };
     let size = [r as i64 - rows[0] - rows[1], r as i64 - columns[0] - columns[1]];
     let small = tensor(photo, Some(part)).unsqueeze(0).internal_upsample_bilinear2d_aa(size, false, None, None);
@@ -179,8 +179,8 @@ fn bounded(image: &Tensor) -> Tensor {
 
 /// An image, or a box of it, as `[3, h, w]` in [-1, 1]. A box is rounded outwards to whole pixels, and holds one at least.
 pub(crate) fn tensor(photo: &Photo, bbox: Option<Box2d>) -> Tensor {
-    let (width, height) = (i64::from(photo.width), i64::from(photo.height));
-    let bytes = Tensor::from_slice(&photo.samples).view([height, width, 3]);
+    let (width, height) = (i64::from(photo.width()), i64::from(photo.height()));
+    let bytes = Tensor::from_slice(photo).view([height, width, 3]);
     let part = match bbox {
         Some(Box2d { x, y, width: w, height: h }) => {
             let range = |start: f64, length: f64, size: i64| {
@@ -197,8 +197,8 @@ pub(crate) fn tensor(photo: &Photo, bbox: Option<Box2d>) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
+    use harness::root;
+    use image::Rgb;
     use projector::nn::{mask_rcnn, resnet};
     use proto::Object;
 
@@ -247,10 +247,9 @@ mod tests {
 
     #[test]
     fn the_image_is_framed_around_the_detection_and_all_of_it_is_taken_where_none_fits() {
-        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/fashion32");
-        let mut model = crate::load(&bundled).expect("the bundled model");
+        let mut model = crate::load(&root().join("models/fashion32")).expect("the bundled model");
         let finder = Finder { device: Device::Cpu, classifier: Some(Classifier::Perceptual), detector: Some(detector()) };
-        let bytes = std::fs::read(bundled.join("../../samples/images/bag_00_centred.png")).expect("a sample");
+        let bytes = std::fs::read(root().join("samples/images/bag_00_centred.png")).expect("a sample");
         let photo = codec::read(&bytes).expect("a PNG");
         let whole = codec::frame(&photo, None, None, 32).expect("a frame");
         let detections = finder.detector.as_ref().expect("it has one").detect(&tensor(&photo, None));
@@ -288,10 +287,8 @@ mod tests {
 
     #[test]
     fn an_object_is_shown_where_the_generator_has_its_own() {
-        let (width, height) = (10u32, 6u32);
         let inside = |x: u32, y: u32| (4..6).contains(&x) && (1..5).contains(&y);
-        let samples = (0..width * height).flat_map(|i| [if inside(i % width, i / width) { 255 } else { 0 }; 3]).collect();
-        let photo = Photo { width, height, samples };
+        let photo = Photo::from_fn(10, 6, |x, y| Rgb([if inside(x, y) { 255 } else { 0 }; 3]));
         let bbox = Box2d { x: 4.0, y: 1.0, width: 2.0, height: 4.0 };
         // Half as high as the image, and in its middle.
         let statistics = ObjectStatistics { resolution: 32.0, center: (16.0, 16.0), size: (16.0, 16.0) };
@@ -309,8 +306,7 @@ mod tests {
 
     #[test]
     fn a_crop_is_the_pixels_that_the_box_touches() {
-        let samples = (0..4 * 3 * 3).map(|i| i as u8).collect();
-        let photo = Photo { width: 4, height: 3, samples };
+        let photo = Photo::from_raw(4, 3, (0..4 * 3 * 3).collect()).expect("three bytes for each pixel");
         let crop = tensor(&photo, Some(Box2d { x: 1.2, y: 1.0, width: 1.0, height: 1.0 }));
         assert_eq!(crop.size(), [3, 1, 2]);
         let first = (crop.double_value(&[0, 0, 0]) + 1.0) * 127.5;

@@ -228,7 +228,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use harness::Home;
+    use harness::{Home, push_model};
 
     use super::*;
 
@@ -253,7 +253,7 @@ mod tests {
         let mut supply = Supply::new(Models::Home { home: home.store.clone(), cache: cache(&home) });
         assert!(supply.manifest(&job).await.is_ok());
         assert!(matches!(supply.load(&job).await, Err(SupplyError::Damaged { .. })));
-        home.push("fashion32");
+        push_model(home.dir.path(), "fashion32");
         assert!(matches!(supply.manifest(&job).await, Err(SupplyError::Damaged { .. })));
         for (when, _) in supply.damaged.values_mut() {
             *when = when.checked_sub(DAMAGE_HOLDS).unwrap();

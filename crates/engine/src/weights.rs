@@ -10,11 +10,11 @@ use projector::nn::encoder::{self, Encoder};
 use projector::nn::lpips::{self, Lpips};
 use projector::nn::{LoadError, Weights};
 use projector::{Generator, Model};
-use proto::{ClassifierKind, GeneratorKind, GeneratorManifest, ModelManifest, ModelRef, Object, hex_sha256};
+use proto::{ClassifierKind, GeneratorKind, GeneratorManifest, ModelManifest, ModelRef, Object};
 use tch::{Device, Tensor};
 
 use crate::cache::Held;
-use crate::files::{ModelError, config, fit, network, parse, read, read_manifest};
+use crate::files::{ModelError, config, network, read_manifest};
 use crate::finder::Finder;
 
 /// A model ready to project, and what is known about it.
@@ -171,14 +171,4 @@ fn load_head(weights: &mut Weights, classes: i64) -> Result<Option<Head>, LoadEr
         return Err(LoadError::Shape { name, found, expected: vec![classes, features] });
     }
     Ok(Some(Head { weight, bias: weights.take("classifier.bias", &[classes])? }))
-}
-
-/// Loads a perceptual network by itself: `perceptual.json` and `perceptual.safetensors` of `dir`, whatever else there is. Also
-/// returns the digest of both.
-pub fn load_perceptual(dir: &Path) -> Result<(Lpips, String), ModelError> {
-    let (layers, weights) = (dir.join("perceptual.json"), dir.join("perceptual.safetensors"));
-    let (json, bytes) = (read(&layers)?, read(&weights)?);
-    let config: lpips::Config = parse(&layers, &json)?;
-    let network = fit(&weights, |mut tensors| Lpips::load(&config, &mut tensors))?;
-    Ok((network, hex_sha256(&[json, bytes].concat())))
 }

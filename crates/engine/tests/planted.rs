@@ -7,8 +7,7 @@ use proto::{Box2d, LatentSearch, Params, Transform, TransformSearch};
 use tch::{Device, Kind, Tensor};
 
 fn model() -> LoadedModel {
-    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/fashion32");
-    engine::load(&dir).expect("the bundled model")
+    engine::load(&harness::root().join("models/fashion32")).expect("the bundled model")
 }
 
 /// T^-1(G(z, c)), and black where there is nothing.
