@@ -64,7 +64,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => {
             let dir = args.model_cache.unwrap_or_else(|| std::env::temp_dir().join("basin-models"));
-            (Models::Home { home: place.clone(), cache: Cache::new(dir, args.model_cache_bytes) }, Runs::Home(place))
+            (Models::Home { home: place.clone(), cache: Cache { dir, max_bytes: args.model_cache_bytes } }, Runs::Home(place))
         }
     };
     let editor = Editor::new(models, runs);

@@ -17,7 +17,7 @@ use worker::{Config, Error, Working};
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn cache(home: &Home) -> Cache {
-    Cache::new(home.dir.path().join("cache"), 1 << 30)
+    Cache { dir: home.dir.path().join("cache"), max_bytes: 1 << 30 }
 }
 
 /// A worker.

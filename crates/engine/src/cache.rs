@@ -14,8 +14,9 @@ const PART: &str = ".part";
 /// A place for folders that have a digest for a name.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    dir: PathBuf,
-    max_bytes: u64,
+    pub dir: PathBuf,
+    /// Limit of all folders together; exceeded only while they are in use.
+    pub max_bytes: u64,
 }
 
 pub enum Slot {
@@ -42,15 +43,6 @@ pub struct Blank {
 }
 
 impl Cache {
-    /// Folders in `dir`, of `max_bytes` together; more only while they are in use.
-    pub fn new(dir: PathBuf, max_bytes: u64) -> Cache {
-        Cache { dir, max_bytes }
-    }
-
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// The folder `name`. Never waits for other processes.
     pub fn open(&self, name: &str) -> io::Result<Slot> {
         if !is_digest(name) {
@@ -210,7 +202,7 @@ mod tests {
 
     fn open(max_bytes: u64) -> (Cache, tempfile::TempDir) {
         let alive = tempfile::tempdir().unwrap();
-        (Cache::new(alive.path().join("cache"), max_bytes), alive)
+        (Cache { dir: alive.path().join("cache"), max_bytes }, alive)
     }
 
     fn name(digit: char) -> String {

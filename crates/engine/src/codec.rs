@@ -48,7 +48,6 @@ pub struct Crop {
 /// Why bytes are no image in the generator's frame. The caller knows the file's name and adds it.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// Something else than an image file that is read here.
     #[error("is {found}, not a JPEG or PNG image")]
     NotAnImage { found: String },
     /// Refused by its header, before memory is taken.
@@ -57,10 +56,8 @@ pub enum CodecError {
     /// The file ends too early, contradicts itself, or uses a variant that is not read.
     #[error("cannot decode the {format} data: {problem}")]
     Broken { format: &'static str, problem: String },
-    /// The mask is not this image's, or selects nothing.
     #[error("the mask {problem} (image: {width} x {height} pixels)")]
     BadMask { width: u32, height: u32, problem: String },
-    /// The box selects nothing of the image.
     #[error(
         "box (x {}, y {}, width {}, height {}) {problem} (image: {width} x {height} pixels)",
         bbox.x, bbox.y, bbox.width, bbox.height

@@ -105,7 +105,7 @@ pub struct Projected {
     pub record: ResultRecord,
     pub stored: Stored,
     /// The generator that was fitted to the image, with its delta.
-    tuned: Option<(Box<dyn Generator>, Delta)>,
+    pub tuned: Option<(Box<dyn Generator>, Delta)>,
 }
 
 /// Reads the record of an image's result.
@@ -135,9 +135,8 @@ pub struct Stored {
     pub target: Vec<f32>,
     /// The object's pixels, `[1, 1, r, r]`: one inside.
     pub(crate) inside: Tensor,
-    /// One row for each seed.
+    /// One row for each seed, as in `c`.
     pub(crate) z: Vec<Vec<f32>>,
-    /// One row for each seed.
     pub(crate) c: Vec<Vec<f32>>,
 }
 
@@ -211,11 +210,6 @@ impl Projected {
             _ => None,
         };
         Ok(Projected { record, stored, tuned })
-    }
-
-    /// Whether there is a generator that was fitted to the image.
-    pub fn is_tuned(&self) -> bool {
-        self.tuned.is_some()
     }
 
     /// Renders an edit. `directions` are those of the model.

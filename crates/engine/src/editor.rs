@@ -62,7 +62,7 @@ pub struct Editor(Arc<Mutex<Bench>>);
 impl Editor {
     pub fn new(models: Models, runs: Runs) -> Editor {
         let (loaded, home) = match models {
-            Models::One(model) => (Some(Loaded::new(*model)), None),
+            Models::One(model) => (Some(Loaded { directions: directions(&model), model: *model }), None),
             Models::Home { home, cache } => (None, Some((home, cache))),
         };
         Editor(Arc::new(Mutex::new(Bench { home, runs, loaded, kept: VecDeque::new() })))
@@ -106,12 +106,6 @@ struct Loaded {
     directions: BTreeMap<String, Vec<f32>>,
 }
 
-impl Loaded {
-    fn new(model: LoadedModel) -> Loaded {
-        Loaded { directions: directions(&model), model }
-    }
-}
-
 impl Bench {
     async fn picture(&mut self, run: &str, image: &str, request: &EditRequest, view: View) -> Result<Vec<u8>, EditError> {
         let (model, projected) = self.at(run, image).await?;
@@ -125,7 +119,7 @@ impl Bench {
             class: projected.record.class_name.clone(),
             classes: model.model.manifest.classes.clone(),
             directions: model.directions.keys().cloned().collect(),
-            tuned: projected.is_tuned(),
+            tuned: projected.tuned.is_some(),
         })
     }
 
@@ -142,8 +136,8 @@ impl Bench {
             self.kept.clear();
             self.loaded = None;
             let model = supply::cached(home, cache, &record.model.name, digest, &Object::default()).await;
-            self.loaded =
-                Some(Loaded::new(model.map_err(|source| EditError::Model { image: image.to_owned(), source: source.into() })?));
+            let model = model.map_err(|source| EditError::Model { image: image.to_owned(), source: source.into() })?;
+            self.loaded = Some(Loaded { directions: directions(&model), model });
         }
         let loaded = self.loaded.as_ref().expect("one is loaded from the start, or just now");
         let key = (run.to_owned(), image.to_owned());

@@ -38,12 +38,10 @@ pub enum SupplyError {
     Manifest { model: String, source: DecodeError },
     #[error("cannot load model {model}")]
     Weights { model: String, source: Box<ModelError> },
-    /// The cache of models cannot be used.
     #[error("cannot use the model cache {}: choose another folder with --model-cache or BASIN_MODEL_CACHE", dir.display())]
     Cache { dir: std::path::PathBuf, source: std::io::Error },
 }
 
-/// Where models come from.
 pub enum Models {
     /// The one model of this process.
     One(Box<LoadedModel>),
@@ -55,9 +53,9 @@ impl Models {
     /// Whether the cache can be used.
     pub fn check(&self) -> Result<(), SupplyError> {
         let Models::Home { cache, .. } = self else { return Ok(()) };
-        let dir = cache.dir();
+        let dir = &cache.dir;
         let probed = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
-        probed.map(drop).map_err(|source| SupplyError::Cache { dir: dir.to_owned(), source })
+        probed.map(drop).map_err(|source| SupplyError::Cache { dir: dir.clone(), source })
     }
 }
 
@@ -140,7 +138,7 @@ fn damaged(model: &str, error: &dyn std::error::Error) -> SupplyError {
 
 /// The model from the cache. It is copied there if it is not there, and again if it was damaged there.
 pub async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str, object: &Object) -> Result<LoadedModel, SupplyError> {
-    let cache_error = |source| SupplyError::Cache { dir: cache.dir().to_owned(), source };
+    let cache_error = |source| SupplyError::Cache { dir: cache.dir.clone(), source };
     let (mut fresh, mut waits) = (false, false);
     loop {
         let (there, name) = (cache.clone(), digest.to_owned());
@@ -154,7 +152,7 @@ pub async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str, obje
             }
             Slot::Busy => {
                 if !waits {
-                    tracing::info!(model, dir = %cache.dir().display(), "another process copies the model: waiting for it");
+                    tracing::info!(model, dir = %cache.dir.display(), "another process copies the model: waiting for it");
                     waits = true;
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -195,7 +193,7 @@ async fn copy(home: &Store, cache: &Cache, model: &str, digest: &str, dir: &Path
     let prefix = keys::model_prefix(model);
     let objects = home.list(&format!("{prefix}/")).map_err(store_error)?.all().await.map_err(store_error)?;
     let (room, bytes) = (cache.clone(), objects.iter().map(|object| object.size).sum());
-    let cache_error = |source| SupplyError::Cache { dir: cache.dir().to_owned(), source };
+    let cache_error = |source| SupplyError::Cache { dir: cache.dir.clone(), source };
     if !blocking(move || room.make_room(bytes)).await.map_err(cache_error)? {
         tracing::warn!(model, bytes, "the models in use exceed the limit of the cache");
     }
@@ -233,12 +231,12 @@ mod tests {
     use super::*;
 
     fn cache(home: &Home) -> Cache {
-        Cache::new(home.dir.path().join("cache"), 1 << 30)
+        Cache { dir: home.dir.path().join("cache"), max_bytes: 1 << 30 }
     }
 
     /// The model's folder in the cache.
     fn copied(home: &Home) -> PathBuf {
-        cache(home).dir().join(&home.model.digest)
+        cache(home).dir.join(&home.model.digest)
     }
 
     async fn load(home: &Home) -> Result<LoadedModel, SupplyError> {
@@ -266,7 +264,7 @@ mod tests {
     async fn a_folder_that_cannot_be_used_is_named_with_the_cause_and_the_way_out() {
         let home = Home::open().await;
         let text = |error: SupplyError| chain(&error);
-        let below_a_file = Cache::new(home.dir.path().join("data/bag.png/cache"), 1);
+        let below_a_file = Cache { dir: home.dir.path().join("data/bag.png/cache"), max_bytes: 1 };
         let models = Models::Home { home: home.store.clone(), cache: below_a_file };
         let found = text(models.check().unwrap_err());
         for part in ["data/bag.png/cache", "--model-cache", "BASIN_MODEL_CACHE", "Not a directory"] {
@@ -274,12 +272,12 @@ mod tests {
         }
         // As on a full disk.
         let full = home.dir.path().join("full");
-        fs::create_dir_all(cache(&home).dir()).unwrap();
+        fs::create_dir_all(cache(&home).dir).unwrap();
         fs::create_dir(&full).unwrap();
         std::os::unix::fs::symlink("/dev/full", full.join("generator.safetensors")).unwrap();
         let failed = copy(&home.store, &cache(&home), "fashion32", &home.model.digest, &full).await;
         let found = text(failed.unwrap_err());
-        for part in [cache(&home).dir().to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
+        for part in [cache(&home).dir.to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
             assert!(found.contains(part), "{found}");
         }
     }
@@ -319,7 +317,7 @@ mod tests {
             let error = load(&home).await.err().unwrap();
             let text = chain(&error);
             assert!(matches!(error, SupplyError::Damaged { .. }) && text.contains(part), "{text}");
-            assert!(!copied(&home).exists() && fs::read_dir(cache(&home).dir()).unwrap().count() == 1, "only the lock is left");
+            assert!(!copied(&home).exists() && fs::read_dir(cache(&home).dir).unwrap().count() == 1, "only the lock is left");
             text
         };
         home.damage("home/models/fashion32");

@@ -51,12 +51,10 @@ impl Metric {
         Metric { name, kind, unit, description, boundaries, instrument: OnceLock::new(), observer: OnceLock::new() }
     }
 
-    /// A sum that only grows.
     pub const fn counter(name: &'static str, unit: &'static str, description: &'static str) -> Metric {
         Metric::new(name, Instrument::Counter, unit, description, &[])
     }
 
-    /// The present value.
     pub const fn gauge(name: &'static str, unit: &'static str, description: &'static str) -> Metric {
         Metric::new(name, Instrument::Gauge, unit, description, &[])
     }
