@@ -4,12 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use futures_util::{StreamExt, stream};
-use store::{ObjectInfo, Store};
+use store::{ObjectInfo, PIECE, Store};
 
-/// Objects that are copied at a time, if they have at most [`PIECE`] bytes.
+/// Objects that are copied at a time, if they have at most [`PIECE`] bytes; others are copied in pieces.
 const COPIES: usize = 16;
-/// Bytes above which an object is copied in pieces.
-const PIECE: u64 = 8 << 20;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -27,7 +25,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (mut objects, mut bytes) = (0, 0);
     let mut lister = from.list("")?;
     while let Some(page) = lister.next_page().await? {
-        let (small, large): (Vec<&ObjectInfo>, Vec<&ObjectInfo>) = page.iter().partition(|object| object.size <= PIECE);
+        let (small, large): (Vec<&ObjectInfo>, Vec<&ObjectInfo>) = page.iter().partition(|object| object.size <= PIECE as u64);
         let copies = small.iter().map(async |object| to.put(&object.key, from.get(&object.key).await?).await);
         let copies: Vec<Result<(), store::Error>> = stream::iter(copies).buffer_unordered(COPIES).collect().await;
         copies.into_iter().collect::<Result<(), _>>()?;

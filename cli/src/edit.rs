@@ -77,7 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let results = Store::open(&args.run).await.context("cannot open the run")?;
     let projected = Projected::read(&results, &args.image, &model).await?;
-    let tuned = projected.is_tuned() && !args.untuned;
+    let tuned = projected.tuned.is_some() && !args.untuned;
     note!("{} as {}, {}", args.image, projected.record.class_name, if tuned { "fine-tuned" } else { "not fine-tuned" });
 
     let requests = args.requests(&model)?;
@@ -95,7 +95,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         rows.push((label.clone(), frames));
     }
-    let target = film::frame(&projected.target, r);
+    let target = film::frame(&projected.stored.target, r);
     let none = EditRequest { fine_tuned: !args.untuned, ..EditRequest::default() };
     let projection = film::frame(&projected.edit(&model, &directions, &none)?.inverted, r);
     for (path, out) in args.out.iter().zip(out) {

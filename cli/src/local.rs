@@ -148,10 +148,9 @@ impl Local {
             devices: self.devices.clone(),
             batch_images: usize::from(self.machine.batch_images),
             checkpoint_every: Duration::from_secs(self.machine.checkpoint_every),
-            drain_after: None,
-            max_runtime: None,
             record,
             version,
+            ..worker::Config::default()
         }
     }
 

@@ -9,9 +9,6 @@ use anyhow::{Context, bail};
 use proto::{ModelManifest, RunningSha256, keys};
 use store::{ErrorKind, Store, Upload};
 
-/// Bytes of a file that are held in memory at a time.
-const PIECE: u64 = 8 << 20;
-
 #[derive(clap::Args)]
 pub struct Args {
     /// Model folder.
@@ -89,7 +86,7 @@ async fn send(path: &Path, upload: &mut Upload) -> anyhow::Result<String> {
     let mut digest = RunningSha256::default();
     loop {
         let mut piece = Vec::new();
-        if (&mut file).take(PIECE).read_to_end(&mut piece).with_context(reading)? == 0 {
+        if (&mut file).take(store::PIECE as u64).read_to_end(&mut piece).with_context(reading)? == 0 {
             return Ok(digest.hex());
         }
         digest.update(&piece);

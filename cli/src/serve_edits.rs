@@ -64,10 +64,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => {
             let dir = args.model_cache.unwrap_or_else(|| std::env::temp_dir().join("basin-models"));
-            (Models::Home { home: place.clone(), cache: Cache::new(dir, args.model_cache_bytes) }, Runs::Home(place))
+            (Models::Home { home: place.clone(), cache: Cache { dir, max_bytes: args.model_cache_bytes } }, Runs::Home(place))
         }
     };
-    let editor = Editor::start(models, runs).context("cannot start the editor's thread")?;
+    let editor = Editor::new(models, runs);
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let shutdown = CancellationToken::new();
     on_signals(shutdown.clone(), || true).context("cannot listen for signals")?;

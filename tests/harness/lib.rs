@@ -3,6 +3,7 @@
 
 mod faulty_s3;
 mod fleet;
+mod home;
 mod otlp;
 mod process;
 mod proxy;
@@ -15,10 +16,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use proto::{ModelRef, hex_sha256};
-
 pub use faulty_s3::{S3, Weather};
 pub use fleet::{Fleet, TOKEN, http, long, short};
+pub use home::{Home, job, push_model};
 pub use otlp::{Attributes, Heard, Metric, Otlp, Span};
 pub use process::{Process, pass};
 pub use proxy::{Flow, Proxy};
@@ -77,18 +77,4 @@ pub fn wait_for(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
 pub fn signal(id: u32, name: &str) {
     let sent = Command::new("kill").args([format!("-{name}"), id.to_string()]).status().expect("kill runs");
     assert!(sent.success());
-}
-
-/// Copies the bundled model to `<dir>/home/models/<name>`, under that name.
-pub fn push_model(dir: &Path, name: &str) -> ModelRef {
-    let place = dir.join("home/models").join(name);
-    fs::create_dir_all(&place).expect("writable");
-    for file in fs::read_dir(root().join("models/fashion32")).expect("the bundled model") {
-        let file = file.expect("readable");
-        fs::copy(file.path(), place.join(file.file_name())).expect("writable");
-    }
-    let manifest = fs::read_to_string(place.join("model.json")).expect("readable");
-    let manifest = manifest.replace("\"fashion32\"", &format!("{name:?}"));
-    fs::write(place.join("model.json"), &manifest).expect("writable");
-    ModelRef { name: name.into(), digest: hex_sha256(manifest.as_bytes()), resolution: 32 }
 }

@@ -436,8 +436,8 @@ fn a_generator_is_fitted_to_each_image_and_its_edits_are_blended_back() {
         let (x, y) = ((i % 32) as f64, (i % 1024 / 32) as f64);
         bbox.is_none_or(|b| x >= b.x - 1.0 && x <= b.x + b.width + 1.0 && y >= b.y - 1.0 && y <= b.y + b.height + 1.0)
     };
-    assert!((0..3 * 1024).all(|i| inside(i) || coat.blended[i] == projected.target[i]));
-    assert!(apart(&coat.blended, &projected.target) > 0.2);
+    assert!((0..3 * 1024).all(|i| inside(i) || coat.blended[i] == projected.stored.target[i]));
+    assert!(apart(&coat.blended, &projected.stored.target) > 0.2);
 }
 
 #[test]

@@ -18,9 +18,9 @@ use crate::{Config, Error, metrics};
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What all stages of a worker use.
+/// What the stages of a worker share.
 #[derive(Clone)]
-pub struct Worker {
+pub struct Shared {
     pub config: Config,
     pub queue: Queue,
     pub runs: Runs,
@@ -36,23 +36,36 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    pub fn begin(worker: &Worker, delivery: Delivery, job: Job) -> Attempt {
+    pub fn begin(shared: &Shared, delivery: Delivery, job: Job) -> Attempt {
         let id = job.id();
-        let span = JobSpan::begin(&delivery, &message(Channel::Jobs, &worker.queue, id.as_str(), &job), &job);
-        Attempt { name: unique_name(&worker.config.name), delivery, job, id, span }
+        let span = JobSpan::begin(&delivery, &message(Channel::Jobs, &shared.queue, id.as_str(), &job), &job);
+        Attempt { name: unique_name(&shared.config.name), delivery, job, id, span }
     }
 
-    pub fn results(&self, worker: &Worker) -> Result<Store, store::Error> {
-        worker.runs.of(&self.job.run)
+    pub fn results(&self, shared: &Shared) -> Result<Store, store::Error> {
+        shared.runs.of(&self.job.run)
     }
 
     /// Publishes an event about the job, as part of its trace.
-    pub async fn tell(&self, worker: &Worker, what: What) -> Result<(), queue::Error> {
-        let event = Event::about(&self.job, &worker.config.name, what);
-        let message = message(Channel::Events, &worker.queue, &event.job, &self.job);
+    pub async fn tell(&self, shared: &Shared, what: What) -> Result<(), queue::Error> {
+        let event = Event::about(&self.job, &shared.config.name, what);
+        let message = message(Channel::Events, &shared.queue, &event.job, &self.job);
         let span = trace::publish(Some(&self.span.span), &message);
         let parcel = Parcel { payload: event.encode(), context: trace::context(&span) };
-        worker.queue.publish(Channel::Events, parcel).instrument(span).await
+        shared.queue.publish(Channel::Events, parcel).instrument(span).await
+    }
+
+    /// Releases the job without an outcome. The coordinator publishes one that is not `queued` again when its run resumes.
+    pub async fn release(self, shared: &Shared, queued: bool) -> Result<(), Error> {
+        self.tell(shared, What::Released { queued }).await?;
+        CrashPoint::ReleaseTold.pass();
+        if queued {
+            self.delivery.release().await?;
+        } else {
+            self.delivery.ack().await?;
+        }
+        CrashPoint::ReleaseSettled.pass();
+        Ok(())
     }
 
     async fn retry(self, unavailable: Unavailable, error: String) -> Result<(), queue::Error> {
@@ -72,15 +85,15 @@ impl Attempt {
     }
 
     /// The failure record first, then the event, then the dead letter.
-    async fn reject(self, worker: &Worker, reason: FailureReason, message: String) -> Result<(), Error> {
+    async fn reject(self, shared: &Shared, reason: FailureReason, message: String) -> Result<(), Error> {
         let job = &self.job;
-        self.span.fail(reason);
+        trace::fail(&self.span.span, reason.as_str());
         tracing::warn!(run = job.run, image = job.image, reason = reason.as_str(), message, "failed");
         let failure = Failure::of(job, reason, message);
         let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
-        self.results(worker)?.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
+        self.results(shared)?.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
         CrashPoint::FailureRecorded.pass();
-        self.tell(worker, What::Failed { reason: reason.as_str().into(), message: failure.message.clone() }).await?;
+        self.tell(shared, What::Failed { reason: reason.as_str().into(), message: failure.message.clone() }).await?;
         CrashPoint::FailureTold.pass();
         self.delivery.reject(&failure.message).await?;
         CrashPoint::FailureSettled.pass();
@@ -89,12 +102,12 @@ impl Attempt {
 }
 
 /// Settles the attempts that end with `error`. Returns an error if the worker must exit.
-pub async fn settle(worker: &Worker, attempts: Vec<Attempt>, error: JobError) -> Result<(), Error> {
+pub async fn settle(shared: &Shared, attempts: Vec<Attempt>, error: JobError) -> Result<(), Error> {
     let mut exits = false;
     for attempt in attempts {
         match fate(&error, attempt.delivery.attempt()) {
             Fate::Retry(unavailable) => attempt.retry(unavailable, chain(&error)).await?,
-            Fate::Reject(reason) => attempt.reject(worker, reason, chain(&error)).await?,
+            Fate::Reject(reason) => attempt.reject(shared, reason, chain(&error)).await?,
             Fate::Continue => attempt.delivery.release().await?,
             Fate::Release => {
                 exits = true;

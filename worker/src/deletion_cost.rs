@@ -106,27 +106,16 @@ pub async fn keep(place: Place, mut working: watch::Receiver<Working>) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
+    use axum::Router;
+    use axum::http::request::Parts;
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
 
     use super::*;
 
-    /// Answers one request, and gives it back.
-    fn answer(listener: &TcpListener) -> String {
-        let (mut stream, _) = listener.accept().expect("a connection");
-        let (mut request, mut piece) = (Vec::new(), [0; 4096]);
-        while !request.ends_with(b"}}}") {
-            let n = stream.read(&mut piece).expect("a request");
-            assert!(n > 0, "it was cut: {}", String::from_utf8_lossy(&request));
-            request.extend_from_slice(&piece[..n]);
-        }
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}").expect("an answer");
-        String::from_utf8(request).expect("text")
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
+    #[tokio::test]
     async fn a_pod_says_that_it_is_busy_with_its_token_and_changes_nothing_else() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let account = tempfile::tempdir().expect("writable");
         std::fs::write(account.path().join("token"), "secret\n").expect("writable");
         let place = Place {
@@ -135,18 +124,22 @@ mod tests {
             pod: "worker-1".into(),
             account: account.path().into(),
         };
+        let (heard, mut requests) = mpsc::channel(2);
+        let answer = async move |head: Parts, body: String| {
+            heard.send((head, body)).await.expect("the test listens");
+            "{}"
+        };
+        tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
         let (sender, working) = watch::channel(Working::default());
         let kept = tokio::spawn(keep(place, working));
-        let (first, listener) = tokio::task::spawn_blocking(move || (answer(&listener), listener)).await.expect("a request");
+        let (_, first) = requests.recv().await.expect("a request");
         assert!(first.ends_with(r#"pod-deletion-cost":"0"}}}"#), "what was said before it began is taken back: {first}");
         sender.send_replace(Working { images: 2, ..Working::default() });
-        let request = tokio::task::spawn_blocking(move || answer(&listener)).await.expect("a request");
-        let request = request.to_lowercase();
-        assert!(request.starts_with("patch /api/v1/namespaces/ns/pods/worker-1 http/1.1\r\n"), "{request}");
-        assert!(request.contains("authorization: bearer secret\r\n"), "{request}");
-        assert!(request.contains("content-type: application/merge-patch+json\r\n"), "{request}");
-        let body = r#"{"metadata":{"annotations":{"controller.kubernetes.io/pod-deletion-cost":"100"}}}"#;
-        assert!(request.ends_with(body), "{request}");
+        let (head, body) = requests.recv().await.expect("a request");
+        assert_eq!((head.method.as_str(), head.uri.path()), ("PATCH", "/api/v1/namespaces/ns/pods/worker-1"));
+        assert_eq!(head.headers["authorization"], "Bearer secret");
+        assert_eq!(head.headers["content-type"], "application/merge-patch+json");
+        assert_eq!(body, r#"{"metadata":{"annotations":{"controller.kubernetes.io/pod-deletion-cost":"100"}}}"#);
         drop(sender);
         kept.await.expect("it ends with the worker");
     }

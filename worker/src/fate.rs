@@ -8,7 +8,7 @@ use store::ErrorKind;
 
 use crate::Error;
 
-/// After so many attempts (some six minutes) an image whose data do not come fails, and the next start of its run retries it.
+/// After this many attempts (some six minutes) an image whose data do not come fails, and the next start of its run retries it.
 pub const RETRIES: u32 = 13;
 
 /// What becomes of a job after an error.
@@ -98,19 +98,11 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
             | SupplyError::ModelName { .. }
             | SupplyError::Manifest { .. }
             | SupplyError::Weights { .. } => Fate::Reject(FailureReason::BadJob),
-            SupplyError::ModelStore { source, .. } => match source.kind() {
-                ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
-                // The fault of neither the images nor this machine: a crash would stop the other runs too.
-                ErrorKind::NotFound
-                | ErrorKind::TooLarge
-                | ErrorKind::InvalidUrl
-                | ErrorKind::Denied
-                | ErrorKind::NoSpace
-                | ErrorKind::Changed
-                | ErrorKind::Unavailable
-                | ErrorKind::Other => retry(Unavailable::Model),
-            },
-            SupplyError::Damaged { .. } => retry(Unavailable::Model),
+            SupplyError::ModelStore { source, .. } if source.kind() == ErrorKind::InvalidKey => {
+                Fate::Reject(FailureReason::BadJob)
+            }
+            // The fault of neither the images nor this machine: a crash would stop the other runs too.
+            SupplyError::ModelStore { .. } | SupplyError::Damaged { .. } => retry(Unavailable::Model),
             SupplyError::Cache { .. } => Fate::Release,
         },
         JobError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
@@ -120,57 +112,34 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
             ErrorKind::Unavailable => retry(Unavailable::Image),
             ErrorKind::NotFound => Fate::Reject(FailureReason::MissingImage),
             ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadName),
-            ErrorKind::TooLarge | ErrorKind::Other => Fate::Reject(FailureReason::BadImage),
-            // These say nothing about the image's bytes: they deserve a fate of their own.
-            ErrorKind::InvalidUrl | ErrorKind::Denied | ErrorKind::NoSpace | ErrorKind::Changed => {
-                Fate::Reject(FailureReason::BadImage)
-            }
+            // Only the first two say something about the image's bytes: the others deserve a fate of their own.
+            ErrorKind::TooLarge
+            | ErrorKind::Other
+            | ErrorKind::InvalidUrl
+            | ErrorKind::Denied
+            | ErrorKind::NoSpace
+            | ErrorKind::Changed => Fate::Reject(FailureReason::BadImage),
         },
         JobError::Dataset { .. } => Fate::Release,
-        JobError::Mask { source, .. } => match source.kind() {
-            ErrorKind::Unavailable => retry(Unavailable::Image),
-            ErrorKind::NotFound | ErrorKind::InvalidKey | ErrorKind::TooLarge | ErrorKind::Other => {
-                Fate::Reject(FailureReason::BadMask)
-            }
-            // As for the image.
-            ErrorKind::InvalidUrl | ErrorKind::Denied | ErrorKind::NoSpace | ErrorKind::Changed => {
-                Fate::Reject(FailureReason::BadMask)
-            }
-        },
-        JobError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
+        // As for the image.
+        JobError::Mask { source, .. } if source.kind() == ErrorKind::Unavailable => retry(Unavailable::Image),
+        JobError::Mask { .. } | JobError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
         JobError::Decode { source, .. } => Fate::Reject(source.reason()),
-        JobError::Results(source) => match passes(source.kind()) {
-            true => Fate::Retry(Unavailable::Results),
-            false => Fate::Release,
-        },
+        JobError::Results(source) if passes(source) => Fate::Retry(Unavailable::Results),
+        JobError::Results(_) => Fate::Release,
         JobError::Diverged { .. } => Fate::Reject(FailureReason::Diverged),
-        JobError::Device(_) => Fate::Crash,
-        JobError::Upload(source) => match passes(source.kind()) {
-            true => Fate::Retry(Unavailable::Upload),
-            false => Fate::Crash,
-        },
-        JobError::Checkpoint(source) => match passes(source.kind()) {
-            true => Fate::Continue,
-            false => Fate::Crash,
-        },
+        JobError::Upload(source) if passes(source) => Fate::Retry(Unavailable::Upload),
+        JobError::Checkpoint(source) if passes(source) => Fate::Continue,
+        JobError::Device(_) | JobError::Upload(_) | JobError::Checkpoint(_) => Fate::Crash,
     }
 }
 
 /// Whether the store of the results may work again after a while.
-fn passes(kind: ErrorKind) -> bool {
-    match kind {
-        ErrorKind::Unavailable | ErrorKind::Changed => true,
-        ErrorKind::NotFound
-        | ErrorKind::TooLarge
-        | ErrorKind::InvalidKey
-        | ErrorKind::InvalidUrl
-        | ErrorKind::Denied
-        | ErrorKind::NoSpace
-        | ErrorKind::Other => false,
-    }
+fn passes(error: &store::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Changed)
 }
 
-/// With what the worker exits, where the fate is `Release` or `Crash`.
+/// The worker's error when the fate is `Release` or `Crash`.
 impl From<JobError> for Error {
     fn from(error: JobError) -> Error {
         match error {
@@ -214,21 +183,9 @@ mod tests {
 
     #[test]
     fn what_the_stores_errors_mean_depends_on_what_was_being_done() {
-        let (image, mask) = (Retry(Unavailable::Image), Reject(BadMask));
-        by_kind(
-            |source| JobError::Image { image: text(), source },
-            [
-                Reject(MissingImage),
-                Reject(BadImage),
-                Reject(BadName),
-                Reject(BadImage),
-                Reject(BadImage),
-                Reject(BadImage),
-                Reject(BadImage),
-                image,
-                Reject(BadImage),
-            ],
-        );
+        let image = Retry(Unavailable::Image);
+        let [missing, name, bad, mask] = [MissingImage, BadName, BadImage, BadMask].map(Reject);
+        by_kind(|source| JobError::Image { image: text(), source }, [missing, bad, name, bad, bad, bad, bad, image, bad]);
         by_kind(|source| JobError::Mask { mask: text(), source }, [mask, mask, mask, mask, mask, mask, mask, image, mask]);
         let model = Retry(Unavailable::Model);
         by_kind(

@@ -5,28 +5,28 @@ use std::time::{Duration, Instant};
 
 use engine::codec::{Bitmap, CodecError, Decoded, Photo};
 use engine::finder::Needs;
-use engine::supply::{Facts, Models, Supply};
-use engine::{LoadedModel, codec, outline};
+use engine::supply::Supply;
+use engine::{LoadedModel, Models, codec, outline};
 use proto::keys::Marker;
-use proto::{CrashPoint, Job, JobId, Mask, MaskSource, ModelRef, OPEN_CLASS, Stage, What, chain, keys};
+use proto::{CrashPoint, Found, Job, JobId, Mask, MaskSource, ModelRef, OPEN_CLASS, Stage, What, chain, keys};
 use queue::{Consumer, Delivery};
 use store::{ErrorKind, Runs, Store};
 use telemetry::trace;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::Error;
-use crate::attempt::{Attempt, Worker, settle};
+use crate::attempt::{Attempt, Shared, settle};
 use crate::checkpoint::{self, JobCheckpoint};
 use crate::fate::JobError;
 use crate::run_control::RunControl;
 
 /// Largest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
-/// An image at which this many attempts began, and neither ended nor saved anything, is projected alone.
+/// An image is projected alone after this many attempts that began and neither ended nor saved anything.
 const SUSPECT: usize = 2;
-/// An image at which this many did is given up.
+/// After this many of them it fails.
 const MAX_UNENDED: usize = 5;
 
 /// An image ready for the devices.
@@ -37,6 +37,8 @@ pub struct Loaded {
     pub frame: Decoded,
     /// The image as it is, where the class or the object is still to be found in it.
     pub photo: Option<Photo>,
+    /// What was found in the image, if anything was looked for.
+    pub found: Option<Found>,
     pub checkpoint: Option<JobCheckpoint>,
     /// Seconds of device work in earlier attempts.
     pub seconds: f64,
@@ -49,22 +51,8 @@ pub struct Batch {
     /// The model, if it is another than the last batch's.
     pub model: Option<LoadedModel>,
     pub images: Vec<Loaded>,
-    /// Used before the devices start: records that these attempts begin.
-    pub begin: Begin,
-}
-
-/// Asks for a record and waits until it is written.
-pub struct Begin {
-    ask: oneshot::Sender<()>,
-    written: oneshot::Receiver<()>,
-}
-
-impl Begin {
-    /// Waits until it is written, or cannot be. Not for async code.
-    pub fn wait(self) {
-        let _ = self.ask.send(());
-        let _ = self.written.blocking_recv();
-    }
+    /// Called before the devices start: records that these attempts begin, and waits. Not for async code.
+    pub begin: Box<dyn FnOnce() + Send>,
 }
 
 /// What a job's image needs.
@@ -77,36 +65,30 @@ struct Fetched {
     unended: usize,
 }
 
-/// The model that the devices have.
-#[derive(Default, PartialEq)]
-struct OnDevices {
-    digest: String,
-    needs: Needs,
-}
-
 struct Fetcher {
-    worker: Worker,
+    shared: Shared,
     supply: Supply,
     control: RunControl,
     datasets: HashMap<String, Store>,
     loaded: mpsc::Sender<Batch>,
-    on_devices: OnDevices,
+    /// Digest of the model that the devices have, and which of its finder's networks.
+    on_devices: Option<(String, Needs)>,
     batch: Vec<Loaded>,
     shutdown: CancellationToken,
 }
 
 /// Fetches batches until the queue closes, a shutdown is requested, or no job has come for the time to drain.
 pub async fn run(
-    worker: Worker,
+    shared: Shared,
     models: Models,
     mut consumer: Consumer,
     loaded: mpsc::Sender<Batch>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let (max_runtime, drain_after) = (worker.config.max_runtime, worker.config.drain_after);
-    let (supply, control) = (Supply::new(models), RunControl::new(&worker.runs));
+    let (max_runtime, drain_after) = (shared.config.max_runtime, shared.config.drain_after);
+    let (supply, control) = (Supply::new(models), RunControl::new(&shared.runs));
     let (datasets, on_devices, batch) = Default::default();
-    let mut fetcher = Fetcher { worker, supply, control, datasets, loaded, on_devices, batch, shutdown };
+    let mut fetcher = Fetcher { shared, supply, control, datasets, loaded, on_devices, batch, shutdown };
     let started = Instant::now();
     let mut last = Instant::now();
     let over = |limit: Option<Duration>, since: Instant| limit.is_some_and(|limit| since.elapsed() >= limit);
@@ -146,7 +128,7 @@ impl Fetcher {
             self.send_batch().await?;
         }
         self.batch.push(image);
-        if suspect || self.batch.len() >= self.worker.config.batch_images {
+        if suspect || self.batch.len() >= self.shared.config.batch_images {
             self.send_batch().await?;
         }
         Ok(())
@@ -157,10 +139,9 @@ impl Fetcher {
         let images = std::mem::take(&mut self.batch);
         let Some(first) = images.first() else { return Ok(()) };
         let job = &first.attempt.job;
-        let wanted = OnDevices { digest: job.model_digest.clone(), needs: Needs::of(&job.params.object) };
-        let model = if wanted == self.on_devices {
-            None
-        } else {
+        let wanted = Some((job.model_digest.clone(), Needs::of(&job.params.object)));
+        let mut model = None;
+        if wanted != self.on_devices {
             let loaded = tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => {
@@ -171,46 +152,41 @@ impl Fetcher {
                 loaded = self.supply.load(job) => loaded,
             };
             match loaded {
-                Ok(model) => {
-                    self.on_devices = wanted;
-                    Some(model)
-                }
+                Ok(loaded) => (model, self.on_devices) = (Some(loaded), wanted),
                 Err(error) => {
                     let attempts = images.into_iter().map(|image| image.attempt).collect();
-                    return settle(&self.worker, attempts, error.into()).await;
+                    return settle(&self.shared, attempts, error.into()).await;
                 }
             }
-        };
+        }
         // When the devices' thread has ended this fails, and the deliveries, which are dropped, go back.
         let begin = self.begin(&images)?;
         let _ = self.loaded.send(Batch { model, images, begin }).await;
         Ok(())
     }
 
-    /// Ready to record that attempts at these images begin.
-    fn begin(&self, images: &[Loaded]) -> Result<Begin, Error> {
+    /// Ready to record that attempts at these images of one run begin.
+    fn begin(&self, images: &[Loaded]) -> Result<Box<dyn FnOnce() + Send>, Error> {
         let attempts = images.iter().map(|image| &image.attempt);
         let keys: Vec<String> = attempts.map(|attempt| keys::attempt(&attempt.job.image, &attempt.name)).collect();
-        let results = images.first().map(|image| image.attempt.results(&self.worker)).transpose()?;
-        let name = self.worker.config.name.clone();
-        let ((ask, asked), (tell, written)) = (oneshot::channel(), oneshot::channel());
-        tokio::spawn(async move {
-            let (Ok(()), Some(results)) = (asked.await, results) else { return };
+        let results = images[0].attempt.results(&self.shared)?;
+        let name = self.shared.config.name.clone();
+        let runtime = tokio::runtime::Handle::current();
+        let record = async move {
             for key in keys {
                 if let Err(error) = results.put(&key, name.clone().into_bytes()).await {
                     tracing::warn!(error = chain(&error), "cannot record that an attempt begins");
                 }
             }
             CrashPoint::AttemptRecorded.pass();
-            let _ = tell.send(());
-        });
-        Ok(Begin { ask, written })
+        };
+        Ok(Box::new(move || runtime.block_on(record)))
     }
 
     /// One delivery; `None` if it is settled already.
     async fn fetch(&mut self, delivery: Delivery) -> Result<Option<Loaded>, Error> {
         let job = match Job::decode(delivery.payload()) {
-            Ok(job) if keys::check_run(&job.run).is_ok() || matches!(self.worker.runs, Runs::One(_)) => job,
+            Ok(job) if keys::check_run(&job.run).is_ok() || matches!(self.shared.runs, Runs::One(_)) => job,
             // Without a job there is no place for a record; the dead letter is the record.
             Ok(job) => {
                 delivery.reject(&format!("the run's name {:?} is not valid", job.run)).await?;
@@ -222,7 +198,7 @@ impl Fetcher {
             }
         };
         CrashPoint::JobTaken.pass();
-        let attempt = Attempt::begin(&self.worker, delivery, job);
+        let attempt = Attempt::begin(&self.shared, delivery, job);
         let span = attempt.span.span.clone();
         self.try_job(attempt).instrument(span).await
     }
@@ -230,9 +206,7 @@ impl Fetcher {
     /// One job; `None` if it is settled already.
     async fn try_job(&mut self, mut attempt: Attempt) -> Result<Option<Loaded>, Error> {
         if !self.control.may_compute(&attempt.job.run).await {
-            // The coordinator publishes it again when the run resumes.
-            attempt.tell(&self.worker, What::Released { queued: false }).await?;
-            attempt.delivery.ack().await?;
+            attempt.release(&self.shared, false).await?;
             return Ok(None);
         }
         let begun = Instant::now();
@@ -244,48 +218,48 @@ impl Fetcher {
                 if attempt.delivery.attempt() > 1 || unended > 0 || checkpoint.is_some() {
                     trace::redelivered(&attempt.span.span, attempt.delivery.context());
                 }
-                attempt.tell(&self.worker, What::Started).await?;
+                attempt.tell(&self.shared, What::Started).await?;
                 CrashPoint::StartTold.pass();
                 let suspect = unended >= SUSPECT;
-                Ok(Some(Loaded { attempt, model, frame, photo, checkpoint, seconds: 0.0, suspect }))
+                Ok(Some(Loaded { attempt, model, frame, photo, found: None, checkpoint, seconds: 0.0, suspect }))
             }
             Ok(None) => {
-                attempt.tell(&self.worker, What::found()).await?;
+                attempt.tell(&self.shared, What::found()).await?;
                 attempt.delivery.ack().await?;
                 Ok(None)
             }
-            Err(error) => settle(&self.worker, vec![attempt], error).await.map(|()| None),
+            Err(error) => settle(&self.shared, vec![attempt], error).await.map(|()| None),
         }
     }
 
     /// Reads everything that the devices need; `None`: there is a result already.
     async fn load(&mut self, job: &Job, id: &JobId) -> Result<Option<Fetched>, JobError> {
-        let results = self.worker.runs.of(&job.run).map_err(JobError::Results)?;
+        let results = self.shared.runs.of(&job.run).map_err(JobError::Results)?;
         if results.exists(&keys::marker(&job.image, Marker::Result)).await.map_err(JobError::Results)? {
             return Ok(None);
         }
-        let facts = self.supply.facts(job).await?;
-        if let Some(problem) = facts.manifest.lacks(&job.params) {
+        let manifest = self.supply.manifest(job).await?;
+        if let Some(problem) = manifest.lacks(&job.params) {
             return Err(JobError::Lacks(problem));
         }
-        let (classes, open) = (facts.manifest.classes.len(), job.params.object.class.is_predicted());
+        let (classes, open) = (manifest.classes.len(), job.params.object.class.is_predicted());
         if (job.class as usize >= classes) != open || open && job.class != OPEN_CLASS {
             return Err(JobError::Class { class: job.class, classes });
         }
-        let (frame, photo) = self.decode(job, &facts).await?;
+        let resolution = manifest.generator.resolution;
+        let (frame, photo) = self.decode(job, resolution).await?;
         let checkpoint = match results.get(&keys::checkpoint(&job.image)).await {
             Ok(bytes) => checkpoint::decode(id, &bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(JobError::Results(error)),
         };
         let unended = unended(&results, job).await?;
-        let model =
-            ModelRef { name: job.model.clone(), digest: facts.digest.clone(), resolution: facts.manifest.generator.resolution };
+        let model = ModelRef { name: job.model.clone(), digest: job.model_digest.clone(), resolution };
         Ok(Some(Fetched { frame, photo, model, checkpoint, unended }))
     }
 
-    /// The image as the data set says, and as it is if more is to be found in it.
-    async fn decode(&mut self, job: &Job, facts: &Facts) -> Result<(Decoded, Option<Photo>), JobError> {
+    /// The image in the generator's frame, and as it is if more is to be found in it.
+    async fn decode(&mut self, job: &Job, resolution: u32) -> Result<(Decoded, Option<Photo>), JobError> {
         let image_error = |source| JobError::Image { image: job.image.clone(), source };
         let dataset = match self.datasets.get(&job.dataset) {
             Some(store) => store.clone(),
@@ -307,26 +281,25 @@ impl Fetcher {
             Some(Mask::File { key, identity }) => Some(read_mask(&dataset, key, identity).await?),
             _ => None,
         };
-        let (known, resolution) = (job.clone(), facts.manifest.generator.resolution);
+        let known = job.clone();
         let decoded = tokio::task::spawn_blocking(move || decode(&known, &bytes, mask, resolution)).await;
         decoded.expect("decoding does not panic").map_err(|source| JobError::Decode { image: job.image.clone(), source })
     }
 }
 
-/// An image that cannot be read may be at fault; or this machine, if it cannot see the data set at all.
+/// The error of an image that cannot be read: the image's, or this machine's if it cannot see the data set at all.
 async fn image_or_dataset(dataset: &Store, job: &Job, error: store::Error) -> JobError {
     let of_image = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::InvalidKey | ErrorKind::TooLarge);
-    let seen = match dataset.list("") {
-        Ok(list) if !of_image => list.with_page_size(1).next_page().await.is_ok_and(|page| page.is_some()),
-        _ => true,
-    };
-    match seen {
-        true => JobError::Image { image: job.image.clone(), source: error },
-        false => JobError::Dataset { dataset: job.dataset.clone(), source: error },
+    if let Ok(list) = dataset.list("")
+        && !of_image
+        && !list.with_page_size(1).next_page().await.is_ok_and(|page| page.is_some())
+    {
+        return JobError::Dataset { dataset: job.dataset.clone(), source: error };
     }
+    JobError::Image { image: job.image.clone(), source: error }
 }
 
-/// How many earlier attempts at the image began and never ended; refuses one where they always do.
+/// How many earlier attempts at the image began and never ended. An image with too many is an error.
 async fn unended(results: &Store, job: &Job) -> Result<usize, JobError> {
     let before = results.list(&keys::attempts(&job.image)).map_err(JobError::Results)?;
     let before = before.all().await.map_err(JobError::Results)?;
@@ -352,14 +325,14 @@ async fn read_mask(dataset: &Store, key: &str, planned: &str) -> Result<Bitmap, 
     bitmap.map_err(|source| JobError::DecodeMask { mask, source })
 }
 
-/// The image as the data set says; and as it is, where a worker looks for more.
+/// Decodes an image and its mask, which is a `file` already if it is one of the data set.
 fn decode(job: &Job, bytes: &[u8], file: Option<Bitmap>, resolution: u32) -> Result<(Decoded, Option<Photo>), CodecError> {
     let photo = codec::read(bytes)?;
     let mask = match &job.mask {
-        Some(Mask::Polygons(polygons)) => Some(outline::polygons(polygons, photo.width, photo.height)),
-        Some(Mask::Runs { height, width, .. }) if (*width, *height) != (photo.width, photo.height) => {
+        Some(Mask::Polygons(polygons)) => Some(outline::polygons(polygons, photo.width(), photo.height())),
+        Some(Mask::Runs { height, width, .. }) if (*width, *height) != (photo.width(), photo.height()) => {
             let problem = format!("is {width} x {height} pixels");
-            return Err(CodecError::BadMask { width: photo.width, height: photo.height, problem });
+            return Err(CodecError::BadMask { width: photo.width(), height: photo.height(), problem });
         }
         Some(Mask::Runs { height, width, lengths }) => Some(outline::runs(lengths, *width, *height)),
         Some(Mask::File { .. }) => file,

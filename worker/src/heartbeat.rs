@@ -8,15 +8,14 @@ use proto::{Alive, Event};
 use queue::Channel;
 use tokio::sync::watch;
 
-use crate::attempt::Worker;
+use crate::attempt::Shared;
 use crate::run_control::{HOLDS, RunControl};
 use crate::{Config, Working};
 
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Publishes heartbeats until it is aborted.
-pub async fn run(worker: Worker, working: watch::Receiver<Working>, withdrawn: Arc<AtomicBool>) {
-    let Worker { config, queue, runs } = worker;
+pub async fn run(Shared { config, queue, runs }: Shared, working: watch::Receiver<Working>, withdrawn: Arc<AtomicBool>) {
     let mut control = RunControl::new(&runs);
     let mut last: Option<Instant> = None;
     let mut computed = 0;
@@ -44,7 +43,7 @@ pub async fn run(worker: Worker, working: watch::Receiver<Working>, withdrawn: A
 }
 
 /// Publishes that the worker leaves, if the queue takes that within a second.
-pub async fn leave(Worker { config, queue, .. }: &Worker) {
+pub async fn leave(Shared { config, queue, .. }: &Shared) {
     let event = Event::alive(&config.name, Alive { leaving: true, ..idle(config) });
     let _ = tokio::time::timeout(Duration::from_secs(1), queue.publish(Channel::Events, event.encode())).await;
 }

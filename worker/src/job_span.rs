@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use proto::{FailureReason, Job, Stage};
+use proto::{Job, Stage};
 use queue::Delivery;
 use telemetry::trace::{self, Message};
 use tracing::Span;
@@ -48,13 +48,8 @@ impl JobSpan {
         }
     }
 
-    /// As events name them.
     pub fn stage_seconds(&self) -> BTreeMap<String, f64> {
         self.seconds.iter().map(|(stage, seconds)| (stage.as_str().to_owned(), *seconds)).collect()
-    }
-
-    pub fn fail(&self, reason: FailureReason) {
-        trace::fail(&self.span, reason.as_str());
     }
 }
 

@@ -30,18 +30,18 @@ use store::Runs;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use attempt::Worker;
+use attempt::Shared;
 
 pub use fate::JobError;
 pub use project::Working;
 
 /// How to run; what to compute is in the jobs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// The worker's name in events.
     pub name: String,
     pub devices: Devices,
-    /// Images that are projected side by side.
+    /// Images that are projected side by side; 0 counts as 1.
     pub batch_images: usize,
     /// The work that a kill costs at most.
     pub checkpoint_every: Duration,
@@ -86,29 +86,29 @@ pub async fn run(
     }
     metrics::watch();
     models.check().map_err(|error| Error::Models(Box::new(error)))?;
-    let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images).min(u16::MAX.into()) as u16).await?;
+    let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images.max(1)).min(u16::MAX.into()) as u16).await?;
     let (loaded_sender, loaded) = mpsc::channel(1);
     // Room for a batch: its images are sent one by one.
     let (outputs_sender, outputs) = mpsc::channel(config.batch_images.max(1));
 
-    let worker = Worker { config, queue, runs };
+    let shared = Shared { config, queue, runs };
     // Set while the run on the devices is not to be computed.
     let withdrawn = Arc::new(AtomicBool::new(false));
-    let heartbeat = tokio::spawn(heartbeat::run(worker.clone(), working.subscribe(), withdrawn.clone()));
-    let devices = project::spawn(&worker.config, loaded, outputs_sender, shutdown.clone(), withdrawn, working);
+    let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), working.subscribe(), withdrawn.clone()));
+    let devices = project::spawn(&shared.config, loaded, outputs_sender, shutdown.clone(), withdrawn, working);
     let publish = async {
-        let published = publish::run(&worker, outputs).await;
+        let published = publish::run(&shared, outputs).await;
         if published.is_err() {
             // Results cannot be published any more: the other stages must end too.
             shutdown.cancel();
         }
         published
     };
-    let fetch = fetch::run(worker.clone(), models, consumer, loaded_sender, shutdown.clone());
+    let fetch = fetch::run(shared.clone(), models, consumer, loaded_sender, shutdown.clone());
     // Publishing ends when the devices' thread has ended, and that when fetching has: nothing is left half-way.
     let (fetched, published) = tokio::join!(fetch, publish);
     heartbeat.abort();
-    heartbeat::leave(&worker).await;
+    heartbeat::leave(&shared).await;
     let panicked = |_| projector::DeviceError { device: "all".into(), message: "the thread panicked".into() };
     devices.join().map_err(panicked).flatten().map_err(JobError::from)?;
     fetched?;

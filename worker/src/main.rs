@@ -80,8 +80,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let queue = Queue::open(&args.queue).await.context("cannot open --queue")?;
     let host = || std::fs::read_to_string("/etc/hostname").unwrap_or_else(|_| "worker".into()).trim().to_owned();
     let name = args.name.clone().unwrap_or_else(|| format!("{}-{}", host(), std::process::id()));
-    let cache = args.model_cache.clone().unwrap_or_else(|| std::env::temp_dir().join("basin-models"));
-    let cache = Cache::new(cache, args.model_cache_bytes);
+    let dir = args.model_cache.clone().unwrap_or_else(|| std::env::temp_dir().join("basin-models"));
+    let cache = Cache { dir, max_bytes: args.model_cache_bytes };
     tracing::info!(name, home = home.url(), queue = queue.server(), %devices, "started");
     let config = Config {
         name,
@@ -90,8 +90,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         checkpoint_every: Duration::from_secs(args.checkpoint_every),
         drain_after: args.drain_after.map(Duration::from_secs),
         max_runtime: args.max_runtime.map(Duration::from_secs),
-        record: None,
         version: env!("CARGO_PKG_VERSION").into(),
+        ..Config::default()
     };
     let token = CancellationToken::new();
     let note = || {

@@ -24,7 +24,7 @@ pub static STAGE: Metric = Metric::histogram("basin.stage.duration", "s", "Time 
 pub static LANE_STEPS: Metric = Metric::counter("basin.lane.steps", "{step}", "Passes of one lane computed");
 /// Its rate is the number of busy devices.
 pub static DEVICE_BUSY: Metric = Metric::counter("basin.device.busy", "s", "Time that devices computed, over all devices");
-/// Of results and checkpoints.
+/// Counts results and checkpoints.
 pub static UPLOAD: Metric = Metric::counter("basin.upload.size", "By", "Bytes written to the store");
 /// Attribute `reason`, of what was not available: `image`, `model`, `results`, or `publish` for an upload.
 pub static RETRIES: Metric = Metric::counter("basin.retries", "{retry}", "Jobs that were retried");

@@ -1,18 +1,16 @@
 //! Loaded images become solved ones: the only stage that computes. No I/O; one thread drives the devices.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::LoadedModel;
-use engine::codec::Decoded;
 use engine::find::{self, Sighting};
 use engine::finder::Finder;
 use engine::recorder::Recorder;
 use projector::{DeviceError, Diverged, Lanes, Projection, Solution, Target};
-use proto::{Found, ModelRef, Params, RunningSha256, Stage};
+use proto::{Params, RunningSha256, Stage};
 use tch::{Device, Tensor};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +24,6 @@ use crate::{Config, metrics};
 /// What the devices do now.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Working {
-    /// The batch's run.
     pub run: String,
     /// Images in the batch.
     pub images: usize,
@@ -41,38 +38,25 @@ pub struct Working {
 /// What leaves the devices.
 pub enum Output {
     Solved(Box<Solved>),
-    /// Its image stays on the devices.
-    Checkpoint(SavedCheckpoint),
-    Unfinished(Box<Unfinished>),
+    /// The image stays on the devices. `attempt` is a name.
+    Checkpoint {
+        run: String,
+        image: String,
+        attempt: String,
+        bytes: Vec<u8>,
+    },
+    /// The job is released. If it is not `queued` again, its run is not to be computed now.
+    Unfinished {
+        attempt: Box<Attempt>,
+        checkpoint: Vec<u8>,
+        queued: bool,
+    },
 }
 
-pub struct SavedCheckpoint {
-    pub run: String,
-    pub image: String,
-    /// Name of the attempt.
-    pub attempt: String,
-    pub bytes: Vec<u8>,
-}
-
-/// An image whose job is released.
-pub struct Unfinished {
-    pub attempt: Attempt,
-    pub checkpoint: Vec<u8>,
-    /// Whether the job goes back to the queue; if not, its run is not to be computed now.
-    pub queued: bool,
-}
-
-/// An image whose search is finished.
+/// An image whose search is finished, with all its seconds of device work: those of a batch are divided by its images.
 pub struct Solved {
-    pub attempt: Attempt,
-    pub model: ModelRef,
-    /// The target.
-    pub frame: Decoded,
-    /// What was found in the image, if anything was looked for.
-    pub found: Option<Found>,
+    pub image: Loaded,
     pub solution: Result<Solution, Diverged>,
-    /// Seconds of device work of the batch, divided by its images.
-    pub seconds: f64,
 }
 
 /// Starts the thread. It ends when `loaded` closes, a shutdown is requested, or a device fails.
@@ -84,11 +68,11 @@ pub fn spawn(
     withdrawn: Arc<AtomicBool>,
     working: watch::Sender<Working>,
 ) -> JoinHandle<Result<(), DeviceError>> {
-    let (devices, checkpoint_every, record) = (config.devices.0.clone(), config.checkpoint_every, config.record.clone());
+    let mut thread = Thread { config: config.clone(), outputs, shutdown, withdrawn, working, computed: 0, resumed: 0 };
     let body = move || {
         let mut on_devices: Option<(LoadedModel, Finder, Lanes)> = None;
-        let mut thread = Thread { checkpoint_every, record, outputs, shutdown, withdrawn, working, computed: 0, resumed: 0 };
-        while let Some(Batch { model, images, begin }) = loaded.blocking_recv() {
+        let devices = thread.config.devices.0.clone();
+        while let Some(Batch { model, mut images, begin }) = loaded.blocking_recv() {
             if let Some(model) = model {
                 // The old model leaves the devices before the new one comes.
                 drop(on_devices.take());
@@ -97,9 +81,9 @@ pub fn spawn(
                 on_devices = Some((model, finder, lanes));
             }
             let (model, finder, lanes) = on_devices.as_ref().expect("the first batch brings a model");
-            begin.wait();
-            let (images, found) = images.into_iter().map(|image| look(model, finder, image)).unzip();
-            thread.project(lanes, model, images, found)?;
+            begin();
+            images.iter_mut().for_each(|image| look(model, finder, image));
+            thread.project(lanes, model, images)?;
             thread.working.send_modify(|w| w.images = 0);
         }
         Ok(())
@@ -108,9 +92,7 @@ pub fn spawn(
 }
 
 struct Thread {
-    checkpoint_every: Duration,
-    /// Folder of the films.
-    record: Option<PathBuf>,
+    config: Config,
     outputs: mpsc::Sender<Output>,
     shutdown: CancellationToken,
     withdrawn: Arc<AtomicBool>,
@@ -135,16 +117,7 @@ struct Work {
 }
 
 impl Thread {
-    fn project(
-        &mut self,
-        lanes: &Lanes,
-        model: &LoadedModel,
-        images: Vec<Loaded>,
-        found: Vec<Option<Found>>,
-    ) -> Result<(), DeviceError> {
-        if images.is_empty() {
-            return Ok(());
-        }
+    fn project(&mut self, lanes: &Lanes, model: &LoadedModel, images: Vec<Loaded>) -> Result<(), DeviceError> {
         let mut work = Work::begin(model, images);
         self.withdrawn.store(false, Ordering::SeqCst);
         self.resumed += work.done;
@@ -152,7 +125,7 @@ impl Thread {
         tracing::info!(run = work.run, images, lane_steps, resumed = work.done, "projecting");
         self.show(&work);
         let images = work.images.iter().map(|image| (image.attempt.job.image.as_str(), image.frame.pixels.as_slice()));
-        let mut recorder = self.record.as_ref().map(|dir| Recorder::new(dir, model.reference.resolution, images));
+        let mut recorder = self.config.record.as_ref().map(|dir| Recorder::new(dir, model.reference.resolution, images));
         while !work.projection.finished() {
             let withdrawn = self.withdrawn.load(Ordering::SeqCst);
             if withdrawn || self.shutdown.is_cancelled() {
@@ -169,10 +142,9 @@ impl Thread {
             recorder.finish(solutions.iter().map(|solution| solution.as_ref().ok()));
         }
         let batch_seconds = started.elapsed().as_secs_f64() / images.len() as f64;
-        for ((image, found), solution) in images.into_iter().zip(found).zip(solutions) {
-            let Loaded { attempt, model, frame, .. } = image;
-            let seconds = image.seconds + batch_seconds;
-            self.send(Output::Solved(Box::new(Solved { attempt, model, frame, found, solution, seconds })));
+        for (mut image, solution) in images.into_iter().zip(solutions) {
+            image.seconds += batch_seconds;
+            self.send(Output::Solved(Box::new(Solved { image, solution })));
         }
         Ok(())
     }
@@ -200,7 +172,7 @@ impl Thread {
 
     /// Sends the checkpoints that are due: of all searches from time to time, and of each that has ended.
     fn save_due(&self, work: &mut Work) {
-        let due = work.saved.elapsed() >= self.checkpoint_every && !work.projection.finished();
+        let due = work.saved.elapsed() >= self.config.checkpoint_every && !work.projection.finished();
         if due {
             work.saved = Instant::now();
         }
@@ -212,7 +184,7 @@ impl Thread {
             if due || work.searched[i] {
                 let Attempt { job, name, .. } = &work.images[i].attempt;
                 let (run, image, attempt) = (job.run.clone(), job.image.clone(), name.clone());
-                self.send(Output::Checkpoint(SavedCheckpoint { run, image, attempt, bytes: work.checkpoint(i) }));
+                self.send(Output::Checkpoint { run, image, attempt, bytes: work.checkpoint(i) });
             }
         }
     }
@@ -220,11 +192,11 @@ impl Thread {
     fn release(&self, work: Work, queued: bool) {
         let checkpoints: Vec<Vec<u8>> = (0..work.images.len()).map(|i| work.checkpoint(i)).collect();
         for (image, checkpoint) in work.images.into_iter().zip(checkpoints) {
-            self.send(Output::Unfinished(Box::new(Unfinished { attempt: image.attempt, checkpoint, queued })));
+            self.send(Output::Unfinished { attempt: Box::new(image.attempt), checkpoint, queued });
         }
     }
 
-    /// When publishing has failed this fails too; the other error is the one to report.
+    /// It fails if publishing has failed, which is the error to report.
     fn send(&self, output: Output) {
         let _ = self.outputs.blocking_send(output);
     }
@@ -241,7 +213,7 @@ impl Thread {
 }
 
 impl Work {
-    /// Of at least one image; all are of one run. Resumes those that have a checkpoint.
+    /// Starts the search of at least one image; all are of one run. Resumes those that have a checkpoint.
     fn begin(model: &LoadedModel, mut images: Vec<Loaded>) -> Work {
         let job = &images[0].attempt.job;
         let (run, mut projection) = (job.run.clone(), start(model, &images, &job.params));
@@ -272,19 +244,21 @@ impl Work {
 }
 
 /// Finds the class and the object, where the job leaves them open.
-fn look(model: &LoadedModel, finder: &Finder, mut image: Loaded) -> (Loaded, Option<Found>) {
-    let Some(photo) = image.photo.take() else { return (image, None) };
+fn look(model: &LoadedModel, finder: &Finder, image: &mut Loaded) {
+    let Some(photo) = image.photo.take() else { return };
     let begun = Instant::now();
     let Sighting { class, found, frame } = find::find(model, finder, &image.attempt.job, &photo, &image.frame);
     let Attempt { job, span, .. } = &mut image.attempt;
     job.class = class;
     job.class_name = model.manifest.classes[class as usize].clone();
     span.set_class(&job.class_name);
-    image.frame = frame.unwrap_or(image.frame);
+    if let Some(frame) = frame {
+        image.frame = frame;
+    }
     span.add_seconds(Stage::Find, begun.elapsed().as_secs_f64());
     span.end_stage(Stage::Find);
     tracing::info!(run = job.run, image = job.image, class = job.class_name, ?found, "found");
-    (image, Some(found))
+    image.found = Some(found);
 }
 
 fn target_digest(image: &Loaded) -> String {

@@ -16,61 +16,44 @@ use telemetry::trace;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use crate::attempt::{Attempt, Worker, settle};
+use crate::attempt::{Attempt, Shared, settle};
 use crate::fate::{Fate, JobError, fate};
-use crate::project::{Output, SavedCheckpoint, Solved, Unfinished};
+use crate::fetch::Loaded;
+use crate::project::{Output, Solved};
 use crate::run_control::RunControl;
 use crate::{Error, metrics};
 
-/// Bytes of a delta that are sent at a time.
-const PIECE: usize = 8 << 20;
-
 /// Publishes until the devices' thread ends.
-pub async fn run(worker: &Worker, mut outputs: mpsc::Receiver<Output>) -> Result<(), Error> {
-    let mut control = RunControl::new(&worker.runs);
+pub async fn run(shared: &Shared, mut outputs: mpsc::Receiver<Output>) -> Result<(), Error> {
+    let mut control = RunControl::new(&shared.runs);
     while let Some(output) = outputs.recv().await {
         match output {
             Output::Solved(solved) => {
-                if control.is_finished(&solved.attempt.job.run).await {
-                    discard(worker, solved.attempt).await?;
+                let attempt = &solved.image.attempt;
+                if control.is_finished(&attempt.job.run).await {
+                    discard(shared, solved.image.attempt).await?;
                     continue;
                 }
-                let span = solved.attempt.span.span.clone();
-                let results = solved.attempt.results(worker)?;
-                publish(worker, &results, *solved).instrument(span).await?;
+                let (span, results) = (attempt.span.span.clone(), attempt.results(shared)?);
+                publish(shared, &results, *solved).instrument(span).await?;
             }
-            Output::Checkpoint(SavedCheckpoint { run, image, attempt, bytes }) => {
+            Output::Checkpoint { run, image, attempt, bytes } => {
                 // The last sweep of a finished run is over; the devices learn of its end within seconds.
                 if !control.is_finished(&run).await {
-                    save(&worker.runs.of(&run)?, &image, &attempt, bytes).await?;
+                    save(&shared.runs.of(&run)?, &image, &attempt, bytes).await?;
                 }
             }
-            Output::Unfinished(unfinished) => {
-                let finished = control.is_finished(&unfinished.attempt.job.run).await;
-                release(worker, *unfinished, finished).await?;
+            Output::Unfinished { attempt, checkpoint, queued } => {
+                let results = attempt.results(shared)?;
+                if control.is_finished(&attempt.job.run).await {
+                    forget(&results, &attempt).await?;
+                } else {
+                    save(&results, &attempt.job.image, &attempt.name, checkpoint).await?;
+                }
+                attempt.release(shared, queued).await?;
             }
         }
     }
-    Ok(())
-}
-
-/// Saves the checkpoint of an unfinished image, unless its run is `finished`, and gives its job back.
-async fn release(worker: &Worker, unfinished: Unfinished, finished: bool) -> Result<(), Error> {
-    let Unfinished { attempt, checkpoint, queued } = unfinished;
-    let results = attempt.results(worker)?;
-    if finished {
-        forget(&results, &attempt).await?;
-    } else {
-        save(&results, &attempt.job.image, &attempt.name, checkpoint).await?;
-    }
-    attempt.tell(worker, What::Released { queued }).await?;
-    CrashPoint::ReleaseTold.pass();
-    if queued {
-        attempt.delivery.release().await?;
-    } else {
-        attempt.delivery.ack().await?;
-    }
-    CrashPoint::ReleaseSettled.pass();
     Ok(())
 }
 
@@ -78,14 +61,12 @@ async fn release(worker: &Worker, unfinished: Unfinished, finished: bool) -> Res
 async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) -> Result<(), Error> {
     let Err(source) = put_checkpoint(results, image, attempt, checkpoint).await else { return Ok(()) };
     let error = JobError::Checkpoint(source);
-    match fate(&error, 1) {
-        Fate::Continue => {
-            tracing::warn!(image, error = chain(&error), "the checkpoint is lost");
-            metrics::CHECKPOINTS.record(1.0, &[("outcome", "failed")]);
-            Ok(())
-        }
-        Fate::Retry(_) | Fate::Reject(_) | Fate::Release | Fate::Crash => Err(error.into()),
+    if fate(&error, 1) != Fate::Continue {
+        return Err(error.into());
     }
+    tracing::warn!(image, error = chain(&error), "the checkpoint is lost");
+    metrics::CHECKPOINTS.record(1.0, &[("outcome", "failed")]);
+    Ok(())
 }
 
 /// A checkpoint is progress: the attempt no longer counts as one that never ended.
@@ -107,27 +88,21 @@ async fn forget(results: &Store, attempt: &Attempt) -> Result<(), store::Error> 
 }
 
 /// Drops a result whose image failed and whose run is finished since: it would be in none of the run's tables.
-async fn discard(worker: &Worker, attempt: Attempt) -> Result<(), Error> {
-    tracing::warn!(
-        run = attempt.job.run,
-        image = attempt.job.image,
-        "the run finished without this image: its result is dropped"
-    );
-    forget(&attempt.results(worker)?, &attempt).await?;
-    // Should the run resume after all, the coordinator publishes the job again.
-    attempt.tell(worker, What::Released { queued: false }).await?;
-    attempt.delivery.ack().await?;
-    Ok(())
+async fn discard(shared: &Shared, attempt: Attempt) -> Result<(), Error> {
+    let job = &attempt.job;
+    tracing::warn!(run = job.run, image = job.image, "the run finished without this image: its result is dropped");
+    forget(&attempt.results(shared)?, &attempt).await?;
+    attempt.release(shared, false).await
 }
 
-async fn publish(worker: &Worker, results: &Store, solved: Solved) -> Result<(), Error> {
-    let Solved { mut attempt, model, frame, found, solution, seconds } = solved;
-    let solution = match solution {
+async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(), Error> {
+    let Loaded { mut attempt, model, frame, found, seconds, .. } = solved.image;
+    let solution = match solved.solution {
         Ok(solution) => solution,
         Err(source) => {
             let image = attempt.job.image.clone();
             results.delete(&keys::attempt(&image, &attempt.name)).await?;
-            return settle(worker, vec![attempt], JobError::Diverged { image, source }).await;
+            return settle(shared, vec![attempt], JobError::Diverged { image, source }).await;
         }
     };
     let job = &attempt.job;
@@ -147,7 +122,7 @@ async fn publish(worker: &Worker, results: &Store, solved: Solved) -> Result<(),
         model,
         params: job.params.clone(),
         seed: job.seed,
-        version: worker.config.version.clone(),
+        version: shared.config.version.clone(),
         transform: solution.transform.clone(),
         best: solution.best,
         seeds: seeds.collect(),
@@ -166,7 +141,7 @@ async fn publish(worker: &Worker, results: &Store, solved: Solved) -> Result<(),
     };
     let record = match publish.instrument(attempt.span.stage(Stage::Publish)).await {
         Ok(record) => record,
-        Err(source) => return settle(worker, vec![attempt], JobError::Upload(source)).await,
+        Err(source) => return settle(shared, vec![attempt], JobError::Upload(source)).await,
     };
     let stage_seconds = attempt.span.stage_seconds();
     attempt.span.add_seconds(Stage::Publish, begun.elapsed().as_secs_f64());
@@ -176,7 +151,7 @@ async fn publish(worker: &Worker, results: &Store, solved: Solved) -> Result<(),
     metrics::LPIPS.record(lpips, &[("stage", "final")]);
     tracing::info!(run = attempt.job.run, image = attempt.job.image, loss, lpips, seconds, "projected");
     let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips, stage_seconds };
-    attempt.tell(worker, what).await?;
+    attempt.tell(shared, what).await?;
     CrashPoint::SuccessTold.pass();
     attempt.delivery.ack().await?;
     CrashPoint::SuccessSettled.pass();
@@ -203,7 +178,7 @@ impl Content {
         let (sender, mut pieces) = mpsc::channel::<Vec<u8>>(1);
         let model = model.to_owned();
         let encoding = tokio::task::spawn_blocking(move || {
-            let mut to = BufWriter::with_capacity(PIECE, Pieces(sender));
+            let mut to = BufWriter::with_capacity(store::PIECE, Pieces(sender));
             let delta = delta.lock().expect("no thread panics while it holds the lock");
             delta.write(&model, &mut to).and_then(|()| to.flush())
         });
@@ -321,12 +296,10 @@ fn objects(target: &Decoded, solution: Solution, record: &ResultRecord) -> Vec<(
 /// `projection.safetensors`: z `[seeds, z]`, c `[seeds, embed]`, losses `[seeds]`, all float32; the rest is JSON in the metadata.
 fn projection(solution: &Solution, record: &ResultRecord) -> Vec<u8> {
     use safetensors::tensor::{Dtype, TensorView};
-    let bytes = |rows: &[&[f32]]| -> Vec<u8> { rows.iter().flat_map(|r| r.iter()).flat_map(|v| v.to_le_bytes()).collect() };
     let seeds = solution.seeds.len();
-    let z = bytes(&solution.seeds.iter().map(|s| s.z.as_slice()).collect::<Vec<_>>());
-    let c = bytes(&solution.seeds.iter().map(|s| s.c.as_slice()).collect::<Vec<_>>());
-    let losses: Vec<f32> = solution.seeds.iter().map(|s| s.loss as f32).collect();
-    let losses = bytes(&[&losses]);
+    let z: Vec<u8> = solution.seeds.iter().flat_map(|s| &s.z).flat_map(|v| v.to_le_bytes()).collect();
+    let c: Vec<u8> = solution.seeds.iter().flat_map(|s| &s.c).flat_map(|v| v.to_le_bytes()).collect();
+    let losses: Vec<u8> = solution.seeds.iter().flat_map(|s| (s.loss as f32).to_le_bytes()).collect();
     let view = |shape: Vec<usize>, data| TensorView::new(Dtype::F32, shape, data).expect("the size fits the shape");
     let tensors = [
         ("z", view(vec![seeds, solution.seeds[0].z.len()], &z)),
@@ -353,8 +326,7 @@ mod tests {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
-    use engine::Devices;
-    use proto::{Control, Event, History, Job, ModelRef, Params, RunState};
+    use proto::{Control, Event, History, Job, ModelRef, RunState};
     use queue::{Channel, Consumer, Delivery, Queue};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -382,25 +354,11 @@ mod tests {
     }
 
     fn job() -> Job {
-        Job {
-            run: "r".into(),
-            image: "a/1.png".into(),
-            identity: "i".into(),
-            dataset: "/data".into(),
-            class: 0,
-            class_name: "Bag".into(),
-            category: None,
-            bbox: None,
-            mask: None,
-            model: "m".into(),
-            model_digest: "d".into(),
-            params: Params::fast(),
-            seed: 0,
-        }
+        Job { image: "a/1.png".into(), ..harness::job() }
     }
 
     /// As the devices' thread sends it. Each attempt has other bytes, so that a mixture would be seen.
-    fn solved(worker: &Worker, delivery: Delivery, number: u32) -> Solved {
+    fn solved(shared: &Shared, delivery: Delivery, number: u32) -> Solved {
         let job = Job::decode(delivery.payload()).expect("ours");
         let loss = f64::from(number);
         let pixels = vec![(number % 7) as f32 / 7.0; 3 * 4 * 4];
@@ -426,23 +384,12 @@ mod tests {
             lane_steps: 1,
         };
         let model = ModelRef { name: "m".into(), digest: "d".into(), resolution: 4 };
-        let attempt = Attempt { name: format!("{number:012x}"), ..Attempt::begin(worker, delivery, job) };
+        let attempt = Attempt { name: format!("{number:012x}"), ..Attempt::begin(shared, delivery, job) };
+        let (found, photo, checkpoint) = (None, None, None);
         let crop = codec::Crop { x: 0, y: 0, side: 4 };
-        let frame = Decoded { pixels, bbox: None, mask: None, object: None, original: (4, 4), crop };
-        Solved { attempt, model, frame, found: None, solution: Ok(solution), seconds: 1.0 }
-    }
-
-    fn config() -> Config {
-        Config {
-            name: "w".into(),
-            devices: Devices(vec![]),
-            batch_images: 1,
-            checkpoint_every: Duration::from_secs(1),
-            drain_after: None,
-            max_runtime: None,
-            record: None,
-            version: "0".into(),
-        }
+        let frame = Decoded { pixels, bbox: None, mask: None, object: None, crop };
+        let image = Loaded { attempt, model, frame, photo, found, checkpoint, seconds: 1.0, suspect: false };
+        Solved { image, solution: Ok(solution) }
     }
 
     /// Objects of an image without fine-tuning.
@@ -465,12 +412,12 @@ mod tests {
             let control = serde_json::to_vec(&Control { state, ..Control::default() }).expect("a record");
             home.put(&keys::control("r"), control).await.expect("writable");
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
-            let worker = Worker { config: config(), queue: queue.clone(), runs: Runs::Home(home.clone()) };
-            let solved = solved(&worker, next(&mut consumer).await.expect("a job"), 1);
+            let shared = Shared { config: Config::default(), queue: queue.clone(), runs: Runs::Home(home.clone()) };
+            let solved = solved(&shared, next(&mut consumer).await.expect("a job"), 1);
             let (sender, receiver) = mpsc::channel(1);
             assert!(sender.send(Output::Solved(Box::new(solved))).await.is_ok(), "it listens");
             drop(sender);
-            run(&worker, receiver).await.expect("it goes well");
+            run(&shared, receiver).await.expect("it goes well");
             let results = home.with_prefix("runs/r").expect("a prefix");
             let objects = results.list("").expect("a prefix").all().await.expect("readable");
             left.push(objects.len());
@@ -499,7 +446,7 @@ mod tests {
         for _ in 0..rng.random_range(1..4) {
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
         }
-        let worker = Worker { config: config(), queue: queue.clone(), runs: Runs::One(results.clone()) };
+        let shared = Shared { config: Config::default(), queue: queue.clone(), runs: Runs::One(results.clone()) };
         let mut attempts = 0;
         loop {
             let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
@@ -509,7 +456,7 @@ mod tests {
             }
             let lives = [first, second].into_iter().flatten().map(|delivery| {
                 attempts += 1;
-                let life = publish(&worker, &results, solved(&worker, delivery, attempts));
+                let life = publish(&shared, &results, solved(&shared, delivery, attempts));
                 // Later ones live longer, so that it ends.
                 Mortal { life: Box::pin(life), polls: rng.random_range(0..40 + 4 * attempts) }
             });
@@ -517,7 +464,7 @@ mod tests {
                 assert!(matches!(ended, None | Some(Ok(()))), "seed {seed}: {ended:?}");
             }
         }
-        let marker = results.get(&keys::marker("a/1.png", Marker::Result)).await.expect("a result");
+        let marker = results.get(&keys::marker(&job().image, Marker::Result)).await.expect("a result");
         let record: ResultRecord = serde_json::from_slice(&marker).expect("a record");
         for object in &record.objects {
             let item = Item::ALL.into_iter().find(|item| item.file() == object.file).expect("a known file");

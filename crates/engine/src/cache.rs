@@ -14,8 +14,9 @@ const PART: &str = ".part";
 /// A place for folders that have a digest for a name.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    dir: PathBuf,
-    max_bytes: u64,
+    pub dir: PathBuf,
+    /// Limit of all folders together; exceeded only while they are in use.
+    pub max_bytes: u64,
 }
 
 pub enum Slot {
@@ -42,15 +43,6 @@ pub struct Blank {
 }
 
 impl Cache {
-    /// Folders in `dir`, of `max_bytes` together; more only while they are in use.
-    pub fn new(dir: PathBuf, max_bytes: u64) -> Cache {
-        Cache { dir, max_bytes }
-    }
-
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// The folder `name`. Never waits for other processes.
     pub fn open(&self, name: &str) -> io::Result<Slot> {
         if !is_digest(name) {
@@ -210,7 +202,7 @@ mod tests {
 
     fn open(max_bytes: u64) -> (Cache, tempfile::TempDir) {
         let alive = tempfile::tempdir().unwrap();
-        (Cache::new(alive.path().join("cache"), max_bytes), alive)
+        (Cache { dir: alive.path().join("cache"), max_bytes }, alive)
     }
 
     fn name(digit: char) -> String {
@@ -225,7 +217,7 @@ mod tests {
                     fs::write(blank.dir().join("file"), vec![0; bytes]).unwrap();
                     blank.keep().unwrap();
                 }
-                Slot::Busy => panic!("nobody else is here"),
+                Slot::Busy => panic!("no other process is here"),
             }
         }
     }
@@ -321,15 +313,15 @@ mod tests {
     fn halves_of_killed_processes_make_room_and_what_is_not_ours_stays() {
         let (cache, _alive) = open(10);
         let blank = cache.open(&name('a')).unwrap();
-        for other in [format!("{}.part", name('b')), "of-somebody-else".into()] {
+        for other in [format!("{}.part", name('b')), "of-another".into()] {
             fs::create_dir(cache.dir.join(&other)).unwrap();
             fs::write(cache.dir.join(&other).join("file"), vec![0; 25]).unwrap();
         }
         assert!(cache.make_room(10).unwrap());
         assert!(cache.part(&name('a')).exists() && !cache.part(&name('b')).exists());
-        assert!(cache.dir.join("of-somebody-else/file").exists());
+        assert!(cache.dir.join("of-another/file").exists());
         drop(blank);
-        assert_eq!(cache.open("../of-somebody-else").err().unwrap().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(cache.open("../of-another").err().unwrap().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Where a generator puts its objects (paper, Figures 3 and 4): samples of it, and the box of the object in each. No I/O.
 
+use projector::latent;
 use projector::nn::mask_rcnn::COCO_CATEGORIES;
 use proto::{Box2d, ObjectsManifest};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::LoadedModel;
-use crate::codec::Bitmap;
+use crate::find::bitmap;
 use crate::finder::Finder;
 
 /// Images that are generated at once.
@@ -32,7 +32,7 @@ pub enum Source {
 pub struct NotFinite;
 
 /// Boxes of `samples` images in pixels of the generator, without those in which no object was found. z is drawn as the search
-/// draws it, classes uniformly. `done` is told after each batch how many images there were.
+/// draws it, classes uniformly. After each batch `done` gets the number of images so far.
 pub fn measure(
     model: &LoadedModel,
     finder: &Finder,
@@ -47,7 +47,7 @@ pub fn measure(
     let mut boxes = Vec::new();
     for first in (0..samples).step_by(BATCH) {
         let n = BATCH.min(samples - first);
-        let z: Vec<f32> = (0..n as i64 * generator.latent_dim()).map(|_| rng.sample::<f32, _>(StandardNormal) % 2.0).collect();
+        let z = latent::truncated(n * generator.latent_dim() as usize, &mut rng);
         let z = Tensor::from_slice(&z).view([n as i64, -1]).to_device(device);
         let classes: Vec<i64> = (0..n).map(|_| rng.random_range(0..generator.num_classes())).collect();
         let c = Tensor::stack(&classes.iter().map(|&class| generator.embed(class)).collect::<Vec<_>>(), 0);
@@ -71,14 +71,14 @@ pub fn measure(
 }
 
 fn detected(finder: &Finder, image: &Tensor, category: &str, mask: bool) -> Option<Box2d> {
-    let detector = finder.detector()?;
+    let detector = finder.detector.as_ref()?;
     let detections = detector.detect(image);
     let fits = |label: usize| category.is_empty() || COCO_CATEGORIES[label].eq_ignore_ascii_case(category);
     let best = detections.found.iter().position(|d| fits(d.label))?;
     if !mask {
         return Some(detections.found[best].bbox);
     }
-    extent(&detector.mask(&detections, best).ge(0.5))
+    bitmap(&detector.mask(&detections, best).ge(0.5)).extent()
 }
 
 /// The box of what is no background in an image `[3, h, w]`.
@@ -86,13 +86,7 @@ fn foreground(image: &Tensor) -> Option<Box2d> {
     let (_, h, w) = image.size3().expect("an image is three-dimensional");
     let rows = [image.select(1, 0), image.select(1, h - 1), image.select(2, 0), image.select(2, w - 1)];
     let (background, _) = Tensor::cat(&rows, 1).median_dim(1, false);
-    extent(&(image - background.view([3, 1, 1])).abs().amax(&[0i64][..], false).gt(FOREGROUND))
-}
-
-fn extent(inside: &Tensor) -> Option<Box2d> {
-    let (height, width) = inside.size2().expect("a mask is two-dimensional");
-    let flags = inside.to_kind(Kind::Uint8).to_device(Device::Cpu).contiguous().flatten(0, -1);
-    Bitmap { width: width as u32, height: height as u32, inside: Vec::try_from(flags).expect("a row of bytes") }.extent()
+    bitmap(&(image - background.view([3, 1, 1])).abs().amax(&[0i64][..], false).gt(FOREGROUND)).extent()
 }
 
 /// Mean centre and size; `None` without boxes.
@@ -107,6 +101,8 @@ pub fn mean(boxes: &[Box2d]) -> Option<ObjectsManifest> {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     #[test]

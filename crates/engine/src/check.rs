@@ -1,9 +1,9 @@
 //! Whether a loaded model computes.
 
+use projector::latent;
 use projector::nn::mask_rcnn::COCO_CATEGORIES;
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 use tch::{Kind, Tensor};
 
 use crate::LoadedModel;
@@ -18,7 +18,7 @@ impl LoadedModel {
         let _no_grad = tch::no_grad_guard();
         let generator = &self.model.generator;
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let z: Vec<f32> = (0..CHECKED * generator.latent_dim()).map(|_| rng.sample::<f32, _>(StandardNormal) % 2.0).collect();
+        let z = latent::truncated((CHECKED * generator.latent_dim()) as usize, &mut rng);
         let z = Tensor::from_slice(&z).view([CHECKED, -1]);
         let classes = (0..CHECKED).map(|i| i * generator.num_classes() / CHECKED);
         let c = Tensor::stack(&classes.map(|class| generator.embed(class)).collect::<Vec<_>>(), 0);

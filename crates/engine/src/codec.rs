@@ -11,7 +11,7 @@
 use std::panic::catch_unwind;
 
 use image::codecs::png::{PngDecoder, PngEncoder};
-use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, Limits};
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, Limits, Rgb, RgbImage};
 use proto::{Box2d, FailureReason};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
@@ -33,8 +33,6 @@ pub struct Decoded {
     pub mask: Option<Vec<f32>>,
     /// The object's box in pixels of the file's image.
     pub object: Option<Box2d>,
-    /// Width and height of the file's image.
-    pub original: (u32, u32),
     pub crop: Crop,
 }
 
@@ -50,7 +48,6 @@ pub struct Crop {
 /// Why bytes are no image in the generator's frame. The caller knows the file's name and adds it.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// Something else than an image file that is read here.
     #[error("is {found}, not a JPEG or PNG image")]
     NotAnImage { found: String },
     /// Refused by its header, before memory is taken.
@@ -59,10 +56,8 @@ pub enum CodecError {
     /// The file ends too early, contradicts itself, or uses a variant that is not read.
     #[error("cannot decode the {format} data: {problem}")]
     Broken { format: &'static str, problem: String },
-    /// The mask is not this image's, or selects nothing.
     #[error("the mask {problem} (image: {width} x {height} pixels)")]
     BadMask { width: u32, height: u32, problem: String },
-    /// The box selects nothing of the image.
     #[error(
         "box (x {}, y {}, width {}, height {}) {problem} (image: {width} x {height} pixels)",
         bbox.x, bbox.y, bbox.width, bbox.height
@@ -90,10 +85,10 @@ pub fn decode(bytes: &[u8], bbox: Option<Box2d>, resolution: u32) -> Result<Deco
     frame(&read(bytes)?, bbox, None, resolution)
 }
 
-/// As `decode`, of an image that is read already. With a `mask` the window holds the mask's box, and a pixel of the result is
-/// inside if at least half of it is.
+/// Cuts and scales an image that is read already, as `decode`. With a `mask` the window holds the mask's box, and a pixel of the
+/// result is inside if at least half of it is.
 pub fn frame(photo: &Photo, bbox: Option<Box2d>, mask: Option<&Bitmap>, resolution: u32) -> Result<Decoded, CodecError> {
-    let (width, height) = (photo.width, photo.height);
+    let (width, height) = photo.dimensions();
     let object = match mask {
         Some(mask) => {
             let bad = |problem: String| CodecError::BadMask { width, height, problem };
@@ -111,16 +106,9 @@ pub fn frame(photo: &Photo, bbox: Option<Box2d>, mask: Option<&Bitmap>, resoluti
         y: window_start(height, side, visible.map(|b| (b.y, b.y + b.height))),
         side,
     };
-    let colours = resize(&photo.samples, CHANNELS, width, crop, resolution);
+    let colours = resize(photo, CHANNELS, width, crop, resolution);
     let pixels = colours.into_iter().map(|v| v / 127.5 - 1.0).collect();
-    let mut framed = Decoded {
-        pixels,
-        bbox: visible.map(|b| to_window(b, crop, resolution)),
-        mask: None,
-        object,
-        original: (width, height),
-        crop,
-    };
+    let mut framed = Decoded { pixels, bbox: visible.map(|b| to_window(b, crop, resolution)), mask: None, object, crop };
     if let Some(mask) = mask {
         let covered = resize(&mask.inside, 1, width, crop, resolution);
         let inside: Vec<u8> = covered.into_iter().map(|v| u8::from(v >= 0.5)).collect();
@@ -129,7 +117,7 @@ pub fn frame(photo: &Photo, bbox: Option<Box2d>, mask: Option<&Bitmap>, resoluti
             let problem = "has no pixel in the square window around its box: cut the image".into();
             return Err(CodecError::BadMask { width, height, problem });
         }
-        // Of an object that is less than half of every pixel the box is left; and one that fills its box needs no mask.
+        // An object that covers less than half of every pixel keeps its box; one that fills its box needs no mask.
         if let Some(extent) = small.extent() {
             framed.bbox = Some(extent);
             let filled = small.inside.iter().map(|&v| u64::from(v)).sum::<u64>() as f64 == extent.width * extent.height;
@@ -141,9 +129,9 @@ pub fn frame(photo: &Photo, bbox: Option<Box2d>, mask: Option<&Bitmap>, resoluti
 
 /// A mask file's pixels: what is at least half bright is inside.
 pub fn read_mask(bytes: &[u8]) -> Result<Bitmap, CodecError> {
-    let Photo { width, height, samples } = read(bytes)?;
-    let bright = |rgb: &[u8]| u8::from(rgb.iter().map(|&v| u32::from(v)).sum::<u32>() >= 3 * 128);
-    Ok(Bitmap { width, height, inside: samples.chunks_exact(CHANNELS).map(bright).collect() })
+    let photo = read(bytes)?;
+    let bright = |rgb: &Rgb<u8>| u8::from(rgb.0.iter().map(|&v| u32::from(v)).sum::<u32>() >= 3 * 128);
+    Ok(Bitmap { width: photo.width(), height: photo.height(), inside: photo.pixels().map(bright).collect() })
 }
 
 /// An 8-bit RGB PNG of `pixels`: RGB in [-1, 1], channel by channel, each `size` x `size`. Values beyond are clipped.
@@ -168,12 +156,7 @@ pub(crate) fn bytes(pixels: &[f32], size: u32) -> Vec<u8> {
 }
 
 /// The pixels of an image file.
-pub struct Photo {
-    pub width: u32,
-    pub height: u32,
-    /// Interleaved 8-bit RGB, row by row.
-    pub samples: Vec<u8>,
-}
+pub type Photo = RgbImage;
 
 /// Which pixels of an image are an object's.
 #[derive(Clone, Debug, PartialEq)]
@@ -237,7 +220,7 @@ fn read_jpeg(bytes: &[u8]) -> Result<Photo, CodecError> {
     if samples.len() != width * height * CHANNELS {
         return Err(broken("its colours are neither grey, RGB, YCbCr, CMYK nor YCCK".into()));
     }
-    Ok(Photo { width: width as u32, height: height as u32, samples })
+    Ok(Photo::from_raw(width as u32, height as u32, samples).expect("three bytes for each pixel"))
 }
 
 /// Whether the end marker follows on complete segments and scans.
@@ -276,9 +259,7 @@ fn read_png(bytes: &[u8]) -> Result<Photo, CodecError> {
     // Eight bytes a pixel (16-bit RGBA), and some for profiles and text.
     limits.max_alloc = Some(8 * MAX_PIXELS + (64 << 20));
     let decoder = PngDecoder::with_limits(std::io::Cursor::new(bytes), limits).map_err(|e| broken(innermost(&e)))?;
-    let (width, height) = decoder.dimensions();
-    let image = DynamicImage::from_decoder(decoder).map_err(|e| broken(innermost(&e)))?;
-    Ok(Photo { width, height, samples: image.into_rgb8().into_raw() })
+    Ok(DynamicImage::from_decoder(decoder).map_err(|e| broken(innermost(&e)))?.into_rgb8())
 }
 
 /// Whether the end chunk follows on complete chunks.

@@ -21,7 +21,7 @@ pub fn load_cuda() {
 }
 
 /// Devices to compute on, in the order of a list such as `cpu,cpu` or `cuda:0,cuda:1`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices(pub Vec<Device>);
 
 impl Devices {
@@ -44,38 +44,32 @@ impl FromStr for Devices {
         if text == "auto" {
             return Ok(Devices::automatic());
         }
-        let devices: Result<Vec<Device>, String> = text
-            .split(',')
-            .map(|name| match name.trim() {
-                "cpu" => Ok(Device::Cpu),
-                name => {
-                    let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-                    let index: usize = index.ok_or_else(|| format!("{name:?} is not a device: use cpu or cuda:N"))?;
-                    load_cuda();
-                    let count = Cuda::device_count();
-                    if (index as i64) < count {
-                        Ok(Device::Cuda(index))
-                    } else {
-                        Err(format!("{name} does not exist: this machine has {count} CUDA devices (make setup CUDA=1 sets up libtorch for CUDA)"))
-                    }
-                }
-            })
-            .collect();
-        Ok(Devices(devices?))
+        text.split(',').map(|name| device(name.trim())).collect::<Result<_, _>>().map(Devices)
     }
+}
+
+fn device(name: &str) -> Result<Device, String> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+    let index: usize = index.ok_or_else(|| format!("{name:?} is not a device: use cpu or cuda:N"))?;
+    load_cuda();
+    let count = Cuda::device_count();
+    if index as i64 >= count {
+        let way_out = "make setup CUDA=1 sets up libtorch for CUDA";
+        return Err(format!("{name} does not exist: this machine has {count} CUDA devices ({way_out})"));
+    }
+    Ok(Device::Cuda(index))
 }
 
 impl std::fmt::Display for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<String> = self
-            .0
-            .iter()
-            .map(|d| match d {
-                Device::Cuda(i) => format!("cuda:{i}"),
-                _ => "cpu".to_owned(),
-            })
-            .collect();
-        f.write_str(&names.join(","))
+        let name = |device: &Device| match device {
+            Device::Cuda(i) => format!("cuda:{i}"),
+            _ => "cpu".to_owned(),
+        };
+        f.write_str(&self.0.iter().map(name).collect::<Vec<_>>().join(","))
     }
 }
 

@@ -15,7 +15,7 @@ use store::{ErrorKind, Store};
 use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
-use crate::codec::{self, CodecError};
+use crate::codec;
 use crate::supply::SupplyError;
 
 /// Principal directions that have a name: `pc1` to `pc16`.
@@ -85,7 +85,7 @@ pub enum EditError {
     Store { image: String, source: store::Error },
     #[error("cannot load the model of image {image:?}")]
     Model { image: String, source: Box<SupplyError> },
-    #[error("the editor has stopped: start it again")]
+    #[error("the editor failed at this request: its log says why")]
     Ended,
     #[error("cannot blend the edit into the image")]
     Blend(#[from] BlendError),
@@ -103,14 +103,9 @@ pub struct Edited {
 /// A projected image, ready to be edited.
 pub struct Projected {
     pub record: ResultRecord,
-    /// The image in the generator's size, `[3, r, r]` flat in [-1, 1].
-    pub target: Vec<f32>,
-    /// The object's pixels, `[1, 1, r, r]`: one inside.
-    inside: Tensor,
-    /// z and c of the search's best seed.
-    latents: (Vec<f32>, Vec<f32>),
+    pub stored: Stored,
     /// The generator that was fitted to the image, with its delta.
-    tuned: Option<(Box<dyn Generator>, Delta)>,
+    pub tuned: Option<(Box<dyn Generator>, Delta)>,
 }
 
 /// Reads the record of an image's result.
@@ -135,20 +130,19 @@ pub fn directions(model: &LoadedModel) -> BTreeMap<String, Vec<f32>> {
 }
 
 /// An image's result as the store has it, with all seeds.
-pub(crate) struct Stored {
+pub struct Stored {
     /// The image in the generator's size, `[3, r, r]` flat in [-1, 1].
     pub target: Vec<f32>,
     /// The object's pixels, `[1, 1, r, r]`: one inside.
-    pub inside: Tensor,
-    /// One row for each seed.
-    pub z: Vec<Vec<f32>>,
-    /// One row for each seed.
-    pub c: Vec<Vec<f32>>,
+    pub(crate) inside: Tensor,
+    /// One row for each seed, as in `c`.
+    pub(crate) z: Vec<Vec<f32>>,
+    pub(crate) c: Vec<Vec<f32>>,
 }
 
 impl Stored {
     /// Reads what belongs to a record of this model.
-    pub async fn read(record: &ResultRecord, results: &Store, model: &LoadedModel) -> Result<Stored, EditError> {
+    pub(crate) async fn read(record: &ResultRecord, results: &Store, model: &LoadedModel) -> Result<Stored, EditError> {
         let image = record.image.as_str();
         let damaged = |file, problem: String| EditError::Damaged { image: image.to_owned(), file, problem };
         if record.model.digest != model.reference.digest {
@@ -157,8 +151,11 @@ impl Stored {
             return Err(EditError::OtherModel { image: image.to_owned(), theirs, ours });
         }
         let r = model.reference.resolution;
-        let decoded = codec::decode(&read_item(record, results, Item::Target).await?, None, r);
-        let target = decoded.map_err(|e: CodecError| damaged(Item::Target.file(), e.to_string()))?.pixels;
+        let picture = async |item: Item| {
+            let decoded = codec::decode(&read_item(record, results, item).await?, None, r);
+            decoded.map(|decoded| decoded.pixels).map_err(|error| damaged(item.file(), error.to_string()))
+        };
+        let target = picture(Item::Target).await?;
         let projection = read_item(record, results, Item::Projection).await?;
         let (generator, seeds) = (&*model.model.generator, record.seeds.len());
         let latents = rows(&projection, "z", seeds, generator.latent_dim())
@@ -166,8 +163,7 @@ impl Stored {
         let (z, c) = latents.map_err(|problem| damaged(Item::Projection.file(), problem))?;
         let inside = match record.mask {
             true => {
-                let decoded = codec::decode(&read_item(record, results, Item::Mask).await?, None, r);
-                let mask = decoded.map_err(|e: CodecError| damaged(Item::Mask.file(), e.to_string()))?.pixels;
+                let mask = picture(Item::Mask).await?;
                 let r = r as usize;
                 Tensor::from_slice(&mask[..r * r]).view([1, 1, r as i64, r as i64]).gt(0.0).to_kind(Kind::Float)
             }
@@ -200,7 +196,7 @@ impl Projected {
 
     /// Reads what belongs to a record.
     pub(crate) async fn of(record: ResultRecord, results: &Store, model: &LoadedModel) -> Result<Projected, EditError> {
-        let Stored { target, inside, z, c } = Stored::read(&record, results, model).await?;
+        let stored = Stored::read(&record, results, model).await?;
         let generator = &*model.model.generator;
         let tuned = match record.fine_tuned {
             Some(FineTuned::Kept { .. }) => {
@@ -213,13 +209,7 @@ impl Projected {
             }
             _ => None,
         };
-        let latents = (z[record.best].clone(), c[record.best].clone());
-        Ok(Projected { record, target, inside, latents, tuned })
-    }
-
-    /// Whether there is a generator that was fitted to the image.
-    pub fn is_tuned(&self) -> bool {
-        self.tuned.is_some()
+        Ok(Projected { record, stored, tuned })
     }
 
     /// Renders an edit. `directions` are those of the model.
@@ -230,9 +220,10 @@ impl Projected {
         request: &EditRequest,
     ) -> Result<Edited, EditError> {
         let _no_grad = tch::no_grad_guard();
-        let (generator, z, c, transform) = match &self.tuned {
+        let Projected { record, stored, tuned } = self;
+        let (generator, z, c, transform) = match tuned {
             Some((tuned, delta)) if request.fine_tuned => (&**tuned, &delta.z, &delta.c, delta.transform.as_ref()),
-            _ => (&*model.model.generator, &self.latents.0, &self.latents.1, self.record.transform.as_ref()),
+            _ => (&*model.model.generator, &stored.z[record.best], &stored.c[record.best], record.transform.as_ref()),
         };
         let (z, c) = validated(model, directions, request)?.latents(generator, z, c);
         let generated = generator.generate(&z, &c);
@@ -240,19 +231,18 @@ impl Projected {
             let why = "the edit goes so far that the generator's image is not finite: take smaller values";
             return Err(EditError::Request(why.into()));
         }
-        let align_corners = self.record.params.transform.as_ref().is_some_and(|t| t.align_corners);
+        let align_corners = record.params.transform.as_ref().is_some_and(|t| t.align_corners);
         let inverted = match transform {
             Some(t) => transform::invert(&generated, std::slice::from_ref(t), align_corners),
             None => generated.shallow_clone(),
         };
-        let (target, inverted) = (&self.target, floats(&inverted));
+        let inverted = floats(&inverted);
+        let covered = covered(&stored.inside, transform, align_corners);
+        let mask = Vec::<bool>::try_from(covered.flatten(0, -1).gt(0.5)).expect("a row of flags");
+        // Without a mask the object is a rectangle.
+        let region = if record.mask { Region::Mask(&mask) } else { rectangle(&covered) };
         let r = model.reference.resolution as usize;
-        let covered = covered(&self.inside, transform, align_corners);
-        let blended = match region(&covered, self.record.mask) {
-            Some(Area::Rectangle(region)) => blend::blend(target, &inverted, &region, r, r)?,
-            Some(Area::Mask(mask)) => blend::blend(target, &inverted, &Region::Mask(&mask), r, r)?,
-            None => target.clone(),
-        };
+        let blended = blend::blend(&stored.target, &inverted, &region, r, r)?;
         Ok(Edited { generated: floats(&generated), inverted, blended })
     }
 }
@@ -263,17 +253,18 @@ fn validated(model: &LoadedModel, directions: &BTreeMap<String, Vec<f32>>, reque
         true => Ok(value),
         false => Err(EditError::Request(format!("{what} is {value}: expected a number from -1000 to 1000"))),
     };
-    let class = request.class.as_ref().map(|name| {
-        let index = model.manifest.classes.iter().position(|class| class == name);
-        index.map(|index| index as i64).ok_or_else(|| {
-            let some = model.manifest.classes.iter().take(20).cloned().collect::<Vec<_>>().join(", ");
-            EditError::Request(format!(
-                "the model has no class {name:?}; it has {} classes: {some}",
-                model.manifest.classes.len()
-            ))
-        })
-    });
-    let class = class.transpose()?.map(|class| Ok::<_, EditError>((class, finite("strength", request.strength)?))).transpose()?;
+    let index = |name: &String| {
+        let classes = &model.manifest.classes;
+        let unknown = || {
+            let (n, some) = (classes.len(), classes[..classes.len().min(20)].join(", "));
+            EditError::Request(format!("the model has no class {name:?}; it has {n} classes: {some}"))
+        };
+        classes.iter().position(|class| class == name).ok_or_else(unknown)
+    };
+    let class = match &request.class {
+        Some(name) => Some((index(name)? as i64, finite("strength", request.strength)?)),
+        None => None,
+    };
     let moves = request.moves.iter().map(|(name, far)| {
         let direction = directions.get(name).ok_or_else(|| {
             let known = directions.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -293,23 +284,15 @@ fn covered(inside: &Tensor, transform: Option<&Transform>, align_corners: bool) 
     inside * seen.gt(COVERED)
 }
 
-enum Area {
-    Rectangle(Region<'static>),
-    Mask(Vec<bool>),
-}
-
-/// The pixels of `covered`; `None`: there are none. They are a rectangle unless the object has a `mask`.
-fn region(covered: &Tensor, mask: bool) -> Option<Area> {
-    if mask {
-        let inside = Vec::<bool>::try_from(covered.flatten(0, -1).gt(0.5)).expect("a row of flags");
-        return inside.contains(&true).then_some(Area::Mask(inside));
-    }
+/// The smallest rectangle that holds the pixels of `covered`; it is empty if there are none.
+fn rectangle(covered: &Tensor) -> Region<'static> {
     let extent = |dim: i64| {
         let any = Vec::<bool>::try_from(covered.squeeze().amax(&[dim][..], false).gt(0.5)).expect("a row of flags");
-        Some((any.iter().position(|x| *x)?, any.iter().rposition(|x| *x)? + 1))
+        let end = any.iter().rposition(|x| *x).map_or(0, |last| last + 1);
+        (any.iter().position(|x| *x).unwrap_or(end), end)
     };
-    let ((left, right), (top, bottom)) = (extent(0)?, extent(1)?);
-    Some(Area::Rectangle(Region::Rectangle { left, top, right, bottom }))
+    let ((left, right), (top, bottom)) = (extent(0), extent(1));
+    Region::Rectangle { left, top, right, bottom }
 }
 
 fn floats(t: &Tensor) -> Vec<f32> {

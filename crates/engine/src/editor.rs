@@ -1,12 +1,13 @@
-//! Edits on request (*io*): one thread holds the model and the images that were edited last, and serves requests one by one.
+//! Edits on request (*io*), one by one. The model and the images that were edited last stay in memory.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use std::sync::Arc;
 
 use proto::Object;
 use serde::Serialize;
 use store::{Runs, Store};
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 
 use crate::edit::{EditError, EditRequest, Edited, Projected, directions, read_record};
 use crate::supply::{self, Models};
@@ -14,8 +15,6 @@ use crate::{Cache, LoadedModel, codec};
 
 /// Images in memory. Each may have a generator of its own.
 const KEPT: usize = 4;
-/// Requests that wait.
-const WAITING: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
@@ -56,65 +55,43 @@ pub struct Options {
     pub tuned: bool,
 }
 
-/// A handle to the thread, which ends with the last of them.
+/// Serves edits; clones share what it keeps.
 #[derive(Clone)]
-pub struct Editor {
-    asks: mpsc::Sender<Ask>,
-}
-
-enum Ask {
-    Picture { run: String, image: String, request: EditRequest, view: View, reply: oneshot::Sender<Result<Vec<u8>, EditError>> },
-    Options { run: String, image: String, reply: oneshot::Sender<Result<Options, EditError>> },
-}
+pub struct Editor(Arc<Mutex<Bench>>);
 
 impl Editor {
-    pub fn start(models: Models, runs: Runs) -> io::Result<Editor> {
-        let (asks, receiver) = mpsc::channel(WAITING);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    pub fn new(models: Models, runs: Runs) -> Editor {
         let (loaded, home) = match models {
-            Models::One(model) => (Some(Loaded::new(*model)), None),
+            Models::One(model) => (Some(Loaded { directions: directions(&model), model: *model }), None),
             Models::Home { home, cache } => (None, Some((home, cache))),
         };
-        let body = move || runtime.block_on(serve(Bench { home, runs, loaded, kept: VecDeque::new() }, receiver));
-        std::thread::Builder::new().name("edit".into()).spawn(body)?;
-        Ok(Editor { asks })
+        Editor(Arc::new(Mutex::new(Bench { home, runs, loaded, kept: VecDeque::new() })))
     }
 
     /// A picture of an edit, as PNG.
     pub async fn picture(&self, run: String, image: String, request: EditRequest, view: View) -> Result<Vec<u8>, EditError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Ask::Picture { run, image, request, view, reply }, answer).await
+        self.serve(async move |bench| bench.picture(&run, &image, &request, view).await).await
     }
 
     /// The edits that an image allows.
     pub async fn options(&self, run: String, image: String) -> Result<Options, EditError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Ask::Options { run, image, reply }, answer).await
+        self.serve(async move |bench| bench.options(&run, &image).await).await
     }
 
-    async fn ask<T>(&self, ask: Ask, answer: oneshot::Receiver<Result<T, EditError>>) -> Result<T, EditError> {
-        let sent = self.asks.send(ask).await;
-        sent.ok().ok_or(EditError::Ended)?;
-        answer.await.map_err(|_| EditError::Ended)?
-    }
-}
-
-async fn serve(mut bench: Bench, mut asks: mpsc::Receiver<Ask>) {
-    while let Some(ask) = asks.recv().await {
-        // A request whose client has gone is skipped.
-        match ask {
-            Ask::Picture { reply, .. } if reply.is_closed() => {}
-            Ask::Picture { run, image, request, view, reply } => {
-                let _ = reply.send(bench.picture(&run, &image, &request, view).await);
-            }
-            Ask::Options { run, image, reply } => {
-                let _ = reply.send(bench.options(&run, &image).await);
-            }
-        }
+    async fn serve<T, W>(&self, work: W) -> Result<T, EditError>
+    where
+        T: Send + 'static,
+        W: AsyncFnOnce(&mut Bench) -> Result<T, EditError> + Send + 'static,
+    {
+        // A request whose client has gone is dropped while it waits here.
+        let mut bench = self.0.clone().lock_owned().await;
+        let runtime = Handle::current();
+        let served = tokio::task::spawn_blocking(move || runtime.block_on(work(&mut bench)));
+        served.await.map_err(|_| EditError::Ended)?
     }
 }
 
-/// What the thread keeps between requests.
+/// What stays between requests.
 struct Bench {
     /// The source of models; `None`: the loaded one is the only one.
     home: Option<(Store, Cache)>,
@@ -127,12 +104,6 @@ struct Bench {
 struct Loaded {
     model: LoadedModel,
     directions: BTreeMap<String, Vec<f32>>,
-}
-
-impl Loaded {
-    fn new(model: LoadedModel) -> Loaded {
-        Loaded { directions: directions(&model), model }
-    }
 }
 
 impl Bench {
@@ -148,7 +119,7 @@ impl Bench {
             class: projected.record.class_name.clone(),
             classes: model.model.manifest.classes.clone(),
             directions: model.directions.keys().cloned().collect(),
-            tuned: projected.is_tuned(),
+            tuned: projected.tuned.is_some(),
         })
     }
 
@@ -165,8 +136,8 @@ impl Bench {
             self.kept.clear();
             self.loaded = None;
             let model = supply::cached(home, cache, &record.model.name, digest, &Object::default()).await;
-            self.loaded =
-                Some(Loaded::new(model.map_err(|source| EditError::Model { image: image.to_owned(), source: source.into() })?));
+            let model = model.map_err(|source| EditError::Model { image: image.to_owned(), source: source.into() })?;
+            self.loaded = Some(Loaded { directions: directions(&model), model });
         }
         let loaded = self.loaded.as_ref().expect("one is loaded from the start, or just now");
         let key = (run.to_owned(), image.to_owned());

@@ -34,8 +34,11 @@ pub fn read_manifest(dir: &Path) -> Result<(ModelManifest, String), ModelError> 
 
 /// Reads one of the model's configurations.
 pub(crate) fn config<T: DeserializeOwned>(dir: &Path, file: &str, manifest: &ModelManifest) -> Result<T, ModelError> {
-    let bytes = checked(dir, file, manifest)?;
-    serde_json::from_slice(&bytes).map_err(|source| ModelError::Config { path: dir.join(file), source })
+    parse(&dir.join(file), &checked(dir, file, manifest)?)
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, ModelError> {
+    serde_json::from_slice(json).map_err(|source| ModelError::Config { path: path.to_owned(), source })
 }
 
 /// Reads one of the model's networks, which uses every tensor of its file.
@@ -45,10 +48,17 @@ pub(crate) fn network<T>(
     manifest: &ModelManifest,
     load: impl FnOnce(&mut Weights) -> Result<T, LoadError>,
 ) -> Result<T, ModelError> {
-    let (path, mut weights) = tensors(dir, file, manifest)?;
-    load(&mut weights)
-        .and_then(|network| weights.finish().map(|()| network))
-        .map_err(|source| ModelError::Network { path, source })
+    checked(dir, file, manifest)?;
+    fit(&dir.join(file), |mut weights| {
+        let network = load(&mut weights)?;
+        weights.finish().map(|()| network)
+    })
+}
+
+/// Builds something from the tensors of a file.
+pub(crate) fn fit<T>(path: &Path, load: impl FnOnce(Weights) -> Result<T, LoadError>) -> Result<T, ModelError> {
+    let tensors = Tensor::read_safetensors(path).map_err(|source| ModelError::Tensors { path: path.to_owned(), source })?;
+    load(Weights::new(tensors)).map_err(|source| ModelError::Network { path: path.to_owned(), source })
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
@@ -64,16 +74,4 @@ pub(crate) fn checked(dir: &Path, file: &str, manifest: &ModelManifest) -> Resul
         return Err(ModelError::Hash { path, found, expected });
     }
     Ok(bytes)
-}
-
-pub(crate) fn tensors(dir: &Path, file: &str, manifest: &ModelManifest) -> Result<(PathBuf, Weights), ModelError> {
-    let path = dir.join(file);
-    checked(dir, file, manifest)?;
-    let weights = read_tensors(&path)?;
-    Ok((path, weights))
-}
-
-pub(crate) fn read_tensors(path: &Path) -> Result<Weights, ModelError> {
-    let tensors = Tensor::read_safetensors(path).map_err(|source| ModelError::Tensors { path: path.to_owned(), source })?;
-    Ok(Weights::new(tensors))
 }

@@ -36,7 +36,7 @@ const CELL: u32 = 128;
 /// Pixels between the parts of a sheet.
 const GAP: u32 = 4;
 const MILLIS_PER_SECOND: NonZeroU32 = NonZeroU32::new(1000).unwrap();
-/// Of a letter; each row of the font's 8 is drawn twice.
+/// Width and height of a letter in pixels; each of the font's 8 rows is drawn twice.
 const LETTER: (u32, u32) = (8, 16);
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 const INK: Rgb<u8> = Rgb([0, 0, 0]);
@@ -72,15 +72,9 @@ pub enum FilmError {
     Empty,
     #[error("frame {index} is {} x {} pixels, the first one {} x {}", found.0, found.1, first.0, first.1)]
     Sizes { index: usize, found: (u32, u32), first: (u32, u32) },
-    /// The encoder refuses the frames: they are too large (a GIF's limit is 65535, a WebP's 16384, an MP4's 3840 x 2160 pixels).
+    /// The encoder refuses the enlarged frames: they are too large (the limit is 65535 for a GIF, 16384 for a WebP, 3840 x 2160 for an MP4).
     #[error("cannot encode frames of {width} x {height} pixels")]
-    Encode {
-        /// Of an enlarged frame.
-        width: u32,
-        /// Of an enlarged frame.
-        height: u32,
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Encode { width: u32, height: u32, source: Box<dyn Error + Send + Sync> },
     #[error("cannot write {}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
@@ -140,7 +134,7 @@ fn webp(frames: &[Frame], millis: u32) -> Result<Vec<u8>, ImageError> {
     const ANIMATION: u8 = 0b10;
     /// Blending, the other way, rounds even opaque pixels.
     const REPLACE: u8 = 0b10;
-    /// Of `RIFF`, the size and `WEBP`, before the one chunk of a single image.
+    /// Bytes of `RIFF`, the size and `WEBP`, before the one chunk of a single image.
     const HEAD: usize = 12;
     let u24 = |value: u32| value.to_le_bytes().into_iter().take(3);
     let chunk = |name: &[u8; 4], data: &[u8]| -> Vec<u8> {
@@ -179,13 +173,10 @@ fn mp4(frames: &[Frame], millis: u32) -> Result<Vec<u8>, Box<dyn Error + Send + 
         let encoded = encoder.encode(&YUVBuffer::from_rgb8_source(RgbSliceU8::new(&even, size)))?;
         let keyframe = matches!(encoded.frame_type(), FrameType::IDR);
         let encoded = encoded.to_vec();
-        let length_size = LengthSize::FourBytes;
         // The parameter sets are for the index.
-        let sample_entry = if index == 0 {
-            Some(SampleEntry::Avc1(build_avc1_box_from_annexb(&encoded, &H264SampleEntryConfig { length_size })?))
-        } else {
-            None
-        };
+        let config = H264SampleEntryConfig { length_size: LengthSize::FourBytes };
+        let sample_entry =
+            (index == 0).then(|| build_avc1_box_from_annexb(&encoded, &config)).transpose()?.map(SampleEntry::Avc1);
         let data_offset = film.len() as u64;
         for unit in parse_annexb_nal_units(&encoded)? {
             if !matches!(unit.nal_unit_type, H264NalUnitType::Sps | H264NalUnitType::Pps) {

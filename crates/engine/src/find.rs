@@ -47,7 +47,7 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
     let _no_grad = tch::no_grad_guard();
     let object = &job.params.object;
     let open = object.class.is_predicted();
-    // Only classes of the data set's category, where it is to say that.
+    // Only classes of the data set's category, if the job says so.
     let among: Option<Vec<i64>> = matches!(object.class, ClassSource::Category).then(|| kinds(model, job));
     let classify = |bbox: Option<Box2d>| {
         let classifier = finder.classifier.as_ref().expect("the job was checked against the model");
@@ -55,11 +55,13 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
             Classifier::Perceptual => usual(photo, bbox, &model.statistics),
             _ => tensor(photo, bbox),
         };
-        most_likely(&classifier.logits(model, &image.unsqueeze(0).to_device(finder.device)), among.as_deref())
+        let (class, probability) =
+            most_likely(&classifier.logits(model, &image.unsqueeze(0).to_device(finder.device)), among.as_deref());
+        (class, Some(probability))
     };
     if !object.mask.is_detected() {
         let (class, probability) = classify(framed.object);
-        return Sighting { class, found: Found { probability: Some(probability), detection: None }, frame: None };
+        return Sighting { class, found: Found { probability, detection: None }, frame: None };
     }
     let detector = finder.detector.as_ref().expect("the job was checked against the model");
     let detections = detector.detect(&tensor(photo, None).to_device(finder.device));
@@ -67,17 +69,23 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
     let known = (!open).then_some(job.class);
     let (chosen, class, probability) = match choose(&boxes, &model.manifest.categories, known, |bbox| classify(Some(bbox))) {
         Some(Choice { detection, class, probability }) => (Some(detection), class, probability),
-        None if open => {
-            let (class, probability) = classify(None);
-            (None, class, Some(probability))
+        None => {
+            let (class, probability) = if open { classify(None) } else { (job.class, None) };
+            (None, class, probability)
         }
-        None => (None, job.class, None),
     };
     let framed = chosen.and_then(|i| frame(job, detector, &detections, i, photo, model.reference.resolution));
     let detection = chosen
         .filter(|_| framed.is_some())
         .map(|i| Detected { label: boxes[i].0.to_owned(), score: f64::from(detections.found[i].score) });
     Sighting { class, found: Found { probability, detection }, frame: framed }
+}
+
+/// The pixels that are true in a mask `[h, w]`.
+pub(crate) fn bitmap(inside: &Tensor) -> Bitmap {
+    let (height, width) = inside.size2().expect("a mask is two-dimensional");
+    let flags = inside.to_kind(Kind::Uint8).to_device(Device::Cpu).contiguous().flatten(0, -1);
+    Bitmap { width: width as u32, height: height as u32, inside: Vec::try_from(flags).expect("a row of bytes") }
 }
 
 /// The image around one of the detections; none if that has no pixel of the image.
@@ -89,11 +97,8 @@ fn frame(
     photo: &Photo,
     resolution: u32,
 ) -> Option<Decoded> {
-    let mask = matches!(job.params.object.mask, MaskSource::DetectorMask).then(|| {
-        let inside =
-            detector.mask(detections, index).ge(0.5).to_kind(Kind::Uint8).to_device(Device::Cpu).contiguous().flatten(0, -1);
-        Bitmap { width: photo.width, height: photo.height, inside: Vec::try_from(inside).expect("a row of bytes") }
-    });
+    let mask =
+        matches!(job.params.object.mask, MaskSource::DetectorMask).then(|| bitmap(&detector.mask(detections, index).ge(0.5)));
     // A mask that is nowhere more likely than not has no pixel: the box is what is known then.
     let mask = mask.filter(|mask| mask.extent().is_some());
     codec::frame(photo, Some(detections.found[index].bbox), mask.as_ref(), resolution).ok()
@@ -106,21 +111,15 @@ struct Choice {
     probability: Option<f64>,
 }
 
-/// Of detections by falling score, label and box, the first that fits: the class is `known`, or `classify` says it of the crop.
+/// The first detection that fits, of label and box by falling score: the class is `known`, or `classify` finds it in the crop.
 fn choose(
     detections: &[(&str, Box2d)],
     categories: &[String],
     known: Option<u32>,
-    classify: impl Fn(Box2d) -> (u32, f64),
+    classify: impl Fn(Box2d) -> (u32, Option<f64>),
 ) -> Option<Choice> {
     detections.iter().enumerate().find_map(|(detection, (label, bbox))| {
-        let (class, probability) = match known {
-            Some(class) => (class, None),
-            None => {
-                let (class, probability) = classify(*bbox);
-                (class, Some(probability))
-            }
-        };
+        let (class, probability) = known.map_or_else(|| classify(*bbox), |class| (class, None));
         let category = categories.get(class as usize)?;
         category.eq_ignore_ascii_case(label).then_some(Choice { detection, class, probability })
     })
@@ -151,7 +150,7 @@ fn usual(photo: &Photo, bbox: Option<Box2d>, statistics: &ObjectStatistics) -> T
     let Some(Box2d { x, y, width, height }) = bbox else { return tensor(photo, None) };
     let (unit, r) = (statistics.at(1.0), statistics.resolution);
     let side = (height / unit.size.0).max(width / unit.size.1);
-    // Of each axis the part that is visible, in pixels of the image, and the same in those of the result.
+    // For each axis, the part that is visible: in pixels of the image, and in pixels of the result.
     let axis = |start: f64, length: f64, center: f64, size: u32| {
         let from = start + length / 2.0 - center * side;
         let visible = (from.max(0.0), (from + side).min(f64::from(size)));
@@ -159,8 +158,8 @@ fn usual(photo: &Photo, bbox: Option<Box2d>, statistics: &ObjectStatistics) -> T
         let (first, last) = (place(visible.0).min(r as i64 - 1), place(visible.1));
         (visible, [first, r as i64 - last.max(first + 1)])
     };
-    let (across, columns) = axis(x, width, unit.center.1, photo.width);
-    let (down, rows) = axis(y, height, unit.center.0, photo.height);
+    let (across, columns) = axis(x, width, unit.center.1, photo.width());
+    let (down, rows) = axis(y, height, unit.center.0, photo.height());
     let part = Box2d { x: across.0, y: down.0, width: across.1 - across.0, height: down.1 - down.0 };
     let size = [r as i64 - rows[0] - rows[1], r as i64 - columns[0] - columns[1]];
     let small = tensor(photo, Some(part)).unsqueeze(0).internal_upsample_bilinear2d_aa(size, false, None, None);
@@ -180,8 +179,8 @@ fn bounded(image: &Tensor) -> Tensor {
 
 /// An image, or a box of it, as `[3, h, w]` in [-1, 1]. A box is rounded outwards to whole pixels, and holds one at least.
 pub(crate) fn tensor(photo: &Photo, bbox: Option<Box2d>) -> Tensor {
-    let (width, height) = (i64::from(photo.width), i64::from(photo.height));
-    let bytes = Tensor::from_slice(&photo.samples).view([height, width, 3]);
+    let (width, height) = (i64::from(photo.width()), i64::from(photo.height()));
+    let bytes = Tensor::from_slice(photo).view([height, width, 3]);
     let part = match bbox {
         Some(Box2d { x, y, width: w, height: h }) => {
             let range = |start: f64, length: f64, size: i64| {
@@ -198,8 +197,8 @@ pub(crate) fn tensor(photo: &Photo, bbox: Option<Box2d>) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
+    use harness::root;
+    use image::Rgb;
     use projector::nn::{mask_rcnn, resnet};
     use proto::Object;
 
@@ -220,7 +219,7 @@ mod tests {
         let detections = [("person", at(0.0)), ("cat", at(1.0)), ("dog", at(2.0)), ("cat", at(3.0))];
         // What the classifier says of each crop: nothing of a category, a dog, the other dog, a cat.
         let classes = [3, 0, 1, 2];
-        let classify = |bbox: Box2d| (classes[bbox.x as usize], 0.5);
+        let classify = |bbox: Box2d| (classes[bbox.x as usize], Some(0.5));
         let choice = choose(&detections, &categories(), None, classify).expect("one fits");
         assert_eq!((choice.detection, choice.class, choice.probability), (2, 1, Some(0.5)));
         assert!(choose(&detections[..2], &categories(), None, classify).is_none(), "a cat that looks like a dog is neither");
@@ -248,32 +247,17 @@ mod tests {
 
     #[test]
     fn the_image_is_framed_around_the_detection_and_all_of_it_is_taken_where_none_fits() {
-        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/fashion32");
-        let mut model = crate::load(&bundled).expect("the bundled model");
+        let mut model = crate::load(&root().join("models/fashion32")).expect("the bundled model");
         let finder = Finder { device: Device::Cpu, classifier: Some(Classifier::Perceptual), detector: Some(detector()) };
-        let bytes = std::fs::read(bundled.join("../../samples/images/bag_00_centred.png")).expect("a sample");
+        let bytes = std::fs::read(root().join("samples/images/bag_00_centred.png")).expect("a sample");
         let photo = codec::read(&bytes).expect("a PNG");
         let whole = codec::frame(&photo, None, None, 32).expect("a frame");
-        let detections = finder.detector().expect("it has one").detect(&tensor(&photo, None));
+        let detections = finder.detector.as_ref().expect("it has one").detect(&tensor(&photo, None));
         let best = detections.found.first().expect("random weights see something");
         let label = COCO_CATEGORIES[best.label];
 
         let object = Object { class: ClassSource::Annotation, mask: MaskSource::DetectorBox };
-        let mut job = Job {
-            run: "r".into(),
-            image: "bag.png".into(),
-            identity: "i".into(),
-            dataset: "/data".into(),
-            class: 8,
-            class_name: "Bag".into(),
-            category: None,
-            bbox: None,
-            mask: None,
-            model: "fashion32".into(),
-            model_digest: "d".into(),
-            params: proto::Params { object, ..proto::Params::fast() },
-            seed: 0,
-        };
+        let mut job = Job { params: proto::Params { object, ..proto::Params::fast() }, ..harness::job() };
         model.manifest.categories = vec!["no such label".into(); 10];
         let none = find(&model, &finder, &job, &photo, &whole);
         assert!(none.class == 8 && none.frame.is_none() && none.found == Found::default());
@@ -303,10 +287,8 @@ mod tests {
 
     #[test]
     fn an_object_is_shown_where_the_generator_has_its_own() {
-        let (width, height) = (10u32, 6u32);
         let inside = |x: u32, y: u32| (4..6).contains(&x) && (1..5).contains(&y);
-        let samples = (0..width * height).flat_map(|i| [if inside(i % width, i / width) { 255 } else { 0 }; 3]).collect();
-        let photo = Photo { width, height, samples };
+        let photo = Photo::from_fn(10, 6, |x, y| Rgb([if inside(x, y) { 255 } else { 0 }; 3]));
         let bbox = Box2d { x: 4.0, y: 1.0, width: 2.0, height: 4.0 };
         // Half as high as the image, and in its middle.
         let statistics = ObjectStatistics { resolution: 32.0, center: (16.0, 16.0), size: (16.0, 16.0) };
@@ -324,8 +306,7 @@ mod tests {
 
     #[test]
     fn a_crop_is_the_pixels_that_the_box_touches() {
-        let samples = (0..4 * 3 * 3).map(|i| i as u8).collect();
-        let photo = Photo { width: 4, height: 3, samples };
+        let photo = Photo::from_raw(4, 3, (0..4 * 3 * 3).collect()).expect("three bytes for each pixel");
         let crop = tensor(&photo, Some(Box2d { x: 1.2, y: 1.0, width: 1.0, height: 1.0 }));
         assert_eq!(crop.size(), [3, 1, 2]);
         let first = (crop.double_value(&[0, 0, 0]) + 1.0) * 127.5;

@@ -54,11 +54,6 @@ impl Finder {
         Ok(Finder { device: Device::Cpu, classifier: classifier.transpose()?, detector: detector.transpose()? })
     }
 
-    /// `None`: it was not needed when the finder was loaded.
-    pub(crate) fn detector(&self) -> Option<&MaskRcnn> {
-        self.detector.as_ref()
-    }
-
     pub fn replicate(&self, device: Device) -> Finder {
         let classifier = self.classifier.as_ref().map(|classifier| match classifier {
             Classifier::ResNext(net) => Classifier::ResNext(net.replicate(device)),

@@ -3,16 +3,15 @@
 use std::path::Path;
 
 use projector::loss::LossTarget;
-use projector::nn::lpips::Lpips;
+use projector::nn::lpips::{self, Lpips};
 use projector::{Generator, lanes, transform};
-use proto::ResultRecord;
+use proto::{ResultRecord, hex_sha256};
 use store::Store;
 use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
 use crate::edit::{EditError, Stored};
-use crate::files::ModelError;
-use crate::weights::load_perceptual;
+use crate::files::{ModelError, fit, parse, read};
 
 /// A perceptual network, and the generator that results are made again with.
 pub struct Judge {
@@ -24,14 +23,17 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Loads `perceptual.json` and `perceptual.safetensors` of `dir`, to judge results of `model`.
+    /// Loads `perceptual.json` and `perceptual.safetensors` of `dir`, whatever else is there, to judge results of `model`.
     pub fn load(dir: &Path, model: &LoadedModel, device: Device) -> Result<Judge, ModelError> {
-        let (lpips, digest) = load_perceptual(dir)?;
+        let (layers, weights) = (dir.join("perceptual.json"), dir.join("perceptual.safetensors"));
+        let (json, bytes) = (read(&layers)?, read(&weights)?);
+        let config: lpips::Config = parse(&layers, &json)?;
+        let lpips = fit(&weights, |mut tensors| Lpips::load(&config, &mut tensors))?;
         Ok(Judge {
             lpips: lpips.replicate(device, Kind::Float),
             generator: model.model.generator.replicate(device),
             device,
-            digest,
+            digest: hex_sha256(&[json, bytes].concat()),
         })
     }
 

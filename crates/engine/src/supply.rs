@@ -38,19 +38,10 @@ pub enum SupplyError {
     Manifest { model: String, source: DecodeError },
     #[error("cannot load model {model}")]
     Weights { model: String, source: Box<ModelError> },
-    /// The cache of models cannot be used.
     #[error("cannot use the model cache {}: choose another folder with --model-cache or BASIN_MODEL_CACHE", dir.display())]
     Cache { dir: std::path::PathBuf, source: std::io::Error },
 }
 
-/// What jobs of a model are checked against.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    pub manifest: ModelManifest,
-    pub digest: String,
-}
-
-/// Where models come from.
 pub enum Models {
     /// The one model of this process.
     One(Box<LoadedModel>),
@@ -62,74 +53,62 @@ impl Models {
     /// Whether the cache can be used.
     pub fn check(&self) -> Result<(), SupplyError> {
         let Models::Home { cache, .. } = self else { return Ok(()) };
-        let dir = cache.dir();
+        let dir = &cache.dir;
         let probed = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
-        probed.map(drop).map_err(|source| SupplyError::Cache { dir: dir.to_owned(), source })
+        probed.map(drop).map_err(|source| SupplyError::Cache { dir: dir.clone(), source })
     }
 }
 
 /// Finds models by digest.
 pub struct Supply {
-    source: Source,
-    facts: HashMap<String, Arc<Facts>>,
+    /// The model that is loaded already, until it is taken.
+    one: Option<Box<LoadedModel>>,
+    home: Option<(Store, Cache)>,
+    manifests: HashMap<String, Arc<ModelManifest>>,
     /// When a model was found damaged in the home, and how.
     damaged: HashMap<String, (Instant, String)>,
 }
 
-enum Source {
-    One(Option<Box<LoadedModel>>),
-    Home { home: Store, cache: Cache },
-}
-
 impl Supply {
     pub fn new(models: Models) -> Supply {
-        let mut facts = HashMap::new();
-        let source = match models {
-            Models::One(model) => {
-                let known = Facts { manifest: model.manifest.clone(), digest: model.reference.digest.clone() };
-                facts.insert(known.digest.clone(), Arc::new(known));
-                Source::One(Some(model))
-            }
-            Models::Home { home, cache } => Source::Home { home, cache },
+        let (one, home) = match models {
+            Models::One(model) => (Some(model), None),
+            Models::Home { home, cache } => (None, Some((home, cache))),
         };
-        Supply { source, facts, damaged: HashMap::new() }
+        let known = one.iter().map(|model| (model.reference.digest.clone(), Arc::new(model.manifest.clone())));
+        Supply { manifests: known.collect(), one, home, damaged: HashMap::new() }
     }
 
-    /// What is known of the job's model.
-    pub async fn facts(&mut self, job: &Job) -> Result<Arc<Facts>, SupplyError> {
+    /// The manifest of the job's model.
+    pub async fn manifest(&mut self, job: &Job) -> Result<Arc<ModelManifest>, SupplyError> {
         if let Some((when, problem)) = self.damaged.get(&job.model_digest)
             && when.elapsed() < DAMAGE_HOLDS
         {
             return Err(SupplyError::Damaged { model: job.model.clone(), problem: problem.clone() });
         }
-        if let Some(facts) = self.facts.get(&job.model_digest) {
-            return Ok(facts.clone());
+        if let Some(manifest) = self.manifests.get(&job.model_digest) {
+            return Ok(manifest.clone());
         }
-        let Source::Home { home, .. } = &self.source else {
-            let loaded = self.facts.keys().next().cloned().unwrap_or_default();
+        let Some((home, _)) = &self.home else {
+            let loaded = self.manifests.keys().next().cloned().unwrap_or_default();
             return Err(SupplyError::Model { wanted: job.model_digest.clone(), loaded });
         };
-        let manifest = manifest(home, &job.model, &job.model_digest).await?;
-        let facts = Arc::new(Facts { manifest, digest: job.model_digest.clone() });
-        self.facts.insert(facts.digest.clone(), facts.clone());
-        Ok(facts)
+        let manifest = Arc::new(manifest(home, &job.model, &job.model_digest).await?);
+        self.manifests.insert(job.model_digest.clone(), manifest.clone());
+        Ok(manifest)
     }
 
     /// The job's model, ready to compute.
     pub async fn load(&mut self, job: &Job) -> Result<LoadedModel, SupplyError> {
-        match &mut self.source {
-            Source::One(model) => {
-                let loaded = || SupplyError::Model { wanted: job.model_digest.clone(), loaded: "none".into() };
-                model.take().map(|model| *model).ok_or_else(loaded)
-            }
-            Source::Home { home, cache } => {
-                let loaded = cached(home, cache, &job.model, &job.model_digest, &job.params.object).await;
-                if let Err(SupplyError::Damaged { problem, .. }) = &loaded {
-                    self.damaged.insert(job.model_digest.clone(), (Instant::now(), problem.clone()));
-                }
-                loaded
-            }
+        let Some((home, cache)) = &self.home else {
+            let none = || SupplyError::Model { wanted: job.model_digest.clone(), loaded: "none".into() };
+            return self.one.take().map(|model| *model).ok_or_else(none);
+        };
+        let loaded = cached(home, cache, &job.model, &job.model_digest, &job.params.object).await;
+        if let Err(SupplyError::Damaged { problem, .. }) = &loaded {
+            self.damaged.insert(job.model_digest.clone(), (Instant::now(), problem.clone()));
         }
+        loaded
     }
 }
 
@@ -159,7 +138,7 @@ fn damaged(model: &str, error: &dyn std::error::Error) -> SupplyError {
 
 /// The model from the cache. It is copied there if it is not there, and again if it was damaged there.
 pub async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str, object: &Object) -> Result<LoadedModel, SupplyError> {
-    let cache_error = |source| SupplyError::Cache { dir: cache.dir().to_owned(), source };
+    let cache_error = |source| SupplyError::Cache { dir: cache.dir.clone(), source };
     let (mut fresh, mut waits) = (false, false);
     loop {
         let (there, name) = (cache.clone(), digest.to_owned());
@@ -173,7 +152,7 @@ pub async fn cached(home: &Store, cache: &Cache, model: &str, digest: &str, obje
             }
             Slot::Busy => {
                 if !waits {
-                    tracing::info!(model, dir = %cache.dir().display(), "another process copies the model: waiting for it");
+                    tracing::info!(model, dir = %cache.dir.display(), "another process copies the model: waiting for it");
                     waits = true;
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -214,7 +193,7 @@ async fn copy(home: &Store, cache: &Cache, model: &str, digest: &str, dir: &Path
     let prefix = keys::model_prefix(model);
     let objects = home.list(&format!("{prefix}/")).map_err(store_error)?.all().await.map_err(store_error)?;
     let (room, bytes) = (cache.clone(), objects.iter().map(|object| object.size).sum());
-    let cache_error = |source| SupplyError::Cache { dir: cache.dir().to_owned(), source };
+    let cache_error = |source| SupplyError::Cache { dir: cache.dir.clone(), source };
     if !blocking(move || room.make_room(bytes)).await.map_err(cache_error)? {
         tracing::warn!(model, bytes, "the models in use exceed the limit of the cache");
     }
@@ -247,67 +226,21 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use harness::push_model;
-    use proto::{LatentSearch, ModelRef, Params};
+    use harness::{Home, push_model};
 
     use super::*;
 
-    /// A home with the bundled model, and an image, in folders.
-    struct Home {
-        home: Store,
-        cache: Cache,
-        model: ModelRef,
-        dir: tempfile::TempDir,
+    fn cache(home: &Home) -> Cache {
+        Cache { dir: home.dir.path().join("cache"), max_bytes: 1 << 30 }
     }
 
-    impl Home {
-        async fn open() -> Home {
-            let dir = tempfile::tempdir().unwrap();
-            fs::create_dir(dir.path().join("data")).unwrap();
-            let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../samples/images/bag_00_centred.png");
-            fs::copy(sample, dir.path().join("data/bag.png")).unwrap();
-            let model = push_model(dir.path(), "fashion32");
-            let home = Store::open(dir.path().join("home").to_str().unwrap()).await.unwrap();
-            let cache = Cache::new(dir.path().join("cache"), 1 << 30);
-            Home { home, cache, model, dir }
-        }
+    /// The model's folder in the cache.
+    fn copied(home: &Home) -> PathBuf {
+        cache(home).dir.join(&home.model.digest)
+    }
 
-        /// A short job for the image.
-        async fn job(&self, run: &str, model: &ModelRef) -> Job {
-            let dataset = self.dir.path().join("data").to_str().unwrap().to_owned();
-            let identity = Store::open(&dataset).await.unwrap().identity("bag.png").await.unwrap().unwrap();
-            let params = Params { transform: None, latent: LatentSearch::Adam { steps: 2 }, seeds: 4, ..Params::paper() };
-            Job {
-                run: run.into(),
-                image: "bag.png".into(),
-                identity,
-                dataset,
-                class: 8,
-                class_name: "Bag".into(),
-                category: None,
-                bbox: None,
-                mask: None,
-                model: model.name.clone(),
-                model_digest: model.digest.clone(),
-                params,
-                seed: 1,
-            }
-        }
-
-        async fn load(&self) -> Result<LoadedModel, SupplyError> {
-            cached(&self.home, &self.cache, &self.model.name, &self.model.digest, &Object::default()).await
-        }
-
-        fn damage(&self, place: &str) {
-            let file = self.dir.path().join(place).join("generator.safetensors");
-            let mut bytes = fs::read(&file).unwrap();
-            bytes[5000] ^= 1;
-            fs::write(file, bytes).unwrap();
-        }
-
-        fn cached(&self) -> PathBuf {
-            self.cache.dir().join(&self.model.digest)
-        }
+    async fn load(home: &Home) -> Result<LoadedModel, SupplyError> {
+        cached(&home.store, &cache(home), &home.model.name, &home.model.digest, &Object::default()).await
     }
 
     #[tokio::test]
@@ -315,15 +248,15 @@ mod tests {
         let home = Home::open().await;
         home.damage("home/models/fashion32");
         let job = home.job("run", &home.model).await;
-        let mut supply = Supply::new(Models::Home { home: home.home.clone(), cache: home.cache.clone() });
-        assert!(supply.facts(&job).await.is_ok());
+        let mut supply = Supply::new(Models::Home { home: home.store.clone(), cache: cache(&home) });
+        assert!(supply.manifest(&job).await.is_ok());
         assert!(matches!(supply.load(&job).await, Err(SupplyError::Damaged { .. })));
         push_model(home.dir.path(), "fashion32");
-        assert!(matches!(supply.facts(&job).await, Err(SupplyError::Damaged { .. })));
+        assert!(matches!(supply.manifest(&job).await, Err(SupplyError::Damaged { .. })));
         for (when, _) in supply.damaged.values_mut() {
             *when = when.checked_sub(DAMAGE_HOLDS).unwrap();
         }
-        assert!(supply.facts(&job).await.is_ok());
+        assert!(supply.manifest(&job).await.is_ok());
         assert!(supply.load(&job).await.is_ok());
     }
 
@@ -331,20 +264,20 @@ mod tests {
     async fn a_folder_that_cannot_be_used_is_named_with_the_cause_and_the_way_out() {
         let home = Home::open().await;
         let text = |error: SupplyError| chain(&error);
-        let below_a_file = Cache::new(home.dir.path().join("data/bag.png/cache"), 1);
-        let models = Models::Home { home: home.home.clone(), cache: below_a_file };
+        let below_a_file = Cache { dir: home.dir.path().join("data/bag.png/cache"), max_bytes: 1 };
+        let models = Models::Home { home: home.store.clone(), cache: below_a_file };
         let found = text(models.check().unwrap_err());
         for part in ["data/bag.png/cache", "--model-cache", "BASIN_MODEL_CACHE", "Not a directory"] {
             assert!(found.contains(part), "{found}");
         }
         // As on a full disk.
         let full = home.dir.path().join("full");
-        fs::create_dir_all(home.cache.dir()).unwrap();
+        fs::create_dir_all(cache(&home).dir).unwrap();
         fs::create_dir(&full).unwrap();
         std::os::unix::fs::symlink("/dev/full", full.join("generator.safetensors")).unwrap();
-        let copied = copy(&home.home, &home.cache, "fashion32", &home.model.digest, &full).await;
-        let found = text(copied.unwrap_err());
-        for part in [home.cache.dir().to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
+        let failed = copy(&home.store, &cache(&home), "fashion32", &home.model.digest, &full).await;
+        let found = text(failed.unwrap_err());
+        for part in [cache(&home).dir.to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
             assert!(found.contains(part), "{found}");
         }
     }
@@ -352,28 +285,28 @@ mod tests {
     #[tokio::test]
     async fn a_model_is_copied_once_and_again_when_the_copy_is_damaged() {
         let home = Home::open().await;
-        let loaded = home.load().await.unwrap();
+        let loaded = load(&home).await.unwrap();
         assert_eq!(loaded.reference, home.model);
         // From here on it comes from the cache.
         let away = home.dir.path().join("away");
         fs::rename(home.dir.path().join("home"), &away).unwrap();
-        drop((loaded, home.load().await.unwrap()));
+        drop((loaded, load(&home).await.unwrap()));
         fs::rename(&away, home.dir.path().join("home")).unwrap();
         home.damage(&format!("cache/{}", home.model.digest));
-        assert_eq!(home.load().await.unwrap().reference, home.model);
-        fs::remove_file(home.cached().join("perceptual.json")).unwrap();
-        assert_eq!(home.load().await.unwrap().reference, home.model);
+        assert_eq!(load(&home).await.unwrap().reference, home.model);
+        fs::remove_file(copied(&home).join("perceptual.json")).unwrap();
+        assert_eq!(load(&home).await.unwrap().reference, home.model);
     }
 
     #[tokio::test]
     async fn a_damaged_copy_that_others_use_is_left_to_them() {
         let home = Home::open().await;
-        let other = home.load().await.unwrap();
+        let other = load(&home).await.unwrap();
         home.damage(&format!("cache/{}", home.model.digest));
-        assert!(matches!(home.load().await, Err(SupplyError::Cache { .. })));
-        assert!(home.cached().exists());
+        assert!(matches!(load(&home).await, Err(SupplyError::Cache { .. })));
+        assert!(copied(&home).exists());
         drop(other);
-        assert!(home.load().await.is_ok());
+        assert!(load(&home).await.is_ok());
     }
 
     #[tokio::test]
@@ -381,10 +314,10 @@ mod tests {
         let home = Home::open().await;
         let place = home.dir.path().join("home/models/fashion32");
         let found = async |part: &str| {
-            let error = home.load().await.err().unwrap();
+            let error = load(&home).await.err().unwrap();
             let text = chain(&error);
             assert!(matches!(error, SupplyError::Damaged { .. }) && text.contains(part), "{text}");
-            assert!(!home.cached().exists() && fs::read_dir(home.cache.dir()).unwrap().count() == 1, "only the lock is left");
+            assert!(!copied(&home).exists() && fs::read_dir(cache(&home).dir).unwrap().count() == 1, "only the lock is left");
             text
         };
         home.damage("home/models/fashion32");

@@ -10,11 +10,11 @@ use projector::nn::encoder::{self, Encoder};
 use projector::nn::lpips::{self, Lpips};
 use projector::nn::{LoadError, Weights};
 use projector::{Generator, Model};
-use proto::{ClassifierKind, GeneratorKind, GeneratorManifest, ModelManifest, ModelRef, Object, hex_sha256};
+use proto::{ClassifierKind, GeneratorKind, GeneratorManifest, ModelManifest, ModelRef, Object};
 use tch::{Device, Tensor};
 
 use crate::cache::Held;
-use crate::files::{ModelError, checked, config, network, read, read_manifest, read_tensors};
+use crate::files::{ModelError, config, network, read_manifest};
 use crate::finder::Finder;
 
 /// A model ready to project, and what is known about it.
@@ -86,9 +86,8 @@ pub fn load_for(dir: &Path, object: &Object) -> Result<LoadedModel, ModelError> 
     if head.is_none() && manifest.classifier.as_ref().is_some_and(|c| c.kind == ClassifierKind::Perceptual) {
         return Err(inconsistent("names a classifier on the perceptual network, which has none".into()));
     }
-    if generator.num_classes() != manifest.classes.len() as i64 {
-        let (a, b) = (manifest.classes.len(), generator.num_classes());
-        return Err(inconsistent(format!("lists {a} classes, and the generator has {b}")));
+    if generator.num_classes() != classes {
+        return Err(inconsistent(format!("lists {classes} classes, and the generator has {}", generator.num_classes())));
     }
     if generator.resolution() != i64::from(manifest.generator.resolution) {
         let (a, b) = (manifest.generator.resolution, generator.resolution());
@@ -105,10 +104,8 @@ pub fn load_for(dir: &Path, object: &Object) -> Result<LoadedModel, ModelError> 
         let (a, b) = ((encoder.config().latent_dim, encoder.config().embed_dim), (generator.latent_dim(), generator.embed_dim()));
         return Err(inconsistent(format!("has an encoder for z and c of {a:?} values, and a generator for {b:?}")));
     }
-    let directions = match &manifest.directions {
-        Some(file) => load_directions(dir, file, &manifest, generator.latent_dim())?,
-        None => BTreeMap::new(),
-    };
+    let directions = manifest.directions.as_ref();
+    let directions = directions.map(|file| load_directions(dir, file, &manifest, generator.latent_dim())).transpose()?;
     let statistics = ObjectStatistics {
         resolution: f64::from(manifest.generator.resolution),
         center: manifest.objects.center,
@@ -120,7 +117,7 @@ pub fn load_for(dir: &Path, object: &Object) -> Result<LoadedModel, ModelError> 
         finder: Finder::load(dir, &manifest, object)?,
         manifest,
         statistics,
-        directions,
+        directions: directions.unwrap_or_default(),
         head,
         _held: None,
     })
@@ -152,15 +149,14 @@ fn load_directions(
     manifest: &ModelManifest,
     latent_dim: i64,
 ) -> Result<BTreeMap<String, Vec<f32>>, ModelError> {
-    let path = dir.join(file);
-    checked(dir, file, manifest)?;
-    let tensors = Tensor::read_safetensors(&path).map_err(|source| ModelError::Tensors { path: path.clone(), source })?;
-    let mut weights = Weights::new(tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
-    let directions = tensors.iter().map(|(name, _)| {
-        let direction = weights.take(name, &[latent_dim])?;
-        Ok((name.clone(), Vec::try_from(direction).expect("a vector of floats")))
-    });
-    directions.collect::<Result<_, LoadError>>().map_err(|source| ModelError::Network { path, source })
+    network(dir, file, manifest, |weights| {
+        let names = weights.names().into_iter();
+        let direction = |name: String| {
+            let direction = weights.take(&name, &[latent_dim])?;
+            Ok((name, Vec::try_from(direction).expect("a vector of floats")))
+        };
+        names.map(direction).collect()
+    })
 }
 
 fn load_head(weights: &mut Weights, classes: i64) -> Result<Option<Head>, LoadError> {
@@ -175,16 +171,4 @@ fn load_head(weights: &mut Weights, classes: i64) -> Result<Option<Head>, LoadEr
         return Err(LoadError::Shape { name, found, expected: vec![classes, features] });
     }
     Ok(Some(Head { weight, bias: weights.take("classifier.bias", &[classes])? }))
-}
-
-/// Loads a perceptual network by itself: `perceptual.json` and `perceptual.safetensors` of `dir`, whatever else there is. Also
-/// returns the digest of both.
-pub fn load_perceptual(dir: &Path) -> Result<(Lpips, String), ModelError> {
-    let (layers, weights) = (dir.join("perceptual.json"), dir.join("perceptual.safetensors"));
-    let (json, bytes) = (read(&layers)?, read(&weights)?);
-    let config: lpips::Config =
-        serde_json::from_slice(&json).map_err(|source| ModelError::Config { path: layers.clone(), source })?;
-    let network = Lpips::load(&config, &mut read_tensors(&weights)?);
-    let network = network.map_err(|source| ModelError::Network { path: weights, source })?;
-    Ok((network, hex_sha256(&[json, bytes].concat())))
 }

@@ -9,7 +9,18 @@ use proto::{Box2d, FailureReason};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The pattern of the goldens below.
+// JPEGs of 16 x 16 pixels (15 x, 15 y, 200 - 6 x - 6 y), quality 92, written by PIL; the YCCK by imagecodecs. K is 4 x.
+const BASELINE: &[u8] = include_bytes!("golden/baseline.jpg");
+const SUBSAMPLED: &[u8] = include_bytes!("golden/subsampled.jpg");
+const PROGRESSIVE: &[u8] = include_bytes!("golden/progressive.jpg");
+const GREY: &[u8] = include_bytes!("golden/grey.jpg");
+const CMYK: &[u8] = include_bytes!("golden/cmyk.jpg");
+const YCCK: &[u8] = include_bytes!("golden/ycck.jpg");
+const JPEGS: [&[u8]; 6] = [BASELINE, SUBSAMPLED, PROGRESSIVE, GREY, CMYK, YCCK];
+/// 4 x 4 pixels, two bits each; every row has the four colours of the palette, the second of which is transparent.
+const PALETTE: &[u8] = include_bytes!("golden/palette.png");
+
+/// A picture whose scaled values are known.
 fn pattern(width: u32, height: u32) -> DynamicImage {
     let value = |x: u32, y: u32, c: u32| ((x * 37 + y * 91 + c * 53 + x * y * 7) % 256) as u8;
     ImageBuffer::from_fn(width, height, |x, y| Rgb([value(x, y, 0), value(x, y, 1), value(x, y, 2)])).into()
@@ -23,12 +34,6 @@ fn file(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 
 fn png(image: &DynamicImage) -> Vec<u8> {
     file(image, ImageFormat::Png)
-}
-
-fn jpeg(hex: &str) -> Vec<u8> {
-    let digit = |d: &u8| (*d as char).to_digit(16).expect("a hexadecimal digit") as u8;
-    let digits: Vec<u8> = hex.as_bytes().iter().map(digit).collect();
-    digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect()
 }
 
 fn rectangle(x: f64, y: f64, width: f64, height: f64) -> Box2d {
@@ -135,7 +140,6 @@ fn the_box_follows_window_and_scale_and_is_clipped() {
     assert_eq!(found(rectangle(34.0, 6.0, 20.0, 10.0)).bbox, Some(rectangle(2.0, 3.0, 10.0, 5.0)));
     let decoded = found(rectangle(-10.0, -5.0, 30.0, 100.0));
     assert_eq!((decoded.bbox, decoded.crop.x), (Some(rectangle(0.0, 0.0, 10.0, 20.0)), 0));
-    assert_eq!(decoded.original, (100, 40));
     assert_eq!(found(rectangle(0.0, 0.0, 90.0, 40.0)).bbox, Some(rectangle(0.0, 0.0, 20.0, 20.0)));
     assert_eq!(decode(&wide, None, 20).unwrap().bbox, None);
 }
@@ -161,7 +165,7 @@ fn a_box_without_area_in_the_image_is_refused_with_its_numbers() {
     }
 }
 
-/// Where the JPEGs at the end of this file are looked at.
+/// Where the JPEGs are looked at.
 const POINTS: [(u32, u32); 5] = [(0, 0), (15, 0), (0, 15), (15, 15), (7, 9)];
 
 /// Colours as PIL 13.0.0 (libjpeg-turbo) has them after `convert("RGB")`.
@@ -177,9 +181,9 @@ fn every_kind_of_jpeg_has_the_colours_that_pil_sees() {
         ("CMYK", CMYK, [[0, 0, 201], [172, 0, 84], [0, 225, 110], [172, 172, 15], [93, 120, 93]]),
         ("YCCK", YCCK, [[1, 2, 190], [164, 3, 83], [10, 220, 111], [172, 170, 24], [93, 120, 90]]),
     ];
-    for (name, hex, expected) in cases {
+    for (name, jpeg, expected) in cases {
         for (point, expected) in POINTS.into_iter().zip(expected) {
-            let found = levels(&jpeg(hex), 16, point);
+            let found = levels(jpeg, 16, point);
             let near = found.iter().zip(expected).all(|(f, e)| (f - e as f32).abs() <= 4.0);
             assert!(near, "{name} at {point:?}: {found:?}, not {expected:?}");
         }
@@ -188,11 +192,10 @@ fn every_kind_of_jpeg_has_the_colours_that_pil_sees() {
 
 #[test]
 fn the_orientation_in_the_exif_data_is_not_applied() {
-    let plain = jpeg(BASELINE);
     // One entry: orientation (0x0112), a short, 6: to be turned by a quarter.
     let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-    let turned = [&plain[..2], exif, &plain[2..]].concat();
-    assert_eq!(decode(&turned, None, 16).unwrap(), decode(&plain, None, 16).unwrap());
+    let turned = [&BASELINE[..2], exif, &BASELINE[2..]].concat();
+    assert_eq!(decode(&turned, None, 16).unwrap(), decode(BASELINE, None, 16).unwrap());
 }
 
 #[test]
@@ -209,18 +212,8 @@ fn alpha_is_dropped_and_depth_and_palette_do_not_change_the_colour() {
     for (image, expected) in cases {
         assert_near(&levels(&png(&image), 8, (3, 3)), &expected.map(f32::from), 1e-3);
     }
-    // 4 x 4, a palette of two bits a pixel, its second colour transparent.
-    let header = [0, 0, 0, 4, 0, 0, 0, 4, 2, 3, 0, 0, 0];
-    let rows = [0u8, 0b00_01_10_11].repeat(4);
-    let mut zlib = vec![0x78, 0x01, 1, rows.len() as u8, 0, !rows.len() as u8, 0xff];
-    zlib.extend(&rows);
-    zlib.extend(adler32(&rows).to_be_bytes());
-    let palette = [10, 20, 30, 200, 100, 30, 0, 0, 0, 255, 255, 255];
-    let chunks: [(&[u8; 4], &[u8]); 5] =
-        [(b"IHDR", &header), (b"PLTE", &palette), (b"tRNS", &[255, 0]), (b"IDAT", &zlib), (b"IEND", &[])];
-    let bytes = png_of(&chunks);
-    assert_near(&levels(&bytes, 4, (1, 2)), &colour.map(f32::from), 1e-3);
-    assert_near(&levels(&bytes, 4, (3, 0)), &[255.0; 3], 1e-3);
+    assert_near(&levels(PALETTE, 4, (1, 2)), &colour.map(f32::from), 1e-3);
+    assert_near(&levels(PALETTE, 4, (3, 0)), &[255.0; 3], 1e-3);
 }
 
 #[test]
@@ -244,16 +237,8 @@ fn other_files_are_named_for_what_they_are() {
 
 #[test]
 fn a_file_that_ends_too_early_is_refused_wherever_it_ends() {
-    let images = [
-        ("JPEG", jpeg(BASELINE)),
-        ("JPEG", jpeg(SUBSAMPLED)),
-        ("JPEG", jpeg(PROGRESSIVE)),
-        ("JPEG", jpeg(GREY)),
-        ("JPEG", jpeg(CMYK)),
-        ("JPEG", file(&pattern(64, 48), ImageFormat::Jpeg)),
-        ("PNG", png(&pattern(40, 40))),
-    ];
-    for (format, whole) in images {
+    let images = [("JPEG", file(&pattern(64, 48), ImageFormat::Jpeg)), ("PNG", png(&pattern(40, 40)))];
+    for (format, whole) in JPEGS.map(|jpeg| ("JPEG", jpeg.to_vec())).into_iter().chain(images) {
         assert!(decode(&whole, None, 16).is_ok());
         for end in 0..whole.len() {
             let error = error(&whole[..end]);
@@ -267,11 +252,15 @@ fn a_file_that_ends_too_early_is_refused_wherever_it_ends() {
 #[test]
 fn a_header_that_states_too_many_pixels_or_none_is_refused_before_decoding() {
     let too_large = "is an image of 30000 x 30000 pixels, more than the 100 megapixels allowed";
-    let png_of_size = |size: [u8; 8]| png_of(&[(b"IHDR", &[&size[..], &[8, 2, 0, 0, 0]].concat()), (b"IEND", &[])]);
+    let png_of_size = |size: [u8; 8]| {
+        let mut bytes = png(&pattern(8, 8));
+        bytes[16..24].copy_from_slice(&size);
+        bytes
+    };
     assert_eq!(error(&png_of_size([0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30])), too_large);
     assert!(matches!(decode(&png_of_size([0xff; 8]), None, 32), Err(CodecError::TooLarge { .. })));
     assert_eq!(error(&png_of_size([0, 0, 0, 0, 0, 0, 0, 9])), "cannot decode the PNG data: its size is 0 x 9 pixels");
-    let mut bytes = jpeg(BASELINE);
+    let mut bytes = BASELINE.to_vec();
     let size = bytes.windows(2).position(|m| m == b"\xff\xc0").unwrap() + 5;
     bytes[size..size + 4].copy_from_slice(&[0x75, 0x30, 0x75, 0x30]);
     assert_eq!(error(&bytes), too_large);
@@ -282,17 +271,9 @@ fn a_header_that_states_too_many_pixels_or_none_is_refused_before_decoding() {
 /// `CODEC_MUTATIONS=1000000` makes it a search.
 #[test]
 fn damaged_files_are_errors_and_never_panics() {
-    let sources = [
-        jpeg(BASELINE),
-        jpeg(SUBSAMPLED),
-        jpeg(PROGRESSIVE),
-        jpeg(GREY),
-        jpeg(CMYK),
-        jpeg(YCCK),
-        file(&pattern(40, 24), ImageFormat::Jpeg),
-        png(&pattern(12, 9)),
-        png(&pattern(9, 12).to_luma16().into()),
-    ];
+    let mut sources = JPEGS.map(<[u8]>::to_vec).to_vec();
+    sources.push(file(&pattern(40, 24), ImageFormat::Jpeg));
+    sources.extend([pattern(12, 9), pattern(9, 12).to_luma16().into()].iter().map(png));
     let mutations: u64 = std::env::var("CODEC_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
     let mut outcomes = BTreeMap::new();
     for seed in 0..mutations {
@@ -328,73 +309,3 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut impl Rng) {
         _ => bytes.insert(at, rng.random()),
     }
 }
-
-fn png_of(chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
-    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
-    for (name, data) in chunks {
-        bytes.extend((data.len() as u32).to_be_bytes());
-        let start = bytes.len();
-        bytes.extend(*name);
-        bytes.extend(*data);
-        bytes.extend(crc32(&bytes[start..]).to_be_bytes());
-    }
-    bytes
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { 0xedb8_8320 ^ (crc >> 1) } else { crc >> 1 };
-    !bytes.iter().fold(!0, |crc, &b| (0..8).fold(crc ^ u32::from(b), |crc, _| step(crc)))
-}
-
-fn adler32(bytes: &[u8]) -> u32 {
-    let (a, b) = bytes.iter().fold((1, 0), |(a, b), &v| ((a + u32::from(v)) % 65521, (b + a + u32::from(v)) % 65521));
-    b << 16 | a
-}
-
-// 16 x 16 JPEGs of (15 x, 15 y, 200 - 6 x - 6 y), quality 92, written by PIL; the YCCK by imagecodecs. K is 4 x.
-
-const BASELINE: &str = "\
-    ffd8ffe000104a46494600010100000100010000ffdb004300030202020202030202020303030304060404040404080606050609080a0a09\
-    0809090a0c0f0c0a0b0e0b09090d110d0e0f101011100a0c12131210130f101010ffdb00430103030304030408040408100b090b10101010\
-    10101010101010101010101010101010101010101010101010101010101010101010101010101010101010101010ffc00011080010001003\
-    011100021101031101ffc4001500010100000000000000000000000000000708ffc400191000010500000000000000000000000000000607\
-    2432a1ffc4001801000203000000000000000000000000000708050609ffc400191101000301010000000000000000000000060022313221\
-    ffda000c03010002110311003f0095938dad63e0c6a261b69103d1f368a29c6d6b1f004a263b68d58e47cfb17138dad63e14b42c76d33647\
-    23e7d8a29c6d6b1f0042261b68d50f47cfb3ffd9";
-const SUBSAMPLED: &str = "\
-    ffd8ffe000104a46494600010100000100010000ffdb004300030202020202030202020303030304060404040404080606050609080a0a09\
-    0809090a0c0f0c0a0b0e0b09090d110d0e0f101011100a0c12131210130f101010ffdb00430103030304030408040408100b090b10101010\
-    10101010101010101010101010101010101010101010101010101010101010101010101010101010101010101010ffc00011080010001003\
-    012200021101031101ffc4001500010100000000000000000000000000000708ffc400191000010500000000000000000000000000000607\
-    2432a1ffc4001501010100000000000000000000000000000103ffc4001b110002010500000000000000000000000000072223323351a1ff\
-    da000c03010002110311003f0095938dad63e0a29c6d6b1f05c4e36b58f828a71b5ac7c26c370df53a29e63639e8ffd9";
-const PROGRESSIVE: &str = "\
-    ffd8ffe000104a46494600010100000100010000ffdb004300030202020202030202020303030304060404040404080606050609080a0a09\
-    0809090a0c0f0c0a0b0e0b09090d110d0e0f101011100a0c12131210130f101010ffdb00430103030304030408040408100b090b10101010\
-    10101010101010101010101010101010101010101010101010101010101010101010101010101010101010101010ffc20011080010001003\
-    012200021101031101ffc4001500010100000000000000000000000000000607ffc4001501010100000000000000000000000000000002ff\
-    da000c0301000210031000000195295ca25fffc400161000030000000000000000000000000000000405ffda00080101000105025e68bcd1\
-    79a2f34fffc40017110100030000000000000000000000000006002132ffda0008010301013f011e8f373fffc40017110100030000000000\
-    000000000000000006002231ffda0008010201013f0142c36d3fffc4001510010100000000000000000000000000000032ffda0008010100\
-    063f0294a52fffc4001510010100000000000000000000000000000031ffda0008010100013f21993264cfffda000c030100020003000000\
-    1097ffc40015110101000000000000000000000000000000a1ffda0008010301013f1092ffc4001511010100000000000000000000000000\
-    0000f1ffda0008010201013f10bcffc40015100101000000000000000000000000000000f1ffda0008010100013f1090909090ffd9";
-const GREY: &str = "\
-    ffd8ffe000104a46494600010100000100010000ffdb004300030202020202030202020303030304060404040404080606050609080a0a09\
-    0809090a0c0f0c0a0b0e0b09090d110d0e0f101011100a0c12131210130f101010ffc0000b080010001001011100ffc40015000101000000\
-    00000000000000000000000708ffc4001910000105000000000000000000000000000006072432a1ffda0008010100003f0095938dad63e0\
-    a29c6d6b1f05c4e36b58f828a71b5ac7c3ffd9";
-const CMYK: &str = "\
-    ffd8ffee000e41646f626500640000000000ffdb004300030202020202030202020303030304060404040404080606050609080a0a090809\
-    090a0c0f0c0a0b0e0b09090d110d0e0f101011100a0c12131210130f101010ffc000140800100010044311004d11005911004b1100ffc400\
-    17000003010000000000000000000000000007080900ffc400201000010108030000000000000000000000000608182333414244516481a2\
-    ffda000e0443004d0059004b00003f004d99db17a136776e0f90a0b75bcc8dba94b54b795019db17a33bb707c8bfadd6f3236ea0a94b792f\
-    d9db17a2a03bb707c996eb7991b750aaa5bca80ced8bd19ddb83e45fd6eb7991b75054a5bcffd9";
-const YCCK: &str = "\
-    ffd8ffee000e41646f626500640000000002ffdb004300030202020202030202020303030304060404040404080606050609080a0a090809\
-    090a0c0f0c0a0b0e0b09090d110d0e0f101011100a0c12131210130f101010ffdb00430103030304030408040408100b090b101010101010\
-    1010101010101010101010101010101010101010101010101010101010101010101010101010101010101010ffc000140800100010040122\
-    00021101031101042200ffc400160001010100000000000000000000000000070809ffc4001a100002020300000000000000000000000000\
-    0607243242a1ffc4001501010100000000000000000000000000000102ffc4001b1100020105000000000000000000000000000722233233\
-    51a1ffda000e040100021103110400003f00a9d8e4acac742e6392b2b1d0898e4acac742e6392b2b1d2d789eb29f01c2b9c90d9a5acbb854\
-    cbb8aacbb854cbb9ffd9";

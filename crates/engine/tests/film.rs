@@ -42,33 +42,39 @@ fn read(format: Format, film: &[u8], enlarged: u32) -> Vec<(Frame, Duration)> {
     frames.collect_frames().expect("whole frames").into_iter().map(shrink).collect()
 }
 
+fn assert_exact(format: Format, given: Vec<Frame>) {
+    let film = film::encode(format, &given, 70).expect("a film");
+    let expected: Vec<_> = given.into_iter().map(|f| (f, Duration::from_millis(70))).collect();
+    assert!(read(format, &film, 8) == expected);
+}
+
 #[test]
 fn a_webp_film_has_the_very_frames_and_times() {
     for given in [frames(7), poster(3), frames(1)] {
-        let film = film::encode(Format::WebP, &given, 70).expect("a film");
-        let expected: Vec<_> = given.into_iter().map(|f| (f, Duration::from_millis(70))).collect();
-        assert!(read(Format::WebP, &film, 8) == expected);
+        assert_exact(Format::WebP, given);
     }
 }
 
 #[test]
 fn a_gif_of_few_colours_has_the_very_frames_and_times() {
-    let given = poster(5);
-    let film = film::encode(Format::Gif, &given, 70).expect("a film");
-    let expected: Vec<_> = given.into_iter().map(|f| (f, Duration::from_millis(70))).collect();
-    assert!(read(Format::Gif, &film, 8) == expected);
+    assert_exact(Format::Gif, poster(5));
+}
+
+/// Frames that are as long on screen, and on average less than `limit` of 255 away.
+fn assert_near(shown: &[(Frame, Duration)], given: &[Frame], millis: u64, limit: f64) {
+    assert_eq!(shown.len(), given.len());
+    for (index, ((shown, time), given)) in shown.iter().zip(given).enumerate() {
+        let mean = mean_difference(shown, given);
+        assert!(mean < limit, "frame {index} is {mean} of 255 away");
+        assert_eq!(*time, Duration::from_millis(millis));
+    }
 }
 
 #[test]
 fn a_gif_of_many_colours_is_near_in_every_frame() {
     let given = frames(6);
     let film = film::encode(Format::Gif, &given, 100).expect("a film");
-    let shown = read(Format::Gif, &film, 8);
-    assert_eq!(shown.len(), given.len());
-    for (index, ((shown, _), given)) in shown.iter().zip(&given).enumerate() {
-        let mean = mean_difference(shown, given);
-        assert!(mean < 8.0, "frame {index} is {mean} of 255 away");
-    }
+    assert_near(&read(Format::Gif, &film, 8), &given, 100, 8.0);
 }
 
 /// Frames of an MP4, as they are in the file, and how long each is shown.
@@ -108,14 +114,8 @@ fn mean_difference(a: &Frame, b: &Frame) -> f64 {
 fn an_mp4_is_near_in_every_frame_and_keeps_the_times() {
     for given in [frames(6), poster(3), frames(1)] {
         let film = film::encode(Format::Mp4, &given, 70).expect("a film");
-        let shown = read_mp4(&film);
-        assert_eq!(shown.len(), given.len());
-        for (index, ((shown, time), given)) in shown.iter().zip(&given).enumerate() {
-            let large = imageops::resize(given, 8 * given.width(), 8 * given.height(), imageops::FilterType::Nearest);
-            let mean = mean_difference(shown, &large);
-            assert!(mean < 4.0, "frame {index} is {mean} of 255 away");
-            assert_eq!(*time, Duration::from_millis(70));
-        }
+        let enlarge = |f: &Frame| imageops::resize(f, 8 * f.width(), 8 * f.height(), imageops::FilterType::Nearest);
+        assert_near(&read_mp4(&film), &given.iter().map(enlarge).collect::<Vec<_>>(), 70, 4.0);
     }
 }
 

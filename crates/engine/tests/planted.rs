@@ -1,13 +1,13 @@
 //! The short form of `make validate`: an image that the generator made itself, made smaller and moved, is found where it is.
 
 use engine::LoadedModel;
+use engine::codec::Bitmap;
 use projector::{Lanes, Projection, Solution, Target, transform};
 use proto::{Box2d, LatentSearch, Params, Transform, TransformSearch};
 use tch::{Device, Kind, Tensor};
 
 fn model() -> LoadedModel {
-    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/fashion32");
-    engine::load(&dir).expect("the bundled model")
+    engine::load(&harness::root().join("models/fashion32")).expect("the bundled model")
 }
 
 /// T^-1(G(z, c)), and black where there is nothing.
@@ -39,13 +39,9 @@ fn a_planted_image_is_found_where_it_is_and_better_than_without_a_transform() {
     let truth = Transform { scale: [1.3, 1.3], shift: [0.15, -0.1], colour: vec![] };
     let image = planted(&model, &truth);
     // The box around what is brighter than the background.
-    let bright: Vec<bool> =
-        Vec::try_from(image.mean_dim(&[0i64][..], false, Kind::Float).gt(-0.8).flatten(0, -1)).expect("bools");
-    let rows = (0..32).filter(|y| bright[y * 32..(y + 1) * 32].iter().any(|&b| b)).collect::<Vec<_>>();
-    let columns = (0..32).filter(|x| (0..32).any(|y| bright[y * 32 + x])).collect::<Vec<_>>();
-    let extent = |v: &[usize]| (v[0] as f64, (v[v.len() - 1] - v[0] + 1) as f64);
-    let ((y, height), (x, width)) = (extent(&rows), extent(&columns));
-    let bbox = Box2d { x, y, width, height };
+    let bright = image.mean_dim(&[0i64][..], false, Kind::Float).gt(-0.8).to_kind(Kind::Uint8).flatten(0, -1);
+    let bright = Bitmap { width: 32, height: 32, inside: Vec::try_from(bright).expect("bytes") };
+    let bbox = bright.extent().expect("it is seen");
 
     let paper = Params::paper();
     let search = paper.transform.clone().map(|t| TransformSearch { generations: 12, steps: 20, ..t });
@@ -58,13 +54,9 @@ fn a_planted_image_is_found_where_it_is_and_better_than_without_a_transform() {
     let scale = (transform.scale[0] / truth.scale[0] - 1.0).abs();
     let shift = (0..2).map(|i| (transform.shift[i] - truth.shift[i]).abs()).fold(0.0, f64::max);
     let loss = |s: &Solution| s.seeds[s.best].inverted_loss;
-    let told = format!(
-        "scale off by {:.1} %, shift by {shift:.3}, loss {:.3} without {:.3}",
-        100.0 * scale,
-        loss(&found),
-        loss(&without)
-    );
+    let (percent, loss, other) = (100.0 * scale, loss(&found), loss(&without));
+    let told = format!("scale off by {percent:.1} %, shift by {shift:.3}, loss {loss:.3} without {other:.3}");
     println!("{told}");
     assert!(scale < 0.12 && shift < 0.1, "{told}");
-    assert!(loss(&found) < loss(&without), "{told}");
+    assert!(loss < other, "{told}");
 }

@@ -16,7 +16,7 @@ pub mod edit;
 pub mod fine_tune;
 pub mod generator;
 pub mod lanes;
-mod latent;
+pub mod latent;
 mod latent_search;
 pub mod lbfgs;
 pub mod loss;

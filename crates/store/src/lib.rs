@@ -32,8 +32,8 @@ pub use error::{Error, ErrorKind};
 use error::{Failure, Result as BackendResult};
 pub use stream::{Download, Upload};
 
-/// Bytes of a piece that is read, and of a part in a bucket.
-pub(crate) const PIECE: usize = 8 << 20;
+/// Bytes of a piece: what is read at a time, and held in memory; also of a part in a bucket.
+pub const PIECE: usize = 8 << 20;
 
 /// Handle to a store; clones share it.
 #[derive(Clone, Debug)]

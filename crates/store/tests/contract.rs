@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use store::{ErrorKind, ObjectInfo, PutNew, Store, Upload};
+use store::{ErrorKind, ObjectInfo, PIECE, PutNew, Store, Upload};
 use tokio::task::JoinSet;
 
 macro_rules! contract {
@@ -225,8 +225,6 @@ async fn begin(store: &Store, key: &str, bytes: Bytes) -> Upload {
     upload
 }
 
-/// Size of what is sent and read in one piece.
-const PIECE: usize = 8 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn in_an_hour() -> SystemTime {

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use harness::{Auth, Server};
-use store::{ErrorKind, PutNew, Store};
+use store::{ErrorKind, PIECE, PutNew, Store};
 
 const URL: &str = "STORE_TEST_URL";
 const EXPECT: &str = "STORE_TEST_EXPECT";
@@ -113,9 +113,6 @@ async fn an_examination_finds_that_two_can_create_a_key() {
     let problems = store.examine().await.unwrap();
     assert!(problems.len() == 1 && problems[0].contains("create-if-absent"), "{problems:?}");
 }
-
-/// Size of what is sent and read in one piece.
-const PIECE: usize = 8 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_goes_on_after_the_connection_broke() {

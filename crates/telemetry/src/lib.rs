@@ -10,7 +10,7 @@ mod metric;
 pub mod trace;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
@@ -20,7 +20,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-pub use metric::{Instrument, Metric, prometheus_name};
+pub use metric::{Instrument, Metric};
 
 /// How long the end of a process waits for its last telemetry to be sent.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -45,26 +45,24 @@ pub struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         // The SDK has no time limit for metrics: each provider shuts down on a thread of its own, which is abandoned if late.
-        let (done, ended) = std::sync::mpsc::channel();
-        let deadline = Instant::now() + PATIENCE;
-        let mut ends: Vec<Box<dyn FnOnce() + Send>> = vec![];
+        let (running, ended) = std::sync::mpsc::channel::<()>();
         if let Some(traces) = self.traces.take() {
-            ends.push(Box::new(move || drop(traces.shutdown_with_timeout(PATIENCE))));
-        }
-        if let Some(metrics) = self.metrics.take() {
-            ends.push(Box::new(move || drop(metrics.shutdown())));
-        }
-        let count = ends.len();
-        for end in ends {
-            let done = done.clone();
+            let running = running.clone();
             std::thread::spawn(move || {
-                end();
-                let _ = done.send(());
+                let _ = traces.shutdown_with_timeout(PATIENCE);
+                drop(running);
             });
         }
-        for _ in 0..count {
-            let _ = ended.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        if let Some(metrics) = self.metrics.take() {
+            let running = running.clone();
+            std::thread::spawn(move || {
+                let _ = metrics.shutdown();
+                drop(running);
+            });
         }
+        drop(running);
+        // The channel closes with the last of them.
+        let _ = ended.recv_timeout(PATIENCE);
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

@@ -51,12 +51,10 @@ impl Metric {
         Metric { name, kind, unit, description, boundaries, instrument: OnceLock::new(), observer: OnceLock::new() }
     }
 
-    /// A sum that only grows.
     pub const fn counter(name: &'static str, unit: &'static str, description: &'static str) -> Metric {
         Metric::new(name, Instrument::Counter, unit, description, &[])
     }
 
-    /// The present value.
     pub const fn gauge(name: &'static str, unit: &'static str, description: &'static str) -> Metric {
         Metric::new(name, Instrument::Gauge, unit, description, &[])
     }
@@ -89,14 +87,10 @@ impl Metric {
                 Recorder::Counter(meter.f64_counter(name).with_unit(unit).with_description(description).build())
             }
             Instrument::Gauge => Recorder::Gauge(meter.f64_gauge(name).with_unit(unit).with_description(description).build()),
-            Instrument::Histogram => Recorder::Histogram(
-                meter
-                    .f64_histogram(name)
-                    .with_unit(unit)
-                    .with_description(description)
-                    .with_boundaries(boundaries.to_vec())
-                    .build(),
-            ),
+            Instrument::Histogram => {
+                let histogram = meter.f64_histogram(name).with_unit(unit).with_description(description);
+                Recorder::Histogram(histogram.with_boundaries(boundaries.to_vec()).build())
+            }
         }
     }
 
@@ -114,34 +108,29 @@ impl Metric {
         });
     }
 
-    /// Name in Prometheus.
+    /// Name in Prometheus, as its OTLP receiver and the collector translate it.
     pub fn prometheus_name(&self) -> String {
-        prometheus_name(self.name, self.unit, self.kind)
+        let mut words: Vec<&str> =
+            self.name.split(|c: char| !c.is_ascii_alphanumeric() && c != ':').filter(|word| !word.is_empty()).collect();
+        let suffix = match self.unit {
+            "s" => "seconds",
+            "By" => "bytes",
+            _ => "", // `1`, and annotations such as `{image}`
+        };
+        if !suffix.is_empty() && !words.contains(&suffix) {
+            words.push(suffix);
+        }
+        match self.kind {
+            Instrument::Counter => words.push("total"),
+            Instrument::Gauge if self.unit == "1" => words.push("ratio"),
+            _ => {}
+        }
+        words.join("_")
     }
 }
 
 fn key_values(attributes: Attributes) -> Vec<KeyValue> {
     attributes.iter().map(|(name, value)| KeyValue::new(*name, value.to_string())).collect()
-}
-
-/// A metric's name in Prometheus, as its OTLP receiver and the collector translate it.
-pub fn prometheus_name(name: &str, unit: &str, kind: Instrument) -> String {
-    let mut words: Vec<&str> =
-        name.split(|c: char| !c.is_ascii_alphanumeric() && c != ':').filter(|word| !word.is_empty()).collect();
-    let suffix = match unit {
-        "s" => "seconds",
-        "By" => "bytes",
-        _ => "", // `1`, and annotations such as `{image}`
-    };
-    if !suffix.is_empty() && !words.contains(&suffix) {
-        words.push(suffix);
-    }
-    match kind {
-        Instrument::Counter => words.push("total"),
-        Instrument::Gauge if unit == "1" => words.push("ratio"),
-        _ => {}
-    }
-    words.join("_")
 }
 
 #[cfg(test)]
@@ -151,13 +140,14 @@ mod tests {
     /// As Prometheus 3.16 and the collector 0.165 did it.
     #[test]
     fn prometheus_names() {
-        assert_eq!(prometheus_name("basin.images", "{image}", Instrument::Counter), "basin_images_total");
-        assert_eq!(prometheus_name("basin.projection.loss", "1", Instrument::Histogram), "basin_projection_loss");
-        assert_eq!(prometheus_name("basin.upload.size", "By", Instrument::Counter), "basin_upload_size_bytes_total");
-        assert_eq!(prometheus_name("hw.gpu.utilization", "1", Instrument::Gauge), "hw_gpu_utilization_ratio");
-        assert_eq!(
-            prometheus_name("messaging.process.duration", "s", Instrument::Histogram),
-            "messaging_process_duration_seconds"
-        );
+        for (metric, expected) in [
+            (Metric::counter("basin.images", "{image}", ""), "basin_images_total"),
+            (Metric::histogram("basin.projection.loss", "1", "", &[]), "basin_projection_loss"),
+            (Metric::counter("basin.upload.size", "By", ""), "basin_upload_size_bytes_total"),
+            (Metric::gauge("hw.gpu.utilization", "1", ""), "hw_gpu_utilization_ratio"),
+            (Metric::histogram("messaging.process.duration", "s", "", &[]), "messaging_process_duration_seconds"),
+        ] {
+            assert_eq!(metric.prometheus_name(), expected);
+        }
     }
 }

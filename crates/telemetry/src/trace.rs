@@ -3,20 +3,17 @@
 //! Names and attributes of messages follow the messaging conventions of OpenTelemetry 1.42 to 1.44. If traces are not sent, spans
 //! are disabled and cost nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
+use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{Status, TraceContextExt};
-use opentelemetry::{KeyValue, Value};
+use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Target of all our spans.
 pub(crate) const TARGET: &str = "basin_trace";
-
-/// Headers that carry a trace with a message.
-pub type Context = BTreeMap<String, String>;
 
 /// A message, as its spans describe it.
 #[derive(Clone, Copy, Debug)]
@@ -42,11 +39,11 @@ pub fn publish(parent: Option<&Span>, message: &Message) -> Span {
     span
 }
 
-/// A span for processing a message, in the trace that `context` carries.
-pub fn process(context: &Context, message: &Message) -> Span {
+/// A span for processing a message, in the trace that its `headers` carry.
+pub fn process(headers: &BTreeMap<String, String>, message: &Message) -> Span {
     let span = span(None, &format!("process basin.{}", message.queue), "consumer");
     // It fails only for a disabled span.
-    let _ = span.set_parent(TraceContextPropagator::new().extract(&Received(context)));
+    let _ = span.set_parent(carried(headers));
     describe(&span, message, ("process", "process"));
     span
 }
@@ -85,18 +82,23 @@ pub fn fail(span: &Span, reason: &'static str) {
 }
 
 /// Links a span to the trace of the message's earlier attempt.
-pub fn redelivered(span: &Span, context: &Context) {
-    let origin = TraceContextPropagator::new().extract(&Received(context)).span().span_context().clone();
+pub fn redelivered(span: &Span, headers: &BTreeMap<String, String>) {
+    let origin = carried(headers).span().span_context().clone();
     if origin.is_valid() {
         span.add_link_with_attributes(origin, vec![KeyValue::new("basin.redelivered", true)]);
     }
 }
 
 /// Headers with which a message continues the span's trace; empty if the span is disabled.
-pub fn context(span: &Span) -> Context {
-    let mut context = Context::new();
-    TraceContextPropagator::new().inject_context(&span.context(), &mut Carried(&mut context));
-    context
+pub fn context(span: &Span) -> BTreeMap<String, String> {
+    let mut headers = HashMap::<String, String>::new();
+    TraceContextPropagator::new().inject_context(&span.context(), &mut headers);
+    headers.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+}
+
+fn carried(headers: &BTreeMap<String, String>) -> Context {
+    let headers: HashMap<String, String> = headers.clone().into_iter().collect();
+    TraceContextPropagator::new().extract(&headers)
 }
 
 /// Id of the span's trace; `None` if the span is disabled.
@@ -104,26 +106,4 @@ pub fn id(span: &Span) -> Option<String> {
     let context = span.context();
     let ids = context.span().span_context().clone();
     ids.is_valid().then(|| ids.trace_id().to_string())
-}
-
-struct Carried<'a>(&'a mut Context);
-
-impl Injector for Carried<'_> {
-    fn set(&mut self, name: &str, value: String) {
-        if !value.is_empty() {
-            self.0.insert(name.into(), value);
-        }
-    }
-}
-
-struct Received<'a>(&'a Context);
-
-impl Extractor for Received<'_> {
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(String::as_str).collect()
-    }
 }

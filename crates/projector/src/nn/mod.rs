@@ -66,6 +66,11 @@ impl Weights {
         Weights(tensors.into_iter().collect())
     }
 
+    /// Names of the tensors that are not taken yet.
+    pub fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
     /// Removes and returns a tensor, checking shape and values.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
         let tensor = self.0.remove(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
