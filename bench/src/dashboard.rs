@@ -214,18 +214,8 @@ impl Record for Dashboard {
 }
 
 fn request(dataset: &str) -> RunRequest {
-    RunRequest {
-        name: "large".into(),
-        dataset: dataset.into(),
-        annotations: "none".into(),
-        model: "fashion32".into(),
-        profile: Some("fast".into()),
-        params: None,
-        seed: 0,
-        limit: None,
-        priority: 0,
-        per_minute: None,
-    }
+    let request = RunRequest::new("large", dataset, "fashion32");
+    RunRequest { annotations: "none".into(), profile: Some("fast".into()), ..request }
 }
 
 /// Stores the objects that the page of an image reads: a record of 18 seeds, and their curves.

@@ -96,18 +96,7 @@ impl Coordinator {
 
     /// Submits a run; the answer comes when it is planned.
     pub async fn submit(&self, name: &str, dataset: &str, params: &Params, limit: Option<usize>) -> Result<()> {
-        let request = RunRequest {
-            name: name.into(),
-            dataset: dataset.into(),
-            annotations: "auto".into(),
-            model: "fashion32".into(),
-            profile: None,
-            params: Some(params.clone()),
-            seed: 0,
-            limit,
-            priority: 0,
-            per_minute: None,
-        };
+        let request = RunRequest { params: Some(params.clone()), limit, ..RunRequest::new(name, dataset, "fashion32") };
         block_in_place(|| self.client.submit(&request))?;
         Ok(())
     }

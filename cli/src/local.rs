@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use client::api::RunStatus;
 use coordinator::http::auth::Gate;
 use coordinator::http::other_services::OtherServices;
 use coordinator::plan::{Plan, RunSpec};
-use coordinator::prepare;
-use coordinator::service::{Handle, OneRun, Progress, Service};
+use coordinator::prepare::see;
+use coordinator::service::{Handle, OneRun, Service};
 use engine::{Devices, LoadedModel, Models};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{JobId, ResultRecord};
@@ -113,7 +114,8 @@ impl Local {
     pub async fn project(&self, task: Task<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
         let Task { spec, redrive, dataset, results, record, title } = task;
         let super_classes = spec.super_class_of();
-        let (mut plan, notes) = prepare::prepare(&spec, redrive.as_ref(), dataset, results).await?;
+        let seen = see(&spec, redrive.as_ref(), true, dataset, results).await?;
+        let (mut plan, notes) = seen.plan(&spec, results).await?;
         for note in notes {
             note!("{note}");
         }
@@ -172,14 +174,14 @@ impl Local {
         let shutdown = self.shutdown.clone();
         // The worker's end stops the coordinator of this run, and not those of the next ones.
         let stop = shutdown.child_token();
-        let (progress, statuses) = watch::channel(Progress::default());
+        let (status, statuses) = watch::channel(RunStatus::default());
         let (working, workings) = watch::channel(Working::default());
         let per_image = engine::lane_steps(&spec.record.params);
         let runs = Runs::One(results.clone());
         let config = self.worker(record, spec.record.version.clone());
 
         self.bar.reset();
-        let run = OneRun::new(spec, plan, results, progress);
+        let run = OneRun::new(spec, plan, results, status);
         let run = if listener.is_some() { run.watched().await? } else { run };
         let (service, handle) = Service::one(run, queue.clone());
         let served = listener.map(|listener| serve(listener, handle)).transpose()?;
@@ -249,7 +251,7 @@ fn progress_bar() -> ProgressBar {
 async fn show(
     bar: ProgressBar,
     title: String,
-    mut statuses: watch::Receiver<Progress>,
+    mut statuses: watch::Receiver<RunStatus>,
     workings: watch::Receiver<Working>,
     per_image: u64,
 ) {
@@ -262,7 +264,7 @@ async fn show(
             _ = tick.tick() => false,
             changed = statuses.changed() => changed.is_err(),
         };
-        let (status, working) = (*statuses.borrow(), workings.borrow().clone());
+        let (status, working) = (statuses.borrow().clone(), workings.borrow().clone());
         // The batch's own progress counts until its images are settled.
         let total = (status.images - status.skipped - status.failed) as u64 * per_image;
         let position = (working.lane_steps + working.resumed).min(total);
@@ -282,7 +284,7 @@ async fn show(
     bar.finish_and_clear();
 }
 
-fn message(status: &Progress, working: &Working, left: u64, seconds: f64) -> String {
+fn message(status: &RunStatus, working: &Working, left: u64, seconds: f64) -> String {
     let settled = status.skipped + status.succeeded + status.failed;
     let failed = if status.failed > 0 { format!(" ({} failed)", status.failed) } else { String::new() };
     let images = format!("{settled}/{} images{failed}", status.images);

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use coordinator::drive::{Driver, WINDOW};
 use coordinator::fleet::Fleet;
 use coordinator::plan::RunSpec;
-use coordinator::prepare::prepare;
-use coordinator::simulate::peak;
+use coordinator::prepare::see;
+use coordinator::simulate::{peak, record, succeeded};
 use coordinator::tally::Tally;
-use proto::{Control, Event, Params, RunRecord, Stage, What};
+use proto::{Control, Event, RunRecord};
 use queue::Queue;
 use serde_json::json;
 use store::{Runs, Store};
@@ -27,7 +27,7 @@ async fn main() -> Result<()> {
     let (spec, dataset, results) = (spec(dataset), Store::open(dataset).await?, Store::open(results).await?);
     let run = spec.record.name.clone();
     let started = Instant::now();
-    let (plan, _) = prepare(&spec, None, &dataset, &results).await?;
+    let (plan, _) = see(&spec, None, true, &dataset, &results).await?.plan(&spec, &results).await?;
     let (images, planning) = (plan.images.len(), started.elapsed().as_secs_f64());
     eprintln!("planned {images} images after {planning:.1} s, {:.0} MB at most", peak_megabytes()?);
 
@@ -56,11 +56,8 @@ async fn main() -> Result<()> {
 /// Gives the ledger a result of every published job.
 fn finish_all(fleet: &mut Fleet, now: f64) {
     for (job, class) in fleet.silent(f64::INFINITY).into_iter().zip((0..CLASSES).cycle()) {
-        let stage_seconds = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent]
-            .map(|stage| (stage.as_str().to_owned(), 5.0))
-            .into();
-        let what = What::Succeeded { loss: 1.25, seconds: 20.0, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds };
-        fleet.apply(&Event { job: job.job, run: job.run, image: job.image, class, worker: "bench".into(), what }, now);
+        let (worker, what) = ("bench".into(), succeeded(20.0));
+        fleet.apply(&Event { job: job.job, run: job.run, image: job.image, class, worker, what }, now);
     }
 }
 
@@ -69,19 +66,8 @@ fn peak_megabytes() -> Result<f64> {
 }
 
 fn spec(dataset: &str) -> RunSpec {
-    let record = RunRecord {
-        format: 1,
-        name: "imagenet".into(),
-        dataset: dataset.into(),
-        annotations: "none".into(),
-        limit: None,
-        model: "biggan-deep-256".into(),
-        model_digest: "0".repeat(64),
-        resolution: 256,
-        params: Params::paper(),
-        seed: 0,
-        version: env!("CARGO_PKG_VERSION").into(),
-    };
+    let (name, model) = ("imagenet".into(), "biggan-deep-256".into());
+    let record = RunRecord { name, dataset: dataset.into(), annotations: "none".into(), model, ..record() };
     let classes = (0..CLASSES).map(|class| format!("n{class:08}")).collect();
     RunSpec { record, classes, super_classes: vec![], categories: vec![] }
 }

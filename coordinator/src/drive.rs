@@ -1,6 +1,6 @@
 //! Keeps a window of jobs on the queue and takes in events and dead letters (*io*). [`Fleet`] decides.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::{FutureExt, StreamExt, stream};
@@ -40,24 +40,24 @@ const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Events by which a listener may lag behind.
 const LAG: usize = 1024;
 
+/// The last heartbeat of a worker.
 #[derive(Clone, Debug)]
-pub struct Worker {
-    /// Its last heartbeat.
+pub struct Heartbeat {
     pub alive: Alive,
-    /// Time of that, in seconds of [`Driver::now`].
+    /// When it came, in seconds of [`Driver::now`].
     pub heard: f64,
 }
 
 /// What a driver waits for.
 pub enum Happening {
-    Event(Delivery),
-    DeadLetter(Delivery),
+    /// `None`: the queue was closed.
+    Event(Option<Delivery>),
+    /// `None`: the queue was closed.
+    DeadLetter(Option<Delivery>),
     /// Time to check the store for silent jobs.
     Check,
     /// Time to update the gauges.
     Measure,
-    /// The queue was closed.
-    Closed,
 }
 
 pub struct Driver {
@@ -73,18 +73,19 @@ pub struct Driver {
     published: HashMap<String, Instant>,
     /// Measures the depths of the queues.
     _depths: JoinSet<()>,
-    /// By name.
-    pub workers: HashMap<String, Worker>,
+    /// By name of the worker.
+    heartbeats: BTreeMap<String, Heartbeat>,
     listeners: broadcast::Sender<Event>,
 }
 
 impl Driver {
     /// Starts to consume events; publishes nothing yet.
     pub async fn new(queue: Queue, runs: Runs, window: usize) -> Result<Driver, Error> {
-        let mut check = interval(CHECK_EVERY);
-        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut measure = interval(MEASURE_EVERY);
-        measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let every = |period| {
+            let mut interval = interval(period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
         let mut depths = JoinSet::new();
         if telemetry::measures() {
             metrics::watch();
@@ -98,17 +99,18 @@ impl Driver {
             queue,
             runs,
             clock: Instant::now(),
-            check,
-            measure,
+            check: every(CHECK_EVERY),
+            measure: every(MEASURE_EVERY),
             published: HashMap::new(),
             _depths: depths,
-            workers: HashMap::new(),
+            heartbeats: BTreeMap::new(),
             listeners: broadcast::channel(LAG).0,
         })
     }
 
-    pub fn listen(&self) -> broadcast::Sender<Event> {
-        self.listeners.clone()
+    /// Events from now on.
+    pub fn listen(&self) -> broadcast::Receiver<Event> {
+        self.listeners.subscribe()
     }
 
     /// Seconds since the start.
@@ -142,8 +144,8 @@ impl Driver {
     /// Waits for the next thing that happens. Loses nothing when dropped.
     pub async fn wait(&mut self) -> Result<Happening, Error> {
         Ok(tokio::select! {
-            event = self.events.next() => event?.map_or(Happening::Closed, Happening::Event),
-            letter = self.dead_letters.next() => letter?.map_or(Happening::Closed, Happening::DeadLetter),
+            event = self.events.next() => Happening::Event(event?),
+            letter = self.dead_letters.next() => Happening::DeadLetter(letter?),
             _ = self.check.tick() => Happening::Check,
             _ = self.measure.tick(), if telemetry::measures() => Happening::Measure,
         })
@@ -152,11 +154,11 @@ impl Driver {
     /// `false`: the queue was closed.
     pub async fn take(&mut self, happening: Happening) -> Result<bool, Error> {
         match happening {
-            Happening::Event(delivery) => return self.take_events(delivery).await,
-            Happening::DeadLetter(delivery) => self.bury(delivery).await?,
+            Happening::Event(Some(delivery)) => return self.take_events(delivery).await,
+            Happening::DeadLetter(Some(delivery)) => self.bury(delivery).await?,
+            Happening::Event(None) | Happening::DeadLetter(None) => return Ok(false),
             Happening::Check => self.look_for_silent().await?,
             Happening::Measure => self.measure(),
-            Happening::Closed => return Ok(false),
         }
         Ok(true)
     }
@@ -194,12 +196,12 @@ impl Driver {
         let now = self.now();
         if let What::Alive(alive) = &event.what {
             if alive.leaving {
-                self.workers.remove(&event.worker);
+                self.heartbeats.remove(&event.worker);
             } else {
-                self.workers.insert(event.worker.clone(), Worker { alive: alive.clone(), heard: now });
+                self.heartbeats.insert(event.worker.clone(), Heartbeat { alive: alive.clone(), heard: now });
             }
         }
-        let settled = self.fleet.apply(&event, now).is_some();
+        let settled = self.fleet.apply(&event, now);
         match &event.what {
             What::Released { queued: true } if telemetry::measures() => {
                 self.published.entry(event.job.clone()).or_insert_with(Instant::now);
@@ -243,10 +245,10 @@ impl Driver {
         });
     }
 
-    /// Workers that were heard of lately.
-    pub fn present(&self) -> impl Iterator<Item = (&String, &Worker)> {
+    /// Workers whose heartbeats came lately, in the order of their names.
+    pub fn present(&self) -> impl Iterator<Item = (&String, &Heartbeat)> {
         let now = self.now();
-        self.workers.iter().filter(move |(_, w)| now - w.heard < GONE)
+        self.heartbeats.iter().filter(move |(_, last)| now - last.heard < GONE)
     }
 
     /// Writes a failure for a dead letter, unless its worker wrote one or there is a result, and takes in the event that the worker
@@ -266,21 +268,17 @@ impl Driver {
 
     async fn bury_job(&mut self, delivery: Delivery, letter: DeadLetter, job: Job) -> Result<(), Error> {
         let results = self.runs.of(&job.run)?;
-        let what = match marked(&results, &job.image).await? {
-            Some(Marked::Result) => What::found(),
-            failed => {
+        let failure = match marked(&results, &job.image).await? {
+            Some(marked) => marked.err(),
+            None => {
                 let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
-                let failure = match failed {
-                    Some(Marked::Failure(failure)) => failure,
-                    _ => {
-                        let failure = Failure::of(&job, FailureReason::Quarantined, message);
-                        write_failure(&results, &failure).await?;
-                        failure
-                    }
-                };
-                What::Failed { reason: failure.reason.as_str().into(), message: failure.message }
+                let failure = Failure::of(&job, FailureReason::Quarantined, message);
+                write_failure(&results, &failure).await?;
+                Some(failure)
             }
         };
+        let failed = |failure: Failure| What::Failed { reason: failure.reason.as_str().into(), message: failure.message };
+        let what = failure.map_or_else(What::found, failed);
         self.apply(Event::about(&job, "coordinator", what));
         CrashPoint::DeadLetterTaken.pass();
         delivery.ack().await?;
@@ -317,15 +315,11 @@ impl Driver {
             let Silent { run, job, image, worker } = silent;
             let present = worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
             match marker? {
-                Some(Marked::Result) => {
-                    metrics::settled(None);
+                Some(marked) => {
+                    let failure = marked.err();
+                    metrics::settled(failure.as_ref().map(|failure| failure.reason.as_str()));
                     self.published.remove(job);
-                    self.fleet.settle(silent, None, now);
-                }
-                Some(Marked::Failure(failure)) => {
-                    metrics::settled(Some(failure.reason.as_str()));
-                    self.published.remove(job);
-                    self.fleet.settle(silent, Some(failure), now);
+                    self.fleet.settle(silent, failure, now);
                 }
                 None if present || !empty => self.fleet.hear(run, job, now),
                 None => {
@@ -362,22 +356,18 @@ async fn watch_depths(queue: Queue) {
     }
 }
 
-/// The commit marker of an image.
-enum Marked {
-    Result,
-    Failure(Failure),
-}
+/// What the commit marker of an image says: it has a result, or this failure.
+type Marked = Result<(), Failure>;
 
 async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
     if results.exists(&keys::marker(image, Marker::Result)).await? {
-        return Ok(Some(Marked::Result));
+        return Ok(Some(Ok(())));
     }
     match run::read_json(results, &keys::marker(image, Marker::Failure)).await {
-        Ok(failure) => Ok(Some(Marked::Failure(failure))),
+        Ok(failure) => Ok(Some(Err(failure))),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error @ RunError::Damaged { .. }) => {
-            let (job, image, reason, message) = (None, image.to_owned(), FailureReason::BadJob, chain(&error));
-            Ok(Some(Marked::Failure(Failure { format: 1, job, image, reason, message, class_name: None })))
+            Ok(Some(Err(Failure::without_job(image, FailureReason::BadJob, chain(&error), None))))
         }
         Err(error) => Err(error.into()),
     }
@@ -385,13 +375,9 @@ async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use proto::Control;
-
     use super::*;
-    use crate::ledger::tests::{event, planned, succeeded};
-    use crate::plan::Plan;
-    use crate::plan::tests::spec;
-    use crate::tally::Tally;
+    use crate::fleet::tests::fleet;
+    use crate::ledger::tests::{event, succeeded};
 
     #[tokio::test]
     async fn events_that_wait_are_taken_in_together() {
@@ -399,8 +385,7 @@ mod tests {
         let results = Store::open(&dir.path().to_string_lossy()).await.expect("a store");
         let queue = Queue::open("embedded:").await.expect("a queue");
         let mut driver = Driver::new(queue.clone(), Runs::One(results), 100).await.expect("a driver");
-        let images = (0..10).map(|i| planned(&format!("{i}.png"))).collect();
-        driver.fleet.add(spec("r"), Plan { images, ..Plan::default() }, Control::default(), Tally::default());
+        driver.fleet = fleet(100, &[("r", 10, 0)]);
         driver.top_up().await.expect("the jobs are published");
         for job in driver.fleet.silent(f64::INFINITY) {
             queue.publish(Channel::Events, event("r", &job.job, succeeded()).encode()).await.expect("the event is published");

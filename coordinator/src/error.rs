@@ -13,15 +13,12 @@ pub enum Error {
     NoModel { model: String, url: String },
     #[error("{key} is not a valid model description")]
     BadModel { key: String, source: proto::DecodeError },
-    /// A record in the index is of another run.
     #[error("{key} is the record of a run named {name:?}: restore it, or delete it")]
     OtherName { key: String, name: String },
-    /// A redrive selects no image.
     #[error("no image of run {run} matches; nothing changed. See basin runs show {run}")]
     NoMatch { run: String },
     #[error("the queue's connection is lost, and with it the lead: another coordinator may act now")]
     LostLead,
-    /// Several concurrent creates of one key succeed.
     #[error(
         "{url} lets two writers create the same key, so that two workers could both commit an image: use a store that honours \
         If-None-Match. basin doctor shows details"

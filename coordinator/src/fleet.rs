@@ -17,7 +17,7 @@ use crate::tally::{ClassSums, Tally, are_known};
 use client::api::{ClassStatus, RunStatus};
 use dataset::SharedStr;
 use pace::Pace;
-use results::summary::{Metric, Spread, Summary};
+use results::summary::{ClassSummary, Metric, Spread, Summary, SuperClassSummary};
 
 #[derive(Debug)]
 pub struct Fleet {
@@ -40,6 +40,13 @@ struct Run {
     not_before: f64,
     tally: Tally,
     pace: Pace,
+}
+
+impl Run {
+    /// Images that are not finished.
+    fn left(&self) -> usize {
+        self.ledger.open.len() + self.ledger.returned.len() + self.waiting.len()
+    }
 }
 
 /// A published job without an event for a while.
@@ -113,10 +120,10 @@ impl Fleet {
         }
         let ready = |r: &&mut Run| {
             r.control.state == RunState::Running
-                && r.ledger.returned() + r.waiting.len() > 0
+                && r.ledger.returned.len() + r.waiting.len() > 0
                 && (r.control.per_minute.is_none() || now >= r.not_before)
         };
-        let run = self.runs.values_mut().filter(ready).max_by_key(|r| (r.control.priority, Reverse(r.ledger.open())))?;
+        let run = self.runs.values_mut().filter(ready).max_by_key(|r| (r.control.priority, Reverse(r.ledger.open.len())))?;
         if let Some(per_minute) = run.control.per_minute {
             run.not_before = run.not_before.max(now) + 60.0 / per_minute;
         }
@@ -126,9 +133,9 @@ impl Fleet {
         Some(job)
     }
 
-    /// Takes in an event. Returns how it settled its job, if it did.
-    pub fn apply(&mut self, event: &Event, now: f64) -> Option<Settled> {
-        let run = self.runs.get_mut(&event.run)?;
+    /// Takes in an event. Returns whether it settled its job.
+    pub fn apply(&mut self, event: &Event, now: f64) -> bool {
+        let Some(run) = self.runs.get_mut(&event.run) else { return false };
         let image = run.ledger.image(&event.job).cloned();
         let settled = run.ledger.apply(event, now);
         if event.what == What::Started {
@@ -136,7 +143,7 @@ impl Fleet {
         }
         match &event.what {
             // Events of unknown jobs do not count.
-            What::Succeeded { loss, l1, lpips, stage_seconds, .. } if settled.is_some() || run.tally.wants(&event.job) => {
+            What::Succeeded { loss, l1, lpips, stage_seconds, .. } if settled || run.tally.wants(&event.job) => {
                 let errors = Errors { loss: *loss, l1: *l1, lpips: *lpips };
                 let image = image.unwrap_or_else(|| event.image.as_str().into());
                 if are_known(&errors) {
@@ -146,16 +153,15 @@ impl Fleet {
                     run.tally.want(&event.job, image);
                 }
             }
-            What::Failed { reason, message } if settled.is_some() => {
+            What::Failed { reason, message } if settled => {
                 let class_name = run.spec.classes.get(event.class as usize).cloned();
                 // A newer worker may know more reasons; the record tells at the next start.
                 let reason = FailureReason::named(reason).unwrap_or(FailureReason::BadJob);
-                let (job, image, message) = (None, event.image.clone(), message.clone());
-                run.tally.fail(Failure { format: 1, job, image, reason, message, class_name });
+                run.tally.fail(Failure::without_job(&event.image, reason, message.clone(), class_name));
             }
             _ => {}
         }
-        if settled.is_some() {
+        if settled {
             run.pace.settled(now);
         }
         settled
@@ -166,7 +172,7 @@ impl Fleet {
         let Some(run) = self.runs.get_mut(&silent.run) else { return };
         let how = if failure.is_some() { Settled::Failed } else { Settled::Succeeded };
         let image = run.ledger.image(&silent.job).cloned();
-        if run.ledger.settle(&silent.job, how).is_some() {
+        if run.ledger.settle(&silent.job, how) {
             run.pace.settled(now);
             match failure {
                 Some(failure) => run.tally.fail(failure),
@@ -232,29 +238,28 @@ impl Fleet {
 
     /// Whether every image of the run is finished.
     pub fn settled(&self, run: &str) -> bool {
-        self.runs.get(run).is_some_and(|r| r.ledger.open() + r.ledger.returned() + r.waiting.len() == 0)
+        self.runs.get(run).is_some_and(|r| r.left() == 0)
     }
 
     /// Whether the run has no open job.
     pub fn at_rest(&self, run: &str) -> bool {
-        self.runs.get(run).is_some_and(|r| r.ledger.open() == 0)
+        self.runs.get(run).is_some_and(|r| r.ledger.open.is_empty())
     }
 
     /// Jobs that are published and not finished.
     pub fn open(&self) -> usize {
-        self.runs.values().map(|r| r.ledger.open()).sum()
+        self.runs.values().map(|r| r.ledger.open.len()).sum()
     }
 
     /// Images of running runs that are not finished: the number of workers should follow it.
     pub fn backlog(&self) -> usize {
-        let running = self.runs.values().filter(|r| r.control.state == RunState::Running);
-        running.map(|r| r.ledger.open() + r.ledger.returned() + r.waiting.len()).sum()
+        self.runs.values().filter(|r| r.control.state == RunState::Running).map(Run::left).sum()
     }
 
     /// With errors by class and by super-class.
     pub fn status(&self, run: &str, now: f64) -> Option<RunStatus> {
         let r = self.runs.get(run)?;
-        let (classes, super_classes) = class_statuses(&r.spec, r.tally.classes());
+        let (classes, super_classes) = class_statuses(&r.spec, &r.tally.classes);
         Some(RunStatus { classes, super_classes, ..self.brief(run, now)? })
     }
 
@@ -262,7 +267,7 @@ impl Fleet {
     pub fn brief(&self, run: &str, now: f64) -> Option<RunStatus> {
         let r = self.runs.get(run)?;
         let started = r.ledger.started();
-        let left = r.ledger.open() + r.ledger.returned() + r.waiting.len();
+        let left = r.left();
         let per_hour = r.pace.per_hour(now).filter(|_| left > 0 && r.control.state == RunState::Running);
         Some(RunStatus {
             name: run.to_owned(),
@@ -271,19 +276,16 @@ impl Fleet {
             per_minute: r.control.per_minute,
             images: r.total,
             skipped: r.skipped,
-            succeeded: r.ledger.succeeded(),
-            failed: r.early_failures + r.ledger.failed(),
+            succeeded: r.ledger.succeeded,
+            failed: r.early_failures + r.ledger.failed.len(),
             started,
-            queued: r.ledger.open() - started,
-            waiting: r.waiting.len() + r.ledger.returned(),
-            classes: vec![],
-            super_classes: vec![],
+            queued: r.ledger.open.len() - started,
+            waiting: r.waiting.len() + r.ledger.returned.len(),
             unread: r.tally.left(),
             per_hour,
             eta_seconds: per_hour.filter(|rate| *rate > 0.0).map(|rate| left as f64 / rate * 3600.0),
             stage_seconds: r.pace.stages(),
-            cost: None,
-            problem: None,
+            ..RunStatus::default()
         })
     }
 }
@@ -299,43 +301,28 @@ fn class_statuses(spec: &RunSpec, classes: &BTreeMap<u32, ClassSums>) -> (Vec<Cl
     let class = |(class, sums): (&u32, &ClassSums)| {
         // A record or a message could name any class.
         let name = spec.classes.get(*class as usize).cloned().unwrap_or_else(|| class.to_string());
-        class_status(name, spec.super_classes.get(*class as usize).cloned(), sums)
+        class_status(name, spec.super_classes.get(*class as usize).cloned(), sums.images, sums.spreads())
     };
-    let super_class = |(name, sums): (&str, ClassSums)| class_status(name.to_owned(), None, &sums);
+    let super_class = |(name, sums): (&str, ClassSums)| class_status(name.to_owned(), None, sums.images, sums.spreads());
     (classes.iter().map(class).collect(), super_classes.into_iter().map(super_class).collect())
 }
 
 /// Errors by class and by super-class of a closed run.
 pub(crate) fn summary_statuses(summary: &Summary) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
-    let status = |class: &str, super_class, images, error: &BTreeMap<Metric, Spread>| {
-        let spread = |metric| error.get(&metric).copied().unwrap_or(Spread::over([]));
-        ClassStatus {
-            class: class.to_owned(),
-            super_class,
-            images,
-            loss: spread(Metric::Loss).mean,
-            l1: spread(Metric::L1).mean,
-            lpips: spread(Metric::Lpips).mean,
-            lpips_standard_error: spread(Metric::Lpips).standard_error,
-        }
+    let spreads = |error: &BTreeMap<Metric, Spread>| {
+        [Metric::Loss, Metric::L1, Metric::Lpips].map(|metric| error.get(&metric).copied().unwrap_or(Spread::over([])))
     };
-    let of = summary.super_class_of();
-    let classes = summary.classes.iter().map(|c| status(&c.name, of.get(&c.name).cloned(), c.images, &c.error));
-    let super_classes = summary.super_classes.iter().filter(|s| s.images > 0);
-    (classes.collect(), super_classes.map(|s| status(&s.name, None, s.images, &s.error)).collect())
+    let super_classes = summary.super_class_of();
+    let class = |c: &ClassSummary| class_status(c.name.clone(), super_classes.get(&c.name).cloned(), c.images, spreads(&c.error));
+    let super_class = |s: &SuperClassSummary| class_status(s.name.clone(), None, s.images, spreads(&s.error));
+    let with_images = summary.super_classes.iter().filter(|s| s.images > 0);
+    (summary.classes.iter().map(class).collect(), with_images.map(super_class).collect())
 }
 
-fn class_status(class: String, super_class: Option<String>, sums: &ClassSums) -> ClassStatus {
-    ClassStatus {
-        class,
-        super_class,
-        images: sums.images,
-        loss: sums.loss.mean(),
-        l1: sums.l1.mean(),
-        lpips: sums.lpips.mean(),
-        lpips_standard_error: sums.lpips.standard_error(),
-    }
+fn class_status(class: String, super_class: Option<String>, images: u64, [loss, l1, lpips]: [Spread; 3]) -> ClassStatus {
+    let (loss, l1) = (loss.mean, l1.mean);
+    ClassStatus { class, super_class, images, loss, l1, lpips: lpips.mean, lpips_standard_error: lpips.standard_error }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -29,11 +29,11 @@ pub enum Settled {
 /// Jobs of a run by id. Only those that are open take memory for more than an id.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ledger {
-    open: HashMap<String, Open>,
+    pub open: HashMap<String, Open>,
     /// Released: to be published again, before all others.
-    returned: BTreeMap<String, Planned>,
-    failed: HashSet<String>,
-    succeeded: usize,
+    pub returned: BTreeMap<String, Planned>,
+    pub failed: HashSet<String>,
+    pub succeeded: usize,
 }
 
 impl Ledger {
@@ -42,10 +42,10 @@ impl Ledger {
         self.open.entry(job).or_insert(Open { image, worker: None, heard: now });
     }
 
-    /// Takes in an event. Returns how it settled its job, if that is new. Events of unknown jobs are ignored.
+    /// Takes in an event. Returns whether it settled its job. Events of unknown jobs are ignored.
     ///
     /// A settled job stays settled; a result wins over a failure, as in the store.
-    pub fn apply(&mut self, event: &Event, now: f64) -> Option<Settled> {
+    pub fn apply(&mut self, event: &Event, now: f64) -> bool {
         match &event.what {
             What::Started => {
                 if let Some(image) = self.returned.remove(&event.job) {
@@ -54,36 +54,29 @@ impl Ledger {
                 if let Some(open) = self.open.get_mut(&event.job) {
                     (open.worker, open.heard) = (Some(event.worker.clone()), now);
                 }
-                None
             }
-            What::Released { queued } => {
-                if !queued {
-                    self.take_back(&event.job);
-                } else if let Some(open) = self.open.get_mut(&event.job) {
+            What::Released { queued: false } => self.take_back(&event.job),
+            What::Released { queued: true } => {
+                if let Some(open) = self.open.get_mut(&event.job) {
                     (open.worker, open.heard) = (None, now);
                 }
-                None
             }
-            What::Succeeded { .. } => self.settle(&event.job, Settled::Succeeded),
-            What::Failed { .. } => self.settle(&event.job, Settled::Failed),
-            What::Alive(_) => None,
+            What::Succeeded { .. } => return self.settle(&event.job, Settled::Succeeded),
+            What::Failed { .. } => return self.settle(&event.job, Settled::Failed),
+            What::Alive(_) => {}
         }
+        false
     }
 
-    /// Takes in the outcome of a job. Returns it if it is new.
-    pub fn settle(&mut self, job: &str, how: Settled) -> Option<Settled> {
+    /// Takes in the outcome of a job. Returns whether it is new.
+    pub fn settle(&mut self, job: &str, how: Settled) -> bool {
         let known = self.open.remove(job).is_some() | self.returned.remove(job).is_some();
         match how {
-            Settled::Failed if known => {
-                self.failed.insert(job.to_owned());
-                Some(how)
-            }
-            Settled::Succeeded if known || self.failed.remove(job) => {
-                self.succeeded += 1;
-                Some(how)
-            }
-            _ => None,
+            Settled::Failed if known => drop(self.failed.insert(job.to_owned())),
+            Settled::Succeeded if known || self.failed.remove(job) => self.succeeded += 1,
+            _ => return false,
         }
+        true
     }
 
     /// A published job must be published again.
@@ -122,26 +115,9 @@ impl Ledger {
         }
     }
 
-    pub fn succeeded(&self) -> usize {
-        self.succeeded
-    }
-
-    pub fn failed(&self) -> usize {
-        self.failed.len()
-    }
-
-    pub fn open(&self) -> usize {
-        self.open.len()
-    }
-
     /// Jobs that a worker has started.
     pub fn started(&self) -> usize {
         self.open.values().filter(|o| o.worker.is_some()).count()
-    }
-
-    /// Jobs to be published again.
-    pub fn returned(&self) -> usize {
-        self.returned.len()
     }
 }
 
@@ -196,8 +172,8 @@ pub(crate) mod tests {
             stream.shuffle(&mut rng);
             let mut ledger = Ledger::default();
             ["a", "b", "c", "d"].into_iter().for_each(|j| ledger.publish(j.into(), planned(j), 0.0));
-            let news = stream.into_iter().filter(|e| ledger.apply(e, 1.0) == Some(Settled::Succeeded)).count();
-            let counts = (ledger.succeeded(), ledger.failed(), ledger.open() + ledger.returned(), news);
+            let news = stream.into_iter().filter(|e| ledger.apply(e, 1.0) && e.what == succeeded()).count();
+            let counts = (ledger.succeeded, ledger.failed.len(), ledger.open.len() + ledger.returned.len(), news);
             assert_eq!(counts, (2, 1, 1, 2), "seed {seed}");
         }
     }

@@ -2,7 +2,7 @@
 //! links torch.
 //!
 //! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), from which [`drive`] (io) takes
-//! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`](mod@prepare) reads a run before it is
+//! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`] reads a run before it is
 //! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results.
 
 pub mod drive;

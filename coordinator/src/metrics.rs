@@ -1,7 +1,7 @@
 //! The metrics of a coordinator: their names, and the last values of the gauges.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use proto::{FailureReason, RunState};
 use queue::Channel;
@@ -91,19 +91,18 @@ struct Seen {
     depths: Option<[usize; 3]>,
 }
 
-static SEEN: Mutex<Option<Seen>> = Mutex::new(None);
+static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(Mutex::default);
 
-fn seen() -> MutexGuard<'static, Option<Seen>> {
+fn seen() -> MutexGuard<'static, Seen> {
     SEEN.lock().expect("no holder of the lock panics")
 }
 
 fn standing() -> Arc<Standing> {
-    seen().as_ref().map(|seen| seen.standing.clone()).unwrap_or_default()
+    seen().standing.clone()
 }
 
-/// Keeps the state for the gauges.
-pub fn observe(standing: Standing) {
-    seen().get_or_insert_default().see(standing);
+pub(crate) fn observe(standing: Standing) {
+    seen().see(standing);
 }
 
 impl Seen {
@@ -131,7 +130,7 @@ impl Seen {
 
 /// `depths`: waiting messages, in the order of [`Channel::ALL`].
 pub(crate) fn observe_depths(depths: [usize; 3]) {
-    seen().get_or_insert_default().depths = Some(depths);
+    seen().depths = Some(depths);
 }
 
 fn is_active(run: &RunStatus) -> bool {
@@ -144,7 +143,7 @@ pub(crate) fn watch() {
     BACKLOG.observe(|see| see(standing().backlog as f64, &[]));
     QUEUE_AGE.observe(|see| see(standing().age, &[]));
     QUEUE_DEPTH.observe(|see| {
-        let depths = seen().as_ref().and_then(|seen| seen.depths);
+        let depths = seen().depths;
         for (channel, depth) in Channel::ALL.into_iter().zip(depths.into_iter().flatten()) {
             see(depth as f64, &[("messaging.destination.name", channel.name())]);
         }
@@ -164,7 +163,7 @@ pub(crate) fn watch() {
         }
     });
     RUN_PROGRESS.observe(|see| {
-        let times = seen().as_ref().map(Seen::progress).unwrap_or_default();
+        let times = seen().progress();
         times.iter().for_each(|(run, time)| see(*time, &[("run", run)]));
     });
     let by_class = |metric: &'static Metric, value: fn(&ClassStatus) -> Option<f64>| {
@@ -187,24 +186,17 @@ pub(crate) fn watch() {
 
 #[cfg(test)]
 mod tests {
-    use proto::Control;
-
     use super::*;
-    use crate::fleet::Fleet;
-    use crate::ledger::tests::planned;
-    use crate::plan::Plan;
-    use crate::plan::tests::spec;
-    use crate::tally::Tally;
+
+    /// With an image left.
+    fn run(name: &str, state: RunState) -> RunStatus {
+        RunStatus { name: name.into(), state, waiting: 1, ..RunStatus::default() }
+    }
 
     #[test]
     fn a_run_stands_still_since_its_last_image_and_only_while_it_is_active() {
-        let mut fleet = Fleet::new(10);
-        for name in ["a", "b"] {
-            let plan = Plan { images: vec![planned("1.png")], ..Plan::default() };
-            fleet.add(spec(name), plan, Control::default(), Tally::default());
-        }
         let runs = |succeeded: [usize; 2]| {
-            let status = |(name, succeeded)| RunStatus { succeeded, ..fleet.status(name, 0.0).expect("it was added") };
+            let status = |(name, succeeded)| RunStatus { succeeded, ..run(name, RunState::Running) };
             ["a", "b"].into_iter().zip(succeeded).map(status).collect::<Vec<_>>()
         };
         let mut seen = Seen::default();
@@ -220,14 +212,10 @@ mod tests {
 
     #[test]
     fn of_many_runs_those_that_go_on_and_changed_last_are_shown() {
-        let mut fleet = Fleet::new(10);
-        let plan = Plan { images: vec![planned("1.png")], ..Plan::default() };
-        fleet.add(spec("r"), plan, Control::default(), Tally::default());
-        let run = |i: usize, state| RunStatus { name: i.to_string(), state, ..fleet.status("r", 0.0).expect("it was added") };
         let mut seen = Seen::default();
-        let old: Vec<RunStatus> = (0..2 * RUNS).map(|i| run(i, RunState::Finished)).collect();
+        let old: Vec<RunStatus> = (0..2 * RUNS).map(|i| run(&i.to_string(), RunState::Finished)).collect();
         seen.see(Standing { runs: old.clone(), now: 1.0, ..Standing::default() });
-        let runs = [old, vec![run(1000, RunState::Running)]].concat();
+        let runs = [old, vec![run("1000", RunState::Running)]].concat();
         let runs = runs.into_iter().map(|r| RunStatus { failed: usize::from(r.name == "7"), ..r }).collect();
         seen.see(Standing { runs, now: 2.0, ..Standing::default() });
         let shown: Vec<&str> = seen.standing.runs.iter().map(|run| run.name.as_str()).collect();

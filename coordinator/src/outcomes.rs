@@ -1,6 +1,8 @@
 //! Finished images of a run for people: filtered, sorted, a page at a time. Pure.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use proto::{Errors, FailureReason};
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,6 @@ pub struct Succeeded {
     pub image: SharedStr,
     /// Index into the model's classes.
     pub class: u32,
-    /// Of the best seed.
     pub errors: Errors,
 }
 
@@ -24,6 +25,23 @@ pub struct Failed {
     pub reason: FailureReason,
     pub message: Box<str>,
     pub class: Option<Box<str>>,
+}
+
+/// A finished image.
+#[derive(Clone, Copy)]
+enum Finished<'a> {
+    Succeeded(&'a Succeeded),
+    /// With its key in the data set.
+    Failed(&'a str, &'a Failed),
+}
+
+impl<'a> Finished<'a> {
+    fn image(self) -> &'a str {
+        match self {
+            Finished::Succeeded(result) => &result.image,
+            Finished::Failed(image, _) => image,
+        }
+    }
 }
 
 /// All finished images of a run.
@@ -78,9 +96,6 @@ impl Table {
         let mut index = |table: &mut Table, name: String| {
             *known.entry(name).or_insert_with_key(|name| {
                 table.classes.push(name.clone());
-                table
-                    .super_classes
-                    .extend((!super_classes.is_empty()).then(|| super_classes.get(name).cloned().unwrap_or_default()));
                 table.classes.len() as u32 - 1
             })
         };
@@ -104,6 +119,10 @@ impl Table {
                     table.failures.push((line.image, Failed { reason, message, class: line.class_name.map(Into::into) }));
                 }
             }
+        }
+        if !super_classes.is_empty() {
+            let super_class = |name| super_classes.get(name).cloned().unwrap_or_default();
+            table.super_classes = table.classes.iter().map(super_class).collect();
         }
         let images = SharedStr::cut(images, ends).into_iter();
         table.results = images.zip(results).map(|(image, (class, errors))| Succeeded { image, class, errors }).collect();
@@ -143,20 +162,23 @@ impl<'a> Outcomes<'a> {
         let all = ImageQuery { limit: usize::MAX, ..ImageQuery::default() };
         for row in self.rows(&all).1 {
             let number = |value: Option<f64>| value.map_or_else(String::new, |v| format!("{v:?}"));
-            let state = if row.state == ImageState::Succeeded { "succeeded" } else { "failed" };
             let (loss, l1, lpips) = (number(row.loss), number(row.l1), number(row.lpips));
             let reason = row.reason.map_or("", |reason| reason.as_str());
             let class = row.class.unwrap_or_default();
             writer
-                .write_record([&row.image, state, &class, &loss, &l1, &lpips, reason, &row.message.unwrap_or_default()])
+                .write_record([
+                    &row.image,
+                    row.state.as_str(),
+                    &class,
+                    &loss,
+                    &l1,
+                    &lpips,
+                    reason,
+                    &row.message.unwrap_or_default(),
+                ])
                 .expect(written);
         }
         writer.into_inner().expect(written)
-    }
-
-    fn name(&self, class: u32) -> String {
-        // A record or a message could name any class.
-        self.classes.get(class as usize).cloned().unwrap_or_else(|| class.to_string())
     }
 
     pub fn page(&self, query: &ImageQuery) -> ImagePage {
@@ -177,7 +199,7 @@ impl<'a> Outcomes<'a> {
             self.classes.iter().zip(&classes).filter(|(_, of)| **of).map(|(name, _)| name.as_str()).collect();
         // A failure may have a class that the model does not have.
         let of_name = |name: &str| names.contains(name) || query.super_class.is_empty() && is(name, &query.class);
-        let wanted = |r: &&&Succeeded| {
+        let wanted = |r: &&Succeeded| {
             query.state != Some(ImageState::Failed)
                 && query.reason.is_none()
                 && classes.get(r.class as usize).copied().unwrap_or(any_class)
@@ -185,77 +207,62 @@ impl<'a> Outcomes<'a> {
                 && query.max_loss.is_none_or(|most| r.errors.loss <= most)
                 && holds(&r.image, &query.image)
         };
-        let mut results: Vec<&Succeeded> = self.results.iter().filter(wanted).copied().collect();
-        let of_loss = query.min_loss.is_some() || query.max_loss.is_some();
-        let failed = |(image, failed): &&(&str, &Failed)| {
+        let by_loss = query.min_loss.is_some() || query.max_loss.is_some();
+        let failed = |(image, failed): &(&str, &Failed)| {
             query.state != Some(ImageState::Succeeded)
-                && !of_loss
+                && !by_loss
                 && query.reason.is_none_or(|reason| failed.reason == reason)
                 && of_name(failed.class.as_deref().unwrap_or_default())
                 && holds(image, &query.image)
         };
-        let failures: Vec<(&str, &Failed)> = self.failures.iter().filter(failed).copied().collect();
-        let total = results.len() + failures.len();
-        let limit = query.limit;
-        let images = match query.sort {
-            ImageSort::Image | ImageSort::Class => {
-                let result =
-                    |r: &&'a Succeeded| ((query.sort == ImageSort::Class).then(|| self.name(r.class)), &*r.image, Some(*r), None);
-                let failure = |(image, f): &(&'a str, &'a Failed)| {
-                    let class = f.class.as_deref().unwrap_or_default().to_owned();
-                    ((query.sort == ImageSort::Class).then_some(class), *image, None, Some(*f))
-                };
-                let mut all: Vec<_> = results.iter().map(result).chain(failures.iter().map(failure)).collect();
-                all.sort_unstable_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-                if query.descending {
-                    all.reverse();
-                }
-                let row = |(_, image, result, failure): (_, &str, Option<&Succeeded>, Option<&Failed>)| match (result, failure) {
-                    (Some(result), _) => self.succeeded(result),
-                    (_, Some(failure)) => Self::failed(image, failure),
-                    _ => unreachable!("each is one of them"),
-                };
-                all.into_iter().skip(query.offset).take(limit).map(row).collect()
-            }
-            ImageSort::Loss | ImageSort::L1 | ImageSort::Lpips => {
-                let value = |r: &Succeeded| match query.sort {
-                    ImageSort::L1 => r.errors.l1,
-                    ImageSort::Lpips => r.errors.lpips,
-                    _ => r.errors.loss,
-                };
-                let missing = |r: &Succeeded| !value(r).is_finite();
-                results.sort_unstable_by(|a, b| {
-                    let order = value(a).total_cmp(&value(b));
-                    let order = if query.descending { order.reverse() } else { order };
-                    missing(a).cmp(&missing(b)).then(order).then_with(|| a.image.cmp(&b.image))
-                });
-                let results = results.into_iter().map(|r| self.succeeded(r));
-                let failures = failures.into_iter().map(|(image, failure)| Self::failed(image, failure));
-                results.chain(failures).skip(query.offset).take(limit).collect()
-            }
+        let results = self.results.iter().copied().filter(wanted).map(Finished::Succeeded);
+        let failures = self.failures.iter().copied().filter(failed).map(|(image, failed)| Finished::Failed(image, failed));
+        let mut images: Vec<Finished> = results.chain(failures).collect();
+        images.sort_unstable_by(|a, b| self.order(query, *a, *b));
+        let total = images.len();
+        (total, images.into_iter().skip(query.offset).take(query.limit).map(|image| self.row(image)).collect())
+    }
+
+    /// The order of two images. By an error, results without the number come after the others, and failures last.
+    fn order(&self, query: &ImageQuery, a: Finished<'a>, b: Finished<'a>) -> Ordering {
+        let directed = |order: Ordering| if query.descending { order.reverse() } else { order };
+        let by_image = || a.image().cmp(b.image());
+        let class = |finished| self.class(finished).unwrap_or_default();
+        let by_error = |error: fn(&Errors) -> f64| {
+            let key = |finished| match finished {
+                Finished::Succeeded(result) => (u8::from(!error(&result.errors).is_finite()), error(&result.errors)),
+                Finished::Failed(..) => (2, f64::NAN),
+            };
+            let ((rank, value), (other_rank, other)) = (key(a), key(b));
+            rank.cmp(&other_rank).then(directed(value.total_cmp(&other))).then_with(by_image)
         };
-        (total, images)
+        match query.sort {
+            ImageSort::Image => directed(by_image()),
+            ImageSort::Class => directed(class(a).cmp(&class(b)).then_with(by_image)),
+            ImageSort::Loss => by_error(|errors| errors.loss),
+            ImageSort::L1 => by_error(|errors| errors.l1),
+            ImageSort::Lpips => by_error(|errors| errors.lpips),
+        }
     }
 
     pub fn image(&self, image: &str) -> Option<ImageRow> {
-        let result = self.results.iter().find(|r| &*r.image == image).map(|r| self.succeeded(r));
-        result.or_else(|| self.failures.iter().find(|(key, _)| *key == image).map(|(key, failed)| Self::failed(key, failed)))
+        let results = self.results.iter().copied().map(Finished::Succeeded);
+        let failures = self.failures.iter().copied().map(|(image, failed)| Finished::Failed(image, failed));
+        results.chain(failures).find(|finished| finished.image() == image).map(|finished| self.row(finished))
     }
 
     /// Failures by reason, the most frequent first, with up to `examples` images each.
     pub fn failure_groups(&self, examples: usize) -> Vec<FailureGroup> {
-        let mut groups: Vec<FailureGroup> = Vec::new();
-        for (image, failed) in &self.failures {
-            let at = groups.iter().position(|g| g.reason == failed.reason).unwrap_or_else(|| {
-                groups.push(FailureGroup { reason: failed.reason, images: 0, examples: Vec::new() });
-                groups.len() - 1
-            });
-            let group = &mut groups[at];
+        let mut groups: BTreeMap<FailureReason, FailureGroup> = BTreeMap::new();
+        for &(image, failed) in &self.failures {
+            let empty = FailureGroup { reason: failed.reason, images: 0, examples: vec![] };
+            let group = groups.entry(failed.reason).or_insert(empty);
             group.images += 1;
             if group.examples.len() < examples {
-                group.examples.push(Self::failed(image, failed));
+                group.examples.push(self.row(Finished::Failed(image, failed)));
             }
         }
+        let mut groups: Vec<FailureGroup> = groups.into_values().collect();
         groups.sort_by(|a, b| b.images.cmp(&a.images).then(a.reason.as_str().cmp(b.reason.as_str())));
         groups
     }
@@ -276,30 +283,31 @@ impl<'a> Outcomes<'a> {
         Histogram { from, width, counts }
     }
 
-    fn succeeded(&self, result: &Succeeded) -> ImageRow {
-        let finite = |v: f64| v.is_finite().then_some(v);
-        ImageRow {
-            image: result.image.to_string(),
-            class: Some(self.name(result.class)),
-            state: ImageState::Succeeded,
-            loss: finite(result.errors.loss),
-            l1: finite(result.errors.l1),
-            lpips: finite(result.errors.lpips),
-            reason: None,
-            message: None,
+    fn class(&self, finished: Finished<'a>) -> Option<Cow<'a, str>> {
+        match finished {
+            Finished::Succeeded(Succeeded { class, .. }) => {
+                // A record or a message could name any class.
+                Some(self.classes.get(*class as usize).map_or_else(|| class.to_string().into(), |name| name.as_str().into()))
+            }
+            Finished::Failed(_, failed) => failed.class.as_deref().map(Cow::from),
         }
     }
 
-    fn failed(image: &str, failed: &Failed) -> ImageRow {
+    fn row(&self, finished: Finished<'a>) -> ImageRow {
+        let (state, errors, failed) = match finished {
+            Finished::Succeeded(result) => (ImageState::Succeeded, Some(result.errors), None),
+            Finished::Failed(_, failed) => (ImageState::Failed, None, Some(failed)),
+        };
+        let number = |error: fn(Errors) -> f64| errors.map(error).filter(|v| v.is_finite());
         ImageRow {
-            image: image.to_owned(),
-            class: failed.class.as_deref().map(str::to_owned),
-            state: ImageState::Failed,
-            loss: None,
-            l1: None,
-            lpips: None,
-            reason: Some(failed.reason),
-            message: Some(failed.message.to_string()),
+            image: finished.image().to_owned(),
+            class: self.class(finished).map(Cow::into_owned),
+            state,
+            loss: number(|errors| errors.loss),
+            l1: number(|errors| errors.l1),
+            lpips: number(|errors| errors.lpips),
+            reason: failed.map(|failed| failed.reason),
+            message: failed.map(|failed| failed.message.to_string()),
         }
     }
 }

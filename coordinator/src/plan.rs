@@ -128,36 +128,29 @@ pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashMap<String, Marke
 }
 
 fn planned(entry: Entry, classes: &ClassIndex, spec: &RunSpec, seeds: &Seeds) -> Result<Planned, Failure> {
-    let fail = |image: SharedStr, reason, message, class_name: Option<SharedStr>| {
-        let class_name = class_name.map(|name| name.to_string());
-        Failure { format: 1, job: None, image: image.to_string(), reason, message, class_name }
-    };
-    match entry {
-        Entry::Bad { image, reason, message, class_name } => Err(fail(image, reason, message.into(), class_name)),
-        Entry::Image(DatasetImage { key, identity, class_name, bbox, mask }) => {
-            if let Err(problem) = keys::check_image(&key) {
-                let message = format!("the image's name {key:?} {problem}");
-                return Err(fail(key, FailureReason::BadName, message, Some(class_name)));
-            }
-            let mut category = None;
-            let class = match &spec.record.params.object.class {
-                ClassSource::Annotation => classes.find(&class_name).ok_or_else(|| unknown_class(&class_name, spec)),
-                ClassSource::Fixed { name } => classes.find(name).ok_or_else(|| unknown_class(name, spec)),
-                ClassSource::Classifier => Ok(OPEN_CLASS),
-                ClassSource::Category => {
-                    category = spec.categories.iter().find(|known| same(known, &class_name)).cloned();
-                    category.as_ref().map(|_| OPEN_CLASS).ok_or_else(|| unknown_category(&class_name, spec))
-                }
-            };
-            let class = match class {
-                Ok(class) => class,
-                Err(message) => return Err(fail(key, FailureReason::UnknownClass, message, Some(class_name))),
-            };
-            let seed = seeds.of(&key);
-            let more = (category.is_some() || mask.is_some()).then(|| Box::new(More { category, mask }));
-            Ok(Planned { image: key, identity, class, bbox, more, seed })
+    let DatasetImage { key, identity, class_name, bbox, mask } = match entry {
+        Entry::Image(image) => image,
+        Entry::Bad { image, reason, message, class_name } => {
+            return Err(Failure::without_job(&image, reason, message.into(), class_name.map(|name| name.to_string())));
         }
-    }
+    };
+    let fail = |reason, message| Failure::without_job(&key, reason, message, Some(class_name.to_string()));
+    keys::check_image(&key).map_err(|problem| fail(FailureReason::BadName, format!("the image's name {key:?} {problem}")))?;
+    let find = |name: &str| classes.find(name).ok_or_else(|| unknown_class(name, spec));
+    let mut category = None;
+    let class = match &spec.record.params.object.class {
+        ClassSource::Annotation => find(&class_name),
+        ClassSource::Fixed { name } => find(name),
+        ClassSource::Classifier => Ok(OPEN_CLASS),
+        ClassSource::Category => {
+            category = spec.categories.iter().find(|known| same(known, &class_name)).cloned();
+            category.as_ref().map(|_| OPEN_CLASS).ok_or_else(|| unknown_category(&class_name, spec))
+        }
+    };
+    let class = class.map_err(|message| fail(FailureReason::UnknownClass, message))?;
+    let seed = seeds.of(&key);
+    let more = (category.is_some() || mask.is_some()).then(|| Box::new(More { category, mask }));
+    Ok(Planned { image: key, identity, class, bbox, more, seed })
 }
 
 fn same(category: &str, name: &str) -> bool {

@@ -1,6 +1,7 @@
 //! Prepares a run (*io*): reads the data set and the run's store, plans, and deletes the outcomes that are to be projected again.
 
 use std::collections::{HashMap, HashSet};
+use std::future::ready;
 
 use dataset::{Annotations, Entry};
 use futures_util::TryStreamExt;
@@ -30,16 +31,6 @@ pub struct Seen {
     /// Failures that stay.
     failures: Vec<Failure>,
     notes: Vec<String>,
-}
-
-/// Reads and plans the run, and writes failures for images that cannot be projected. Also returns notes for people.
-pub async fn prepare(
-    spec: &RunSpec,
-    redrive: Option<&Redrive>,
-    dataset: &Store,
-    results: &Store,
-) -> Result<(Plan, Vec<String>), Error> {
-    see(spec, redrive, true, dataset, results).await?.plan(spec, results).await
 }
 
 /// Reads the data set and the run, which is created if it does not exist. `retry_unavailable`: failures where the data set did not
@@ -78,7 +69,9 @@ pub async fn see(
     if let Some(redrive) = redrive
         && let Some(seed) = redrive.seed()
     {
-        let mut images = matching(redrive, seed, &planned, &markers.results, results).await?;
+        let of_planned = markers.results.iter().filter(|place| planned.contains(*place));
+        let wanted = |r: &ResultRecord| redrive.wants_result(r) && r.seed != image_seed(seed, &r.image);
+        let mut images = images_where(of_planned, wanted, results).await?;
         let failed = failures.iter().filter(|(f, _)| redrive.wants_failure(f) && planned.contains(&keys::place(&f.image)));
         images.extend(failed.map(|(failure, _)| failure.image.clone()));
         images.sort();
@@ -113,7 +106,8 @@ impl Seen {
         self.entries.iter().filter(|entry| !self.settled.contains_key(&keys::place(entry.image()))).count()
     }
 
-    /// Deletes outcomes that are to be projected again, and writes failures for images that cannot be projected.
+    /// Plans the run: deletes outcomes that are to be projected again, and writes failures for images that cannot be projected. Also
+    /// returns notes for people.
     pub async fn plan(self, spec: &RunSpec, results: &Store) -> Result<(Plan, Vec<String>), Error> {
         if self.left() > 0 {
             // The manifest says that the tables are complete.
@@ -140,23 +134,16 @@ impl Seen {
     }
 }
 
-/// Images whose results match a redrive with another seed.
-async fn matching(
-    redrive: &Redrive,
-    seed: u64,
-    planned: &HashSet<String>,
-    places: &[String],
+/// Images of the results at `places` whose records are `wanted`.
+async fn images_where<'a>(
+    places: impl Iterator<Item = &'a String>,
+    wanted: impl Fn(&ResultRecord) -> bool,
     results: &Store,
 ) -> Result<Vec<String>, Error> {
-    let mut images = Vec::new();
-    let keys = places.iter().filter(|place| planned.contains(*place)).map(|place| keys::marker_at(place, Marker::Result));
-    let mut records = read_each::<ResultRecord>(results, keys.collect());
-    while let Some((record, _)) = records.try_next().await? {
-        if redrive.wants_result(&record) && record.seed != image_seed(seed, &record.image) {
-            images.push(record.image);
-        }
-    }
-    Ok(images)
+    let keys = places.map(|place| keys::marker_at(place, Marker::Result)).collect();
+    let records = read_each::<ResultRecord>(results, keys);
+    let images = records.try_filter_map(|(record, _)| ready(Ok(wanted(&record).then_some(record.image))));
+    Ok(images.try_collect().await?)
 }
 
 async fn record_redrive(record: &RedriveRecord, results: &Store) -> Result<(), Error> {
@@ -172,14 +159,8 @@ async fn record_redrive(record: &RedriveRecord, results: &Store) -> Result<(), E
 async fn stale(seeds: &Seeds, known: &HashSet<String>, places: &[String], results: &Store) -> Result<HashSet<String>, Error> {
     let redriven: HashSet<String> = seeds.redriven.keys().map(|image| keys::place(image)).collect();
     let ours = places.iter().filter(|place| redriven.contains(*place) && known.contains(*place));
-    let mut records = read_each::<ResultRecord>(results, ours.map(|place| keys::marker_at(place, Marker::Result)).collect());
-    let mut stale = HashSet::new();
-    while let Some((record, _)) = records.try_next().await? {
-        if record.seed != seeds.of(&record.image) {
-            stale.insert(keys::place(&record.image));
-        }
-    }
-    Ok(stale)
+    let images = images_where(ours, |record| record.seed != seeds.of(&record.image), results).await?;
+    Ok(images.iter().map(|image| keys::place(image)).collect())
 }
 
 /// The jobs of redriven images. A failure of another job has an earlier seed.

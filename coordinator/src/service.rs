@@ -21,13 +21,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::drive::{Driver, WINDOW};
+use crate::drive::{Driver, Heartbeat, WINDOW};
 use client::api::{RunStatus, WorkerStatus};
 pub use handle::{Handle, Live};
-use handle::{Look, REQUESTS, Reply, Request};
+use handle::{Look, REQUESTS, Request};
 pub use home_runs::Config;
 use home_runs::{Done, HomeRuns};
-pub use one_run::{OneRun, Progress};
+pub use one_run::OneRun;
 pub use refusal::Refusal;
 use ticks::{TELL_EVERY, Ticks};
 
@@ -65,7 +65,7 @@ impl Service {
         let (sender, requests) = mpsc::channel(REQUESTS);
         let (leads, leading) = watch::channel(leads);
         let live = watch::Sender::new(Arc::from(""));
-        let handle = Handle::new(sender, leading, live.clone(), runs);
+        let handle = Handle { requests: sender, leads: leading, live: live.clone(), runs };
         (Service { queue, requests, leads, ticks: Ticks::new(live), policy }, handle)
     }
 
@@ -75,7 +75,9 @@ impl Service {
         let Some((mut driver, mut lead)) = self.start(&stop).await? else { return Ok(()) };
         while !self.policy.ended(&driver) {
             driver.top_up().await?;
-            self.policy.spawn_due(&driver);
+            if let Policy::Many(runs) = &mut self.policy {
+                runs.spawn_due(&driver);
+            }
             self.tell(&driver);
             tokio::select! {
                 happening = driver.wait() => {
@@ -84,11 +86,17 @@ impl Service {
                     }
                 }
                 Some(request) = self.requests.recv() => self.answer(&mut driver, request).await?,
-                done = self.policy.done() => self.policy.take(&mut driver, done).await,
+                done = self.policy.done() => {
+                    if let Policy::Many(runs) = &mut self.policy {
+                        runs.take(&mut driver, done).await;
+                    }
+                }
                 () = tokio::time::sleep(TELL_EVERY) => {}
                 () = lost(&mut lead) => return Err(Error::LostLead),
                 () = stop.cancelled() => {
-                    self.policy.save_last(&driver).await;
+                    if let Policy::Many(runs) = &self.policy {
+                        runs.save_last(&driver).await;
+                    }
                     return Ok(());
                 }
             }
@@ -106,44 +114,35 @@ impl Service {
                 return Ok(Some((driver, None)));
             }
         };
-        let home = runs.home();
+        let home = runs.config.home.clone();
         home.check_writable().await?;
         let lead = tokio::select! {
             lead = self.queue.lead("coordinator") => lead?,
             () = stop.cancelled() => return Ok(None),
         };
         home_runs::check_home(&home).await?;
-        let mut driver = Driver::new(self.queue.clone(), Runs::Home(home), runs.window()).await?;
+        let mut driver = Driver::new(self.queue.clone(), Runs::Home(home), runs.config.window).await?;
         // What an earlier coordinator left on the queue is planned again: it would only come twice.
         driver.withdraw().await?;
         runs.load().await?;
         self.leads.send_replace(true);
-        tracing::info!(runs = driver.fleet.names().count() + runs.preparing(), "acting");
+        tracing::info!(runs = driver.fleet.names().count() + runs.preparing.len(), "acting");
         Ok(Some((driver, Some(lead))))
     }
 
     async fn answer(&mut self, driver: &mut Driver, request: Request) -> Result<(), Error> {
-        match request {
-            Request::Runs(reply) => drop(reply.send(Ok(self.policy.statuses(driver)))),
-            Request::Look(run, look) => self.policy.look(driver, run, look),
-            Request::Workers(reply) => drop(reply.send(Ok(workers(driver)))),
-            Request::Backlog(reply) => drop(reply.send(Ok(driver.fleet.backlog()))),
-            Request::Listen(reply) => drop(reply.send(Ok(driver.listen().subscribe()))),
-            Request::Submit(request, reply) => {
-                if let Some((runs, reply)) = self.policy.many(reply) {
-                    runs.submit(driver, *request, reply);
-                }
-            }
-            Request::Change(run, change, reply) => {
-                if let Some((runs, reply)) = self.policy.many(reply) {
-                    runs.change(driver, &run, change, reply).await?;
-                }
-            }
-            Request::Redrive(run, which, reply) => {
-                if let Some((runs, reply)) = self.policy.many(reply) {
-                    runs.redrive(driver, run, &which, reply);
-                }
-            }
+        let fixed = || Refusal::Conflict("basin project drives this run: it cannot be changed from here".into());
+        match (request, &mut self.policy) {
+            (Request::Runs(reply), policy) => drop(reply.send(Ok(policy.statuses(driver)))),
+            (Request::Look(run, look), policy) => policy.look(driver, run, look),
+            (Request::Workers(reply), _) => drop(reply.send(Ok(workers(driver)))),
+            (Request::Backlog(reply), _) => drop(reply.send(Ok(driver.fleet.backlog()))),
+            (Request::Listen(reply), _) => drop(reply.send(Ok(driver.listen()))),
+            (Request::Submit(request, reply), Policy::Many(runs)) => runs.submit(driver, *request, reply),
+            (Request::Redrive(run, which, reply), Policy::Many(runs)) => runs.redrive(driver, run, &which, reply),
+            (Request::Change(run, change, reply), Policy::Many(runs)) => runs.change(driver, &run, change, reply).await?,
+            (Request::Submit(_, reply) | Request::Redrive(.., reply), Policy::One(_)) => drop(reply.send(Err(fixed()))),
+            (Request::Change(.., reply), Policy::One(_)) => drop(reply.send(Err(fixed()))),
         }
         Ok(())
     }
@@ -157,29 +156,10 @@ impl Service {
 }
 
 impl Policy {
-    /// For a request that changes runs; refuses it where runs cannot be changed.
-    fn many<T>(&mut self, reply: Reply<T>) -> Option<(&mut HomeRuns, Reply<T>)> {
-        match self {
-            Policy::Many(runs) => Some((&mut **runs, reply)),
-            Policy::One(_) => {
-                let why = "basin project drives this run: it cannot be changed from here";
-                let _ = reply.send(Err(Refusal::Conflict(why.into())));
-                None
-            }
-        }
-    }
-
     fn ended(&self, driver: &Driver) -> bool {
         match self {
             Policy::Many(_) => false,
             Policy::One(run) => run.ended(driver),
-        }
-    }
-
-    /// Starts what is due beside the loop.
-    fn spawn_due(&mut self, driver: &Driver) {
-        if let Policy::Many(runs) = self {
-            runs.spawn_due(driver);
         }
     }
 
@@ -188,18 +168,6 @@ impl Policy {
         match self {
             Policy::Many(runs) => runs.done().await,
             Policy::One(_) => std::future::pending().await,
-        }
-    }
-
-    async fn take(&mut self, driver: &mut Driver, done: Done) {
-        if let Policy::Many(runs) = self {
-            runs.take(driver, done).await;
-        }
-    }
-
-    async fn save_last(&self, driver: &Driver) {
-        if let Policy::Many(runs) = self {
-            runs.save_last(driver).await;
         }
     }
 
@@ -229,17 +197,15 @@ impl Policy {
     }
 }
 
-/// Workers that were heard of lately, by name.
+/// Workers whose heartbeats came lately, by name.
 fn workers(driver: &Driver) -> Vec<WorkerStatus> {
     let now = driver.now();
-    let status = |(name, w): (&String, &crate::drive::Worker)| WorkerStatus {
+    let status = |(name, last): (&String, &Heartbeat)| WorkerStatus {
         name: name.clone(),
-        silent_seconds: now - w.heard,
-        alive: w.alive.clone(),
+        silent_seconds: now - last.heard,
+        alive: last.alive.clone(),
     };
-    let mut workers: Vec<WorkerStatus> = driver.present().map(status).collect();
-    workers.sort_by(|a, b| a.name.cmp(&b.name));
-    workers
+    driver.present().map(status).collect()
 }
 
 /// One run needs no lead.

@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 use proto::{Control, Event, Job, Params, RunRecord, Stage, What};
 
 use crate::fleet::Fleet;
-use dataset::{DatasetImage, Entry};
-use results::seeds::Seeds;
-
 use crate::plan::{RunSpec, plan};
 use crate::tally::Tally;
-use dataset::SharedStr;
+use dataset::{DatasetImage, Entry, SharedStr};
+use results::seeds::Seeds;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Simulation {
@@ -23,14 +21,15 @@ pub struct Simulation {
     pub seconds: f64,
 }
 
-#[derive(Clone, Debug)]
-pub struct Measured {
+/// What a simulation measured.
+#[derive(Clone, Debug, Default)]
+pub struct Simulated {
     pub planning: Duration,
     /// Time to publish all jobs and take in all events.
     pub driving: Duration,
     /// Jobs and events.
     pub messages: u64,
-    /// Of the messages.
+    /// Bytes of all messages.
     pub bytes: u64,
     /// Seconds that the run would take.
     pub run_seconds: f64,
@@ -50,43 +49,59 @@ const WORKER: &str = "simulated";
 /// Stages of an image that is not fine-tuned.
 const STAGES: [Stage; 4] = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent];
 
-pub fn simulate(simulation: &Simulation) -> Measured {
+pub fn simulate(simulation: &Simulation) -> Simulated {
     let classes: Vec<String> = (0..1000).map(|i| format!("class {i}")).collect();
     let entries = entries(simulation.images, &SharedStr::many(&classes));
     let spec = RunSpec { record: record(), classes, super_classes: vec![], categories: vec![] };
     let started = Instant::now();
     let plan = plan(entries, &spec, &HashMap::new(), &Seeds::default());
-    let planning = started.elapsed();
+    let mut simulated = Simulated { planning: started.elapsed(), ..Simulated::default() };
 
     let started = Instant::now();
     let mut fleet = Fleet::new(4 * simulation.slots);
     fleet.add(spec, plan, Control::default(), Tally::default());
-    let (mut now, mut messages, mut bytes) = (0.0, 0, 0);
+    let mut now = 0.0;
     // Jobs on the queue, and jobs with workers by the time at which they end.
     let mut queue: VecDeque<Vec<u8>> = VecDeque::new();
     let mut busy: VecDeque<(f64, Event)> = VecDeque::new();
     loop {
         while let Some(job) = fleet.next(now) {
             let message = job.encode();
-            messages += 1;
-            bytes += message.len() as u64;
+            simulated.count(&message);
             queue.push_back(message);
         }
         while busy.len() < simulation.slots {
             let Some(message) = queue.pop_front() else { break };
             let job = Job::decode(&message).expect("it was encoded above");
-            tell(&mut fleet, &Event::about(&job, WORKER, What::Started), now, &mut messages, &mut bytes);
-            let stage_seconds = STAGES.map(|stage| (stage.as_str().to_owned(), simulation.seconds / STAGES.len() as f64)).into();
-            let what =
-                What::Succeeded { loss: 1.0, seconds: simulation.seconds, lane_steps: 1, l1: 0.5, lpips: 0.25, stage_seconds };
-            busy.push_back((now + simulation.seconds, Event::about(&job, WORKER, what)));
+            simulated.tell(&mut fleet, &Event::about(&job, WORKER, What::Started), now);
+            let end = now + simulation.seconds;
+            busy.push_back((end, Event::about(&job, WORKER, succeeded(simulation.seconds))));
         }
         let Some((end, event)) = busy.pop_front() else { break };
         now = end;
-        tell(&mut fleet, &event, now, &mut messages, &mut bytes);
+        simulated.tell(&mut fleet, &event, now);
     }
     assert!(fleet.settled("simulation"), "every image is settled");
-    Measured { planning, driving: started.elapsed(), messages, bytes, run_seconds: now, peak: peak() }
+    Simulated { driving: started.elapsed(), run_seconds: now, peak: peak(), ..simulated }
+}
+
+impl Simulated {
+    fn count(&mut self, message: &[u8]) {
+        self.messages += 1;
+        self.bytes += message.len() as u64;
+    }
+
+    fn tell(&mut self, fleet: &mut Fleet, event: &Event, now: f64) {
+        let message = event.encode();
+        self.count(&message);
+        fleet.apply(&Event::decode(&message).expect("it was encoded above"), now);
+    }
+}
+
+/// The end of an image that took `seconds` and was not fine-tuned.
+pub fn succeeded(seconds: f64) -> What {
+    let stage_seconds = STAGES.map(|stage| (stage.as_str().to_owned(), seconds / STAGES.len() as f64)).into();
+    What::Succeeded { loss: 1.0, seconds, lane_steps: 1, l1: 0.5, lpips: 0.25, stage_seconds }
 }
 
 fn entries(images: usize, classes: &[SharedStr]) -> Vec<Entry> {
@@ -94,8 +109,8 @@ fn entries(images: usize, classes: &[SharedStr]) -> Vec<Entry> {
     while entries.len() < images {
         let page = entries.len()..images.min(entries.len() + PAGE);
         let key = |i: usize| format!("train/n{class:08}/n{class:08}_{i:08}.JPEG", class = i % classes.len());
-        let (keys, identities) =
-            (SharedStr::many(page.clone().map(key)), SharedStr::many(page.clone().map(|i| format!("{i:032x}"))));
+        let identities = SharedStr::many(page.clone().map(|i| format!("{i:032x}")));
+        let keys = SharedStr::many(page.clone().map(key));
         for ((i, key), identity) in page.zip(keys).zip(identities) {
             let class_name = classes[i % classes.len()].clone();
             entries.push(Entry::Image(DatasetImage { key, identity, class_name, bbox: None, mask: None }));
@@ -104,14 +119,8 @@ fn entries(images: usize, classes: &[SharedStr]) -> Vec<Entry> {
     entries
 }
 
-fn tell(fleet: &mut Fleet, event: &Event, now: f64, messages: &mut u64, bytes: &mut u64) {
-    let message = event.encode();
-    *messages += 1;
-    *bytes += message.len() as u64;
-    fleet.apply(&Event::decode(&message).expect("it was encoded above"), now);
-}
-
-fn record() -> RunRecord {
+/// The record of a run with the paper's parameters.
+pub fn record() -> RunRecord {
     RunRecord {
         format: 1,
         name: "simulation".into(),

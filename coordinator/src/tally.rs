@@ -8,7 +8,7 @@ use proto::{Errors, Failure, KnownResult, ResultRecord, Snapshot};
 
 use crate::outcomes::{Failed, Outcomes, Succeeded};
 use dataset::SharedStr;
-use results::summary::Metric;
+use results::summary::{Metric, Spread};
 
 /// Errors of the best seed; not a number where the record has none.
 pub fn errors(record: &ResultRecord) -> Errors {
@@ -47,6 +47,11 @@ impl ClassSums {
         self.l1.join(other.l1);
         self.lpips.join(other.lpips);
     }
+
+    /// Loss, L1 and LPIPS.
+    pub fn spreads(&self) -> [Spread; 3] {
+        [self.loss, self.l1, self.lpips].map(Sum::spread)
+    }
 }
 
 /// A sum of finite numbers, and of their squares.
@@ -73,16 +78,12 @@ impl Sum {
         self.squares += other.squares;
     }
 
-    /// `None` of no number.
-    pub fn mean(&self) -> Option<f64> {
-        (self.n > 0).then(|| self.sum / self.n as f64)
-    }
-
-    /// Standard error of the mean; `None` below two numbers.
-    pub fn standard_error(&self) -> Option<f64> {
+    /// Without the median, which sums do not tell.
+    fn spread(self) -> Spread {
         let n = self.n as f64;
-        let mean = self.mean().filter(|_| self.n > 1)?;
-        Some(((self.squares - n * mean * mean).max(0.0) / (n - 1.0) / n).sqrt())
+        let mean = (self.n > 0).then(|| self.sum / n);
+        let error = |mean: f64| ((self.squares - n * mean * mean).max(0.0) / (n - 1.0) / n).sqrt();
+        Spread { mean, standard_error: mean.filter(|_| self.n > 1).map(error), median: None }
     }
 }
 
@@ -91,7 +92,8 @@ impl Sum {
 pub struct Tally {
     results: BTreeMap<u64, Succeeded>,
     failures: BTreeMap<Box<str>, Failed>,
-    classes: BTreeMap<u32, ClassSums>,
+    /// By index of the class.
+    pub(crate) classes: BTreeMap<u32, ClassSums>,
     /// Results whose errors must be read: the image of each job.
     unread: BTreeMap<u64, SharedStr>,
 }
@@ -163,11 +165,6 @@ impl Tally {
     pub fn snapshot(&self) -> Snapshot {
         let known = |(job, result): (&u64, &Succeeded)| KnownResult { job: *job, class: result.class, errors: result.errors };
         Snapshot { results: self.results.iter().map(known).collect() }
-    }
-
-    /// By index of the class.
-    pub fn classes(&self) -> &BTreeMap<u32, ClassSums> {
-        &self.classes
     }
 
     pub fn outcomes(&self) -> Outcomes<'_> {

@@ -4,31 +4,28 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use crate::world::{Acting, EDIT_TOKEN, World, serve_edits};
+use crate::world::{Acting, OPERATE, World, gate, serve_edits};
 use coordinator::http;
-use coordinator::http::auth::Gate;
 use coordinator::http::other_services::{Edits, OtherServices};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 async fn serve(acting: &Acting, edits: &str, address: &str) -> (SocketAddr, JoinHandle<()>) {
-    let gate = Gate::new(Some("operate-token-of-the-test"), Some("view-token-of-the-test"), b"secret");
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     let handle = acting.handle.clone();
-    let edits = Some(Edits::new(edits.parse().unwrap(), Some(EDIT_TOKEN.into())));
+    let edits = Some(Edits::new(edits.parse().unwrap(), Some(OPERATE.into())));
     let others = OtherServices { traces: None, edits };
-    (address, tokio::spawn(async move { match http::serve(listener, handle, gate, others).await {} }))
+    (address, tokio::spawn(async move { match http::serve(listener, handle, gate(), others).await {} }))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Chromium and Node: make browser"]
 async fn pages_in_a_browser() {
     let world = World::new(11).await;
-    std::fs::write(world.path("data/Bag/<img src=x onerror=alert(1)>.png"), "bytes").unwrap();
-    world.group(|class| if class == "Bag" { "Accessories".into() } else { "Outerwear".into() }).await;
-    let mut acting = world.start().await;
-    acting.submit(&world).await;
+    world.add("Bag/<img src=x onerror=alert(1)>.png");
+    world.group(|class| if class == "Bag" { "Accessories" } else { "Outerwear" }).await;
+    let mut acting = world.submitted().await;
     let edits = serve_edits().await;
     let (address, mut site) = serve(&acting, &edits, "127.0.0.1:0").await;
 
@@ -45,8 +42,7 @@ async fn pages_in_a_browser() {
             ["fail", n] => world.work(n.parse().unwrap(), true).await,
             ["restart"] => {
                 site.abort();
-                acting.stop().await;
-                acting = world.start().await;
+                acting = acting.restart(&world).await;
                 site = serve(&acting, &edits, &address.to_string()).await.1;
             }
             _ => continue,

@@ -1,21 +1,40 @@
 //! The service through its front door: a home in a folder, a queue in memory, workers that compute nothing.
 
-use crate::world::World;
-use client::api::ClassStatus;
-use client::api::{Change, RedriveRequest, RunRequest};
-use coordinator::service::{Config, Refusal, Service};
+use std::fmt::Debug;
+
+use crate::world::{Acting, World, config, lines, wait_for};
+use client::api::{Change, ClassStatus, RedriveRequest, RunRequest};
+use coordinator::service::{Refusal, Service};
 use harness::Server;
 use proto::keys::Marker;
 use proto::{Control, KnownResult, RedriveRecord, RunState, Snapshot, keys};
 use queue::Queue;
-use results::manifest::Manifest;
+use results::manifest::{Manifest, ObjectEntry};
+use results::run::read_json;
 use results::seeds::image_seed;
 use results::verify::verify;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
-fn redrive(wheres: &[&str], seed: Option<u64>) -> RedriveRequest {
-    RedriveRequest { wheres: wheres.iter().map(|w| (*w).to_owned()).collect(), seed }
+async fn redrive(acting: &Acting, wheres: &[&str], seed: Option<u64>) -> Result<String, Refusal> {
+    let wheres = wheres.iter().map(|w| (*w).to_owned()).collect();
+    acting.handle.redrive("r".into(), RedriveRequest { wheres, seed }).await
+}
+
+/// Why the request is invalid.
+fn invalid<T: Debug>(answer: Result<T, Refusal>) -> String {
+    match answer {
+        Err(Refusal::Invalid(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Why the request contradicts the state of the run.
+fn conflict<T: Debug>(answer: Result<T, Refusal>) -> String {
+    match answer {
+        Err(Refusal::Conflict(why)) => why,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn losses(classes: &[ClassStatus]) -> Vec<(&str, u64, f64)> {
@@ -26,7 +45,7 @@ fn losses(classes: &[ClassStatus]) -> Vec<(&str, u64, f64)> {
 async fn errors_by_class_survive_a_restart_whatever_becomes_of_the_snapshot() {
     let world = World::new(7).await;
     let acting = world.start().await;
-    assert!(acting.submit(&world).await.contains("7 images, 7 to be projected"));
+    assert!(acting.handle.submit(world.request()).await.unwrap().contains("7 images, 7 to be projected"));
     world.work(5, false).await;
     let before = acting.until("five results", |s| s.succeeded == 5 && s.unread == 0).await;
     let images: u64 = before.classes.iter().map(|c| c.images).sum();
@@ -63,34 +82,24 @@ async fn errors_by_class_survive_a_restart_whatever_becomes_of_the_snapshot() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn results_are_projected_again_with_another_seed_and_failures_as_they_are() {
-    let world = World::new(6).await;
-    let acting = world.start().await;
-    acting.submit(&world).await;
-    world.work(6, true).await;
+    let (world, acting) = World::finished(6, true).await;
     let status = acting.finished().await;
     assert_eq!((status.succeeded, status.failed, losses(&status.classes)), (3, 3, vec![("Bag", 3, 2.0)]));
 
-    let again = async |wheres: &[&str], seed| acting.handle.redrive("r".into(), redrive(wheres, seed)).await;
-    match again(&["loss>1"], None).await {
-        Err(Refusal::Invalid(why)) => assert!(why.contains("--seed"), "{why}"),
-        other => panic!("{other:?}"),
-    }
+    assert!(invalid(redrive(&acting, &["loss>1"], None).await).contains("--seed"));
     // What cannot be done now can be asked for again.
     std::fs::rename(world.path("data"), world.path("away")).unwrap();
-    assert!(matches!(again(&[], None).await, Err(Refusal::Invalid(_))));
+    invalid(redrive(&acting, &[], None).await);
     // Nothing has changed by that, nor by what selects nothing.
     std::fs::rename(world.path("away"), world.path("data")).unwrap();
-    match again(&["image=Bag/*"], None).await {
-        Err(Refusal::Conflict(why)) => assert!(why.contains("no image of run r matches; nothing changed"), "{why}"),
-        other => panic!("{other:?}"),
-    }
-    acting.stop().await;
-    let acting = world.start().await;
+    let why = conflict(redrive(&acting, &["image=Bag/*"], None).await);
+    assert!(why.contains("no image of run r matches; nothing changed"), "{why}");
+    let acting = acting.restart(&world).await;
     assert_eq!(acting.status().await.unwrap().state, RunState::Finished);
     assert!(world.results().exists(keys::MANIFEST).await.unwrap());
-    let again = async |wheres: &[&str], seed| acting.handle.redrive("r".into(), redrive(wheres, seed)).await;
     // Some of the failures, as they are.
-    assert!(again(&["image=Coat/1*", "image=Coat/3*"], None).await.unwrap().contains(" 2 to be projected"));
+    let note = redrive(&acting, &["image=Coat/1*", "image=Coat/3*"], None).await.unwrap();
+    assert!(note.contains(" 2 to be projected"), "{note}");
     world.work(2, false).await;
     let status = acting.finished().await;
     assert_eq!((status.skipped + status.succeeded, status.failed), (5, 1));
@@ -98,13 +107,13 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     assert_eq!(world.record("Coat/1.png").await.seed, image_seed(0, "Coat/1.png"));
 
     // Results, with another seed. The coordinator dies before a worker starts, and the next one plans the same.
-    assert!(again(&["class=Bag,loss>=2"], Some(5)).await.unwrap().contains(" 2 to be projected"));
+    let note = redrive(&acting, &["class=Bag,loss>=2"], Some(5)).await.unwrap();
+    assert!(note.contains(" 2 to be projected"), "{note}");
     let results = world.results();
-    let record: RedriveRecord = serde_json::from_slice(&results.get(&keys::redrive(1)).await.unwrap()).unwrap();
+    let record: RedriveRecord = read_json(&results, &keys::redrive(1)).await.unwrap();
     assert_eq!((record.seed, record.images), (5, vec!["Bag/2.png".to_owned(), "Bag/4.png".to_owned()]));
     assert!(!results.exists(&keys::marker("Bag/2.png", Marker::Result)).await.unwrap());
-    acting.stop().await;
-    let acting = world.start().await;
+    let acting = acting.restart(&world).await;
     acting.until("the plan", |s| s.images == 6 && s.queued + s.waiting == 2).await;
     world.work(2, false).await;
     let status = acting.finished().await;
@@ -113,13 +122,12 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 200.0 / 3.0)]);
 
     // The same once more changes nothing: they have that seed.
-    let refusal = acting.handle.redrive("r".into(), redrive(&["class=Bag,loss>=2"], Some(5))).await;
-    assert!(matches!(refusal, Err(Refusal::Conflict(_))), "{refusal:?}");
+    conflict(redrive(&acting, &["class=Bag,loss>=2"], Some(5)).await);
     let found = verify(&results, true).await.unwrap();
     assert_eq!((found.succeeded, found.failed, found.problems), (5, 1, vec![]));
 
     // A failure with another seed; and nothing of this without the record of it.
-    let note = acting.handle.redrive("r".into(), redrive(&["reason=diverged"], Some(6))).await.unwrap();
+    let note = redrive(&acting, &["reason=diverged"], Some(6)).await.unwrap();
     assert!(note.contains(" 1 to be projected"), "{note}");
     world.work(1, false).await;
     acting.finished().await;
@@ -133,11 +141,7 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
 /// A process died after it had written down which images have another seed, and had deleted nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redrive_that_was_written_down_is_ended_by_the_next_start() {
-    let world = World::new(4).await;
-    let acting = world.start().await;
-    acting.submit(&world).await;
-    world.work(4, true).await;
-    acting.finished().await;
+    let (world, acting) = World::finished(4, true).await;
     acting.stop().await;
     let results = world.results();
     let images = ["Bag/0.png", "Coat/1.png"].map(String::from).to_vec();
@@ -159,8 +163,7 @@ async fn a_redrive_that_was_written_down_is_ended_by_the_next_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_run_gets_its_tables_and_still_tells_its_counts_after_a_restart() {
     let world = World::new(5).await;
-    let acting = world.start().await;
-    acting.submit(&world).await;
+    let acting = world.submitted().await;
     world.work(3, true).await;
     acting.until("three", |s| s.succeeded + s.failed == 3).await;
     // What a worker left that released its job.
@@ -168,11 +171,9 @@ async fn a_cancelled_run_gets_its_tables_and_still_tells_its_counts_after_a_rest
     let cancel = Change { state: Some(RunState::Cancelled), ..Change::default() };
     acting.handle.change("r".into(), cancel).await.unwrap();
     let tables = async || world.results().exists(keys::MANIFEST).await.unwrap().then_some(());
-    crate::world::wait_for("the tables", tables).await;
+    wait_for("the tables", tables).await;
     let before = acting.status().await.unwrap();
-    acting.stop().await;
-
-    let acting = world.start().await;
+    let acting = acting.restart(&world).await;
     let after = acting.status().await.unwrap();
     assert_eq!((after.state, after.images, after.waiting), (RunState::Cancelled, 5, 2));
     assert_eq!((after.succeeded, after.failed), (before.succeeded, before.failed));
@@ -182,7 +183,7 @@ async fn a_cancelled_run_gets_its_tables_and_still_tells_its_counts_after_a_rest
     // A coordinator that died before it wrote them writes them at the next start.
     world.results().delete(keys::MANIFEST).await.unwrap();
     let acting = world.start().await;
-    crate::world::wait_for("the tables", tables).await;
+    wait_for("the tables", tables).await;
     assert_eq!(acting.until("the counts", |s| s.images == 5).await.state, RunState::Cancelled);
     assert!(!world.results().exists(&keys::checkpoint("Bag/4.png")).await.unwrap());
 }
@@ -190,8 +191,7 @@ async fn a_cancelled_run_gets_its_tables_and_still_tells_its_counts_after_a_rest
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_without_its_data_set_is_shown_tried_again_and_can_be_cancelled() {
     let world = World::new(3).await;
-    let acting = world.start().await;
-    acting.submit(&world).await;
+    let acting = world.submitted().await;
     acting.stop().await;
     std::fs::rename(world.path("data"), world.path("away")).unwrap();
     let acting = world.start().await;
@@ -200,7 +200,7 @@ async fn a_run_without_its_data_set_is_shown_tried_again_and_can_be_cancelled() 
     let cancel = Change { state: Some(RunState::Cancelled), ..Change::default() };
     assert_eq!(acting.handle.change("r".into(), cancel).await.unwrap().state, RunState::Cancelled);
     acting.stop().await;
-    let control: Control = serde_json::from_slice(&world.home.get(&keys::control("r")).await.unwrap()).unwrap();
+    let control: Control = read_json(&world.home, &keys::control("r")).await.unwrap();
     assert_eq!(control.state, RunState::Cancelled);
 }
 
@@ -218,10 +218,8 @@ async fn an_invalid_request_is_refused_before_anything_is_written() {
         (RunRequest { dataset: world.path("home").to_str().unwrap().into(), ..good.clone() }, "lies inside"),
     ];
     for (request, why) in bad {
-        match acting.handle.submit(request).await {
-            Err(Refusal::Invalid(refusal)) => assert!(refusal.contains(why), "{refusal}"),
-            other => panic!("{why}: {other:?}"),
-        }
+        let refusal = invalid(acting.handle.submit(request).await);
+        assert!(refusal.contains(why), "{refusal}");
     }
     let kept: Vec<String> = world.home.list("").unwrap().all().await.unwrap().into_iter().map(|o| o.key).collect();
     assert_eq!(kept, ["models/fashion32/model.json"]);
@@ -231,45 +229,36 @@ async fn an_invalid_request_is_refused_before_anything_is_written() {
 async fn a_model_whose_super_classes_are_not_one_for_each_class_is_refused() {
     let world = World::new(2).await;
     let acting = world.start().await;
-    let key = "models/fashion32/model.json";
-    let model: serde_json::Value = serde_json::from_slice(&world.home.get(key).await.unwrap()).unwrap();
     for (names, why) in [(vec!["thing"; 9], "has 9 names for 10 classes"), (vec![""; 10], "has an empty name")] {
-        let mut model = model.clone();
-        model["super_classes"] = names.into();
-        world.home.put(key, serde_json::to_vec(&model).unwrap()).await.unwrap();
-        match acting.handle.submit(world.request()).await {
-            Err(Refusal::Invalid(refusal)) => assert!(refusal.contains("super_classes") && refusal.contains(why), "{refusal}"),
-            other => panic!("{other:?}"),
-        }
+        world.edit_model(|model| model["super_classes"] = names.into()).await;
+        let refusal = invalid(acting.handle.submit(world.request()).await);
+        assert!(refusal.contains("super_classes") && refusal.contains(why), "{refusal}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_a_restart() {
-    let world = World::new(3).await;
-    let acting = world.start().await;
-    acting.submit(&world).await;
-    world.work(3, false).await;
+    let (world, acting) = World::finished(3, false).await;
     let before = acting.finished().await;
     acting.stop().await;
 
     let results = world.results();
-    let manifest: Manifest = serde_json::from_slice(&results.get(keys::MANIFEST).await.unwrap()).unwrap();
+    let manifest: Manifest = read_json(&results, keys::MANIFEST).await.unwrap();
     let names: Vec<&str> = manifest.objects.iter().map(|o| o.key.as_str()).collect();
     assert_eq!(names, ["run.json", "results.csv", "results.parquet", "summary.json", "report.html", keys::OBJECTS]);
-    let lines = crate::world::lines(&results).await;
+    let lines = lines(&results).await;
     // A marker and six objects of each image.
     assert_eq!((lines.len(), manifest.images.succeeded, manifest.run.name.as_str()), (21, 3, "r"));
     for object in manifest.objects.iter().chain(&lines) {
         let bytes = results.get(&object.key).await.unwrap();
-        assert_eq!(*object, results::manifest::ObjectEntry::new(object.key.clone(), &bytes));
+        assert_eq!(*object, ObjectEntry::new(object.key.clone(), &bytes));
     }
     let acting = world.start().await;
     assert_eq!(acting.status().await.unwrap().classes, before.classes);
     acting.stop().await;
 
     // A run whose order cannot be read is left alone, and shown; it stops nothing else.
-    let home = Store::open(world.path("home").to_str().unwrap()).await.unwrap();
+    let home = &world.home;
     let control = home.get(&keys::control("r")).await.unwrap();
     home.put(&keys::control("r"), r#"{"state":"canc"#).await.unwrap();
     let acting = world.start().await;
@@ -287,8 +276,7 @@ async fn a_home_where_two_can_create_a_key_is_refused() {
     let server = Server::start_racy().await;
     let home = Store::open(&server.url("bucket/home", "anonymous=true")).await.unwrap();
     let queue = Queue::open("embedded:").await.unwrap();
-    let (service, handle) =
-        Service::new(Config { home: home.clone(), queue, window: 1, version: "test".into(), worker_hour_price: None });
+    let (service, handle) = Service::new(config(&home, &queue));
     let error = service.run(CancellationToken::new()).await.unwrap_err().to_string();
     assert!(!handle.leads());
     assert!(error.contains("bucket/home") && error.contains("basin doctor"), "{error}");

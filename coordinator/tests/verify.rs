@@ -1,6 +1,7 @@
 //! What `basin verify` finds in runs that were whole once.
 
 use crate::world::{Acting, World};
+use client::api::RedriveRequest;
 use harness::{Auth, Server};
 use proto::keys::{Item, Marker};
 use proto::{RedriveRecord, keys};
@@ -9,11 +10,7 @@ use store::Store;
 
 /// A finished run: Bag/0, Bag/2 and Bag/4 have results, Coat/1, Coat/3 and Coat/5 failures.
 async fn scene() -> (World, Acting, Store) {
-    let world = World::new(6).await;
-    let acting = world.start().await;
-    acting.submit(&world).await;
-    world.work(6, true).await;
-    acting.finished().await;
+    let (world, acting) = World::finished(6, true).await;
     let results = world.results();
     assert_eq!(problems(&results, true).await, Vec::<String>::new());
     (world, acting, results)
@@ -126,8 +123,8 @@ async fn results_are_compared_with_the_tables() {
             tables.push((object.key.clone(), results.get(&object.key).await.unwrap()));
         }
     }
-    std::fs::write(world.path("data/Bag/6.png"), "bytes").unwrap();
-    let again = client::api::RedriveRequest { wheres: vec!["image=Coat/1.png".into()], seed: None };
+    world.add("Bag/6.png");
+    let again = RedriveRequest { wheres: vec!["image=Coat/1.png".into()], seed: None };
     acting.handle.redrive("r".into(), again).await.unwrap();
     assert!(!problems(&results, true).await.iter().any(|p| p.contains("tables")));
     world.work(2, false).await;

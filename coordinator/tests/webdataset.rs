@@ -4,27 +4,27 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use crate::world::World;
+use crate::world::{World, lines};
 use harness::{Auth, Server};
 use proto::keys::Item;
 use proto::{ResultRecord, hex_sha256, keys};
 use results::manifest::{Manifest, ObjectEntry};
-use results::run::{read_records, read_run};
+use results::run::{read_json, read_records, read_run};
 use results::summary::Counts;
 use results::tables::write_tables;
 use results::webdataset::{Cut, Exported, export};
 use serde::Deserialize;
 use store::Store;
 
-/// Five images with results, and the manifest's other end: places for exports.
+async fn open(world: &World, folder: &str) -> Store {
+    Store::open(world.path(folder).to_str().unwrap()).await.unwrap()
+}
+
+/// Five images with results, and a place for exports.
 async fn scene() -> (World, Store) {
-    let world = World::new(5).await;
-    let acting = world.start().await;
-    acting.submit(&world).await;
-    world.work(5, false).await;
-    acting.finished().await;
+    let (world, acting) = World::finished(5, false).await;
     acting.stop().await;
-    let out = Store::open(world.path("export").to_str().unwrap()).await.unwrap();
+    let out = open(&world, "export").await;
     (world, out)
 }
 
@@ -87,7 +87,7 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     );
     let record: ResultRecord = serde_json::from_slice(&shards["shard-000002.tar"]["Coat/3.json"]).unwrap();
     assert_eq!(record, world.record("Coat/3.png").await);
-    let lines: Vec<Line> = crate::world::lines(&out).await;
+    let lines: Vec<Line> = lines(&out).await;
     assert_eq!(lines.len(), 5 * 6);
     for Line { object, shard, member } in lines {
         assert_eq!(shards[shard.as_str()][&member], results.get(&object.key).await.unwrap());
@@ -108,7 +108,7 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     assert_eq!(content(&out).await, first);
 
     // No foreign object is replaced.
-    let taken = Store::open(world.path("taken").to_str().unwrap()).await.unwrap();
+    let taken = open(&world, "taken").await;
     taken.put("shard-000007.tar", "foreign").await.unwrap();
     let error = export(&results, &taken, pairs).await.unwrap_err().to_string();
     assert!(error.contains("taken") && error.contains("empty"), "{error}");
@@ -141,19 +141,18 @@ async fn a_damaged_object_is_named_and_the_export_is_not_called_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_of_a_run_that_has_not_ended_says_so() {
     let world = World::new(5).await;
-    let acting = world.start().await;
-    acting.submit(&world).await;
+    let acting = world.submitted().await;
     world.work(4, true).await;
     acting.until("four", |s| s.succeeded + s.failed == 4).await;
     let results = world.results();
     let run = read_run(&results).await.unwrap().unwrap();
-    let out = Store::open(world.path("export").to_str().unwrap()).await.unwrap();
+    let out = open(&world, "export").await;
     let counts = |planned| Counts { planned, total: 4, succeeded: 3, failed: 1 };
     let exported = async |planned, ended, caveat: &str| {
         let exported = export(&results, &out, Cut::default()).await.unwrap();
         assert_eq!((exported.images, exported.ended), (counts(planned), ended));
         assert_eq!(exported.caveat().as_deref(), Some(caveat));
-        let manifest: Manifest = serde_json::from_slice(&out.get(keys::MANIFEST).await.unwrap()).unwrap();
+        let manifest: Manifest = read_json(&out, keys::MANIFEST).await.unwrap();
         assert_eq!(manifest.images, counts(planned));
     };
     exported(None, Some(false), "the run has not ended: 3 of its images have results and are exported").await;

@@ -1,11 +1,11 @@
 //! A home with a model and a data set, a coordinator, and workers that compute nothing: they write what a worker writes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use client::api::RunRequest;
-use client::api::RunStatus;
+use client::api::{RunRequest, RunStatus};
 use coordinator::Error;
+use coordinator::http::auth::Gate;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{
@@ -13,11 +13,14 @@ use proto::{
     hex_sha256, keys,
 };
 use queue::{Channel, Queue};
-use results::run::write_failure;
+use results::run::{read_json, write_failure};
 use store::{PutNew, Runs, Store};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+pub const OPERATE: &str = "operate-token-of-the-test";
+pub const VIEW: &str = "view-token-of-the-test";
 
 pub struct World {
     pub dir: TempDir,
@@ -44,45 +47,71 @@ pub async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) ->
     }
 }
 
+pub fn gate() -> Gate {
+    Gate::new(Some(OPERATE), Some(VIEW), b"secret")
+}
+
+pub fn config(home: &Store, queue: &Queue) -> Config {
+    let (home, queue, version) = (home.clone(), queue.clone(), "test".into());
+    Config { home, queue, window: 100, version, worker_hour_price: None }
+}
+
 impl World {
     /// With `images` in two classes.
     pub async fn new(images: usize) -> World {
         let dir = tempfile::tempdir().unwrap();
-        for i in 0..images {
-            let folder = dir.path().join("data").join(["Bag", "Coat"][i % 2]);
-            std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join(format!("{i}.png")), "bytes").unwrap();
-        }
-        let model = dir.path().join("home/models/fashion32");
-        std::fs::create_dir_all(&model).unwrap();
-        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion32/model.json");
-        std::fs::copy(bundled, model.join("model.json")).unwrap();
+        let model = dir.path().join("home/models/fashion32/model.json");
+        std::fs::create_dir_all(model.parent().unwrap()).unwrap();
+        std::fs::copy(harness::root().join("models/fashion32/model.json"), model).unwrap();
         let home = Store::open(dir.path().join("home").to_str().unwrap()).await.unwrap();
-        World { dir, home, queue: Queue::open("embedded:").await.unwrap() }
+        let world = World { dir, home, queue: Queue::open("embedded:").await.unwrap() };
+        (0..images).for_each(|i| world.add(&format!("{}/{i}.png", ["Bag", "Coat"][i % 2])));
+        world
+    }
+
+    /// A home whose run has finished, and its coordinator. With `coats_fail` every second image has a failure.
+    pub async fn finished(images: usize, coats_fail: bool) -> (World, Acting) {
+        let world = World::new(images).await;
+        let acting = world.submitted().await;
+        world.work(images, coats_fail).await;
+        acting.finished().await;
+        (world, acting)
+    }
+
+    /// Edits `model.json`.
+    pub async fn edit_model(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let key = "models/fashion32/model.json";
+        let mut model = serde_json::from_slice(&self.home.get(key).await.unwrap()).unwrap();
+        edit(&mut model);
+        self.home.put(key, serde_json::to_vec(&model).unwrap()).await.unwrap();
     }
 
     /// Super-classes of the model's classes, which replace the bundled model's.
-    pub async fn group(&self, super_class: impl Fn(&str) -> String) {
-        let key = "models/fashion32/model.json";
-        let mut model: serde_json::Value = serde_json::from_slice(&self.home.get(key).await.unwrap()).unwrap();
-        let classes: Vec<String> = serde_json::from_value(model["classes"].clone()).unwrap();
-        model["super_classes"] = classes.iter().map(|class| super_class(class)).collect();
-        self.home.put(key, serde_json::to_vec(&model).unwrap()).await.unwrap();
+    pub async fn group(&self, super_class: impl Fn(&str) -> &'static str) {
+        let of = |class: &serde_json::Value| super_class(class.as_str().unwrap());
+        self.edit_model(|model| model["super_classes"] = model["classes"].as_array().unwrap().iter().map(of).collect()).await;
+    }
+
+    /// Adds an image to the data set.
+    pub fn add(&self, image: &str) {
+        let path = self.path("data").join(image);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "bytes").unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
+    /// Starts a coordinator and submits the run.
+    pub async fn submitted(&self) -> Acting {
+        let acting = self.start().await;
+        acting.handle.submit(self.request()).await.unwrap();
+        acting
+    }
+
     pub async fn start(&self) -> Acting {
-        let config = Config {
-            home: self.home.clone(),
-            queue: self.queue.clone(),
-            window: 100,
-            version: "test".into(),
-            worker_hour_price: None,
-        };
-        let (service, handle) = Service::new(config);
+        let (service, handle) = Service::new(config(&self.home, &self.queue));
         let stop = CancellationToken::new();
         let (runtime, stopped) = (tokio::runtime::Handle::current(), stop.clone());
         let task = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
@@ -91,18 +120,8 @@ impl World {
     }
 
     pub fn request(&self) -> RunRequest {
-        RunRequest {
-            name: "r".into(),
-            dataset: self.path("data").to_str().unwrap().into(),
-            annotations: "auto".into(),
-            model: "fashion32".into(),
-            profile: None,
-            params: Some(Params::fast()),
-            seed: 0,
-            limit: None,
-            priority: 0,
-            per_minute: None,
-        }
+        let data = self.path("data");
+        RunRequest { params: Some(Params::fast()), ..RunRequest::new("r", data.to_str().unwrap(), "fashion32") }
     }
 
     pub async fn order(&self, control: Control) {
@@ -114,7 +133,12 @@ impl World {
     }
 
     pub async fn record(&self, image: &str) -> ResultRecord {
-        serde_json::from_slice(&self.results().get(&keys::marker(image, Marker::Result)).await.unwrap()).unwrap()
+        read_json(&self.results(), &keys::marker(image, Marker::Result)).await.unwrap()
+    }
+
+    pub async fn replace_record(&self, record: &ResultRecord) {
+        let marker = keys::marker(&record.image, Marker::Result);
+        self.results().put(&marker, serde_json::to_vec(record).unwrap()).await.unwrap();
     }
 
     /// Does the next `n` jobs. An image of class Coat with a seed of the run's fails where `coats_fail`.
@@ -140,25 +164,24 @@ impl World {
     }
 }
 
+fn png(grey: impl Fn(u32, u32) -> u8) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let picture = image::ImageBuffer::from_fn(32, 32, |x, y| image::Luma([grey(x, y)]));
+    picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
 /// A picture whose grey tells the loss, curves, or some text.
 fn content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
     if item == Item::History {
         let curve = |from: f64| (0..20).map(|step| loss + from / f64::from(step + 1)).collect::<Vec<_>>();
-        return serde_json::to_vec(&History {
-            transform: curve(3.0),
-            latent: curve(2.0),
-            descent: vec![curve(1.0)],
-            fine_tune: vec![],
-        })
-        .unwrap();
+        let (transform, latent, descent) = (curve(3.0), curve(2.0), vec![curve(1.0)]);
+        return serde_json::to_vec(&History { transform, latent, descent, fine_tune: vec![] }).unwrap();
     }
     if !item.file().ends_with(".png") {
         return format!("{} of {} {}", item.file(), job.image, "x".repeat(100)).into_bytes();
     }
-    let grey = |x: u32, y: u32| image::Luma([((x * 8) as f64 / (1.0 + loss) + f64::from(y * 3)) as u8]);
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image::ImageBuffer::from_fn(32, 32, grey).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-    bytes.into_inner()
+    png(|x, y| ((x * 8) as f64 / (1.0 + loss) + f64::from(y * 3)) as u8)
 }
 
 /// Writes a result as a worker does. The loss is the number in the image's name, or 100 with another seed than run 0 gives it.
@@ -204,10 +227,6 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
 }
 
 impl Acting {
-    pub async fn submit(&self, world: &World) -> String {
-        self.handle.submit(world.request()).await.unwrap()
-    }
-
     pub async fn status(&self) -> Option<RunStatus> {
         self.handle.runs().await.unwrap().into_iter().find(|r| r.name == "r")
     }
@@ -219,6 +238,11 @@ impl Acting {
 
     pub async fn finished(&self) -> RunStatus {
         self.until("the end of the run", |status| status.state == RunState::Finished).await
+    }
+
+    pub async fn restart(self, world: &World) -> Acting {
+        self.stop().await;
+        world.start().await
     }
 
     pub async fn stop(self) {
@@ -234,17 +258,11 @@ pub async fn lines<T: serde::de::DeserializeOwned>(store: &Store) -> Vec<T> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The token of the edit service.
-pub const EDIT_TOKEN: &str = "operate-token-of-the-test";
-
-/// Its picture for the fields of a request, but for the image.
+/// The edit service's picture for the fields of a request, but for the image.
 pub fn edited(fields: &[(String, String)]) -> Vec<u8> {
     let asked: Vec<u8> =
         fields.iter().filter(|(name, _)| name != "image").flat_map(|(n, v)| format!("{n}{v}").into_bytes()).collect();
-    let grey = |x: u32, y: u32| image::Luma([asked.get((x + 32 * y) as usize % asked.len().max(1)).copied().unwrap_or(90)]);
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image::ImageBuffer::from_fn(32, 32, grey).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-    bytes.into_inner()
+    png(|x, y| asked.get((x + 32 * y) as usize % asked.len().max(1)).copied().unwrap_or(90))
 }
 
 /// An edit service whose pictures depend on the request. Returns its URL.
@@ -255,19 +273,18 @@ pub async fn serve_edits() -> String {
     use axum::response::IntoResponse;
     use axum::routing::get;
 
-    let known = |headers: &HeaderMap| headers.get("authorization").is_some_and(|v| *v == *format!("Bearer {EDIT_TOKEN}"));
+    let known = |headers: &HeaderMap| headers.get("authorization").is_some_and(|v| *v == *format!("Bearer {OPERATE}"));
     let refuse = |status: StatusCode, why: &str| (status, Json(serde_json::json!({ "error": why }))).into_response();
     let picture =
         async move |headers: HeaderMap, Path(run): Path<String>, Query(fields): Query<Vec<(String, String)>>| match fields
             .iter()
             .find(|(name, _)| name == "class")
+            .map(|(_, class)| class.as_str())
         {
             _ if !known(&headers) => refuse(StatusCode::UNAUTHORIZED, "show the token"),
             _ if run != "r" => refuse(StatusCode::NOT_FOUND, "no such run"),
-            Some((_, class)) if class == "Dog" => refuse(StatusCode::UNPROCESSABLE_ENTITY, "the model has no class \"Dog\""),
-            Some((_, class)) if class == "Script" => {
-                ([(header::CONTENT_TYPE, "text/html")], "<script>x</script>").into_response()
-            }
+            Some("Dog") => refuse(StatusCode::UNPROCESSABLE_ENTITY, "the model has no class \"Dog\""),
+            Some("Script") => ([(header::CONTENT_TYPE, "text/html")], "<script>x</script>").into_response(),
             _ => ([(header::CONTENT_TYPE, "image/png")], edited(&fields)).into_response(),
         };
     let options = async || {

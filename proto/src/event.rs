@@ -27,7 +27,8 @@ pub struct Event {
 }
 
 /// The kinds of events.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum What {
     /// A worker has begun.
     Started,

@@ -219,6 +219,11 @@ impl Failure {
         let (image, class_name) = (job.image.clone(), Some(job.class_name.clone()).filter(|name| !name.is_empty()));
         Failure { format: 1, job: Some(job.id()), image, reason, message, class_name }
     }
+
+    /// Of an image whose job is not known.
+    pub fn without_job(image: &str, reason: FailureReason, message: String, class_name: Option<String>) -> Failure {
+        Failure { format: 1, job: None, image: image.to_owned(), reason, message, class_name }
+    }
 }
 
 /// An error with everything that caused it, in one line, for records and logs.

@@ -66,10 +66,11 @@ impl Default for Control {
 }
 
 /// Where a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
     /// Its jobs are handed out.
+    #[default]
     Running,
     /// None is handed out; workers give back what they hold.
     Paused,

@@ -82,16 +82,11 @@ impl Fleet {
     pub async fn finish(&self, rows: &[&StudyRow], record: &RunRecord) -> anyhow::Result<()> {
         let request = |row: &&StudyRow| -> anyhow::Result<RunRequest> {
             Ok(RunRequest {
-                name: self.run(row),
-                dataset: absolute(&record.dataset)?,
                 annotations: record.annotations.clone(),
-                model: record.model.clone(),
-                profile: None,
                 params: Some(row.params.clone()),
                 seed: record.seed,
                 limit: record.limit,
-                priority: 0,
-                per_minute: None,
+                ..RunRequest::new(&self.run(row), &absolute(&record.dataset)?, &record.model)
             })
         };
         let requests = rows.iter().map(request).collect::<anyhow::Result<Vec<RunRequest>>>()?;

@@ -7,12 +7,18 @@ use super::*;
 use crate::ledger::tests::{about, failed, planned, succeeded};
 use crate::plan::tests::spec;
 
-fn failure_of(image: &str) -> Failure {
-    let (image, message) = (image.to_owned(), "as the store says".into());
-    Failure { format: 1, job: None, image, reason: FailureReason::BadImage, message, class_name: None }
+/// The timer: an outcome that the store has counts, and a job without one is published again.
+fn look_for_silent(fleet: &mut Fleet, now: f64, outcome: impl Fn(&Silent) -> Option<Option<Failure>>) {
+    for silent in fleet.silent(now - 40.0) {
+        match outcome(&silent) {
+            Some(failure) => fleet.settle(&silent, failure, now),
+            None => fleet.take_back(&silent.run, &silent.job),
+        }
+    }
 }
 
-fn fleet(window: usize, runs: &[(&str, usize, i32)]) -> Fleet {
+/// Runs with a name, a number of images and a priority.
+pub(crate) fn fleet(window: usize, runs: &[(&str, usize, i32)]) -> Fleet {
     let mut fleet = Fleet::new(window);
     for &(name, images, priority) in runs {
         let images = (0..images).map(|i| planned(&format!("{i}.png"))).collect();
@@ -72,7 +78,7 @@ fn every_image_is_settled_once_under_any_schedule_of_faults() {
         let mut queue: Vec<Job> = Vec::new();
         let mut events: Vec<Event> = Vec::new();
         // The store: one marker for each image; the first result stays.
-        let mut store: BTreeMap<String, (Settled, usize)> = BTreeMap::new();
+        let mut store: BTreeMap<String, Settled> = BTreeMap::new();
         let mut paused = false;
         let mut now = 0.0;
         for step in 0..10_000 {
@@ -91,13 +97,12 @@ fn every_image_is_settled_once_under_any_schedule_of_faults() {
                             events.push(about(&job, What::Released { queued: true }));
                             queue.push(job);
                         }
-                        2 if store.get(&id).is_none_or(|m| m.0 == Settled::Failed) && job.image == "0.png" => {
-                            store.insert(id, (Settled::Failed, 1));
+                        2 if store.get(&id).is_none_or(|how| *how == Settled::Failed) && job.image == "0.png" => {
+                            store.insert(id, Settled::Failed);
                             events.push(about(&job, failed()));
                         }
                         _ => {
-                            let commits = store.get(&id).map_or(0, |m| if m.0 == Settled::Succeeded { m.1 } else { 0 });
-                            store.insert(id, (Settled::Succeeded, commits.max(1)));
+                            store.insert(id, Settled::Succeeded);
                             events.push(about(&job, succeeded()));
                             if rng.random_bool(0.2) {
                                 queue.push(job);
@@ -130,17 +135,13 @@ fn every_image_is_settled_once_under_any_schedule_of_faults() {
                 paused = false;
                 fleet.set_control("r", Control::default());
             }
-            // The timer: what the store knows counts, what is silent for long is published again.
             if step % 50 == 0 {
-                for silent in fleet.silent(now - 40.0) {
-                    match store.get(&silent.job) {
-                        Some(&(how, _)) => {
-                            let failure = (how == Settled::Failed).then(|| failure_of(&silent.image));
-                            fleet.settle(&silent, failure, now);
-                        }
-                        None => fleet.take_back(&silent.run, &silent.job),
-                    }
-                }
+                let failure =
+                    |image: &str| Failure::without_job(image, FailureReason::BadImage, "as the store says".into(), None);
+                look_for_silent(&mut fleet, now, |silent| {
+                    let how = store.get(&silent.job)?;
+                    Some((*how == Settled::Failed).then(|| failure(&silent.image)))
+                });
             }
             if fleet.settled("r") {
                 break;
@@ -203,8 +204,9 @@ impl World {
             all.add(errors);
         }
         let name = |class: u32| spec("r").classes[class as usize].clone();
-        let class = |(class, sums): (&u32, &ClassSums)| class_status(name(*class), Some("thing".into()), sums);
-        (classes.iter().map(class).collect(), vec![class_status("thing".into(), None, &all)])
+        let class =
+            |(class, sums): (&u32, &ClassSums)| class_status(name(*class), Some("thing".into()), sums.images, sums.spreads());
+        (classes.iter().map(class).collect(), vec![class_status("thing".into(), None, all.images, all.spreads())])
     }
 }
 
@@ -266,12 +268,7 @@ fn errors_by_class_are_those_of_the_results_under_any_schedule() {
                 _ => {}
             }
             if step % 50 == 0 {
-                for silent in fleet.silent(now - 40.0) {
-                    match world.results.contains_key(&silent.image) {
-                        true => fleet.settle(&silent, None, now),
-                        false => fleet.take_back("r", &silent.job),
-                    }
-                }
+                look_for_silent(&mut fleet, now, |silent| world.results.contains_key(&silent.image).then_some(None));
             }
             if step >= 1000 && fleet.settled("r") && fleet.unread(1).is_none() {
                 break;

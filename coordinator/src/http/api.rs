@@ -9,9 +9,9 @@ use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::{Json, Router, middleware};
 use futures_util::{Stream, StreamExt, stream};
-use proto::{Event, What};
+use proto::Event;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
@@ -97,6 +97,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
+type Answer<T> = Result<Json<T>, Refusal>;
+
 /// Say that the process runs
 #[utoipa::path(get, path = "/healthz", responses((status = 200, description = "Running", content_type = "text/plain", body = str)))]
 async fn healthz() -> &'static str {
@@ -126,7 +128,7 @@ async fn description() -> impl IntoResponse {
     get, path = "/v1/runs", security(("token" = [])),
     responses((status = 200, description = "The runs", body = Vec<RunStatus>), Refused)
 )]
-async fn runs(State(door): State<Door>) -> Result<Json<Vec<RunStatus>>, Refusal> {
+async fn runs(State(door): State<Door>) -> Answer<Vec<RunStatus>> {
     Ok(Json(door.handle.runs().await?))
 }
 
@@ -135,7 +137,7 @@ async fn runs(State(door): State<Door>) -> Result<Json<Vec<RunStatus>>, Refusal>
     get, path = "/v1/runs/{run}", security(("token" = [])), params(("run" = String, Path)),
     responses((status = 200, description = "The run", body = RunStatus), (status = 404, response = ErrorAnswer), Refused)
 )]
-async fn run(State(door): State<Door>, Path(name): Path<String>) -> Result<Json<RunStatus>, Refusal> {
+async fn run(State(door): State<Door>, Path(name): Path<String>) -> Answer<RunStatus> {
     Ok(Json(door.handle.run(name).await?))
 }
 
@@ -161,11 +163,7 @@ async fn submit(State(door): State<Door>, Body(request): Body<RunRequest>) -> Re
         Refused
     )
 )]
-async fn change(
-    State(door): State<Door>,
-    Path(name): Path<String>,
-    Body(change): Body<Change>,
-) -> Result<Json<RunStatus>, Refusal> {
+async fn change(State(door): State<Door>, Path(name): Path<String>, Body(change): Body<Change>) -> Answer<RunStatus> {
     Ok(Json(door.handle.change(name, change).await?))
 }
 
@@ -178,11 +176,7 @@ async fn change(
         Refused
     )
 )]
-async fn redrive(
-    State(door): State<Door>,
-    Path(name): Path<String>,
-    Body(which): Body<RedriveRequest>,
-) -> Result<Json<Note>, Refusal> {
+async fn redrive(State(door): State<Door>, Path(name): Path<String>, Body(which): Body<RedriveRequest>) -> Answer<Note> {
     Ok(Json(Note { note: door.handle.redrive(name, which).await? }))
 }
 
@@ -194,21 +188,20 @@ async fn redrive(
         (status = 404, response = ErrorAnswer), (status = 422, response = ErrorAnswer), Refused
     )
 )]
-async fn images(
-    State(door): State<Door>,
-    Path(name): Path<String>,
-    Query(fields): Query<Vec<(String, String)>>,
-) -> Result<Json<ImagePage>, Refusal> {
+async fn images(State(door): State<Door>, Path(name): Path<String>, Query(fields): Query<Fields>) -> Answer<ImagePage> {
     let query = query(fields)?;
     Ok(Json(door.handle.look(name, move |outcomes: &Outcomes| outcomes.page(&query)).await?.1))
 }
 
-/// A query from the fields of a URL; empty fields are ignored.
-pub(super) fn query(fields: Vec<(String, String)>) -> Result<ImageQuery, Refusal> {
+/// The fields of a query, as they are in the URL.
+pub(super) type Fields = Vec<(String, String)>;
+
+/// Empty fields are ignored.
+pub(super) fn query(fields: Fields) -> Result<ImageQuery, Refusal> {
     let mut object = serde_json::Map::new();
     for (name, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
         let value = match name.as_str() {
-            "class" | "super_class" | "image" | "state" | "reason" | "sort" => serde_json::Value::String(text),
+            "class" | "super_class" | "image" | "state" | "reason" | "sort" => Value::String(text),
             _ => serde_json::from_str(&text)
                 .map_err(|_| Refusal::Invalid(format!("{name}={text:?} is not a number, true or false")))?,
         };
@@ -222,7 +215,7 @@ pub(super) fn query(fields: Vec<(String, String)>) -> Result<ImageQuery, Refusal
     get, path = "/v1/runs/{run}/failures", security(("token" = [])), params(("run" = String, Path)),
     responses((status = 200, description = "The failures", body = Vec<FailureGroup>), (status = 404, response = ErrorAnswer), Refused)
 )]
-async fn failures(State(door): State<Door>, Path(name): Path<String>) -> Result<Json<Vec<FailureGroup>>, Refusal> {
+async fn failures(State(door): State<Door>, Path(name): Path<String>) -> Answer<Vec<FailureGroup>> {
     Ok(Json(door.handle.look(name, |outcomes: &Outcomes| outcomes.failure_groups(EXAMPLES)).await?.1))
 }
 
@@ -231,7 +224,7 @@ async fn failures(State(door): State<Door>, Path(name): Path<String>) -> Result<
     get, path = "/v1/workers", security(("token" = [])),
     responses((status = 200, description = "The workers", body = Vec<WorkerStatus>), Refused)
 )]
-async fn workers(State(door): State<Door>) -> Result<Json<Vec<WorkerStatus>>, Refusal> {
+async fn workers(State(door): State<Door>) -> Answer<Vec<WorkerStatus>> {
     Ok(Json(door.handle.workers().await?))
 }
 
@@ -240,7 +233,7 @@ async fn workers(State(door): State<Door>) -> Result<Json<Vec<WorkerStatus>>, Re
     get, path = "/v1/backlog", security(("token" = [])),
     responses((status = 200, description = "The number of images", body = Backlog), Refused)
 )]
-async fn backlog(State(door): State<Door>) -> Result<Json<Backlog>, Refusal> {
+async fn backlog(State(door): State<Door>) -> Answer<Backlog> {
     Ok(Json(Backlog { backlog: door.handle.backlog().await? }))
 }
 
@@ -265,16 +258,10 @@ async fn events(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Resul
 }
 
 fn shown(event: &Event) -> sse::Event {
-    let (kind, what) = match &event.what {
-        What::Started => ("started", json!({})),
-        What::Succeeded { loss, seconds, lane_steps, l1, lpips, stage_seconds } => {
-            let numbers = json!({ "loss": loss, "seconds": seconds, "lane_steps": lane_steps, "l1": l1, "lpips": lpips,
-                "stage_seconds": stage_seconds });
-            ("succeeded", numbers)
-        }
-        What::Failed { reason, message } => ("failed", json!({ "reason": reason, "message": message })),
-        What::Released { queued } => ("released", json!({ "queued": queued })),
-        What::Alive(alive) => ("alive", json!(alive)),
+    let (kind, what) = match serde_json::to_value(&event.what).expect("plain fields serialise") {
+        // As an object and by its kind, `{"failed": {…}}`; what has no fields is the name of its kind.
+        Value::Object(what) => what.into_iter().next().expect("it has a kind"),
+        kind => (kind.as_str().unwrap_or_default().to_owned(), json!({})),
     };
     let data = json!({
         "run": event.run, "image": event.image, "job": event.job, "class": event.class, "worker": event.worker, "what": what

@@ -12,7 +12,7 @@ use proto::hex_sha256;
 /// A larger role may do everything that a smaller one may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Of the read-only token.
+    /// The role of the read-only token.
     View,
     /// May also change runs.
     Operate,
@@ -21,9 +21,9 @@ pub enum Role {
 /// Tokens of both roles. Without any token, clients on this machine may do everything.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// Role, and digests of the token and of its session. Digests are compared, so that the time of a comparison tells nothing about
+    /// Role of each token, and the digest of its session. Digests are compared, so that the time of a comparison tells nothing about
     /// the token.
-    keys: Vec<(Role, String, String)>,
+    keys: Vec<(Role, String)>,
     /// Part of every form, so that no other site's page can send one.
     form_key: String,
     /// Only this process knows it.
@@ -45,9 +45,9 @@ impl Gate {
 
     /// `secret`: random bytes of this process ([`secret`]).
     pub fn new(operate: Option<&str>, view: Option<&str>, secret: &[u8]) -> Gate {
-        let key = |role, token: &str| (role, hex_sha256(token.as_bytes()), hex_sha256(session(token).as_bytes()));
-        let keys = operate.map(|token| key(Role::Operate, token)).into_iter();
-        let keys = keys.chain(view.map(|token| key(Role::View, token))).collect();
+        let tokens = [(Role::Operate, operate), (Role::View, view)].into_iter();
+        let key = |(role, token): (Role, Option<&str>)| Some((role, hex_sha256(session(token?).as_bytes())));
+        let keys = tokens.filter_map(key).collect();
         let of = |what: &[u8]| hex_sha256(&[what, secret].concat());
         Gate { keys, form_key: of(b"form"), seal_key: of(b"seal") }
     }
@@ -63,12 +63,15 @@ impl Gate {
             return Some(Role::Operate).filter(|_| is_local(headers));
         }
         let shown = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
-        if let Some(token) = shown {
-            let digest = hex_sha256(token.as_bytes());
-            return self.keys.iter().filter(|(_, key, _)| *key == digest).map(|(role, ..)| *role).max();
+        match shown {
+            Some(token) => self.role_of(&session(token)),
+            None => self.role_of(cookie(headers, COOKIE)?),
         }
-        let digest = hex_sha256(cookie(headers, COOKIE)?.as_bytes());
-        self.keys.iter().filter(|(_, _, key)| *key == digest).map(|(role, ..)| *role).max()
+    }
+
+    fn role_of(&self, session: &str) -> Option<Role> {
+        let digest = hex_sha256(session.as_bytes());
+        self.keys.iter().filter(|(_, key)| *key == digest).map(|(role, _)| *role).max()
     }
 
     /// Whether there is a token or a session, right or wrong.
@@ -79,9 +82,8 @@ impl Gate {
 
     /// The `Set-Cookie` of a session, if the token is right. It ends with the browser, and with the token.
     pub fn enter(&self, token: &str) -> Option<String> {
-        let digest = hex_sha256(token.as_bytes());
-        let known = self.keys.iter().any(|(_, key, _)| *key == digest);
-        known.then(|| format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Lax", session(token)))
+        let session = session(token);
+        self.role_of(&session).map(|_| format!("{COOKIE}={session}; Path=/; HttpOnly; SameSite=Lax"))
     }
 
     /// The `Set-Cookie` that ends a session.

@@ -1,4 +1,4 @@
-//! Who may send which request: the guards of the API and of the dashboard.
+//! The guards of the API and of the dashboard: they check the client's role and its number of requests.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -35,16 +35,8 @@ pub(super) struct Door {
     clock: Instant,
 }
 
-/// Address of the client.
 #[derive(Clone, Copy)]
 pub(super) struct Client(pub(super) IpAddr);
-
-/// Why a request is not let in.
-enum Denied {
-    /// No token, or a wrong one.
-    Unknown,
-    Refused(Refusal),
-}
 
 impl Door {
     pub(super) fn new(handle: Handle, gate: Gate, others: OtherServices) -> Door {
@@ -63,24 +55,17 @@ impl Door {
         self.take(&self.tries, from).then_some(()).ok_or_else(many)
     }
 
-    /// The client's role, if it allows the request.
-    fn role(&self, request: &Request) -> Result<Role, Denied> {
+    /// The client's role, if it allows the request. `None`: there is no token, or a wrong one.
+    fn role(&self, request: &Request) -> Result<Option<Role>, Refusal> {
         let wanted = if matches!(*request.method(), Method::GET | Method::HEAD) { Role::View } else { Role::Operate };
+        let forbidden = |why: &str| Err(Refusal::Forbidden(why.into()));
         match self.gate.role(request.headers()) {
-            Some(role) if role >= wanted => Ok(role),
-            Some(_) => {
-                Err(Denied::Refused(Refusal::Forbidden("the read-only token cannot change anything: use the other".into())))
-            }
-            None if self.gate.is_open() => {
-                let why = "without a token only localhost is served: use http://127.0.0.1";
-                Err(Denied::Refused(Refusal::Forbidden(why.into())))
-            }
+            Some(role) if role >= wanted => Ok(Some(role)),
+            Some(_) => forbidden("the read-only token cannot change anything: use the other"),
+            None if self.gate.is_open() => forbidden("without a token only localhost is served: use http://127.0.0.1"),
             // A right token is never refused: only wrong ones count.
-            None if Gate::has_credentials(request.headers()) => match self.count_try(address(request)) {
-                Ok(()) => Err(Denied::Unknown),
-                Err(refusal) => Err(Denied::Refused(refusal)),
-            },
-            None => Err(Denied::Unknown),
+            None if Gate::has_credentials(request.headers()) => self.count_try(address(request)).map(|()| None),
+            None => Ok(None),
         }
     }
 }
@@ -152,12 +137,12 @@ pub(super) async fn guard_pages(State(door): State<Door>, request: Request, next
 
 async fn let_in(door: Door, mut request: Request, next: Next, unknown: impl FnOnce(&Request) -> Response) -> Response {
     match door.role(&request) {
-        Ok(role) => {
+        Ok(Some(role)) => {
             request.extensions_mut().insert(role);
             next.run(request).await
         }
-        Err(Denied::Refused(refusal)) => refusal.into_response(),
-        Err(Denied::Unknown) => unknown(&request),
+        Ok(None) => unknown(&request),
+        Err(refusal) => refusal.into_response(),
     }
 }
 

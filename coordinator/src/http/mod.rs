@@ -22,7 +22,6 @@ use connections::Limits;
 use door::Door;
 use other_services::OtherServices;
 
-/// All routes.
 pub fn router(handle: Handle, gate: Gate, others: OtherServices) -> Router {
     let door = Door::new(handle, gate, others);
     Router::new()

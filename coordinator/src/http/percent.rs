@@ -8,6 +8,12 @@ pub(super) fn encoded(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED).to_string()
 }
 
+/// `a=1&b=2`.
+pub(super) fn encoded_query(fields: &[(String, String)]) -> String {
+    let field = |(name, value): &(String, String)| format!("{}={}", encoded(name), encoded(value));
+    fields.iter().map(field).collect::<Vec<_>>().join("&")
+}
+
 /// Bytes that are not UTF-8 become question marks.
 pub(super) fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()

@@ -1,7 +1,7 @@
 //! Closed runs, which are finished or cancelled (*io*): their tables are written, and read again for requests.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use proto::{Control, CrashPoint, keys};
 use store::{ErrorKind, Runs, Store};
@@ -13,7 +13,7 @@ use crate::outcomes::Table;
 use crate::plan::RunSpec;
 use client::api::RunStatus;
 use results::run::{self, Markers};
-use results::summary::Summary;
+use results::summary::{Counts, Summary};
 use results::tables::write_tables;
 
 /// Writes tables and report, and deletes what lost attempts left.
@@ -33,32 +33,21 @@ pub(super) async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result
     }
 }
 
-/// Read from the summary.
+/// Read from the summary, if there is one.
 pub(super) async fn closed_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
-    let summary = read_summary(&Runs::Home(home.clone()).of(name)?).await;
-    let count = summary.as_ref().map_or((0, 0), |s| (s.images.succeeded, s.images.failed));
-    let images = summary.as_ref().map_or(0, |s| s.images.planned.unwrap_or(s.images.total));
-    let (classes, super_classes) = summary.as_ref().map(summary_statuses).unwrap_or_default();
+    let Control { state, priority, per_minute, .. } = control;
+    let status = RunStatus { name: name.to_owned(), state, priority, per_minute, ..RunStatus::default() };
+    let Some(summary) = read_summary(&Runs::Home(home.clone()).of(name)?).await else { return Ok(status) };
+    let Counts { planned, total, succeeded, failed } = summary.images;
+    let (classes, super_classes) = summary_statuses(&summary);
     Ok(RunStatus {
-        name: name.to_owned(),
-        state: control.state,
-        priority: control.priority,
-        per_minute: control.per_minute,
-        images: images as usize,
-        skipped: 0,
-        succeeded: count.0 as usize,
-        failed: count.1 as usize,
-        started: 0,
-        queued: 0,
-        waiting: (images as usize).saturating_sub((count.0 + count.1) as usize),
+        images: planned.unwrap_or(total) as usize,
+        succeeded: succeeded as usize,
+        failed: failed as usize,
+        waiting: summary.images.left() as usize,
         classes,
         super_classes,
-        unread: 0,
-        per_hour: None,
-        eta_seconds: None,
-        stage_seconds: BTreeMap::new(),
-        cost: None,
-        problem: None,
+        ..status
     })
 }
 
@@ -69,43 +58,40 @@ async fn read_summary(results: &Store) -> Option<Summary> {
 /// The tables that were read last.
 #[derive(Clone, Default)]
 pub(super) struct Tables {
-    known: Arc<Mutex<VecDeque<Named>>>,
+    known: Arc<Mutex<VecDeque<(String, Arc<Table>)>>>,
     pub(super) reading: Arc<tokio::sync::Mutex<()>>,
 }
-
-type Named = (String, Arc<Table>);
 
 impl Tables {
     const MOST: usize = 4;
 
+    fn known(&self) -> MutexGuard<'_, VecDeque<(String, Arc<Table>)>> {
+        self.known.lock().expect("no holder of the lock panics")
+    }
+
     pub(super) fn get(&self, run: &str) -> Option<Arc<Table>> {
-        self.known
-            .lock()
-            .expect("no holder of the lock panics")
-            .iter()
-            .find(|(name, _)| name == run)
-            .map(|(_, table)| table.clone())
+        self.known().iter().find(|(name, _)| name == run).map(|(_, table)| table.clone())
     }
 
     pub(super) fn put(&self, run: &str, table: &Arc<Table>) {
-        let mut tables = self.known.lock().expect("no holder of the lock panics");
-        tables.retain(|(name, _)| name != run);
+        self.forget(run);
+        let mut tables = self.known();
         tables.truncate(Self::MOST - 1);
         tables.push_front((run.to_owned(), table.clone()));
     }
 
     pub(super) fn forget(&self, run: &str) {
-        self.known.lock().expect("no holder of the lock panics").retain(|(name, _)| name != run);
+        self.known().retain(|(name, _)| name != run);
     }
 }
 
 /// No images where the run has no table.
 pub(super) async fn read_table(home: &Store, run: &str) -> Result<Arc<Table>, Refusal> {
-    let results = Runs::Home(home.clone()).of(run).map_err(Error::from)?;
+    let results = Runs::Home(home.clone()).of(run)?;
     let bytes = match results.get(keys::RESULTS_CSV).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Arc::default()),
-        Err(error) => return Err(Error::from(error).into()),
+        Err(error) => return Err(error.into()),
     };
     let super_classes = read_summary(&results).await.map(|summary| summary.super_class_of()).unwrap_or_default();
     let read = tokio::task::spawn_blocking(move || Table::read(&bytes, &super_classes)).await.expect("reading does not panic");

@@ -7,7 +7,6 @@ use store::{Runs, Store};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::refusal::Refusal;
-use crate::Error;
 use crate::outcomes::Outcomes;
 use client::api::{Change, Origin, RedriveRequest, RunRequest, RunStatus, WorkerStatus};
 use results::run;
@@ -34,22 +33,13 @@ pub(super) enum Request {
 /// Sends requests to a [`Service`](super::Service).
 #[derive(Clone)]
 pub struct Handle {
-    requests: mpsc::Sender<Request>,
-    leads: watch::Receiver<bool>,
-    live: watch::Sender<Arc<str>>,
-    runs: Runs,
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) leads: watch::Receiver<bool>,
+    pub(super) live: watch::Sender<Arc<str>>,
+    pub(super) runs: Runs,
 }
 
 impl Handle {
-    pub(super) fn new(
-        requests: mpsc::Sender<Request>,
-        leads: watch::Receiver<bool>,
-        live: watch::Sender<Arc<str>>,
-        runs: Runs,
-    ) -> Handle {
-        Handle { requests, leads, live, runs }
-    }
-
     /// Whether this coordinator acts; a standby does not.
     pub fn leads(&self) -> bool {
         *self.leads.borrow()
@@ -64,7 +54,7 @@ impl Handle {
         answer.await.map_err(|_| standby())?
     }
 
-    /// Starts a run. Returns a note for people.
+    /// Returns a note for people.
     pub async fn submit(&self, request: RunRequest) -> Result<String, Refusal> {
         self.ask(|reply| Request::Submit(Box::new(request), reply)).await
     }
@@ -97,7 +87,7 @@ impl Handle {
     /// The store of the run's objects.
     pub fn results(&self, run: &str) -> Result<Store, Refusal> {
         keys::check_run(run).map_err(|problem| Refusal::NotFound(format!("there is no run {run:?}: its name {problem}")))?;
-        Ok(self.runs.of(run).map_err(Error::from)?)
+        Ok(self.runs.of(run)?)
     }
 
     pub async fn origin(&self, run: &str) -> Result<Origin, Refusal> {
@@ -123,7 +113,7 @@ impl Handle {
         self.ask(|reply| Request::Redrive(run, which, reply)).await
     }
 
-    /// Workers that were heard of lately.
+    /// Workers whose heartbeats came lately.
     pub async fn workers(&self) -> Result<Vec<WorkerStatus>, Refusal> {
         self.ask(Request::Workers).await
     }

@@ -8,7 +8,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::{Control, CrashPoint, RunState, chain, keys};
 use queue::Queue;
 use store::{Runs, Store};
-use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::closed_runs::{Tables, close, closed_status, read_table};
 use super::handle::{Look, Reply};
@@ -35,8 +35,6 @@ const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
 const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
 /// Keys that are raced for when the home is checked, one after another.
 const CHECKED_KEYS: usize = 8;
-/// Outcomes of work beside the loop that wait for it.
-const WAITING: usize = 64;
 
 #[derive(Clone)]
 pub struct Config {
@@ -70,11 +68,11 @@ struct Saved {
 }
 
 pub(super) struct HomeRuns {
-    config: Config,
-    sender: mpsc::Sender<Done>,
-    done: mpsc::Receiver<Done>,
+    pub(super) config: Config,
+    /// Work beside the loop.
+    beside: JoinSet<Done>,
     /// Runs that are being read and planned.
-    preparing: HashSet<String>,
+    pub(super) preparing: HashSet<String>,
     /// Runs whose tables are being written.
     finishing: HashSet<String>,
     /// Runs that the driver does not have: closed before this start, or in trouble.
@@ -91,11 +89,9 @@ pub(super) struct HomeRuns {
 
 impl HomeRuns {
     pub(super) fn new(config: Config) -> HomeRuns {
-        let (sender, done) = mpsc::channel(WAITING);
         HomeRuns {
             config,
-            sender,
-            done,
+            beside: JoinSet::new(),
             preparing: HashSet::new(),
             finishing: HashSet::new(),
             closed: BTreeMap::new(),
@@ -105,19 +101,6 @@ impl HomeRuns {
             saved: HashMap::new(),
             tables: Tables::default(),
         }
-    }
-
-    pub(super) fn home(&self) -> Store {
-        self.config.home.clone()
-    }
-
-    pub(super) fn window(&self) -> usize {
-        self.config.window
-    }
-
-    /// How many runs are being read and planned.
-    pub(super) fn preparing(&self) -> usize {
-        self.preparing.len()
     }
 
     pub(super) async fn load(&mut self) -> Result<(), Error> {
@@ -145,19 +128,16 @@ impl HomeRuns {
         reply: Option<Reply<String>>,
     ) {
         self.preparing.insert(name.clone());
-        let (home, sender) = (self.config.home.clone(), self.sender.clone());
+        let home = self.config.home.clone();
         let known = reply.is_none();
         let before = self.closed.get(&name).map(control_of).unwrap_or_default();
-        tokio::spawn(async move {
+        self.beside.spawn(async move {
             let prepared = match order.await {
                 Ok(order) => intake::prepare(&home, &name, order, known).await,
                 Err(refusal) if known => Err(in_trouble(&home, &name, before, refusal).await),
-                Err(refusal) => Err(Trouble { refusal, again: None }),
+                Err(refusal) => Err(refusal.into()),
             };
-            if let Err(Trouble { again: Some(_), .. }) = prepared {
-                plan_again_later(sender.clone(), name.clone());
-            }
-            let _ = sender.send(Done::Prepared(name, prepared.map(Box::new), reply)).await;
+            Done::Prepared(name, prepared.map(Box::new), reply)
         });
     }
 
@@ -186,7 +166,7 @@ impl HomeRuns {
 
     fn redrivable(&self, driver: &Driver, name: &str, which: &RedriveRequest) -> Result<Redrive, Refusal> {
         let redrive = Redrive::parse(&which.wheres, which.seed).map_err(Refusal::Invalid)?;
-        let state = driver.fleet.control(name).map(|c| c.state).or_else(|| self.closed.get(name).map(|s| s.state));
+        let state = driver.fleet.control(name).or_else(|| self.closed.get(name).map(control_of)).map(|c| c.state);
         match state {
             _ if self.preparing.contains(name) => Err(being_read(name)),
             None => Err(Refusal::no_run(name)),
@@ -238,22 +218,23 @@ impl HomeRuns {
         Ok(control)
     }
 
+    /// The outcome of work beside the loop. Loses nothing when dropped.
     pub(super) async fn done(&mut self) -> Done {
-        self.done.recv().await.expect("this struct holds a sender")
+        match self.beside.join_next().await {
+            Some(done) => done.expect("no work beside the loop panics"),
+            None => std::future::pending().await,
+        }
     }
 
     pub(super) async fn take(&mut self, driver: &mut Driver, done: Done) {
         match done {
-            Done::Prepared(name, Ok(prepared), reply) => {
-                let note = self.add(driver, name, *prepared);
+            Done::Prepared(name, prepared, reply) => {
+                let planned = match prepared {
+                    Ok(prepared) => Ok(self.add(driver, name, *prepared)),
+                    Err(trouble) => Err(self.set_aside(driver, name, trouble)),
+                };
                 if let Some(reply) = reply {
-                    let _ = reply.send(Ok(note));
-                }
-            }
-            Done::Prepared(name, Err(trouble), reply) => {
-                let refusal = self.set_aside(driver, name, trouble);
-                if let Some(reply) = reply {
-                    let _ = reply.send(Err(refusal));
+                    let _ = reply.send(planned);
                 }
             }
             Done::TablesWritten(name, outcome) => {
@@ -301,7 +282,8 @@ impl HomeRuns {
             tracing::error!(run = name, error = refusal.message(), "the run cannot be planned; tried again");
             driver.fleet.remove(&name);
             self.saved.remove(&name);
-            self.closed.insert(name, *status);
+            self.closed.insert(name.clone(), *status);
+            self.plan_again_later(name);
         }
         refusal
     }
@@ -330,7 +312,7 @@ impl HomeRuns {
 
     fn plan_again(&mut self, name: String) {
         if self.preparing.contains(&name) {
-            plan_again_later(self.sender.clone(), name);
+            self.plan_again_later(name);
         } else if self.closed.get(&name).is_some_and(|s| s.problem.is_some()) {
             let (home, run) = (self.config.home.clone(), name.clone());
             let order = async move {
@@ -339,6 +321,14 @@ impl HomeRuns {
             };
             self.prepare(name, order, None);
         }
+    }
+
+    /// Its data set may be away only for a while.
+    fn plan_again_later(&mut self, name: String) {
+        self.beside.spawn(async move {
+            tokio::time::sleep(RETRY_STORE).await;
+            Done::PlanAgain(name)
+        });
     }
 
     pub(super) fn statuses(&self, driver: &Driver) -> Vec<RunStatus> {
@@ -410,13 +400,13 @@ impl HomeRuns {
             }
             let Some(spec) = driver.fleet.spec(&name).cloned() else { continue };
             let images = driver.status(&name).map_or(0, |s| s.images);
-            let (home, sender) = (self.config.home.clone(), self.sender.clone());
-            tokio::spawn(async move {
+            let home = self.config.home.clone();
+            self.beside.spawn(async move {
                 let outcome = close(&home, &spec, images).await.map_err(|e| chain(&e));
                 if outcome.is_err() {
                     tokio::time::sleep(RETRY_TABLES).await;
                 }
-                let _ = sender.send(Done::TablesWritten(name, outcome)).await;
+                Done::TablesWritten(name, outcome)
             });
         }
     }
@@ -428,8 +418,8 @@ impl HomeRuns {
         }
         let Some((name, wanted)) = driver.fleet.unread(READ) else { return };
         self.reading = true;
-        let (home, sender) = (self.config.home.clone(), self.sender.clone());
-        tokio::spawn(async move {
+        let home = self.config.home.clone();
+        self.beside.spawn(async move {
             let found = match read_errors(&home, &name, wanted).await {
                 Ok(found) => found,
                 Err(error) => {
@@ -438,7 +428,7 @@ impl HomeRuns {
                     vec![]
                 }
             };
-            let _ = sender.send(Done::ResultsRead(name, found)).await;
+            Done::ResultsRead(name, found)
         });
     }
 
@@ -452,10 +442,10 @@ impl HomeRuns {
             }
             let Some(snapshot) = driver.fleet.snapshot(name) else { continue };
             (saved.at, saved.writing) = (Instant::now(), true);
-            let (home, sender, name) = (self.config.home.clone(), self.sender.clone(), name.clone());
-            tokio::spawn(async move {
+            let (home, name) = (self.config.home.clone(), name.clone());
+            self.beside.spawn(async move {
                 let counted = save(&home, &name, snapshot).await;
-                let _ = sender.send(Done::SnapshotSaved(name, counted)).await;
+                Done::SnapshotSaved(name, counted)
             });
         }
     }
@@ -518,14 +508,6 @@ fn changed(name: &str, before: Control, change: Change) -> Result<Control, Refus
 
 fn being_read(name: &str) -> Refusal {
     Refusal::Conflict(format!("run {name} is being read: try again in a moment"))
-}
-
-/// Its data set may be away only for a while.
-fn plan_again_later(sender: mpsc::Sender<Done>, name: String) {
-    tokio::spawn(async move {
-        tokio::time::sleep(RETRY_STORE).await;
-        let _ = sender.send(Done::PlanAgain(name)).await;
-    });
 }
 
 /// Refuses a home where not exactly one of several concurrent creates succeeds. The quick part of [`Store::examine`].

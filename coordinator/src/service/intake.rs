@@ -35,12 +35,19 @@ pub(super) struct Trouble {
     pub(super) again: Option<Box<RunStatus>>,
 }
 
+impl<E: Into<Refusal>> From<E> for Trouble {
+    fn from(error: E) -> Trouble {
+        Trouble { refusal: error.into(), again: None }
+    }
+}
+
 /// Checks a request. `known`: the service has a run of this name.
 pub(super) async fn submitted(home: &Store, version: String, request: RunRequest, known: bool) -> Result<Order, Refusal> {
-    let invalid = |what: String| Refusal::Invalid(what);
-    keys::check_run(&request.name).map_err(|p| invalid(format!("the run's name {:?} {p}", request.name)))?;
-    keys::check_run(&request.model).map_err(|p| invalid(format!("the model's name {:?} {p}", request.model)))?;
-    let params = match (&request.profile, &request.params) {
+    let RunRequest { name, dataset, annotations, model, profile, params, seed, limit, priority, per_minute } = request;
+    let invalid = Refusal::Invalid;
+    keys::check_run(&name).map_err(|problem| invalid(format!("the run's name {name:?} {problem}")))?;
+    keys::check_run(&model).map_err(|problem| invalid(format!("the model's name {model:?} {problem}")))?;
+    let params = match (profile, params) {
         (Some(_), Some(_)) => return Err(invalid("give profile or params, not both".into())),
         (None, Some(params)) => Params::from_json(&params.to_json()).map_err(|e| invalid(chain(&e)))?,
         (profile, None) => {
@@ -49,48 +56,34 @@ pub(super) async fn submitted(home: &Store, version: String, request: RunRequest
             Params::profile(profile).ok_or_else(unknown)?
         }
     };
-    if request.per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
+    if per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
         return Err(invalid("per_minute must be above 0".into()));
     }
-    if request.limit == Some(0) {
+    if limit == Some(0) {
         return Err(invalid("limit must be above 0".into()));
     }
-    if !request.dataset.contains("://") && !Path::new(&request.dataset).is_absolute() {
-        let dataset = &request.dataset;
+    if !dataset.contains("://") && !Path::new(&dataset).is_absolute() {
         return Err(invalid(format!("the data set {dataset:?} is a relative path: use a URL or an absolute path")));
     }
-    let dataset = Store::open(&request.dataset).await.map_err(Error::from)?;
-    let (manifest, digest) = read_model(home, &request.model).await?;
+    let dataset = Store::open(&dataset).await?.url();
+    let (manifest, model_digest) = read_model(home, &model).await?;
     if let Some(problem) = manifest.lacks(&params) {
         return Err(invalid(problem.to_string()));
     }
-    let record = RunRecord {
-        format: 1,
-        name: request.name.clone(),
-        dataset: dataset.url(),
-        annotations: request.annotations,
-        limit: request.limit,
-        model: request.model,
-        model_digest: digest,
-        resolution: manifest.generator.resolution,
-        params,
-        seed: request.seed,
-        version,
-    };
-    match run::read_json::<RunRecord>(home, &keys::index(&request.name)).await {
+    let resolution = manifest.generator.resolution;
+    let record =
+        RunRecord { format: 1, name, dataset, annotations, limit, model, model_digest, resolution, params, seed, version };
+    let name = &record.name;
+    match run::read_json::<RunRecord>(home, &keys::index(name)).await {
         Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
             if known {
-                return Err(Refusal::Conflict(format!("run {} {SAME_SETTINGS}", request.name)));
+                return Err(Refusal::Conflict(format!("run {name} {SAME_SETTINGS}")));
             }
         }
-        Ok(_) => {
-            let name = &request.name;
-            return Err(Refusal::Conflict(format!("there is a run {name} with other settings: choose another name")));
-        }
+        Ok(_) => return Err(Refusal::Conflict(format!("there is a run {name} with other settings: choose another name"))),
         Err(e) if e.is_not_found() => {}
         Err(e) => return Err(e.into()),
     }
-    let (priority, per_minute) = (request.priority, request.per_minute);
     Ok((record, Control { priority, per_minute, ..Control::default() }, None))
 }
 
@@ -138,12 +131,12 @@ pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool)
     let (seen, spec, results) = match read().await {
         Ok(seen) => seen,
         Err(error) if known => return Err(in_trouble(home, name, control, error.into()).await),
-        Err(error) => return Err(Trouble { refusal: error.into(), again: None }),
+        Err(error) => return Err(error.into()),
     };
     match plan(home, seen, spec, &results, control).await {
         Ok(prepared) => Ok(prepared),
         Err(error) if known || redrive.is_some() => Err(in_trouble(home, name, control, error.into()).await),
-        Err(error) => Err(Trouble { refusal: error.into(), again: None }),
+        Err(error) => Err(error.into()),
     }
 }
 

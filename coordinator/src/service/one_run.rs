@@ -9,6 +9,7 @@ use crate::drive::Driver;
 use crate::fleet::Fleet;
 use crate::plan::{Plan, RunSpec};
 use crate::tally::{self, Tally};
+use client::api::RunStatus;
 use results::run;
 
 pub struct OneRun {
@@ -16,25 +17,14 @@ pub struct OneRun {
     /// `None`: it is with the driver.
     planned: Option<(RunSpec, Plan, Tally)>,
     pub(super) results: Store,
-    progress: watch::Sender<Progress>,
-}
-
-/// Images of the run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    pub images: usize,
-    /// With a result from before this start.
-    pub skipped: usize,
-    /// With a result since this start.
-    pub succeeded: usize,
-    pub failed: usize,
+    status: watch::Sender<RunStatus>,
 }
 
 impl OneRun {
-    /// Errors by class are not counted: the summary has them.
-    pub fn new(spec: RunSpec, plan: Plan, results: &Store, progress: watch::Sender<Progress>) -> OneRun {
+    /// `status` gets the run's status, without errors by class: the summary has them.
+    pub fn new(spec: RunSpec, plan: Plan, results: &Store, status: watch::Sender<RunStatus>) -> OneRun {
         let name = spec.record.name.clone();
-        OneRun { name, planned: Some((spec, plan, Tally::default())), results: results.clone(), progress }
+        OneRun { name, planned: Some((spec, plan, Tally::default())), results: results.clone(), status }
     }
 
     /// Counts errors by class, too: reads what the run has already.
@@ -54,11 +44,10 @@ impl OneRun {
         }
     }
 
-    /// Whether every image is finished. Reports the progress.
+    /// Whether every image is finished. Reports the status.
     pub(super) fn ended(&self, driver: &Driver) -> bool {
-        if let Some(s) = driver.fleet.brief(&self.name, driver.now()) {
-            let progress = Progress { images: s.images, skipped: s.skipped, succeeded: s.succeeded, failed: s.failed };
-            self.progress.send_if_modified(|old| std::mem::replace(old, progress) != progress);
+        if let Some(status) = driver.fleet.brief(&self.name, driver.now()) {
+            self.status.send_replace(status);
         }
         driver.fleet.settled(&self.name)
     }

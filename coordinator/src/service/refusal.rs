@@ -1,7 +1,6 @@
 //! Why a request is refused.
 
 use proto::chain;
-use results::RunError;
 
 use crate::Error;
 
@@ -33,14 +32,9 @@ impl Refusal {
     }
 }
 
-impl From<RunError> for Refusal {
-    fn from(error: RunError) -> Refusal {
-        Error::from(error).into()
-    }
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Refusal {
+impl<E: Into<Error>> From<E> for Refusal {
+    fn from(error: E) -> Refusal {
+        let error = error.into();
         let message = chain(&error);
         match error {
             _ if error.store().is_some_and(store::Error::is_retryable) => Refusal::Unavailable(message),

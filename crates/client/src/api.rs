@@ -24,7 +24,7 @@ pub struct ErrorAnswer {
 }
 
 /// State and progress of a run. A missing count is 0, so that a client can read the answer of an older coordinator.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RunStatus {
     pub name: String,
     #[schema(schema_with = run_states)]
@@ -81,7 +81,7 @@ pub struct RunStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ClassStatus {
     pub class: String,
-    /// Of a class, if the model has super-classes.
+    /// Super-class of a class, if the model has super-classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub super_class: Option<String>,
     pub images: u64,
@@ -113,21 +113,36 @@ pub struct RunRequest {
     #[schema(schema_with = profiles)]
     pub profile: Option<String>,
     /// All parameters, as `basin params` prints them.
-    #[serde(default)]
     #[schema(value_type = Option<Object>)]
     pub params: Option<Params>,
     /// Run seed: all random numbers follow from it.
     #[serde(default)]
     pub seed: u64,
     /// Project only this many images, evenly spread.
-    #[serde(default)]
     pub limit: Option<usize>,
     /// Higher comes first.
     #[serde(default)]
     pub priority: i32,
     /// Most jobs published each minute.
-    #[serde(default)]
     pub per_minute: Option<f64>,
+}
+
+impl RunRequest {
+    /// All images, with the profile `paper`.
+    pub fn new(name: &str, dataset: &str, model: &str) -> RunRequest {
+        RunRequest {
+            name: name.into(),
+            dataset: dataset.into(),
+            annotations: auto(),
+            model: model.into(),
+            profile: None,
+            params: None,
+            seed: 0,
+            limit: None,
+            priority: 0,
+            per_minute: None,
+        }
+    }
 }
 
 fn auto() -> String {
@@ -175,7 +190,6 @@ pub struct RedriveRequest {
     #[serde(default, rename = "where")]
     pub wheres: Vec<String>,
     /// Replaces the run seed for these images. Without it, only failures are redriven.
-    #[serde(default)]
     pub seed: Option<u64>,
 }
 
@@ -196,7 +210,7 @@ pub struct WorkerStatus {
 pub struct Origin {
     #[serde(flatten)]
     pub record: RunRecord,
-    /// When it was submitted, in seconds since 1970; `None` of runs of older versions.
+    /// When it was submitted, in seconds since 1970; `None` for runs of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<u64>,
 }
@@ -249,6 +263,16 @@ impl ImageQuery {
 pub enum ImageState {
     Succeeded,
     Failed,
+}
+
+impl ImageState {
+    /// The name used in JSON and in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ImageState::Succeeded => "succeeded",
+            ImageState::Failed => "failed",
+        }
+    }
 }
 
 /// Order of images; images without the value come last.

@@ -7,7 +7,9 @@ mod pages;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{Form, Path, Query as FromQuery, Request, State};
+use axum::body::Bytes;
+use axum::extract::{Form, FromRequestParts, Path, Query as FromQuery, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -19,17 +21,18 @@ use maud::Markup;
 use proto::keys::{Item, Marker};
 use proto::{History, ResultRecord, RunState, keys};
 use serde::Deserialize;
-use store::ErrorKind;
+use store::{ErrorKind, Store};
 
-use super::api::{EXAMPLES, query};
+use super::api::{EXAMPLES, Fields, query};
 use super::auth::{Gate, Role};
 use super::door::{Client, Door, guard_pages};
 use super::percent::{decoded, encoded};
-use crate::Error;
 use crate::outcomes::Outcomes;
 use crate::service::{Handle, Refusal};
 use client::api::{Change, ImageQuery, ImageSort, ImageState, RedriveRequest};
-use pages::Frame;
+use pages::PageFrame;
+use pages::image::OneImage;
+use pages::images::ImagesPage;
 use pages::run::{BY_SUPER_CLASS, RunPage};
 use results::RunError;
 use results::run;
@@ -60,8 +63,8 @@ pub(super) fn router(door: &Door) -> Router<Door> {
         .route("/runs/{run}/results.csv", get(csv))
         .route("/runs/{run}/results.parquet", get(parquet))
         .route("/runs/{run}/report.html", get(report))
-        .route("/runs/{run}/edit", get(edit))
-        .route("/runs/{run}/edit/options", get(edit_options))
+        .route("/runs/{run}/edit", get(|door, run, fields| edited(door, run, fields, "")))
+        .route("/runs/{run}/edit/options", get(|door, run, fields| edited(door, run, fields, "/options")))
         .route("/fleet", get(fleet))
         .route("/failures", get(failures))
         .route("/ui/live", get(live))
@@ -111,7 +114,7 @@ impl<E: Into<Refusal>> From<E> for Trouble {
 
 impl IntoResponse for Trouble {
     fn into_response(self) -> Response {
-        let frame = Frame { role: Role::View, form_key: "", session: false, note: None };
+        let frame = PageFrame { role: Role::View, form_key: String::new(), session: false, note: None };
         (self.0.status(), frame.trouble(self.0.message())).into_response()
     }
 }
@@ -119,14 +122,21 @@ impl IntoResponse for Trouble {
 type Answer = Result<Markup, Trouble>;
 
 /// What a page says once after an action: whether it succeeded, and a text.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct ActionNote(Option<(bool, String)>);
 
-impl Door {
-    fn frame(&self, role: Role, note: ActionNote) -> Frame<'_> {
-        Frame { role, form_key: self.gate.form_key(), session: !self.gate.is_open(), note: note.0 }
-    }
+/// The frame of the requested page. The guards have put the role and the note into the request.
+impl FromRequestParts<Door> for PageFrame {
+    type Rejection = Infallible;
 
+    async fn from_request_parts(parts: &mut Parts, door: &Door) -> Result<PageFrame, Infallible> {
+        let role = parts.extensions.get().copied().unwrap_or(Role::View);
+        let note = parts.extensions.remove().and_then(|ActionNote(note)| note);
+        Ok(PageFrame { role, form_key: door.gate.form_key().to_owned(), session: !door.gate.is_open(), note })
+    }
+}
+
+impl Door {
     /// Redirects to a page that shows the outcome: a reload does not send the form again.
     fn tell(&self, to: &str, done: Result<String, Refusal>) -> Response {
         let note = match &done {
@@ -152,8 +162,8 @@ async fn notes(State(door): State<Door>, mut request: Request, next: Next) -> Re
     response
 }
 
-async fn runs(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<ActionNote>) -> Answer {
-    Ok(pages::runs::show(&door.frame(role, note), &door.handle.runs().await?))
+async fn runs(State(door): State<Door>, frame: PageFrame) -> Answer {
+    Ok(pages::runs::show(&frame, &door.handle.runs().await?))
 }
 
 #[derive(Deserialize)]
@@ -164,9 +174,8 @@ struct View {
 
 async fn one_run(
     State(door): State<Door>,
-    Extension(role): Extension<Role>,
+    frame: PageFrame,
     Path(run): Path<String>,
-    Extension(note): Extension<ActionNote>,
     FromQuery(View { by }): FromQuery<View>,
 ) -> Answer {
     let look = |outcomes: &Outcomes| {
@@ -183,30 +192,22 @@ async fn one_run(
     let best = if status.skipped + status.succeeded >= 2 * EXTREMES { best } else { vec![] };
     let by_super_class = by.as_deref() == Some(BY_SUPER_CLASS) && !status.super_classes.is_empty();
     let page = RunPage { run: &status, origin: origin.as_ref(), by_super_class, losses: &losses, worst: &worst, best: &best };
-    Ok(page.show(&door.frame(role, note)))
+    Ok(page.show(&frame))
 }
 
 async fn images(
     State(door): State<Door>,
-    Extension(role): Extension<Role>,
+    frame: PageFrame,
     Path(run): Path<String>,
-    Extension(note): Extension<ActionNote>,
-    FromQuery(fields): FromQuery<Vec<(String, String)>>,
+    FromQuery(fields): FromQuery<Fields>,
 ) -> Answer {
     let query = query(fields)?;
     let wanted = query.clone();
     let look = move |outcomes: &Outcomes| (outcomes.page(&wanted), outcomes.class_names());
     let (status, (page, (classes, super_classes))) = door.handle.look(run.clone(), look).await?;
     let tuned = door.handle.origin(&run).await.is_ok_and(|origin| origin.record.params.fine_tune.is_some());
-    let page = pages::images::ImagesPage {
-        run: &status,
-        query: &query,
-        page: &page,
-        classes: &classes,
-        super_classes: &super_classes,
-        tuned,
-    };
-    Ok(page.show(&door.frame(role, note)))
+    let (classes, super_classes) = (&classes, &super_classes);
+    Ok(ImagesPage { run: &status, query: &query, page: &page, classes, super_classes, tuned }.show(&frame))
 }
 
 #[derive(Deserialize)]
@@ -216,30 +217,37 @@ struct Key {
 
 async fn image(
     State(door): State<Door>,
-    Extension(role): Extension<Role>,
+    frame: PageFrame,
     Path(run): Path<String>,
-    Extension(note): Extension<ActionNote>,
     FromQuery(Key { key }): FromQuery<Key>,
 ) -> Answer {
-    let (status, row) = door
-        .handle
-        .look(run.clone(), {
-            let key = key.clone();
-            move |outcomes: &Outcomes| outcomes.image(&key)
-        })
-        .await?;
+    let wanted = key.clone();
+    let (status, row) = door.handle.look(run.clone(), move |outcomes: &Outcomes| outcomes.image(&wanted)).await?;
     let row = row.ok_or_else(|| Refusal::NotFound(format!("image {key:?} is not finished in this run, or not part of it")))?;
     let record = if row.state == ImageState::Succeeded { Some(read(&door.handle, &run, &key).await?) } else { None };
     let trace = record.as_ref().and_then(|(record, _)| door.others.traces.as_ref()?.of(record.trace.as_ref()?));
     let edits = record.is_some() && door.others.edits.is_some();
-    let page = pages::image::OneImage { run: &status, row: &row, record: record.as_ref(), trace: trace.as_deref(), edits };
-    Ok(page.show(&door.frame(role, note)))
+    let page = OneImage { run: &status, row: &row, record: record.as_ref(), trace: trace.as_deref(), edits };
+    Ok(page.show(&frame))
+}
+
+/// The record of an image's result, and the store of its objects.
+async fn read_record(handle: &Handle, run: &str, image: &str) -> Result<(Store, ResultRecord), Refusal> {
+    keys::check_image(image).map_err(|problem| Refusal::Invalid(format!("the image's name {image:?} {problem}")))?;
+    let results = handle.results(run)?;
+    let record = run::read_json(&results, &keys::marker(image, Marker::Result)).await;
+    Ok((results, record.map_err(|error| missing(image, error))?))
+}
+
+fn missing(image: &str, error: RunError) -> Refusal {
+    match error.is_not_found() {
+        true => Refusal::NotFound(format!("image {image:?} has no result in this run")),
+        false => error.into(),
+    }
 }
 
 async fn read(handle: &Handle, run: &str, image: &str) -> Result<(ResultRecord, History), Refusal> {
-    keys::check_image(image).map_err(|problem| Refusal::Invalid(format!("the image's name {image:?} {problem}")))?;
-    let results = handle.results(run)?;
-    let record: ResultRecord = run::read_json(&results, &keys::marker(image, Marker::Result)).await?;
+    let (results, record) = read_record(handle, run, image).await?;
     let history = run::read_json(&results, &keys::item(image, &record.attempt, Item::History)).await?;
     Ok((record, history))
 }
@@ -254,86 +262,58 @@ struct Picture {
 async fn picture(
     State(door): State<Door>,
     Path(run): Path<String>,
-    FromQuery(asked): FromQuery<Picture>,
+    FromQuery(Picture { key, item }): FromQuery<Picture>,
 ) -> Result<Response, Refusal> {
-    let Picture { key, item } = asked;
-    keys::check_image(&key).map_err(|problem| Refusal::Invalid(format!("the image's name {key:?} {problem}")))?;
-    let known = || Refusal::NotFound(format!("there is no picture {item:?}: use target, transformed, generated or inverted"));
-    let item = Item::ALL.into_iter().find(|i| i.file().strip_suffix(".png") == Some(item.as_str())).ok_or_else(known)?;
-    let results = door.handle.results(&run)?;
-    let missing = |error: RunError| match error.is_not_found() {
-        true => Refusal::NotFound(format!("image {key:?} has no result in this run")),
-        false => error.into(),
-    };
-    let record: ResultRecord = run::read_json(&results, &keys::marker(&key, Marker::Result)).await.map_err(missing)?;
+    let unknown = || Refusal::NotFound(format!("there is no picture {item:?}: use target, transformed, generated or inverted"));
+    let item = Item::ALL.into_iter().find(|i| i.file().strip_suffix(".png") == Some(item.as_str())).ok_or_else(unknown)?;
+    let (results, record) = read_record(&door.handle, &run, &key).await?;
     // Where fine-tuning did not help, the inverted image is shown instead.
     let item = if record.items().any(|there| there == item) { item } else { Item::Inverted };
-    let png = results.get(&keys::item(&key, &record.attempt, item)).await.map_err(|error| missing(error.into()))?;
+    let png = results.get(&keys::item(&key, &record.attempt, item)).await.map_err(|error| missing(&key, error.into()))?;
     Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=60")], png).into_response())
 }
 
-async fn edit(
+/// `what`: empty for the edited picture, or `/options`.
+async fn edited(
     State(door): State<Door>,
     Path(run): Path<String>,
-    FromQuery(fields): FromQuery<Vec<(String, String)>>,
+    FromQuery(fields): FromQuery<Fields>,
+    what: &'static str,
 ) -> Result<Response, Refusal> {
-    edited(&door, &run, "", &fields).await
-}
-
-async fn edit_options(
-    State(door): State<Door>,
-    Path(run): Path<String>,
-    FromQuery(fields): FromQuery<Vec<(String, String)>>,
-) -> Result<Response, Refusal> {
-    edited(&door, &run, "/options", &fields).await
-}
-
-async fn edited(door: &Door, run: &str, what: &'static str, fields: &[(String, String)]) -> Result<Response, Refusal> {
     let none = || Refusal::NotFound("the coordinator has no edit service: set BASIN_EDIT_URL".into());
     let edits = door.others.edits.as_ref().ok_or_else(none)?;
     // Refuses an unknown run.
-    door.handle.run(run.to_owned()).await?;
-    let answered = edits.ask(run, what, fields).await?;
+    door.handle.run(run.clone()).await?;
+    let (kind, bytes) = edits.ask(&run, what, &fields).await?;
     // A page requests it twice: to see if there is one, and to show it.
-    Ok(([(header::CONTENT_TYPE, answered.kind.as_str()), (header::CACHE_CONTROL, "private, max-age=10")], answered.bytes)
-        .into_response())
+    Ok(([(header::CONTENT_TYPE, kind.as_str()), (header::CACHE_CONTROL, "private, max-age=10")], bytes).into_response())
 }
 
-async fn failures_of(
-    State(door): State<Door>,
-    Extension(role): Extension<Role>,
-    Path(run): Path<String>,
-    Extension(note): Extension<ActionNote>,
-) -> Answer {
+async fn failures_of(State(door): State<Door>, frame: PageFrame, Path(run): Path<String>) -> Answer {
     let groups = door.handle.look(run, |outcomes: &Outcomes| outcomes.failure_groups(EXAMPLES)).await?;
-    Ok(pages::failures::show(&door.frame(role, note), &[groups], true))
+    Ok(pages::failures::show(&frame, &[groups], true))
 }
 
-async fn failures(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<ActionNote>) -> Answer {
+async fn failures(State(door): State<Door>, frame: PageFrame) -> Answer {
     let mut all = Vec::new();
     for run in door.handle.runs().await?.into_iter().filter(|run| run.failed > 0) {
         all.push(door.handle.look(run.name, |outcomes: &Outcomes| outcomes.failure_groups(EXAMPLES)).await?);
     }
-    Ok(pages::failures::show(&door.frame(role, note), &all, false))
+    Ok(pages::failures::show(&frame, &all, false))
 }
 
-async fn fleet(State(door): State<Door>, Extension(role): Extension<Role>, Extension(note): Extension<ActionNote>) -> Answer {
+async fn fleet(State(door): State<Door>, frame: PageFrame) -> Answer {
     let (workers, backlog) = (door.handle.workers().await?, door.handle.backlog().await?);
-    Ok(pages::fleet::show(&door.frame(role, note), &workers, backlog))
+    Ok(pages::fleet::show(&frame, &workers, backlog))
 }
 
 /// The current table; of a closed run the stored one, which has every column.
 async fn csv(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
-    if is_closed(door.handle.run(run.clone()).await?.state) {
+    if door.handle.run(run.clone()).await?.state.is_closed() {
         return download(&door.handle, &run, keys::RESULTS_CSV, "text/csv").await;
     }
     let text = door.handle.look(run.clone(), |outcomes: &Outcomes| outcomes.csv()).await?.1;
     Ok(attached(&run, keys::RESULTS_CSV, "text/csv", text))
-}
-
-/// Whether the tables are written, or about to be.
-fn is_closed(state: RunState) -> bool {
-    matches!(state, RunState::Finished | RunState::Cancelled)
 }
 
 async fn parquet(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
@@ -341,25 +321,26 @@ async fn parquet(State(door): State<Door>, Path(run): Path<String>) -> Result<Re
 }
 
 async fn download(handle: &Handle, run: &str, key: &str, kind: &'static str) -> Result<Response, Refusal> {
-    let bytes = handle.results(run)?.get(key).await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no {key} yet: it is written at the end of the run")),
-        _ => Error::from(error).into(),
-    })?;
-    Ok(attached(run, key, kind, bytes.to_vec()))
+    Ok(attached(run, key, kind, written_at_the_end(handle, run, key, key).await?))
 }
 
 /// Names of runs need no quoting.
-fn attached(run: &str, key: &str, kind: &'static str, bytes: Vec<u8>) -> Response {
+fn attached(run: &str, key: &str, kind: &'static str, bytes: impl IntoResponse) -> Response {
     let disposition = format!("attachment; filename=\"{run}-{key}\"");
-    ([(header::CONTENT_TYPE, kind.to_owned()), (header::CONTENT_DISPOSITION, disposition)], bytes).into_response()
+    ([(header::CONTENT_TYPE, kind), (header::CONTENT_DISPOSITION, disposition.as_str())], bytes).into_response()
+}
+
+/// `name`: what the refusal calls the object.
+async fn written_at_the_end(handle: &Handle, run: &str, key: &str, name: &str) -> Result<Bytes, Refusal> {
+    handle.results(run)?.get(key).await.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no {name} yet: it is written at the end of the run")),
+        _ => error.into(),
+    })
 }
 
 /// The report has its own style and script, so it runs in a sandbox: it has no origin and no cookies.
 async fn report(State(door): State<Door>, Path(run): Path<String>) -> Result<Response, Refusal> {
-    let bytes = door.handle.results(&run)?.get(keys::REPORT).await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Refusal::NotFound(format!("run {run} has no report yet: it is written at the end of the run")),
-        _ => Error::from(error).into(),
-    })?;
+    let bytes = written_at_the_end(&door.handle, &run, keys::REPORT, "report").await?;
     let policy =
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts";
     Ok(([(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)], bytes).into_response())
@@ -430,8 +411,8 @@ struct To {
     to: String,
 }
 
-async fn login(State(door): State<Door>, FromQuery(To { to }): FromQuery<To>) -> Markup {
-    pages::login::show(&door.frame(Role::View, ActionNote::default()), &to)
+async fn login(frame: PageFrame, FromQuery(To { to }): FromQuery<To>) -> Markup {
+    frame.login(&to)
 }
 
 #[derive(Deserialize)]
@@ -446,6 +427,7 @@ struct Enter {
 async fn enter(
     State(door): State<Door>,
     Extension(client): Extension<Client>,
+    frame: PageFrame,
     Form(form): Form<Enter>,
 ) -> Result<Response, Trouble> {
     form.key.check(&door.gate)?;
@@ -458,8 +440,8 @@ async fn enter(
         }
         None => {
             door.count_try(client.0)?;
-            let note = ActionNote(Some((false, "This token is wrong.".into())));
-            Ok((StatusCode::UNAUTHORIZED, pages::login::show(&door.frame(Role::View, note), &form.to)).into_response())
+            let frame = PageFrame { note: Some((false, "This token is wrong.".into())), ..frame };
+            Ok((StatusCode::UNAUTHORIZED, frame.login(&form.to)).into_response())
         }
     }
 }

@@ -3,10 +3,10 @@
 use maud::{Markup, html};
 
 use super::parts::{duration, heads, name, text};
-use super::{Frame, Place};
+use super::{PageFrame, Place};
 use client::api::WorkerStatus;
 
-pub fn show(frame: &Frame, workers: &[WorkerStatus], backlog: usize) -> Markup {
+pub fn show(frame: &PageFrame, workers: &[WorkerStatus], backlog: usize) -> Markup {
     let content = html! {
         h1 { "Fleet" }
         div #workers data-refresh {

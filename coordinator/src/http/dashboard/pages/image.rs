@@ -2,10 +2,11 @@
 
 use maud::{Markup, html};
 use proto::{FineTuned, History, ResultRecord, RunState};
+use results::format::words;
 use serde_json::json;
 
-use super::parts::{heads, name, provenance, real, spoken, state_name, text};
-use super::{Frame, Place};
+use super::parts::{heads, name, optional, provenance, real, text};
+use super::{PageFrame, Place};
 use crate::http::auth::Role;
 use crate::http::percent::encoded;
 use client::api::{ImageRow, RunStatus};
@@ -22,17 +23,17 @@ pub struct OneImage<'a> {
 }
 
 impl OneImage<'_> {
-    pub fn show(&self, frame: &Frame) -> Markup {
+    pub fn show(&self, frame: &PageFrame) -> Markup {
         let OneImage { run, row, record, trace, edits } = *self;
         let at = format!("/runs/{}", run.name);
         let key = encoded(&row.image);
         let content = html! {
             p.soft { a href=(at) { (name(&run.name)) } " › " a href={ (at) "/images" } { "images" } }
             h1 { (name(&row.image)) }
-            p { span class={ "badge " (state_name(row.state)) } { (state_name(row.state)) }
+            p { span class={ "badge " (row.state.as_str()) } { (row.state.as_str()) }
                 @if let Some(class) = &row.class { " " (text(class)) } }
             @if let Some(reason) = row.reason {
-                section.card { h2 { (spoken(reason)) } p.problem { (text(row.message.as_deref().unwrap_or_default())) }
+                section.card { h2 { (words(reason.as_str())) } p.problem { (text(row.message.as_deref().unwrap_or_default())) }
                     @if frame.role == Role::Operate && run.state == RunState::Finished {
                         form method="post" action={ (at) "/redrive" } {
                             (frame.key())
@@ -193,7 +194,7 @@ fn origin_of(record: &ResultRecord, trace: Option<&str>) -> Markup {
         ("identity of the image", record.identity.clone()),
         ("job", record.job.to_string()),
         ("attempt", record.attempt.clone()),
-        ("trace", record.trace.clone().unwrap_or_else(|| "–".into())),
+        ("trace", optional(record.trace.clone())),
         ("basin", record.version.clone()),
     ];
     provenance(&fields, trace.map(|url| ("trace", url)), &record.params)

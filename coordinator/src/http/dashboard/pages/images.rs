@@ -2,9 +2,9 @@
 
 use maud::{Markup, html};
 
-use super::parts::{name, real, state_name, text};
-use super::{Frame, Place};
-use crate::http::percent::encoded;
+use super::parts::{name, real, text};
+use super::{PageFrame, Place};
+use crate::http::percent::{encoded, encoded_query};
 use client::api::{ImagePage, ImageQuery, ImageRow, ImageSort, ImageState, RunStatus};
 
 pub struct ImagesPage<'a> {
@@ -17,8 +17,8 @@ pub struct ImagesPage<'a> {
     pub tuned: bool,
 }
 
-impl ImagesPage<'_> {
-    pub fn show(&self, frame: &Frame) -> Markup {
+impl<'a> ImagesPage<'a> {
+    pub fn show(&self, frame: &PageFrame) -> Markup {
         let ImagesPage { run, query, page, tuned, .. } = *self;
         let at = format!("/runs/{}", run.name);
         let content = html! {
@@ -34,6 +34,10 @@ impl ImagesPage<'_> {
 
     fn form(&self) -> Markup {
         let ImagesPage { query, classes, super_classes, .. } = *self;
+        let names = |names: &'a [String], chosen: &str| {
+            let name = |name: &'a String| (name.as_str(), name.as_str(), name.eq_ignore_ascii_case(chosen));
+            [("", "all", false)].into_iter().chain(names.iter().map(name)).collect::<Vec<_>>()
+        };
         let sorts = [
             (ImageSort::Image, "image", "name"),
             (ImageSort::Class, "class", "class"),
@@ -41,50 +45,32 @@ impl ImagesPage<'_> {
             (ImageSort::L1, "l1", "L1"),
             (ImageSort::Lpips, "lpips", "LPIPS"),
         ];
-        let states = [
-            (None, "", "all"),
-            (Some(ImageState::Succeeded), "succeeded", "succeeded"),
-            (Some(ImageState::Failed), "failed", "failed"),
-        ];
+        let states = [None, Some(ImageState::Succeeded), Some(ImageState::Failed)].map(|state| {
+            let name = state.map_or("", ImageState::as_str);
+            (name, state.map_or("all", |_| name), query.state == state)
+        });
+        let orders = [("false", "ascending", !query.descending), ("true", "descending", query.descending)];
         html! {
             form.row method="get" {
-                label { "Class"
-                    select name="class" {
-                        option value="" { "all" }
-                        @for class in classes { option value=(class) selected[class.eq_ignore_ascii_case(&query.class)] { (text(class)) } }
-                    }
-                }
-                @if !super_classes.is_empty() {
-                    label { "Super-class"
-                        select name="super_class" {
-                            option value="" { "all" }
-                            @for name in super_classes {
-                                option value=(name) selected[name.eq_ignore_ascii_case(&query.super_class)] { (text(name)) }
-                            }
-                        }
-                    }
-                }
-                label { "State"
-                    select name="state" {
-                        @for (state, value, label) in states { option value=(value) selected[query.state == state] { (label) } }
-                    }
-                }
+                (select("Class", "class", &names(classes, &query.class)))
+                @if !super_classes.is_empty() { (select("Super-class", "super_class", &names(super_classes, &query.super_class))) }
+                (select("State", "state", &states))
                 label { "Name contains" input name="image" value=(query.image); }
                 label { "Loss from" input type="number" step="any" name="min_loss" value=[query.min_loss]; }
                 label { "to" input type="number" step="any" name="max_loss" value=[query.max_loss]; }
-                label { "Sort by"
-                    select name="sort" {
-                        @for (sort, value, label) in sorts { option value=(value) selected[query.sort == sort] { (label) } }
-                    }
-                }
-                label { "Order"
-                    select name="descending" {
-                        option value="false" selected[!query.descending] { "ascending" }
-                        option value="true" selected[query.descending] { "descending" }
-                    }
-                }
+                (select("Sort by", "sort", &sorts.map(|(sort, value, label)| (value, label, query.sort == sort))))
+                (select("Order", "descending", &orders))
                 button.main { "Show" }
             }
+        }
+    }
+}
+
+/// `options`: the value, the text, and whether it is chosen.
+fn select(label: &str, field: &str, options: &[(&str, &str, bool)]) -> Markup {
+    html! {
+        label { (label)
+            select name=(field) { @for (value, shown, chosen) in options { option value=(value) selected[*chosen] { (text(shown)) } } }
         }
     }
 }
@@ -92,12 +78,12 @@ impl ImagesPage<'_> {
 /// The part of a query that the grid repeats in its requests.
 fn query_string(query: &ImageQuery) -> String {
     let fields = serde_json::to_value(query).expect("plain fields serialise");
-    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let wanted = |(name, value): &(&String, &serde_json::Value)| {
-        !["offset", "limit"].contains(&name.as_str()) && !value.is_null() && value.as_str() != Some("")
+    let field = |(name, value): (&String, &serde_json::Value)| {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let wanted = !["offset", "limit"].contains(&name.as_str()) && !value.is_null() && !text.is_empty();
+        wanted.then(|| (name.clone(), text))
     };
-    let fields: Vec<_> = fields.as_object().into_iter().flatten().filter(wanted).collect();
-    fields.iter().map(|(name, value)| format!("{name}={}", encoded(&text(value)))).collect::<Vec<_>>().join("&")
+    encoded_query(&fields.as_object().into_iter().flatten().filter_map(field).collect::<Vec<_>>())
 }
 
 fn table(at: &str, rows: &[ImageRow]) -> Markup {
@@ -109,7 +95,7 @@ fn table(at: &str, rows: &[ImageRow]) -> Markup {
                     tr {
                         td { a href={ (at) "/image?key=" (encoded(&row.image)) } { (name(&row.image)) } }
                         td { (text(row.class.as_deref().unwrap_or_default())) }
-                        td { (row.reason.map_or(state_name(row.state), |reason| reason.as_str())) }
+                        td { (row.reason.map_or(row.state.as_str(), |reason| reason.as_str())) }
                         td.num { (real(row.loss)) } td.num { (real(row.l1)) } td.num { (real(row.lpips)) }
                     }
                 }

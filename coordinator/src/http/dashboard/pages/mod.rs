@@ -1,10 +1,9 @@
-//! The pages: one file each. Pure: data in, HTML out. Names of images, runs and workers may be hostile.
+//! The pages: one file each for those of a session. Pure: data in, HTML out. Names of images, runs and workers may be hostile.
 
 pub mod failures;
 pub mod fleet;
 pub mod image;
 pub mod images;
-pub mod login;
 mod parts;
 pub mod run;
 pub mod runs;
@@ -14,10 +13,10 @@ use maud::{DOCTYPE, Markup, html};
 use crate::http::auth::Role;
 use parts::text;
 
-pub struct Frame<'a> {
+pub struct PageFrame {
     pub role: Role,
     /// Every form sends it.
-    pub form_key: &'a str,
+    pub form_key: String,
     /// Whether there is a session to log out of.
     pub session: bool,
     /// Shown once after an action: whether it succeeded, and a text.
@@ -36,7 +35,7 @@ enum Place {
     Outside,
 }
 
-impl Frame<'_> {
+impl PageFrame {
     fn page(&self, title: &str, place: Place, content: &Markup) -> Markup {
         let link = |to: &str, text: &str, here: Place| {
             html! { a href=(to) aria-current=[(here == place).then_some("page")] { (text) } }
@@ -82,6 +81,20 @@ impl Frame<'_> {
 
     fn key(&self) -> Markup {
         html! { input type="hidden" name="form_key" value=(self.form_key); }
+    }
+
+    /// The login, which leads back to the path `to`.
+    pub fn login(&self, to: &str) -> Markup {
+        let content = html! {
+            h1 { "Log in" }
+            form.card method="post" action="/login" {
+                (self.key())
+                input type="hidden" name="to" value=(to);
+                label { "Token" input type="password" name="token" autocomplete="current-password" required autofocus; }
+                p { button.main { "Log in" } }
+            }
+        };
+        self.page("Log in", Place::Outside, &content)
     }
 
     /// The page of a refusal.

@@ -1,10 +1,9 @@
 //! Parts that several pages use.
 
 use maud::{Markup, html};
-use proto::{FailureReason, Params, RunState};
+use proto::Params;
+use results::format::ABSENT;
 use results::html::{Untrusted, UntrustedName};
-
-use client::api::ImageState;
 
 /// Escapes hostile text.
 pub(super) fn text(text: &str) -> Untrusted<'_> {
@@ -16,33 +15,12 @@ pub(super) fn name(text: &str) -> UntrustedName<'_> {
     UntrustedName(text)
 }
 
-pub(super) fn badge(state: RunState) -> Markup {
-    let state = match state {
-        RunState::Running => "running",
-        RunState::Paused => "paused",
-        RunState::Cancelled => "cancelled",
-        RunState::Finished => "finished",
-    };
+pub(super) fn badge(state: &str) -> Markup {
     html! { span class={ "badge " (state) } data-f="state" { (state) } }
 }
 
-pub(super) fn state_name(state: ImageState) -> &'static str {
-    match state {
-        ImageState::Succeeded => "succeeded",
-        ImageState::Failed => "failed",
-    }
-}
-
-pub(super) fn spoken(reason: FailureReason) -> String {
-    reason.as_str().replace('_', " ")
-}
-
-pub(super) fn percent(part: usize, whole: usize) -> String {
-    format!("{:.1} %", if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 })
-}
-
 pub(super) fn optional(text: Option<String>) -> String {
-    text.unwrap_or_else(|| "–".into())
+    text.unwrap_or_else(|| ABSENT.into())
 }
 
 pub(super) fn real(value: Option<f64>) -> String {

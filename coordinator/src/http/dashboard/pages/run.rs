@@ -3,14 +3,13 @@
 use maud::{Markup, html};
 use proto::{RunState, Stage};
 use results::chart::{Bar, bars};
+use results::format::{utc, words};
 use results::summary::Spread;
 use serde_json::json;
-use time::OffsetDateTime;
-use time::macros::format_description;
 
 use super::parts::{badge, heads, name, optional, provenance, real, text};
 use super::runs::card;
-use super::{Frame, Place};
+use super::{PageFrame, Place};
 use crate::http::auth::Role;
 use crate::http::percent::encoded;
 use crate::outcomes::Histogram;
@@ -32,11 +31,11 @@ pub struct RunPage<'a> {
 }
 
 impl RunPage<'_> {
-    pub fn show(&self, frame: &Frame) -> Markup {
+    pub fn show(&self, frame: &PageFrame) -> Markup {
         let RunPage { run, losses, .. } = *self;
         let at = format!("/runs/{}", run.name);
         let content = html! {
-            div.run-head { h1 { (name(&run.name)) } span data-run=(run.name) { (badge(run.state)) } }
+            div.run-head { h1 { (name(&run.name)) } span data-run=(run.name) { (badge(run.state.as_str())) } }
             (card(run, false))
             dl.tiles data-run=(run.name) {
                 @for (field, label, value) in [
@@ -51,7 +50,7 @@ impl RunPage<'_> {
                 a.button href={ (at) "/images" } { "Images" }
                 a.button href={ (at) "/failures" } { "Failures" }
                 a.button href={ (at) "/results.csv" } { "results.csv" }
-                @if matches!(run.state, RunState::Finished | RunState::Cancelled) {
+                @if run.state.is_closed() {
                     a.button href={ (at) "/results.parquet" } { "results.parquet" }
                     a.button href={ (at) "/report.html" } { "Report" }
                 }
@@ -100,11 +99,10 @@ impl RunPage<'_> {
     }
 }
 
-fn actions(frame: &Frame, run: &RunStatus, at: &str) -> Markup {
+fn actions(frame: &PageFrame, run: &RunStatus, at: &str) -> Markup {
     let act = format!("{at}/act");
-    let stays = matches!(run.state, RunState::Running | RunState::Paused);
     html! {
-        @if frame.role == Role::Operate && stays {
+        @if frame.role == Role::Operate && !run.state.is_closed() {
             div.row {
                 form method="post" action=(act) {
                     (frame.key())
@@ -215,7 +213,7 @@ fn stages(run: &RunStatus) -> Markup {
             thead { tr { th { "stage" } th.num { "seconds an image" } th.num { "share" } } }
             tbody {
                 @for (stage, seconds) in in_order {
-                    tr { td { (text(&stage.replace('_', " "))) } td.num { (format!("{seconds:.2}")) } td.num { (format!("{:.0} %", 100.0 * seconds / sum.max(f64::MIN_POSITIVE))) } }
+                    tr { td { (text(&words(stage))) } td.num { (format!("{seconds:.2}")) } td.num { (format!("{:.0} %", 100.0 * seconds / sum.max(f64::MIN_POSITIVE))) } }
                 }
             }
         }
@@ -248,29 +246,4 @@ fn origin_of(Origin { record, began }: &Origin) -> Markup {
         ("basin", record.version.clone()),
     ];
     provenance(&fields, None, &record.params)
-}
-
-/// `seconds`: since 1970. `None`: too late for a calendar of four digits.
-fn utc(seconds: u64) -> Option<String> {
-    let time = OffsetDateTime::from_unix_timestamp(seconds.try_into().ok()?).ok()?;
-    time.format(format_description!("[year]-[month]-[day] [hour]:[minute] UTC")).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::utc;
-
-    #[test]
-    fn times_are_those_of_the_calendar() {
-        // As `date -u -d @…` says.
-        for (seconds, wanted) in [
-            (0, Some("1970-01-01 00:00 UTC")),
-            (951_782_399, Some("2000-02-28 23:59 UTC")),
-            (1_772_323_200, Some("2026-03-01 00:00 UTC")),
-            (4_107_542_400, Some("2100-03-01 00:00 UTC")),
-            (u64::MAX, None),
-        ] {
-            assert_eq!(utc(seconds).as_deref(), wanted);
-        }
-    }
 }

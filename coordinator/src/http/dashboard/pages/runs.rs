@@ -1,13 +1,13 @@
 //! The list of runs.
 
 use maud::{Markup, html};
-use proto::RunState;
+use results::format::percent;
 
-use super::parts::{badge, duration, name, optional, percent, text};
-use super::{Frame, Place};
+use super::parts::{badge, duration, name, optional, text};
+use super::{PageFrame, Place};
 use client::api::RunStatus;
 
-pub fn show(frame: &Frame, runs: &[RunStatus]) -> Markup {
+pub fn show(frame: &PageFrame, runs: &[RunStatus]) -> Markup {
     let content = html! {
         h1 { "Runs" }
         div #runs data-refresh {
@@ -30,14 +30,14 @@ pub(super) fn card(run: &RunStatus, link: bool) -> Markup {
             @if link {
                 div.run-head {
                     a href={ "/runs/" (run.name) } { (name(&run.name)) }
-                    (badge(run.state))
+                    (badge(run.state.as_str()))
                 }
             }
             progress max=(run.images.max(1)) value=(settled) aria-label={ "progress of " (run.name) } {}
             div.run-head.soft {
-                span { span data-f="done" { (percent(settled, run.images)) } " of " span data-f="images" { (run.images) } " images" }
+                span { span data-f="done" { (percent(settled as u64, run.images as u64)) } " of " span data-f="images" { (run.images) } " images" }
                 span { span data-f="succeeded" { (run.skipped + run.succeeded) } " succeeded, " span data-f="failed" { (run.failed) } " failed" }
-                @if matches!(run.state, RunState::Running | RunState::Paused) {
+                @if !run.state.is_closed() {
                     span { span data-f="rate" { (optional(run.per_hour.map(|r| format!("{r:.0}")))) } " images/hour" }
                     span { "time left " span data-f="eta" { (optional(run.eta_seconds.map(duration))) } }
                 }

@@ -1,4 +1,4 @@
-//! The edit service (*io*). The coordinator forwards requests to it, so that a browser needs no other address.
+//! Other services that the dashboard uses or links to (*io*).
 
 use std::io::Read;
 use std::str::FromStr;
@@ -6,11 +6,47 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::Uri;
-use axum::http::uri::Scheme;
 use tokio::sync::Semaphore;
 
-use crate::http::percent::encoded;
+use super::percent::encoded_query;
 use crate::service::Refusal;
+use client::api::ErrorAnswer;
+
+#[derive(Clone, Default)]
+pub struct OtherServices {
+    pub traces: Option<TraceUrl>,
+    pub edits: Option<Edits>,
+}
+
+fn is_web(url: &Uri) -> bool {
+    matches!((url.scheme_str(), url.host()), (Some("http" | "https"), Some(_)))
+}
+
+/// A URL with `{trace}` in place of a trace's id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceUrl(String);
+
+const PLACE: &str = "{trace}";
+
+impl TraceUrl {
+    /// The URL of a trace. `None`: not an id of a trace; ids come from records, which may be hostile.
+    pub fn of(&self, trace: &str) -> Option<String> {
+        let is_id = trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit());
+        is_id.then(|| self.0.replace(PLACE, trace))
+    }
+}
+
+impl FromStr for TraceUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<TraceUrl, String> {
+        if !text.contains(PLACE) {
+            return Err(format!("the URL has no {PLACE}: use one such as https://tempo.example/trace/{PLACE}"));
+        }
+        let example: Uri = text.replace(PLACE, "0").parse().map_err(|_| "not a URL".to_owned())?;
+        is_web(&example).then(|| TraceUrl(text.to_owned())).ok_or_else(|| "use http:// or https:// with a host".into())
+    }
+}
 
 /// Longest time for an answer. The first one loads a model.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -28,28 +64,20 @@ impl FromStr for EditUrl {
 
     fn from_str(text: &str) -> Result<EditUrl, String> {
         let url: Uri = text.parse().map_err(|_| "not a URL: use one such as http://edits:8475".to_owned())?;
-        let plain = url.query().is_none() && url.host().is_some();
-        match url.scheme() {
-            Some(scheme) if plain && (*scheme == Scheme::HTTP || *scheme == Scheme::HTTPS) => {
-                Ok(EditUrl(text.trim_end_matches('/').to_owned()))
-            }
-            _ => Err("use http:// or https:// with a host and at most a path, such as http://edits:8475".into()),
+        if !is_web(&url) || url.query().is_some() {
+            return Err("use http:// or https:// with a host and at most a path, such as http://edits:8475".into());
         }
+        Ok(EditUrl(text.trim_end_matches('/').to_owned()))
     }
 }
 
+/// The edit service. The coordinator forwards requests to it, so that a browser needs no other address.
 #[derive(Clone)]
 pub struct Edits {
     url: EditUrl,
     token: Option<String>,
     agent: ureq::Agent,
     room: Arc<Semaphore>,
-}
-
-pub(in crate::http) struct Answered {
-    /// Content type.
-    pub kind: String,
-    pub bytes: Vec<u8>,
 }
 
 impl Edits {
@@ -59,17 +87,16 @@ impl Edits {
         Edits { url, token, agent: config.into(), room: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
-    /// Requests an edited picture (`what` is empty) or the possible edits (`/options`) of an image of a run.
-    pub(in crate::http) async fn ask(
+    /// Requests an edited picture (`what` is empty) or the possible edits (`/options`) of an image of a run. Returns the content type
+    /// and the bytes.
+    pub(super) async fn ask(
         &self,
         run: &str,
         what: &'static str,
         fields: &[(String, String)],
-    ) -> Result<Answered, Refusal> {
+    ) -> Result<(String, Vec<u8>), Refusal> {
         proto::keys::check_run(run).map_err(|problem| Refusal::NotFound(format!("run {run:?} {problem}")))?;
-        let query =
-            fields.iter().map(|(name, value)| format!("{}={}", encoded(name), encoded(value))).collect::<Vec<_>>().join("&");
-        let url = format!("{}/v1/runs/{run}/edit{what}?{query}", self.url.0);
+        let url = format!("{}/v1/runs/{run}/edit{what}?{}", self.url.0, encoded_query(fields));
         let (agent, token) = (self.agent.clone(), self.token.clone());
         let busy = |_| Refusal::TooMany("the edit service is busy: try again in a moment".into());
         let room = self.room.clone().try_acquire_owned().map_err(busy)?;
@@ -91,11 +118,10 @@ impl Edits {
             asked.map_err(|error| Refusal::Unavailable(format!("the edit service does not answer: {error}")))?;
         // Nothing else is forwarded.
         if status == 200 && ["image/png", "application/json"].contains(&kind.as_str()) {
-            return Ok(Answered { kind, bytes });
+            return Ok((kind, bytes));
         }
-        let said = serde_json::from_slice::<serde_json::Value>(&bytes).ok();
-        let why = said.and_then(|said| Some(said.get("error")?.as_str()?.to_owned()));
-        let why = why.unwrap_or_else(|| format!("the edit service answers {status}"));
+        let said = serde_json::from_slice::<ErrorAnswer>(&bytes);
+        let why = said.map_or_else(|_| format!("the edit service answers {status}"), |said| said.error);
         Err(match status {
             404 => Refusal::NotFound(why),
             409 => Refusal::Conflict(why),
@@ -115,6 +141,27 @@ mod tests {
         assert!("https://host/path".parse::<EditUrl>().is_ok());
         for strange in ["", "edits:8475", "file:///etc/passwd", "http://host/?x=", "http:///x", "ftp://host"] {
             assert!(strange.parse::<EditUrl>().is_err(), "{strange}");
+        }
+    }
+
+    #[test]
+    fn a_url_of_the_web_with_a_place_for_the_trace_is_taken_and_nothing_else() {
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let url: TraceUrl = "https://tempo.example/trace/{trace}?x=1".parse().expect("a URL");
+        assert_eq!(url.of(id), Some(format!("https://tempo.example/trace/{id}?x=1")));
+        for strange in ["", "4bf9", "../../../../../../../../../../../x", "4bf92f3577b34da6a3ce929d0e0e473g", &id[1..]] {
+            assert_eq!(url.of(strange), None, "{strange}");
+        }
+        for (text, why) in [
+            ("https://tempo.example/trace/", "has no {trace}"),
+            ("javascript:alert({trace})", "http://"),
+            ("ftp://tempo.example/{trace}", "http://"),
+            ("/trace/{trace}", "http://"),
+            ("https:///{trace}", "URL"),
+            ("https://tempo.example/a b/{trace}", "URL"),
+        ] {
+            let refusal = text.parse::<TraceUrl>().expect_err(text);
+            assert!(refusal.contains(why), "{text}: {refusal}");
         }
     }
 }
