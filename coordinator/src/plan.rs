@@ -179,25 +179,13 @@ fn unknown_class(name: &str, spec: &RunSpec) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use proto::Params;
+    use proto::sample;
 
     use super::*;
 
     pub(crate) fn spec(name: &str) -> RunSpec {
         RunSpec {
-            record: RunRecord {
-                format: 1,
-                name: name.into(),
-                dataset: "file:///d".into(),
-                annotations: "auto".into(),
-                limit: None,
-                model: "m".into(),
-                model_digest: "0".into(),
-                resolution: 32,
-                params: Params::fast(),
-                seed: 7,
-                version: "0".into(),
-            },
+            record: RunRecord { name: name.into(), ..sample::run() },
             classes: vec!["Bag".into(), "Coat".into()],
             super_classes: vec!["thing".into(), "thing".into()],
             categories: vec!["handbag".into(), String::new()],

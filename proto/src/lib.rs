@@ -13,6 +13,8 @@ mod model;
 mod params;
 mod result;
 mod run;
+#[doc(hidden)]
+pub mod sample;
 mod snapshot;
 mod stage;
 

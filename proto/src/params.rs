@@ -345,6 +345,14 @@ pub enum LatentSearch {
     },
 }
 
+impl LatentSearch {
+    /// The paper's method: CMA-ES starts with deviation 1 and is told the refined points, and the final descent starts afresh.
+    pub const fn basin_cma(generations: u32, steps: u32, final_steps: u32) -> LatentSearch {
+        let (told, last) = (Told::Refined, LastDescent::Fresh);
+        LatentSearch::BasinCma { generations, steps, final_steps, told, sigma: 1.0, last }
+    }
+}
+
 /// The final descent of BasinCMA.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -481,14 +489,7 @@ impl Params {
                 fitness: Fitness::Minimum,
                 choice: TransformChoice::Mean,
             }),
-            latent: LatentSearch::BasinCma {
-                generations: 30,
-                steps: 30,
-                final_steps: 300,
-                told: Told::Refined,
-                sigma: 1.0,
-                last: LastDescent::Fresh,
-            },
+            latent: LatentSearch::basin_cma(30, 30, 300),
             seeds: 18,
             descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
             object: Object::default(),
@@ -526,7 +527,6 @@ impl Params {
                 sigma: 1.0,
                 last: LastDescent::Fresh,
             },
-            seeds: 18,
             descent: Descent { lr_c: 0.01, ..paper.descent },
             ..paper
         }
@@ -538,14 +538,7 @@ impl Params {
         Params {
             profile: "fast".into(),
             transform: paper.transform.map(|t| TransformSearch { generations: 20, steps: 10, ..t }),
-            latent: LatentSearch::BasinCma {
-                generations: 12,
-                steps: 15,
-                final_steps: 100,
-                told: Told::Refined,
-                sigma: 1.0,
-                last: LastDescent::Fresh,
-            },
+            latent: LatentSearch::basin_cma(12, 15, 100),
             ..paper
         }
     }

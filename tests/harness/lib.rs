@@ -3,6 +3,7 @@
 
 mod faulty_s3;
 mod fleet;
+mod home;
 mod otlp;
 mod process;
 mod proxy;
@@ -15,10 +16,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use proto::{ModelRef, hex_sha256};
-
 pub use faulty_s3::{S3, Weather};
 pub use fleet::{Fleet, TOKEN, http, long, short};
+pub use home::Home;
 pub use otlp::{Attributes, Heard, Metric, Otlp, Span};
 pub use process::{Process, pass};
 pub use proxy::{Flow, Proxy};
@@ -79,16 +79,18 @@ pub fn signal(id: u32, name: &str) {
     assert!(sent.success());
 }
 
-/// Copies the bundled model to `<dir>/home/models/<name>`, under that name.
-pub fn push_model(dir: &Path, name: &str) -> ModelRef {
-    let place = dir.join("home/models").join(name);
-    fs::create_dir_all(&place).expect("writable");
-    for file in fs::read_dir(root().join("models/fashion32")).expect("the bundled model") {
-        let file = file.expect("readable");
-        fs::copy(file.path(), place.join(file.file_name())).expect("writable");
+/// Copies the files of a folder to a new one.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("writable");
+    for file in files(from) {
+        fs::copy(&file, to.join(file.file_name().expect("a file"))).expect("writable");
     }
-    let manifest = fs::read_to_string(place.join("model.json")).expect("readable");
-    let manifest = manifest.replace("\"fashion32\"", &format!("{name:?}"));
-    fs::write(place.join("model.json"), &manifest).expect("writable");
-    ModelRef { name: name.into(), digest: hex_sha256(manifest.as_bytes()), resolution: 32 }
+}
+
+/// Changes a bit in the middle of a file.
+pub fn damage(file: &Path) {
+    let mut bytes = fs::read(file).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).expect("writable");
 }

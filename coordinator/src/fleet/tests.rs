@@ -8,8 +8,7 @@ use crate::ledger::tests::{about, failed, planned, succeeded};
 use crate::plan::tests::spec;
 
 fn failure_of(image: &str) -> Failure {
-    let (image, message) = (image.to_owned(), "as the store says".into());
-    Failure { format: 1, job: None, image, reason: FailureReason::BadImage, message, class_name: None }
+    proto::sample::failure(image, FailureReason::BadImage, "as the store says")
 }
 
 fn fleet(window: usize, runs: &[(&str, usize, i32)]) -> Fleet {

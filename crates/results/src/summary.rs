@@ -295,6 +295,9 @@ fn sorted_sum(values: impl Iterator<Item = f64>) -> f64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use proto::Job;
+    use proto::sample::{self, failure};
+
     use super::*;
 
     pub fn seed(loss: f64, l1: f64, lpips: f64) -> SeedResult {
@@ -302,57 +305,12 @@ pub(crate) mod tests {
     }
 
     pub fn record(image: &str, class: u32, class_name: &str, best: usize, seeds: Vec<SeedResult>) -> ResultRecord {
-        ResultRecord {
-            format: 1,
-            job: serde_json::from_value("0123456789abcdef0123456789abcdef".into()).expect("an id is a string"),
-            image: image.into(),
-            identity: "1".into(),
-            class,
-            class_name: class_name.into(),
-            bbox: None,
-            model: model(),
-            params: Params::fast(),
-            seed: 7,
-            version: "0.1.0".into(),
-            transform: None,
-            best,
-            seeds,
-            lane_steps: 100,
-            seconds: 1.5,
-            attempt: "0f".into(),
-            objects: vec![],
-            fine_tuned: None,
-            target_bbox: None,
-            mask: false,
-            found: None,
-            trace: None,
-        }
-    }
-
-    pub fn failure(image: &str, reason: FailureReason, message: &str) -> Failure {
-        Failure { format: 1, job: None, image: image.into(), reason, message: message.into(), class_name: None }
-    }
-
-    fn model() -> ModelRef {
-        ModelRef { name: "fashion32".into(), digest: "ab".repeat(32), resolution: 32 }
+        let job = Job { image: image.into(), class, class_name: class_name.into(), ..sample::job() };
+        ResultRecord { best, ..sample::result(&job, seeds) }
     }
 
     fn summarise(planned: Option<usize>, results: &[ResultRecord], failures: &[Failure]) -> Summary {
-        let ModelRef { name: model, digest: model_digest, resolution } = model();
-        let run = RunRecord {
-            format: 1,
-            name: "demo".into(),
-            dataset: "file:///samples".into(),
-            annotations: "auto".into(),
-            limit: None,
-            model,
-            model_digest,
-            resolution,
-            params: Params::fast(),
-            seed: 7,
-            version: "0.1.0".into(),
-        };
-        Summary::new(&run, planned, &SuperClasses::new(), results, failures)
+        Summary::new(&sample::run(), planned, &SuperClasses::new(), results, failures)
     }
 
     fn spread(mean: f64, standard_error: f64, median: f64) -> Spread {
