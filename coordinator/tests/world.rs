@@ -163,7 +163,7 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
     let attempt = &hex_sha256(job.id().as_str().as_bytes())[..12];
     let mut objects = Vec::new();
     // As without fine-tuning, of an object that is a rectangle.
-    for item in Item::ALL.into_iter().filter(|item| !matches!(item, Item::Mask | Item::Tuned | Item::Delta)) {
+    for &item in Item::ALL.iter().filter(|item| !matches!(item, Item::Mask | Item::Tuned | Item::Delta)) {
         let bytes = content(item, job, loss);
         objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
         results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();

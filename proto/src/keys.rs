@@ -26,6 +26,8 @@
 //!
 //! A fleet's home holds `index/<run>.json`, `control/<run>.json`, `runs/<run>/` (as above) and `models/<model>/`.
 
+use strum::VariantArray;
+
 use crate::hex_sha256;
 
 /// What the run is.
@@ -50,7 +52,7 @@ pub const ATTEMPTS: &str = "attempts/";
 pub const REDRIVES: &str = "redrives/";
 /// What a coordinator knows of the results, for its next start.
 pub const SNAPSHOT: &str = "snapshot";
-/// In the place of an export: the run that it is of.
+/// At the place of an export: the run that it was made from.
 pub const EXPORT: &str = "export.json";
 /// What the run or the export consists of, with digests.
 pub const MANIFEST: &str = "manifest.json";
@@ -66,7 +68,7 @@ const ATTEMPT: &str = "attempt-";
 pub enum Marker {
     /// There is a result: the commit marker.
     Result,
-    /// There is none, and why.
+    /// There is a failure: why there is no result.
     Failure,
 }
 
@@ -83,7 +85,7 @@ impl Marker {
 }
 
 /// An object that an attempt writes before it commits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, VariantArray)]
 pub enum Item {
     /// z, c, transform and losses of all seeds.
     Projection,
@@ -106,18 +108,8 @@ pub enum Item {
 }
 
 impl Item {
-    /// All of them.
-    pub const ALL: [Item; 9] = [
-        Item::Projection,
-        Item::Target,
-        Item::Transformed,
-        Item::Generated,
-        Item::Inverted,
-        Item::History,
-        Item::Mask,
-        Item::Tuned,
-        Item::Delta,
-    ];
+    /// All items, in the order in which they are written.
+    pub const ALL: &[Item] = Item::VARIANTS;
 
     /// Last part of the key.
     pub fn file(self) -> &'static str {
@@ -185,7 +177,7 @@ pub fn parse(key: &str) -> Option<Kind<'_>> {
     if let Some(marker) = Marker::ALL.into_iter().find(|m| m.file() == file) {
         return Some(Kind::Marker(place, marker));
     }
-    let item = Item::ALL.into_iter().find(|i| i.file() == file)?;
+    let item = *Item::ALL.iter().find(|i| i.file() == file)?;
     let (place, attempt) = place.rsplit_once('/')?;
     Some(Kind::Item(place, attempt.strip_prefix(ATTEMPT)?, item))
 }
@@ -307,7 +299,7 @@ mod tests {
             let at = place(image);
             assert!(places.insert(at.clone()), "{image:?} shares its place");
             let markers = Marker::ALL.map(|m| (marker(image, m), Kind::Marker(&at, m)));
-            let items = Item::ALL.map(|i| (item(image, "0f", i), Kind::Item(&at, "0f", i)));
+            let items = Item::ALL.iter().map(|i| (item(image, "0f", *i), Kind::Item(&at, "0f", *i)));
             for (key, kind) in markers.into_iter().chain(items) {
                 assert!(key.split('/').all(|s| !s.is_empty() && !s.starts_with('.') && s.len() <= 200), "{key}");
                 assert!(key.len() < 800 && key.starts_with(IMAGES) && key.bytes().all(|b| (0x21..0x7f).contains(&b)), "{key}");

@@ -251,7 +251,7 @@ async fn commit(results: &Store, objects: Vec<(Item, Content)>, record: &mut Res
         record.objects = stored;
         let bytes = serde_json::to_vec_pretty(&record).expect("a record serialises");
         if results.put_new(&marker, bytes).await? == PutNew::Exists && !is_ours(results, &marker, attempt).await? {
-            for item in Item::ALL {
+            for &item in Item::ALL {
                 results.delete(&keys::item(image, attempt, item)).await?;
             }
         } else if results.exists(&keys::marker(image, Marker::Failure)).await? {
@@ -502,7 +502,7 @@ mod tests {
         let marker = results.get(&keys::marker(&sample::job().image, Marker::Result)).await.expect("a result");
         let record: ResultRecord = serde_json::from_slice(&marker).expect("a record");
         for object in &record.objects {
-            let item = Item::ALL.into_iter().find(|item| item.file() == object.file).expect("a known file");
+            let item = Item::ALL.iter().copied().find(|item| item.file() == object.file).expect("a known file");
             let bytes = results.get(&keys::item(&record.image, &record.attempt, item)).await.expect("it is there");
             assert_eq!(hex_sha256(&bytes), object.sha256, "seed {seed}: {}", object.file);
         }

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use harness::{copy_folder, expect, files, output_text, program, root, signal, wait_for};
 use proto::ModelManifest;
-
-use harness::{files, program, root, signal, wait_for};
 
 /// A study of two images with a tiny budget.
 struct Study {
@@ -35,10 +34,7 @@ impl Study {
     }
 
     fn expect(&self, code: i32, what: &str, data: &str, out: &str, more: &[&str]) -> String {
-        let Output { status, stdout, stderr } = self.command(what, data, out, more).output().expect("basin starts");
-        let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-        assert_eq!(status.code(), Some(code), "{text}");
-        text
+        expect(code, &mut self.command(what, data, out, more))
     }
 
     fn page(&self, out: &str, what: &str) -> serde_json::Value {
@@ -133,11 +129,9 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
 #[test]
 fn images_that_fail_or_change_or_cannot_be_judged_are_told() {
     let study = Study::new();
-    let image = |i: usize| {
-        let mut paths = files(&root().join("benchmarks/data/centred/images"));
-        paths.sort();
-        paths.swap_remove(i)
-    };
+    let mut images = files(&root().join("benchmarks/data/centred/images"));
+    images.sort();
+    let image = |i: usize| &images[i];
     let data = study.path("data");
     for (i, name) in ["Bag/a.png", "Coat/b.png", "Coat/c.png"].into_iter().enumerate() {
         fs::create_dir_all(data.join(name).parent().expect("a folder")).expect("writable");
@@ -146,21 +140,21 @@ fn images_that_fail_or_change_or_cannot_be_judged_are_told() {
     fs::write(data.join("Coat/c.png"), b"").expect("writable");
     let url = data.to_string_lossy().into_owned();
     let more = ["--evaluations", "8", "--limit", "3"];
-    let images = || study.page("out", "table2")["images"].as_array().map(Vec::len);
+    let measured = || study.page("out", "table2")["images"].as_array().map(Vec::len);
 
     let text = study.expect(2, "table2", &url, "out", &more);
-    assert!(text.contains("run again with --retry-failed") && images() == Some(2), "{text}");
+    assert!(text.contains("run again with --retry-failed") && measured() == Some(2), "{text}");
     assert!(fs::read_to_string(study.path("out/table2.md")).expect("the tables").contains("In 2 images there is no box"));
     fs::copy(image(2), data.join("Coat/c.png")).expect("writable");
     study.expect(0, "table2", &url, "out", &[&more[..], &["--retry-failed"]].concat());
-    assert_eq!(images(), Some(3));
+    assert_eq!(measured(), Some(3));
 
     let mut projections = files(&study.path("out/class-random/images"));
     projections.retain(|path| path.ends_with("projection.safetensors"));
     fs::write(&projections[0], b"damaged").expect("writable");
     let vgg = judge("vgg", "models/fashion32-vgg");
     let text = study.expect(2, "table2", &url, "out", &[&more[..], &["--judge", &vgg]].concat());
-    assert!(text.contains("is left out: judge vgg cannot measure it in row class-random") && images() == Some(2), "{text}");
+    assert!(text.contains("is left out: judge vgg cannot measure it in row class-random") && measured() == Some(2), "{text}");
 
     fs::copy(image(5), data.join("Bag/a.png")).expect("writable");
     let text = study.expect(1, "table2", &url, "out", &more);
@@ -192,14 +186,14 @@ fn errors_by_class_stand_in_a_table_and_a_drawing() {
 #[test]
 fn a_data_sets_objects_are_compared_with_the_generators() {
     let study = Study::new();
-    let measure = |data: &str, more: &[&str]| {
+    let measure = |code: i32, data: &str, more: &[&str]| {
         let mut command = Command::new(program("basin"));
         command.args(["study", "bias"]).arg(root().join("benchmarks/data").join(data));
         command.arg("--model").arg(&study.model).arg("--out").arg(study.path(data));
-        command.args(["--samples", "40", "--devices", "cpu"]).args(more).output().expect("basin starts")
+        expect(code, command.args(["--samples", "40", "--devices", "cpu"]).args(more))
     };
     let overlap = |data: &str| {
-        assert!(measure(data, &[]).status.success());
+        measure(0, data, &[]);
         let page = study.page(data, "bias");
         assert_eq!(page["objects"][0], 64);
         page["axes"].as_array().expect("axes").iter().map(|axis| axis["overlap"].as_f64().expect("a number")).collect::<Vec<_>>()
@@ -210,13 +204,13 @@ fn a_data_sets_objects_are_compared_with_the_generators() {
     let read = |file: &str| fs::read(study.path("centred").join(file)).expect("written");
     let (svg, page) = (read("bias.svg"), String::from_utf8(read("bias.md")).expect("text"));
     assert!(page.contains("| centre x |") && page.contains("](bias.svg)") && read("bias.html").len() > svg.len(), "{page}");
-    assert!(measure("centred", &[]).status.success());
+    measure(0, "centred", &[]);
     assert_eq!(read("bias.svg"), svg);
 
-    let refused = measure("centred", &["--mask-from", "detector-box"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("has no detector"));
-    let refused = measure("centred", &["--annotations", "none"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("no image of"), "{}", String::from_utf8_lossy(&refused.stderr));
+    for (asked, problem) in [(["--mask-from", "detector-box"], "has no detector"), (["--annotations", "none"], "no image of")] {
+        let text = measure(1, "centred", &asked);
+        assert!(text.contains(problem), "{text}");
+    }
 }
 
 #[test]
@@ -248,7 +242,7 @@ fn an_interrupted_study_writes_what_it_has_and_says_so() {
     wait_for("work", 120, || !files(&study.path("out/class-gaussian/attempts")).is_empty());
     signal(child.id(), "INT");
     let output = child.wait_with_output().expect("it ends");
-    let text = String::from_utf8_lossy(&output.stderr);
+    let text = output_text(&output);
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(text.contains("run the same command again"), "{text}");
     assert_eq!(study.page("out", "table2")["rows"].as_array().map(Vec::len), Some(0));
@@ -258,10 +252,7 @@ fn an_interrupted_study_writes_what_it_has_and_says_so() {
 fn rows_that_a_model_cannot_run_are_left_out_with_the_reason() {
     let mut study = Study::new();
     let folder = study.path("plain");
-    fs::create_dir(&folder).expect("writable");
-    for file in files(&study.model) {
-        fs::copy(&file, folder.join(file.file_name().expect("a file"))).expect("writable");
-    }
+    copy_folder(&study.model, &folder);
     let path = folder.join("model.json");
     let (manifest, _) = ModelManifest::parse(&fs::read(&path).expect("readable")).expect("ours");
     let manifest = ModelManifest { encoder: None, classifier: None, ..manifest };
