@@ -69,7 +69,19 @@ fn peak_megabytes() -> Result<f64> {
 }
 
 fn spec(dataset: &str) -> RunSpec {
-    let record = RunRecord { name: "imagenet".into(), dataset: dataset.into(), params: Params::paper(), ..proto::sample::run() };
+    let record = RunRecord {
+        format: 1,
+        name: "imagenet".into(),
+        dataset: dataset.into(),
+        annotations: "none".into(),
+        limit: None,
+        model: "biggan-deep-256".into(),
+        model_digest: "0".repeat(64),
+        resolution: 256,
+        params: Params::paper(),
+        seed: 0,
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
     let classes = (0..CLASSES).map(|class| format!("n{class:08}")).collect();
     RunSpec { record, classes, super_classes: vec![], categories: vec![] }
 }

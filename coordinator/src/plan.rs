@@ -179,13 +179,25 @@ fn unknown_class(name: &str, spec: &RunSpec) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use proto::sample;
+    use proto::Params;
 
     use super::*;
 
     pub(crate) fn spec(name: &str) -> RunSpec {
         RunSpec {
-            record: RunRecord { name: name.into(), ..sample::run() },
+            record: RunRecord {
+                format: 1,
+                name: name.into(),
+                dataset: "file:///d".into(),
+                annotations: "auto".into(),
+                limit: None,
+                model: "m".into(),
+                model_digest: "0".into(),
+                resolution: 32,
+                params: Params::fast(),
+                seed: 7,
+                version: "0".into(),
+            },
             classes: vec!["Bag".into(), "Coat".into()],
             super_classes: vec!["thing".into(), "thing".into()],
             categories: vec!["handbag".into(), String::new()],

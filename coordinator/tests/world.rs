@@ -144,8 +144,13 @@ impl World {
 fn content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
     if item == Item::History {
         let curve = |from: f64| (0..20).map(|step| loss + from / f64::from(step + 1)).collect::<Vec<_>>();
-        let (transform, latent, descent) = (curve(3.0), curve(2.0), vec![curve(1.0)]);
-        return serde_json::to_vec(&History { transform, latent, descent, fine_tune: vec![] }).unwrap();
+        return serde_json::to_vec(&History {
+            transform: curve(3.0),
+            latent: curve(2.0),
+            descent: vec![curve(1.0)],
+            fine_tune: vec![],
+        })
+        .unwrap();
     }
     if !item.file().ends_with(".png") {
         return format!("{} of {} {}", item.file(), job.image, "x".repeat(100)).into_bytes();
@@ -163,7 +168,7 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
     let attempt = &hex_sha256(job.id().as_str().as_bytes())[..12];
     let mut objects = Vec::new();
     // As without fine-tuning, of an object that is a rectangle.
-    for &item in Item::ALL.iter().filter(|item| !matches!(item, Item::Mask | Item::Tuned | Item::Delta)) {
+    for item in Item::ALL.into_iter().filter(|item| !matches!(item, Item::Mask | Item::Tuned | Item::Delta)) {
         let bytes = content(item, job, loss);
         objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
         results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
+use serde::Serialize;
 
 use crate::wire::event::What as Wire;
 use crate::{Alive, DecodeError, Job, wire};
@@ -27,7 +28,8 @@ pub struct Event {
 }
 
 /// The kinds of events.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum What {
     /// A worker has begun.
     Started,

@@ -174,11 +174,10 @@ impl Job {
             return Err(DecodeError::Version { message, found: wire.version, known: VERSION });
         }
         let field = |field, problem: &str| DecodeError::Field { message, field, problem: problem.to_owned() };
-        if wire.run.is_empty() {
-            return Err(field("run", "is empty"));
-        }
-        if wire.image.is_empty() {
-            return Err(field("image", "is empty"));
+        for (name, value) in [("run", &wire.run), ("image", &wire.image)] {
+            if value.is_empty() {
+                return Err(field(name, "is empty"));
+            }
         }
         let has_area = |b: Box2d| [b.x, b.y, b.width, b.height].iter().all(|v| v.is_finite()) && b.width > 0.0 && b.height > 0.0;
         if wire.r#box.is_some_and(|b| !has_area(b)) {

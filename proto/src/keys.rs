@@ -26,8 +26,6 @@
 //!
 //! A fleet's home holds `index/<run>.json`, `control/<run>.json`, `runs/<run>/` (as above) and `models/<model>/`.
 
-use strum::VariantArray;
-
 use crate::hex_sha256;
 
 /// What the run is.
@@ -85,7 +83,7 @@ impl Marker {
 }
 
 /// An object that an attempt writes before it commits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
     /// z, c, transform and losses of all seeds.
     Projection,
@@ -109,7 +107,17 @@ pub enum Item {
 
 impl Item {
     /// All items, in the order in which they are written.
-    pub const ALL: &[Item] = Item::VARIANTS;
+    pub const ALL: [Item; 9] = [
+        Item::Projection,
+        Item::Target,
+        Item::Transformed,
+        Item::Generated,
+        Item::Inverted,
+        Item::History,
+        Item::Mask,
+        Item::Tuned,
+        Item::Delta,
+    ];
 
     /// Last part of the key.
     pub fn file(self) -> &'static str {
@@ -177,7 +185,7 @@ pub fn parse(key: &str) -> Option<Kind<'_>> {
     if let Some(marker) = Marker::ALL.into_iter().find(|m| m.file() == file) {
         return Some(Kind::Marker(place, marker));
     }
-    let item = *Item::ALL.iter().find(|i| i.file() == file)?;
+    let item = Item::ALL.into_iter().find(|i| i.file() == file)?;
     let (place, attempt) = place.rsplit_once('/')?;
     Some(Kind::Item(place, attempt.strip_prefix(ATTEMPT)?, item))
 }
@@ -214,39 +222,28 @@ pub fn model_prefix(model: &str) -> String {
 
 /// Whether `name` can name a run or a model: 1 to 63 letters, digits, `-`, `_` and `.`, no dot at the start.
 pub fn check_run(name: &str) -> Result<(), &'static str> {
-    if name.is_empty() || name.len() > 63 {
-        return Err("must have 1 to 63 characters");
-    }
-    if name.starts_with('.') {
-        return Err("must not start with a dot");
-    }
-    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
-        return Err("may hold letters, digits, '-', '_' and '.' only");
-    }
-    Ok(())
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    first_problem([
+        (name.is_empty() || name.len() > 63, "must have 1 to 63 characters"),
+        (name.starts_with('.'), "must not start with a dot"),
+        (!name.bytes().all(plain), "may hold letters, digits, '-', '_' and '.' only"),
+    ])
 }
 
 /// Whether `key` can name an image: not empty, no control characters, no absolute path, no `.` or `..` or empty segment.
 pub fn check_image(key: &str) -> Result<(), &'static str> {
-    if key.is_empty() {
-        return Err("is empty");
-    }
-    if key.len() > 512 {
-        return Err("is longer than 512 bytes");
-    }
-    if key.chars().any(char::is_control) {
-        return Err("contains a control character");
-    }
-    if key.contains('\\') {
-        return Err("contains a backslash");
-    }
-    if key.split('/').any(|s| s.is_empty()) {
-        return Err("has an empty part (starts or ends with '/', or has '//')");
-    }
-    if key.split('/').any(|s| s == "." || s == "..") {
-        return Err("contains a '.' or '..' part");
-    }
-    Ok(())
+    first_problem([
+        (key.is_empty(), "is empty"),
+        (key.len() > 512, "is longer than 512 bytes"),
+        (key.chars().any(char::is_control), "contains a control character"),
+        (key.contains('\\'), "contains a backslash"),
+        (key.split('/').any(str::is_empty), "has an empty part (starts or ends with '/', or has '//')"),
+        (key.split('/').any(|part| part == "." || part == ".."), "contains a '.' or '..' part"),
+    ])
+}
+
+fn first_problem<const N: usize>(problems: [(bool, &'static str); N]) -> Result<(), &'static str> {
+    problems.into_iter().find(|(is_so, _)| *is_so).map_or(Ok(()), |(_, problem)| Err(problem))
 }
 
 /// Longest part of a place, and longest place, in bytes: file systems allow 255, S3 1024 with prefix and file.
@@ -299,7 +296,7 @@ mod tests {
             let at = place(image);
             assert!(places.insert(at.clone()), "{image:?} shares its place");
             let markers = Marker::ALL.map(|m| (marker(image, m), Kind::Marker(&at, m)));
-            let items = Item::ALL.iter().map(|i| (item(image, "0f", *i), Kind::Item(&at, "0f", *i)));
+            let items = Item::ALL.map(|i| (item(image, "0f", i), Kind::Item(&at, "0f", i)));
             for (key, kind) in markers.into_iter().chain(items) {
                 assert!(key.split('/').all(|s| !s.is_empty() && !s.starts_with('.') && s.len() <= 200), "{key}");
                 assert!(key.len() < 800 && key.starts_with(IMAGES) && key.bytes().all(|b| (0x21..0x7f).contains(&b)), "{key}");

@@ -79,7 +79,7 @@ impl ResultRecord {
     /// The objects that must be there.
     pub fn items(&self) -> impl Iterator<Item = Item> {
         let tuned = matches!(self.fine_tuned, Some(FineTuned::Kept { .. }));
-        Item::ALL.iter().copied().filter(move |item| match item {
+        Item::ALL.into_iter().filter(move |item| match item {
             Item::Tuned | Item::Delta => tuned,
             Item::Mask => self.mask,
             _ => true,

@@ -71,7 +71,7 @@ impl Default for Control {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum RunState {
-    /// Jobs are handed out.
+    /// Its jobs are handed out.
     Running,
     /// No job is handed out, and workers give back those that they hold.
     Paused,

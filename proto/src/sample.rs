@@ -1,6 +1,6 @@
 //! Valid values for the tests and benchmarks of all crates. Each test replaces the fields that it is about.
 
-use crate::{Failure, FailureReason, Job, LatentSearch, ModelRef, Params, ResultRecord, RunRecord, SeedResult, TransformSearch};
+use crate::{Failure, FailureReason, Job, LatentSearch, ModelRef, Params, ResultRecord, SeedResult, TransformSearch};
 
 /// The bundled model by name.
 pub fn model() -> ModelRef {
@@ -24,24 +24,6 @@ pub fn job() -> Job {
         model_digest,
         params: Params::fast(),
         seed: 7,
-    }
-}
-
-/// A run.
-pub fn run() -> RunRecord {
-    let ModelRef { name: model, digest: model_digest, resolution } = model();
-    RunRecord {
-        format: 1,
-        name: "r".into(),
-        dataset: "file:///data".into(),
-        annotations: "auto".into(),
-        limit: None,
-        model,
-        model_digest,
-        resolution,
-        params: Params::fast(),
-        seed: 7,
-        version: "0.1.0".into(),
     }
 }
 

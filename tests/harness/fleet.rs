@@ -231,14 +231,19 @@ pub const LONG: LatentSearch = LatentSearch::basin_cma(60, 6, 60);
 
 /// An HTTP request without a client, so that any part can be left out. The answer is empty if nothing listens.
 pub fn http(port: u16, method: &str, path: &str, token: Option<&str>, body: &str) -> String {
-    let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
     let token = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
     );
-    socket.write_all(format!("{head}{token}\r\n{body}").as_bytes()).expect("it reads");
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).expect("it answers");
-    answer
+    exchange(&format!("127.0.0.1:{port}"), &format!("{head}{token}\r\n{body}"))
+}
+
+/// The answer to a request that closes its connection; empty if nothing listens.
+pub fn exchange(address: &str, request: &str) -> String {
+    let Ok(mut socket) = TcpStream::connect(address) else { return String::new() };
+    socket.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).expect("it answers");
+    String::from_utf8_lossy(&answer).into_owned()
 }

@@ -39,18 +39,14 @@ impl Home {
         Job { run: run.into(), image: "bag.png".into(), identity, dataset, model, model_digest, params, ..sample::job() }
     }
 
-    /// Copies the bundled model to the home, under this name.
-    pub fn push_model(&self, name: &str) -> ModelRef {
-        push_model(self.dir.path(), name)
-    }
-
     /// Changes a byte of the generator in the model folder at `place`.
     pub fn damage(&self, place: &str) {
         crate::damage(&self.path(place).join("generator.safetensors"));
     }
 }
 
-fn push_model(dir: &Path, name: &str) -> ModelRef {
+/// Copies the bundled model to `<dir>/home/models/<name>`, under that name.
+pub fn push_model(dir: &Path, name: &str) -> ModelRef {
     let place = dir.join("home/models").join(name);
     copy_folder(&root().join("models/fashion32"), &place);
     let manifest = fs::read_to_string(place.join("model.json")).expect("readable");

@@ -22,10 +22,11 @@ use proto::{ResultRecord, keys};
 use store::Store;
 
 pub use faulty_s3::{S3, Weather};
-pub use fleet::{LONG, LocalFleet, SHORT, TOKEN, http};
-pub use home::Home;
+pub use fleet::{LONG, LocalFleet, SHORT, TOKEN, exchange, http};
+pub use home::{Home, push_model};
 pub use otlp::{Heard, HeardAttributes, Otlp, Span};
 pub use process::{Process, pass};
+pub use proto::sample::job;
 pub use proxy::{Flow, Proxy};
 pub use rabbitmq::{RabbitMq, free_ports};
 pub use s3_server::{Auth, Server};
@@ -95,6 +96,14 @@ pub fn expect(code: i32, command: &mut Command) -> String {
     let text = output_text(&output);
     assert_eq!(output.status.code(), Some(code), "{text}");
     text
+}
+
+/// Asserts that a text has all these parts.
+#[track_caller]
+pub fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
 }
 
 /// The last lines of a file, if it is there.

@@ -30,7 +30,7 @@ pub struct Span {
     /// Empty at the root.
     pub parent: String,
     pub name: String,
-    /// As OTLP counts them: 1 internal, 4 producer, 5 consumer.
+    /// A number of OTLP: 1 internal, 4 producer, 5 consumer.
     pub kind: i32,
     pub attributes: HeardAttributes,
     /// Span ids, with their attributes.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpStream;
 
-use harness::{LocalFleet, Process, SHORT, TOKEN, files, http, losses, wait_for};
+use harness::{LocalFleet, Process, SHORT, TOKEN, assert_contains, files, http, losses, wait_for};
 use proto::{CrashPoint, LatentSearch};
 use queue::{Channel, Queue};
 
@@ -78,10 +78,9 @@ fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
         fleet.status("r").contains("finished")
     });
     assert_eq!(kills, 5);
-    let text = fleet.basin(0, &["verify", &fleet.run_url("r")]);
-    assert!(text.contains("4 images, 3 succeeded, 1 failed"), "{text}");
-    let failure = fs::read_to_string(fleet.path("home/runs/r/images/Coat/1.png/failure.json")).expect("a failure");
-    assert!(failure.contains("quarantined") && failure.contains("5 attempts"), "{failure}");
+    assert_contains(&fleet.basin(0, &["verify", &fleet.run_url("r")]), &["4 images, 3 succeeded, 1 failed"]);
+    let text = fs::read_to_string(fleet.path("home/runs/r/images/Coat/1.png/failure.json")).expect("a failure");
+    assert_contains(&text, &["quarantined", "5 attempts"]);
 }
 
 /// For every point between two visible steps of worker and coordinator: a process ends there, another takes over, and the run is

@@ -9,12 +9,13 @@ use queue::{Channel, Queue};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use strum::VariantArray;
 
 /// The short form of `make chaos`: each fault once; every image has one result at the end, the same as undisturbed, and the run
 /// ends by itself.
 #[test]
 fn a_run_survives_whatever_happens_to_its_fleet() {
-    chaos(16, FAULTS.len(), 7);
+    chaos(16, Fault::VARIANTS.len(), 7);
 }
 
 #[test]
@@ -23,25 +24,8 @@ fn a_long_run_survives_whatever_happens_to_its_fleet() {
     chaos(1000, 300, 1);
 }
 
-/// What happens to a fleet, and how often in a turn.
-const FAULTS: [(Fault, usize); 14] = [
-    (Fault::WorkerKilled, 3),
-    (Fault::WorkerStopped, 1),
-    (Fault::WorkerLeaves, 1),
-    (Fault::CoordinatorKilled, 2),
-    (Fault::CoordinatorStopped, 1),
-    (Fault::BrokerKilled, 1),
-    (Fault::BrokerStopped, 1),
-    (Fault::ConnectionsCut, 2),
-    (Fault::ConnectionsSlow, 1),
-    (Fault::ConnectionsSilent, 1),
-    (Fault::StoreBusy, 1),
-    (Fault::StoreFull, 1),
-    (Fault::CredentialsExpired, 1),
-    (Fault::EventsShuffled, 1),
-];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What happens to a fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
 enum Fault {
     WorkerKilled,
     /// An old holder of jobs wakes up after others have taken them.
@@ -63,6 +47,17 @@ enum Fault {
     EventsShuffled,
 }
 
+impl Fault {
+    /// How often it happens in a turn of the long form.
+    fn weight(self) -> usize {
+        match self {
+            Fault::WorkerKilled => 3,
+            Fault::CoordinatorKilled | Fault::ConnectionsCut => 2,
+            _ => 1,
+        }
+    }
+}
+
 const CHAOS_WORKER: &[&str] = &["--batch-images", "2", "--checkpoint-every", "1"];
 
 fn chaos(images: usize, faults: usize, seed: u64) {
@@ -81,7 +76,8 @@ fn chaos(images: usize, faults: usize, seed: u64) {
     for count in 1..=faults {
         if turn.is_empty() {
             // The short form has each once.
-            turn = FAULTS.iter().flat_map(|&(fault, n)| vec![fault; if faults == FAULTS.len() { 1 } else { n }]).collect();
+            let times = |fault: Fault| if faults == Fault::VARIANTS.len() { 1 } else { fault.weight() };
+            turn = Fault::VARIANTS.iter().flat_map(|&fault| vec![fault; times(fault)]).collect();
             turn.shuffle(&mut rng);
         }
         let fault = turn.pop().expect("there is one");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use harness::{LONG, LocalFleet, SHORT, TOKEN, files, http, losses, root, wait_for};
+use harness::{LONG, LocalFleet, SHORT, TOKEN, assert_contains, files, http, losses, root, wait_for};
 
 #[test]
 fn a_fleet_gives_what_one_machine_gives_and_a_leaving_worker_loses_nothing() {
@@ -94,11 +94,10 @@ fn strangers_are_kept_out_and_nonsense_is_refused_with_the_reason() {
         (1, "x", "other", "0", "there is no model other"),
     ] {
         let asked = ["submit", &data, "--name", name, "--model", model, "--params", &params, "--seed", seed];
-        let text = fleet.basin(code, &asked);
-        assert!(text.contains(why), "{text}");
+        assert_contains(&fleet.basin(code, &asked), &[why]);
     }
     let text = fleet.basin(1, &["submit", &fleet.path("none").to_string_lossy(), "--name", "none", "--model", "fashion32"]);
-    assert!(text.contains("none"), "{text}");
+    assert_contains(&text, &["none"]);
 }
 
 #[test]
@@ -125,7 +124,7 @@ fn runs_are_paused_cancelled_and_retried() {
     // The image is replaced and its failure retried.
     fs::copy(fleet.path("data/Bag/0.png"), fleet.path("data/Bag/bad.png")).expect("writable");
     let text = fleet.basin(1, &["runs", "retry", "quick", "--reason", "diverged"]);
-    assert!(text.contains("no image of run quick matches; nothing changed"), "{text}");
+    assert_contains(&text, &["no image of run quick matches; nothing changed"]);
     assert!(fleet.basin(0, &["runs", "retry", "quick", "--reason", "bad_image"]).contains(" 1 to be projected"));
     fleet.basin(0, &["runs", "wait", "quick"]);
 

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use engine::edit::{EditRequest, Projected};
 use harness::{
-    Process, SHORT, copy_folder, damage, expect, files, losses, output_text, program, records, root, sample_images, signal,
-    wait_for,
+    Process, SHORT, assert_contains, copy_folder, damage, exchange, expect, files, losses, output_text, program, records, root,
+    sample_images, signal, wait_for,
 };
-use proto::{FineTune, FineTuned, LatentSearch, Params, ResultRecord, sample};
+use proto::{FineTune, FineTuned, LatentSearch, ModelManifest, Params, ResultRecord, sample};
 use store::Store;
 
 mod models;
@@ -29,12 +28,6 @@ impl Scene {
         let scene = Scene { dir: tempfile::tempdir().expect("a temporary folder"), params: sample::params(SHORT) };
         fs::create_dir(scene.path("data")).expect("writable");
         scene
-    }
-
-    /// A schedule that takes long enough to be interrupted.
-    fn long(mut self) -> Scene {
-        self.params.latent = LatentSearch::basin_cma(40, 6, 60);
-        self
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -99,6 +92,11 @@ fn bundled() -> PathBuf {
     root().join("models/fashion32")
 }
 
+/// The manifest of a model's folder.
+fn manifest(folder: &Path) -> ModelManifest {
+    ModelManifest::parse(&fs::read(folder.join("model.json")).expect("readable")).expect("a model").0
+}
+
 /// Runs `basin`, expecting an exit code; returns what was printed.
 fn basin(code: i32, arguments: &[&str]) -> String {
     expect(code, Command::new(program("basin")).args(arguments))
@@ -115,8 +113,7 @@ fn prepared(path: &str, script: &str) -> PathBuf {
 #[test]
 fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
     let scene = Scene::new().with_samples(2);
-    let text = scene.expect(0, "out", &[]);
-    assert!(text.contains("2 images: 2 succeeded, 0 failed"), "{text}");
+    assert_contains(&scene.expect(0, "out", &[]), &["2 images: 2 succeeded, 0 failed"]);
     for image in ["Bag/0.png", "Coat/1.png"] {
         for file in [
             "result.json",
@@ -139,8 +136,7 @@ fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
         assert_eq!(files(&scene.path(folder)), Vec::<PathBuf>::new());
     }
     let before = scene.losses("out");
-    let text = scene.expect(0, "out", &[]);
-    assert!(text.contains("nothing is left to project"), "{text}");
+    assert_contains(&scene.expect(0, "out", &[]), &["nothing is left to project"]);
     assert_eq!(scene.losses("out"), before);
 }
 
@@ -206,8 +202,8 @@ fn bad_images_become_failures_with_reasons_and_the_good_ones_are_projected() {
         ("Bag/text.png", "bad_image"),
         ("Umbrella/unknown.png", "unknown_class"),
     ] {
-        let line = text.lines().find(|l| l.contains(name)).unwrap_or_else(|| panic!("{name} is not listed in {text}"));
-        assert!(line.contains(reason), "{line}");
+        let text = text.lines().find(|l| l.contains(name)).unwrap_or_else(|| panic!("{name} is not listed in {text}"));
+        assert_contains(text, &[reason]);
         assert!(scene.path("out/images").join(name).join("failure.json").is_file());
     }
     let csv = fs::read_to_string(scene.path("out/results.csv")).expect("readable");
@@ -238,26 +234,31 @@ fn coco_annotations_with_bad_entries_lose_only_those() {
         scene = scene.file(name, &png);
     }
     let text = scene.expect(2, "out", &[]);
-    assert!(text.contains("5 images: 1 succeeded, 4 failed"), "{text}");
-    for reason in ["bad_box", "bad_name"] {
-        assert!(text.contains(reason), "{text}");
-    }
+    assert_contains(&text, &["5 images: 1 succeeded, 4 failed", "bad_box", "bad_name"]);
     assert!(!scene.path("c.png").exists() && files(&scene.path("out")).iter().all(|p| p.starts_with(scene.path("out"))));
+}
+
+/// A run of two images that got a signal when both had a checkpoint, its exit code, and the losses without that.
+fn signalled_run(name: &str) -> (Scene, Option<i32>, BTreeMap<String, Vec<f64>>) {
+    let mut scene = Scene::new().with_samples(2);
+    scene.params.latent = LatentSearch::basin_cma(40, 6, 60);
+    scene.expect(0, "undisturbed", &[]);
+    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
+    wait_for("the first checkpoints", 120, || files(&scene.path("out/checkpoints")).len() >= 2);
+    signal(child.id(), name);
+    let code = child.wait().expect("ends").code();
+    let undisturbed = scene.losses("undisturbed");
+    (scene, code, undisturbed)
 }
 
 #[test]
 fn an_interrupted_run_saves_and_resumes_to_the_same_result() {
-    let scene = Scene::new().with_samples(2).long();
-    scene.expect(0, "undisturbed", &[]);
-    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
-    wait_for("the first checkpoints", 120, || files(&scene.path("out/checkpoints")).len() >= 2);
-    signal(child.id(), "INT");
-    let code = child.wait().expect("ends").code();
+    let (scene, code, undisturbed) = signalled_run("INT");
     assert_eq!(code, Some(130), "interrupted before the end");
     assert_eq!(files(&scene.path("out/checkpoints")).len(), 2, "both images were saved");
     assert_eq!(scene.losses("out").len(), 0);
     scene.expect(0, "out", &[]);
-    assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
+    assert_eq!(scene.losses("out"), undisturbed);
     assert_eq!(files(&scene.path("out/checkpoints")), Vec::<PathBuf>::new());
 }
 
@@ -273,62 +274,43 @@ fn a_run_can_be_watched_in_a_browser_until_it_ends() {
     let address = lines.find_map(|line| line.split_once("dashboard: http://").map(|(_, address)| address.to_owned()));
     let address = address.expect("it says where");
     let get = |path: &str| {
-        let mut socket = TcpStream::connect(&address).ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).ok()?;
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).ok()?;
-        Some(String::from_utf8_lossy(&answer).into_owned())
+        exchange(&address, &request)
     };
-    let page = get("/").expect("the page");
-    assert!(page.contains("/runs/out") && page.contains("of <span data-f=\"images\">4</span>"), "{page}");
-    let earlier = get("/v1/runs/out/images").expect("the images");
-    assert!(earlier.contains("Bag/0.png"), "{earlier}");
-    let picture = get("/runs/out/picture?key=Bag/0.png&item=generated").expect("the picture");
-    assert!(picture.contains("image/png"), "{picture}");
-    let last = lines.last().expect("it says how it ended");
-    assert!(last.contains("run again with --retry-failed"), "{last}");
+    assert_contains(&get("/"), &["/runs/out", "of <span data-f=\"images\">4</span>"]);
+    assert_contains(&get("/v1/runs/out/images"), &["Bag/0.png"]);
+    assert_contains(&get("/runs/out/picture?key=Bag/0.png&item=generated"), &["image/png"]);
+    assert_contains(&lines.last().expect("it says how it ended"), &["run again with --retry-failed"]);
     assert_eq!(child.wait().expect("our child").code(), Some(2), "the empty image failed");
 }
 
 #[test]
 fn a_killed_run_resumes_from_its_checkpoints_to_the_same_result() {
-    let scene = Scene::new().with_samples(2).long();
-    scene.expect(0, "undisturbed", &[]);
-    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
-    wait_for("checkpoints", 120, || files(&scene.path("out/checkpoints")).len() >= 2);
-    signal(child.id(), "KILL");
-    child.wait().expect("ends");
+    let (scene, _, undisturbed) = signalled_run("KILL");
     // A checkpoint that the kill or a disk damaged costs work, not the answer.
     damage(&files(&scene.path("out/checkpoints"))[0]);
     scene.expect(0, "out", &[]);
-    assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
+    assert_eq!(scene.losses("out"), undisturbed);
 }
 
 #[test]
 fn what_cannot_work_is_refused_with_the_name_of_the_culprit() {
     let scene = Scene::new().with_samples(1);
-    let missing = scene.expect(1, "out", &["--model", "/nowhere"]);
-    assert!(missing.contains("/nowhere/model.json"), "{missing}");
+    assert_contains(&scene.expect(1, "out", &["--model", "/nowhere"]), &["/nowhere/model.json"]);
 
     copy_folder(&bundled(), &scene.path("model"));
     damage(&scene.path("model/generator.safetensors"));
-    let damaged = scene.expect(1, "out", &["--model", &scene.text("model")]);
-    assert!(damaged.contains("generator.safetensors") && damaged.contains("SHA-256"), "{damaged}");
+    assert_contains(&scene.expect(1, "out", &["--model", &scene.text("model")]), &["generator.safetensors", "SHA-256"]);
 
     fs::write(scene.path("file"), "").expect("writable");
-    let unwritable = scene.expect(1, "file/out", &[]);
-    assert!(unwritable.contains("file/out"), "{unwritable}");
+    assert_contains(&scene.expect(1, "file/out", &[]), &["file/out"]);
 
     scene.expect(2, "out", &["--seed", "0", "--devices", "gpu"]);
 
     scene.expect(0, "done", &[]);
-    let other = scene.expect(1, "done", &["--seed", "5"]);
-    assert!(other.contains("another seed") && other.contains("--out"), "{other}");
+    assert_contains(&scene.expect(1, "done", &["--seed", "5"]), &["another seed", "--out"]);
 
-    let empty = Scene::new();
-    let text = empty.expect(1, "out", &[]);
-    assert!(text.contains("data"), "{text}");
+    assert_contains(&Scene::new().expect(1, "out", &[]), &["data"]);
 }
 
 #[test]
@@ -369,8 +351,8 @@ fn a_generator_is_fitted_to_each_image_and_its_edits_are_blended_back() {
     basin(0, &["verify", &scene.text("out"), "--deep"]);
 
     let delta = objects.join("delta.safetensors.zst");
-    let printed = python_example(&scene, "delta-example", delta.to_str().expect("text"));
-    assert!(printed.contains("gen_z.weight (4096, 128)") && printed.contains("z (64,) of model"), "{printed}");
+    let text = python_example(&scene, "delta-example", delta.to_str().expect("text"));
+    assert_contains(&text, &["gen_z.weight (4096, 128)", "z (64,) of model"]);
 
     let model = engine::load(&bundled()).expect("bundled");
     let directions = engine::edit::directions(&model);
@@ -407,8 +389,7 @@ fn edits_are_written_as_sheets_and_films() {
     let scene = tuned_run();
     let [sheet, gif, webp] = ["sheet.png", "sweep.gif", "sweep.webp"].map(|name| scene.text(name));
     let more = ["--class", "all", "--move", "pc1=1", "--sweep", "4", "--out", &sheet, "--out", &gif, "--out", &webp];
-    let text = edit(0, &scene, "Coat/1.png", &more);
-    assert!([&sheet, &gif, &webp].iter().all(|file| text.contains(*file)), "{text}");
+    assert_contains(&edit(0, &scene, "Coat/1.png", &more), &[&sheet, &gif, &webp]);
     let sheet = image::open(sheet).expect("a PNG");
     let (width, height) = (sheet.width(), sheet.height());
     assert!(width > 6 * 100 && height > 10 * 100, "six pictures in ten rows: {width} x {height}");
@@ -423,8 +404,7 @@ fn edits_are_written_as_sheets_and_films() {
 fn an_edit_that_cannot_be_is_refused_with_what_there_is() {
     let scene = tuned_run();
     let refused = |image: &str, more: &[&str], word: &str| {
-        let text = edit(1, &scene, image, more);
-        assert!(text.contains(word), "{image} {more:?}: {text}");
+        assert_contains(&edit(1, &scene, image, more), &[word]);
     };
     refused("Bag/0.png", &["--class", "Dog"], "T-shirt/top");
     refused("Bag/0.png", &["--move", "sideways=1"], "pc16");
@@ -434,8 +414,7 @@ fn an_edit_that_cannot_be_is_refused_with_what_there_is() {
     refused("Bag/9.png", &["--class", "Coat"], "no result");
     refused("../../Bag/0.png", &["--class", "Coat"], "..");
     assert!(!Path::new("x.bmp").exists() && !Path::new("edit.png").exists());
-    let text = edit(0, &scene, "Bag/0.png", &["--list"]);
-    assert!(text.contains("Ankle boot") && text.contains("pc1"), "{text}");
+    assert_contains(&edit(0, &scene, "Bag/0.png", &["--list"]), &["Ankle boot", "pc1"]);
 
     let other = scene.path("model");
     copy_folder(&bundled(), &other);
@@ -443,13 +422,12 @@ fn an_edit_that_cannot_be_is_refused_with_what_there_is() {
     fs::write(other.join("model.json"), manifest).expect("writable");
     let out = scene.text("out");
     let text = basin(1, &["edit", &out, "Bag/0.png", "--class", "Coat", "--model", &scene.text("model")]);
-    assert!(text.contains("fashion33") && text.contains("fashion32"), "{text}");
+    assert_contains(&text, &["fashion33", "fashion32"]);
 
     damage(&scene.record("Bag/0.png").1.join("delta.safetensors.zst"));
     refused("Bag/0.png", &["--class", "Coat"], "delta.safetensors.zst of image");
     refused("Coat/1.png", &["--class", "Bag", "--strength", "1000"], "not finite");
-    let text = basin(2, &["verify", &out, "--deep"]);
-    assert!(text.contains("delta.safetensors.zst of \"Bag/0.png\" is damaged"), "{text}");
+    assert_contains(&basin(2, &["verify", &out, "--deep"]), &["delta.safetensors.zst of \"Bag/0.png\" is damaged"]);
 }
 
 #[test]
@@ -520,10 +498,7 @@ fn edits_are_served_to_programs_of_this_machine() {
         let body = String::from_utf8_lossy(&body);
         assert!(status == expected && body.contains(word), "{path}: {status} {body}");
     }
-    let mut stream = TcpStream::connect(&address).expect("listens");
     let request = "GET /v1/runs/out/edit/options?image=Bag/0.png HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("readable");
+    let answer = exchange(&address, request);
     assert!(answer.starts_with("HTTP/1.1 401"), "another name for this machine is not served: {answer}");
 }

@@ -31,7 +31,7 @@ fn of_trace(heard: &Heard, trace: &str) -> Vec<Span> {
     heard.spans.iter().filter(|span| span.trace == trace).cloned().collect()
 }
 
-/// As [`SPANS`].
+/// The spans in the form of [`SPANS`].
 fn shape(spans: &[Span]) -> Vec<(&str, &str, i32, &str)> {
     let name = |id: &str| spans.iter().find(|span| span.id == id).map_or("", |span| span.name.as_str());
     let mut shape: Vec<_> =

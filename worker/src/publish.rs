@@ -251,7 +251,7 @@ async fn commit(results: &Store, objects: Vec<(Item, Content)>, record: &mut Res
         record.objects = stored;
         let bytes = serde_json::to_vec_pretty(&record).expect("a record serialises");
         if results.put_new(&marker, bytes).await? == PutNew::Exists && !is_ours(results, &marker, attempt).await? {
-            for &item in Item::ALL {
+            for item in Item::ALL {
                 results.delete(&keys::item(image, attempt, item)).await?;
             }
         } else if results.exists(&keys::marker(image, Marker::Failure)).await? {
@@ -354,7 +354,7 @@ mod tests {
     use std::time::Duration;
 
     use engine::Devices;
-    use proto::{Control, Event, History, Job, ModelRef, RunState, sample};
+    use proto::{Control, Event, History, Job, ModelRef, Params, RunState};
     use queue::{Channel, Consumer, Delivery, Queue};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -378,6 +378,24 @@ mod tests {
             }
             self.polls -= 1;
             self.life.as_mut().poll(context).map(Some)
+        }
+    }
+
+    fn job() -> Job {
+        Job {
+            run: "r".into(),
+            image: "a/1.png".into(),
+            identity: "i".into(),
+            dataset: "/data".into(),
+            class: 0,
+            class_name: "Bag".into(),
+            category: None,
+            bbox: None,
+            mask: None,
+            model: "m".into(),
+            model_digest: "d".into(),
+            params: Params::fast(),
+            seed: 0,
         }
     }
 
@@ -407,7 +425,7 @@ mod tests {
             history,
             lane_steps: 1,
         };
-        let model = ModelRef { resolution: 4, ..sample::model() };
+        let model = ModelRef { name: "m".into(), digest: "d".into(), resolution: 4 };
         let attempt = Attempt { name: format!("{number:012x}"), ..Attempt::begin(worker, delivery, job) };
         let crop = codec::Crop { x: 0, y: 0, side: 4 };
         let frame = Decoded { pixels, bbox: None, mask: None, object: None, original: (4, 4), crop };
@@ -446,7 +464,7 @@ mod tests {
         for state in [RunState::Running, RunState::Finished] {
             let control = serde_json::to_vec(&Control { state, ..Control::default() }).expect("a record");
             home.put(&keys::control("r"), control).await.expect("writable");
-            queue.publish(Channel::Jobs, sample::job().encode()).await.expect("in memory");
+            queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
             let worker = Worker { config: config(), queue: queue.clone(), runs: Runs::Home(home.clone()) };
             let solved = solved(&worker, next(&mut consumer).await.expect("a job"), 1);
             let (sender, receiver) = mpsc::channel(1);
@@ -479,7 +497,7 @@ mod tests {
         let results = Store::open(&dir.path().to_string_lossy()).await.expect("a folder");
         let queue = Queue::open("embedded:?delivery_limit=1000").await.expect("in memory");
         for _ in 0..rng.random_range(1..4) {
-            queue.publish(Channel::Jobs, sample::job().encode()).await.expect("in memory");
+            queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
         }
         let worker = Worker { config: config(), queue: queue.clone(), runs: Runs::One(results.clone()) };
         let mut attempts = 0;
@@ -499,10 +517,10 @@ mod tests {
                 assert!(matches!(ended, None | Some(Ok(()))), "seed {seed}: {ended:?}");
             }
         }
-        let marker = results.get(&keys::marker(&sample::job().image, Marker::Result)).await.expect("a result");
+        let marker = results.get(&keys::marker("a/1.png", Marker::Result)).await.expect("a result");
         let record: ResultRecord = serde_json::from_slice(&marker).expect("a record");
         for object in &record.objects {
-            let item = Item::ALL.iter().copied().find(|item| item.file() == object.file).expect("a known file");
+            let item = Item::ALL.into_iter().find(|item| item.file() == object.file).expect("a known file");
             let bytes = results.get(&keys::item(&record.image, &record.attempt, item)).await.expect("it is there");
             assert_eq!(hex_sha256(&bytes), object.sha256, "seed {seed}: {}", object.file);
         }

@@ -259,8 +259,21 @@ mod tests {
         let label = COCO_CATEGORIES[best.label];
 
         let object = Object { class: ClassSource::Annotation, mask: MaskSource::DetectorBox };
-        let mut job = proto::sample::job();
-        job.params.object = object;
+        let mut job = Job {
+            run: "r".into(),
+            image: "bag.png".into(),
+            identity: "i".into(),
+            dataset: "/data".into(),
+            class: 8,
+            class_name: "Bag".into(),
+            category: None,
+            bbox: None,
+            mask: None,
+            model: "fashion32".into(),
+            model_digest: "d".into(),
+            params: proto::Params { object, ..proto::Params::fast() },
+            seed: 0,
+        };
         model.manifest.categories = vec!["no such label".into(); 10];
         let none = find(&model, &finder, &job, &photo, &whole);
         assert!(none.class == 8 && none.frame.is_none() && none.found == Found::default());

@@ -247,20 +247,67 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use harness::Home;
+    use harness::push_model;
+    use proto::{LatentSearch, ModelRef, Params};
 
     use super::*;
 
-    fn cache(home: &Home) -> Cache {
-        Cache::new(home.path("cache"), 1 << 30)
+    /// A home with the bundled model, and an image, in folders.
+    struct Home {
+        home: Store,
+        cache: Cache,
+        model: ModelRef,
+        dir: tempfile::TempDir,
     }
 
-    async fn load(home: &Home) -> Result<LoadedModel, SupplyError> {
-        cached(&home.store, &cache(home), &home.model.name, &home.model.digest, &Object::default()).await
-    }
+    impl Home {
+        async fn open() -> Home {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("data")).unwrap();
+            let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../samples/images/bag_00_centred.png");
+            fs::copy(sample, dir.path().join("data/bag.png")).unwrap();
+            let model = push_model(dir.path(), "fashion32");
+            let home = Store::open(dir.path().join("home").to_str().unwrap()).await.unwrap();
+            let cache = Cache::new(dir.path().join("cache"), 1 << 30);
+            Home { home, cache, model, dir }
+        }
 
-    fn copied(home: &Home) -> PathBuf {
-        home.path("cache").join(&home.model.digest)
+        /// A short job for the image.
+        async fn job(&self, run: &str, model: &ModelRef) -> Job {
+            let dataset = self.dir.path().join("data").to_str().unwrap().to_owned();
+            let identity = Store::open(&dataset).await.unwrap().identity("bag.png").await.unwrap().unwrap();
+            let params = Params { transform: None, latent: LatentSearch::Adam { steps: 2 }, seeds: 4, ..Params::paper() };
+            Job {
+                run: run.into(),
+                image: "bag.png".into(),
+                identity,
+                dataset,
+                class: 8,
+                class_name: "Bag".into(),
+                category: None,
+                bbox: None,
+                mask: None,
+                model: model.name.clone(),
+                model_digest: model.digest.clone(),
+                params,
+                seed: 1,
+            }
+        }
+
+        async fn load(&self) -> Result<LoadedModel, SupplyError> {
+            cached(&self.home, &self.cache, &self.model.name, &self.model.digest, &Object::default()).await
+        }
+
+        fn damage(&self, place: &str) {
+            let file = self.dir.path().join(place).join("generator.safetensors");
+            let mut bytes = fs::read(&file).unwrap();
+            bytes[5000] ^= 1;
+            fs::write(file, bytes).unwrap();
+        }
+
+        fn cached(&self) -> PathBuf {
+            self.cache.dir().join(&self.model.digest)
+        }
     }
 
     #[tokio::test]
@@ -268,10 +315,10 @@ mod tests {
         let home = Home::open().await;
         home.damage("home/models/fashion32");
         let job = home.job("run", &home.model).await;
-        let mut supply = Supply::new(Models::Home { home: home.store.clone(), cache: cache(&home) });
+        let mut supply = Supply::new(Models::Home { home: home.home.clone(), cache: home.cache.clone() });
         assert!(supply.facts(&job).await.is_ok());
         assert!(matches!(supply.load(&job).await, Err(SupplyError::Damaged { .. })));
-        home.push_model("fashion32");
+        push_model(home.dir.path(), "fashion32");
         assert!(matches!(supply.facts(&job).await, Err(SupplyError::Damaged { .. })));
         for (when, _) in supply.damaged.values_mut() {
             *when = when.checked_sub(DAMAGE_HOLDS).unwrap();
@@ -284,20 +331,20 @@ mod tests {
     async fn a_folder_that_cannot_be_used_is_named_with_the_cause_and_the_way_out() {
         let home = Home::open().await;
         let text = |error: SupplyError| chain(&error);
-        let below_a_file = Cache::new(home.path("data/bag.png/cache"), 1);
-        let models = Models::Home { home: home.store.clone(), cache: below_a_file };
+        let below_a_file = Cache::new(home.dir.path().join("data/bag.png/cache"), 1);
+        let models = Models::Home { home: home.home.clone(), cache: below_a_file };
         let found = text(models.check().unwrap_err());
         for part in ["data/bag.png/cache", "--model-cache", "BASIN_MODEL_CACHE", "Not a directory"] {
             assert!(found.contains(part), "{found}");
         }
         // As on a full disk.
-        let full = home.path("full");
-        fs::create_dir_all(home.path("cache")).unwrap();
+        let full = home.dir.path().join("full");
+        fs::create_dir_all(home.cache.dir()).unwrap();
         fs::create_dir(&full).unwrap();
         std::os::unix::fs::symlink("/dev/full", full.join("generator.safetensors")).unwrap();
-        let copied = copy(&home.store, &cache(&home), "fashion32", &home.model.digest, &full).await;
+        let copied = copy(&home.home, &home.cache, "fashion32", &home.model.digest, &full).await;
         let found = text(copied.unwrap_err());
-        for part in [home.path("cache").to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
+        for part in [home.cache.dir().to_str().unwrap(), "--model-cache", "BASIN_MODEL_CACHE", "No space left"] {
             assert!(found.contains(part), "{found}");
         }
     }
@@ -305,40 +352,39 @@ mod tests {
     #[tokio::test]
     async fn a_model_is_copied_once_and_again_when_the_copy_is_damaged() {
         let home = Home::open().await;
-        let loaded = load(&home).await.unwrap();
+        let loaded = home.load().await.unwrap();
         assert_eq!(loaded.reference, home.model);
         // From here on it comes from the cache.
-        let away = home.path("away");
-        fs::rename(home.path("home"), &away).unwrap();
-        drop((loaded, load(&home).await.unwrap()));
-        fs::rename(&away, home.path("home")).unwrap();
+        let away = home.dir.path().join("away");
+        fs::rename(home.dir.path().join("home"), &away).unwrap();
+        drop((loaded, home.load().await.unwrap()));
+        fs::rename(&away, home.dir.path().join("home")).unwrap();
         home.damage(&format!("cache/{}", home.model.digest));
-        assert_eq!(load(&home).await.unwrap().reference, home.model);
-        fs::remove_file(copied(&home).join("perceptual.json")).unwrap();
-        assert_eq!(load(&home).await.unwrap().reference, home.model);
+        assert_eq!(home.load().await.unwrap().reference, home.model);
+        fs::remove_file(home.cached().join("perceptual.json")).unwrap();
+        assert_eq!(home.load().await.unwrap().reference, home.model);
     }
 
     #[tokio::test]
     async fn a_damaged_copy_that_others_use_is_left_to_them() {
         let home = Home::open().await;
-        let other = load(&home).await.unwrap();
+        let other = home.load().await.unwrap();
         home.damage(&format!("cache/{}", home.model.digest));
-        assert!(matches!(load(&home).await, Err(SupplyError::Cache { .. })));
-        assert!(copied(&home).exists());
+        assert!(matches!(home.load().await, Err(SupplyError::Cache { .. })));
+        assert!(home.cached().exists());
         drop(other);
-        assert!(load(&home).await.is_ok());
+        assert!(home.load().await.is_ok());
     }
 
     #[tokio::test]
     async fn a_file_that_is_not_the_models_is_named_and_not_kept() {
         let home = Home::open().await;
-        let place = home.path("home/models/fashion32");
+        let place = home.dir.path().join("home/models/fashion32");
         let found = async |part: &str| {
-            let error = load(&home).await.err().unwrap();
+            let error = home.load().await.err().unwrap();
             let text = chain(&error);
             assert!(matches!(error, SupplyError::Damaged { .. }) && text.contains(part), "{text}");
-            let left = fs::read_dir(home.path("cache")).unwrap().count();
-            assert!(!copied(&home).exists() && left == 1, "only the lock is left");
+            assert!(!home.cached().exists() && fs::read_dir(home.cache.dir()).unwrap().count() == 1, "only the lock is left");
             text
         };
         home.damage("home/models/fashion32");

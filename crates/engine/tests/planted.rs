@@ -49,7 +49,8 @@ fn a_planted_image_is_found_where_it_is_and_better_than_without_a_transform() {
 
     let paper = Params::paper();
     let search = paper.transform.clone().map(|t| TransformSearch { generations: 12, steps: 20, ..t });
-    let params = Params { transform: search, latent: LatentSearch::Adam { steps: 120 }, seeds: 4, ..paper };
+    let latent = LatentSearch::Adam { steps: 120 };
+    let params = Params { profile: "test".into(), transform: search, latent, seeds: 4, ..paper };
     let found = project(&model, &params, &image, bbox);
     let without = project(&model, &Params { transform: None, ..params }, &image, bbox);
 

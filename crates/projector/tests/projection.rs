@@ -267,14 +267,19 @@ fn class_vectors_can_start_elsewhere_and_z_starts_the_same() {
 fn every_method_lowers_the_loss_and_keeps_z_within_the_limit() {
     let model = model();
     let lanes = Lanes::new(&model, &[Device::Cpu]);
-    let (told, last) = (Told::Sampled, LastDescent::Fresh);
-    let told_samples = LatentSearch::BasinCma { generations: 3, steps: 5, final_steps: 15, told, sigma: 1.0, last };
     let methods = [
         LatentSearch::Adam { steps: 30 },
         LatentSearch::Lbfgs { evaluations: 30 },
         LatentSearch::Cma { generations: 30 },
         LatentSearch::CmaAdam { generations: 10, steps: 20 },
-        told_samples,
+        LatentSearch::BasinCma {
+            generations: 3,
+            steps: 5,
+            final_steps: 15,
+            told: Told::Sampled,
+            sigma: 1.0,
+            last: LastDescent::Fresh,
+        },
         basin_cma(),
         ending_in(LastDescent::Refined),
         ending_in(LastDescent::Halving),

@@ -223,11 +223,10 @@ fn split<T: Copy>(values: &[Option<T>]) -> (Vec<i16>, Vec<T>) {
 mod tests {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::{Field, Row as ParquetRow};
-    use proto::sample::failure;
     use proto::{Box2d, FailureReason, Transform};
 
     use super::*;
-    use crate::summary::tests::{record, seed};
+    use crate::summary::tests::{failure, record, seed};
 
     const HOSTILE: &str = "b/<i>,\"x\"\n=1+1.png";
 

@@ -237,10 +237,8 @@ fn fits(pattern: &str, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proto::sample::failure;
-
     use super::*;
-    use crate::summary::tests::{record, seed};
+    use crate::summary::tests::{failure, record, seed};
 
     fn parse(wheres: &[&str], seed: Option<u64>) -> Result<Redrive, String> {
         Redrive::parse(&wheres.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>(), seed)

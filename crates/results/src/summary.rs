@@ -295,8 +295,7 @@ fn sorted_sum(values: impl Iterator<Item = f64>) -> f64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use proto::Job;
-    use proto::sample::{self, failure};
+    use proto::{Job, sample};
 
     use super::*;
 
@@ -309,8 +308,30 @@ pub(crate) mod tests {
         ResultRecord { best, ..sample::result(&job, seeds) }
     }
 
+    pub fn failure(image: &str, reason: FailureReason, message: &str) -> Failure {
+        Failure { format: 1, job: None, image: image.into(), reason, message: message.into(), class_name: None }
+    }
+
+    fn model() -> ModelRef {
+        ModelRef { name: "fashion32".into(), digest: "ab".repeat(32), resolution: 32 }
+    }
+
     fn summarise(planned: Option<usize>, results: &[ResultRecord], failures: &[Failure]) -> Summary {
-        Summary::new(&sample::run(), planned, &SuperClasses::new(), results, failures)
+        let ModelRef { name: model, digest: model_digest, resolution } = model();
+        let run = RunRecord {
+            format: 1,
+            name: "demo".into(),
+            dataset: "file:///samples".into(),
+            annotations: "auto".into(),
+            limit: None,
+            model,
+            model_digest,
+            resolution,
+            params: Params::fast(),
+            seed: 7,
+            version: "0.1.0".into(),
+        };
+        Summary::new(&run, planned, &SuperClasses::new(), results, failures)
     }
 
     fn spread(mean: f64, standard_error: f64, median: f64) -> Spread {

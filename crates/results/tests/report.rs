@@ -6,8 +6,7 @@ use std::io::Cursor;
 use std::sync::LazyLock;
 
 use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
-use proto::sample::{self, failure};
-use proto::{ColourTransform, Failure, FailureReason, History, Job, ResultRecord, RunRecord, SeedResult, Transform};
+use proto::{ColourTransform, Failure, FailureReason, History, ModelRef, Params, ResultRecord, RunRecord, SeedResult, Transform};
 use results::report::{self, BEST, Pictures, WORST, report_html};
 use results::summary::{Summary, SuperClasses};
 
@@ -100,18 +99,39 @@ fn record(index: usize, image: String, random: &mut Random) -> ResultRecord {
         })
         .collect();
     let best = (0..18).min_by(|a, b| seeds[*a].loss.total_cmp(&seeds[*b].loss)).expect("18 seeds");
-    let job = Job { image, class: class as u32, class_name: CLASSES[class].into(), ..sample::job() };
     ResultRecord {
+        format: 1,
+        job: serde_json::from_value(format!("{index:032x}").into()).expect("an id is a string"),
+        image,
+        identity: String::new(),
+        class: class as u32,
+        class_name: CLASSES[class].into(),
+        bbox: None,
+        model: model(),
+        params: Params::fast(),
+        seed: 0,
+        version: "0.1.0".into(),
         transform: (index % 9 != 4).then(|| Transform {
             scale: [random.between(0.75, 1.5); 2],
             shift: [random.between(-0.3, 0.3), random.between(-0.3, 0.3)],
             colour: vec![(ColourTransform::Brightness, random.between(0.8, 1.2))],
         }),
         best,
+        seeds,
         lane_steps: 12_420,
         seconds: 37.5,
-        ..sample::result(&job, seeds)
+        attempt: "0f".into(),
+        objects: vec![],
+        fine_tuned: None,
+        target_bbox: None,
+        mask: false,
+        found: None,
+        trace: None,
     }
+}
+
+fn model() -> ModelRef {
+    ModelRef { name: "fashion32".into(), digest: "3f9a".repeat(16), resolution: 32 }
 }
 
 fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) -> Pictures) -> Run {
@@ -123,6 +143,14 @@ fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) 
         })
         .collect();
     let pictures = results.iter().enumerate().map(|(i, r)| (r.image.clone(), pictures_of(i, r, &mut random))).collect();
+    let failure = |image: &str, reason, message: &str| Failure {
+        format: 1,
+        job: None,
+        image: image.into(),
+        reason,
+        message: message.into(),
+        class_name: None,
+    };
     let failures = vec![
         failure("empty.png", FailureReason::BadImage, "cannot read empty.png: the file is empty"),
         failure("huge.png", FailureReason::BadImage, "cannot read huge.png: 30000 x 30000 pixels, and 8192 x 8192 is the limit"),
@@ -134,11 +162,19 @@ fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) 
         ),
         failure("", FailureReason::BadName, "the name is empty"),
     ];
+    let ModelRef { name: model, digest: model_digest, resolution } = model();
     let run = RunRecord {
+        format: 1,
         name: "Fashion samples <fast>".into(),
         dataset: "file:///home/someone/basin/samples".into(),
+        annotations: "auto".into(),
+        limit: None,
+        model,
+        model_digest,
+        resolution,
+        params: Params::fast(),
         seed: 41,
-        ..sample::run()
+        version: "0.1.0".into(),
     };
     Run { run, planned: None, super_classes: SuperClasses::new(), results, failures, pictures }
 }
@@ -230,7 +266,7 @@ fn the_worst_image_comes_first() {
 #[test]
 fn everything_a_person_asks_for_is_there() {
     let html = &SMALL.1;
-    for text in ["abababababab", "18 seeds per image", "basin 0.1.0", "file:///home/someone/basin/samples", "15 min 00 s"] {
+    for text in ["3f9a3f9a3f9a", "18 seeds per image", "basin 0.1.0", "file:///home/someone/basin/samples", "15 min 00 s"] {
         assert!(html.contains(text), "{text}");
     }
     for text in ["Random seed</dt><dd>41<", "fast, 18 seeds", "(columns); shown is its mean", "n = 3", "centred/<wbr>00005.png"] {

@@ -1,7 +1,6 @@
 //! `basin models` and what a model's networks find in images.
 
 use proto::keys::Item;
-use proto::{LatentSearch, ModelManifest, Params};
 use state_dict::{Array, Dtype, StateDict};
 
 use super::*;
@@ -31,9 +30,8 @@ fn the_class_is_predicted_and_the_mask_read_from_a_file() {
     let scene = scene.file("masks/a.png", mask(size, in_bag)).file("masks/b.png", mask(size + 1, in_bag));
     let asked = ["--class-from", "classifier", "--mask-from", "file:masks/{stem}.png"];
     let text = scene.expect(2, "out", &asked);
-    assert!(text.contains("1 succeeded, 1 failed") && text.contains("bad_mask"), "{text}");
     let wrong = format!("the mask is {0} x {0} pixels (image: {size} x {size} pixels)", size + 1);
-    assert!(text.contains(&wrong), "{text}");
+    assert_contains(&text, &["1 succeeded, 1 failed", "bad_mask", &wrong]);
     let (record, dir) = scene.record("a.png");
     assert_eq!((record.class_name.as_str(), record.class, record.mask), ("Bag", 8, true));
     let found = record.found.as_ref().expect("the class was looked for");
@@ -159,31 +157,28 @@ fn checkpoints_become_a_model_that_projects() {
     let files = checkpoints(&scene);
     let out = scene.text("tiny");
     convert(0, &out, &files, &[]);
-    let read = || ModelManifest::parse(&fs::read(scene.path("tiny/model.json")).expect("there")).expect("a model").0;
-    let manifest = read();
-    assert!(manifest.generator.folded && manifest.name == "tiny" && manifest.classes.len() == 7);
+    let read = || manifest(&scene.path("tiny"));
+    let before = read();
+    assert!(before.generator.folded && before.name == "tiny" && before.classes.len() == 7);
     for (command, says) in [("verify", "tiny is complete"), ("describe", "classes       7: a, b, c, d, e, f, g")] {
-        let text = basin(0, &["models", command, &out]);
-        assert!(text.contains(says), "{text}");
+        assert_contains(&basin(0, &["models", command, &out]), &[says]);
     }
     // Calibrating changes the statistics and so the model; measuring alone changes nothing.
     let figures = scene.text("figures");
     let measure =
         ["models", "calibrate", &out, "--mask-from", "foreground", "--samples", "20", "--devices", "cpu", "--figures", &figures];
-    let text = basin(0, &[&measure[..], &["--dry-run"]].concat());
-    assert!(text.contains("of 20 images: centre (y "), "{text}");
-    assert_eq!(read(), manifest);
+    assert_contains(&basin(0, &[&measure[..], &["--dry-run"]].concat()), &["of 20 images: centre (y "]);
+    assert_eq!(read(), before);
     basin(0, &measure);
     let calibrated = read();
-    assert!(calibrated.objects != manifest.objects && calibrated.sha256 == manifest.sha256);
-    let mut drawn = files(&scene.path("figures"));
+    assert!(calibrated.objects != before.objects && calibrated.sha256 == before.sha256);
+    let mut drawn = harness::files(&scene.path("figures"));
     drawn.sort();
     assert_eq!(drawn, ["boxes.csv", "centres.svg", "sizes.svg"].map(|name| scene.path("figures").join(name)));
 
     scene.params.seeds = 3;
     let scene = scene.file("a/1.png", sample("bag_00_centred.png"));
-    let text = scene.expect(0, "out", &["--model", &out]);
-    assert!(text.contains("1 succeeded"), "{text}");
+    assert_contains(&scene.expect(0, "out", &["--model", &out]), &["1 succeeded"]);
 }
 
 #[test]
@@ -197,43 +192,37 @@ fn a_checkpoint_that_is_another_one_leaves_no_folder() {
     fs::write(&damaged, [&magic[..], code].concat()).expect("writable");
     let golden = golden("biggan_deep.safetensors").display().to_string();
     for (i, file, says) in [
-        (0, files[2].as_str(), "is not the BigGAN-deep of that configuration: tensor embeddings.weight is missing"),
-        (0, &golden, "does not belong to the network"),
-        (0, &damaged, "refused the global \"posix.system\""),
-        (3, &files[0], "is not the perceptual network: tensor lin0.model.1.weight is missing"),
-        (1, &files[4], "as the generator's configuration"),
+        (0, &*files[2], "is not the BigGAN-deep of that configuration: tensor embeddings.weight is missing"),
+        (0, &*golden, "does not belong to the network"),
+        (0, &*damaged, "refused the global \"posix.system\""),
+        (3, &*files[0], "is not the perceptual network: tensor lin0.model.1.weight is missing"),
+        (1, &*files[4], "as the generator's configuration"),
         (4, "/nowhere/classes.txt", "cannot read the classes /nowhere/classes.txt"),
-        (4, &files[1], "the generator has 7 classes, and"),
+        (4, &*files[1], "the generator has 7 classes, and"),
     ] {
         let mut others = files.clone();
         others[i] = file.to_owned();
         let text = convert(1, &out, &others, &[]);
-        assert!(text.contains(says), "{says}: {text}");
+        assert_contains(&text, &[says]);
         assert!(!scene.path("model").exists(), "{text}");
         let left = fs::read_dir(scene.dir.path()).expect("readable").flatten();
         assert!(left.into_iter().all(|e| !e.file_name().to_string_lossy().starts_with(".converting")), "{text}");
     }
     convert(0, &out, &files, &[]);
-    let text = convert(1, &out, &files, &[]);
-    assert!(text.contains("exists: choose another folder"), "{text}");
+    assert_contains(&convert(1, &out, &files, &[]), &["exists: choose another folder"]);
 }
 
 #[test]
 fn published_networks_are_listed_described_and_checked_when_they_are_fetched() {
-    let text = basin(0, &["models", "list"]);
-    assert!(text.contains("biggan-deep-256") && text.contains("efficientnet-lite0"), "{text}");
-    let text = basin(0, &["models", "describe", "biggan-deep-256"]);
-    assert!(text.contains("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"), "{text}");
-    let text = basin(1, &["models", "describe", "biggan-1024"]);
-    assert!(text.contains("basin models list"), "{text}");
+    assert_contains(&basin(0, &["models", "list"]), &["biggan-deep-256", "efficientnet-lite0"]);
+    assert_contains(&basin(0, &["models", "describe", "biggan-deep-256"]), &["maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"]);
+    assert_contains(&basin(1, &["models", "describe", "biggan-1024"]), &["basin models list"]);
 
     let scene = Scene::new().file("lpips-0.1-alex.pth", "not it").file("lpips-0.1-vgg.pth", "neither");
     let (mirror, downloads) = (scene.text("data"), scene.text("downloads"));
     let fetch = |name: &str| basin(1, &["models", "fetch", name, "--mirror", &mirror, "--downloads", &downloads]);
-    let text = fetch("lpips-alex");
-    assert!(text.contains("lpips-0.1-alex.pth") && text.contains("df73285e"), "{text}");
-    let text = fetch("lpips-squeeze");
-    assert!(text.contains("lpips-0.1-squeeze.pth"), "{text}");
+    assert_contains(&fetch("lpips-alex"), &["lpips-0.1-alex.pth", "df73285e"]);
+    assert_contains(&fetch("lpips-squeeze"), &["lpips-0.1-squeeze.pth"]);
 }
 
 /// What `infra/published/setup.sh` fetched.
@@ -265,17 +254,14 @@ fn a_real_classifier_gives_real_photographs_their_classes() {
         .file("annotations.json", annotations);
     scene.params.seeds = 3;
     let all = ["--model", &out, "--annotations", "none", "--class-from", "classifier", "--mask-from", "whole"];
-    let text = scene.expect(0, "out", &all);
-    assert!(text.contains("2 succeeded"), "{text}");
+    assert_contains(&scene.expect(0, "out", &all), &["2 succeeded"]);
     let classes = ["chelsea.png", "coffee.png"].map(|image| scene.record(image).0.class_name);
     assert_eq!(classes, ["tiger cat", "espresso"]);
 
     // An annotation that takes the cat for a dog gets one of the dogs.
-    let text = scene.expect(0, "kinds", &["--model", &out, "--class-from", "category"]);
-    assert!(text.contains("1 succeeded"), "{text}");
+    assert_contains(&scene.expect(0, "kinds", &["--model", &out, "--class-from", "category"]), &["1 succeeded"]);
     let record = records(&scene.text("kinds")).remove(0);
-    let (manifest, _) = ModelManifest::parse(&fs::read(Path::new(&out).join("model.json")).expect("there")).expect("a model");
-    assert_eq!(manifest.categories[record.class as usize], "dog");
+    assert_eq!(manifest(Path::new(&out)).categories[record.class as usize], "dog");
     assert!(record.found.and_then(|found| found.probability).is_some_and(|p| p > 0.0));
 }
 
@@ -287,21 +273,17 @@ fn a_plan_follows_from_what_was_measured() {
     let model = bundled().display().to_string();
     let plan = |code: i32, more: &[&str]| basin(code, &[&["plan", &data, "--model", &model, "--params", &params], more].concat());
     let text = plan(0, &["--measured", &out, "--workers", "2", "--price", "3", "--batch-images", "1", "--values", &values]);
-    assert!(text.contains("images        3 of") && text.contains("storage"), "{text}");
+    assert_contains(&text, &["images        3 of", "storage"]);
     let written = fs::read_to_string(&values).expect("values");
     let trigger = "batchImages: 1\n  trigger: {imagesPerWorker: 2}";
-    for part in ["maxReplicas: 2", "workerHourPrice: 3", trigger, "fewer workers"] {
-        assert!(written.contains(part), "{written}");
-    }
+    assert_contains(&written, &["maxReplicas: 2", "workerHourPrice: 3", trigger, "fewer workers"]);
     let text = plan(0, &["--lane-steps-per-second", "1", "--deadline", "1000", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
     assert_eq!((json["estimate"]["workers"].as_u64(), json["question"]["images"].as_u64()), (Some(1), Some(3)));
     let text = plan(1, &["--lane-steps-per-second", "1", "--deadline", "0.0001"]);
-    assert!(text.contains("no number of workers finishes within 0.0001 hours"), "{text}");
-    let text = plan(1, &["--measured", &data, "--workers", "1"]);
-    assert!(text.contains("has no summary.json"), "{text}");
+    assert_contains(&text, &["no number of workers finishes within 0.0001 hours"]);
+    assert_contains(&plan(1, &["--measured", &data, "--workers", "1"]), &["has no summary.json"]);
     let start = Params { latent: LatentSearch::Start, transform: None, ..Params::paper() };
     fs::write(&params, start.to_json()).expect("writable");
-    let text = plan(1, &["--lane-steps-per-second", "1", "--workers", "1"]);
-    assert!(text.contains("nothing to plan"), "{text}");
+    assert_contains(&plan(1, &["--lane-steps-per-second", "1", "--workers", "1"]), &["nothing to plan"]);
 }

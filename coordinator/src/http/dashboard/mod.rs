@@ -259,7 +259,7 @@ async fn picture(
     let Picture { key, item } = asked;
     keys::check_image(&key).map_err(|problem| Refusal::Invalid(format!("the image's name {key:?} {problem}")))?;
     let known = || Refusal::NotFound(format!("there is no picture {item:?}: use target, transformed, generated or inverted"));
-    let item = Item::ALL.iter().copied().find(|i| i.file().strip_suffix(".png") == Some(item.as_str())).ok_or_else(known)?;
+    let item = Item::ALL.into_iter().find(|i| i.file().strip_suffix(".png") == Some(item.as_str())).ok_or_else(known)?;
     let results = door.handle.results(&run)?;
     let missing = |error: RunError| match error.is_not_found() {
         true => Refusal::NotFound(format!("image {key:?} has no result in this run")),
