@@ -43,7 +43,7 @@ pub enum What {
         lane_steps: u64,
         /// L1 of the best seed inside the box after inversion.
         l1: f64,
-        /// LPIPS of the same.
+        /// LPIPS inside the box after inversion.
         lpips: f64,
         /// Seconds of each stage, by its name.
         stage_seconds: BTreeMap<String, f64>,

@@ -75,7 +75,7 @@ pub enum RunState {
     Running,
     /// No job is handed out, and workers give back those that they hold.
     Paused,
-    /// As paused, permanently.
+    /// The run is over without its remaining images.
     Cancelled,
     /// Every image has a result or a failure, and the tables are written.
     Finished,

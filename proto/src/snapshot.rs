@@ -34,7 +34,7 @@ pub struct Errors {
     pub loss: f64,
     /// L1 inside the box after inversion.
     pub l1: f64,
-    /// LPIPS of the same.
+    /// LPIPS inside the box after inversion.
     pub lpips: f64,
 }
 
