@@ -92,6 +92,6 @@ pub(super) fn problem(field: &'static str, problem: String) -> DecodeError {
     DecodeError::Field { message: "params", field, problem }
 }
 
-fn in_range<T: PartialOrd + Display>(field: &'static str, value: T, low: T, high: T) -> Result<(), DecodeError> {
+fn in_range<T: Copy + PartialOrd + Display>(field: &'static str, value: T, low: T, high: T) -> Result<(), DecodeError> {
     if (low..=high).contains(&value) { Ok(()) } else { Err(problem(field, format!("is {value}, not in {low} to {high}"))) }
 }

@@ -147,7 +147,7 @@ fn checkpoints(scene: &Scene) -> [String; 5] {
 /// Converts the files of a generator, its configuration, features, heads and perhaps classes, expecting an exit code.
 fn convert(code: i32, out: &str, files: &[String], more: &[&str]) -> String {
     let options = ["--generator", "--config", "--features", "--heads", "--classes"];
-    let files = options.into_iter().zip(files).flat_map(|(option, file)| [option, file]);
+    let files = options.into_iter().zip(files).flat_map(|(option, file)| [option, file.as_str()]);
     expect(code, Command::new(program("basin")).args(["models", "convert", out]).args(files).args(more))
 }
 
