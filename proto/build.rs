@@ -3,6 +3,11 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=basin");
     let files = protox::compile(["basin/v1/job.proto", "basin/v1/event.proto", "basin/v1/snapshot.proto"], ["."])?;
-    prost_build::Config::new().btree_map(["."]).compile_fds(files)?;
+    let mut config = prost_build::Config::new();
+    config.btree_map(["."]);
+    for message in [".basin.v1.Alive", ".basin.v1.Box"] {
+        config.message_attribute(message, "#[derive(serde::Serialize, serde::Deserialize)]");
+    }
+    config.message_attribute(".basin.v1.Alive", "#[serde(default)]").compile_fds(files)?;
     Ok(())
 }

@@ -9,8 +9,8 @@ use coordinator::http::auth::Gate;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{
-    Control, Event, Failure, FailureReason, History, Job, ModelRef, ObjectRef, Params, ResultRecord, RunState, SeedResult, What,
-    hex_sha256, keys,
+    Control, Event, Failure, FailureReason, History, Job, ObjectRef, Params, ResultRecord, RunState, SeedResult, What,
+    hex_sha256, keys, sample,
 };
 use queue::{Channel, Queue};
 use results::run::{read_json, write_failure};
@@ -196,31 +196,9 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
         objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
         results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();
     }
-    let record = ResultRecord {
-        format: 1,
-        job: job.id(),
-        image: job.image.clone(),
-        identity: job.identity.clone(),
-        class: job.class,
-        class_name: job.class_name.clone(),
-        bbox: None,
-        model: ModelRef { name: job.model.clone(), digest: job.model_digest.clone(), resolution: 32 },
-        params: job.params.clone(),
-        seed: job.seed,
-        version: "test".into(),
-        transform: None,
-        best: 0,
-        seeds: vec![SeedResult { loss, inverted_loss: loss, l1: loss / 2.0, l2: loss / 4.0, lpips: loss / 8.0 }],
-        lane_steps: 1,
-        seconds: 1.0,
-        attempt: attempt.into(),
-        objects,
-        fine_tuned: None,
-        target_bbox: None,
-        mask: false,
-        found: None,
-        trace: None,
-    };
+    let seed = SeedResult { loss, inverted_loss: loss, l1: loss / 2.0, l2: loss / 4.0, lpips: loss / 8.0 };
+    let result = sample::result(job, vec![seed]);
+    let record = ResultRecord { lane_steps: 1, seconds: 1.0, attempt: attempt.into(), objects, ..result };
     let bytes = serde_json::to_vec_pretty(&record).unwrap();
     assert_eq!(results.put_new(&keys::marker(&job.image, Marker::Result), bytes).await.unwrap(), PutNew::Created);
     record

@@ -1,8 +1,10 @@
 //! Points between two steps that others can see. A test names one in `BASIN_CRASH_AT`, and the process ends there as if by a power
 //! cut; in a release build nothing happens.
 
-/// A point; its name is the variant's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use strum::VariantArray;
+
+/// A point; its name is the variant's. The worker's come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, VariantArray)]
 pub enum CrashPoint {
     /// Worker: a job was taken, and nothing done.
     JobTaken,
@@ -16,7 +18,7 @@ pub enum CrashPoint {
     CheckpointCounted,
     /// Worker: the first of the result's objects is in the store.
     ObjectUploaded,
-    /// Worker: all of them are.
+    /// Worker: all objects of the result are in the store.
     ObjectsUploaded,
     /// Worker: the commit marker is in the store.
     Committed,
@@ -38,11 +40,11 @@ pub enum CrashPoint {
     ReleaseTold,
     /// Worker: the job is given back.
     ReleaseSettled,
-    /// Coordinator: `run.json` is in the run's place, and nobody knows of the run.
+    /// Coordinator: `run.json` is in the run's place, and the run is in no index.
     RunBegun,
     /// Coordinator: the run is in the index, without an order.
     RunIndexed,
-    /// Coordinator: the run is on record, and who asked for it was not told.
+    /// Coordinator: the run is on record, and the client that asked for it was not told.
     RunControlled,
     /// Coordinator: jobs are on the queue.
     JobsPublished,
@@ -60,38 +62,10 @@ pub enum CrashPoint {
 
 impl CrashPoint {
     /// The worker's points.
-    pub const WORKER: [CrashPoint; 17] = [
-        CrashPoint::JobTaken,
-        CrashPoint::StartTold,
-        CrashPoint::AttemptRecorded,
-        CrashPoint::CheckpointSaved,
-        CrashPoint::CheckpointCounted,
-        CrashPoint::ObjectUploaded,
-        CrashPoint::ObjectsUploaded,
-        CrashPoint::Committed,
-        CrashPoint::CheckpointDeleted,
-        CrashPoint::AttemptDeleted,
-        CrashPoint::SuccessTold,
-        CrashPoint::SuccessSettled,
-        CrashPoint::FailureRecorded,
-        CrashPoint::FailureTold,
-        CrashPoint::FailureSettled,
-        CrashPoint::ReleaseTold,
-        CrashPoint::ReleaseSettled,
-    ];
+    pub const WORKER: &[CrashPoint] = CrashPoint::VARIANTS.split_at(CrashPoint::RunBegun as usize).0;
 
     /// The coordinator's points.
-    pub const COORDINATOR: [CrashPoint; 9] = [
-        CrashPoint::RunBegun,
-        CrashPoint::RunIndexed,
-        CrashPoint::RunControlled,
-        CrashPoint::JobsPublished,
-        CrashPoint::EventTaken,
-        CrashPoint::DeadLetterTaken,
-        CrashPoint::TablesWritten,
-        CrashPoint::Swept,
-        CrashPoint::RunFinished,
-    ];
+    pub const COORDINATOR: &[CrashPoint] = CrashPoint::VARIANTS.split_at(CrashPoint::RunBegun as usize).1;
 
     /// Passes the point, unless a test wants the process to end here.
     pub fn pass(self) {

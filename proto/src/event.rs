@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::{DecodeError, Job, wire};
+use crate::wire::event::What as Wire;
+use crate::{Alive, DecodeError, Job, wire};
 
 const VERSION: u32 = 1;
 
@@ -42,7 +43,7 @@ pub enum What {
         lane_steps: u64,
         /// L1 of the best seed inside the box after inversion.
         l1: f64,
-        /// LPIPS of the same.
+        /// LPIPS inside the box after inversion.
         lpips: f64,
         /// Seconds of each stage, by its name.
         stage_seconds: BTreeMap<String, f64>,
@@ -59,34 +60,12 @@ pub enum What {
         /// It is on the queue again; if not, it waits to be published again.
         queued: bool,
     },
-    /// A worker is there; belongs to no job.
+    /// The heartbeat of a worker, which belongs to no job.
     Alive(Alive),
 }
 
-/// What a worker does now.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Alive {
-    /// Images that it can hold in its batch.
-    pub slots: u32,
-    /// Images that it projects now.
-    pub images: u32,
-    /// Their run; empty if there are none.
-    pub run: String,
-    /// Lane-steps since it started.
-    pub lane_steps: u64,
-    /// Lane-steps each second lately.
-    pub lane_steps_per_second: f64,
-    /// Version of basin.
-    pub version: String,
-    /// Names of its devices.
-    pub devices: String,
-    /// It is about to leave.
-    pub leaving: bool,
-}
-
 impl What {
-    /// Somebody found a result: that there is one is all that is known.
+    /// The event of a result that was found in the store: its numbers are unknown.
     pub fn found() -> What {
         let stage_seconds = BTreeMap::new();
         What::Succeeded { loss: f64::NAN, seconds: 0.0, lane_steps: 0, l1: f64::NAN, lpips: f64::NAN, stage_seconds }
@@ -106,7 +85,7 @@ impl Event {
         }
     }
 
-    /// A sign of life of `worker`.
+    /// A heartbeat of `worker`.
     pub fn alive(worker: &str, alive: Alive) -> Event {
         let (job, run, image) = (String::new(), String::new(), String::new());
         Event { job, run, image, class: 0, worker: worker.to_owned(), what: What::Alive(alive) }
@@ -114,24 +93,14 @@ impl Event {
 
     /// The message.
     pub fn encode(&self) -> Vec<u8> {
-        use wire::event::What as W;
         let what = match self.what.clone() {
-            What::Started => W::Started(wire::Started {}),
+            What::Started => Wire::Started(wire::Started {}),
             What::Succeeded { loss, seconds, lane_steps, l1, lpips, stage_seconds } => {
-                W::Succeeded(wire::Succeeded { loss, seconds, lane_steps, l1, lpips, stage_seconds })
+                Wire::Succeeded(wire::Succeeded { loss, seconds, lane_steps, l1, lpips, stage_seconds })
             }
-            What::Failed { reason, message } => W::Failed(wire::Failed { reason, message }),
-            What::Released { queued } => W::Released(wire::Released { queued }),
-            What::Alive(a) => W::Alive(wire::Alive {
-                slots: a.slots,
-                images: a.images,
-                run: a.run,
-                lane_steps: a.lane_steps,
-                lane_steps_per_second: a.lane_steps_per_second,
-                version: a.version,
-                devices: a.devices,
-                leaving: a.leaving,
-            }),
+            What::Failed { reason, message } => Wire::Failed(wire::Failed { reason, message }),
+            What::Released { queued } => Wire::Released(wire::Released { queued }),
+            What::Alive(alive) => Wire::Alive(alive),
         };
         wire::Event {
             version: VERSION,
@@ -147,7 +116,6 @@ impl Event {
 
     /// Reads and validates a message.
     pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
-        use wire::event::What as W;
         let message = "event";
         let wire = wire::Event::decode(bytes).map_err(|source| DecodeError::Malformed { message, source })?;
         if wire.version != VERSION {
@@ -155,31 +123,17 @@ impl Event {
         }
         let missing = |field| DecodeError::Field { message, field, problem: "is missing".into() };
         let what = wire.what.ok_or_else(|| missing("what"))?;
-        if wire.job.is_empty() && !matches!(what, W::Alive(_)) {
+        if wire.job.is_empty() && !matches!(what, Wire::Alive(_)) {
             return Err(missing("job"));
         }
         let what = match what {
-            W::Started(_) => What::Started,
-            W::Succeeded(s) => What::Succeeded {
-                loss: s.loss,
-                seconds: s.seconds,
-                lane_steps: s.lane_steps,
-                l1: s.l1,
-                lpips: s.lpips,
-                stage_seconds: s.stage_seconds,
-            },
-            W::Failed(f) => What::Failed { reason: f.reason, message: f.message },
-            W::Released(r) => What::Released { queued: r.queued },
-            W::Alive(a) => What::Alive(Alive {
-                slots: a.slots,
-                images: a.images,
-                run: a.run,
-                lane_steps: a.lane_steps,
-                lane_steps_per_second: a.lane_steps_per_second,
-                version: a.version,
-                devices: a.devices,
-                leaving: a.leaving,
-            }),
+            Wire::Started(_) => What::Started,
+            Wire::Succeeded(wire::Succeeded { loss, seconds, lane_steps, l1, lpips, stage_seconds }) => {
+                What::Succeeded { loss, seconds, lane_steps, l1, lpips, stage_seconds }
+            }
+            Wire::Failed(wire::Failed { reason, message }) => What::Failed { reason, message },
+            Wire::Released(wire::Released { queued }) => What::Released { queued },
+            Wire::Alive(alive) => What::Alive(alive),
         };
         Ok(Event { job: wire.job, run: wire.run, image: wire.image, class: wire.class, worker: wire.worker, what })
     }

@@ -4,7 +4,8 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{DecodeError, Params, wire};
+use crate::wire::mask::{File, Kind, Polygon, Polygons, Runs};
+use crate::{Box2d, DecodeError, Params, wire};
 
 const VERSION: u32 = 1;
 
@@ -25,19 +26,6 @@ impl std::fmt::Display for JobId {
     }
 }
 
-/// A rectangle in pixels, as COCO writes it: left, top, width, height.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Box2d {
-    /// Left edge.
-    pub x: f64,
-    /// Top edge.
-    pub y: f64,
-    /// Positive.
-    pub width: f64,
-    /// Positive.
-    pub height: f64,
-}
-
 /// In the place of a class that a worker is to find in the image.
 pub const OPEN_CLASS: u32 = u32::MAX;
 
@@ -48,16 +36,16 @@ pub enum Mask {
     Polygons(Vec<Vec<f64>>),
     /// Lengths of runs that are outside and inside in turn, column by column (COCO's RLE).
     Runs {
-        /// Of the image.
+        /// Height of the image in pixels.
         height: u32,
-        /// Of the image.
+        /// Width of the image in pixels.
         width: u32,
         /// Together height times width.
         lengths: Vec<u32>,
     },
     /// A grey image of the data set: what is at least half bright is inside.
     File {
-        /// Its key.
+        /// Key of the image in the data set.
         key: String,
         /// What the store says of its bytes.
         identity: String,
@@ -95,7 +83,7 @@ pub struct Job {
     pub dataset: String,
     /// Index into the model's classes; `OPEN_CLASS`: the worker finds it in the image.
     pub class: u32,
-    /// Name of that class; of an open one nothing.
+    /// Name of that class; empty if the class is open.
     pub class_name: String,
     /// The data set's category, where the worker is to find the class among those of that kind.
     pub category: Option<String>,
@@ -145,7 +133,7 @@ impl Job {
         JobId(hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect())
     }
 
-    /// The message.
+    /// The bytes of the message.
     pub fn encode(&self) -> Vec<u8> {
         wire::Job {
             version: VERSION,
@@ -156,7 +144,7 @@ impl Job {
             dataset: self.dataset.clone(),
             class: self.class,
             class_name: self.class_name.clone(),
-            r#box: self.bbox.map(|b| wire::Box { x: b.x, y: b.y, width: b.width, height: b.height }),
+            r#box: self.bbox,
             model: self.model.clone(),
             model_digest: self.model_digest.clone(),
             params: self.params.to_json(),
@@ -168,16 +156,12 @@ impl Job {
     }
 
     fn wire_mask(&self) -> Option<wire::Mask> {
-        use wire::mask::{Kind, Runs};
-        let kind = match self.mask.as_ref()? {
+        let kind = match self.mask.clone()? {
             Mask::Polygons(polygons) => {
-                let polygons = polygons.iter().map(|points| wire::mask::Polygon { points: points.clone() }).collect();
-                Kind::Polygons(wire::mask::Polygons { polygons })
+                Kind::Polygons(Polygons { polygons: polygons.into_iter().map(|points| Polygon { points }).collect() })
             }
-            Mask::Runs { height, width, lengths } => {
-                Kind::Runs(Runs { height: *height, width: *width, lengths: lengths.clone() })
-            }
-            Mask::File { key, identity } => Kind::File(wire::mask::File { key: key.clone(), identity: identity.clone() }),
+            Mask::Runs { height, width, lengths } => Kind::Runs(Runs { height, width, lengths }),
+            Mask::File { key, identity } => Kind::File(File { key, identity }),
         };
         Some(wire::Mask { kind: Some(kind) })
     }
@@ -190,15 +174,13 @@ impl Job {
             return Err(DecodeError::Version { message, found: wire.version, known: VERSION });
         }
         let field = |field, problem: &str| DecodeError::Field { message, field, problem: problem.to_owned() };
-        if wire.run.is_empty() {
-            return Err(field("run", "is empty"));
+        for (name, value) in [("run", &wire.run), ("image", &wire.image)] {
+            if value.is_empty() {
+                return Err(field(name, "is empty"));
+            }
         }
-        if wire.image.is_empty() {
-            return Err(field("image", "is empty"));
-        }
-        let bbox = wire.r#box.map(|b| Box2d { x: b.x, y: b.y, width: b.width, height: b.height });
         let has_area = |b: Box2d| [b.x, b.y, b.width, b.height].iter().all(|v| v.is_finite()) && b.width > 0.0 && b.height > 0.0;
-        if bbox.is_some_and(|b| !has_area(b)) {
+        if wire.r#box.is_some_and(|b| !has_area(b)) {
             return Err(field("box", "has no area"));
         }
         let mask = wire.mask.map(|mask| mask_of(mask).ok_or_else(|| field("mask", "is of no known kind"))).transpose()?;
@@ -213,7 +195,7 @@ impl Job {
             class: wire.class,
             class_name: wire.class_name,
             category: wire.category,
-            bbox,
+            bbox: wire.r#box,
             mask,
             model: wire.model,
             model_digest: wire.model_digest,
@@ -228,10 +210,9 @@ impl Job {
 }
 
 fn mask_of(mask: wire::Mask) -> Option<Mask> {
-    use wire::mask::Kind;
     Some(match mask.kind? {
         Kind::Polygons(all) => Mask::Polygons(all.polygons.into_iter().map(|polygon| polygon.points).collect()),
-        Kind::Runs(runs) => Mask::Runs { height: runs.height, width: runs.width, lengths: runs.lengths },
-        Kind::File(file) => Mask::File { key: file.key, identity: file.identity },
+        Kind::Runs(Runs { height, width, lengths }) => Mask::Runs { height, width, lengths },
+        Kind::File(File { key, identity }) => Mask::File { key, identity },
     })
 }

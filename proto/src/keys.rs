@@ -50,7 +50,7 @@ pub const ATTEMPTS: &str = "attempts/";
 pub const REDRIVES: &str = "redrives/";
 /// What a coordinator knows of the results, for its next start.
 pub const SNAPSHOT: &str = "snapshot";
-/// In the place of an export: the run that it is of.
+/// At the place of an export: the run that it was made from.
 pub const EXPORT: &str = "export.json";
 /// What the run or the export consists of, with digests.
 pub const MANIFEST: &str = "manifest.json";
@@ -66,7 +66,7 @@ const ATTEMPT: &str = "attempt-";
 pub enum Marker {
     /// There is a result: the commit marker.
     Result,
-    /// There is none, and why.
+    /// There is a failure: why there is no result.
     Failure,
 }
 
@@ -106,7 +106,7 @@ pub enum Item {
 }
 
 impl Item {
-    /// All of them.
+    /// All items, in the order in which they are written.
     pub const ALL: [Item; 9] = [
         Item::Projection,
         Item::Target,
@@ -222,39 +222,28 @@ pub fn model_prefix(model: &str) -> String {
 
 /// Whether `name` can name a run or a model: 1 to 63 letters, digits, `-`, `_` and `.`, no dot at the start.
 pub fn check_run(name: &str) -> Result<(), &'static str> {
-    if name.is_empty() || name.len() > 63 {
-        return Err("must have 1 to 63 characters");
-    }
-    if name.starts_with('.') {
-        return Err("must not start with a dot");
-    }
-    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
-        return Err("may hold letters, digits, '-', '_' and '.' only");
-    }
-    Ok(())
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    first_problem([
+        (name.is_empty() || name.len() > 63, "must have 1 to 63 characters"),
+        (name.starts_with('.'), "must not start with a dot"),
+        (!name.bytes().all(plain), "may hold letters, digits, '-', '_' and '.' only"),
+    ])
 }
 
 /// Whether `key` can name an image: not empty, no control characters, no absolute path, no `.` or `..` or empty segment.
 pub fn check_image(key: &str) -> Result<(), &'static str> {
-    if key.is_empty() {
-        return Err("is empty");
-    }
-    if key.len() > 512 {
-        return Err("is longer than 512 bytes");
-    }
-    if key.chars().any(char::is_control) {
-        return Err("contains a control character");
-    }
-    if key.contains('\\') {
-        return Err("contains a backslash");
-    }
-    if key.split('/').any(|s| s.is_empty()) {
-        return Err("has an empty part (starts or ends with '/', or has '//')");
-    }
-    if key.split('/').any(|s| s == "." || s == "..") {
-        return Err("contains a '.' or '..' part");
-    }
-    Ok(())
+    first_problem([
+        (key.is_empty(), "is empty"),
+        (key.len() > 512, "is longer than 512 bytes"),
+        (key.chars().any(char::is_control), "contains a control character"),
+        (key.contains('\\'), "contains a backslash"),
+        (key.split('/').any(str::is_empty), "has an empty part (starts or ends with '/', or has '//')"),
+        (key.split('/').any(|part| part == "." || part == ".."), "contains a '.' or '..' part"),
+    ])
+}
+
+fn first_problem<const N: usize>(problems: [(bool, &'static str); N]) -> Result<(), &'static str> {
+    problems.into_iter().find(|(is_so, _)| *is_so).map_or(Ok(()), |(_, problem)| Err(problem))
 }
 
 /// Longest part of a place, and longest place, in bytes: file systems allow 255, S3 1024 with prefix and file.

@@ -13,13 +13,15 @@ mod model;
 mod params;
 mod result;
 mod run;
+#[doc(hidden)]
+pub mod sample;
 mod snapshot;
 mod stage;
 
 pub use crash::CrashPoint;
-pub use event::{Alive, Event, What};
+pub use event::{Event, What};
 pub use history::History;
-pub use job::{Box2d, Job, JobId, Mask, OPEN_CLASS};
+pub use job::{Job, JobId, Mask, OPEN_CLASS};
 pub use model::{
     ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest, Lack,
     ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256, relaxed,
@@ -35,6 +37,7 @@ pub use result::{
 pub use run::{Control, RedriveRecord, RunRecord, RunState};
 pub use snapshot::{Errors, KnownResult, Snapshot};
 pub use stage::Stage;
+pub use wire::{Alive, Box as Box2d};
 
 /// The generated protobuf messages.
 #[allow(missing_docs)]

@@ -12,7 +12,7 @@ use crate::{ClassSource, DecodeError, LatentStart, Params};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelManifest {
-    /// Of this file: 1.
+    /// Version of this format: 1.
     pub format: u32,
     /// Name of the model.
     pub name: String,
@@ -20,21 +20,21 @@ pub struct ModelManifest {
     pub generator: GeneratorManifest,
     /// The feature network of the loss.
     pub perceptual: PerceptualManifest,
-    /// What predicts the class of an image.
+    /// The network that predicts the class of an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier: Option<ClassifierManifest>,
-    /// What finds objects in an image.
+    /// The network that finds objects in an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detector: Option<DetectorManifest>,
-    /// What guesses z from an image and its class.
+    /// The network that guesses z from an image and its class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoder: Option<EncoderManifest>,
     /// Names of the classes, by index.
     pub classes: Vec<String>,
-    /// The category that each class is a kind of, in the words of the detector and of data sets; "": none. Empty: unknown.
+    /// The category of each class, in the words of the detector and of data sets; "": the class has none. Empty: unknown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub categories: Vec<String>,
-    /// Name of the super-class of each class, in their order; empty: there are none.
+    /// Name of the super-class of each class, in their order. Empty: the model has no super-classes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub super_classes: Vec<String>,
     /// safetensors with directions of z for edits, each `[z_dim]` under the name that people use; one unit is a small step.
@@ -52,7 +52,7 @@ pub struct ModelManifest {
 pub struct GeneratorManifest {
     /// Which network it is.
     pub kind: GeneratorKind,
-    /// Its sizes, JSON.
+    /// Sizes of the network, JSON.
     pub config: String,
     /// safetensors with the public names; if folded, with ours.
     pub weights: String,
@@ -121,9 +121,9 @@ pub enum DetectorKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderManifest {
-    /// Its sizes, JSON.
+    /// Sizes of the network, JSON.
     pub config: String,
-    /// safetensors.
+    /// safetensors with our names.
     pub weights: String,
 }
 
@@ -166,32 +166,34 @@ impl ModelManifest {
         if manifest.classes.is_empty() {
             return Err(problem("classes", "is empty".into()));
         }
-        let (classes, super_classes) = (manifest.classes.len(), &manifest.super_classes);
-        if !super_classes.is_empty() && super_classes.len() != classes {
-            return Err(problem("super_classes", format!("has {} names for {classes} classes", super_classes.len())));
+        let classes = manifest.classes.len();
+        for (field, names) in [("super_classes", &manifest.super_classes), ("categories", &manifest.categories)] {
+            if !names.is_empty() && names.len() != classes {
+                return Err(problem(field, format!("has {} names for {classes} classes", names.len())));
+            }
         }
-        if !manifest.categories.is_empty() && manifest.categories.len() != classes {
-            let found = manifest.categories.len();
-            return Err(problem("categories", format!("has {found} names for {classes} classes")));
-        }
-        if super_classes.iter().any(String::is_empty) {
+        if manifest.super_classes.iter().any(String::is_empty) {
             return Err(problem("super_classes", "has an empty name".into()));
         }
-        let p = &manifest.perceptual;
-        for file in manifest.sha256.keys() {
-            if file.is_empty() || file.contains(['/', '\\']) || file.starts_with('.') {
-                return Err(problem("file", format!("name {file:?} is not a plain file name")));
-            }
+        let plain = |file: &str| !file.is_empty() && !file.contains(['/', '\\']) && !file.starts_with('.');
+        if let Some(file) = manifest.sha256.keys().find(|file| !plain(file)) {
+            return Err(problem("file", format!("name {file:?} is not a plain file name")));
         }
-        let files = [&manifest.generator.config, &manifest.generator.weights, &p.config, &p.weights];
-        let files = files.into_iter().chain(&manifest.directions).chain(manifest.classifier.as_ref().map(|c| &c.weights));
-        let files = files.chain(manifest.detector.as_ref().map(|d| &d.weights));
-        for file in files.chain(manifest.encoder.iter().flat_map(|e| [&e.config, &e.weights])) {
-            if !manifest.sha256.contains_key(file) {
-                return Err(problem("sha256", format!("has no entry for {file}")));
-            }
+        if let Some(file) = manifest.files().into_iter().find(|file| !manifest.sha256.contains_key(*file)) {
+            return Err(problem("sha256", format!("has no entry for {file}")));
         }
         Ok((manifest, hex_sha256(bytes)))
+    }
+
+    /// The files that the manifest names.
+    fn files(&self) -> Vec<&String> {
+        let ModelManifest { generator, perceptual, .. } = self;
+        let mut files = vec![&generator.config, &generator.weights, &perceptual.config, &perceptual.weights];
+        files.extend(&self.directions);
+        files.extend(self.classifier.iter().map(|classifier| &classifier.weights));
+        files.extend(self.detector.iter().map(|detector| &detector.weights));
+        files.extend(self.encoder.iter().flat_map(|encoder| [&encoder.config, &encoder.weights]));
+        files
     }
 
     /// What the parameters ask for and the model lacks, if anything.
@@ -218,7 +220,7 @@ impl ModelManifest {
 /// What a model lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lack {
-    /// For people.
+    /// A sentence for people.
     pub what: String,
     /// The beginning of the option, before `-from`, that asks for it.
     from: &'static str,
@@ -253,7 +255,7 @@ impl RunningSha256 {
         self.0.update(bytes);
     }
 
-    /// Of all pieces, as 64 hexadecimal digits.
+    /// The digest of all pieces, as 64 hexadecimal digits.
     pub fn hex(self) -> String {
         self.0.finalize().iter().map(|b| format!("{b:02x}")).collect()
     }

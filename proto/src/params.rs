@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::DecodeError;
 use validate::problem;
 
+mod profiles;
 mod validate;
 
 /// What to compute for an image.
@@ -345,6 +346,14 @@ pub enum LatentSearch {
     },
 }
 
+impl LatentSearch {
+    /// The paper's method: CMA-ES starts with deviation 1 and is told the refined points, and the final descent starts afresh.
+    pub const fn basin_cma(generations: u32, steps: u32, final_steps: u32) -> LatentSearch {
+        let (told, last) = (Told::Refined, LastDescent::Fresh);
+        LatentSearch::BasinCma { generations, steps, final_steps, told, sigma: 1.0, last }
+    }
+}
+
 /// The final descent of BasinCMA.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -441,128 +450,7 @@ pub enum DeltaCodec {
     },
 }
 
-impl Default for FineTune {
-    fn default() -> FineTune {
-        FineTune {
-            steps: 300,
-            lr: 1e-4,
-            lr_latents: 0.0,
-            lr_transform: 0.0,
-            lambda: 1e3,
-            regulariser: Regulariser::MeanSquares,
-            lpips_goal: 0.0,
-            delta: DeltaCodec::Auto { psnr: 45.0 },
-        }
-    }
-}
-
 impl Params {
-    /// Name of the profile, and whether something was changed since: `fast` or `fast (changed)`.
-    pub fn described(&self) -> String {
-        let changed = Params::profile(&self.profile).is_some_and(|named| named != *self);
-        format!("{}{}", self.profile, if changed { " (changed)" } else { "" })
-    }
-
-    /// The paper's method in the semantics of the authors' first code (branch `legacy`). The default.
-    pub fn paper() -> Params {
-        Params {
-            profile: "paper".into(),
-            loss: Loss { beta: 10.0, l1: L1Scale::ChannelSum, mask: MaskMode::UpsampleFeatures, background: 0.3 },
-            transform: Some(TransformSearch {
-                spatial: SpatialTransform::Isotropic,
-                colour: vec![ColourTransform::Brightness],
-                initial: InitialTransform::Authors,
-                align_corners: true,
-                generations: 30,
-                steps: 30,
-                sigma: 0.05,
-                population: None,
-                start: TransformStart::Mean,
-                fitness: Fitness::Minimum,
-                choice: TransformChoice::Mean,
-            }),
-            latent: LatentSearch::BasinCma {
-                generations: 30,
-                steps: 30,
-                final_steps: 300,
-                told: Told::Refined,
-                sigma: 1.0,
-                last: LastDescent::Fresh,
-            },
-            seeds: 18,
-            descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
-            object: Object::default(),
-            start: LatentStart::Random,
-            class_start: ClassStart::Class,
-            precision: Precision::Fp32,
-            fine_tune: None,
-        }
-    }
-
-    /// The authors' second code (branch `master`): another method under the same name.
-    pub fn pix2latent() -> Params {
-        let paper = Params::paper();
-        Params {
-            profile: "pix2latent".into(),
-            loss: Loss { l1: L1Scale::ChannelMean, ..paper.loss },
-            transform: Some(TransformSearch {
-                spatial: SpatialTransform::Isotropic,
-                colour: vec![],
-                initial: InitialTransform::Authors,
-                align_corners: false,
-                generations: 50,
-                steps: 10,
-                sigma: 0.1,
-                population: None,
-                start: TransformStart::Best,
-                fitness: Fitness::Last,
-                choice: TransformChoice::Best,
-            }),
-            latent: LatentSearch::BasinCma {
-                generations: 30,
-                steps: 30,
-                final_steps: 300,
-                told: Told::Sampled,
-                sigma: 1.0,
-                last: LastDescent::Fresh,
-            },
-            seeds: 18,
-            descent: Descent { lr_c: 0.01, ..paper.descent },
-            ..paper
-        }
-    }
-
-    /// The paper's method with a shorter schedule, for a first look.
-    pub fn fast() -> Params {
-        let paper = Params::paper();
-        Params {
-            profile: "fast".into(),
-            transform: paper.transform.map(|t| TransformSearch { generations: 20, steps: 10, ..t }),
-            latent: LatentSearch::BasinCma {
-                generations: 12,
-                steps: 15,
-                final_steps: 100,
-                told: Told::Refined,
-                sigma: 1.0,
-                last: LastDescent::Fresh,
-            },
-            ..paper
-        }
-    }
-
-    /// The profile of this name.
-    pub fn profile(name: &str) -> Option<Params> {
-        match name {
-            "paper" => Some(Params::paper()),
-            "pix2latent" => Some(Params::pix2latent()),
-            "fast" => Some(Params::fast()),
-            _ => None,
-        }
-    }
-
-    /// Names that `profile` knows.
-    pub const PROFILES: [&str; 3] = ["paper", "pix2latent", "fast"];
-
     /// Reads and validates JSON.
     pub fn from_json(json: &str) -> Result<Params, DecodeError> {
         let params: Params = serde_json::from_str(json).map_err(|e| problem("json", e.to_string()))?;

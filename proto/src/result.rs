@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
 use crate::keys::Item;
 use crate::{Box2d, ColourTransform, Job, JobId, Params};
@@ -10,7 +11,7 @@ use crate::{Box2d, ColourTransform, Job, JobId, Params};
 /// `result.json`: the commit marker of a job. It exists if and only if all other objects of the job are in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResultRecord {
-    /// Of this record: 1.
+    /// Version of this format: 1.
     pub format: u32,
     /// Id of the job.
     pub job: JobId,
@@ -97,7 +98,7 @@ pub struct Found {
     /// The classifier's probability of the class, if it was to say one; after `category` among the classes of that kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probability: Option<f64>,
-    /// The detection that was taken; none: the whole image, since no detection fits the class.
+    /// The detection that was taken; `None`: the whole image, since no detection fits the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detection: Option<Detected>,
 }
@@ -107,7 +108,7 @@ pub struct Found {
 pub struct Detected {
     /// The detector's label.
     pub label: String,
-    /// Its confidence, 0 to 1.
+    /// Confidence of the detection, 0 to 1.
     pub score: f64,
 }
 
@@ -123,7 +124,7 @@ pub enum FineTuned {
         distances: SeedResult,
         /// LPIPS of the transformed target, weighted as in the loss: before it, and of the generator with the stored delta.
         lpips: (f64, f64),
-        /// Between its image and that of the change before it was stored, in dB; none if they are the same.
+        /// Signal-to-noise ratio between the images of the stored delta and of the change itself, in dB; `None` if they are the same.
         psnr: Option<f64>,
         /// How many layers are stored in which code.
         codes: BTreeMap<String, usize>,
@@ -198,7 +199,7 @@ fn null_as_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64,
 /// `failure.json`: why an image has no result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// Of this record: 1.
+    /// Version of this format: 1.
     pub format: u32,
     /// Id of the job, if there was one.
     pub job: Option<JobId>,
@@ -213,7 +214,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Of a job.
+    /// The failure of a job.
     pub fn of(job: &Job, reason: FailureReason, message: String) -> Failure {
         // An open class has no name yet.
         let (image, class_name) = (job.image.clone(), Some(job.class_name.clone()).filter(|name| !name.is_empty()));
@@ -239,9 +240,10 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Kinds of failures; what a person would group by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// Kinds of failures, by which reports group them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum FailureReason {
     /// The image's name cannot be a key.
     BadName,
@@ -276,21 +278,8 @@ impl FailureReason {
     }
 
     /// The name used in JSON.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            FailureReason::BadName => "bad_name",
-            FailureReason::Unavailable => "unavailable",
-            FailureReason::MissingImage => "missing_image",
-            FailureReason::ChangedImage => "changed_image",
-            FailureReason::BadImage => "bad_image",
-            FailureReason::BadBox => "bad_box",
-            FailureReason::BadMask => "bad_mask",
-            FailureReason::UnknownClass => "unknown_class",
-            FailureReason::BadAnnotation => "bad_annotation",
-            FailureReason::BadJob => "bad_job",
-            FailureReason::Diverged => "diverged",
-            FailureReason::Quarantined => "quarantined",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

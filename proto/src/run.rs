@@ -1,13 +1,14 @@
 //! What a run is, and what a fleet should do with it. JSON, since people read them.
 
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
 use crate::Params;
 
 /// `run.json`, and `index/<run>.json` in a fleet's home: never changes once written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// Of this file: 1.
+    /// Version of this format: 1.
     pub format: u32,
     /// Name of the run.
     pub name: String,
@@ -25,19 +26,19 @@ pub struct RunRecord {
     pub resolution: u32,
     /// What is computed.
     pub params: Params,
-    /// Everything random follows from it.
+    /// Seed of everything random in the run.
     pub seed: u64,
     /// Version of basin that began it.
     pub version: String,
 }
 
-/// `redrives/<n>.json`: images of a run that are projected with another seed. Never changes once written; of several that name an
-/// image the last counts.
+/// `redrives/<n>.json`: images of a run that are projected with another seed. Never changes once written; if
+/// several name an image, the last one counts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RedriveRecord {
-    /// Of this file: 1.
+    /// Version of this format: 1.
     pub format: u32,
-    /// The conditions that were asked for, one of which each image met.
+    /// The conditions of the request; each image met at least one of them.
     #[serde(rename = "where")]
     pub wheres: Vec<String>,
     /// Takes the place of the run's seed for these images.
@@ -49,7 +50,7 @@ pub struct RedriveRecord {
 /// `control/<run>.json`: what a fleet should do with a run now.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Control {
-    /// Of this file: 1.
+    /// Version of this format: 1.
     pub format: u32,
     /// Whether its jobs are to be computed.
     pub state: RunState,
@@ -66,15 +67,16 @@ impl Default for Control {
 }
 
 /// Where a run is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum RunState {
     /// Its jobs are handed out.
     #[default]
     Running,
-    /// None is handed out; workers give back what they hold.
+    /// No job is handed out, and workers give back those that they hold.
     Paused,
-    /// As paused, for good.
+    /// The run is over without its remaining images.
     Cancelled,
     /// Every image has a result or a failure, and the tables are written.
     Finished,
@@ -93,11 +95,6 @@ impl RunState {
 
     /// The name used in JSON.
     pub fn as_str(self) -> &'static str {
-        match self {
-            RunState::Running => "running",
-            RunState::Paused => "paused",
-            RunState::Cancelled => "cancelled",
-            RunState::Finished => "finished",
-        }
+        self.into()
     }
 }

@@ -12,11 +12,11 @@ const DIGEST_BYTES: usize = 32;
 /// What pages and tables say of each result. The results are the truth: a snapshot that is not there costs time only.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// Each once.
+    /// Each result once.
     pub results: Vec<KnownResult>,
 }
 
-/// Of a result.
+/// What a snapshot says of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct KnownResult {
     /// The first eight bytes of its job's id.
@@ -27,14 +27,14 @@ pub struct KnownResult {
     pub errors: Errors,
 }
 
-/// Errors of a result: of its best seed. NaN where there is no number.
+/// Errors of the best seed of a result. NaN where there is no number.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Errors {
     /// Training loss.
     pub loss: f64,
     /// L1 inside the box after inversion.
     pub l1: f64,
-    /// LPIPS of the same.
+    /// LPIPS inside the box after inversion.
     pub lpips: f64,
 }
 
@@ -57,7 +57,7 @@ impl Snapshot {
         bytes
     }
 
-    /// Reads and validates what [`Snapshot::encode`] wrote. One of version 1 knows no result alone, and counts as empty.
+    /// Reads and validates what [`Snapshot::encode`] wrote. A snapshot of version 1 holds sums only, and counts as empty.
     pub fn decode(bytes: &[u8]) -> Result<Snapshot, DecodeError> {
         let field = |field, problem: &str| DecodeError::Field { message: MESSAGE, field, problem: problem.to_owned() };
         let content = bytes.len().checked_sub(DIGEST_BYTES).map(|end| bytes.split_at(end));

@@ -1,10 +1,12 @@
 //! The stages of a job, whose times are measured.
 
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantArray};
 
 /// A part of a job. Declared in the order in which an image meets them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Stage {
     /// Reads the image, the mask and the checkpoint, and decodes them.
     Fetch,
@@ -23,33 +25,14 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// All stages, in order.
-    pub const ALL: [Stage; 7] = [
-        Stage::Fetch,
-        Stage::Find,
-        Stage::TransformSearch,
-        Stage::LatentSearch,
-        Stage::FinalDescent,
-        Stage::FineTune,
-        Stage::Publish,
-    ];
-
     /// The name in events, metrics, spans and JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Stage::Fetch => "fetch",
-            Stage::Find => "find",
-            Stage::TransformSearch => "transform_search",
-            Stage::LatentSearch => "latent_search",
-            Stage::FinalDescent => "final_descent",
-            Stage::FineTune => "fine_tune",
-            Stage::Publish => "publish",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 
-    /// The place of a stage's name in `ALL`. Names that this version does not know come after all of them.
+    /// The place of a stage's name among all. Names that this version does not know come last.
     pub fn rank(name: &str) -> usize {
-        Stage::ALL.iter().position(|stage| stage.as_str() == name).unwrap_or(Stage::ALL.len())
+        Stage::VARIANTS.iter().position(|stage| stage.as_str() == name).unwrap_or(Stage::VARIANTS.len())
     }
 }
 
@@ -59,10 +42,10 @@ mod tests {
 
     #[test]
     fn names_are_those_of_json_and_sort_as_the_stages_follow_each_other() {
-        for (place, stage) in Stage::ALL.into_iter().enumerate() {
+        for (place, stage) in Stage::VARIANTS.iter().enumerate() {
             assert_eq!(serde_json::to_value(stage).expect("a name"), stage.as_str());
             assert_eq!(Stage::rank(stage.as_str()), place);
         }
-        assert_eq!(Stage::rank("a stage of tomorrow"), Stage::ALL.len());
+        assert_eq!(Stage::rank("a stage of tomorrow"), Stage::VARIANTS.len());
     }
 }

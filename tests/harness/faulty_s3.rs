@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use s3s::Body;
 use s3s::service::S3Service;
 use tokio::net::TcpListener;
+
+use crate::s3_server::{accept, bucket};
 
 /// How requests fail.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,18 +60,9 @@ impl S3 {
         let state = Arc::new(Mutex::new(State { weather: Weather::Fair, rng, failures: BTreeMap::new() }));
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
-        let bucket = crate::s3_server::bucket();
-        let shared = state.clone();
-        runtime.spawn(async move {
-            loop {
-                let Ok((socket, _)) = listener.accept().await else { continue };
-                let (bucket, shared) = (bucket.clone(), shared.clone());
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| answer(bucket.clone(), shared.clone(), request));
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
-                });
-            }
-        });
+        let (bucket, shared) = (bucket(), state.clone());
+        let service = service_fn(move |request| answer(bucket.clone(), shared.clone(), request));
+        runtime.spawn(accept(listener, service));
         S3 { port, state, _runtime: runtime }
     }
 
@@ -80,7 +71,7 @@ impl S3 {
         format!("s3://bucket/{prefix}?endpoint=http://127.0.0.1:{}&anonymous=true", self.port)
     }
 
-    /// From now on.
+    /// How requests fail from now on.
     pub fn set(&self, weather: Weather) {
         self.state.lock().expect("no thread panics").weather = weather;
     }
@@ -93,27 +84,18 @@ impl S3 {
 
 impl State {
     fn decide(&mut self, method: &Method) -> Fate {
-        let (rate, writes) = match self.weather {
-            Weather::Fair => (0.02, false),
-            Weather::Busy => (0.33, false),
-            Weather::Expired => {
-                *self.failures.entry("credentials expired").or_default() += 1;
-                return Fate::Refused(StatusCode::BAD_REQUEST, "ExpiredToken");
-            }
-            Weather::Full => (0.02, *method == Method::PUT || *method == Method::POST),
-        };
-        if writes {
-            *self.failures.entry("storage full").or_default() += 1;
-            return Fate::Refused(StatusCode::INSUFFICIENT_STORAGE, "XMinioStorageFull");
-        }
-        if !self.rng.random_bool(rate) {
-            return Fate::Served;
-        }
-        let (kind, fate) = match self.rng.random_range(0..4) {
-            0 => ("slow down", Fate::Refused(StatusCode::SERVICE_UNAVAILABLE, "SlowDown")),
-            1 => ("internal error", Fate::Refused(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")),
-            2 => ("done, and told otherwise", Fate::Denied),
-            _ => ("done, and not answered", Fate::Dropped),
+        let writes = *method == Method::PUT || *method == Method::POST;
+        let rate = if self.weather == Weather::Busy { 0.33 } else { 0.02 };
+        let (kind, fate) = match self.weather {
+            Weather::Expired => ("credentials expired", Fate::Refused(StatusCode::BAD_REQUEST, "ExpiredToken")),
+            Weather::Full if writes => ("storage full", Fate::Refused(StatusCode::INSUFFICIENT_STORAGE, "XMinioStorageFull")),
+            _ if !self.rng.random_bool(rate) => return Fate::Served,
+            _ => match self.rng.random_range(0..4) {
+                0 => ("slow down", Fate::Refused(StatusCode::SERVICE_UNAVAILABLE, "SlowDown")),
+                1 => ("internal error", Fate::Refused(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")),
+                2 => ("done, and told otherwise", Fate::Denied),
+                _ => ("done, and not answered", Fate::Dropped),
+            },
         };
         *self.failures.entry(kind).or_default() += 1;
         fate

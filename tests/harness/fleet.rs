@@ -1,6 +1,7 @@
 //! A whole fleet on this machine: real services, a real broker, a home in a folder or in a bucket that fails now and then.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,28 +9,26 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use proto::keys::{Kind, Marker};
-use proto::{LastDescent, LatentSearch, Params, ResultRecord, Told, TransformSearch, keys};
-use store::Store;
+use proto::{LatentSearch, sample};
 
-use crate::{Process, Proxy, RabbitMq, S3, files, free_ports, program, root};
+use crate::{Process, Proxy, RabbitMq, S3, expect, files, free_ports, losses, output_text, program, root, sample_images, tail};
 
 /// The coordinator's token.
 pub const TOKEN: &str = "a token of the tests";
 
 /// A broker, a home and a coordinator.
-pub struct Fleet {
+pub struct LocalFleet {
     pub coordinator: Option<Process>,
     pub workers: Vec<Process>,
     pub broker: RabbitMq,
-    /// Of a hostile fleet: the proxy between the services and the broker, and the bucket that is the home.
+    /// Only in a hostile fleet: the proxy between the services and the broker, and the bucket that is the home.
     pub hostile: Option<(Proxy, S3)>,
     pub dir: tempfile::TempDir,
     pub port: u16,
     started: usize,
 }
 
-impl Drop for Fleet {
+impl Drop for LocalFleet {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.dir.disable_cleanup(true);
@@ -38,24 +37,24 @@ impl Drop for Fleet {
     }
 }
 
-impl Fleet {
-    pub fn start() -> Fleet {
-        Fleet::start_in(|_| None)
+impl LocalFleet {
+    pub fn start() -> LocalFleet {
+        LocalFleet::start_in(|_| None)
     }
 
-    /// With a broker whose connections can be cut and a bucket that fails now and then.
-    pub fn start_hostile(seed: u64) -> Fleet {
-        Fleet::start_in(|broker| Some((Proxy::start(broker.port()), S3::start(seed))))
+    /// A fleet with a broker whose connections can be cut and a bucket that fails now and then.
+    pub fn start_hostile(seed: u64) -> LocalFleet {
+        LocalFleet::start_in(|broker| Some((Proxy::start(broker.port()), S3::start(seed))))
     }
 
-    fn start_in(place: impl FnOnce(&RabbitMq) -> Option<(Proxy, S3)>) -> Fleet {
+    fn start_in(place: impl FnOnce(&RabbitMq) -> Option<(Proxy, S3)>) -> LocalFleet {
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::create_dir(dir.path().join("data")).expect("writable");
         fs::write(dir.path().join("token"), TOKEN).expect("writable");
         let [port] = free_ports();
         let (broker, workers) = (RabbitMq::start(), vec![]);
         let hostile = place(&broker);
-        let mut fleet = Fleet { coordinator: None, workers, broker, hostile, dir, port, started: 0 };
+        let mut fleet = LocalFleet { coordinator: None, workers, broker, hostile, dir, port, started: 0 };
         fleet.basin(0, &["push", &root().join("models/fashion32").to_string_lossy()]);
         fleet.start_coordinator();
         fleet
@@ -67,7 +66,7 @@ impl Fleet {
 
     pub fn prepare<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command
-            .env("BASIN_HOME_URL", self.home_url())
+            .env("BASIN_HOME_URL", self.store("home"))
             .env("BASIN_QUEUE_URL", self.queue_url())
             .env("BASIN_LISTEN", format!("127.0.0.1:{}", self.port))
             .env("BASIN_COORDINATOR_URL", format!("http://127.0.0.1:{}", self.port))
@@ -76,13 +75,6 @@ impl Fleet {
             .env("BASIN_DEVICES", "cpu")
             .env("OMP_WAIT_POLICY", "PASSIVE")
             .stdin(Stdio::null())
-    }
-
-    pub fn home_url(&self) -> String {
-        match &self.hostile {
-            Some((_, s3)) => s3.url("home"),
-            None => self.path("home").to_string_lossy().into_owned(),
-        }
     }
 
     pub fn queue_url(&self) -> String {
@@ -97,27 +89,32 @@ impl Fleet {
         fs::File::create(self.path(&format!("{:03}-{name}.log", self.started))).expect("writable").into()
     }
 
-    pub fn start_coordinator(&mut self) {
-        self.start_coordinator_with(&[], &[]);
+    /// A process of a program with its log in the fleet's folder.
+    pub fn spawn<V: AsRef<OsStr>>(&mut self, program: &str, arguments: &[&str], variables: &[(&str, V)]) -> Process {
+        let log = self.log(program.trim_start_matches("basin-"));
+        let mut command = Command::new(crate::program(program));
+        self.prepare(&mut command).args(arguments).stdout(Stdio::null()).stderr(log);
+        if program == "basin-worker" {
+            command.env_remove("BASIN_LISTEN");
+        }
+        Process(command.envs(variables.iter().map(|(name, value)| (name, value))).spawn().expect("it starts"))
     }
 
-    pub fn start_coordinator_with(&mut self, variables: &[(&str, &str)], arguments: &[&str]) {
-        let log = self.log("coordinator");
-        let mut command = Command::new(program("basin-coordinator"));
-        self.prepare(&mut command).envs(variables.iter().copied()).args(arguments).stdout(Stdio::null()).stderr(log);
-        self.coordinator = Some(Process(command.spawn().expect("it starts")));
+    pub fn start_coordinator(&mut self) {
+        self.start_coordinator_with::<&str>(&[], &[]);
+    }
+
+    pub fn start_coordinator_with<V: AsRef<OsStr>>(&mut self, arguments: &[&str], variables: &[(&str, V)]) {
+        self.coordinator = Some(self.spawn("basin-coordinator", arguments, variables));
     }
 
     pub fn start_worker(&mut self, arguments: &[&str]) {
-        self.start_worker_with(arguments, &[]);
+        self.start_worker_with::<&str>(arguments, &[]);
     }
 
-    pub fn start_worker_with(&mut self, arguments: &[&str], variables: &[(&str, &str)]) {
-        let log = self.log("worker");
-        let mut command = Command::new(program("basin-worker"));
-        self.prepare(&mut command).env_remove("BASIN_LISTEN").stdout(Stdio::null()).stderr(log);
-        command.args(arguments).envs(variables.iter().copied());
-        self.workers.push(Process(command.spawn().expect("it starts")));
+    pub fn start_worker_with<V: AsRef<OsStr>>(&mut self, arguments: &[&str], variables: &[(&str, V)]) {
+        let worker = self.spawn("basin-worker", arguments, variables);
+        self.workers.push(worker);
     }
 
     pub fn try_basin(&self, arguments: &[&str]) -> Output {
@@ -130,42 +127,28 @@ impl Fleet {
         let mut output = self.try_basin(arguments);
         // A coordinator needs a moment to start, and to take over.
         let end = Instant::now() + Duration::from_secs(90);
-        let text = |o: &Output| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr));
-        while text(&output).contains("does not answer") || text(&output).contains("is the standby") {
-            assert!(Instant::now() < end, "{}\n{}", text(&output), self.logs());
+        let away = |output: &Output| ["does not answer", "is the standby"].iter().any(|text| output_text(output).contains(text));
+        while away(&output) {
+            assert!(Instant::now() < end, "{}\n{}", output_text(&output), self.logs());
             std::thread::sleep(Duration::from_millis(100));
             output = self.try_basin(arguments);
         }
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}\n{}", text(&output), self.logs());
-        text(&output)
+        let text = output_text(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}\n{}", self.logs());
+        text
     }
 
     pub fn logs(&self) -> String {
-        let logs = fs::read_dir(self.dir.path())
-            .expect("readable")
-            .flatten()
-            .filter(|f| f.path().extension().is_some_and(|e| e == "log"));
-        let mut logs: Vec<PathBuf> = logs.map(|f| f.path()).collect();
+        let mut logs: Vec<PathBuf> = fs::read_dir(self.dir.path()).expect("readable").flatten().map(|file| file.path()).collect();
+        logs.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
         logs.sort();
-        let tail = |path: &PathBuf| {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().rev().take(8).collect();
-            format!("--- {}\n{}\n", path.display(), lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
-        };
-        logs.iter().rev().take(6).map(tail).collect()
+        logs.iter().rev().take(6).map(|path| format!("--- {}\n{}\n", path.display(), tail(path, 8))).collect()
     }
 
     /// `n` sample images in class folders, and a schedule.
     pub fn data(&self, n: usize, latent: LatentSearch) -> String {
-        for (i, class) in ["Bag", "Coat", "Sandal", "Trouser"].into_iter().cycle().take(n).enumerate() {
-            let from = root().join(format!("samples/images/{}_{:02}_centred.png", class.to_lowercase(), i / 4 % 3));
-            fs::create_dir_all(self.path("data").join(class)).expect("writable");
-            fs::copy(&from, self.path("data").join(class).join(format!("{i}.png"))).expect("a sample");
-        }
-        let paper = Params::paper();
-        let transform = paper.transform.clone().map(|t| TransformSearch { generations: 2, steps: 2, ..t });
-        let params = Params { profile: "test".into(), transform, latent, seeds: 4, ..paper };
-        fs::write(self.path("params.json"), params.to_json()).expect("writable");
+        sample_images(&self.path("data"), n);
+        fs::write(self.path("params.json"), sample::params(latent).to_json()).expect("writable");
         self.path("data").to_string_lossy().into_owned()
     }
 
@@ -175,56 +158,35 @@ impl Fleet {
         self.basin(0, &[&arguments, more].concat())
     }
 
-    pub fn run_path(&self, run: &str) -> String {
-        self.path("home/runs").join(run).to_string_lossy().into_owned()
+    /// A store of the fleet: a bucket in a hostile fleet, else a folder.
+    fn store(&self, place: &str) -> String {
+        match &self.hostile {
+            Some((_, s3)) => s3.url(place),
+            None => self.path(place).to_string_lossy().into_owned(),
+        }
     }
 
     pub fn run_url(&self, run: &str) -> String {
-        match &self.hostile {
-            Some((_, s3)) => s3.url(&format!("home/runs/{run}")),
-            None => self.run_path(run),
-        }
+        self.store(&format!("home/runs/{run}"))
+    }
+
+    /// Waits until every image of the run has a result, and verifies it.
+    pub fn complete(&self, run: &str) {
+        self.basin(0, &["runs", "wait", run]);
+        self.basin(0, &["verify", "--deep", &self.run_url(run)]);
     }
 
     pub fn status(&self, run: &str) -> String {
         self.basin(0, &["runs", "show", run])
     }
 
-    /// Losses of all seeds, by image.
-    pub fn losses(&self, place: &str) -> BTreeMap<String, Vec<f64>> {
-        self.records(place).into_iter().map(|r| (r.image, r.seeds.iter().map(|s| s.loss).collect())).collect()
-    }
-
-    pub fn records(&self, place: &str) -> Vec<ResultRecord> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let results = Store::open(place).await.expect("a URL");
-            let Ok(objects) = results.list(keys::IMAGES).expect("a prefix").all().await else { return vec![] };
-            let mut records = vec![];
-            for object in objects {
-                if let Some(Kind::Marker(_, Marker::Result)) = keys::parse(&object.key) {
-                    let bytes = results.get(&object.key).await.expect("it is listed");
-                    records.push(serde_json::from_slice(&bytes).expect("a record"));
-                }
-            }
-            records
-        })
-    }
-
     /// What one machine makes of the same data.
     pub fn one_machine(&self, data: &str) -> BTreeMap<String, Vec<f64>> {
-        let (params, out) = (self.path("params.json"), self.path("one"));
-        let model = root().join("models/fashion32");
+        let (params, out, model) = (self.path("params.json"), self.path("one"), root().join("models/fashion32"));
         let mut command = Command::new(program("basin"));
-        command
-            .args(["project", data, "--devices", "cpu", "--out"])
-            .arg(&out)
-            .arg("--model")
-            .arg(model)
-            .arg("--params")
-            .arg(params);
-        assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it starts").success());
-        self.losses(&out.to_string_lossy())
+        command.args(["project", data, "--devices", "cpu", "--out"]).arg(&out);
+        expect(0, command.arg("--model").arg(model).arg("--params").arg(params));
+        losses(&out.to_string_lossy())
     }
 
     /// Whether the run is known to have ended.
@@ -262,31 +224,26 @@ impl Fleet {
     }
 }
 
-pub fn short() -> LatentSearch {
-    LatentSearch::BasinCma { generations: 2, steps: 2, final_steps: 4, told: Told::Refined, sigma: 1.0, last: LastDescent::Fresh }
-}
-
-pub fn long() -> LatentSearch {
-    LatentSearch::BasinCma {
-        generations: 60,
-        steps: 6,
-        final_steps: 60,
-        told: Told::Refined,
-        sigma: 1.0,
-        last: LastDescent::Fresh,
-    }
-}
+/// A latent search that takes a second or two.
+pub const SHORT: LatentSearch = LatentSearch::basin_cma(2, 2, 4);
+/// A latent search that is still at work when something happens to it.
+pub const LONG: LatentSearch = LatentSearch::basin_cma(60, 6, 60);
 
 /// An HTTP request without a client, so that any part can be left out. The answer is empty if nothing listens.
 pub fn http(port: u16, method: &str, path: &str, token: Option<&str>, body: &str) -> String {
-    let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
     let token = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
     );
-    socket.write_all(format!("{head}{token}\r\n{body}").as_bytes()).expect("it reads");
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).expect("it answers");
-    answer
+    exchange(&format!("127.0.0.1:{port}"), &format!("{head}{token}\r\n{body}"))
+}
+
+/// The answer to a request that closes its connection; empty if nothing listens.
+pub fn exchange(address: &str, request: &str) -> String {
+    let Ok(mut socket) = TcpStream::connect(address) else { return String::new() };
+    socket.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).expect("it answers");
+    String::from_utf8_lossy(&answer).into_owned()
 }

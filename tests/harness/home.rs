@@ -1,15 +1,15 @@
-//! A fleet's home in a folder, with the bundled model, and an image beside it.
+//! The home of a fleet in a folder, with a copy of the bundled model and one image.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use proto::{Job, LatentSearch, ModelRef, Params, hex_sha256};
+use proto::{Job, LatentSearch, ModelRef, Params, hex_sha256, sample};
 use store::Store;
 
-use crate::root;
+use crate::{copy_folder, root};
 
+/// A home with the bundled model, and an image, in folders.
 pub struct Home {
-    /// The home, in `dir/home`.
     pub store: Store,
     pub model: ModelRef,
     pub dir: tempfile::TempDir,
@@ -25,54 +25,32 @@ impl Home {
         Home { store, model, dir }
     }
 
-    /// A short job for the image.
-    pub async fn job(&self, run: &str, model: &ModelRef) -> Job {
-        let dataset = self.dir.path().join("data").to_string_lossy().into_owned();
-        let data = Store::open(&dataset).await.expect("a folder");
-        let identity = data.identity("bag.png").await.expect("readable").expect("it is there");
-        let params = Params { transform: None, latent: LatentSearch::Adam { steps: 2 }, seeds: 4, ..Params::paper() };
-        let (model, model_digest) = (model.name.clone(), model.digest.clone());
-        Job { run: run.into(), identity, dataset, model, model_digest, params, ..job() }
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
-    /// Flips a bit of the generator in a folder of `dir`.
+    /// A short job for the image.
+    pub async fn job(&self, run: &str, model: &ModelRef) -> Job {
+        let dataset = self.path("data").to_string_lossy().into_owned();
+        let data = Store::open(&dataset).await.expect("a folder");
+        let identity = data.identity("bag.png").await.expect("readable").expect("it is there");
+        let ModelRef { name: model, digest: model_digest, .. } = model.clone();
+        let params = Params { transform: None, seeds: 4, ..sample::params(LatentSearch::Adam { steps: 2 }) };
+        Job { run: run.into(), image: "bag.png".into(), identity, dataset, model, model_digest, params, ..sample::job() }
+    }
+
+    /// Changes a byte of the generator in the model folder at `place`.
     pub fn damage(&self, place: &str) {
-        let file = self.dir.path().join(place).join("generator.safetensors");
-        let mut bytes = fs::read(&file).expect("readable");
-        bytes[5000] ^= 1;
-        fs::write(file, bytes).expect("writable");
+        crate::damage(&self.path(place).join("generator.safetensors"));
     }
 }
 
 /// Copies the bundled model to `<dir>/home/models/<name>`, under that name.
 pub fn push_model(dir: &Path, name: &str) -> ModelRef {
     let place = dir.join("home/models").join(name);
-    fs::create_dir_all(&place).expect("writable");
-    for file in fs::read_dir(root().join("models/fashion32")).expect("the bundled model") {
-        let file = file.expect("readable");
-        fs::copy(file.path(), place.join(file.file_name())).expect("writable");
-    }
+    copy_folder(&root().join("models/fashion32"), &place);
     let manifest = fs::read_to_string(place.join("model.json")).expect("readable");
     let manifest = manifest.replace("\"fashion32\"", &format!("{name:?}"));
     fs::write(place.join("model.json"), &manifest).expect("writable");
     ModelRef { name: name.into(), digest: hex_sha256(manifest.as_bytes()), resolution: 32 }
-}
-
-/// A job for an image of a bag, without box and mask.
-pub fn job() -> Job {
-    Job {
-        run: "r".into(),
-        image: "bag.png".into(),
-        identity: "i".into(),
-        dataset: "/data".into(),
-        class: 8,
-        class_name: "Bag".into(),
-        category: None,
-        bbox: None,
-        mask: None,
-        model: "fashion32".into(),
-        model_digest: "d".into(),
-        params: Params::fast(),
-        seed: 1,
-    }
 }

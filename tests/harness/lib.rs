@@ -10,17 +10,23 @@ mod proxy;
 mod rabbitmq;
 mod s3_server;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use proto::keys::{Kind, Marker};
+use proto::{ResultRecord, keys};
+use store::Store;
+
 pub use faulty_s3::{S3, Weather};
-pub use fleet::{Fleet, TOKEN, http, long, short};
-pub use home::{Home, job, push_model};
-pub use otlp::{Attributes, Heard, Metric, Otlp, Span};
+pub use fleet::{LONG, LocalFleet, SHORT, TOKEN, exchange, http};
+pub use home::{Home, push_model};
+pub use otlp::{Heard, HeardAttributes, Otlp, Span};
 pub use process::{Process, pass};
+pub use proto::sample::job;
 pub use proxy::{Flow, Proxy};
 pub use rabbitmq::{RabbitMq, free_ports};
 pub use s3_server::{Auth, Server};
@@ -77,4 +83,79 @@ pub fn wait_for(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
 pub fn signal(id: u32, name: &str) {
     let sent = Command::new("kill").args([format!("-{name}"), id.to_string()]).status().expect("kill runs");
     assert!(sent.success());
+}
+
+/// What a command printed.
+pub fn output_text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs a command, expecting an exit code; returns what was printed.
+pub fn expect(code: i32, command: &mut Command) -> String {
+    let output = command.output().expect("it starts");
+    let text = output_text(&output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+/// Asserts that a text has all these parts.
+#[track_caller]
+pub fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+}
+
+/// The last lines of a file, if it is there.
+fn tail(file: &Path, lines: usize) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Copies `n` sample images to folders of their classes.
+pub fn sample_images(data: &Path, n: usize) {
+    for (i, class) in ["Bag", "Coat", "Sandal", "Trouser"].into_iter().cycle().take(n).enumerate() {
+        let from = root().join(format!("samples/images/{}_{:02}_centred.png", class.to_lowercase(), i / 4 % 3));
+        fs::create_dir_all(data.join(class)).expect("writable");
+        fs::copy(&from, data.join(class).join(format!("{i}.png"))).expect("a sample");
+    }
+}
+
+/// The results of the run at a path or URL; none if the run is not there.
+pub fn records(run: &str) -> Vec<ResultRecord> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let results = Store::open(run).await.expect("a URL");
+        let Ok(objects) = results.list(keys::IMAGES).expect("a prefix").all().await else { return vec![] };
+        let mut records = vec![];
+        for object in objects {
+            if let Some(Kind::Marker(_, Marker::Result)) = keys::parse(&object.key) {
+                let bytes = results.get(&object.key).await.expect("it is listed");
+                records.push(serde_json::from_slice(&bytes).expect("a record"));
+            }
+        }
+        records
+    })
+}
+
+/// Losses of all seeds, by image.
+pub fn losses(run: &str) -> BTreeMap<String, Vec<f64>> {
+    records(run).into_iter().map(|record| (record.image, record.seeds.iter().map(|seed| seed.loss).collect())).collect()
+}
+
+/// Copies the files of a folder to a new one.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("writable");
+    for file in files(from) {
+        fs::copy(&file, to.join(file.file_name().expect("a file"))).expect("writable");
+    }
+}
+
+/// Changes a bit in the middle of a file.
+pub fn damage(file: &Path) {
+    let mut bytes = fs::read(file).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).expect("writable");
 }

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::free_ports;
 
-pub type Attributes = BTreeMap<String, String>;
+pub type HeardAttributes = BTreeMap<String, String>;
 
 #[derive(Clone, Debug)]
 pub struct Span {
@@ -30,33 +30,33 @@ pub struct Span {
     /// Empty at the root.
     pub parent: String,
     pub name: String,
-    /// As OTLP counts them: 1 internal, 4 producer, 5 consumer.
+    /// A number of OTLP: 1 internal, 4 producer, 5 consumer.
     pub kind: i32,
-    pub attributes: Attributes,
+    pub attributes: HeardAttributes,
     /// Span ids, with their attributes.
-    pub links: Vec<(String, Attributes)>,
+    pub links: Vec<(String, HeardAttributes)>,
     /// 2: error.
     pub status: i32,
 }
 
 /// A metric with all attributes that it ever came with.
 #[derive(Clone, Debug)]
-pub struct Metric {
+pub struct HeardMetric {
     pub service: String,
     pub unit: String,
     pub description: String,
     pub kind: Instrument,
     /// Series, each with its last value: the sum of a distribution.
-    pub series: BTreeMap<Attributes, f64>,
+    pub series: BTreeMap<HeardAttributes, f64>,
 }
 
 #[derive(Default)]
 pub struct Heard {
     pub spans: Vec<Span>,
-    /// By name.
-    pub metrics: BTreeMap<String, Metric>,
-    /// By the name of the service.
-    pub resources: BTreeMap<String, Attributes>,
+    /// Metrics by name.
+    pub metrics: BTreeMap<String, HeardMetric>,
+    /// Attributes of the process, by the name of the service.
+    pub resources: BTreeMap<String, HeardAttributes>,
 }
 
 /// Listens until dropped; then its ports are closed.
@@ -98,7 +98,7 @@ impl Otlp {
     }
 
     pub fn heard<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
-        look(&self.heard.lock().expect("nobody panics with it"))
+        look(&self.heard.lock().expect("no thread panics"))
     }
 }
 
@@ -154,7 +154,7 @@ impl MetricsService for Ear {
 
 impl Ear {
     fn spans(&self, request: ExportTraceServiceRequest) {
-        let mut heard = self.0.lock().expect("nobody panics with it");
+        let mut heard = self.0.lock().expect("no thread panics");
         for part in request.resource_spans {
             let service = heard.meet(part.resource);
             for span in part.scope_spans.into_iter().flat_map(|scope| scope.spans) {
@@ -174,7 +174,7 @@ impl Ear {
     }
 
     fn metrics(&self, request: ExportMetricsServiceRequest) {
-        let mut heard = self.0.lock().expect("nobody panics with it");
+        let mut heard = self.0.lock().expect("no thread panics");
         for part in request.resource_metrics {
             let service = heard.meet(part.resource);
             for metric in part.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
@@ -187,7 +187,7 @@ impl Ear {
                     };
                     (attributes(point.attributes), value)
                 };
-                let (kind, series): (Instrument, BTreeMap<Attributes, f64>) = match metric.data {
+                let (kind, series): (Instrument, BTreeMap<HeardAttributes, f64>) = match metric.data {
                     Some(Data::Sum(sum)) => {
                         assert!(sum.is_monotonic, "{} can fall", metric.name);
                         (Instrument::Counter, sum.data_points.into_iter().map(number).collect())
@@ -199,7 +199,7 @@ impl Ear {
                     }
                     other => panic!("{}: {other:?}", metric.name),
                 };
-                let empty = Metric {
+                let empty = HeardMetric {
                     service: service.clone(),
                     unit: metric.unit,
                     description: metric.description,
@@ -222,7 +222,7 @@ impl Heard {
     }
 }
 
-fn attributes(attributes: Vec<KeyValue>) -> Attributes {
+fn attributes(attributes: Vec<KeyValue>) -> HeardAttributes {
     attributes.into_iter().map(|attribute| (attribute.key, text(attribute.value))).collect()
 }
 

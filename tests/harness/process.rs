@@ -21,6 +21,12 @@ impl Process {
         self.signal("CONT");
     }
 
+    /// Waits until it ends, which must be a success.
+    pub fn leaves(&mut self, seconds: u64) {
+        wait_for("a process to leave", seconds, || self.ended());
+        assert!(self.succeeded());
+    }
+
     /// Waits for its end and returns whether it was a success.
     pub fn succeeded(&mut self) -> bool {
         self.0.wait().expect("our child").success()

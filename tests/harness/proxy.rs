@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const SLOW: usize = 128;
 
 impl Proxy {
-    /// In front of a port of this machine.
+    /// A proxy in front of a port of this machine.
     pub fn start(target: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
@@ -43,7 +43,7 @@ impl Proxy {
         let shared = state.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                // Nobody behind it: the client sees its connection closed.
+                // Without a server behind the proxy the client sees its connection closed.
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 let began = shared.cuts.load(Ordering::SeqCst);
                 let (Ok(client2), Ok(server2)) = (client.try_clone(), server.try_clone()) else { continue };
@@ -61,7 +61,7 @@ impl Proxy {
         self.state.cuts.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// From now on.
+    /// How bytes go through from now on.
     pub fn set(&self, flow: Flow) {
         *self.state.flow.lock().expect("no thread panics") = flow;
     }

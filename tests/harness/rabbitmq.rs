@@ -42,7 +42,7 @@ impl RabbitMq {
         broker
     }
 
-    /// Where it is; `options` are those of the URL, as `a=b&c=d`.
+    /// Its URL; `options` are those of the URL, as `a=b&c=d`.
     pub fn url(&self, options: &str) -> String {
         self.url_of("guest", "guest", options)
     }
@@ -55,7 +55,7 @@ impl RabbitMq {
         self.port
     }
 
-    /// Numbers of its processes.
+    /// Ids of its processes.
     pub fn processes(&self) -> Vec<u32> {
         let group = self.node.as_ref().map(|node| node.leader.id().to_string());
         let of_node = |id: &u32| {
@@ -101,7 +101,7 @@ impl RabbitMq {
         std::fs::write(file("rabbitmq.conf"), configuration).unwrap();
         let mut server = Command::new(server());
         server
-            // Where it writes its dumps.
+            // It writes its dumps there.
             .current_dir(&self.directory)
             .env("HOME", &self.directory)
             .env("RABBITMQ_NODENAME", format!("basin-{}@localhost", self.port))
@@ -144,19 +144,7 @@ impl RabbitMq {
     }
 
     fn log(&self) -> String {
-        let logs = std::fs::read_dir(self.directory.join("log")).into_iter().flatten().flatten();
-        let texts = logs.map(|log| std::fs::read_to_string(log.path()).unwrap_or_default());
-        texts
-            .collect::<Vec<_>>()
-            .join("\n")
-            .lines()
-            .rev()
-            .take(40)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .rev()
-            .collect::<Vec<_>>()
-            .join("\n")
+        crate::files(&self.directory.join("log")).iter().map(|log| crate::tail(log, 40)).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -169,7 +157,7 @@ impl Drop for RabbitMq {
     }
 }
 
-/// Where Debian has it, or where `BASIN_TEST_RABBITMQ` says.
+/// The program where Debian has it, or where `BASIN_TEST_RABBITMQ` says.
 fn server() -> PathBuf {
     let server = std::env::var_os("BASIN_TEST_RABBITMQ").map_or("/usr/lib/rabbitmq/bin/rabbitmq-server".into(), PathBuf::from);
     assert!(server.exists(), "this test needs a RabbitMQ, but {} is not there; {HELP}", server.display());

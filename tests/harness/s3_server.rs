@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use futures_util::stream;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::Service;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use s3s::auth::SimpleAuth;
@@ -24,7 +26,10 @@ use tokio::task::JoinHandle;
 
 const BUCKET: &str = "bucket";
 
-/// Whom the server lets in.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Reply<T> = S3Result<S3Response<T>>;
+
+/// Which requests the server accepts.
 pub enum Auth {
     Anonymous,
     /// Access key and secret key.
@@ -46,7 +51,7 @@ impl Server {
         Server { address, accepting: tokio::spawn(accept(listener, service(auth, memory.clone()))), memory }
     }
 
-    /// A server as some are: it looks whether a key is taken, and writes later.
+    /// A server with a race that some have: it looks whether a key is taken, and writes later.
     pub async fn start_racy() -> Server {
         let server = Server::start(Auth::Anonymous).await;
         server.state().racy = true;
@@ -54,11 +59,11 @@ impl Server {
     }
 
     /// What the server holds, and how it behaves.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, ServerState> {
         self.memory.state()
     }
 
-    /// A store on this server, which lets everybody in.
+    /// A store on this server, without credentials.
     pub async fn store(&self, options: &str) -> Store {
         Store::open(&self.url("bucket/some/prefix", &format!("anonymous=true&{options}"))).await.unwrap()
     }
@@ -69,7 +74,7 @@ impl Server {
     }
 }
 
-/// An empty bucket that waits for requests, for a server that does something of its own with them.
+/// An empty bucket, for a server that handles the requests in its own way.
 pub fn bucket() -> S3Service {
     service(Auth::Anonymous, Memory::default())
 }
@@ -88,9 +93,13 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: TcpListener, service: S3Service) {
+/// Serves every connection.
+pub async fn accept<S>(listener: TcpListener, service: S)
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+{
     loop {
-        let (socket, _) = listener.accept().await.unwrap();
+        let Ok((socket, _)) = listener.accept().await else { continue };
         let service = service.clone();
         tokio::spawn(async move {
             let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
@@ -99,24 +108,24 @@ async fn accept(listener: TcpListener, service: S3Service) {
 }
 
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<State>>);
+struct Memory(Arc<Mutex<ServerState>>);
 
 #[derive(Default)]
-pub struct State {
+pub struct ServerState {
     objects: BTreeMap<String, Stored>,
-    /// By key and name, as they are listed.
-    pub uploads: BTreeMap<(String, String), Upload>,
-    /// How many there ever were.
+    /// Uploads by key and id, in the order in which they are listed.
+    pub uploads: BTreeMap<(String, String), PendingUpload>,
+    /// Number of uploads that ever began.
     begun: usize,
-    /// It looks whether a key is taken, and writes later.
+    /// Whether the server looks whether a key is taken, and writes later.
     racy: bool,
-    /// So many of the next answers to reads break off half-way.
+    /// Number of the next answers to reads that break off half-way.
     pub broken_reads: usize,
-    /// It takes no part after the first.
+    /// Whether the server refuses all parts of an upload but the first.
     pub full: bool,
-    /// Of each write and each upload that began: how it is to be encrypted, and with which key.
+    /// How each write and each upload is to be encrypted, and with which key.
     pub encryption: Vec<(String, String)>,
-    /// Of each part: its checksum.
+    /// Checksum of each part.
     pub checksums: Vec<Option<String>>,
 }
 
@@ -125,12 +134,12 @@ struct Stored {
     e_tag: ETag,
 }
 
-pub struct Upload {
+pub struct PendingUpload {
     began: SystemTime,
     parts: BTreeMap<i32, Bytes>,
 }
 
-impl State {
+impl ServerState {
     fn insert(&mut self, key: String, content: Bytes) -> Option<ETag> {
         let mut hasher = DefaultHasher::new();
         content.hash(&mut hasher);
@@ -145,7 +154,7 @@ impl State {
 }
 
 impl Memory {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ServerState> {
         self.0.lock().unwrap()
     }
 }
@@ -159,7 +168,7 @@ async fn whole(body: Option<StreamingBlob>) -> S3Result<Bytes> {
     body.store_all_limited(usize::MAX).await.map_err(|_| s3_error!(IncompleteBody))
 }
 
-/// Half of what it should be.
+/// An answer that breaks off after half of the content.
 fn broken(content: &Bytes) -> StreamingBlob {
     let half = content.slice(..content.len() / 2);
     StreamingBlob::wrap(stream::iter([Ok(half), Err(std::io::Error::other("the connection breaks"))]))
@@ -167,23 +176,22 @@ fn broken(content: &Bytes) -> StreamingBlob {
 
 #[async_trait::async_trait]
 impl S3 for Memory {
-    async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+    async fn put_object(&self, request: S3Request<PutObjectInput>) -> Reply<PutObjectOutput> {
         let input = request.input;
         check_bucket(&input.bucket)?;
         let content = whole(input.body).await?;
         let new = input.if_none_match.is_some();
         self.state().encrypt(input.server_side_encryption, input.ssekms_key_id);
-        if new && self.state().racy {
-            let taken = self.state().objects.contains_key(&input.key);
+        let taken = |state: &ServerState| new && state.objects.contains_key(&input.key);
+        let racy = {
+            let state = self.state();
+            state.racy && new && !taken(&state)
+        };
+        if racy {
             tokio::time::sleep(Duration::from_millis(5)).await;
-            if taken {
-                return Err(s3_error!(PreconditionFailed));
-            }
-            let e_tag = self.state().insert(input.key, content);
-            return Ok(S3Response::new(PutObjectOutput { e_tag, ..Default::default() }));
         }
         let mut state = self.state();
-        if new && state.objects.contains_key(&input.key) {
+        if !racy && taken(&state) {
             return Err(s3_error!(PreconditionFailed));
         }
         let e_tag = state.insert(input.key, content);
@@ -193,18 +201,18 @@ impl S3 for Memory {
     async fn create_multipart_upload(
         &self,
         request: S3Request<CreateMultipartUploadInput>,
-    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+    ) -> Reply<CreateMultipartUploadOutput> {
         let input = request.input;
         check_bucket(&input.bucket)?;
         let mut state = self.state();
         state.encrypt(input.server_side_encryption, input.ssekms_key_id);
         state.begun += 1;
         let id = format!("upload-{}", state.begun);
-        state.uploads.insert((input.key, id.clone()), Upload { began: SystemTime::now(), parts: BTreeMap::new() });
+        state.uploads.insert((input.key, id.clone()), PendingUpload { began: SystemTime::now(), parts: BTreeMap::new() });
         Ok(S3Response::new(CreateMultipartUploadOutput { upload_id: Some(id), ..Default::default() }))
     }
 
-    async fn upload_part(&self, request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+    async fn upload_part(&self, request: S3Request<UploadPartInput>) -> Reply<UploadPartOutput> {
         let input = request.input;
         check_bucket(&input.bucket)?;
         let content = whole(input.body).await?;
@@ -222,7 +230,7 @@ impl S3 for Memory {
     async fn complete_multipart_upload(
         &self,
         request: S3Request<CompleteMultipartUploadInput>,
-    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+    ) -> Reply<CompleteMultipartUploadOutput> {
         let input = request.input;
         check_bucket(&input.bucket)?;
         let name = (input.key, input.upload_id);
@@ -241,10 +249,7 @@ impl S3 for Memory {
         Ok(S3Response::new(CompleteMultipartUploadOutput { e_tag, ..Default::default() }))
     }
 
-    async fn abort_multipart_upload(
-        &self,
-        request: S3Request<AbortMultipartUploadInput>,
-    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+    async fn abort_multipart_upload(&self, request: S3Request<AbortMultipartUploadInput>) -> Reply<AbortMultipartUploadOutput> {
         let input = request.input;
         check_bucket(&input.bucket)?;
         self.state().uploads.remove(&(input.key, input.upload_id)).ok_or_else(|| s3_error!(NoSuchUpload))?;
@@ -252,10 +257,7 @@ impl S3 for Memory {
     }
 
     /// Pages of two.
-    async fn list_multipart_uploads(
-        &self,
-        request: S3Request<ListMultipartUploadsInput>,
-    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+    async fn list_multipart_uploads(&self, request: S3Request<ListMultipartUploadsInput>) -> Reply<ListMultipartUploadsOutput> {
         let input = request.input;
         check_bucket(&input.bucket)?;
         let prefix = input.prefix.unwrap_or_default();
@@ -281,7 +283,7 @@ impl S3 for Memory {
         }))
     }
 
-    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> Reply<GetObjectOutput> {
         let input = request.input;
         check_bucket(&input.bucket)?;
         let mut state = self.state();
@@ -289,7 +291,7 @@ impl S3 for Memory {
         if input.if_match.is_some_and(|condition| condition.as_etag() != Some(e_tag)) {
             return Err(s3_error!(PreconditionFailed));
         }
-        // As some servers do: of the whole object, whatever is asked for.
+        // Some servers give the checksum of the whole object, whatever is asked for.
         let checksum_crc32 = input.checksum_mode.and(input.range).map(|_| "AAAAAA==".to_owned());
         let range = input.range.map(|range| range.check(content.len() as u64)).transpose()?;
         let content_range = range.as_ref().map(|r| format!("bytes {}-{}/{}", r.start, r.end - 1, content.len()));
@@ -301,7 +303,7 @@ impl S3 for Memory {
         Ok(S3Response::new(GetObjectOutput { body, content_length, content_range, e_tag, checksum_crc32, ..Default::default() }))
     }
 
-    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> Reply<HeadObjectOutput> {
         check_bucket(&request.input.bucket)?;
         let state = self.state();
         let object = state.objects.get(&request.input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
@@ -309,13 +311,13 @@ impl S3 for Memory {
         Ok(S3Response::new(HeadObjectOutput { content_length, e_tag, ..Default::default() }))
     }
 
-    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> Reply<DeleteObjectOutput> {
         check_bucket(&request.input.bucket)?;
         self.state().objects.remove(&request.input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
-    async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+    async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> Reply<ListObjectsV2Output> {
         let input = request.input;
         check_bucket(&input.bucket)?;
         let prefix = input.prefix.unwrap_or_default();

@@ -2,24 +2,19 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Command, Stdio};
 
-use harness::{Fleet, Process, TOKEN, files, http, program, short, wait_for};
+use harness::{LocalFleet, Process, SHORT, TOKEN, assert_contains, files, http, losses, wait_for};
 use proto::{CrashPoint, LatentSearch};
 use queue::{Channel, Queue};
 
 #[test]
 fn strange_messages_and_a_second_coordinator_stop_nothing() {
-    let mut fleet = Fleet::start();
-    let data = fleet.data(2, short());
+    let mut fleet = LocalFleet::start();
+    let data = fleet.data(2, SHORT);
     let [port] = harness::free_ports();
     let first = std::mem::replace(&mut fleet.port, port);
     wait_for("the first to act", 60, || http(first, "GET", "/readyz", None, "").ends_with("acting\n"));
-    let log = fleet.log("standby");
-    let mut command = Command::new(program("basin-coordinator"));
-    fleet.prepare(&mut command).stdout(Stdio::null()).stderr(log);
-    let standby = Process(command.spawn().expect("it starts"));
+    let standby = fleet.spawn::<&str>("basin-coordinator", &[], &[]);
     wait_for("the standby", 60, || TcpStream::connect(("127.0.0.1", port)).is_ok());
     assert!(http(port, "GET", "/readyz", None, "").ends_with("standby\n"));
     assert!(http(port, "GET", "/v1/runs", Some(TOKEN), "").starts_with("HTTP/1.1 503"));
@@ -47,18 +42,17 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
     fs::rename(fleet.path("elsewhere"), fleet.path("data")).expect("writable");
 
     fleet.start_worker(&[]);
-    fleet.basin(0, &["runs", "wait", "r"]);
-    fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);
+    fleet.complete("r");
     wait_for("the strange messages to be kept", 60, || files(&fleet.path("home/unreadable")).len() >= 4);
     drop(standby);
     fleet.workers.clear();
 
     // Queues with other settings, as of another version, are refused without --reset-queues.
     let other = [("BASIN_QUEUE_URL", &*format!("{}&delivery_limit=7", fleet.queue_url()))];
-    fleet.start_coordinator_with(&other, &[]);
+    fleet.start_coordinator_with(&[], &other);
     wait_for("the refusal", 60, || fleet.coordinator.as_mut().is_some_and(Process::ended));
     assert!(fleet.logs().contains("--reset-queues"), "{}", fleet.logs());
-    fleet.start_coordinator_with(&other, &["--reset-queues"]);
+    fleet.start_coordinator_with(&["--reset-queues"], &other);
     wait_for("the coordinator to act", 60, || fleet.acts());
     assert!(fleet.status("r").contains("finished"));
 }
@@ -67,11 +61,11 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
 /// some attempts.
 #[test]
 fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
-    let mut fleet = Fleet::start();
+    let mut fleet = LocalFleet::start();
     let data = fleet.data(4, LatentSearch::Adam { steps: 300 });
     fleet.start_worker(&["--batch-images", "4"]);
     fleet.submit(&data, "r", &[]);
-    let poison = Path::new(&fleet.run_path("r")).join("attempts/Coat/1.png");
+    let poison = fleet.path("home/runs/r/attempts/Coat/1.png");
     let (mut kills, mut before) = (0, 0);
     wait_for("the run to end", 300, || {
         let attempts = files(&poison).len();
@@ -84,42 +78,41 @@ fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
         fleet.status("r").contains("finished")
     });
     assert_eq!(kills, 5);
-    let text = fleet.basin(0, &["verify", &fleet.run_path("r")]);
-    assert!(text.contains("4 images, 3 succeeded, 1 failed"), "{text}");
-    let failure = fs::read_to_string(Path::new(&fleet.run_path("r")).join("images/Coat/1.png/failure.json")).expect("a failure");
-    assert!(failure.contains("quarantined") && failure.contains("5 attempts"), "{failure}");
+    assert_contains(&fleet.basin(0, &["verify", &fleet.run_url("r")]), &["4 images, 3 succeeded, 1 failed"]);
+    let text = fs::read_to_string(fleet.path("home/runs/r/images/Coat/1.png/failure.json")).expect("a failure");
+    assert_contains(&text, &["quarantined", "5 attempts"]);
 }
 
 /// For every point between two visible steps of worker and coordinator: a process ends there, another takes over, and the run is
 /// complete, once, with the numbers of one machine.
 #[test]
 fn a_crash_between_any_two_steps_loses_nothing() {
-    let mut fleet = Fleet::start();
-    let data = fleet.data(1, short());
+    let mut fleet = LocalFleet::start();
+    let data = fleet.data(1, SHORT);
     let expected = fleet.one_machine(&data);
     fs::write(fleet.path("data/Bag/bad.png"), b"").expect("writable");
     let worker: &[&str] = &["--checkpoint-every", "0"];
-    let complete = |fleet: &Fleet, point: CrashPoint, run: &str| {
+    let complete = |fleet: &LocalFleet, point: CrashPoint, run: &str| {
         fleet.basin(2, &["runs", "wait", run]);
-        // A second copy of a job may be in a worker's hands, which takes away within seconds what it saved.
-        let whole = || fleet.try_basin(&["verify", "--deep", &fleet.run_path(run)]).status.success();
+        // A worker may still hold a second copy of a job. It removes within seconds what it saved.
+        let whole = || fleet.try_basin(&["verify", "--deep", &fleet.run_url(run)]).status.success();
         wait_for("a whole run", 30, whole);
-        let text = fleet.basin(0, &["verify", "--deep", &fleet.run_path(run)]);
+        let text = fleet.basin(0, &["verify", "--deep", &fleet.run_url(run)]);
         assert!(text.contains("2 images, 1 succeeded, 1 failed"), "{point:?}: {text}");
-        assert_eq!(fleet.losses(&fleet.run_path(run)), expected, "{point:?}");
+        assert_eq!(losses(&fleet.run_url(run)), expected, "{point:?}");
     };
 
-    for point in CrashPoint::WORKER {
-        let (run, at) = (format!("{point:?}"), format!("{point:?}"));
+    for &point in CrashPoint::WORKER {
+        let run = format!("{point:?}");
         let releases = matches!(point, CrashPoint::ReleaseTold | CrashPoint::ReleaseSettled);
         fleet.submit(&data, &run, &[]);
-        fleet.start_worker_with(worker, &[("BASIN_CRASH_AT", &at)]);
+        fleet.start_worker_with(worker, &[("BASIN_CRASH_AT", &run)]);
         if releases {
-            let attempts = Path::new(&fleet.run_path(&run)).join("checkpoints");
-            wait_for("a checkpoint", 60, || !files(&attempts).is_empty());
+            let checkpoints = fleet.path(&format!("home/runs/{run}/checkpoints"));
+            wait_for("a checkpoint", 60, || !files(&checkpoints).is_empty());
             fleet.workers[0].signal("TERM");
         }
-        wait_for(&at, 60, || fleet.workers[0].ended());
+        wait_for(&run, 60, || fleet.workers[0].ended());
         assert!(fleet.workers[0].aborted(), "{point:?} was not passed\n{}", fleet.logs());
         fleet.workers.clear();
         fleet.start_worker(worker);
@@ -128,16 +121,16 @@ fn a_crash_between_any_two_steps_loses_nothing() {
     }
 
     fleet.start_worker(worker);
-    for point in CrashPoint::COORDINATOR {
-        let (run, at) = (format!("{point:?}"), format!("{point:?}"));
+    for &point in CrashPoint::COORDINATOR {
+        let run = format!("{point:?}");
         fleet.coordinator = None;
-        fleet.start_coordinator_with(&[("BASIN_CRASH_AT", &at)], &[]);
+        fleet.start_coordinator_with(&[], &[("BASIN_CRASH_AT", &run)]);
         wait_for("the coordinator", 60, || fleet.acts());
         let params = fleet.path("params.json").to_string_lossy().into_owned();
         let submit = ["submit", &data, "--name", &run, "--model", "fashion32", "--params", &params];
         // It may end before it answers, and the run may be there nevertheless.
         let _ = fleet.try_basin(&submit);
-        wait_for(&at, 60, || fleet.coordinator.as_mut().is_some_and(Process::ended));
+        wait_for(&run, 60, || fleet.coordinator.as_mut().is_some_and(Process::ended));
         assert!(fleet.coordinator.as_mut().is_some_and(Process::aborted), "{point:?} was not passed\n{}", fleet.logs());
         fleet.start_coordinator();
         wait_for("the coordinator", 60, || fleet.acts());

@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use harness::{Fleet, Flow, Process, Weather, pass, wait_for};
-use proto::{LastDescent, LatentSearch, Told};
+use harness::{Flow, LocalFleet, Process, Weather, losses, pass, records, wait_for};
+use proto::LatentSearch;
 use queue::{Channel, Queue};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use strum::VariantArray;
 
 /// The short form of `make chaos`: each fault once; every image has one result at the end, the same as undisturbed, and the run
 /// ends by itself.
 #[test]
 fn a_run_survives_whatever_happens_to_its_fleet() {
-    chaos(16, FAULTS.len(), 7);
+    chaos(16, Fault::VARIANTS.len(), 7);
 }
 
 #[test]
@@ -23,25 +24,8 @@ fn a_long_run_survives_whatever_happens_to_its_fleet() {
     chaos(1000, 300, 1);
 }
 
-/// What happens to a fleet, and how often in a turn.
-const FAULTS: [(Fault, usize); 14] = [
-    (Fault::WorkerKilled, 3),
-    (Fault::WorkerStopped, 1),
-    (Fault::WorkerLeaves, 1),
-    (Fault::CoordinatorKilled, 2),
-    (Fault::CoordinatorStopped, 1),
-    (Fault::BrokerKilled, 1),
-    (Fault::BrokerStopped, 1),
-    (Fault::ConnectionsCut, 2),
-    (Fault::ConnectionsSlow, 1),
-    (Fault::ConnectionsSilent, 1),
-    (Fault::StoreBusy, 1),
-    (Fault::StoreFull, 1),
-    (Fault::CredentialsExpired, 1),
-    (Fault::EventsShuffled, 1),
-];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What happens to a fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
 enum Fault {
     WorkerKilled,
     /// An old holder of jobs wakes up after others have taken them.
@@ -63,22 +47,25 @@ enum Fault {
     EventsShuffled,
 }
 
+impl Fault {
+    /// How often it happens in a turn of the long form.
+    fn weight(self) -> usize {
+        match self {
+            Fault::WorkerKilled => 3,
+            Fault::CoordinatorKilled | Fault::ConnectionsCut => 2,
+            _ => 1,
+        }
+    }
+}
+
 const CHAOS_WORKER: &[&str] = &["--batch-images", "2", "--checkpoint-every", "1"];
 
 fn chaos(images: usize, faults: usize, seed: u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut fleet = Fleet::start_hostile(seed);
-    let latent = LatentSearch::BasinCma {
-        generations: 10,
-        steps: 4,
-        final_steps: 20,
-        told: Told::Refined,
-        sigma: 1.0,
-        last: LastDescent::Fresh,
-    };
-    let data = fleet.data(images, latent);
+    let mut fleet = LocalFleet::start_hostile(seed);
+    let data = fleet.data(images, LatentSearch::basin_cma(10, 4, 20));
     (0..3).for_each(|_| start_chaos_worker(&mut fleet));
-    // So few that the run is not over before the faults, each of which takes some 4 s.
+    // A rate at which the run is not over before the faults, each of which takes some 4 s.
     let per_minute = (14 * images / faults).to_string();
     fleet.submit(&data, "r", &["--per-minute", &per_minute]);
     wait_for("the queues on the broker's disk", 60, || {
@@ -89,7 +76,8 @@ fn chaos(images: usize, faults: usize, seed: u64) {
     for count in 1..=faults {
         if turn.is_empty() {
             // The short form has each once.
-            turn = FAULTS.iter().flat_map(|&(fault, n)| vec![fault; if faults == FAULTS.len() { 1 } else { n }]).collect();
+            let times = |fault: Fault| if faults == Fault::VARIANTS.len() { 1 } else { fault.weight() };
+            turn = Fault::VARIANTS.iter().flat_map(|&fault| vec![fault; times(fault)]).collect();
             turn.shuffle(&mut rng);
         }
         let fault = turn.pop().expect("there is one");
@@ -98,7 +86,7 @@ fn chaos(images: usize, faults: usize, seed: u64) {
         restart_what_ended(&mut fleet);
         pass(rng.random_range(200..2500));
         if count % 20 == 0 {
-            eprintln!("{count} faults, {} results", fleet.losses(&fleet.run_url("r")).len());
+            eprintln!("{count} faults, {} results", records(&fleet.run_url("r")).len());
         }
     }
     wait_for("the run to end", 1800, || {
@@ -109,7 +97,7 @@ fn chaos(images: usize, faults: usize, seed: u64) {
     let run = fleet.run_url("r");
     wait_for("the last attempts to end", 120, || fleet.try_basin(&["verify", "--deep", &run]).status.success());
 
-    let records = fleet.records(&run);
+    let records = records(&run);
     let computed = fleet.computed();
     let useful: u64 = records.iter().map(|r| r.lane_steps).sum();
     assert!(computed >= useful, "{computed} lane-steps computed, and results of {useful}");
@@ -124,19 +112,19 @@ fn chaos(images: usize, faults: usize, seed: u64) {
     let status = fleet.status("r");
     if images < 100 {
         assert_eq!(records.len(), images, "{status}");
-        assert_eq!(fleet.losses(&run), fleet.one_machine(&data));
+        assert_eq!(losses(&run), fleet.one_machine(&data));
     } else {
         // verify has shown that each other image has a failure with its reason; few may have lost five workers one after another.
         assert!(records.len() * 100 >= images * 99, "{status}");
     }
 }
 
-fn start_chaos_worker(fleet: &mut Fleet) {
+fn start_chaos_worker(fleet: &mut LocalFleet) {
     fleet.start_worker_with(CHAOS_WORKER, &[("BASIN_LOG", "info,worker=debug"), ("BASIN_LOG_FORMAT", "json")]);
 }
 
 /// Starts services that ended again, as a platform would.
-fn restart_what_ended(fleet: &mut Fleet) {
+fn restart_what_ended(fleet: &mut LocalFleet) {
     if fleet.coordinator.as_mut().is_none_or(Process::ended) {
         fleet.start_coordinator();
     }
@@ -144,7 +132,7 @@ fn restart_what_ended(fleet: &mut Fleet) {
     (fleet.workers.len()..3).for_each(|_| start_chaos_worker(fleet));
 }
 
-fn suffer(fleet: &mut Fleet, fault: Fault, rng: &mut ChaCha8Rng) {
+fn suffer(fleet: &mut LocalFleet, fault: Fault, rng: &mut ChaCha8Rng) {
     let worker = rng.random_range(0..fleet.workers.len());
     let time = rng.random_range(500..4000);
     let (proxy, s3) = fleet.hostile.as_ref().expect("it is hostile");
@@ -195,7 +183,7 @@ fn suffer(fleet: &mut Fleet, fault: Fault, rng: &mut ChaCha8Rng) {
 }
 
 /// Takes some events, and publishes each twice in another order.
-fn shuffle_events(fleet: &Fleet, rng: &mut ChaCha8Rng) {
+fn shuffle_events(fleet: &LocalFleet, rng: &mut ChaCha8Rng) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let shuffled: Result<(), queue::Error> = runtime.block_on(async {
         let queue = Queue::open(&fleet.broker.url("")).await?;

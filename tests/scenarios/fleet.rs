@@ -1,36 +1,32 @@
 //! A fleet through its front door: real services, a real broker, a home in a folder.
 
 use std::fs;
-use std::path::Path;
 
-use harness::{Fleet, TOKEN, files, http, long, root, short, wait_for};
+use harness::{LONG, LocalFleet, SHORT, TOKEN, assert_contains, files, http, losses, root, wait_for};
 
 #[test]
 fn a_fleet_gives_what_one_machine_gives_and_a_leaving_worker_loses_nothing() {
-    let mut fleet = Fleet::start();
-    let data = fleet.data(3, long());
+    let mut fleet = LocalFleet::start();
+    let data = fleet.data(3, LONG);
     fleet.start_worker(&["--batch-images", "3", "--checkpoint-every", "1"]);
     fleet.submit(&data, "r", &[]);
-    let checkpoints = Path::new(&fleet.run_path("r")).join("checkpoints");
+    let checkpoints = fleet.path("home/runs/r/checkpoints");
     wait_for("a checkpoint", 120, || files(&checkpoints).iter().any(|f| f.extension().is_some_and(|e| e == "checkpoint")));
     fleet.workers[0].signal("TERM");
-    wait_for("the worker to leave", 10, || fleet.workers[0].ended());
-    assert!(fleet.workers[0].succeeded());
+    fleet.workers[0].leaves(10);
     fleet.workers.clear();
-    assert!(fleet.losses(&fleet.run_path("r")).is_empty(), "the run was over too soon to show anything");
+    assert!(losses(&fleet.run_url("r")).is_empty(), "the run was over too soon to show anything");
 
     fleet.start_worker(&["--drain-after", "5"]);
-    fleet.basin(0, &["runs", "wait", "r"]);
-    fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);
-    assert_eq!(fleet.losses(&fleet.run_path("r")), fleet.one_machine(&data));
-    assert!(Path::new(&fleet.run_path("r")).join("report.html").is_file());
-    wait_for("the drained worker to leave", 60, || fleet.workers[0].ended());
-    assert!(fleet.workers[0].succeeded());
+    fleet.complete("r");
+    assert_eq!(losses(&fleet.run_url("r")), fleet.one_machine(&data));
+    assert!(fleet.path("home/runs/r/report.html").is_file());
+    fleet.workers[0].leaves(60);
 }
 
 #[test]
 fn a_study_on_a_fleet_has_the_numbers_that_it_has_on_one_machine() {
-    let mut fleet = Fleet::start();
+    let mut fleet = LocalFleet::start();
     fleet.start_worker(&[]);
     let path = |path: &str| root().join(path).to_string_lossy().into_owned();
     let (data, model, url) =
@@ -41,7 +37,7 @@ fn a_study_on_a_fleet_has_the_numbers_that_it_has_on_one_machine() {
         let tiny = ["--evaluations", "8", "--seeds", "3", "--limit", "2"];
         let study = ["study", "table2", &data, "--model", &model, "--out", &out];
         let text = fleet.basin(0, &[&study[..], &tiny[..], place].concat());
-        let page = fs::read(Path::new(&out).join("table2.json")).expect("the study's numbers");
+        let page = fs::read(format!("{out}/table2.json")).expect("the study's numbers");
         (text, serde_json::from_slice::<serde_json::Value>(&page).expect("JSON"))
     };
     let (text, page) = study("there", &there);
@@ -60,8 +56,8 @@ fn a_study_on_a_fleet_has_the_numbers_that_it_has_on_one_machine() {
 
 #[test]
 fn strangers_are_kept_out_and_nonsense_is_refused_with_the_reason() {
-    let fleet = Fleet::start();
-    let data = fleet.data(4, long());
+    let fleet = LocalFleet::start();
+    let data = fleet.data(4, LONG);
     fs::write(fleet.path("data/Bag/bad.png"), b"").expect("writable");
     fleet.submit(&data, "slow", &[]);
 
@@ -98,41 +94,37 @@ fn strangers_are_kept_out_and_nonsense_is_refused_with_the_reason() {
         (1, "x", "other", "0", "there is no model other"),
     ] {
         let asked = ["submit", &data, "--name", name, "--model", model, "--params", &params, "--seed", seed];
-        let text = fleet.basin(code, &asked);
-        assert!(text.contains(why), "{text}");
+        assert_contains(&fleet.basin(code, &asked), &[why]);
     }
     let text = fleet.basin(1, &["submit", &fleet.path("none").to_string_lossy(), "--name", "none", "--model", "fashion32"]);
-    assert!(text.contains("none"), "{text}");
+    assert_contains(&text, &["none"]);
 }
 
 #[test]
 fn runs_are_paused_cancelled_and_retried() {
-    let mut fleet = Fleet::start();
-    let data = fleet.data(4, long());
+    let mut fleet = LocalFleet::start();
+    let data = fleet.data(4, LONG);
     fs::write(fleet.path("data/Bag/bad.png"), b"").expect("writable");
     fleet.submit(&data, "slow", &[]);
 
     // A pause frees the worker, which saves first; another run overtakes.
     fleet.start_worker(&["--batch-images", "2"]);
     wait_for("work to begin", 60, || {
-        fleet.status("slow").contains(" 2        0") || !files(&Path::new(&fleet.run_path("slow")).join("attempts")).is_empty()
+        fleet.status("slow").contains(" 2        0") || !files(&fleet.path("home/runs/slow/attempts")).is_empty()
     });
     fleet.basin(0, &["runs", "pause", "slow"]);
-    let checkpoints = Path::new(&fleet.run_path("slow")).join("checkpoints");
+    let checkpoints = fleet.path("home/runs/slow/checkpoints");
     wait_for("checkpoints", 30, || files(&checkpoints).len() >= 2);
-    fleet.data(4, short());
+    fleet.data(4, SHORT);
     fleet.submit(&data, "quick", &["--priority", "5"]);
     fleet.basin(2, &["runs", "wait", "quick"]);
     assert!(fleet.status("slow").contains("paused"));
-    fleet.basin(0, &["verify", &fleet.run_path("quick")]);
+    fleet.basin(0, &["verify", &fleet.run_url("quick")]);
 
     // The image is replaced and its failure retried.
     fs::copy(fleet.path("data/Bag/0.png"), fleet.path("data/Bag/bad.png")).expect("writable");
-    assert!(
-        fleet
-            .basin(1, &["runs", "retry", "quick", "--reason", "diverged"])
-            .contains("no image of run quick matches; nothing changed")
-    );
+    let text = fleet.basin(1, &["runs", "retry", "quick", "--reason", "diverged"]);
+    assert_contains(&text, &["no image of run quick matches; nothing changed"]);
     assert!(fleet.basin(0, &["runs", "retry", "quick", "--reason", "bad_image"]).contains(" 1 to be projected"));
     fleet.basin(0, &["runs", "wait", "quick"]);
 

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use engine::edit::{EditRequest, Projected};
-use harness::{files, program, root, signal, wait_for};
-use proto::{FineTune, FineTuned, LastDescent, LatentSearch, Params, ResultRecord, Told, TransformSearch};
+use harness::{
+    Process, SHORT, assert_contains, copy_folder, damage, exchange, expect, files, losses, output_text, program, records, root,
+    sample_images, signal, wait_for,
+};
+use proto::{FineTune, FineTuned, LatentSearch, ModelManifest, Params, ResultRecord, sample};
 use store::Store;
 
 mod models;
@@ -23,46 +25,23 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
-        let paper = Params::paper();
-        let transform = paper.transform.clone().map(|t| TransformSearch { generations: 2, steps: 2, ..t });
-        let latent = LatentSearch::BasinCma {
-            generations: 2,
-            steps: 2,
-            final_steps: 4,
-            told: Told::Refined,
-            sigma: 1.0,
-            last: LastDescent::Fresh,
-        };
-        let params = Params { profile: "test".into(), transform, latent, seeds: 4, ..paper };
-        let scene = Scene { dir: tempfile::tempdir().expect("a temporary folder"), params };
+        let scene = Scene { dir: tempfile::tempdir().expect("a temporary folder"), params: sample::params(SHORT) };
         fs::create_dir(scene.path("data")).expect("writable");
         scene
-    }
-
-    /// A schedule that takes long enough to be interrupted.
-    fn long(mut self) -> Scene {
-        self.params.latent = LatentSearch::BasinCma {
-            generations: 40,
-            steps: 6,
-            final_steps: 60,
-            told: Told::Refined,
-            sigma: 1.0,
-            last: LastDescent::Fresh,
-        };
-        self
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
+    /// As `path`, for an argument.
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("UTF-8").to_owned()
+    }
+
     /// `n` sample images in class folders.
     fn with_samples(self, n: usize) -> Scene {
-        for (i, class) in ["Bag", "Coat", "Sandal"].into_iter().cycle().take(n).enumerate() {
-            let from = format!("samples/images/{}_{:02}_centred.png", class.to_lowercase(), i / 3);
-            fs::create_dir_all(self.path("data").join(class)).expect("writable");
-            fs::copy(root().join(&from), self.path("data").join(class).join(format!("{i}.png"))).expect(&from);
-        }
+        sample_images(&self.path("data"), n);
         self
     }
 
@@ -79,7 +58,7 @@ impl Scene {
         let mut command = Command::new(program("basin"));
         command.arg("project").arg(self.path("data")).arg("--out").arg(self.path(out));
         if !more.contains(&"--model") {
-            command.arg("--model").arg(root().join("models/fashion32"));
+            command.arg("--model").arg(bundled());
         }
         command.arg("--params").arg(params).args(more);
         if !more.contains(&"--devices") {
@@ -89,36 +68,52 @@ impl Scene {
         command
     }
 
-    fn run(&self, out: &str, more: &[&str]) -> Output {
-        self.command(out, more).output().expect("basin starts")
-    }
-
     /// Runs, expecting an exit code; returns what was printed.
     fn expect(&self, code: i32, out: &str, more: &[&str]) -> String {
-        let output = self.run(out, more);
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert_eq!(output.status.code(), Some(code), "{text}");
-        text
+        expect(code, &mut self.command(out, more))
     }
 
     /// Losses of all seeds, by image.
     fn losses(&self, out: &str) -> BTreeMap<String, Vec<f64>> {
-        let mut found = BTreeMap::new();
-        for path in files(&self.path(out).join("images")) {
-            if path.ends_with("result.json") {
-                let record: ResultRecord = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("a record");
-                found.insert(record.image.clone(), record.seeds.iter().map(|s| s.loss).collect());
-            }
-        }
-        found
+        losses(&self.text(out))
     }
+
+    /// The result of an image of the run `out`, and the folder of its objects.
+    fn record(&self, image: &str) -> (ResultRecord, PathBuf) {
+        let place = self.path("out/images").join(image);
+        let bytes = fs::read(place.join("result.json")).expect("it is there");
+        let record: ResultRecord = serde_json::from_slice(&bytes).expect("a record");
+        let objects = place.join(format!("attempt-{}", record.attempt));
+        (record, objects)
+    }
+}
+
+fn bundled() -> PathBuf {
+    root().join("models/fashion32")
+}
+
+/// The manifest of a model's folder.
+fn manifest(folder: &Path) -> ModelManifest {
+    ModelManifest::parse(&fs::read(folder.join("model.json")).expect("readable")).expect("a model").0
+}
+
+/// Runs `basin`, expecting an exit code; returns what was printed.
+fn basin(code: i32, arguments: &[&str]) -> String {
+    expect(code, Command::new(program("basin")).args(arguments))
+}
+
+/// What a script of `infra` put below cargo's folder.
+fn prepared(path: &str, script: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let path = target.join(path);
+    assert!(path.exists(), "no {}: run {script} (make test does)", path.display());
+    path
 }
 
 #[test]
 fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
     let scene = Scene::new().with_samples(2);
-    let text = scene.expect(0, "out", &[]);
-    assert!(text.contains("2 images: 2 succeeded, 0 failed"), "{text}");
+    assert_contains(&scene.expect(0, "out", &[]), &["2 images: 2 succeeded, 0 failed"]);
     for image in ["Bag/0.png", "Coat/1.png"] {
         for file in [
             "result.json",
@@ -141,8 +136,7 @@ fn a_run_leaves_every_promised_file_and_a_second_one_does_nothing() {
         assert_eq!(files(&scene.path(folder)), Vec::<PathBuf>::new());
     }
     let before = scene.losses("out");
-    let text = scene.expect(0, "out", &[]);
-    assert!(text.contains("nothing is left to project"), "{text}");
+    assert_contains(&scene.expect(0, "out", &[]), &["nothing is left to project"]);
     assert_eq!(scene.losses("out"), before);
 }
 
@@ -153,12 +147,8 @@ fn python_example(scene: &Scene, name: &str, argument: &str) -> String {
         .concat();
     let example = docs.split(&format!("```python {name}\n")).nth(1).and_then(|t| t.split("```").next()).expect("the example");
     fs::write(scene.path("example.py"), example).expect("writable");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let python = target.join("docs-python/bin/python");
-    assert!(python.exists(), "no {}: run infra/docs-python.sh (make test does)", python.display());
-    let output = Command::new(python).arg(scene.path("example.py")).arg(scene.path(argument)).output().expect("Python starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let python = prepared("docs-python/bin/python", "infra/docs-python.sh");
+    expect(0, Command::new(python).arg(scene.path("example.py")).arg(scene.path(argument)))
 }
 
 #[test]
@@ -167,9 +157,7 @@ fn the_python_examples_of_the_documentation_read_a_run_and_an_export() {
     scene.expect(0, "out", &[]);
     let text = python_example(&scene, "results-example", "out");
     assert!(text.starts_with("2 of 2 succeeded") && text.contains("Bag/0.png (64,)"), "{text}");
-    let mut export = Command::new(program("basin"));
-    export.arg("export").arg(scene.path("out")).arg("--out").arg(scene.path("export"));
-    assert!(export.stdout(Stdio::null()).status().expect("basin starts").success());
+    basin(0, &["export", &scene.text("out"), "--out", &scene.text("export")]);
     let text = python_example(&scene, "export-example", "export/shard-000000.tar");
     assert!(text.starts_with("Bag/0.json Bag/0.png loss ") && text.contains("Coat/1.json Coat/1.png loss "), "{text}");
 }
@@ -214,8 +202,8 @@ fn bad_images_become_failures_with_reasons_and_the_good_ones_are_projected() {
         ("Bag/text.png", "bad_image"),
         ("Umbrella/unknown.png", "unknown_class"),
     ] {
-        let line = text.lines().find(|l| l.contains(name)).unwrap_or_else(|| panic!("{name} is not listed in {text}"));
-        assert!(line.contains(reason), "{line}");
+        let text = text.lines().find(|l| l.contains(name)).unwrap_or_else(|| panic!("{name} is not listed in {text}"));
+        assert_contains(text, &[reason]);
         assert!(scene.path("out/images").join(name).join("failure.json").is_file());
     }
     let csv = fs::read_to_string(scene.path("out/results.csv")).expect("readable");
@@ -246,26 +234,31 @@ fn coco_annotations_with_bad_entries_lose_only_those() {
         scene = scene.file(name, &png);
     }
     let text = scene.expect(2, "out", &[]);
-    assert!(text.contains("5 images: 1 succeeded, 4 failed"), "{text}");
-    for reason in ["bad_box", "bad_name"] {
-        assert!(text.contains(reason), "{text}");
-    }
+    assert_contains(&text, &["5 images: 1 succeeded, 4 failed", "bad_box", "bad_name"]);
     assert!(!scene.path("c.png").exists() && files(&scene.path("out")).iter().all(|p| p.starts_with(scene.path("out"))));
+}
+
+/// A run of two images that got a signal when both had a checkpoint, its exit code, and the losses without that.
+fn signalled_run(name: &str) -> (Scene, Option<i32>, BTreeMap<String, Vec<f64>>) {
+    let mut scene = Scene::new().with_samples(2);
+    scene.params.latent = LatentSearch::basin_cma(40, 6, 60);
+    scene.expect(0, "undisturbed", &[]);
+    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
+    wait_for("the first checkpoints", 120, || files(&scene.path("out/checkpoints")).len() >= 2);
+    signal(child.id(), name);
+    let code = child.wait().expect("ends").code();
+    let undisturbed = scene.losses("undisturbed");
+    (scene, code, undisturbed)
 }
 
 #[test]
 fn an_interrupted_run_saves_and_resumes_to_the_same_result() {
-    let scene = Scene::new().with_samples(2).long();
-    scene.expect(0, "undisturbed", &[]);
-    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
-    wait_for("the first checkpoints", 120, || files(&scene.path("out/checkpoints")).len() >= 2);
-    signal(child.id(), "INT");
-    let code = child.wait().expect("ends").code();
+    let (scene, code, undisturbed) = signalled_run("INT");
     assert_eq!(code, Some(130), "interrupted before the end");
     assert_eq!(files(&scene.path("out/checkpoints")).len(), 2, "both images were saved");
     assert_eq!(scene.losses("out").len(), 0);
     scene.expect(0, "out", &[]);
-    assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
+    assert_eq!(scene.losses("out"), undisturbed);
     assert_eq!(files(&scene.path("out/checkpoints")), Vec::<PathBuf>::new());
 }
 
@@ -281,75 +274,43 @@ fn a_run_can_be_watched_in_a_browser_until_it_ends() {
     let address = lines.find_map(|line| line.split_once("dashboard: http://").map(|(_, address)| address.to_owned()));
     let address = address.expect("it says where");
     let get = |path: &str| {
-        let mut socket = TcpStream::connect(&address).ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).ok()?;
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).ok()?;
-        Some(String::from_utf8_lossy(&answer).into_owned())
+        exchange(&address, &request)
     };
-    let page = get("/").expect("the page");
-    assert!(page.contains("/runs/out") && page.contains("of <span data-f=\"images\">4</span>"), "{page}");
-    let earlier = get("/v1/runs/out/images").expect("the images");
-    assert!(earlier.contains("Bag/0.png"), "{earlier}");
-    let picture = get("/runs/out/picture?key=Bag/0.png&item=generated").expect("the picture");
-    assert!(picture.contains("image/png"), "{picture}");
-    let last = lines.last().expect("it says how it ended");
-    assert!(last.contains("run again with --retry-failed"), "{last}");
+    assert_contains(&get("/"), &["/runs/out", "of <span data-f=\"images\">4</span>"]);
+    assert_contains(&get("/v1/runs/out/images"), &["Bag/0.png"]);
+    assert_contains(&get("/runs/out/picture?key=Bag/0.png&item=generated"), &["image/png"]);
+    assert_contains(&lines.last().expect("it says how it ended"), &["run again with --retry-failed"]);
     assert_eq!(child.wait().expect("our child").code(), Some(2), "the empty image failed");
 }
 
 #[test]
 fn a_killed_run_resumes_from_its_checkpoints_to_the_same_result() {
-    let scene = Scene::new().with_samples(2).long();
-    scene.expect(0, "undisturbed", &[]);
-    let mut child = scene.command("out", &["--checkpoint-every", "0"]).spawn().expect("basin starts");
-    wait_for("checkpoints", 120, || files(&scene.path("out/checkpoints")).len() >= 2);
-    signal(child.id(), "KILL");
-    child.wait().expect("ends");
+    let (scene, _, undisturbed) = signalled_run("KILL");
     // A checkpoint that the kill or a disk damaged costs work, not the answer.
-    let damaged = files(&scene.path("out/checkpoints")).remove(0);
-    let mut bytes = fs::read(&damaged).expect("readable");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&damaged, bytes).expect("writable");
+    damage(&files(&scene.path("out/checkpoints"))[0]);
     scene.expect(0, "out", &[]);
-    assert_eq!(scene.losses("out"), scene.losses("undisturbed"));
+    assert_eq!(scene.losses("out"), undisturbed);
 }
 
 #[test]
 fn what_cannot_work_is_refused_with_the_name_of_the_culprit() {
     let scene = Scene::new().with_samples(1);
-    let missing = scene.expect(1, "out", &["--model", "/nowhere"]);
-    assert!(missing.contains("/nowhere/model.json"), "{missing}");
+    assert_contains(&scene.expect(1, "out", &["--model", "/nowhere"]), &["/nowhere/model.json"]);
 
-    let model = scene.path("model");
-    fs::create_dir(&model).expect("writable");
-    for file in files(&root().join("models/fashion32")) {
-        fs::copy(&file, model.join(file.file_name().expect("a file"))).expect("copies");
-    }
-    let weights = model.join("generator.safetensors");
-    let mut bytes = fs::read(&weights).expect("readable");
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    fs::write(&weights, bytes).expect("writable");
-    let damaged = scene.expect(1, "out", &["--model", model.to_str().expect("UTF-8")]);
-    assert!(damaged.contains("generator.safetensors") && damaged.contains("SHA-256"), "{damaged}");
+    copy_folder(&bundled(), &scene.path("model"));
+    damage(&scene.path("model/generator.safetensors"));
+    assert_contains(&scene.expect(1, "out", &["--model", &scene.text("model")]), &["generator.safetensors", "SHA-256"]);
 
     fs::write(scene.path("file"), "").expect("writable");
-    let unwritable = scene.expect(1, "file/out", &[]);
-    assert!(unwritable.contains("file/out"), "{unwritable}");
+    assert_contains(&scene.expect(1, "file/out", &[]), &["file/out"]);
 
-    let device = scene.run("out", &["--seed", "0", "--devices", "gpu"]);
-    assert!(!device.status.success());
+    scene.expect(2, "out", &["--seed", "0", "--devices", "gpu"]);
 
     scene.expect(0, "done", &[]);
-    let other = scene.expect(1, "done", &["--seed", "5"]);
-    assert!(other.contains("another seed") && other.contains("--out"), "{other}");
+    assert_contains(&scene.expect(1, "done", &["--seed", "5"]), &["another seed", "--out"]);
 
-    let empty = Scene::new();
-    let text = empty.expect(1, "out", &[]);
-    assert!(text.contains("data"), "{text}");
+    assert_contains(&Scene::new().expect(1, "out", &[]), &["data"]);
 }
 
 #[test]
@@ -361,9 +322,8 @@ fn a_store_that_refuses_a_result_ends_the_run_with_an_error() {
     let mut child = scene.command("out", &[]).spawn().expect("basin starts");
     wait_for("the end", 120, || child.try_wait().expect("can be asked").is_some());
     let output = child.wait_with_output().expect("has ended");
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("images/Bag/"), "{text}");
+    let text = output_text(&output);
+    assert!(output.status.code() == Some(1) && text.contains("images/Bag/"), "{text}");
 }
 
 /// A run of two bags and coats whose generator was fitted to each.
@@ -374,46 +334,30 @@ fn tuned_run() -> Scene {
     scene
 }
 
-fn basin(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(program("basin")).args(arguments).output().expect("basin starts");
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    (output.status.code(), text)
-}
-
-fn edit(scene: &Scene, image: &str, more: &[&str]) -> (Option<i32>, String) {
-    let (out, model) = (scene.path("out"), root().join("models/fashion32"));
-    let run = ["edit", out.to_str().expect("text"), image, "--model", model.to_str().expect("text")];
-    basin(&run.into_iter().chain(more.iter().copied()).collect::<Vec<_>>())
-}
-
-fn read_record(scene: &Scene, image: &str) -> (ResultRecord, PathBuf) {
-    let place = scene.path("out/images").join(image);
-    let record: ResultRecord =
-        serde_json::from_slice(&fs::read(place.join("result.json")).expect("it is there")).expect("a record");
-    let objects = place.join(format!("attempt-{}", record.attempt));
-    (record, objects)
+fn edit(code: i32, scene: &Scene, image: &str, more: &[&str]) -> String {
+    let (out, model) = (scene.text("out"), bundled().display().to_string());
+    basin(code, &[&["edit", &out, image, "--model", &model], more].concat())
 }
 
 #[test]
 fn a_generator_is_fitted_to_each_image_and_its_edits_are_blended_back() {
     let scene = tuned_run();
-    let (record, objects) = read_record(&scene, "Bag/0.png");
+    let (record, objects) = scene.record("Bag/0.png");
     let Some(FineTuned::Kept { steps: 30, distances, lpips, psnr, codes }) = &record.fine_tuned else {
         panic!("{:?}", record.fine_tuned)
     };
     assert!(distances.loss < record.best_seed().loss && lpips.1 < lpips.0 && psnr.is_some_and(|psnr| psnr >= 45.0), "{record:?}");
     assert!(!codes.is_empty());
-    let (code, text) = basin(&["verify", scene.path("out").to_str().expect("text"), "--deep"]);
-    assert_eq!(code, Some(0), "{text}");
+    basin(0, &["verify", &scene.text("out"), "--deep"]);
 
     let delta = objects.join("delta.safetensors.zst");
-    let printed = python_example(&scene, "delta-example", delta.to_str().expect("text"));
-    assert!(printed.contains("gen_z.weight (4096, 128)") && printed.contains("z (64,) of model"), "{printed}");
+    let text = python_example(&scene, "delta-example", delta.to_str().expect("text"));
+    assert_contains(&text, &["gen_z.weight (4096, 128)", "z (64,) of model"]);
 
-    let model = engine::load(&root().join("models/fashion32")).expect("bundled");
+    let model = engine::load(&bundled()).expect("bundled");
     let directions = engine::edit::directions(&model);
     let runtime = tokio::runtime::Runtime::new().expect("threads");
-    let results = runtime.block_on(Store::open(scene.path("out").to_str().expect("text"))).expect("there");
+    let results = runtime.block_on(Store::open(&scene.text("out"))).expect("there");
     let projected = runtime.block_on(Projected::read(&results, "Bag/0.png", &model)).expect("a result");
     let edit = |request: EditRequest| projected.edit(&model, &directions, &request).expect("it can be done");
     let stored =
@@ -443,19 +387,12 @@ fn a_generator_is_fitted_to_each_image_and_its_edits_are_blended_back() {
 #[test]
 fn edits_are_written_as_sheets_and_films() {
     let scene = tuned_run();
-    let file = |name: &str| scene.path(name).to_str().expect("text").to_owned();
-    let (sheet, gif, webp) = (file("sheet.png"), file("sweep.gif"), file("sweep.webp"));
+    let [sheet, gif, webp] = ["sheet.png", "sweep.gif", "sweep.webp"].map(|name| scene.text(name));
     let more = ["--class", "all", "--move", "pc1=1", "--sweep", "4", "--out", &sheet, "--out", &gif, "--out", &webp];
-    let (code, text) = edit(&scene, "Coat/1.png", &more);
-    assert_eq!(code, Some(0), "{text}");
-    assert!([&sheet, &gif, &webp].iter().all(|file| text.contains(*file)), "{text}");
+    assert_contains(&edit(0, &scene, "Coat/1.png", &more), &[&sheet, &gif, &webp]);
     let sheet = image::open(sheet).expect("a PNG");
-    assert!(
-        sheet.width() > 6 * 100 && sheet.height() > 10 * 100,
-        "six pictures in ten rows: {} x {}",
-        sheet.width(),
-        sheet.height()
-    );
+    let (width, height) = (sheet.width(), sheet.height());
+    assert!(width > 6 * 100 && height > 10 * 100, "six pictures in ten rows: {width} x {height}");
     let bytes = fs::read(gif).expect("there");
     let decoder = image::codecs::gif::GifDecoder::new(std::io::Cursor::new(bytes)).expect("a GIF");
     let frames = image::AnimationDecoder::into_frames(decoder).collect_frames().expect("whole");
@@ -467,8 +404,7 @@ fn edits_are_written_as_sheets_and_films() {
 fn an_edit_that_cannot_be_is_refused_with_what_there_is() {
     let scene = tuned_run();
     let refused = |image: &str, more: &[&str], word: &str| {
-        let (code, text) = edit(&scene, image, more);
-        assert!(code == Some(1) && text.contains(word), "{image} {more:?}: {text}");
+        assert_contains(&edit(1, &scene, image, more), &[word]);
     };
     refused("Bag/0.png", &["--class", "Dog"], "T-shirt/top");
     refused("Bag/0.png", &["--move", "sideways=1"], "pc16");
@@ -478,37 +414,26 @@ fn an_edit_that_cannot_be_is_refused_with_what_there_is() {
     refused("Bag/9.png", &["--class", "Coat"], "no result");
     refused("../../Bag/0.png", &["--class", "Coat"], "..");
     assert!(!Path::new("x.bmp").exists() && !Path::new("edit.png").exists());
-    let (code, text) = edit(&scene, "Bag/0.png", &["--list"]);
-    assert!(code == Some(0) && text.contains("Ankle boot") && text.contains("pc1"), "{text}");
+    assert_contains(&edit(0, &scene, "Bag/0.png", &["--list"]), &["Ankle boot", "pc1"]);
 
     let other = scene.path("model");
-    fs::create_dir(&other).expect("writable");
-    for entry in fs::read_dir(root().join("models/fashion32")).expect("there") {
-        let path = entry.expect("readable").path();
-        fs::copy(&path, other.join(path.file_name().expect("a file"))).expect("writable");
-    }
+    copy_folder(&bundled(), &other);
     let manifest = fs::read_to_string(other.join("model.json")).expect("there").replace("fashion32", "fashion33");
     fs::write(other.join("model.json"), manifest).expect("writable");
-    let (out, other) = (scene.path("out"), other);
-    let run = ["edit", out.to_str().expect("text"), "Bag/0.png", "--class", "Coat", "--model", other.to_str().expect("text")];
-    let (code, text) = basin(&run);
-    assert!(code == Some(1) && text.contains("fashion33") && text.contains("fashion32"), "{text}");
+    let out = scene.text("out");
+    let text = basin(1, &["edit", &out, "Bag/0.png", "--class", "Coat", "--model", &scene.text("model")]);
+    assert_contains(&text, &["fashion33", "fashion32"]);
 
-    let delta = read_record(&scene, "Bag/0.png").1.join("delta.safetensors.zst");
-    let mut bytes = fs::read(&delta).expect("there");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&delta, bytes).expect("writable");
+    damage(&scene.record("Bag/0.png").1.join("delta.safetensors.zst"));
     refused("Bag/0.png", &["--class", "Coat"], "delta.safetensors.zst of image");
     refused("Coat/1.png", &["--class", "Bag", "--strength", "1000"], "not finite");
-    let (code, text) = basin(&["verify", out.to_str().expect("text"), "--deep"]);
-    assert!(code == Some(2) && text.contains("delta.safetensors.zst of \"Bag/0.png\" is damaged"), "{text}");
+    assert_contains(&basin(2, &["verify", &out, "--deep"]), &["delta.safetensors.zst of \"Bag/0.png\" is damaged"]);
 }
 
 #[test]
 fn a_search_can_be_filmed() {
     let scene = Scene::new().with_samples(2);
-    scene.expect(0, "out", &["--record", scene.path("films").to_str().expect("text")]);
+    scene.expect(0, "out", &["--record", &scene.text("films")]);
     let unfilmed = scene.losses("out");
     for image in ["Bag/0.png", "Coat/1.png"] {
         let bytes = fs::read(scene.path("films").join(format!("{image}.webp"))).expect("a film");
@@ -520,36 +445,24 @@ fn a_search_can_be_filmed() {
     assert_eq!(scene.losses("again"), unfilmed, "looking changes nothing");
 }
 
-/// `basin serve-edits` of a run, on a port that the system gives.
-struct Edits {
-    child: std::process::Child,
-    address: String,
-}
-
-impl Drop for Edits {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn serve_edits(scene: &Scene) -> Edits {
+/// `basin serve-edits` of a run, and its address: the system gives the port.
+fn serve_edits(scene: &Scene) -> (Process, String) {
     let mut command = Command::new(program("basin"));
-    command.arg("serve-edits").arg(scene.path("out")).arg("--model").arg(root().join("models/fashion32"));
+    command.arg("serve-edits").arg(scene.path("out")).arg("--model").arg(bundled());
     command.args(["--listen", "127.0.0.1:0"]).env_remove("BASIN_TOKEN").stderr(Stdio::piped());
-    let mut child = command.spawn().expect("basin starts");
+    let mut serving = Process(command.spawn().expect("basin starts"));
     let mut line = String::new();
-    BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("readable");
+    BufReader::new(serving.0.stderr.take().expect("piped")).read_line(&mut line).expect("readable");
     let address = line.trim().rsplit_once("http://").unwrap_or_else(|| panic!("{line}")).1.to_owned();
-    Edits { child, address }
+    (serving, address)
 }
 
 #[test]
 fn edits_are_served_to_programs_of_this_machine() {
     let scene = tuned_run();
-    let edits = serve_edits(&scene);
+    let (_serving, address) = serve_edits(&scene);
     let get = |path: &str| {
-        let url = format!("http://{}/v1/runs/out/edit{path}", edits.address);
+        let url = format!("http://{address}/v1/runs/out/edit{path}");
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let mut answer = agent.get(url).call().expect("it answers");
         (answer.status().as_u16(), answer.body_mut().read_to_vec().expect("whole"))
@@ -564,7 +477,7 @@ fn edits_are_served_to_programs_of_this_machine() {
         assert_eq!(status, 200, "{}", String::from_utf8_lossy(&bytes));
         image::load_from_memory(&bytes).expect("a PNG").to_rgb8()
     };
-    let tuned = image::open(read_record(&scene, "Bag/0.png").1.join("tuned.png")).expect("there").to_rgb8();
+    let tuned = image::open(scene.record("Bag/0.png").1.join("tuned.png")).expect("there").to_rgb8();
     assert_eq!(picture("?image=Bag/0.png&view=inverted"), tuned, "nothing changed: the stored picture");
     let coat = picture("?image=Bag/0.png&class=Coat&strength=0.8&move.pc1=1&truncation=0.9");
     assert_ne!(coat, picture("?image=Bag/0.png"));
@@ -585,10 +498,7 @@ fn edits_are_served_to_programs_of_this_machine() {
         let body = String::from_utf8_lossy(&body);
         assert!(status == expected && body.contains(word), "{path}: {status} {body}");
     }
-    let mut stream = TcpStream::connect(&edits.address).expect("listens");
     let request = "GET /v1/runs/out/edit/options?image=Bag/0.png HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("readable");
+    let answer = exchange(&address, request);
     assert!(answer.starts_with("HTTP/1.1 401"), "another name for this machine is not served: {answer}");
 }

@@ -19,7 +19,7 @@ fn basin(arguments: &[&str], answers: Vec<Answer>) -> Output {
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let answering = thread::spawn(move || {
         for answer in answers {
-            let (mut socket, _) = listener.accept().expect("somebody asks");
+            let (mut socket, _) = listener.accept().expect("a client");
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
                 let mut byte = [0];

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::{Fleet, Heard, Otlp, Span, files, pass, root, short, wait_for};
+use harness::{Heard, LocalFleet, Otlp, SHORT, Span, files, pass, records, root, wait_for};
 use proto::{LatentSearch, ResultRecord};
 
 /// Every span of a job that succeeds: service, name, kind and name of the parent.
@@ -32,7 +31,7 @@ fn of_trace(heard: &Heard, trace: &str) -> Vec<Span> {
     heard.spans.iter().filter(|span| span.trace == trace).cloned().collect()
 }
 
-/// As [`SPANS`].
+/// The spans in the form of [`SPANS`].
 fn shape(spans: &[Span]) -> Vec<(&str, &str, i32, &str)> {
     let name = |id: &str| spans.iter().find(|span| span.id == id).map_or("", |span| span.name.as_str());
     let mut shape: Vec<_> =
@@ -41,15 +40,11 @@ fn shape(spans: &[Span]) -> Vec<(&str, &str, i32, &str)> {
     shape
 }
 
-fn pairs<'a>(variables: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
-    variables.iter().map(|(name, value)| (*name, value.as_str())).collect()
-}
-
 /// A fleet whose coordinator sends telemetry to `receiver` over gRPC.
-fn observed(receiver: &Otlp) -> Fleet {
-    let mut fleet = Fleet::start();
+fn observed(receiver: &Otlp) -> LocalFleet {
+    let mut fleet = LocalFleet::start();
     fleet.coordinator = None;
-    fleet.start_coordinator_with(&pairs(&receiver.grpc()), &[]);
+    fleet.start_coordinator_with(&[], &receiver.grpc());
     fleet
 }
 
@@ -57,21 +52,21 @@ fn observed(receiver: &Otlp) -> Fleet {
 fn one_trace_per_job_and_every_metric_reaches_a_receiver() {
     let receiver = Otlp::start();
     let mut fleet = observed(&receiver);
-    let data = fleet.data(5, short());
+    let data = fleet.data(5, SHORT);
     fs::write(fleet.path("data/Bag/bad.png"), b"").expect("writable");
     fleet.submit(&data, "r", &[]);
     // A run whose progress stands still is only reported while it is open.
     wait_for("an open run", 60, || receiver.heard(|heard| heard.metrics.contains_key("basin.run.progress.time")));
-    fleet.start_worker_with(&["--checkpoint-every", "0"], &pairs(&receiver.http()));
+    fleet.start_worker_with(&["--checkpoint-every", "0"], &receiver.http());
     fleet.basin(2, &["runs", "wait", "r"]);
-    let records = fleet.records(&fleet.run_path("r"));
+    let records = records(&fleet.run_url("r"));
     assert_traces(&receiver, &fleet, &records);
     assert_failed_trace(&receiver);
     assert_metrics(&receiver, &records);
 }
 
 /// Each result names one whole trace across both processes.
-fn assert_traces(receiver: &Otlp, fleet: &Fleet, records: &[ResultRecord]) {
+fn assert_traces(receiver: &Otlp, fleet: &LocalFleet, records: &[ResultRecord]) {
     assert_eq!(records.len(), 5);
     let traces: BTreeSet<String> = records.iter().map(|record| record.trace.clone().expect("a trace")).collect();
     assert_eq!(traces.len(), 5);
@@ -147,16 +142,15 @@ fn attempts_of_one_job_share_its_trace() {
     let receiver = Otlp::start();
     let mut fleet = observed(&receiver);
     let data = fleet.data(1, LatentSearch::Adam { steps: 300 });
-    fleet.start_worker_with(&["--checkpoint-every", "0"], &pairs(&receiver.http()));
+    fleet.start_worker_with(&["--checkpoint-every", "0"], &receiver.http());
     fleet.submit(&data, "again", &[]);
-    let checkpoints = Path::new(&fleet.run_path("again")).join("checkpoints");
+    let checkpoints = fleet.path("home/runs/again/checkpoints");
     wait_for("a checkpoint", 60, || !files(&checkpoints).is_empty());
     fleet.workers[0].signal("TERM");
-    wait_for("the worker to leave", 30, || fleet.workers[0].ended());
-    assert!(fleet.workers[0].succeeded());
-    fleet.start_worker_with(&[], &pairs(&receiver.http()));
+    fleet.workers[0].leaves(30);
+    fleet.start_worker_with(&[], &receiver.http());
     fleet.basin(0, &["runs", "wait", "again"]);
-    let record = &fleet.records(&fleet.run_path("again"))[0];
+    let record = &records(&fleet.run_url("again"))[0];
     let attempts = || {
         let spans = receiver.heard(|heard| of_trace(heard, record.trace.as_deref().expect("a trace")));
         let publish = spans.iter().find(|span| span.name == "publish basin.jobs").map(|span| span.id.clone());
@@ -171,7 +165,7 @@ fn attempts_of_one_job_share_its_trace() {
     assert!(attempts.iter().all(|span| span.parent == publish));
     let (first, later): (Vec<&Span>, Vec<&Span>) = attempts.iter().partition(|span| span.links.is_empty());
     assert_eq!(first.len(), 1, "{attempts:?}");
-    let is_link = |(id, about): &(String, harness::Attributes)| *id == publish && about["basin.redelivered"] == "true";
+    let is_link = |(id, about): &(String, harness::HeardAttributes)| *id == publish && about["basin.redelivered"] == "true";
     assert!(later.iter().flat_map(|span| &span.links).all(is_link), "{later:?}");
 }
 
@@ -182,21 +176,19 @@ fn telemetry_that_is_cut_stops_nothing() {
     let (grpc, http) = (receiver.grpc(), receiver.http());
     let mut fleet = observed(&receiver);
     let data = fleet.data(3, LatentSearch::Adam { steps: 300 });
-    fleet.start_worker_with(&["--batch-images", "1"], &pairs(&http));
-    fleet.start_worker_with(&["--batch-images", "1"], &pairs(&grpc));
+    fleet.start_worker_with(&["--batch-images", "1"], &http);
+    fleet.start_worker_with(&["--batch-images", "1"], &grpc);
     fleet.submit(&data, "r", &[]);
     wait_for("news of the run", 60, || receiver.heard(|heard| heard.metrics.contains_key("basin.lane.steps")));
     assert!(!fleet.finished("r"), "the run was over too soon to show anything");
     drop(receiver);
-    fleet.basin(0, &["runs", "wait", "r"]);
-    fleet.basin(0, &["verify", "--deep", &fleet.run_path("r")]);
+    fleet.complete("r");
     for worker in &fleet.workers {
         worker.signal("TERM");
     }
     fleet.coordinator.as_ref().expect("it runs").signal("TERM");
     for process in fleet.workers.iter_mut().chain(&mut fleet.coordinator) {
-        wait_for("the process to leave", 30, || process.ended());
-        assert!(process.succeeded());
+        process.leaves(30);
     }
     let lost = fleet.logged("telemetry is lost until its receiver is back");
     assert!(!lost.is_empty() && lost.len() <= 4, "once for each worker and signal: {lost:?}");

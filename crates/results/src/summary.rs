@@ -295,6 +295,8 @@ fn sorted_sum(values: impl Iterator<Item = f64>) -> f64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use proto::{Job, sample};
+
     use super::*;
 
     pub fn seed(loss: f64, l1: f64, lpips: f64) -> SeedResult {
@@ -302,31 +304,8 @@ pub(crate) mod tests {
     }
 
     pub fn record(image: &str, class: u32, class_name: &str, best: usize, seeds: Vec<SeedResult>) -> ResultRecord {
-        ResultRecord {
-            format: 1,
-            job: serde_json::from_value("0123456789abcdef0123456789abcdef".into()).expect("an id is a string"),
-            image: image.into(),
-            identity: "1".into(),
-            class,
-            class_name: class_name.into(),
-            bbox: None,
-            model: model(),
-            params: Params::fast(),
-            seed: 7,
-            version: "0.1.0".into(),
-            transform: None,
-            best,
-            seeds,
-            lane_steps: 100,
-            seconds: 1.5,
-            attempt: "0f".into(),
-            objects: vec![],
-            fine_tuned: None,
-            target_bbox: None,
-            mask: false,
-            found: None,
-            trace: None,
-        }
+        let job = Job { image: image.into(), class, class_name: class_name.into(), ..sample::job() };
+        ResultRecord { best, ..sample::result(&job, seeds) }
     }
 
     pub fn failure(image: &str, reason: FailureReason, message: &str) -> Failure {

@@ -1,5 +1,7 @@
 //! Which values the parameters may have.
 
+use std::fmt::Display;
+
 use super::{ClassSource, ClassStart, DeltaCodec, LastDescent, LatentSearch, LatentStart, MaskSource, Params, SpatialTransform};
 use crate::DecodeError;
 
@@ -11,7 +13,7 @@ impl Params {
         in_range("descent.lr_z", self.descent.lr_z, 0.0, 10.0)?;
         in_range("descent.lr_c", self.descent.lr_c, 0.0, 10.0)?;
         in_range("descent.limit", self.descent.limit, 1e-3, 1e3)?;
-        count("seeds", self.seeds, 1, 4096)?;
+        in_range("seeds", self.seeds, 1, 4096)?;
         if let LatentStart::Encoder { sigma } = self.start {
             in_range("start.sigma", sigma, 0.0, 10.0)?;
         }
@@ -26,10 +28,10 @@ impl Params {
         }
         if let Some(t) = &self.transform {
             in_range("transform.sigma", t.sigma, 1e-6, 10.0)?;
-            count("transform.generations", t.generations, 1, 100_000)?;
-            count("transform.steps", t.steps, 1, 100_000)?;
+            in_range("transform.generations", t.generations, 1, 100_000)?;
+            in_range("transform.steps", t.steps, 1, 100_000)?;
             if let Some(population) = t.population {
-                count("transform.population", population, 3, 4096)?;
+                in_range("transform.population", population, 3, 4096)?;
             }
             if t.spatial == SpatialTransform::None && t.colour.is_empty() {
                 return Err(problem("transform", "has neither a spatial nor a colour part: use null".into()));
@@ -41,7 +43,7 @@ impl Params {
             }
         }
         if let Some(tune) = &self.fine_tune {
-            count("fine_tune.steps", tune.steps, 1, 1_000_000)?;
+            in_range("fine_tune.steps", tune.steps, 1, 1_000_000)?;
             in_range("fine_tune.lr", tune.lr, 1e-9, 1.0)?;
             in_range("fine_tune.lr_latents", tune.lr_latents, 0.0, 1.0)?;
             in_range("fine_tune.lr_transform", tune.lr_transform, 0.0, 1.0)?;
@@ -51,7 +53,7 @@ impl Params {
                 return Err(problem("fine_tune.lr_transform", "needs a transform search".into()));
             }
             match tune.delta {
-                DeltaCodec::LowRank { rank } => count("fine_tune.delta.rank", rank, 1, 4096)?,
+                DeltaCodec::LowRank { rank } => in_range("fine_tune.delta.rank", rank, 1, 4096)?,
                 DeltaCodec::Auto { psnr } => in_range("fine_tune.delta.psnr", psnr, 10.0, 100.0)?,
                 _ => {}
             }
@@ -62,25 +64,25 @@ impl Params {
         }
         match &self.latent {
             LatentSearch::Start => Ok(()),
-            LatentSearch::Adam { steps } => count("latent.steps", *steps, 1, 1_000_000),
-            LatentSearch::Lbfgs { evaluations } => count("latent.evaluations", *evaluations, 1, 1_000_000),
+            LatentSearch::Adam { steps } => in_range("latent.steps", *steps, 1, 1_000_000),
+            LatentSearch::Lbfgs { evaluations } => in_range("latent.evaluations", *evaluations, 1, 1_000_000),
             LatentSearch::Cma { generations } => {
-                count("latent.generations", *generations, 1, 1_000_000)?;
-                count("seeds", self.seeds, 3, 4096)
+                in_range("latent.generations", *generations, 1, 1_000_000)?;
+                in_range("seeds", self.seeds, 3, 4096)
             }
             LatentSearch::CmaAdam { generations, steps } => {
-                count("latent.generations", *generations, 1, 1_000_000)?;
-                count("latent.steps", *steps, 1, 1_000_000)?;
-                count("seeds", self.seeds, 3, 4096)
+                in_range("latent.generations", *generations, 1, 1_000_000)?;
+                in_range("latent.steps", *steps, 1, 1_000_000)?;
+                in_range("seeds", self.seeds, 3, 4096)
             }
             LatentSearch::BasinCma { generations, steps, final_steps, sigma, last, .. } => {
-                count("latent.generations", *generations, 1, 100_000)?;
-                count("latent.steps", *steps, 1, 100_000)?;
+                in_range("latent.generations", *generations, 1, 100_000)?;
+                in_range("latent.steps", *steps, 1, 100_000)?;
                 // One for each third of the lane-steps.
                 let least = if *last == LastDescent::Halving { 3 } else { 1 };
-                count("latent.final_steps", *final_steps, least, 1_000_000)?;
+                in_range("latent.final_steps", *final_steps, least, 1_000_000)?;
                 in_range("latent.sigma", *sigma, 1e-6, 100.0)?;
-                count("seeds", self.seeds, 3, 4096)
+                in_range("seeds", self.seeds, 3, 4096)
             }
         }
     }
@@ -90,10 +92,6 @@ pub(super) fn problem(field: &'static str, problem: String) -> DecodeError {
     DecodeError::Field { message: "params", field, problem }
 }
 
-fn in_range(field: &'static str, value: f64, low: f64, high: f64) -> Result<(), DecodeError> {
-    if (low..=high).contains(&value) { Ok(()) } else { Err(problem(field, format!("is {value}, not in {low} to {high}"))) }
-}
-
-fn count(field: &'static str, value: u32, low: u32, high: u32) -> Result<(), DecodeError> {
+fn in_range<T: Copy + PartialOrd + Display>(field: &'static str, value: T, low: T, high: T) -> Result<(), DecodeError> {
     if (low..=high).contains(&value) { Ok(()) } else { Err(problem(field, format!("is {value}, not in {low} to {high}"))) }
 }

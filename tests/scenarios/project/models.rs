@@ -1,9 +1,6 @@
 //! `basin models` and what a model's networks find in images.
 
-use std::collections::BTreeMap;
-
 use proto::keys::Item;
-use proto::{LatentSearch, ModelManifest, Params};
 use state_dict::{Array, Dtype, StateDict};
 
 use super::*;
@@ -33,10 +30,9 @@ fn the_class_is_predicted_and_the_mask_read_from_a_file() {
     let scene = scene.file("masks/a.png", mask(size, in_bag)).file("masks/b.png", mask(size + 1, in_bag));
     let asked = ["--class-from", "classifier", "--mask-from", "file:masks/{stem}.png"];
     let text = scene.expect(2, "out", &asked);
-    assert!(text.contains("1 succeeded, 1 failed") && text.contains("bad_mask"), "{text}");
     let wrong = format!("the mask is {0} x {0} pixels (image: {size} x {size} pixels)", size + 1);
-    assert!(text.contains(&wrong), "{text}");
-    let (record, dir) = read_record(&scene, "a.png");
+    assert_contains(&text, &["1 succeeded, 1 failed", "bad_mask", &wrong]);
+    let (record, dir) = scene.record("a.png");
     assert_eq!((record.class_name.as_str(), record.class, record.mask), ("Bag", 8, true));
     let found = record.found.as_ref().expect("the class was looked for");
     assert!(found.probability.is_some_and(|p| p > 0.3 && p <= 1.0) && found.detection.is_none(), "{found:?}");
@@ -48,9 +44,8 @@ fn the_class_is_predicted_and_the_mask_read_from_a_file() {
     assert!((bright - wanted).abs() < 0.1 * wanted, "{bright} of the pixels are inside, not {wanted}");
 
     // An edit is blended back into the mask.
-    let sheet = scene.path("edit.png");
-    let (code, text) = edit(&scene, "a.png", &["--class", "Coat", "--out", sheet.to_str().expect("UTF-8")]);
-    assert!(code == Some(0) && sheet.exists(), "{text}");
+    edit(0, &scene, "a.png", &["--class", "Coat", "--out", &scene.text("edit.png")]);
+    assert!(scene.path("edit.png").exists());
 
     // The same again is nothing new; another mask is another job.
     assert!(scene.expect(2, "out", &asked).contains("nothing is left to project"));
@@ -64,17 +59,12 @@ fn an_outline_of_coco_is_the_mask() {
     let boxed = scene.expect(0, "box", &[]);
     assert!(boxed.contains("1 succeeded"), "{boxed}");
     scene.expect(0, "outline", &["--mask-from", "outline"]);
-    let read = |out: &str| -> ResultRecord {
-        let path = files(&scene.path(out).join("images")).into_iter().find(|p| p.ends_with("result.json")).expect("a result");
-        serde_json::from_slice(&fs::read(path).expect("readable")).expect("a record")
-    };
-    let (boxed, outlined) = (read("box"), read("outline"));
+    let (boxed, outlined) = (records(&scene.text("box")).remove(0), records(&scene.text("outline")).remove(0));
     assert!(!boxed.mask && outlined.mask && boxed.job != outlined.job);
     assert!(outlined.bbox.is_some_and(|b| b.x >= 4.0 && b.x <= 5.0 && b.width >= 22.0 && b.width <= 25.0), "{:?}", outlined.bbox);
     // A diamond is half of its box: what is measured differs.
     assert_ne!(boxed.best_seed().l1, outlined.best_seed().l1);
-    let (code, text) = basin(&["verify", scene.path("outline").to_str().expect("UTF-8"), "--deep"]);
-    assert_eq!(code, Some(0), "{text}");
+    basin(0, &["verify", &scene.text("outline"), "--deep"]);
 }
 
 #[test]
@@ -88,7 +78,7 @@ fn what_the_model_does_not_have_is_refused_before_anything_is_done() {
         (["--mask-from", "outlines"], "expected box, outline, detector-box"),
         (["--start-from", "encoder:-1"], "start.sigma is -1"),
     ] {
-        let output = scene.run("out", &asked);
+        let output = scene.command("out", &asked).output().expect("basin starts");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.contains(problem), "{asked:?}: {text}");
         assert!(!scene.path("out").exists(), "{asked:?} left something");
@@ -99,7 +89,7 @@ fn what_the_model_does_not_have_is_refused_before_anything_is_done() {
 fn all_images_can_be_given_one_class() {
     let scene = Scene::new().file("x.png", sample("coat_00_centred.png"));
     scene.expect(0, "out", &["--class-from", "class:Dress"]);
-    let (record, _) = read_record(&scene, "x.png");
+    let (record, _) = scene.record("x.png");
     assert_eq!((record.class_name.as_str(), record.found), ("Dress", None));
 }
 
@@ -118,20 +108,25 @@ fn the_search_starts_where_the_encoder_says() {
     assert!(best(&encoder) < best(&random), "{encoder:?} is no better than {random:?}");
 }
 
+fn golden(name: &str) -> PathBuf {
+    root().join("crates/projector/tests/golden").join(name)
+}
+
 /// Small numbers of both signs.
 fn array(shape: &[usize]) -> Array {
     let values = (0..shape.iter().product::<usize>()).map(|i| 0.05 * (i as f32 * 0.7).sin());
     Array { dtype: Dtype::F32, shape: shape.to_vec(), data: values.flat_map(f32::to_le_bytes).collect() }
 }
 
-/// Checkpoints of a tiny BigGAN-deep and of LPIPS, as somebody might publish them.
+/// Checkpoints of a tiny BigGAN-deep and of LPIPS, as their authors might publish them.
 fn checkpoints(scene: &Scene) -> [String; 5] {
-    let golden = |name: &str| state_dict::read(&root().join("crates/projector/tests/golden").join(name)).expect("a golden");
-    let published = |dict: StateDict| -> StateDict { dict.into_iter().filter(|(name, _)| !name.starts_with("test.")).collect() };
-    let path = |name: &str| scene.path(name).to_str().expect("UTF-8").to_owned();
-    let files = ["generator", "features", "heads"].map(|name| path(&format!("{name}.safetensors")));
+    let published = |name: &str| -> StateDict {
+        let dict = state_dict::read(&golden(name)).expect("a golden");
+        dict.into_iter().filter(|(name, _)| !name.starts_with("test.")).collect()
+    };
+    let files = ["generator", "features", "heads"].map(|name| scene.text(&format!("{name}.safetensors")));
     let write = |file: &str, dict: StateDict| state_dict::write_safetensors(Path::new(file), &dict).expect("writable");
-    write(&files[0], published(golden("biggan_deep.safetensors")));
+    write(&files[0], published("biggan_deep.safetensors"));
     let layers =
         [(0, [64, 3, 11, 11]), (3, [192, 64, 5, 5]), (6, [384, 192, 3, 3]), (8, [256, 384, 3, 3]), (10, [256, 256, 3, 3])];
     let trunk = layers.into_iter().flat_map(|(index, shape)| {
@@ -141,129 +136,98 @@ fn checkpoints(scene: &Scene) -> [String; 5] {
     // torchvision's file has the classifier, too.
     let spare = ("classifier.6.bias".to_owned(), array(&[1000]));
     write(&files[1], trunk.chain([spare]).collect());
-    write(&files[2], published(golden("lpips_alex.safetensors")));
-    let classes = path("classes.txt");
+    write(&files[2], published("lpips_alex.safetensors"));
+    let classes = scene.text("classes.txt");
     fs::write(&classes, "a\nb\nc\nd\ne\nf\ng\n").expect("writable");
-    let config = root().join("crates/projector/tests/golden/biggan_deep.config.json").to_str().expect("UTF-8").to_owned();
+    let config = golden("biggan_deep.config.json").display().to_string();
     let [generator, features, heads] = files;
     [generator, config, features, heads, classes]
 }
 
-fn convert(out: &str, [generator, config, features, heads, classes]: &[String; 5]) -> (Option<i32>, String) {
-    basin(&[
-        "models",
-        "convert",
-        out,
-        "--generator",
-        generator,
-        "--config",
-        config,
-        "--features",
-        features,
-        "--heads",
-        heads,
-        "--classes",
-        classes,
-    ])
+/// Converts the files of a generator, its configuration, features, heads and perhaps classes, expecting an exit code.
+fn convert(code: i32, out: &str, files: &[String], more: &[&str]) -> String {
+    let options = ["--generator", "--config", "--features", "--heads", "--classes"];
+    let files = options.into_iter().zip(files).flat_map(|(option, file)| [option, file.as_str()]);
+    expect(code, Command::new(program("basin")).args(["models", "convert", out]).args(files).args(more))
 }
 
 #[test]
 fn checkpoints_become_a_model_that_projects() {
     let mut scene = Scene::new();
     let files = checkpoints(&scene);
-    let out = scene.path("tiny").to_str().expect("UTF-8").to_owned();
-    let (code, text) = convert(&out, &files);
-    assert_eq!(code, Some(0), "{text}");
-    let (manifest, _) = ModelManifest::parse(&fs::read(scene.path("tiny/model.json")).expect("there")).expect("a model");
-    assert!(manifest.generator.folded && manifest.name == "tiny" && manifest.classes.len() == 7);
+    let out = scene.text("tiny");
+    convert(0, &out, &files, &[]);
+    let read = || manifest(&scene.path("tiny"));
+    let before = read();
+    assert!(before.generator.folded && before.name == "tiny" && before.classes.len() == 7);
     for (command, says) in [("verify", "tiny is complete"), ("describe", "classes       7: a, b, c, d, e, f, g")] {
-        let (code, text) = basin(&["models", command, &out]);
-        assert!(code == Some(0) && text.contains(says), "{text}");
+        assert_contains(&basin(0, &["models", command, &out]), &[says]);
     }
     // Calibrating changes the statistics and so the model; measuring alone changes nothing.
-    let figures = scene.path("figures").to_str().expect("UTF-8").to_owned();
+    let figures = scene.text("figures");
     let measure =
         ["models", "calibrate", &out, "--mask-from", "foreground", "--samples", "20", "--devices", "cpu", "--figures", &figures];
-    let (code, text) = basin(&[&measure[..], &["--dry-run"]].concat());
-    assert!(code == Some(0) && text.contains("of 20 images: centre (y "), "{text}");
-    let read = || ModelManifest::parse(&fs::read(scene.path("tiny/model.json")).expect("there")).expect("a model").0;
-    assert_eq!(read(), manifest);
-    assert_eq!(basin(&measure).0, Some(0));
+    assert_contains(&basin(0, &[&measure[..], &["--dry-run"]].concat()), &["of 20 images: centre (y "]);
+    assert_eq!(read(), before);
+    basin(0, &measure);
     let calibrated = read();
-    assert!(calibrated.objects != manifest.objects && calibrated.sha256 == manifest.sha256);
-    assert!(files_in(&scene, "figures") == ["boxes.csv", "centres.svg", "sizes.svg"]);
+    assert!(calibrated.objects != before.objects && calibrated.sha256 == before.sha256);
+    let mut drawn = harness::files(&scene.path("figures"));
+    drawn.sort();
+    assert_eq!(drawn, ["boxes.csv", "centres.svg", "sizes.svg"].map(|name| scene.path("figures").join(name)));
 
-    scene.params = Params { seeds: 3, ..scene.params };
+    scene.params.seeds = 3;
     let scene = scene.file("a/1.png", sample("bag_00_centred.png"));
-    let text = scene.expect(0, "out", &["--model", &out]);
-    assert!(text.contains("1 succeeded"), "{text}");
-}
-
-fn files_in(scene: &Scene, dir: &str) -> Vec<String> {
-    let mut names: Vec<String> =
-        files(&scene.path(dir)).iter().map(|p| p.file_name().expect("a name").to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
+    assert_contains(&scene.expect(0, "out", &["--model", &out]), &["1 succeeded"]);
 }
 
 #[test]
 fn a_checkpoint_that_is_another_one_leaves_no_folder() {
     let scene = Scene::new();
     let files = checkpoints(&scene);
-    let out = scene.path("model").to_str().expect("UTF-8").to_owned();
-    let with = |i: usize, file: &str| {
-        let mut files = files.clone();
-        files[i] = file.to_owned();
-        convert(&out, &files)
-    };
-    let damaged = scene.path("damaged.pth").to_str().expect("UTF-8").to_owned();
+    let out = scene.text("model");
+    let damaged = scene.text("damaged.pth");
     let code = b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00trueq\x00\x85R.";
     let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}X\x0d\x00\x00\x00little_endian\x88s.";
     fs::write(&damaged, [&magic[..], code].concat()).expect("writable");
-    let golden = root().join("crates/projector/tests/golden/biggan_deep.safetensors").to_str().expect("UTF-8").to_owned();
-    for ((code, text), says) in [
-        (with(0, &files[2]), "is not the BigGAN-deep of that configuration: tensor embeddings.weight is missing"),
-        (with(0, &golden), "does not belong to the network"),
-        (with(0, &damaged), "refused the global \"posix.system\""),
-        (with(3, &files[0]), "is not the perceptual network: tensor lin0.model.1.weight is missing"),
-        (with(1, &files[4]), "as the generator's configuration"),
-        (with(4, "/nowhere/classes.txt"), "cannot read the classes /nowhere/classes.txt"),
-        (with(4, &files[1]), "the generator has 7 classes, and"),
+    let golden = golden("biggan_deep.safetensors").display().to_string();
+    for (i, file, says) in [
+        (0, &*files[2], "is not the BigGAN-deep of that configuration: tensor embeddings.weight is missing"),
+        (0, &*golden, "does not belong to the network"),
+        (0, &*damaged, "refused the global \"posix.system\""),
+        (3, &*files[0], "is not the perceptual network: tensor lin0.model.1.weight is missing"),
+        (1, &*files[4], "as the generator's configuration"),
+        (4, "/nowhere/classes.txt", "cannot read the classes /nowhere/classes.txt"),
+        (4, &*files[1], "the generator has 7 classes, and"),
     ] {
-        assert!(code == Some(1) && text.contains(says), "{says}: {text}");
+        let mut others = files.clone();
+        others[i] = file.to_owned();
+        let text = convert(1, &out, &others, &[]);
+        assert_contains(&text, &[says]);
         assert!(!scene.path("model").exists(), "{text}");
         let left = fs::read_dir(scene.dir.path()).expect("readable").flatten();
         assert!(left.into_iter().all(|e| !e.file_name().to_string_lossy().starts_with(".converting")), "{text}");
     }
-    let _ = convert(&out, &files);
-    let (code, text) = convert(&out, &files);
-    assert!(code == Some(1) && text.contains("exists: choose another folder"), "{text}");
+    convert(0, &out, &files, &[]);
+    assert_contains(&convert(1, &out, &files, &[]), &["exists: choose another folder"]);
 }
 
 #[test]
 fn published_networks_are_listed_described_and_checked_when_they_are_fetched() {
-    let (code, text) = basin(&["models", "list"]);
-    assert!(code == Some(0) && text.contains("biggan-deep-256") && text.contains("efficientnet-lite0"), "{text}");
-    let (code, text) = basin(&["models", "describe", "biggan-deep-256"]);
-    assert!(code == Some(0) && text.contains("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"), "{text}");
-    let (code, text) = basin(&["models", "describe", "biggan-1024"]);
-    assert!(code == Some(1) && text.contains("basin models list"), "{text}");
+    assert_contains(&basin(0, &["models", "list"]), &["biggan-deep-256", "efficientnet-lite0"]);
+    assert_contains(&basin(0, &["models", "describe", "biggan-deep-256"]), &["maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"]);
+    assert_contains(&basin(1, &["models", "describe", "biggan-1024"]), &["basin models list"]);
 
     let scene = Scene::new().file("lpips-0.1-alex.pth", "not it").file("lpips-0.1-vgg.pth", "neither");
-    let path = |name: &str| scene.path(name).to_str().expect("UTF-8").to_owned();
-    let fetch = |name: &str| basin(&["models", "fetch", name, "--mirror", &path("data"), "--downloads", &path("downloads")]);
-    let (code, text) = fetch("lpips-alex");
-    assert!(code == Some(1) && text.contains("lpips-0.1-alex.pth") && text.contains("df73285e"), "{text}");
-    let (code, text) = fetch("lpips-squeeze");
-    assert!(code == Some(1) && text.contains("lpips-0.1-squeeze.pth"), "{text}");
+    let (mirror, downloads) = (scene.text("data"), scene.text("downloads"));
+    let fetch = |name: &str| basin(1, &["models", "fetch", name, "--mirror", &mirror, "--downloads", &downloads]);
+    assert_contains(&fetch("lpips-alex"), &["lpips-0.1-alex.pth", "df73285e"]);
+    assert_contains(&fetch("lpips-squeeze"), &["lpips-0.1-squeeze.pth"]);
 }
 
 /// What `infra/published/setup.sh` fetched.
 fn published(name: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let path = target.join("published").join(name);
-    assert!(path.exists(), "no {}: run infra/published/setup.sh (make test does)", path.display());
-    path
+    prepared(&format!("published/{name}"), "infra/published/setup.sh")
 }
 
 /// A tiny generator with random weights and ImageNet's classes, and the real EfficientNet-Lite0.
@@ -275,28 +239,11 @@ fn a_real_classifier_gives_real_photographs_their_classes() {
     dict.insert("embeddings.weight".into(), array(&[8, 1000]));
     state_dict::write_safetensors(Path::new(&generator), &dict).expect("writable");
     let config = fs::read_to_string(config).expect("a golden").replace("\"num_classes\": 7", "\"num_classes\": 1000");
-    let (sizes, out) = (scene.path("sizes.json"), scene.path("photographs"));
+    let (sizes, out) = (scene.text("sizes.json"), scene.text("photographs"));
     fs::write(&sizes, config).expect("writable");
-    let classifier = published("efficientnet_lite0.pth");
-    let [sizes, out, classifier] = [&sizes, &out, &classifier].map(|path| path.to_str().expect("UTF-8").to_owned());
-    let (code, text) = basin(&[
-        "models",
-        "convert",
-        &out,
-        "--generator",
-        &generator,
-        "--config",
-        &sizes,
-        "--features",
-        &features,
-        "--heads",
-        &heads,
-        "--classifier",
-        &classifier,
-        "--classifier-kind",
-        "efficientnet-lite0",
-    ]);
-    assert_eq!(code, Some(0), "{text}");
+    let classifier = published("efficientnet_lite0.pth").display().to_string();
+    let network = ["--classifier", &classifier, "--classifier-kind", "efficientnet-lite0"];
+    convert(0, &out, &[generator, sizes, features, heads], &network);
 
     let photograph = |name: &str| fs::read(published("photographs").join(name)).expect("a photograph");
     let annotations = r#"{"images": [{"id": 1, "file_name": "chelsea.png"}], "categories": [{"id": 1, "name": "dog"}],
@@ -307,18 +254,14 @@ fn a_real_classifier_gives_real_photographs_their_classes() {
         .file("annotations.json", annotations);
     scene.params.seeds = 3;
     let all = ["--model", &out, "--annotations", "none", "--class-from", "classifier", "--mask-from", "whole"];
-    let text = scene.expect(0, "out", &all);
-    assert!(text.contains("2 succeeded"), "{text}");
-    let classes = ["chelsea.png", "coffee.png"].map(|image| read_record(&scene, image).0.class_name);
+    assert_contains(&scene.expect(0, "out", &all), &["2 succeeded"]);
+    let classes = ["chelsea.png", "coffee.png"].map(|image| scene.record(image).0.class_name);
     assert_eq!(classes, ["tiger cat", "espresso"]);
 
-    // Somebody who takes the cat for a dog is told which dog.
-    let text = scene.expect(0, "kinds", &["--model", &out, "--class-from", "category"]);
-    assert!(text.contains("1 succeeded"), "{text}");
-    let found = files(&scene.path("kinds/images")).into_iter().find(|p| p.ends_with("result.json")).expect("a result");
-    let record: ResultRecord = serde_json::from_slice(&fs::read(found).expect("readable")).expect("a record");
-    let (manifest, _) = ModelManifest::parse(&fs::read(Path::new(&out).join("model.json")).expect("there")).expect("a model");
-    assert_eq!(manifest.categories[record.class as usize], "dog");
+    // An annotation that takes the cat for a dog gets one of the dogs.
+    assert_contains(&scene.expect(0, "kinds", &["--model", &out, "--class-from", "category"]), &["1 succeeded"]);
+    let record = records(&scene.text("kinds")).remove(0);
+    assert_eq!(manifest(Path::new(&out)).categories[record.class as usize], "dog");
     assert!(record.found.and_then(|found| found.probability).is_some_and(|p| p > 0.0));
 }
 
@@ -326,31 +269,21 @@ fn a_real_classifier_gives_real_photographs_their_classes() {
 fn a_plan_follows_from_what_was_measured() {
     let scene = Scene::new().with_samples(3);
     scene.expect(0, "out", &[]);
-    let path = |name: &str| scene.path(name).to_str().expect("UTF-8").to_owned();
-    let (data, out, params) = (path("data"), path("out"), path("params.json"));
-    let model = root().join("models/fashion32").to_str().expect("UTF-8").to_owned();
-    let plan = |more: &[&str]| {
-        let basic = ["plan", &data, "--model", &model, "--params", &params];
-        basin(&basic.into_iter().chain(more.iter().copied()).collect::<Vec<_>>())
-    };
-    let values = path("values.yaml");
-    let (code, text) = plan(&["--measured", &out, "--workers", "2", "--price", "3", "--batch-images", "1", "--values", &values]);
-    assert!(code == Some(0) && text.contains("images        3 of") && text.contains("storage"), "{text}");
+    let [data, out, params, values] = ["data", "out", "params.json", "values.yaml"].map(|name| scene.text(name));
+    let model = bundled().display().to_string();
+    let plan = |code: i32, more: &[&str]| basin(code, &[&["plan", &data, "--model", &model, "--params", &params], more].concat());
+    let text = plan(0, &["--measured", &out, "--workers", "2", "--price", "3", "--batch-images", "1", "--values", &values]);
+    assert_contains(&text, &["images        3 of", "storage"]);
     let written = fs::read_to_string(&values).expect("values");
-    assert!(written.contains("maxReplicas: 2") && written.contains("workerHourPrice: 3"), "{written}");
-    assert!(
-        written.contains("batchImages: 1\n  trigger: {imagesPerWorker: 2}") && written.contains("fewer workers"),
-        "{written}"
-    );
-    let (code, text) = plan(&["--lane-steps-per-second", "1", "--deadline", "1000", "--json"]);
+    let trigger = "batchImages: 1\n  trigger: {imagesPerWorker: 2}";
+    assert_contains(&written, &["maxReplicas: 2", "workerHourPrice: 3", trigger, "fewer workers"]);
+    let text = plan(0, &["--lane-steps-per-second", "1", "--deadline", "1000", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
-    assert_eq!((code, json["estimate"]["workers"].as_u64(), json["question"]["images"].as_u64()), (Some(0), Some(1), Some(3)));
-    let (code, text) = plan(&["--lane-steps-per-second", "1", "--deadline", "0.0001"]);
-    assert!(code == Some(1) && text.contains("no number of workers finishes within 0.0001 hours"), "{text}");
-    let (code, text) = plan(&["--measured", &data, "--workers", "1"]);
-    assert!(code == Some(1) && text.contains("has no summary.json"), "{text}");
+    assert_eq!((json["estimate"]["workers"].as_u64(), json["question"]["images"].as_u64()), (Some(1), Some(3)));
+    let text = plan(1, &["--lane-steps-per-second", "1", "--deadline", "0.0001"]);
+    assert_contains(&text, &["no number of workers finishes within 0.0001 hours"]);
+    assert_contains(&plan(1, &["--measured", &data, "--workers", "1"]), &["has no summary.json"]);
     let start = Params { latent: LatentSearch::Start, transform: None, ..Params::paper() };
     fs::write(&params, start.to_json()).expect("writable");
-    let (code, text) = plan(&["--lane-steps-per-second", "1", "--workers", "1"]);
-    assert!(code == Some(1) && text.contains("nothing to plan"), "{text}");
+    assert_contains(&plan(1, &["--lane-steps-per-second", "1", "--workers", "1"]), &["nothing to plan"]);
 }

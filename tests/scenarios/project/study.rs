@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use harness::{assert_contains, copy_folder, expect, files, output_text, program, root, signal, wait_for};
 use proto::ModelManifest;
-
-use harness::{files, program, root, signal, wait_for};
 
 /// A study of two images with a tiny budget.
 struct Study {
@@ -35,15 +34,15 @@ impl Study {
     }
 
     fn expect(&self, code: i32, what: &str, data: &str, out: &str, more: &[&str]) -> String {
-        let Output { status, stdout, stderr } = self.command(what, data, out, more).output().expect("basin starts");
-        let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-        assert_eq!(status.code(), Some(code), "{text}");
-        text
+        expect(code, &mut self.command(what, data, out, more))
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.path(file)).expect("it is written")
     }
 
     fn page(&self, out: &str, what: &str) -> serde_json::Value {
-        let bytes = fs::read(self.path(out).join(format!("{what}.json"))).expect("the study's numbers");
-        serde_json::from_slice(&bytes).expect("JSON")
+        serde_json::from_str(&self.read(&format!("{out}/{what}.json"))).expect("JSON")
     }
 
     /// Means of the best of the seeds, by row.
@@ -55,13 +54,6 @@ impl Study {
             means.iter().map(|mean| mean.as_f64().expect("a number")).collect()
         };
         rows.map(|row| (row["slug"].as_str().expect("a slug").to_owned(), numbers(row))).collect()
-    }
-
-    fn results(&self, out: &str, row: &str) -> Vec<PathBuf> {
-        let mut paths = files(&self.path(out).join(row).join("images"));
-        paths.retain(|path| path.ends_with("result.json"));
-        paths.sort();
-        paths
     }
 }
 
@@ -83,30 +75,28 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
         assert!((own - lpips).abs() < 1e-4 * lpips, "{row}: {own} and {lpips}");
         assert!((vgg - lpips).abs() > 0.01 * lpips, "{row}: {vgg} and {lpips}");
     }
-    let text = fs::read_to_string(study.path("out/table1.md")).expect("the tables");
-    for part in ["BasinCMA + spatial + colour + encoder", "| 8 x 4 |", "average vgg", "## What the paper says", "halving"] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
+    let text = study.read("out/table1.md");
+    assert_contains(
+        &text,
+        &["BasinCMA + spatial + colour + encoder", "| 8 x 4 |", "average vgg", "## What the paper says", "halving"],
+    );
 
     // The numbers in the margin and two images; targets and eighteen rows.
     let grid = image::open(study.path("out/table1-grid.png")).expect("a picture");
     assert_eq!((grid.width(), grid.height()), (30 + 2 * 68, 4 + 19 * 68));
-    assert!(text.contains("; 2 Adam; 3 L-BFGS;") && text.contains("](table1-grid.png)"), "{text}");
-    let html = fs::read_to_string(study.path("out/table1.html")).expect("the page");
-    assert!(html.contains("<h2>Differences</h2>") && html.contains("src=\"data:image/png;base64,"), "{html}");
+    assert_contains(&text, &["; 2 Adam; 3 L-BFGS;", "](table1-grid.png)"]);
+    assert_contains(&study.read("out/table1.html"), &["<h2>Differences</h2>", "src=\"data:image/png;base64,"]);
 
-    let before = fs::read(study.path("out/judges/vgg/adam.json")).expect("what the judge said");
-    let text = study.expect(0, "table2", "centred", "out", &more);
-    assert!(text.contains("row 4 of 4, adam") && text.contains("nothing is left to project"), "{text}");
+    let before = study.read("out/judges/vgg/adam.json");
+    assert_contains(&study.expect(0, "table2", "centred", "out", &more), &["row 4 of 4, adam", "nothing is left to project"]);
     assert_eq!(study.best("out", "table2")["adam"], rows["adam"]);
-    assert_eq!(fs::read(study.path("out/judges/vgg/adam.json")).expect("what the judge said"), before);
+    assert_eq!(study.read("out/judges/vgg/adam.json"), before);
 
     let pictures = files(&study.path("out/class-random/images"));
     for picture in pictures.iter().filter(|path| path.ends_with("inverted.png")) {
         fs::remove_file(picture).expect("it is there");
     }
-    let text = study.expect(0, "table2", "centred", "out", &more);
-    assert!(text.contains("no pictures are shown: row class-random"), "{text}");
+    assert_contains(&study.expect(0, "table2", "centred", "out", &more), &["no pictures are shown: row class-random"]);
     assert_eq!(study.best("out", "table2").len(), 4);
 
     // Two images decide nothing, whatever they say.
@@ -119,12 +109,14 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
     assert_eq!(orderings.len(), 1, "{orderings:?}");
 
     // What contradicts is found before there is any work.
-    let text = study.expect(1, "table2", "centred", "out", &["--rows", "adam,cma"]);
-    assert!(text.contains("--rows names \"cma\"; the rows are class-gaussian, class-random, class-predicted, adam"), "{text}");
-    let text = study.expect(1, "table2", "centred", "out", &["--evaluations", "8", "--limit", "1"]);
-    assert!(text.contains("has 2 images, and 1 are asked for"), "{text}");
-    let text = study.expect(1, "table2", "centred", "out", &["--judge", &vgg, "--judge", &vgg]);
-    assert!(text.contains("two judges have the same name"), "{text}");
+    let rows = "--rows names \"cma\"; the rows are class-gaussian, class-random, class-predicted, adam";
+    for (asked, problem) in [
+        (&["--rows", "adam,cma"][..], rows),
+        (&["--evaluations", "8", "--limit", "1"][..], "has 2 images, and 1 are asked for"),
+        (&["--judge", &vgg, "--judge", &vgg][..], "two judges have the same name"),
+    ] {
+        assert_contains(&study.expect(1, "table2", "centred", "out", asked), &[problem]);
+    }
     fs::remove_dir_all(study.path("out/class-gaussian")).expect("it is there");
     let text = study.expect(1, "table2", "centred", "out", &["--evaluations", "16"]);
     assert!(text.contains("latent.steps = 8") && !study.path("out/class-gaussian").exists(), "{text}");
@@ -133,11 +125,9 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
 #[test]
 fn images_that_fail_or_change_or_cannot_be_judged_are_told() {
     let study = Study::new();
-    let image = |i: usize| {
-        let mut paths = files(&root().join("benchmarks/data/centred/images"));
-        paths.sort();
-        paths.swap_remove(i)
-    };
+    let mut images = files(&root().join("benchmarks/data/centred/images"));
+    images.sort();
+    let image = |i: usize| &images[i];
     let data = study.path("data");
     for (i, name) in ["Bag/a.png", "Coat/b.png", "Coat/c.png"].into_iter().enumerate() {
         fs::create_dir_all(data.join(name).parent().expect("a folder")).expect("writable");
@@ -146,25 +136,24 @@ fn images_that_fail_or_change_or_cannot_be_judged_are_told() {
     fs::write(data.join("Coat/c.png"), b"").expect("writable");
     let url = data.to_string_lossy().into_owned();
     let more = ["--evaluations", "8", "--limit", "3"];
-    let images = || study.page("out", "table2")["images"].as_array().map(Vec::len);
+    let measured = || study.page("out", "table2")["images"].as_array().map(Vec::len);
 
     let text = study.expect(2, "table2", &url, "out", &more);
-    assert!(text.contains("run again with --retry-failed") && images() == Some(2), "{text}");
-    assert!(fs::read_to_string(study.path("out/table2.md")).expect("the tables").contains("In 2 images there is no box"));
+    assert!(text.contains("run again with --retry-failed") && measured() == Some(2), "{text}");
+    assert_contains(&study.read("out/table2.md"), &["In 2 images there is no box"]);
     fs::copy(image(2), data.join("Coat/c.png")).expect("writable");
     study.expect(0, "table2", &url, "out", &[&more[..], &["--retry-failed"]].concat());
-    assert_eq!(images(), Some(3));
+    assert_eq!(measured(), Some(3));
 
     let mut projections = files(&study.path("out/class-random/images"));
     projections.retain(|path| path.ends_with("projection.safetensors"));
     fs::write(&projections[0], b"damaged").expect("writable");
     let vgg = judge("vgg", "models/fashion32-vgg");
     let text = study.expect(2, "table2", &url, "out", &[&more[..], &["--judge", &vgg]].concat());
-    assert!(text.contains("is left out: judge vgg cannot measure it in row class-random") && images() == Some(2), "{text}");
+    assert!(text.contains("is left out: judge vgg cannot measure it in row class-random") && measured() == Some(2), "{text}");
 
     fs::copy(image(5), data.join("Bag/a.png")).expect("writable");
-    let text = study.expect(1, "table2", &url, "out", &more);
-    assert!(text.contains("of another file, class or box"), "{text}");
+    assert_contains(&study.expect(1, "table2", &url, "out", &more), &["of another file, class or box"]);
 }
 
 #[test]
@@ -178,28 +167,27 @@ fn errors_by_class_stand_in_a_table_and_a_drawing() {
     assert_eq!(images, 5);
     let means: Vec<f64> = classes.iter().map(|class| class["errors"][3]["mean"].as_f64().expect("a mean")).collect();
     assert!(means.len() > 1 && means.is_sorted_by(|a, b| a >= b), "{means:?}");
-    let svg = fs::read_to_string(study.path("out/per-class.svg")).expect("the drawing");
+    let svg = study.read("out/per-class.svg");
     assert_eq!(svg.matches("class=\"bar\"").count(), classes.len(), "{svg}");
-    let html = fs::read_to_string(study.path("out/per-class.html")).expect("the page");
-    assert!(html.contains(svg.trim()), "{html}");
+    assert_contains(&study.read("out/per-class.html"), &[svg.trim(), "<h2>By super-class</h2>"]);
     let kinds = page["super_classes"].as_array().expect("super-classes");
     assert_eq!(kinds.iter().map(|kind| kind["images"].as_u64().expect("a number")).sum::<u64>(), 5);
     assert!(kinds.iter().all(|kind| classes.iter().all(|class| class["class"] != kind["class"])), "{kinds:?}");
-    assert!(html.contains("<h2>By super-class</h2>") && study.path("out/per-super-class.svg").exists(), "{html}");
-    assert!(fs::read_to_string(study.path("out/per-class.md")).expect("the tables").contains("](per-class.svg)"));
+    assert!(study.path("out/per-super-class.svg").exists());
+    assert_contains(&study.read("out/per-class.md"), &["](per-class.svg)"]);
 }
 
 #[test]
 fn a_data_sets_objects_are_compared_with_the_generators() {
     let study = Study::new();
-    let measure = |data: &str, more: &[&str]| {
+    let measure = |code: i32, data: &str, more: &[&str]| {
         let mut command = Command::new(program("basin"));
         command.args(["study", "bias"]).arg(root().join("benchmarks/data").join(data));
         command.arg("--model").arg(&study.model).arg("--out").arg(study.path(data));
-        command.args(["--samples", "40", "--devices", "cpu"]).args(more).output().expect("basin starts")
+        expect(code, command.args(["--samples", "40", "--devices", "cpu"]).args(more))
     };
     let overlap = |data: &str| {
-        assert!(measure(data, &[]).status.success());
+        measure(0, data, &[]);
         let page = study.page(data, "bias");
         assert_eq!(page["objects"][0], 64);
         page["axes"].as_array().expect("axes").iter().map(|axis| axis["overlap"].as_f64().expect("a number")).collect::<Vec<_>>()
@@ -207,16 +195,15 @@ fn a_data_sets_objects_are_compared_with_the_generators() {
     let (centred, offcentre) = (overlap("centred"), overlap("offcentre"));
     // Centres, across and down.
     assert!(offcentre[0] < 0.8 * centred[0] && offcentre[1] < 0.8 * centred[1], "{centred:?} {offcentre:?}");
-    let read = |file: &str| fs::read(study.path("centred").join(file)).expect("written");
-    let (svg, page) = (read("bias.svg"), String::from_utf8(read("bias.md")).expect("text"));
-    assert!(page.contains("| centre x |") && page.contains("](bias.svg)") && read("bias.html").len() > svg.len(), "{page}");
-    assert!(measure("centred", &[]).status.success());
-    assert_eq!(read("bias.svg"), svg);
+    let svg = study.read("centred/bias.svg");
+    assert_contains(&study.read("centred/bias.md"), &["| centre x |", "](bias.svg)"]);
+    assert!(study.read("centred/bias.html").len() > svg.len());
+    measure(0, "centred", &[]);
+    assert_eq!(study.read("centred/bias.svg"), svg);
 
-    let refused = measure("centred", &["--mask-from", "detector-box"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("has no detector"));
-    let refused = measure("centred", &["--annotations", "none"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("no image of"), "{}", String::from_utf8_lossy(&refused.stderr));
+    for (asked, problem) in [(["--mask-from", "detector-box"], "has no detector"), (["--annotations", "none"], "no image of")] {
+        assert_contains(&measure(1, "centred", &asked), &[problem]);
+    }
 }
 
 #[test]
@@ -228,17 +215,17 @@ fn a_killed_study_goes_on_to_the_same_numbers() {
     wait_for("the second row", 120, || study.path("out/ood-adam-transform/run.json").exists());
     signal(child.id(), "KILL");
     child.wait().expect("it was started");
-    let first = study.results("out", "ood-adam");
+    let mut first = files(&study.path("out/ood-adam/images"));
+    first.retain(|path| path.ends_with("result.json"));
     let attempts = || first.iter().map(|path| fs::read(path).expect("a result")).collect::<Vec<_>>();
     let before = attempts();
     assert_eq!(before.len(), 2);
-    let text = study.expect(0, "table3", "offcentre", "out", &more);
-    assert!(text.contains("nothing is left to project"), "{text}");
+    assert_contains(&study.expect(0, "table3", "offcentre", "out", &more), &["nothing is left to project"]);
     assert_eq!(attempts(), before);
     assert_eq!(study.best("out", "table3"), study.best("whole", "table3"));
 
     let text = study.expect(1, "table3", "offcentre", "out", &["--evaluations", "25"]);
-    assert!(text.contains("row ood-adam") && text.contains("latent.steps = 24"), "{text}");
+    assert_contains(&text, &["row ood-adam", "latent.steps = 24"]);
 }
 
 #[test]
@@ -248,9 +235,8 @@ fn an_interrupted_study_writes_what_it_has_and_says_so() {
     wait_for("work", 120, || !files(&study.path("out/class-gaussian/attempts")).is_empty());
     signal(child.id(), "INT");
     let output = child.wait_with_output().expect("it ends");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{text}");
-    assert!(text.contains("run the same command again"), "{text}");
+    assert_eq!(output.status.code(), Some(130));
+    assert_contains(&output_text(&output), &["run the same command again"]);
     assert_eq!(study.page("out", "table2")["rows"].as_array().map(Vec::len), Some(0));
 }
 
@@ -258,22 +244,14 @@ fn an_interrupted_study_writes_what_it_has_and_says_so() {
 fn rows_that_a_model_cannot_run_are_left_out_with_the_reason() {
     let mut study = Study::new();
     let folder = study.path("plain");
-    fs::create_dir(&folder).expect("writable");
-    for file in files(&study.model) {
-        fs::copy(&file, folder.join(file.file_name().expect("a file"))).expect("writable");
-    }
-    let path = folder.join("model.json");
-    let (manifest, _) = ModelManifest::parse(&fs::read(&path).expect("readable")).expect("ours");
-    let manifest = ModelManifest { encoder: None, classifier: None, ..manifest };
-    fs::write(&path, serde_json::to_vec(&manifest).expect("a manifest serialises")).expect("writable");
+    copy_folder(&study.model, &folder);
+    let manifest = ModelManifest { encoder: None, classifier: None, ..super::manifest(&folder) };
+    fs::write(folder.join("model.json"), serde_json::to_vec(&manifest).expect("a manifest serialises")).expect("writable");
     study.model = folder;
 
     study.expect(0, "table2", "centred", "out", &["--evaluations", "8"]);
-    let text = fs::read_to_string(study.path("out/table2.md")).expect("the tables");
-    assert!(text.contains("Predicted is left out: model fashion32 has no classifier"), "{text}");
+    assert_contains(&study.read("out/table2.md"), &["Predicted is left out: model fashion32 has no classifier"]);
     assert_eq!(study.best("out", "table2").len(), 3);
-    let text = study.expect(1, "table3", "offcentre", "other", &["--evaluations", "8"]);
-    assert!(text.contains("no row could be run"), "{text}");
-    let text = study.expect(1, "table2", "centred", "out", &["--judge", "x=nowhere"]);
-    assert!(text.contains("cannot load judge x") && text.contains("nowhere"), "{text}");
+    assert_contains(&study.expect(1, "table3", "offcentre", "other", &["--evaluations", "8"]), &["no row could be run"]);
+    assert_contains(&study.expect(1, "table2", "centred", "out", &["--judge", "x=nowhere"]), &["cannot load judge x", "nowhere"]);
 }

@@ -1,0 +1,103 @@
+//! The named profiles, and what `--fine-tune` does where nothing else is said.
+
+use super::*;
+
+impl Default for FineTune {
+    fn default() -> FineTune {
+        FineTune {
+            steps: 300,
+            lr: 1e-4,
+            lr_latents: 0.0,
+            lr_transform: 0.0,
+            lambda: 1e3,
+            regulariser: Regulariser::MeanSquares,
+            lpips_goal: 0.0,
+            delta: DeltaCodec::Auto { psnr: 45.0 },
+        }
+    }
+}
+
+impl Params {
+    /// Name of the profile, and whether something was changed since: `fast` or `fast (changed)`.
+    pub fn described(&self) -> String {
+        let changed = Params::profile(&self.profile).is_some_and(|named| named != *self);
+        format!("{}{}", self.profile, if changed { " (changed)" } else { "" })
+    }
+
+    /// The paper's method in the semantics of the authors' first code (branch `legacy`). The default.
+    pub fn paper() -> Params {
+        Params {
+            profile: "paper".into(),
+            loss: Loss { beta: 10.0, l1: L1Scale::ChannelSum, mask: MaskMode::UpsampleFeatures, background: 0.3 },
+            transform: Some(TransformSearch {
+                spatial: SpatialTransform::Isotropic,
+                colour: vec![ColourTransform::Brightness],
+                initial: InitialTransform::Authors,
+                align_corners: true,
+                generations: 30,
+                steps: 30,
+                sigma: 0.05,
+                population: None,
+                start: TransformStart::Mean,
+                fitness: Fitness::Minimum,
+                choice: TransformChoice::Mean,
+            }),
+            latent: LatentSearch::basin_cma(30, 30, 300),
+            seeds: 18,
+            descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
+            object: Object::default(),
+            start: LatentStart::Random,
+            class_start: ClassStart::Class,
+            precision: Precision::Fp32,
+            fine_tune: None,
+        }
+    }
+
+    /// The authors' second code (branch `master`): another method under the same name.
+    pub fn pix2latent() -> Params {
+        let paper = Params::paper();
+        let (told, last) = (Told::Sampled, LastDescent::Fresh);
+        Params {
+            profile: "pix2latent".into(),
+            loss: Loss { l1: L1Scale::ChannelMean, ..paper.loss },
+            transform: paper.transform.map(|search| TransformSearch {
+                colour: vec![],
+                align_corners: false,
+                generations: 50,
+                steps: 10,
+                sigma: 0.1,
+                start: TransformStart::Best,
+                fitness: Fitness::Last,
+                choice: TransformChoice::Best,
+                ..search
+            }),
+            latent: LatentSearch::BasinCma { generations: 30, steps: 30, final_steps: 300, told, sigma: 1.0, last },
+            descent: Descent { lr_c: 0.01, ..paper.descent },
+            ..paper
+        }
+    }
+
+    /// The paper's method with a shorter schedule, for a first look.
+    pub fn fast() -> Params {
+        let paper = Params::paper();
+        Params {
+            profile: "fast".into(),
+            transform: paper.transform.map(|t| TransformSearch { generations: 20, steps: 10, ..t }),
+            latent: LatentSearch::basin_cma(12, 15, 100),
+            ..paper
+        }
+    }
+
+    /// The profile of this name.
+    pub fn profile(name: &str) -> Option<Params> {
+        match name {
+            "paper" => Some(Params::paper()),
+            "pix2latent" => Some(Params::pix2latent()),
+            "fast" => Some(Params::fast()),
+            _ => None,
+        }
+    }
+
+    /// Names that `profile` knows.
+    pub const PROFILES: [&str; 3] = ["paper", "pix2latent", "fast"];
+}
