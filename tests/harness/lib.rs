@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use proto::{ModelRef, hex_sha256};
+use proto::{Box2d, Job, ModelRef, Params, hex_sha256};
 
 pub use faulty_s3::{S3, Weather};
 pub use fleet::{Fleet, TOKEN, http, long, short};
@@ -77,6 +77,25 @@ pub fn wait_for(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
 pub fn signal(id: u32, name: &str) {
     let sent = Command::new("kill").args([format!("-{name}"), id.to_string()]).status().expect("kill runs");
     assert!(sent.success());
+}
+
+/// The job of an image of a large run.
+pub fn job(number: usize) -> Job {
+    Job {
+        run: "coco-val2017-paper".into(),
+        image: format!("images/{number:012}.jpg"),
+        identity: format!("{number:032x}"),
+        dataset: "s3://datasets/coco/val2017?region=eu-west-1".into(),
+        class: (number % 80) as u32,
+        class_name: "traffic light".into(),
+        bbox: Some(Box2d { x: 12.5, y: 73.25, width: 200.0, height: 145.5 }),
+        mask: None,
+        category: None,
+        model: "biggan-deep-256".into(),
+        model_digest: format!("{number:064x}"),
+        params: Params::paper(),
+        seed: number as u64,
+    }
 }
 
 /// Copies the bundled model to `<dir>/home/models/<name>`, under that name.

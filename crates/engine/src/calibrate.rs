@@ -89,7 +89,8 @@ fn foreground(image: &Tensor) -> Option<Box2d> {
     extent(&(image - background.view([3, 1, 1])).abs().amax(&[0i64][..], false).gt(FOREGROUND))
 }
 
-fn extent(inside: &Tensor) -> Option<Box2d> {
+/// The smallest box around the true pixels of a mask `[h, w]`; `None` if there are none.
+pub fn extent(inside: &Tensor) -> Option<Box2d> {
     let (height, width) = inside.size2().expect("a mask is two-dimensional");
     let flags = inside.to_kind(Kind::Uint8).to_device(Device::Cpu).contiguous().flatten(0, -1);
     Bitmap { width: width as u32, height: height as u32, inside: Vec::try_from(flags).expect("a row of bytes") }.extent()
