@@ -4,10 +4,11 @@ use std::hint::black_box;
 use std::path::Path;
 
 use divan::Bencher;
+use harness::large_run_job;
 use projector::blend::{Region, blend};
 use projector::cma::Cma;
 use projector::{Delta, transform};
-use proto::{ColourTransform, DeltaCodec, Event, Job, Params, Transform, What};
+use proto::{ColourTransform, DeltaCodec, Event, Job, Transform, What};
 use queue::{Channel, Queue};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -41,7 +42,7 @@ fn transforms() -> Vec<Transform> {
     (0..9).map(one).collect()
 }
 
-/// Nine images of so many pixels into the generator's frame, and back.
+/// Nine images of that many pixels into the generator's frame, and back.
 #[divan::bench(args = [32, 256])]
 fn transform_apply(bencher: Bencher, size: i64) {
     let (images, transforms) = (Tensor::rand([9, 3, size, size], FLOAT), transforms());
@@ -77,16 +78,17 @@ fn differences() -> Vec<(String, Tensor)> {
     vec![("conv.weight".into(), Tensor::randn([512, 512, 3, 3], FLOAT) * 1e-4)]
 }
 
+const CODECS: [DeltaCodec; 3] = [DeltaCodec::Bfloat16, DeltaCodec::Int8, DeltaCodec::LowRank { rank: 8 }];
+
 #[divan::bench(args = [0, 1, 2])]
 fn delta_encode(bencher: Bencher, which: usize) {
-    let (codec, differences) = ([DeltaCodec::Bfloat16, DeltaCodec::Int8, DeltaCodec::LowRank { rank: 8 }][which], differences());
-    bencher.bench_local(|| Delta::encode(&differences, &codec, 0.0));
+    let differences = differences();
+    bencher.bench_local(|| Delta::encode(&differences, &CODECS[which], 0.0));
 }
 
 #[divan::bench(args = [0, 1, 2])]
 fn delta_write(bencher: Bencher, which: usize) {
-    let codec = [DeltaCodec::Bfloat16, DeltaCodec::Int8, DeltaCodec::LowRank { rank: 8 }][which];
-    let delta = Delta::encode(&differences(), &codec, 0.0);
+    let delta = Delta::encode(&differences(), &CODECS[which], 0.0);
     bencher.bench_local(|| {
         let mut bytes = Vec::new();
         delta.write("digest", &mut bytes).expect("memory takes it");
@@ -94,7 +96,7 @@ fn delta_write(bencher: Bencher, which: usize) {
     });
 }
 
-/// Poisson blending of a box in pictures of so many pixels.
+/// Poisson blending of a box in pictures of that many pixels.
 #[divan::bench(args = [64, 256, 512], sample_count = 10)]
 fn poisson_blend(bencher: Bencher, size: usize) {
     let (target, source) = (picture(size as u32), picture(size as u32).into_iter().rev().collect::<Vec<_>>());
@@ -102,33 +104,15 @@ fn poisson_blend(bencher: Bencher, size: usize) {
     bencher.bench_local(|| blend(&target, &source, &region, size, size).expect("the box is inside"));
 }
 
-fn job(i: usize) -> Job {
-    Job {
-        run: "benchmark".into(),
-        image: format!("train/n{:08}/n{i:08}.JPEG", i % 1000),
-        identity: format!("{i:032x}"),
-        dataset: "s3://bucket/imagenet".into(),
-        class: (i % 1000) as u32,
-        class_name: format!("class {}", i % 1000),
-        category: None,
-        bbox: None,
-        mask: None,
-        model: "biggan-deep-256".into(),
-        model_digest: "0".repeat(64),
-        params: Params::paper(),
-        seed: i as u64,
-    }
-}
-
 #[divan::bench]
 fn job_encode(bencher: Bencher) {
-    let job = job(7);
+    let job = large_run_job(7);
     bencher.bench_local(|| black_box(&job).encode());
 }
 
 #[divan::bench]
 fn job_decode(bencher: Bencher) {
-    let bytes = job(7).encode();
+    let bytes = large_run_job(7).encode();
     bencher.bench_local(|| Job::decode(black_box(&bytes)).expect("our own message"));
 }
 
@@ -136,7 +120,7 @@ fn job_decode(bencher: Bencher) {
 #[divan::bench(sample_count = 20)]
 fn embedded_queue(bencher: Bencher) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let messages: Vec<Vec<u8>> = (0..1000).map(|i| job(i).encode()).collect();
+    let messages: Vec<Vec<u8>> = (0..1000).map(|i| large_run_job(i).encode()).collect();
     bencher.bench_local(|| {
         runtime.block_on(async {
             let queue = Queue::open("embedded:").await.expect("it is in memory");
@@ -159,7 +143,7 @@ fn ledger(bencher: Bencher) {
 
 #[divan::bench]
 fn event_decode(bencher: Bencher) {
-    let bytes = Event::about(&job(7), "worker-1", What::Started).encode();
+    let bytes = Event::about(&large_run_job(7), "worker-1", What::Started).encode();
     bencher.bench_local(|| Event::decode(black_box(&bytes)).expect("our own message"));
 }
 

@@ -4,25 +4,27 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use engine::{Devices, LoadedModel};
+use harness::Process;
 use projector::{Lanes, Target, mask};
 use proto::{LastDescent, LatentSearch, Params, Precision, Told};
 use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-use crate::cases::project;
+use crate::cases::{mean, project};
 use crate::flop::{self, matrix_rate};
-use crate::page::{Machine, Page, Record, number, with_interval};
+use crate::page::Record;
 use crate::process::peak_megabytes;
 use crate::samples::targets;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct AuthorsArgs {
     /// Checkout of minyoungg/pix2latent, branch master.
     #[arg(long)]
     checkout: PathBuf,
@@ -68,7 +70,6 @@ struct Theirs {
     torch: String,
 }
 
-/// Figures of both sides.
 #[derive(Serialize, Deserialize)]
 pub struct Comparison {
     model: String,
@@ -93,7 +94,7 @@ struct Sides<T> {
 }
 
 /// Measures both sides in turns, one image at a time.
-pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<Comparison> {
+pub fn run(model: &LoadedModel, samples: &Path, args: &AuthorsArgs) -> Result<Comparison> {
     let devices = &args.devices.0;
     let gpu = devices.iter().any(|device| matches!(device, Device::Cuda(_)));
     let params = params(model, args);
@@ -137,10 +138,10 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &Args) -> Result<Compariso
     })
 }
 
-fn params(model: &LoadedModel, args: &Args) -> Params {
+fn params(model: &LoadedModel, args: &AuthorsArgs) -> Params {
     // The rule of CMA-ES, which the authors' code leaves to pycma.
     let seeds = 4 + (3.0 * (model.model.generator.latent_dim() as f64).ln()) as u32;
-    let Args { generations, steps, final_steps, .. } = *args;
+    let AuthorsArgs { generations, steps, final_steps, .. } = *args;
     let latent =
         LatentSearch::BasinCma { generations, steps, final_steps, told: Told::Sampled, sigma: 1.0, last: LastDescent::Fresh };
     Params { transform: None, latent, seeds, ..Params::pix2latent() }
@@ -171,13 +172,13 @@ fn write_targets(model: &LoadedModel, params: &Params, all: &[(String, Target)],
 
 /// The script: it reads the number of an image and answers with a line.
 struct Authors {
-    child: Child,
+    _child: Process,
     ask: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
 impl Authors {
-    fn start(args: &Args, targets: &Path) -> Result<Authors> {
+    fn start(args: &AuthorsArgs, targets: &Path) -> Result<Authors> {
         let cpus = args.devices.0.iter().filter(|device| **device == Device::Cpu).count();
         let device = if cpus > 0 { "cpu".to_owned() } else { args.devices.to_string() };
         let script = Path::new("bench/authors/pix2latent.py");
@@ -187,137 +188,65 @@ impl Authors {
             "--checkout {} is not a checkout of pix2latent",
             args.checkout.display()
         );
-        let mut child = Command::new(&args.python)
-            .arg(script)
-            .arg("--checkout")
-            .arg(&args.checkout)
-            .arg("--model")
-            .arg(&args.model)
-            .args(["--device", &device, "--threads", &cpus.to_string()])
-            .arg("--targets")
-            .arg(targets)
-            .args(["--generations", &args.generations.to_string(), "--steps", &args.steps.to_string()])
-            .args(["--final-steps", &args.final_steps.to_string()])
+        let mut command = Command::new(&args.python);
+        command.arg(script).args(["--device", &device]);
+        for (option, path) in [("--checkout", args.checkout.as_path()), ("--model", args.model.as_path()), ("--targets", targets)]
+        {
+            command.arg(option).arg(path);
+        }
+        let AuthorsArgs { generations, steps, final_steps, .. } = *args;
+        let numbers =
+            [("--threads", cpus as u32), ("--generations", generations), ("--steps", steps), ("--final-steps", final_steps)];
+        for (option, number) in numbers {
+            command.args([option, &number.to_string()]);
+        }
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", args.python.display()))?;
         let ask = child.stdin.take().expect("it is piped");
         let answers = BufReader::new(child.stdout.take().expect("it is piped"));
-        Ok(Authors { child, ask, answers })
+        Ok(Authors { _child: Process(child), ask, answers })
     }
 
     fn project(&mut self, image: usize) -> Result<Theirs> {
-        writeln!(self.ask, "{image}")
-            .and_then(|()| self.ask.flush())
-            .context("the authors' code has ended; see its output above")?;
+        const ENDED: &str = "the authors' code has ended; see its output above";
+        writeln!(self.ask, "{image}").and_then(|()| self.ask.flush()).context(ENDED)?;
         let mut line = String::new();
-        ensure!(self.answers.read_line(&mut line)? > 0, "the authors' code has ended; see its output above");
+        ensure!(self.answers.read_line(&mut line)? > 0, ENDED);
         serde_json::from_str(&line).with_context(|| format!("cannot parse the answer of the authors' code: {line:?}"))
-    }
-}
-
-impl Drop for Authors {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
 impl Record for Comparison {
     const NAME: &'static str = "authors";
+    const PAGE: &'static str = include_str!("../pages/authors.md");
 
-    fn page(&self, machine: &Machine) -> Page {
-        let mean = |run: &Run| run.losses.iter().sum::<f64>() / run.losses.len() as f64;
+    fn derived(&self) -> Value {
+        let all = |run: &Run| mean(&run.losses);
         let best = |run: &Run| run.losses.iter().copied().fold(f64::INFINITY, f64::min);
-        let rate = self.average(&|run| run.lane_steps as f64 / run.seconds);
-        let share = |rate: f64| 100.0 * rate * self.lane_step_gflop / self.matrix_gflops;
-        let row =
-            |name: &str, sides: Sides<f64>, digits| vec![name.into(), number(sides.theirs, digits), number(sides.ours, digits)];
-        let peak = self.peak_megabytes;
-        let rows = vec![
-            row("seconds per image", self.average(&|run| run.seconds), 2),
-            row("lane-steps per second", rate, 0),
-            row("share of the rate of a matrix product, %", Sides { theirs: share(rate.theirs), ours: share(rate.ours) }, 1),
-            vec!["peak memory, MB".into(), number(peak.theirs, 0), number(peak.ours, 0)],
-            row("final loss, mean of the seeds", self.average(&mean), 4),
-            row("final loss, best seed", self.average(&best), 4),
-        ];
-        let faster = self.paired(&|sides| sides.theirs.seconds / sides.ours.seconds);
-        let difference = |of: &dyn Fn(&Run) -> f64| with_interval(&self.paired(&|s| of(&s.ours) - of(&s.theirs)), 4);
-        let [generations, steps, final_steps] = self.schedule;
-        Page::new("Against the authors' code")
-            .text(&format!(
-                "Written by `basin-bench authors` (docs/src/explanation/performance.md says how to set it up) on {machine}: model {}, {} \
-                images of `samples/`, BasinCMA {generations} x {steps} + {final_steps} with {} seeds, no transform, no box, one image at a \
-                time, theirs and ours in turns, devices {}. Theirs is minyoungg/pix2latent, branch master, in Python on torch {}. Both \
-                minimise the same loss with the same learning rates.",
-                self.model,
-                self.images.len(),
-                self.seeds,
-                self.devices,
-                self.torch
-            ))
-            .table(&["", "theirs", "ours"], rows)
-            .text(&format!(
-                "Ours is {:.2} times faster (95 % interval over the images: {:.2} to {:.2}). Difference of the losses (ours minus theirs), \
-                paired, with 95 % bootstrap intervals: mean of the seeds {}, best seed {}. A lane-step is {:.3} GFLOP by its shapes; theirs \
-                computes more (gradients of weights, unused output channels). A product of large matrices runs at {:.0} GFLOP/s.",
-                faster.mean,
-                faster.low,
-                faster.high,
-                difference(&mean),
-                difference(&best),
-                self.lane_step_gflop,
-                self.matrix_gflops
-            ))
+        let difference = |of: &dyn Fn(&Run) -> f64| self.paired(&|sides| of(&sides.ours) - of(&sides.theirs));
+        json!({
+            "seconds": self.average(&|run| run.seconds),
+            "rate": self.average(&|run| run.lane_steps as f64 / run.seconds),
+            "mean": self.average(&all),
+            "best": self.average(&best),
+            "faster": self.paired(&|sides| sides.theirs.seconds / sides.ours.seconds),
+            "mean_difference": difference(&all),
+            "best_difference": difference(&best),
+        })
     }
 }
 
 impl Comparison {
     fn average(&self, of: &dyn Fn(&Run) -> f64) -> Sides<f64> {
-        let mean = |side: &dyn Fn(&Sides<Run>) -> f64| {
-            self.images.iter().map(|(_, sides)| side(sides)).sum::<f64>() / self.images.len() as f64
-        };
-        Sides { theirs: mean(&|sides| of(&sides.theirs)), ours: mean(&|sides| of(&sides.ours)) }
+        let side = |pick: fn(&Sides<Run>) -> &Run| mean(&self.images.iter().map(|(_, s)| of(pick(s))).collect::<Vec<_>>());
+        Sides { theirs: side(|sides| &sides.theirs), ours: side(|sides| &sides.ours) }
     }
 
     fn paired(&self, of: &dyn Fn(&Sides<Run>) -> f64) -> Interval {
         let values: Vec<f64> = self.images.iter().map(|(_, sides)| of(sides)).collect();
         interval(&values).expect("there are images")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_page_compares_both_sides() {
-        let side = |seconds, losses: [f64; 2]| Run { seconds, lane_steps: 1000, losses: losses.into() };
-        let sides = || Sides { theirs: side(10.0, [1.0, 2.0]), ours: side(2.5, [1.0, 1.5]) };
-        let record = Comparison {
-            model: "fashion32".into(),
-            devices: "cpu".into(),
-            torch: "2.11.0".into(),
-            seeds: 2,
-            schedule: [10, 10, 100],
-            lane_step_gflop: 0.5,
-            matrix_gflops: 400.0,
-            peak_megabytes: Sides { theirs: Some(1049.0), ours: None },
-            images: vec![("a.png".into(), sides()), ("b.png".into(), sides())],
-        };
-        let record: Comparison = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
-        let page = record.page(&Machine::here().unwrap()).to_string();
-        for line in [
-            "| seconds per image | 10.00 | 2.50 |",
-            "| lane-steps per second | 100 | 400 |",
-            "| share of the rate of a matrix product, % | 12.5 | 50.0 |",
-            "| peak memory, MB | 1049 | - |",
-            "| final loss, mean of the seeds | 1.5000 | 1.2500 |",
-            "Ours is 4.00 times faster (95 % interval over the images: 4.00 to 4.00).",
-        ] {
-            assert!(page.contains(line), "{line} is not in\n{page}");
-        }
     }
 }

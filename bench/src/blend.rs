@@ -1,15 +1,14 @@
 //! Milliseconds of a Poisson blend on one core.
 
-use std::time::Instant;
-
 use anyhow::Result;
 use projector::blend::{Region, blend};
+
+use crate::compare::best_seconds;
 
 const BOX: usize = 512;
 const SIZE: usize = BOX + 2;
 const TRIES: usize = 7;
 
-/// Best of several tries.
 fn milliseconds(region: Region) -> Result<f64> {
     // Noise: no solver is helped by structure.
     let picture = |seed: u32| -> Vec<f32> {
@@ -17,12 +16,7 @@ fn milliseconds(region: Region) -> Result<f64> {
         (0..3 * (SIZE * SIZE) as u32).map(|i| noise(i) as f32 / (1 << 23) as f32 - 1.0).collect()
     };
     let (target, source) = (picture(1), picture(2));
-    let mut best = f64::INFINITY;
-    for _ in 0..TRIES {
-        let started = Instant::now();
-        blend(&target, &source, &region, SIZE, SIZE)?;
-        best = best.min(started.elapsed().as_secs_f64());
-    }
+    let best = best_seconds(TRIES, || blend(&target, &source, &region, SIZE, SIZE))?;
     Ok(1000.0 * best)
 }
 
@@ -34,9 +28,13 @@ pub fn run() -> Result<()> {
     let middle = SIZE as f64 / 2.0;
     let disc = pixels(&|x, y| (x as f64 - middle).hypot(y as f64 - middle) < middle - 1.0);
     println!("Poisson blend of {BOX} x {BOX} pixels, three channels, one core, best of {TRIES}, in ms:");
-    println!("box                          {:.0}", milliseconds(rectangle(1, 1))?);
-    println!("box in the picture's corner  {:.0}", milliseconds(rectangle(2, 0))?);
-    println!("the box as a mask            {:.0}", milliseconds(Region::Mask(&square))?);
-    println!("disc                         {:.0}", milliseconds(Region::Mask(&disc))?);
+    for (name, region) in [
+        ("box", rectangle(1, 1)),
+        ("box in the picture's corner", rectangle(2, 0)),
+        ("the box as a mask", Region::Mask(&square)),
+        ("disc", Region::Mask(&disc)),
+    ] {
+        println!("{name:27}  {:.0}", milliseconds(region)?);
+    }
     Ok(())
 }

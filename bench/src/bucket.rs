@@ -2,7 +2,6 @@
 //! that a measurement is of the client.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result};
@@ -13,7 +12,6 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 
-/// Name of the bucket.
 pub const BUCKET: &str = "bucket";
 /// Most objects on a page of a listing, as in S3.
 const PAGE: usize = 1000;
@@ -114,10 +112,9 @@ fn respond(bucket: &Bucket, method: &Method, key: String, query: &Parameters, he
 /// Keys of measurements need no escapes of XML.
 fn listing((page, more): (Vec<(String, usize)>, bool)) -> String {
     let mut text = format!("<ListBucketResult><IsTruncated>{more}</IsTruncated>");
-    for (key, size) in &page {
-        let written = write!(text, "<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{ETAG}</ETag></Contents>");
-        written.expect("a String takes every write");
-    }
+    text.extend(
+        page.iter().map(|(key, size)| format!("<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{ETAG}</ETag></Contents>")),
+    );
     if let Some((last, _)) = page.last().filter(|_| more) {
         text += &format!("<NextContinuationToken>{last}</NextContinuationToken>");
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -15,31 +15,37 @@ use serde::de::DeserializeOwned;
 /// Cases by number; a file of JSON lines.
 pub struct Cases<T> {
     file: File,
-    /// By number.
-    pub done: BTreeMap<usize, T>,
+    done: BTreeMap<usize, T>,
 }
 
-impl<T: Serialize + DeserializeOwned + Clone> Cases<T> {
+impl<T: Serialize + DeserializeOwned> Cases<T> {
     /// Opens or creates the file `name` of this model; another model has another file.
     pub fn open(work: &Path, name: &str, model: &LoadedModel) -> Result<Cases<T>> {
+        std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
         let path = work.join(format!("{name}-{}.jsonl", &model.reference.digest[..12]));
         let context = || format!("cannot open {}", path.display());
         let file = OpenOptions::new().create(true).append(true).read(true).open(&path).with_context(context)?;
-        let mut done = BTreeMap::new();
-        for line in BufReader::new(File::open(&path).with_context(context)?).lines() {
-            // A line that a kill cut off is measured again.
-            if let Ok((index, case)) = serde_json::from_str::<(usize, T)>(&line?) {
-                done.insert(index, case);
-            }
-        }
+        // A line that a kill cut off is measured again.
+        let lines = std::fs::read_to_string(&path).with_context(context)?;
+        let done = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         Ok(Cases { file, done })
     }
 
-    pub fn push(&mut self, index: usize, case: T) -> Result<()> {
-        writeln!(self.file, "{}", serde_json::to_string(&(index, &case))?)?;
-        self.file.flush()?;
-        self.done.insert(index, case);
+    /// Measures the cases below `n` that are left, `batch` at a time, and appends them to the file.
+    pub fn complete(&mut self, n: usize, batch: usize, mut measure: impl FnMut(&[usize]) -> Result<Vec<T>>) -> Result<()> {
+        let left: Vec<usize> = (0..n).filter(|i| !self.done.contains_key(i)).collect();
+        for batch in left.chunks(batch) {
+            for (&index, case) in batch.iter().zip(measure(batch)?) {
+                writeln!(self.file, "{}", serde_json::to_string(&(index, &case))?)?;
+                self.done.insert(index, case);
+            }
+        }
         Ok(())
+    }
+
+    /// The cases below `n`.
+    pub fn first(self, n: usize) -> Vec<T> {
+        self.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect()
     }
 }
 
@@ -61,7 +67,12 @@ pub fn project(
     projection.finish(lanes)?.into_iter().map(|s| Ok(s?)).collect()
 }
 
-/// The middle value.
+/// The mean; NaN without values.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The middle value; NaN without values.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let n = values.len();

@@ -2,15 +2,12 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use projector::nn::Weights;
-use projector::nn::biggan_deep::BigganDeep;
+use anyhow::{Context, Result, ensure};
 use projector::{Delta, Generator, Lanes, Model, ObjectStatistics, Projection, Solution, Target, fine_tune};
 use proto::{DeltaCodec, FineTune, LatentSearch, Params};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::page::number;
 use crate::random;
 
 const CODECS: [(&str, DeltaCodec); 8] = [
@@ -42,93 +39,67 @@ pub struct Codec {
     decode_megabytes_per_second: f64,
 }
 
-/// The columns of [`Codec::row`].
-pub const HEAD: [&str; 7] =
-    ["codec", "bytes an image", "times smaller than `float32`", "PSNR, mean", "least", "encode, MB/s", "decode, MB/s"];
-
-impl Codec {
-    pub fn row(&self) -> Vec<String> {
-        vec![
-            self.name.clone(),
-            self.bytes_per_image.to_string(),
-            number(self.smaller, 1),
-            number(self.psnr, 1),
-            number(self.least_psnr, 1),
-            number(self.encode_megabytes_per_second, 1),
-            number(self.decode_megabytes_per_second, 1),
-        ]
-    }
+/// The bytes of a stored delta.
+pub fn written(delta: &Delta) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    delta.write(DIGEST, &mut bytes)?;
+    Ok(bytes)
 }
 
 /// Measures all codecs on deltas that were stored without loss.
 pub fn measure(model: &Model, tuned: &[&Delta]) -> Result<Vec<Codec>> {
+    ensure!(!tuned.is_empty(), "fine-tuning kept no generator");
     let megabytes = model.generator.weights().iter().map(|(_, w)| w.numel() * 4).sum::<usize>() as f64 / 1e6;
-    let n = tuned.len();
-    let (mut codecs, mut whole) = (Vec::new(), 0);
-    for (name, codec) in CODECS {
-        let mut sums = Sums { least: f64::INFINITY, ..Sums::default() };
-        for exact in tuned {
-            sums.add(&*model.generator, exact, &codec)?;
-        }
-        if whole == 0 {
-            whole = sums.bytes;
-        }
-        codecs.push(Codec {
-            name: name.into(),
-            bytes_per_image: sums.bytes.checked_div(n).context("fine-tuning kept no generator")?,
-            smaller: whole as f64 / sums.bytes as f64,
-            psnr: sums.psnr / n as f64,
-            least_psnr: sums.least,
-            encode_megabytes_per_second: megabytes * n as f64 / sums.encode,
-            decode_megabytes_per_second: megabytes * n as f64 / sums.decode,
-        });
-    }
-    Ok(codecs)
+    let (n, mut whole) = (tuned.len() as f64, None);
+    let codecs = CODECS.iter().map(|(name, codec)| {
+        let stored = tuned.iter().map(|exact| store(&*model.generator, exact, codec)).collect::<Result<Vec<_>>>()?;
+        let sum = |of: fn(&Stored) -> f64| stored.iter().map(of).sum::<f64>();
+        let bytes: usize = stored.iter().map(|delta| delta.bytes).sum();
+        Ok(Codec {
+            name: (*name).into(),
+            bytes_per_image: bytes / tuned.len(),
+            smaller: *whole.get_or_insert(bytes) as f64 / bytes as f64,
+            psnr: sum(|delta| delta.psnr) / n,
+            least_psnr: stored.iter().map(|delta| delta.psnr).fold(f64::INFINITY, f64::min),
+            encode_megabytes_per_second: megabytes * n / sum(|delta| delta.encode),
+            decode_megabytes_per_second: megabytes * n / sum(|delta| delta.decode),
+        })
+    });
+    codecs.collect()
 }
 
-/// Sums over the generators.
-#[derive(Default)]
-struct Sums {
+struct Stored {
     bytes: usize,
+    /// dB.
     psnr: f64,
-    least: f64,
-    /// Seconds.
+    /// Seconds to encode and to decode it.
     encode: f64,
     decode: f64,
 }
 
-impl Sums {
-    fn add(&mut self, base: &dyn Generator, exact: &Delta, codec: &DeltaCodec) -> Result<()> {
-        let generator = base.replicate(Device::Cpu);
-        exact.apply(&*generator);
-        let changed = generator.weights().into_iter().zip(base.weights());
-        let differences: Vec<(String, Tensor)> = changed.map(|((name, new), (_, old))| (name, new - old)).collect();
-        let row = |values: &[f32]| Tensor::from_slice(values).unsqueeze(0);
-        let (z, c) = (row(&exact.z), row(&exact.c));
-        let image = tch::no_grad(|| generator.generate(&z, &c));
-        let begun = Instant::now();
-        let mut packed = fine_tune::pack(base, &differences, (&z, &c), &image, codec);
-        (packed.delta.z, packed.delta.c) = (exact.z.clone(), exact.c.clone());
-        let mut bytes = Vec::new();
-        packed.delta.write(DIGEST, &mut bytes)?;
-        self.encode += begun.elapsed().as_secs_f64();
-        let begun = Instant::now();
-        Delta::read(bytes.as_slice(), DIGEST, base)?.apply(&*base.replicate(Device::Cpu));
-        self.decode += begun.elapsed().as_secs_f64();
-        self.bytes += bytes.len();
-        self.psnr += packed.psnr;
-        self.least = self.least.min(packed.psnr);
-        Ok(())
-    }
+fn store(base: &dyn Generator, exact: &Delta, codec: &DeltaCodec) -> Result<Stored> {
+    let generator = base.replicate(Device::Cpu);
+    exact.apply(&*generator);
+    let changed = generator.weights().into_iter().zip(base.weights());
+    let differences: Vec<(String, Tensor)> = changed.map(|((name, new), (_, old))| (name, new - old)).collect();
+    let row = |values: &[f32]| Tensor::from_slice(values).unsqueeze(0);
+    let (z, c) = (row(&exact.z), row(&exact.c));
+    let image = tch::no_grad(|| generator.generate(&z, &c));
+    let begun = Instant::now();
+    let mut packed = fine_tune::pack(base, &differences, (&z, &c), &image, codec);
+    (packed.delta.z, packed.delta.c) = (exact.z.clone(), exact.c.clone());
+    let bytes = written(&packed.delta)?;
+    let encode = begun.elapsed().as_secs_f64();
+    let begun = Instant::now();
+    Delta::read(bytes.as_slice(), DIGEST, base)?.apply(&*base.replicate(Device::Cpu));
+    Ok(Stored { bytes: bytes.len(), psnr: packed.psnr, encode, decode: begun.elapsed().as_secs_f64() })
 }
 
 /// The same for a generator in the shapes of BigGAN-deep-256, with random weights, tuned to another image of its own.
 pub fn measure_biggan_256() -> Result<Vec<Codec>> {
     tch::manual_seed(1);
-    let config = random::biggan_deep(256);
-    let generator =
-        BigganDeep::load(&config, &mut Weights::new(random::biggan_deep_weights(&config)), 1.0).context("random weights")?;
-    let model = Model { generator: Box::new(generator), lpips: random::small_lpips()?, encoder: None };
+    let model = random::model(256)?;
+    let model = Model { lpips: random::small_lpips()?, ..model };
     let z = Tensor::randn([1, 128], (Kind::Float, Device::Cpu)).fmod(2.0);
     let image = tch::no_grad(|| model.generator.generate(&z, &model.generator.embed(1).unsqueeze(0)));
     let target = Target { image: image.squeeze_dim(0), bbox: None, mask: None, class: 2, seed: 0 };

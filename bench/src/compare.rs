@@ -1,4 +1,4 @@
-//! Two ways to do the same, measured in turns, so that both see the same machine.
+//! Times, and two ways to do the same, measured in turns, so that both see the same machine.
 
 use std::time::Instant;
 
@@ -8,20 +8,32 @@ use serde::{Deserialize, Serialize};
 use crate::cases::median;
 use crate::process::cpu_seconds;
 
+/// Seconds of the best of several turns.
+pub fn best_seconds<T, E: Into<anyhow::Error>>(turns: usize, work: impl Fn() -> Result<T, E>) -> Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..turns {
+        let started = Instant::now();
+        let result = work().map_err(Into::into)?;
+        best = best.min(started.elapsed().as_secs_f64());
+        drop(result);
+    }
+    Ok(best)
+}
+
 /// Turns that count.
 const TURNS: usize = 5;
 
 /// How much is measured.
 #[derive(Clone, Copy)]
-pub struct Extent {
+pub struct Effort {
     pub turns: usize,
     part: usize,
 }
 
-impl Extent {
+impl Effort {
     /// Everything, or a small part to see that it works.
-    pub fn new(quick: bool) -> Extent {
-        if quick { Extent { turns: 1, part: 20 } } else { Extent { turns: TURNS, part: 1 } }
+    pub fn new(quick: bool) -> Effort {
+        if quick { Effort { turns: 1, part: 20 } } else { Effort { turns: TURNS, part: 1 } }
     }
 
     /// `count`, or a small part of it.
@@ -56,28 +68,22 @@ impl Row {
     /// Measures both in turns; a turn does `amount` units.
     pub async fn measure(
         (what, unit): (&str, &str),
-        extent: Extent,
+        effort: Effort,
         amount: f64,
         mut ours: impl AsyncFnMut() -> Result<Cost>,
         mut alone: impl AsyncFnMut() -> Result<Cost>,
     ) -> Result<Row> {
         eprintln!("{what}");
-        let (mut of_ours, mut of_alone) = (Vec::new(), Vec::new());
-        // The first turn opens channels and connections, and does not count.
-        for turn in 0..=extent.turns {
-            let costs = (
-                ours().await.with_context(|| format!("{what}: ours"))?,
-                alone().await.with_context(|| format!("{what}: alone"))?,
-            );
-            if turn > 0 {
-                of_ours.push(costs.0);
-                of_alone.push(costs.1);
-            }
+        let mut turns = Vec::new();
+        for _ in 0..=effort.turns {
+            let ours = ours().await.with_context(|| format!("{what}: ours"))?;
+            turns.push([ours, alone().await.with_context(|| format!("{what}: alone"))?]);
         }
-        let each = |costs: &[Cost]| Cost {
-            seconds: median(costs.iter().map(|c| c.seconds / amount).collect()),
-            cpu_seconds: median(costs.iter().map(|c| c.cpu_seconds / amount).collect()),
+        let each = |side: usize| {
+            // The first turn opens channels and connections, and does not count.
+            let median = |of: fn(&Cost) -> f64| median(turns[1..].iter().map(|costs| of(&costs[side]) / amount).collect());
+            Cost { seconds: median(|cost| cost.seconds), cpu_seconds: median(|cost| cost.cpu_seconds) }
         };
-        Ok(Row { what: what.into(), unit: unit.into(), ours: each(&of_ours), alone: each(&of_alone) })
+        Ok(Row { what: what.into(), unit: unit.into(), ours: each(0), alone: each(1) })
     }
 }

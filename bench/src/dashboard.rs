@@ -12,23 +12,24 @@ use anyhow::{Context, Result, ensure};
 use client::api::{ImageQuery, ImageState, RunRequest};
 use coordinator::http::auth::Gate;
 use coordinator::http::other_services::OtherServices;
-use coordinator::service::{Config, Handle, Service};
+use coordinator::service::{Config, Service};
 use proto::keys::{Item, Marker};
-use proto::{Event, Job, Params, Stage, What, keys};
+use proto::{Event, Job, Stage, What, keys};
 use queue::{Channel, Queue};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use store::{Runs, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::page::{Machine, Page, Record, number};
+use crate::page::Record;
 use crate::process::{cpu_seconds, peak_megabytes};
+use crate::services::{classes, copy_model, request, until};
+use crate::simulated::{ATTEMPT, record};
 
-/// Open pages.
 const PAGES: usize = 20;
 /// Between two loads of the larger parts of a page.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -80,6 +81,7 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let later = (watched.as_secs_f64() * RATE) as usize + 1;
     let classes = write_files(dir.path(), images + later)?;
     let home = Store::open(&dir.path().join("home").to_string_lossy()).await?;
+    copy_model(&home).await?;
     let queue = Queue::open("embedded:").await?;
     let config =
         Config { home: home.clone(), queue: queue.clone(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
@@ -89,8 +91,10 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let stopped = stop.clone();
     let serving = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
     let submitted = Instant::now();
-    until(|| async { handle.leads() }).await?;
-    handle.submit(request(&dir.path().join("data").to_string_lossy())).await.map_err(|r| anyhow::anyhow!("{}", r.message()))?;
+    until("the coordinator does not lead", async || Ok(handle.leads().then_some(()))).await?;
+    let request = request("large", &dir.path().join("data").to_string_lossy());
+    let request = RunRequest { annotations: "none".into(), profile: Some("fast".into()), ..request };
+    handle.submit(request).await.map_err(|r| anyhow::anyhow!("{}", r.message()))?;
     let planning_seconds = submitted.elapsed().as_secs_f64();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -103,7 +107,11 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
 
     let begun = Instant::now();
     work(&queue, images, None).await?;
-    until(|| async { finished_images(&handle).await >= images }).await?;
+    until("the images are not finished", async || {
+        let status = handle.run("large".into()).await.ok();
+        Ok(status.filter(|status| status.succeeded + status.failed >= images))
+    })
+    .await?;
     let events_seconds = begun.elapsed().as_secs_f64();
     let succeeded = ImageQuery { state: Some(ImageState::Succeeded), ..ImageQuery::default() };
     let key = handle.look("large".into(), move |outcomes| outcomes.page(&succeeded).images[0].image.clone()).await;
@@ -119,10 +127,10 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     Ok(Dashboard { images: images + later, finished: images, classes, planning_seconds, events_seconds, paths, open })
 }
 
-/// A data set of empty images in class folders, and the model's manifest in a home; names of the folders.
+/// A data set of empty images in class folders; names of the folders.
 fn write_files(dir: &Path, images: usize) -> Result<Vec<String>> {
-    let classes = proto::ModelManifest::parse(&std::fs::read("models/fashion32/model.json")?)?.0.classes;
-    let classes: Vec<String> = classes.into_iter().filter(|class| !class.contains('/')).collect();
+    let mut classes = classes()?;
+    classes.retain(|class| !class.contains('/'));
     for i in 0..images {
         let folder = dir.join("data").join(&classes[i % classes.len()]);
         if i < classes.len() {
@@ -130,9 +138,6 @@ fn write_files(dir: &Path, images: usize) -> Result<Vec<String>> {
         }
         std::fs::write(folder.join(format!("{i:08}.jpg")), "")?;
     }
-    let model = dir.join("home/models/fashion32");
-    std::fs::create_dir_all(&model)?;
-    std::fs::copy("models/fashion32/model.json", model.join("model.json"))?;
     Ok(classes)
 }
 
@@ -181,69 +186,19 @@ async fn measure_open(address: SocketAddr, queue: &Queue, images: usize) -> Resu
 
 impl Record for Dashboard {
     const NAME: &'static str = "dashboard-speed";
+    const PAGE: &'static str = include_str!("../pages/dashboard-speed.md");
 
-    fn page(&self, machine: &Machine) -> Page {
-        let Dashboard { images, finished, classes, planning_seconds, events_seconds, .. } = self;
-        let OpenPages { seconds, updates_per_second, cores, peak_megabytes } = self.open;
-        let row = |p: &PathFigures| vec![format!("`{}`", p.path), number(p.median_ms, 1), number(p.largest_ms, 1)];
-        let each = *finished as f64 / events_seconds;
-        Page::new("The dashboard of a large run")
-            .text(&format!(
-                "Written by `make bench-dashboard` on {machine}. One process is coordinator, workers that compute nothing, and browsers \
-                that read sockets; the figures are of all of it together. The run has {images} images in {classes} classes; {finished} are \
-                finished, and one in fifty failed."
-            ))
-            .text(&format!(
-                "Planning took {planning_seconds:.1} s; {finished} events were taken in in {events_seconds:.1} s ({each:.0} per second, \
-                with their jobs)."
-            ))
-            .table(
-                &[
-                    format!("page, with {finished} finished images"),
-                    format!("first byte, median of {REQUESTS}, ms"),
-                    "largest, ms".into(),
-                ],
-                self.paths.iter().map(row),
-            )
-            .text(&format!(
-                "{PAGES} pages open for {seconds:.0} s, each loading its larger parts every {} s, while {RATE} images finish per second: \
-                **{updates_per_second:.1} updates per second** to each page, **{cores:.2} cores**, at most {peak_megabytes:.0} MB.",
-                REFRESH.as_secs()
-            ))
+    fn derived(&self) -> Value {
+        json!({ "pages": PAGES, "requests": REQUESTS, "refresh": REFRESH.as_secs(), "rate": RATE })
     }
-}
-
-fn request(dataset: &str) -> RunRequest {
-    let request = RunRequest::new("large", dataset, "fashion32");
-    RunRequest { annotations: "none".into(), profile: Some("fast".into()), ..request }
 }
 
 /// Stores the objects that the page of an image reads: a record of 18 seeds, and their curves.
 async fn store_result(results: &Store, image: &str) -> Result<()> {
-    const ATTEMPT: &str = "0123456789abcdef";
-    let (seed, params) = (json!({ "loss": 1.0, "inverted_loss": 1.0, "l1": 0.5, "l2": 0.25, "lpips": 0.125 }), Params::paper());
-    let record = json!({
-        "format": 1, "job": ATTEMPT, "image": image, "identity": "1", "class": 0, "class_name": "Bag", "bbox": null,
-        "model": { "name": "fashion32", "digest": ATTEMPT, "resolution": 32 }, "params": params, "seed": 0, "version": "bench",
-        "transform": null, "best": 0, "seeds": vec![seed; 18], "lane_steps": 28_800, "seconds": 12.0, "attempt": ATTEMPT, "objects": [],
-    });
     let curve = |steps: u32| (0..steps).map(|step| 4.0 / f64::from(step + 1)).collect::<Vec<_>>();
     let history = json!({ "transform": curve(30), "latent": curve(30), "descent": vec![curve(300); 18] });
     results.put(&keys::item(image, ATTEMPT, Item::History), history.to_string()).await?;
-    Ok(results.put(&keys::marker(image, Marker::Result), record.to_string()).await?)
-}
-
-async fn finished_images(handle: &Handle) -> usize {
-    handle.run("large".into()).await.map_or(0, |status| status.succeeded + status.failed)
-}
-
-async fn until<F: Future<Output = bool>>(holds: impl Fn() -> F) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(600);
-    while !holds().await {
-        ensure!(Instant::now() < end, "the coordinator does not get there within 600 s");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    Ok(results.put(&keys::marker(image, Marker::Result), record(image, 0)).await?)
 }
 
 /// Finishes `n` jobs, `rate` per second if it is given.

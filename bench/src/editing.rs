@@ -8,10 +8,11 @@ use projector::loss::LossTarget;
 use projector::{Checkpoint, Delta, Edit, Generator, Lanes, Projection, Solution, Target, Tuned, transform};
 use proto::{DeltaCodec, FineTune, LatentSearch, Params, Stage};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
 use crate::codecs::{self, Codec};
-use crate::page::{Machine, Page, Record, number};
+use crate::page::Record;
 use crate::samples::targets;
 
 /// Steps of the bad start: Adam without a transform (the authors' code).
@@ -20,7 +21,6 @@ const ADAM_STEPS: u32 = 500;
 /// Starts of fine-tuning that are compared.
 const STARTS: [&str; 3] = ["BasinCMA + transform", "Adam, no transform", "a random z"];
 
-/// Figures of fine-tuning, editing and weight deltas.
 #[derive(Serialize, Deserialize)]
 pub struct Editing {
     model: String,
@@ -37,7 +37,6 @@ pub struct Editing {
 struct Start {
     name: String,
     images: usize,
-    /// Generators that were kept.
     kept: usize,
     /// LPIPS as the loss has it.
     weighted: [f64; 2],
@@ -57,6 +56,7 @@ struct Start {
 
 /// Runs `n` samples from all starts, and measures the codecs.
 pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &FineTune) -> Result<Editing> {
+    std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
     let lanes = Lanes::new(&model.model, &engine::Devices::automatic().0);
     let fast = Params::fast();
     let adam = Params { transform: None, latent: LatentSearch::Adam { steps: ADAM_STEPS }, ..fast.clone() };
@@ -95,58 +95,12 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &Fi
 
 impl Record for Editing {
     const NAME: &'static str = "editing-figures";
+    const PAGE: &'static str = include_str!("../pages/editing-figures.md");
 
-    fn page(&self, machine: &Machine) -> Page {
-        let names = self.starts.iter().map(|start| start.name.as_str());
-        let head: Vec<&str> = ["mean of the images"].into_iter().chain(names).collect();
-        let images = self.starts.first().map_or(0, |start| start.images);
-        Page::new("Fine-tuning and editing, measured")
-            .text(&format!(
-                "Written by `make bench-editing` on {machine}; model {}, {images} samples, profile `fast`; Adam takes {ADAM_STEPS} steps \
-                from 18 starts. Fine-tuning:",
-                self.model
-            ))
-            .json(&self.fine_tune)
-            .table(&head, self.measures())
-            .section("Weight deltas")
-            .text(&format!("{} generators tuned from the solutions of {}:", self.generators, STARTS[0]))
-            .table(&codecs::HEAD, self.codecs.iter().map(Codec::row))
-            .text("In the shapes of BigGAN-deep-256: one generator with random weights, 20 steps towards another image of its own:")
-            .table(&codecs::HEAD, self.codecs_biggan_256.iter().map(Codec::row))
+    fn derived(&self) -> Value {
+        let fine_tune = serde_json::to_string(&self.fine_tune).expect("parameters are JSON");
+        json!({ "adam_steps": ADAM_STEPS, "fine_tune_json": fine_tune })
     }
-}
-
-impl Editing {
-    /// A line for each measure, a column for each start.
-    fn measures(&self) -> Vec<Vec<String>> {
-        let line = |name: &str, value: &dyn Fn(&Start) -> String| {
-            [name.to_owned()].into_iter().chain(self.starts.iter().map(value)).collect::<Vec<_>>()
-        };
-        let mean = |start: &Start, sum: f64| number(sum / start.images as f64, 4);
-        let part = |a: usize, of: usize| format!("{:.1} %", 100.0 * a as f64 / of as f64);
-        vec![
-            line("LPIPS of the transformed target, weighted as in the loss: before", &|s| mean(s, s.weighted[0])),
-            line("after", &|s| mean(s, s.weighted[1])),
-            line("images in which it falls by at least half", &|s| format!("{} of {}", s.halved, s.images)),
-            line("LPIPS in the target's frame, inside the box: before", &|s| mean(s, s.lpips[0])),
-            line("after", &|s| mean(s, s.lpips[1])),
-            line("the target itself, transformed and back", &|s| mean(s, s.floor)),
-            line("L1 there: before", &|s| mean(s, s.l1[0])),
-            line("after", &|s| mean(s, s.l1[1])),
-            line("edits to another class that the classifier takes for that class: without fine-tuning", &|s| {
-                part(s.agreed[0], s.edits)
-            }),
-            line("with it", &|s| part(s.agreed[1], s.edits)),
-            line("generators that were kept", &|s| format!("{} of {}", s.kept, s.images)),
-            line("bytes of a delta", &|s| number(s.bytes as f64 / s.kept as f64, 0)),
-        ]
-    }
-}
-
-fn written(delta: &Delta) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    delta.write("benchmark", &mut bytes)?;
-    Ok(bytes)
 }
 
 /// Searches, or resumes after a search that was saved, and fine-tunes.
@@ -188,7 +142,7 @@ impl Start {
             tuned.delta.apply(&*generator);
             self.agreed[1] += self::edits(model, &*generator, &tuned.delta.z, &tuned.delta.c)?.1;
             self.kept += 1;
-            self.bytes += written(&tuned.delta)?.len();
+            self.bytes += codecs::written(&tuned.delta)?.len();
         } else {
             self.agreed[1] += agreed;
         }

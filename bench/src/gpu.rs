@@ -12,14 +12,15 @@ use projector::projection::lane_steps;
 use projector::{Lanes, Model, Target};
 use proto::{Params, Precision};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::flop::{self, matrix_rate};
-use crate::page::{Machine, Page, Record, number, processor};
+use crate::page::{Record, processor};
 use crate::random;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct GpuArgs {
     /// Devices: `auto`, or a list such as `cuda:0`.
     #[arg(long, default_value = "auto")]
     devices: Devices,
@@ -75,7 +76,7 @@ struct Row {
     megabytes: Option<f64>,
 }
 
-pub fn run(args: &Args) -> Result<Gpu> {
+pub fn run(args: &GpuArgs) -> Result<Gpu> {
     let devices = &args.devices.0;
     let model = random::model(args.resolution)?;
     let alex = random::lpips_config("alex");
@@ -119,52 +120,15 @@ pub fn run(args: &Args) -> Result<Gpu> {
 
 impl Record for Gpu {
     const NAME: &'static str = "gpu";
+    const PAGE: &'static str = include_str!("../pages/gpu.md");
 
-    fn page(&self, machine: &Machine) -> Page {
-        let products = self.matrix_tflops.iter().map(|(name, rate)| format!("{name} {rate:.1} TFLOP/s"));
-        let row = |row: &Row| {
-            vec![
-                row.precision.clone(),
-                row.lanes.to_string(),
-                row.block.min(row.lanes).to_string(),
-                number(row.lane_steps_per_second, 1),
-                number(row.tflops, 2),
-                number(100.0 * row.share, 1),
-                number(row.seconds_per_image, 1),
-                number(row.megabytes, 0),
-            ]
-        };
-        Page::new(&format!("BigGAN-deep-{} on {}", self.resolution, self.device))
-            .text(&format!(
-                "Written by `make bench-gpu` on {machine}: seeded random weights, LPIPS-Alex, {} Adam steps of images with {} seeds side by \
-                side on {}. A lane-step is {:.1} GFLOP; the paper's schedule has {} for each image. The share is of a product of large \
-                matrices in the same precision, measured in the same run: {}. A step launches {} operations (libtorch's profiler on the CPU).",
-                self.steps,
-                self.seeds,
-                self.devices,
-                self.lane_step_gflop,
-                lane_steps(&Params::paper()),
-                products.collect::<Vec<_>>().join(", "),
-                self.launches_per_step
-            ))
-            .table(
-                &[
-                    "precision",
-                    "lanes",
-                    "in a batch",
-                    "lane-steps/s",
-                    "TFLOP/s",
-                    "share, %",
-                    "s per image, paper's schedule",
-                    "memory, MB",
-                ],
-                self.rows.iter().map(row),
-            )
+    fn derived(&self) -> Value {
+        json!({ "image_steps": lane_steps(&Params::paper()) })
     }
 }
 
 /// Lane-steps each second over `images` that are descended side by side.
-fn rate(model: &Model, lanes: &Lanes, precision: Precision, images: u32, args: &Args) -> Result<f64> {
+fn rate(model: &Model, lanes: &Lanes, precision: Precision, images: u32, args: &GpuArgs) -> Result<f64> {
     let work = || descend(model, lanes, precision, images, args.seeds, args.steps);
     work()?;
     let began = Instant::now();
@@ -212,48 +176,12 @@ fn launches(model: &Model) -> Result<u64> {
 }
 
 /// Views, allocations and operations that only call others launch nothing.
+const SILENT: &str = "as_strided view _unsafe_view reshape _reshape_alias permute transpose t numpy_T expand slice narrow select unsqueeze \
+    squeeze split_with_sizes flatten detach detach_ alias empty empty_like empty_strided resize_ resize_as_ set_ zeros zeros_like \
+    ones_like new_empty to _to_copy contiguous conv2d convolution _convolution linear item";
+
 fn launching(name: &str) -> bool {
-    const SILENT: [&str; 38] = [
-        "as_strided",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "_reshape_alias",
-        "permute",
-        "transpose",
-        "t",
-        "numpy_T",
-        "expand",
-        "slice",
-        "narrow",
-        "select",
-        "unsqueeze",
-        "squeeze",
-        "split_with_sizes",
-        "flatten",
-        "detach",
-        "detach_",
-        "alias",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "resize_",
-        "resize_as_",
-        "set_",
-        "zeros",
-        "zeros_like",
-        "ones_like",
-        "new_empty",
-        "to",
-        "_to_copy",
-        "contiguous",
-        "conv2d",
-        "convolution",
-        "_convolution",
-        "linear",
-        "item",
-    ];
-    name.strip_prefix("aten::").is_some_and(|name| !SILENT.contains(&name))
+    name.strip_prefix("aten::").is_some_and(|name| !SILENT.split_whitespace().any(|silent| silent == name))
 }
 
 fn device_name(devices: &[Device]) -> String {

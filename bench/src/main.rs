@@ -25,6 +25,7 @@ mod quality;
 mod random;
 mod samples;
 mod services;
+mod simulated;
 mod speed;
 mod throughput;
 mod validation;
@@ -34,7 +35,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use compare::Extent;
+use compare::Effort;
 
 /// Folders of intermediate files, too large to be kept with the cases.
 const EDITING: &str = "target/editing";
@@ -78,11 +79,11 @@ enum Command {
         #[arg(long, default_value_t = 16)]
         real: usize,
         /// Parameters of fine-tuning, as JSON.
-        #[arg(long)]
-        fine_tune: Option<String>,
+        #[arg(long, value_parser = |json: &str| serde_json::from_str::<proto::FineTune>(json))]
+        fine_tune: Option<proto::FineTune>,
     },
     /// Compare seconds per image and final losses with the authors' own code: authors.md.
-    Authors(Box<authors::Args>),
+    Authors(Box<authors::AuthorsArgs>),
     /// Compare losses of bfloat16 and of cheaper schedules with float32 and the paper's, paired over real images: quality.md.
     Quality {
         /// Number of real images.
@@ -93,7 +94,7 @@ enum Command {
         as_it_is: bool,
     },
     /// Measure BigGAN-deep-256 with random weights by precision and lanes, and the share of the device's best rate: gpu.md.
-    Gpu(Box<gpu::Args>),
+    Gpu(Box<gpu::GpuArgs>),
     /// Measure a Poisson blend and print milliseconds.
     Blend,
     /// Compare queue and store with the client libraries alone: throughput.md. Needs RabbitMQ.
@@ -109,20 +110,7 @@ enum Command {
         quick: bool,
     },
     /// Measure the cost of a fleet for one image: fleet-overhead.md. Needs RabbitMQ.
-    Overhead {
-        /// Turns that count; one more comes first.
-        #[arg(long, default_value_t = 5)]
-        turns: usize,
-        /// Images of a turn.
-        #[arg(long, default_value_t = 2)]
-        images: usize,
-        /// Devices, as in `basin-worker`.
-        #[arg(long, default_value = "cpu,cpu")]
-        devices: String,
-        /// Parameters, as JSON; by default the profile `fast`.
-        #[arg(long)]
-        params: Option<String>,
-    },
+    Overhead(Box<overhead::Workload>),
     /// Measure the pages of a large run, and twenty open pages: dashboard-speed.md.
     Dashboard {
         /// Number of finished images.
@@ -139,7 +127,7 @@ enum Command {
     Alone,
     /// Do one task of `networks` and print JSON.
     #[command(hide = true)]
-    Network { name: String, task: networks::Task, work: PathBuf },
+    Network { name: String, task: networks::NetworkTask, work: PathBuf },
     /// Measure the objects of `fleet` and print JSON.
     #[command(hide = true)]
     Objects {
@@ -153,33 +141,31 @@ fn main() -> Result<()> {
     let Args { model: folder, samples, work, out, command } = Args::parse();
     let model = || engine::load(&folder).context("cannot load the model");
     match command {
-        Command::Validate { planted, real } => page::write(&validation::run(&model()?, &samples, &work, planted, real)?, &out),
-        Command::Speed => page::write(&speed::run(&model()?, &folder)?, &out),
+        Command::Validate { planted, real } => {
+            page::write(&validation::run(&model()?, &samples, &work, planted, real)?, Some(&out))
+        }
+        Command::Speed => page::write(&speed::run(&model()?, &folder)?, Some(&out)),
         Command::Editing { real, fine_tune } => {
-            let tune = fine_tune.map(|json| serde_json::from_str(&json)).transpose().context("cannot parse --fine-tune")?;
-            let work = Path::new(EDITING);
-            std::fs::create_dir_all(work).with_context(|| format!("cannot create {EDITING}"))?;
-            page::write(&editing::run(&model()?, &samples, work, real, &tune.unwrap_or_default())?, &out)
+            let tune = fine_tune.unwrap_or_default();
+            page::write(&editing::run(&model()?, &samples, Path::new(EDITING), real, &tune)?, Some(&out))
         }
         Command::Authors(mut args) => {
             args.model = folder.clone();
-            page::write(&authors::run(&model()?, &samples, &args)?, &out)
+            page::write(&authors::run(&model()?, &samples, &args)?, Some(&out))
         }
-        Command::Quality { real, as_it_is } => page::write(&quality::run(&model()?, &samples, &work, real, as_it_is)?, &out),
+        Command::Quality { real, as_it_is } => {
+            page::write(&quality::run(&model()?, &samples, &work, real, as_it_is)?, Some(&out))
+        }
         Command::Gpu(args) => match &args.folder {
             Some(folder) => random::folder(args.resolution, &samples::classes(&samples)?, folder),
-            None => page::write(&gpu::run(&args)?, &out),
+            None => page::write(&gpu::run(&args)?, Some(&out)),
         },
         Command::Blend => blend::run(),
-        Command::Fleet { quick } => written_unless(quick, &throughput::run(quick)?, &out),
-        Command::Coordinator { quick } => written_unless(quick, &coordination::run(quick)?, &out),
-        Command::Overhead { turns, images, devices, params } => {
-            let params = params.map_or_else(|| Ok(proto::Params::fast()), |json| proto::Params::from_json(&json));
-            let extent = overhead::Extent { turns, images, devices, params: params.context("cannot read --params")? };
-            page::write(&overhead::run(&model()?, &samples, &extent)?, &out)
-        }
-        Command::Dashboard { images, seconds } => page::write(&dashboard::run(images, Duration::from_secs(seconds))?, &out),
-        Command::Networks => page::write(&networks::run(Path::new(NETWORKS))?, &out),
+        Command::Fleet { quick } => page::write(&throughput::run(quick)?, (!quick).then_some(&*out)),
+        Command::Coordinator { quick } => page::write(&coordination::run(quick)?, (!quick).then_some(&*out)),
+        Command::Overhead(workload) => page::write(&overhead::run(&model()?, &samples, &workload)?, Some(&out)),
+        Command::Dashboard { images, seconds } => page::write(&dashboard::run(images, Duration::from_secs(seconds))?, Some(&out)),
+        Command::Networks => page::write(&networks::run(Path::new(NETWORKS))?, Some(&out)),
         Command::Alone => {
             println!("{}", speed::alone(&model()?)?);
             Ok(())
@@ -190,13 +176,9 @@ fn main() -> Result<()> {
         }
         Command::Objects { endpoint, quick } => {
             let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
-            let rows = runtime.block_on(objects::measure(&endpoint, Extent::new(quick)))?;
+            let rows = runtime.block_on(objects::measure(&endpoint, Effort::new(quick)))?;
             println!("{}", serde_json::to_string(&rows)?);
             Ok(())
         }
     }
-}
-
-fn written_unless<R: page::Record>(quick: bool, record: &R, out: &Path) -> Result<()> {
-    if quick { page::show(record) } else { page::write(record, out) }
 }

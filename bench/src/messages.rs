@@ -2,14 +2,15 @@
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use harness::RabbitMq;
+use harness::{RabbitMq, large_run_job};
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Connection, ConnectionProperties};
-use proto::{Box2d, Event, Job, Params, Stage, What};
+use lapin::{BasicProperties, Connection};
+use proto::Event;
 use queue::{Channel, Queue};
 
-use crate::compare::{Cost, Extent, Row, timed};
+use crate::compare::{Cost, Effort, Row, timed};
+use crate::simulated::{connect, succeeded};
 
 /// Messages that wait for their confirmation, as in the queue.
 const WINDOW: usize = 256;
@@ -22,32 +23,6 @@ const EVENTS_HELD: u16 = 256;
 const PERSISTENT: u8 = 2;
 const UNIT: &str = "messages";
 
-fn job(number: usize) -> Job {
-    Job {
-        run: "coco-val2017-paper".into(),
-        image: format!("images/{number:012}.jpg"),
-        identity: format!("{number:032x}"),
-        dataset: "s3://datasets/coco/val2017?region=eu-west-1".into(),
-        class: (number % 80) as u32,
-        class_name: "traffic light".into(),
-        bbox: Some(Box2d { x: 12.5, y: 73.25, width: 200.0, height: 145.5 }),
-        mask: None,
-        category: None,
-        model: "biggan-deep-256".into(),
-        model_digest: format!("{number:064x}"),
-        params: Params::paper(),
-        seed: number as u64,
-    }
-}
-
-fn event(number: usize) -> Event {
-    let stages = [Stage::Fetch, Stage::TransformSearch, Stage::LatentSearch, Stage::FinalDescent];
-    let stage_seconds = stages.map(|stage| (stage.as_str().to_owned(), 15.375)).into();
-    let what = What::Succeeded { loss: 1.25, seconds: 61.5, lane_steps: 28_800, l1: 0.125, lpips: 0.25, stage_seconds };
-    Event::about(&job(number), "worker-7f9c4d5b6-x2x8q", what)
-}
-
-/// Both sides of the comparison.
 struct Sides {
     ours: Queue,
     /// Declares, fills and purges the queues of the other side.
@@ -55,26 +30,26 @@ struct Sides {
     alone: Connection,
     /// A channel of `alone`.
     publisher: lapin::Channel,
-    extent: Extent,
+    effort: Effort,
 }
 
 /// Name and version of the broker, and the rows.
-pub async fn measure(broker: &RabbitMq, extent: Extent) -> Result<(String, Vec<Row>)> {
-    let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", broker.port());
-    let alone = Connection::connect(&url, ConnectionProperties::default()).await?;
+pub async fn measure(broker: &RabbitMq, effort: Effort) -> Result<(String, Vec<Row>)> {
+    let alone = connect(broker).await?;
     let publisher = alone.create_channel().await?;
     publisher.confirm_select(ConfirmSelectOptions::default()).await?;
     let ours = Queue::open(&broker.url("prefix=ours")).await?;
     let keeper = Queue::open(&broker.url("prefix=alone")).await?;
-    let sides = Sides { ours, keeper, alone, publisher, extent };
+    let sides = Sides { ours, keeper, alone, publisher, effort };
 
-    let jobs: Vec<Vec<u8>> = (0..extent.of(20_000)).map(|i| job(i).encode()).collect();
-    let events: Vec<Vec<u8>> = (0..extent.of(20_000)).map(|i| event(i).encode()).collect();
+    let jobs: Vec<Vec<u8>> = (0..effort.of(20_000)).map(|i| large_run_job(i).encode()).collect();
+    let event = |i| Event::about(&large_run_job(i), "worker-7f9c4d5b6-x2x8q", succeeded(61.5));
+    let events: Vec<Vec<u8>> = (0..effort.of(20_000)).map(|i| event(i).encode()).collect();
     let rows = vec![
         sides.publish_all(&jobs).await?,
-        sides.publish(&events[..extent.of(2_000)], 1).await?,
+        sides.publish(&events[..effort.of(2_000)], 1).await?,
         sides.publish(&events, PUBLISHERS).await?,
-        sides.consume(Channel::Jobs, &jobs[..extent.of(10_000)], JOBS_HELD).await?,
+        sides.consume(Channel::Jobs, &jobs[..effort.of(10_000)], JOBS_HELD).await?,
         sides.consume(Channel::Events, &events, EVENTS_HELD).await?,
     ];
     Ok((sides.ours.server().context("a broker has a name")?, rows))
@@ -83,34 +58,38 @@ pub async fn measure(broker: &RabbitMq, extent: Extent) -> Result<(String, Vec<R
 impl Sides {
     async fn publish_all(&self, jobs: &[Vec<u8>]) -> Result<Row> {
         let what = format!("jobs of {} bytes published in one call, {WINDOW} unconfirmed", jobs[0].len());
-        let ours = async || {
-            let cost = timed(self.ours.publish_all(Channel::Jobs, jobs.to_vec())).await;
-            self.ours.purge(Channel::Jobs).await?;
-            cost
-        };
-        let alone = async || {
-            let cost = timed(self.publish_alone("alone.jobs", jobs)).await;
-            self.keeper.purge(Channel::Jobs).await?;
-            cost
-        };
-        Row::measure((&what, UNIT), self.extent, jobs.len() as f64, ours, alone).await
+        let ours = || self.ours.publish_all(Channel::Jobs, jobs.to_vec());
+        self.compare(&what, (Channel::Jobs, jobs.len()), ours, || self.publish_alone("alone.jobs", jobs)).await
     }
 
     async fn publish(&self, events: &[Vec<u8>], at_once: usize) -> Result<Row> {
         let what = format!("events of {} bytes published singly, {at_once} at a time", events[0].len());
+        let publish = |event: &Vec<u8>| self.ours.publish(Channel::Events, event.clone());
+        let ours = || stream::iter(events).map(Ok).try_for_each_concurrent(at_once, publish);
+        let publish = |event| self.publish_alone("alone.events", std::slice::from_ref(event));
+        let alone = || stream::iter(events).map(Ok).try_for_each_concurrent(at_once, publish);
+        self.compare(&what, (Channel::Events, events.len()), ours, alone).await
+    }
+
+    /// Compares two ways to publish; the queue of each is emptied after its turn.
+    async fn compare<E: Into<anyhow::Error>, O: Future<Output = Result<(), E>>, A: Future<Output = Result<()>>>(
+        &self,
+        what: &str,
+        (channel, count): (Channel, usize),
+        ours: impl Fn() -> O,
+        alone: impl Fn() -> A,
+    ) -> Result<Row> {
         let ours = async || {
-            let publish = |event: &Vec<u8>| self.ours.publish(Channel::Events, event.clone());
-            let cost = timed(stream::iter(events).map(Ok).try_for_each_concurrent(at_once, publish)).await;
-            self.ours.purge(Channel::Events).await?;
+            let cost = timed(ours()).await;
+            self.ours.purge(channel).await?;
             cost
         };
         let alone = async || {
-            let publish = |event| self.publish_alone("alone.events", std::slice::from_ref(event));
-            let cost = timed(stream::iter(events).map(Ok).try_for_each_concurrent(at_once, publish)).await;
-            self.keeper.purge(Channel::Events).await?;
+            let cost = timed(alone()).await;
+            self.keeper.purge(channel).await?;
             cost
         };
-        Row::measure((&what, UNIT), self.extent, events.len() as f64, ours, alone).await
+        Row::measure((what, UNIT), self.effort, count as f64, ours, alone).await
     }
 
     async fn publish_alone(&self, queue: &str, payloads: &[Vec<u8>]) -> Result<()> {
@@ -157,6 +136,6 @@ impl Sides {
             })
             .await
         };
-        Row::measure((&what, UNIT), self.extent, count as f64, take_ours, take_alone).await
+        Row::measure((&what, UNIT), self.effort, count as f64, take_ours, take_alone).await
     }
 }

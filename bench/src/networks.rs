@@ -4,8 +4,6 @@
 //! that task's.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
@@ -19,11 +17,13 @@ use projector::nn::resnet::{self, Classifier};
 use projector::nn::{Weights, biggan};
 use proto::MaskMode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use crate::page::{Machine, Page, Record, number};
-use crate::process::peak_megabytes;
-use crate::random::{self, CLASSES, Tensors};
+use crate::compare::best_seconds;
+use crate::page::Record;
+use crate::process::{answer, peak_megabytes, this_program};
+use crate::random::{self, CLASSES, NamedTensors};
 
 /// Images of a batch through generators and LPIPS.
 const BATCH: i64 = 2;
@@ -65,7 +65,7 @@ const NETWORKS: [Row; 10] = [
 
 /// The task of one process.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
-pub enum Task {
+pub enum NetworkTask {
     /// Writes the files.
     Make,
     /// Loads the public checkpoint.
@@ -97,10 +97,8 @@ enum Loaded {
     Light(EfficientNetLite),
 }
 
-/// Figures of all networks.
 #[derive(Serialize, Deserialize)]
 pub struct Networks {
-    /// Version of libtorch.
     libtorch: String,
     threads: i32,
     /// Load average of the machine when the measurement starts.
@@ -144,10 +142,10 @@ pub fn run(work: &Path) -> Result<Networks> {
 }
 
 fn measure((name, network, gflop): &Row, work: &Path) -> Result<NetworkFigures> {
-    apart(name, Task::Make, work)?;
+    apart(name, NetworkTask::Make, work)?;
     let file_figures = |folded: bool| -> Result<FileFigures> {
         let megabytes = std::fs::metadata(file(work, name, folded))?.len() as f64 / 1e6;
-        Ok(FileFigures { megabytes, load: apart(name, if folded { Task::LoadFolded } else { Task::Load }, work)? })
+        Ok(FileFigures { megabytes, load: apart(name, if folded { NetworkTask::LoadFolded } else { NetworkTask::Load }, work)? })
     };
     let folded = network.generates().then(|| file_figures(true)).transpose()?;
     let (images, differentiable) = network.images();
@@ -159,93 +157,42 @@ fn measure((name, network, gflop): &Row, work: &Path) -> Result<NetworkFigures> 
         images,
         public: file_figures(false)?,
         folded,
-        backward: differentiable.then(|| apart(name, Task::Backward, work)).transpose()?,
+        backward: differentiable.then(|| apart(name, NetworkTask::Backward, work)).transpose()?,
         backward_gflop: backward_gflop.filter(|_| differentiable),
-        forward: apart(name, Task::Forward, work)?,
+        forward: apart(name, NetworkTask::Forward, work)?,
         forward_gflop: gflop.map(|gflop| images[0] as f64 * gflop),
-        mask: matches!(network, Network::Detector).then(|| apart(name, Task::Mask, work)).transpose()?,
+        mask: matches!(network, Network::Detector).then(|| apart(name, NetworkTask::Mask, work)).transpose()?,
     })
 }
 
 impl Record for Networks {
     const NAME: &'static str = "networks-figures";
+    const PAGE: &'static str = include_str!("../pages/networks-figures.md");
 
-    fn page(&self, machine: &Machine) -> Page {
-        let cells = |file: Option<&FileFigures>| {
-            let numbers = file.map(|f| [number(f.megabytes, 1), number(f.load.seconds, 2), number(f.load.megabytes, 0)]);
-            numbers.unwrap_or_else(|| std::array::from_fn(|_| "-".into())).into_iter()
-        };
-        let files = self
-            .networks
-            .iter()
-            .map(|n| [n.name.clone()].into_iter().chain(cells(Some(&n.public))).chain(cells(n.folded.as_ref())).collect());
-        Page::new("The published networks at full size, measured")
-            .text(&format!(
-                "Written by `make bench-networks` on {machine}; libtorch {} with {} threads; load average at the start {}. The weights are \
-                seeded random numbers in the published shapes, and the images are noise. Each figure is of a process of its own that does \
-                its task {TURNS} times: the best time, and the peak memory. A public checkpoint is here a safetensors file of the same \
-                tensors. Every file is in the page cache.",
-                self.libtorch, self.threads, self.load_average
-            ))
-            .section("Files")
-            .table(
-                &["network", "public checkpoint, MB", "load, s", "peak, MB", "folded file, MB", "load, s", "peak, MB"],
-                files,
-            )
-            .section("Speed")
-            .text(
-                "Gradients are those of z and c under LPIPS-Alex, or of the images; weights are frozen, as in the search. Generators were \
-                loaded from the folded file; LPIPS goes forward to its feature maps. GFLOP/s follow from the shapes: two operations for a \
-                multiplication with its addition.",
-            )
-            .table(
-                &["network", "images", "forward, s", "GFLOP/s", "peak, MB", "with gradients, s", "GFLOP/s", "peak, MB"],
-                self.networks.iter().flat_map(NetworkFigures::speed),
-            )
-    }
-}
-
-impl NetworkFigures {
-    fn speed(&self) -> Vec<Vec<String>> {
-        let cells = |figure: Option<&Figure>, gflop: Option<f64>| {
-            let rate = figure.zip(gflop).map(|(figure, gflop)| gflop / figure.seconds);
-            vec![number(figure.map(|f| f.seconds), 3), number(rate, 0), number(figure.map(|f| f.megabytes), 0)]
-        };
-        let row = |name: String, images: String, forward, backward| [vec![name, images], forward, backward].concat();
-        let [n, height, width] = self.images;
-        let forward = cells(Some(&self.forward), self.forward_gflop);
-        let backward = cells(self.backward.as_ref(), self.backward_gflop);
-        let mut rows = vec![row(self.name.clone(), format!("{n} of {width} x {height}"), forward, backward)];
-        if let Some(mask) = &self.mask {
-            rows.push(row("- the mask of one object".into(), String::new(), cells(Some(mask), None), cells(None, None)));
-        }
-        rows
+    fn derived(&self) -> Value {
+        json!({ "turns": TURNS })
     }
 }
 
 /// A task in a process of its own.
-fn apart(name: &str, task: Task, work: &Path) -> Result<Figure> {
+fn apart(name: &str, task: NetworkTask, work: &Path) -> Result<Figure> {
     let task = task.to_possible_value().context("every task has a name")?;
     eprintln!("{name}: {}", task.get_name());
-    let mut program = Command::new(std::env::current_exe().context("cannot find this program")?);
-    let program = program.args(["network", name, task.get_name()]).arg(work).stderr(Stdio::inherit());
-    let output = program.output().context("cannot start this program again")?;
-    ensure!(output.status.success(), "{name}: {} failed: {}", task.get_name(), output.status);
-    Ok(serde_json::from_slice(&output.stdout)?)
+    answer(this_program()?.args(["network", name, task.get_name()]).arg(work))
 }
 
 /// Does a task in this process with the files of `work`; a line of JSON.
-pub fn task(name: &str, task: Task, work: &Path) -> Result<String> {
+pub fn task(name: &str, task: NetworkTask, work: &Path) -> Result<String> {
     tch::manual_seed(1);
     let network = NETWORKS.iter().find(|row| row.0 == name).context("unknown network")?.1;
     let (public, folded) = (file(work, name, false), file(work, name, true));
     let load = || network.load(if network.generates() { &folded } else { &public }, network.generates());
     let images = noise(network.images().0);
     let seconds = match task {
-        Task::Make => {
+        NetworkTask::Make => {
             Tensor::write_safetensors(&network.random(), &public)?;
-            let write = |tensors: Tensors| {
-                let tensors: Tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
+            let write = |tensors: NamedTensors| {
+                let tensors: NamedTensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
                 Tensor::write_safetensors(&tensors, &folded)
             };
             match network.load(&public, false)? {
@@ -255,12 +202,12 @@ pub fn task(name: &str, task: Task, work: &Path) -> Result<String> {
             }
             0.0
         }
-        Task::Load => best(|| network.load(&public, false))?,
-        Task::LoadFolded => best(|| network.load(&folded, true))?,
-        Task::Forward | Task::Backward | Task::Mask => match load()? {
+        NetworkTask::Load => best(|| network.load(&public, false))?,
+        NetworkTask::LoadFolded => best(|| network.load(&folded, true))?,
+        NetworkTask::Forward | NetworkTask::Backward | NetworkTask::Mask => match load()? {
             Loaded::Deep(generator) => generate(&generator, task, work)?,
             Loaded::Biggan(generator) => generate(&generator, task, work)?,
-            Loaded::Lpips(lpips) if task == Task::Forward => best(|| Ok(tch::no_grad(|| lpips.features(&images))))?,
+            Loaded::Lpips(lpips) if task == NetworkTask::Forward => best(|| Ok(tch::no_grad(|| lpips.features(&images))))?,
             Loaded::Lpips(lpips) => {
                 let loss = loss(&lpips, 256);
                 descend(&[&images], || loss(&images))?
@@ -273,7 +220,7 @@ pub fn task(name: &str, task: Task, work: &Path) -> Result<String> {
                 eprintln!("{name}: {} objects", detections.found.len());
                 ensure!(!detections.found.is_empty(), "the detector finds no object");
                 match task {
-                    Task::Mask => best(|| finite(&[detector.mask(&detections, 0)]))?,
+                    NetworkTask::Mask => best(|| finite(&[detector.mask(&detections, 0)]))?,
                     _ => best(|| Ok(detector.detect(&image)))?,
                 }
             }
@@ -282,16 +229,8 @@ pub fn task(name: &str, task: Task, work: &Path) -> Result<String> {
     Ok(serde_json::to_string(&Figure { seconds, megabytes: peak_megabytes(std::process::id())? })?)
 }
 
-/// Seconds of the best turn.
 fn best<T>(work: impl Fn() -> Result<T>) -> Result<f64> {
-    let mut best = f64::INFINITY;
-    for _ in 0..TURNS {
-        let begun = Instant::now();
-        let result = work()?;
-        best = best.min(begun.elapsed().as_secs_f64());
-        drop(result);
-    }
-    Ok(best)
+    best_seconds(TURNS, work)
 }
 
 /// Seconds of a pass forward and backward.
@@ -302,10 +241,10 @@ fn descend(of: &[&Tensor], loss: impl Fn() -> Tensor) -> Result<f64> {
     best(|| finite(&Tensor::run_backward(&[loss()], of, false, false)))
 }
 
-fn generate(generator: &dyn Generator, task: Task, work: &Path) -> Result<f64> {
+fn generate(generator: &dyn Generator, task: NetworkTask, work: &Path) -> Result<f64> {
     let z = Tensor::randn([BATCH, generator.latent_dim()], (Kind::Float, Device::Cpu)).fmod(2.0);
     let c = Tensor::stack(&[generator.embed(1), generator.embed(2)], 0);
-    if task == Task::Forward {
+    if task == NetworkTask::Forward {
         return best(|| Ok(tch::no_grad(|| generator.generate(&z, &c))));
     }
     let Loaded::Lpips(lpips) = ALEX.1.load(&file(work, ALEX.0, false), false)? else { bail!("{} is no LPIPS", ALEX.0) };
@@ -353,8 +292,8 @@ impl Network {
     }
 
     /// The tensors of the public checkpoint.
-    fn random(self) -> Tensors {
-        let fill = |keys: Vec<(String, Vec<i64>)>| -> Tensors {
+    fn random(self) -> NamedTensors {
+        let fill = |keys: Vec<(String, Vec<i64>)>| -> NamedTensors {
             let tensor = |name: &str, shape: &[i64]| Tensor::from_slice(&seeded::detector::value(name, shape)).view(shape);
             keys.into_iter().map(|(name, shape)| (name.clone(), tensor(&name, &shape))).collect()
         };

@@ -2,8 +2,6 @@
 //!
 //! The server runs in `basin-bench fleet`, and the measurement in a child of it: so the CPU time is the client's.
 
-use std::process::{Command, Stdio};
-
 use anyhow::{Context, Result, ensure};
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
@@ -14,7 +12,8 @@ use store::Store;
 use tokio::runtime::Runtime;
 
 use crate::bucket::{BUCKET, Bucket};
-use crate::compare::{Extent, Row, timed};
+use crate::compare::{Effort, Row, timed};
+use crate::process::{answer, this_program};
 
 const REGION: &str = "eu-west-1";
 /// Size of the parts of a multipart upload, and how many are sent at a time, as in the store.
@@ -27,23 +26,21 @@ const SIZES: [(&str, usize, usize, usize); 3] =
 /// The rows, measured in a child.
 pub fn measure_apart(runtime: &Runtime, quick: bool) -> Result<Vec<Row>> {
     let endpoint = runtime.block_on(Bucket::default().serve())?;
-    let mut child = Command::new(std::env::current_exe().context("cannot find this program")?);
+    let mut child = this_program()?;
     child.args(["objects", &endpoint]).args(quick.then_some("--quick"));
     child.env("AWS_ACCESS_KEY_ID", "access").env("AWS_SECRET_ACCESS_KEY", "secret").env_remove("AWS_SESSION_TOKEN");
-    let output = child.stderr(Stdio::inherit()).output().context("cannot start this program again")?;
-    ensure!(output.status.success(), "measuring the store failed");
-    serde_json::from_slice(&output.stdout).context("cannot parse the output of the child")
+    answer(&mut child)
 }
 
 /// The rows, measured here on the server at `endpoint`.
-pub async fn measure(endpoint: &str, extent: Extent) -> Result<Vec<Row>> {
+pub async fn measure(endpoint: &str, effort: Effort) -> Result<Vec<Row>> {
     let store = Store::open(&format!("s3://{BUCKET}/ours?endpoint={endpoint}&region={REGION}")).await?;
     let shared = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(Region::from_static(REGION)).load().await;
     let config = aws_sdk_s3::config::Builder::from(&shared).endpoint_url(endpoint).force_path_style(true);
     let alone = Client::from_conf(config.build());
     let mut rows = Vec::new();
     for (name, bytes, count, at_once) in SIZES {
-        let count = extent.of(count).max(at_once);
+        let count = effort.of(count).max(at_once);
         let (unit, amount) = if bytes < PART { ("objects", count as f64) } else { ("MB", (count * bytes) as f64 / 1e6) };
         let content = Bytes::from_iter((0..bytes).map(|i| i as u8));
         // Objects are written again and again, so that the server does not grow.
@@ -55,7 +52,7 @@ pub async fn measure(endpoint: &str, extent: Extent) -> Result<Vec<Row>> {
         let what = format!("objects of {name} written, {at_once} at a time");
         let ours = async || timed(keys().try_for_each_concurrent(at_once, put)).await;
         let theirs = async || timed(keys().try_for_each_concurrent(at_once, put_alone)).await;
-        rows.push(Row::measure((&what, unit), extent, amount, ours, theirs).await?);
+        rows.push(Row::measure((&what, unit), effort, amount, ours, theirs).await?);
 
         let get = async |key: &String| {
             ensure!(store.get(key).await? == content, "{key} has changed");
@@ -69,7 +66,7 @@ pub async fn measure(endpoint: &str, extent: Extent) -> Result<Vec<Row>> {
         let what = format!("objects of {name} read, {at_once} at a time");
         let ours = async || timed(keys().try_for_each_concurrent(at_once, get)).await;
         let theirs = async || timed(keys().try_for_each_concurrent(at_once, get_alone)).await;
-        rows.push(Row::measure((&what, unit), extent, amount, ours, theirs).await?);
+        rows.push(Row::measure((&what, unit), effort, amount, ours, theirs).await?);
     }
     Ok(rows)
 }

@@ -1,16 +1,41 @@
-//! Memory and CPU time of processes, from `/proc` of Linux.
+//! Programs that measurements start; memory and CPU time of processes, from `/proc` of Linux.
 
-use anyhow::{Context, Result};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
 
 /// Clock ticks of `/proc` in a second, on every current Linux.
 const TICKS: f64 = 100.0;
 
+/// This program, to be started again.
+pub fn this_program() -> Result<Command> {
+    Ok(Command::new(std::env::current_exe().context("cannot find this program")?))
+}
+
+/// A program in the folder of this one.
+pub fn neighbour(name: &str) -> Result<Command> {
+    Ok(Command::new(std::env::current_exe().context("cannot find this program")?.with_file_name(name)))
+}
+
+/// Runs a program to its end, and reads the JSON that it prints.
+pub fn answer<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
+    let output = command.stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    ensure!(output.status.success(), "{command:?} ends with {}", output.status);
+    serde_json::from_slice(&output.stdout).with_context(|| format!("cannot parse the output of {command:?}"))
+}
+
 /// Peak memory of a process so far.
 pub fn peak_megabytes(process: u32) -> Result<f64> {
-    let path = format!("/proc/{process}/status");
-    let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).with_context(|| format!("{path} has no VmHWM"))?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1e3)
+    Ok(kilobytes(&format!("/proc/{process}/status"), "VmHWM")? / 1e3)
+}
+
+/// What a file of `/proc` gives in kB under a name.
+pub fn kilobytes(path: &str, name: &str) -> Result<f64> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(value.with_context(|| format!("{path} has no {name}"))?.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// CPU time of a process so far.

@@ -3,17 +3,18 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use engine::{Devices, LoadedModel};
 use projector::lanes::CPU_BLOCK;
-use projector::projection::lane_steps;
+use projector::projection::{Seed, lane_steps};
 use projector::{Lanes, Target};
 use proto::{LastDescent, LatentSearch, Params, Precision};
 use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::cases::{Cases, project};
-use crate::page::{Machine, Page, Record, number};
+use crate::cases::{Cases, mean, project};
+use crate::page::Record;
 use crate::samples::targets;
 
 /// Images side by side.
@@ -73,7 +74,6 @@ fn shifted() -> Params {
     params
 }
 
-/// Figures of all comparisons.
 #[derive(Serialize, Deserialize)]
 pub struct Quality {
     model: String,
@@ -97,7 +97,6 @@ struct Measured {
 
 /// Runs the cases that are left, unless `as_it_is`.
 pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, as_it_is: bool) -> Result<Quality> {
-    std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
     let mut all = targets(model, samples, |file| file.contains("offcentre"))?;
     all.truncate(n);
     let measure = |variant: Variant| -> Result<Measured> {
@@ -118,89 +117,57 @@ fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String,
     // Other parameters have another file.
     let digest = proto::hex_sha256(variant.params.to_json().as_bytes());
     let block = if variant.block == CPU_BLOCK { String::new() } else { format!("-{}", variant.block) };
-    let mut cases: Cases<Case> = Cases::open(work, &format!("quality-{}{block}", &digest[..8]), model)?;
+    let mut cases = Cases::open(work, &format!("quality-{}{block}", &digest[..8]), model)?;
     let lanes = Lanes::with_block(&model.model, &Devices::automatic().0, variant.block);
-    let left: Vec<usize> = (0..all.len()).filter(|i| !cases.done.contains_key(i)).collect();
-    for batch in left.chunks(BATCH) {
+    cases.complete(all.len(), BATCH, |batch| {
         let targets = batch.iter().map(|&i| all[i].1.shallow_clone()).collect();
-        for (&i, solution) in batch.iter().zip(project(model, &lanes, &variant.params, targets, None)?) {
-            let round = |x: f64| (x * 1e5).round() / 1e5;
-            let losses = solution.seeds.iter().map(|s| round(s.loss)).collect();
-            let inverted = solution.seeds.iter().map(|s| round(s.inverted_loss)).collect();
-            cases.push(i, Case { image: all[i].0.clone(), losses, inverted })?;
-        }
-        eprintln!("{}: {} of {} images", variant.name, cases.done.len(), all.len());
-    }
-    Ok(cases.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect())
+        let solutions = project(model, &lanes, &variant.params, targets, None)?;
+        let measured = batch.iter().zip(solutions).map(|(&i, solution)| {
+            let rounded = |of: &dyn Fn(&Seed) -> f64| solution.seeds.iter().map(|s| (of(s) * 1e5).round() / 1e5).collect();
+            Case { image: all[i].0.clone(), losses: rounded(&|s| s.loss), inverted: rounded(&|s| s.inverted_loss) }
+        });
+        eprintln!("{}: {} of {} images", variant.name, batch[batch.len() - 1] + 1, all.len());
+        Ok(measured.collect())
+    })?;
+    Ok(cases.first(n))
 }
 
 impl Record for Quality {
     const NAME: &'static str = "quality";
+    const PAGE: &'static str = include_str!("../pages/quality.md");
 
-    fn page(&self, machine: &Machine) -> Page {
-        let page = Page::new("Quality of cheaper and rounder searches").text(&format!(
-            "Written by `make bench-quality` on {machine}: model {}, {} real off-centre images of `samples/`, 18 seeds, the same seeds for \
-            all. The loss is what the search minimises, in the generator's frame, after the last step; inverted is the loss of the inverted \
-            image inside the box. Differences are relative, paired over the images, with 95 % bootstrap intervals. Cases are in \
-            `benchmarks/validation/`.",
-            self.model, self.images
-        ));
-        self.comparisons.iter().fold(page, |page, comparison| {
-            let page = page.section(&comparison.title);
-            match comparison.variants.first() {
-                Some(first) => page.table(&HEAD, comparison.variants.iter().map(|variant| variant.row(first))),
-                None => page.text("Nothing was run."),
-            }
+    fn derived(&self) -> Value {
+        let rows = |variants: &[Measured]| variants.iter().map(|variant| variant.row(&variants[0])).collect::<Vec<_>>();
+        let tables = self.comparisons.iter().map(|comparison| (&comparison.title, rows(&comparison.variants)));
+        json!({ "tables": tables.collect::<Vec<_>>() })
+    }
+}
+
+impl Measured {
+    fn row(&self, first: &Measured) -> Value {
+        let pairs = self.cases.iter().zip(&first.cases).filter(|(case, first)| case.losses.len() == first.losses.len());
+        let correlations: Vec<f64> = pairs.map(|(case, first)| rank_correlation(&case.losses, &first.losses)).collect();
+        let measures: [&dyn Fn(&Case) -> f64; 3] =
+            [&|case| mean(&case.losses), &|case| least(&case.losses).1, &|case| case.inverted[least(&case.losses).0]];
+        let losses = measures.map(|measure| {
+            let values: Vec<f64> = self.cases.iter().map(measure).collect();
+            let reference: Vec<f64> = first.cases.iter().map(measure).collect();
+            (mean(&values), relative(&values, &reference))
+        });
+        json!({
+            "name": self.name,
+            "lane_steps": self.lane_steps,
+            "ratio": self.lane_steps as f64 / first.lane_steps as f64,
+            "losses": losses,
+            "correlation": mean(&correlations),
         })
     }
 }
 
-const HEAD: [&str; 10] = [
-    "",
-    "lane-steps",
-    "ratio to the first",
-    "loss, mean of the seeds",
-    "difference, %",
-    "best seed",
-    "difference, %",
-    "inverted, best seed",
-    "difference, %",
-    "rank correlation of the seeds",
-];
-
-impl Measured {
-    fn row(&self, first: &Measured) -> Vec<String> {
-        let pairs = self.cases.iter().zip(&first.cases);
-        let correlations: Vec<f64> = pairs
-            .filter(|(case, first)| case.losses.len() == first.losses.len())
-            .map(|(case, first)| rank_correlation(&case.losses, &first.losses))
-            .collect();
-        let mut row =
-            vec![self.name.clone(), self.lane_steps.to_string(), number(self.lane_steps as f64 / first.lane_steps as f64, 2)];
-        let measures: [&dyn Fn(&Case) -> f64; 3] =
-            [&|case| mean(&case.losses), &|case| least(&case.losses).1, &|case| case.inverted[least(&case.losses).0]];
-        for measure in measures {
-            let values: Vec<f64> = self.cases.iter().map(measure).collect();
-            let reference: Vec<f64> = first.cases.iter().map(measure).collect();
-            row.extend([number(mean(&values), 4), relative(&values, &reference)]);
-        }
-        row.push(number(mean(&correlations), 3));
-        row
-    }
-}
-
 /// Mean of the differences over the mean of the reference, in percent, with its interval.
-fn relative(values: &[f64], reference: &[f64]) -> String {
+fn relative(values: &[f64], reference: &[f64]) -> Option<Interval> {
     let scale = 100.0 / mean(reference);
-    let differences: Vec<f64> = values.iter().zip(reference).map(|(a, b)| scale * (a - b)).collect();
-    match interval(&differences) {
-        Some(Interval { mean, low, high }) => format!("{mean:+.2} ({low:+.2} to {high:+.2})"),
-        None => "-".into(),
-    }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
+    interval(&values.iter().zip(reference).map(|(a, b)| scale * (a - b)).collect::<Vec<_>>())
 }
 
 fn least(values: &[f64]) -> (usize, f64) {

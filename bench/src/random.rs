@@ -1,15 +1,17 @@
 //! Networks in the published shapes with seeded random weights.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use projector::nn::biggan_deep::{BigganDeep, Config};
 use projector::nn::lpips::{self, Layer, Lpips};
 use projector::nn::{Weights, biggan_deep};
-use proto::{GeneratorKind, GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest};
+use proto::ModelManifest;
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-pub type Tensors = Vec<(String, Tensor)>;
+pub type NamedTensors = Vec<(String, Tensor)>;
 
 /// Classes of ImageNet.
 pub const CLASSES: i64 = 1000;
@@ -29,34 +31,25 @@ pub fn folder(resolution: i64, classes: &[String], into: &Path) -> Result<()> {
     let path = |name: &str| into.join(name);
     std::fs::write(path("config.json"), serde_json::to_vec(&config)?)?;
     std::fs::write(path("perceptual.json"), serde_json::to_vec(&lpips_config("alex"))?)?;
-    let contiguous = |tensors: Tensors| tensors.into_iter().map(|(name, t)| (name, t.contiguous())).collect::<Tensors>();
+    let contiguous =
+        |tensors: NamedTensors| tensors.into_iter().map(|(name, t)| (name, t.contiguous())).collect::<NamedTensors>();
     Tensor::write_safetensors(&contiguous(biggan_deep_weights(&config)), path("generator.safetensors"))?;
     Tensor::write_safetensors(&contiguous(lpips_weights("alex")), path("perceptual.safetensors"))?;
     let names = ["config.json", "perceptual.json", "generator.safetensors", "perceptual.safetensors"];
-    let digest = |name: &&str| Ok((name.to_string(), proto::hex_sha256(&std::fs::read(path(name))?)));
+    let digest = |name| Ok((name, proto::hex_sha256(&std::fs::read(path(name))?)));
     let middle = resolution as f64 / 2.0;
-    let manifest = ModelManifest {
-        format: 1,
-        name: format!("random-{resolution}"),
-        generator: GeneratorManifest {
-            kind: GeneratorKind::BigganDeep,
-            config: "config.json".into(),
-            weights: "generator.safetensors".into(),
-            folded: false,
-            truncation: 1.0,
-            resolution: resolution as u32,
+    let manifest: ModelManifest = serde_json::from_value(json!({
+        "format": 1,
+        "name": format!("random-{resolution}"),
+        "generator": {
+            "kind": "biggan_deep", "config": "config.json", "weights": "generator.safetensors",
+            "truncation": 1.0, "resolution": resolution,
         },
-        perceptual: PerceptualManifest { config: "perceptual.json".into(), weights: "perceptual.safetensors".into() },
-        classifier: None,
-        detector: None,
-        encoder: None,
-        classes: (0..CLASSES as usize).map(|i| classes.get(i).cloned().unwrap_or(format!("class {i}"))).collect(),
-        categories: vec![],
-        super_classes: vec![],
-        directions: None,
-        objects: ObjectsManifest { center: (middle, middle), size: (middle, middle) },
-        sha256: names.iter().map(digest).collect::<Result<_>>()?,
-    };
+        "perceptual": { "config": "perceptual.json", "weights": "perceptual.safetensors" },
+        "classes": (0..CLASSES as usize).map(|i| classes.get(i).cloned().unwrap_or(format!("class {i}"))).collect::<Vec<_>>(),
+        "objects": { "center": [middle, middle], "size": [middle, middle] },
+        "sha256": names.into_iter().map(digest).collect::<Result<BTreeMap<_, _>>>()?,
+    }))?;
     Ok(std::fs::write(path("model.json"), serde_json::to_vec_pretty(&manifest)?)?)
 }
 
@@ -85,10 +78,10 @@ pub fn biggan_deep(resolution: i64) -> biggan_deep::Config {
 }
 
 /// Every tensor of a public checkpoint, scaled so that activations neither grow nor fade.
-pub fn biggan_deep_weights(config: &Config) -> Tensors {
+pub fn biggan_deep_weights(config: &Config) -> NamedTensors {
     let (ch, cond) = (config.channel_width, config.z_dim + config.class_embed_dim);
     let options = (Kind::Float, Device::Cpu);
-    let mut all = Tensors::new();
+    let mut all = NamedTensors::new();
     let spectral = |name: &str, shape: &[i64], scale: f64| {
         let columns = shape[1..].iter().product::<i64>();
         let weight = Tensor::randn(shape, options) / (columns as f64).sqrt();
@@ -141,10 +134,10 @@ pub fn biggan_deep_weights(config: &Config) -> Tensors {
 }
 
 /// LPIPS of a published name (`alex`, `vgg16`, `squeeze`), with equal weights of the channels.
-pub fn lpips_weights(name: &str) -> Tensors {
+pub fn lpips_weights(name: &str) -> NamedTensors {
     let alexnet = || seeded::alexnet().into_iter();
     let tensor = |(name, shape, values): (&str, &[i64], Vec<f32>)| (name.into(), Tensor::from_slice(&values).view(shape));
-    let mut tensors: Tensors = if name == "alex" { alexnet().map(tensor).collect() } else { seeded::seeded(name) };
+    let mut tensors: NamedTensors = if name == "alex" { alexnet().map(tensor).collect() } else { seeded::seeded(name) };
     let taps = lpips_config(name).layers.into_iter().filter_map(|layer| match layer {
         Layer::Conv { channels, tap: true, .. } | Layer::Fire { channels, tap: true, .. } => Some(channels),
         _ => None,

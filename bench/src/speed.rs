@@ -1,7 +1,7 @@
 //! Lane-steps per second of the bundled model on this machine, what each speed-up brings, and what a step is made of.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -9,10 +9,13 @@ use engine::{Devices, LoadedModel, lane_steps};
 use projector::{Lanes, Projection, Target};
 use proto::{LatentSearch, Params, Precision};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use crate::compare::best_seconds;
 use crate::flop::{self, matrix_rate};
-use crate::page::{Machine, Page, Record, number};
+use crate::page::Record;
+use crate::process::this_program;
 
 /// Adam steps of one `Projection::step`.
 const STEPS: u32 = 50;
@@ -45,9 +48,8 @@ fn rate(model: &LoadedModel, lanes: &Lanes, images: i64, precision: Precision) -
 
 /// Sum of the rates of `count` processes at the same time, each on one core: the machine without a split.
 fn apart(count: usize) -> Result<f64> {
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let start = |_| Command::new(&program).arg("alone").stdout(Stdio::piped()).spawn();
-    let children = (0..count).map(start).collect::<Result<Vec<_>, _>>().context("cannot start this program again")?;
+    let start = |_| Ok(this_program()?.arg("alone").stdout(Stdio::piped()).spawn()?);
+    let children = (0..count).map(start).collect::<Result<Vec<_>>>().context("cannot start this program again")?;
     let rates = children.into_iter().map(|child| {
         let output = child.wait_with_output().context("a process did not end")?;
         String::from_utf8(output.stdout)?.trim().parse::<f64>().context("a process did not say its rate")
@@ -61,7 +63,7 @@ pub fn alone(model: &LoadedModel) -> Result<f64> {
 }
 
 /// Time of a forward and backward pass through the generator with gradients of the weights, over that without.
-fn unfrozen_ratio(model: &LoadedModel) -> f64 {
+fn unfrozen_ratio(model: &LoadedModel) -> Result<f64> {
     let time = |weights: bool| {
         let generator = model.model.generator.replicate(Device::Cpu);
         let parameters: Vec<Tensor> = generator.weights().into_iter().map(|(_, weight)| weight).collect();
@@ -70,22 +72,15 @@ fn unfrozen_ratio(model: &LoadedModel) -> f64 {
         }
         let z = Tensor::zeros([9, generator.latent_dim()], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let c = generator.embed(0).unsqueeze(0).repeat([9, 1]).detach().set_requires_grad(true);
-        let mut best = f64::INFINITY;
-        for _ in 0..12 {
-            let started = Instant::now();
-            let sum = generator.generate(&z, &c).sum(Kind::Float);
-            let mut wanted = vec![&z, &c];
-            if weights {
-                wanted.extend(parameters.iter());
-            }
-            let _ = Tensor::run_backward(&[sum], &wanted, false, false);
-            best = best.min(started.elapsed().as_secs_f64());
+        let mut wanted = vec![&z, &c];
+        if weights {
+            wanted.extend(parameters.iter());
         }
-        best
+        best_seconds(12, || Tensor::f_run_backward(&[generator.generate(&z, &c).sum(Kind::Float)], &wanted, false, false))
     };
     tch::set_num_threads(1);
-    let (frozen, unfrozen) = (time(false), time(true));
-    unfrozen / frozen
+    let (frozen, unfrozen) = (time(false)?, time(true)?);
+    Ok(unfrozen / frozen)
 }
 
 /// Lane-steps per second, and where their time goes.
@@ -128,7 +123,7 @@ pub fn run(model: &LoadedModel, folder: &Path) -> Result<Speed> {
         rates,
         lane_step_gflop: flop::of_model(model, folder)? / 1e9,
         matrix_gflops: matrix_rate(&devices.0, Precision::Fp32)? / 1e9,
-        unfrozen: unfrozen_ratio(model),
+        unfrozen: unfrozen_ratio(model)?,
         profiles: profiles.map(|(name, params)| (name.to_owned(), lane_steps(&params))).into(),
         operations: operations(model, &devices.0[..1])?,
     })
@@ -173,38 +168,9 @@ fn operations(model: &LoadedModel, device: &[Device]) -> Result<Vec<Operation>> 
 
 impl Record for Speed {
     const NAME: &'static str = "speed";
+    const PAGE: &'static str = include_str!("../pages/speed.md");
 
-    fn page(&self, machine: &Machine) -> Page {
-        let rate = |row: Option<&(String, f64)>| row.map_or(f64::NAN, |(_, rate)| *rate);
-        let (several, apart) = (rate(self.rates.first()), rate(self.rates.last()));
-        let gflops = several * self.lane_step_gflop;
-        let rates = self.rates.iter().map(|(name, rate)| vec![name.clone(), number(*rate, 0)]);
-        let profiles = self
-            .profiles
-            .iter()
-            .map(|(name, steps)| vec![name.clone(), steps.to_string(), number(3600.0 * several / *steps as f64, 0)]);
-        let operations = self.operations.iter().map(|o| vec![o.name.clone(), number(o.calls, 1), number(o.share, 1)]);
-        Page::new("Speed")
-            .text(&format!(
-                "Written by `make bench` on {machine}: model {}, devices {}, best of three turns of {STEPS} Adam steps, 18 seeds.",
-                self.model, self.devices
-            ))
-            .table(&["", "lane-steps/s"], rates)
-            .text(&format!(
-                "The split over {} devices costs {:.1} % (the first row against the last). A lane-step is {:.3} GFLOP by its shapes. The \
-                first row is {gflops:.0} GFLOP/s: {:.0} % of a product of large matrices in float32 ({:.0} GFLOP/s). A pass through the \
-                generator with gradients of all weights takes {:.2} times the pass with frozen weights, which the search uses.",
-                self.device_count,
-                100.0 * (1.0 - several / apart),
-                self.lane_step_gflop,
-                100.0 * gflops / self.matrix_gflops,
-                self.matrix_gflops,
-                self.unfrozen,
-            ))
-            .table(&["profile", "lane-steps per image", "images per hour, at the rate of the first row"], profiles)
-            .text(
-                "Where a step on one core spends its time, by libtorch's profiler (it sees our two operations only on the way back):",
-            )
-            .table(&["operation", "calls in a step of 9 lanes", "share, %"], operations)
+    fn derived(&self) -> Value {
+        json!({ "steps": STEPS })
     }
 }

@@ -2,25 +2,25 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use engine::{Devices, LoadedModel};
 use projector::Lanes;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::page::{Machine, Page, Record};
+use crate::page::Record;
 use crate::{ordering, planted};
 
 #[derive(Serialize, Deserialize)]
 pub struct Validation {
     model: String,
     digest: String,
-    planted: Vec<planted::Case>,
-    ordering: Vec<ordering::Case>,
+    planted: Vec<planted::PlantedCase>,
+    ordering: Vec<ordering::OrderingCase>,
 }
 
 /// Runs the cases that are left of `planted` targets and `real` images; finished ones are kept in `work`.
 pub fn run(model: &LoadedModel, samples: &Path, work: &Path, planted: usize, real: usize) -> Result<Validation> {
-    std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
     let lanes = Lanes::new(&model.model, &Devices::automatic().0);
     Ok(Validation {
         model: model.reference.name.clone(),
@@ -32,13 +32,9 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, planted: usize, rea
 
 impl Record for Validation {
     const NAME: &'static str = "validation";
+    const PAGE: &'static str = include_str!("../pages/validation.md");
 
-    fn page(&self, machine: &Machine) -> Page {
-        let page = Page::new("Validation").text(&format!(
-            "Written by `make validate` on {machine}; model {} ({}), profile `paper` unless said otherwise. Every case is a line in \
-            `benchmarks/validation/`; a case that is there is not run again.",
-            self.model, self.digest
-        ));
-        ordering::section(planted::section(page, &self.planted), &self.ordering)
+    fn derived(&self) -> Value {
+        json!({ "planting": planted::derived(&self.planted), "ranking": ordering::derived(&self.ordering) })
     }
 }

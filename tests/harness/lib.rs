@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use proto::keys::{Kind, Marker};
-use proto::{ResultRecord, keys};
+use proto::{Box2d, Job, Params, ResultRecord, keys};
 use store::Store;
 
 pub use faulty_s3::{S3, Weather};
@@ -158,4 +158,23 @@ pub fn damage(file: &Path) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(file, bytes).expect("writable");
+}
+
+/// The job of an image of a large run.
+pub fn large_run_job(number: usize) -> Job {
+    Job {
+        run: "coco-val2017-paper".into(),
+        image: format!("images/{number:012}.jpg"),
+        identity: format!("{number:032x}"),
+        dataset: "s3://datasets/coco/val2017?region=eu-west-1".into(),
+        class: (number % 80) as u32,
+        class_name: "traffic light".into(),
+        bbox: Some(Box2d { x: 12.5, y: 73.25, width: 200.0, height: 145.5 }),
+        mask: None,
+        category: None,
+        model: "biggan-deep-256".into(),
+        model_digest: format!("{number:064x}"),
+        params: Params::paper(),
+        seed: number as u64,
+    }
 }

@@ -12,12 +12,9 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::data::{SIZE, Split};
 
-/// A stack of convolutions.
-#[derive(Clone, Copy, Debug)]
-pub struct Stack(pub &'static [Conv]);
+pub type Stack = &'static [Conv];
 
-/// A convolution.
-#[derive(Clone, Copy, Debug)]
+/// A 3x3 convolution of a stack.
 pub struct Conv {
     /// Output channels.
     pub channels: i64,
@@ -28,28 +25,25 @@ pub struct Conv {
 }
 
 /// Of the bundled model: as AlexNet, each convolution is compared.
-pub const MODEL: Stack =
-    Stack(&[compared(16, true), compared(48, true), compared(96, false), compared(96, true), compared(128, false)]);
+pub const MODEL: Stack = &[compared(16, true), compared(48, true), compared(96, false), compared(96, true), compared(128, false)];
 /// Of the judge: as VGG, pairs of convolutions, of which the second is compared.
-pub const JUDGE: Stack = Stack(&[
+pub const JUDGE: Stack = &[
     Conv { channels: 16, pool: false, tap: false },
     compared(16, true),
     Conv { channels: 32, pool: false, tap: false },
     compared(32, true),
     Conv { channels: 64, pool: false, tap: false },
     compared(64, true),
-]);
+];
 
 const fn compared(channels: i64, pool: bool) -> Conv {
     Conv { channels, pool, tap: true }
 }
 
-impl Stack {
-    /// Values of the last feature map.
-    fn outputs(self) -> i64 {
-        let pools = self.0.iter().filter(|conv| conv.pool).count();
-        self.0.last().map_or(3, |conv| conv.channels) * (SIZE >> pools).pow(2)
-    }
+/// Values of the last feature map.
+fn outputs(stack: Stack) -> i64 {
+    let pools = stack.iter().filter(|conv| conv.pool).count();
+    stack.last().map_or(3, |conv| conv.channels) * (SIZE >> pools).pow(2)
 }
 
 const LEARNING_RATE: f64 = 4e-3;
@@ -63,37 +57,37 @@ const DROPOUT: f64 = 0.4;
 const POLISH_RATE: f64 = 8e-4;
 const POLISH_DROPOUT: f64 = 0.25;
 
-/// The classifier under training.
-pub struct Classifier {
-    stack: Stack,
+pub struct TrainableClassifier {
+    pub vars: nn::VarStore,
+    pub stack: Stack,
     convs: Vec<(nn::Conv2D, nn::BatchNorm)>,
     linear: nn::Linear,
     dropout: f64,
 }
 
-impl Classifier {
-    /// Builds the network under `vs`.
-    pub fn new(vs: &nn::Path, stack: Stack) -> Classifier {
+impl TrainableClassifier {
+    pub fn new(stack: Stack) -> TrainableClassifier {
+        let vars = nn::VarStore::new(tch::Device::Cpu);
+        let vs = vars.root();
         let mut input = 3;
         let convs = stack
-            .0
             .iter()
             .enumerate()
             .map(|(i, &Conv { channels, .. })| {
                 let config = nn::ConvConfig { padding: 1, bias: false, ..Default::default() };
-                let conv = nn::conv2d(vs / "conv" / i, input, channels, 3, config);
+                let conv = nn::conv2d(&vs / "conv" / i, input, channels, 3, config);
                 input = channels;
-                (conv, nn::batch_norm2d(vs / "bn" / i, channels, Default::default()))
+                (conv, nn::batch_norm2d(&vs / "bn" / i, channels, Default::default()))
             })
             .collect();
-        let linear = nn::linear(vs / "classifier", stack.outputs(), 10, Default::default());
-        Classifier { stack, convs, linear, dropout: DROPOUT }
+        let linear = nn::linear(&vs / "classifier", outputs(stack), 10, Default::default());
+        TrainableClassifier { vars, stack, convs, linear, dropout: DROPOUT }
     }
 
     /// `[n, 3, 32, 32]` -> logits `[n, 10]`.
     pub fn forward(&self, images: &Tensor, train: bool) -> Tensor {
         let mut x = images.shallow_clone();
-        for ((conv, bn), Conv { pool, .. }) in self.convs.iter().zip(self.stack.0) {
+        for ((conv, bn), Conv { pool, .. }) in self.convs.iter().zip(self.stack) {
             x = bn.forward_t(&x.apply(conv), train).relu();
             if *pool {
                 x = x.max_pool2d_default(2);
@@ -106,7 +100,7 @@ impl Classifier {
     pub fn features(&self) -> Vec<(String, Tensor)> {
         let mut tensors = Vec::new();
         let mut index = 0;
-        for ((conv, bn), Conv { pool, .. }) in self.convs.iter().zip(self.stack.0) {
+        for ((conv, bn), Conv { pool, .. }) in self.convs.iter().zip(self.stack) {
             let scale = bn.ws.as_ref().expect("affine") / (&bn.running_var + BN_EPS).sqrt();
             let weight = &conv.ws * scale.view([-1, 1, 1, 1]);
             let bias = bn.bs.as_ref().expect("affine") - &bn.running_mean * &scale;
@@ -122,52 +116,54 @@ impl Classifier {
         let bias = self.linear.bs.as_ref().expect("bias");
         [("classifier.weight".into(), self.linear.ws.detach()), ("classifier.bias".into(), bias.detach())]
     }
-}
 
-/// Trains with a one-cycle learning rate, random flips and shifts. Returns the accuracy on `test`.
-pub fn train(vs: &nn::VarStore, net: &Classifier, data: (&Split, &Split), epochs: u32, seed: u64) -> Result<f64> {
-    let rate = |progress: f64| LEARNING_RATE * one_cycle(progress);
-    run(vs, net, data, (epochs, "train"), seed, rate, 2)
-}
-
-/// Goes on from `train` with a falling learning rate and less noise.
-pub fn polish(vs: &nn::VarStore, net: &mut Classifier, data: (&Split, &Split), epochs: u32, seed: u64) -> Result<f64> {
-    net.dropout = POLISH_DROPOUT;
-    run(vs, net, data, (epochs, "polish"), seed + 1, |progress| POLISH_RATE * (1.0 - progress), 0)
-}
-
-fn run(
-    vs: &nn::VarStore,
-    net: &Classifier,
-    (train, test): (&Split, &Split),
-    (epochs, phase): (u32, &str),
-    seed: u64,
-    rate: impl Fn(f64) -> f64,
-    shift: i64,
-) -> Result<f64> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut optimizer = nn::adamw(0.9, 0.999, WEIGHT_DECAY).build(vs, LEARNING_RATE)?;
-    let steps_per_epoch = train.len() as usize / BATCH;
-    let total = epochs as usize * steps_per_epoch;
-    let mut order: Vec<i64> = (0..train.len()).collect();
-    let mut step = 0;
-    for epoch in 0..epochs {
-        order.shuffle(&mut rng);
-        let mut sum = 0.0;
-        for chunk in order.chunks_exact(BATCH) {
-            optimizer.set_lr(rate(step as f64 / total as f64));
-            let (images, labels) = train.batch(&Tensor::from_slice(chunk));
-            let images = augment(&images, shift, &mut rng);
-            let logits = net.forward(&images, true);
-            let loss = logits.cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, LABEL_SMOOTHING);
-            optimizer.backward_step(&loss);
-            sum += loss.double_value(&[]);
-            step += 1;
-        }
-        let accuracy = accuracy(|x| net.forward(x, false), test);
-        println!("classifier {phase} epoch {} loss {:.4} test accuracy {accuracy:.4}", epoch + 1, sum / steps_per_epoch as f64);
+    /// Trains with a one-cycle learning rate, random flips and shifts. Returns the accuracy on the test images.
+    pub fn train(&self, data: (&Split, &Split), epochs: u32, seed: u64) -> Result<f64> {
+        self.run(data, (epochs, "train"), seed, |progress| LEARNING_RATE * one_cycle(progress), 2)
     }
-    Ok(accuracy(|x| net.forward(x, false), test))
+
+    /// Goes on from `train` with a falling learning rate and less noise.
+    pub fn polish(&mut self, data: (&Split, &Split), epochs: u32, seed: u64) -> Result<f64> {
+        self.dropout = POLISH_DROPOUT;
+        self.run(data, (epochs, "polish"), seed + 1, |progress| POLISH_RATE * (1.0 - progress), 0)
+    }
+
+    fn run(
+        &self,
+        (train, test): (&Split, &Split),
+        (epochs, phase): (u32, &str),
+        seed: u64,
+        rate: impl Fn(f64) -> f64,
+        shift: i64,
+    ) -> Result<f64> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut optimizer = nn::adamw(0.9, 0.999, WEIGHT_DECAY).build(&self.vars, LEARNING_RATE)?;
+        let steps_per_epoch = train.len() as usize / BATCH;
+        let total = epochs as usize * steps_per_epoch;
+        let mut order: Vec<i64> = (0..train.len()).collect();
+        let mut step = 0;
+        for epoch in 0..epochs {
+            order.shuffle(&mut rng);
+            let mut sum = 0.0;
+            for chunk in order.chunks_exact(BATCH) {
+                optimizer.set_lr(rate(step as f64 / total as f64));
+                let (images, labels) = train.batch(&Tensor::from_slice(chunk));
+                let images = augment(&images, shift, &mut rng);
+                let logits = self.forward(&images, true);
+                let loss = logits.cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, LABEL_SMOOTHING);
+                optimizer.backward_step(&loss);
+                sum += loss.double_value(&[]);
+                step += 1;
+            }
+            let accuracy = accuracy(|x| self.forward(x, false), test);
+            println!(
+                "classifier {phase} epoch {} loss {:.4} test accuracy {accuracy:.4}",
+                epoch + 1,
+                sum / steps_per_epoch as f64
+            );
+        }
+        Ok(accuracy(|x| self.forward(x, false), test))
+    }
 }
 
 /// Share of `split` that `logits` classifies correctly.

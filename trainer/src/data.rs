@@ -30,12 +30,10 @@ pub struct Split {
 }
 
 impl Split {
-    /// The 60,000 training images.
     pub fn train(dir: &Path) -> Result<Split> {
         Split::open(dir, "train")
     }
 
-    /// The 10,000 test images.
     pub fn test(dir: &Path) -> Result<Split> {
         Split::open(dir, "t10k")
     }
@@ -52,7 +50,6 @@ impl Split {
         Ok(Split { images, labels: Tensor::from_slice(&labels).to_kind(Kind::Int64) })
     }
 
-    /// Number of images.
     pub fn len(&self) -> i64 {
         self.labels.size()[0]
     }

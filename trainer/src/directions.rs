@@ -5,8 +5,6 @@
 //! A long step leaves the z of the training, and the pictures lose their shape; so length has a price. A generator moves less than the edit
 //! asks for; so each direction is then scaled until strength 1 is, on average, one unit. A direction that moves almost nothing is not kept.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -14,13 +12,13 @@ use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::lpips::Lpips;
 use projector::nn::{LoadError, Weights};
 use projector::{Generator, transform};
-use proto::{ModelManifest, Transform, hex_sha256};
+use proto::{ModelManifest, Transform};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::folder::{put_section, read, read_manifest, write_json};
+use crate::folder::{digests, put_section, read, read_manifest, remove, write_json};
 use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
 
 /// The file in the model folder.
@@ -168,7 +166,7 @@ struct Effect {
 }
 
 impl Effect {
-    fn measure(model: &Model, edit: Edit, w: &Tensor, samples: &Samples) -> Effect {
+    fn measure(model: &ModelNetworks, edit: Edit, w: &Tensor, samples: &Samples) -> Effect {
         let _no_grad = tch::no_grad_guard();
         let parts = |t: &Tensor| t.split(BATCH as i64, 0);
         let at = STRENGTHS.map(|a| {
@@ -211,7 +209,7 @@ struct Found {
 
 impl Found {
     /// Scales a direction so that strength 1 moves the first samples by one unit, unless it moves nothing; measures it on the others.
-    fn new(model: &Model, edit: Edit, w: &Tensor, [first, others]: &[Samples; 2]) -> Found {
+    fn new(model: &ModelNetworks, edit: Edit, w: &Tensor, [first, others]: &[Samples; 2]) -> Found {
         let gain = Effect::measure(model, edit, w, first).gain();
         let w = if gain >= LEAST { w / gain } else { w.shallow_clone() };
         Found { edit, effect: Effect::measure(model, edit, &w, others), w, gain }
@@ -223,7 +221,7 @@ impl Found {
 }
 
 /// Measures directions that were learned with `seed` on other samples.
-fn find(model: &Model, directions: &[Tensor; 3], measured: usize, seed: u64) -> Vec<Found> {
+fn find(model: &ModelNetworks, directions: &[Tensor; 3], measured: usize, seed: u64) -> Vec<Found> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(1);
     let samples = [(); 2].map(|()| Samples::draw(&*model.generator, measured, &mut rng));
@@ -231,16 +229,16 @@ fn find(model: &Model, directions: &[Tensor; 3], measured: usize, seed: u64) -> 
 }
 
 /// The networks of a model folder.
-pub struct Model {
+pub struct ModelNetworks {
     pub generator: Box<dyn Generator>,
     pub lpips: Lpips,
     /// Weight and bias of the classifier on top of that.
     classifier: Option<(Tensor, Tensor)>,
 }
 
-impl Model {
+impl ModelNetworks {
     /// Reads the folder that `manifest` describes.
-    pub fn read(dir: &Path, manifest: &ModelManifest) -> Result<Model> {
+    pub fn read(dir: &Path, manifest: &ModelManifest) -> Result<ModelNetworks> {
         let config = |file: &str| read(&dir.join(file));
         let tensors = |file: &str| read_safetensors(&dir.join(file)).map(Weights::new);
         let (files, truncation) = (&manifest.generator, manifest.generator.truncation);
@@ -254,12 +252,12 @@ impl Model {
             Err(LoadError::Missing(_)) => None,
             Err(e) => return Err(e.into()),
         };
-        Ok(Model { generator: Box::new(generator), lpips, classifier })
+        Ok(ModelNetworks { generator: Box::new(generator), lpips, classifier })
     }
 
     /// A generator and one random convolution, for tests.
     #[cfg(test)]
-    pub fn plain(generator: Box<dyn Generator>) -> Model {
+    pub fn plain(generator: crate::drawn::Drawn) -> ModelNetworks {
         use projector::nn::lpips;
         let layer = lpips::Layer::Conv { index: 0, channels: 4, kernel: 3, stride: 1, padding: 1, tap: true };
         let config = lpips::Config { shift: [0.0; 3], scale: [1.0; 3], layers: vec![layer] };
@@ -268,7 +266,7 @@ impl Model {
         let head = ("lin0.model.1.weight", tensor(&[1, 4, 1, 1]) * 0.1);
         let tensors = tensors.into_iter().chain([head]).map(|(n, t)| (n.to_owned(), t));
         let lpips = Lpips::load(&config, &mut Weights::new(tensors)).expect("fits");
-        Model { generator, lpips, classifier: None }
+        ModelNetworks { generator: Box::new(generator), lpips, classifier: None }
     }
 
     /// Predicted classes of images.
@@ -284,7 +282,7 @@ pub fn run(dir: &Path, (steps, measured): (u64, usize), seed: u64) -> Result<()>
     // More threads would add up in another order.
     tch::set_num_threads(1);
     let manifest = read_manifest(dir)?;
-    let model = Model::read(dir, &manifest)?;
+    let model = ModelNetworks::read(dir, &manifest)?;
 
     const SAID: u64 = 50;
     let mut sums = [0.0; 3];
@@ -308,24 +306,14 @@ fn write(dir: &Path, mut manifest: ModelManifest, kept: &[(String, Tensor)], sec
     if let Some(former) = manifest.directions.take() {
         manifest.sha256.remove(&former);
     }
-    remove(dir)?;
+    remove(&dir.join(FILE))?;
     if !kept.is_empty() {
-        let path = dir.join(FILE);
-        write_safetensors(&path, kept)?;
-        manifest.sha256.insert(FILE.into(), hex_sha256(&read(&path)?));
+        write_safetensors(&dir.join(FILE), kept)?;
+        manifest.sha256.extend(digests(dir, &[FILE])?);
         manifest.directions = Some(FILE.into());
     }
     put_section(dir, "Directions", section)?;
     write_json(&dir.join("model.json"), &manifest)
-}
-
-/// Removes the directions' file of a folder, if there is one: another generator needs others.
-pub fn remove(dir: &Path) -> Result<()> {
-    let path = dir.join(FILE);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
-        _ => Ok(()),
-    }
 }
 
 /// The section of the model card.
@@ -369,53 +357,28 @@ fn section(found: &[Found], r: i64, (steps, measured): (u64, usize), seed: u64) 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::drawn::Drawn;
 
-    /// A blob of light on black, which z moves by two pixels a unit in x and y and makes larger by a tenth.
-    struct Blob {
-        /// Or does not.
-        moves: bool,
-    }
-
-    impl Generator for Blob {
-        fn generate(&self, z: &Tensor, _: &Tensor) -> Tensor {
+    /// A blob of light on black, which z moves by two pixels a unit in x and y and makes larger by a tenth, if it `moves`.
+    fn blob(moves: bool) -> Drawn {
+        let draw = move |z: &Tensor, _: &Tensor| {
             let pixel = Tensor::arange(32, (Kind::Float, Device::Cpu));
-            let z = z * if self.moves { 1.0 } else { 0.0 };
+            let z = z * if moves { 1.0 } else { 0.0 };
             let at = |k: i64| z.narrow(1, k, 1).unsqueeze(2);
             let (x, y) = (pixel.view([1, 1, 32]) - (at(0) * 2.0 + 15.5), pixel.view([1, 32, 1]) - (at(1) * 2.0 + 15.5));
             let size = (at(2) * 1.1f64.ln()).exp() * 4.0;
             let light = ((x.square() + y.square()) / size.square() / -2.0).exp();
             (light.unsqueeze(1) * 2.0 - 1.0).expand([-1, 3, -1, -1], false)
-        }
-        fn embed(&self, _: i64) -> Tensor {
-            Tensor::zeros([1], (Kind::Float, Device::Cpu))
-        }
-        fn latent_dim(&self) -> i64 {
-            5
-        }
-        fn embed_dim(&self) -> i64 {
-            1
-        }
-        fn num_classes(&self) -> i64 {
-            2
-        }
-        fn latent_layer(&self) -> Tensor {
-            Tensor::eye(5, (Kind::Float, Device::Cpu))
-        }
-        fn resolution(&self) -> i64 {
-            32
-        }
-        fn weights(&self) -> Vec<(String, Tensor)> {
-            vec![]
-        }
-        fn converted(&self, _: Device, _: Kind) -> Box<dyn Generator> {
-            Box::new(Blob { moves: self.moves })
-        }
+        };
+        Drawn { latent_dim: 5, classes: 2, resolution: 32, draw: Arc::new(draw) }
     }
 
     fn blobs(moves: bool, steps: u64) -> (Vec<Found>, Vec<[f64; 3]>) {
-        let model = Model::plain(Box::new(Blob { moves }));
+        let model = ModelNetworks::plain(blob(moves));
         let mut shares = vec![];
         let directions = learn(&*model.generator, steps, 1, |_, each| shares.push(each));
         (find(&model, &directions, 300, 1), shares)

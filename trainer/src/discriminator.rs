@@ -17,7 +17,6 @@ struct Block {
     next: Option<Spectral>,
 }
 
-/// The discriminator under training.
 pub struct Discriminator {
     stem: Spectral,
     blocks: Vec<Block>,
@@ -51,50 +50,15 @@ impl Discriminator {
         }
     }
 
-    /// Power iteration on every weight.
-    pub fn iterate(&mut self) {
-        let blocks = self.blocks.iter_mut().flat_map(|b| [&mut b.conv1, &mut b.conv2].into_iter().chain(&mut b.next));
-        for s in blocks.chain([&mut self.stem, &mut self.mix, &mut self.linear, &mut self.embed]) {
-            s.iterate(1);
-        }
-    }
-
-    /// The weights divided by their spectral norms, for any number of forward passes.
-    pub fn fold(&self) -> DiscriminatorWeights<'_> {
-        DiscriminatorWeights {
-            net: self,
-            stem: self.stem.weight(),
-            blocks: self
-                .blocks
-                .iter()
-                .map(|b| (b.conv1.weight(), b.conv2.weight(), b.next.as_ref().map(Spectral::weight)))
-                .collect(),
-            mix: self.mix.weight(),
-            linear: self.linear.weight(),
-            embed: self.embed.weight(),
-        }
-    }
-}
-
-/// A discriminator ready to be applied.
-pub struct DiscriminatorWeights<'a> {
-    net: &'a Discriminator,
-    stem: Tensor,
-    blocks: Vec<(Tensor, Tensor, Option<Tensor>)>,
-    mix: Tensor,
-    linear: Tensor,
-    embed: Tensor,
-}
-
-impl DiscriminatorWeights<'_> {
-    /// Images `[n, 3, 32, 32]` in groups of one class, labels `[n]` -> scores `[n]`.
-    pub fn forward(&self, images: &Tensor, labels: &Tensor) -> Tensor {
-        let mut x = self.net.stem.conv(&images.pixel_unshuffle(2), &self.stem);
-        for (block, (w1, w2, next)) in self.net.blocks.iter().zip(&self.blocks) {
-            let h = block.conv1.conv(&x.relu(), w1);
-            x += block.conv2.conv(&h.relu(), w2);
-            if let (Some(layer), Some(w)) = (&block.next, next) {
-                x = layer.conv(&x.avg_pool2d_default(2), w);
+    /// Images `[n, 3, 32, 32]` in groups of one class, labels `[n]` -> scores `[n]`. `weight` divides a weight by its spectral norm.
+    pub fn forward(&self, images: &Tensor, labels: &Tensor, weight: fn(&Spectral) -> Tensor) -> Tensor {
+        let conv = |layer: &Spectral, x: &Tensor| layer.conv(x, &weight(layer));
+        let mut x = conv(&self.stem, &images.pixel_unshuffle(2));
+        for block in &self.blocks {
+            let h = conv(&block.conv1, &x.relu());
+            x += conv(&block.conv2, &h.relu());
+            if let Some(next) = &block.next {
+                x = conv(next, &x.avg_pool2d_default(2));
             }
         }
         let x = x.relu();
@@ -104,9 +68,9 @@ impl DiscriminatorWeights<'_> {
         let deviation = (groups.var_dim(&[1i64][..], false, false) + 1e-8).sqrt().mean_dim(dims, false, Kind::Float);
         let deviation = deviation.repeat_interleave_self_int(GROUP, 0, None).view([n, 1, 1, 1]);
         let x = Tensor::cat(&[x, deviation.expand([n, 1, height, width], false)], 1);
-        let features = self.net.mix.conv(&x, &self.mix).relu().sum_dim_intlist(&[2i64, 3][..], false, Kind::Float);
-        let score = features.linear(&self.linear, self.net.linear.bias()).squeeze_dim(1);
-        score + (self.embed.index_select(0, labels) * features).sum_dim_intlist(&[1i64][..], false, Kind::Float)
+        let features = conv(&self.mix, &x).relu().sum_dim_intlist(&[2i64, 3][..], false, Kind::Float);
+        let score = features.linear(&weight(&self.linear), self.linear.bias.as_ref()).squeeze_dim(1);
+        score + (weight(&self.embed).index_select(0, labels) * features).sum_dim_intlist(&[1i64][..], false, Kind::Float)
     }
 }
 

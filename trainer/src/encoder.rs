@@ -1,6 +1,5 @@
 //! Trains the encoder of the paper's Table 1, which predicts z from an image and its class, for any generator and on its images: the E with the least `|z - E(y, c)|^2` plus the loss (Equation 4, without a mask) of `G(E(y, c), c)` against `y = G(z, c)`.
 
-use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
@@ -10,13 +9,13 @@ use projector::loss::LossTarget;
 use projector::nn::Weights;
 use projector::nn::encoder::{Config, Encoder};
 use projector::nn::lpips::Lpips;
-use proto::{EncoderManifest, ModelManifest, Params, hex_sha256};
+use proto::{EncoderManifest, ModelManifest, Params};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::directions::{Model, Samples};
-use crate::folder::{put_section, read, read_manifest, write_json};
+use crate::directions::{ModelNetworks, Samples};
+use crate::folder::{digests, put_section, read_manifest, write_json};
 use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
 
 /// The files in the model folder: sizes and weights.
@@ -74,7 +73,7 @@ fn loss(lpips: &Lpips, images: &Tensor, targets: &Tensor) -> Tensor {
 /// Trains until `seconds` of `clock`, which starts at 0, have been spent in all; resumes from `state` if it exists. Returns the
 /// encoder's tensors and the steps.
 fn train(
-    model: &Model,
+    model: &ModelNetworks,
     config: &Config,
     (seconds, clock): (f64, &dyn Fn() -> f64),
     seed: u64,
@@ -127,34 +126,32 @@ fn train(
 
 /// Figures on samples that were not used for training.
 #[derive(Debug)]
-struct Measured {
-    /// Mean squared error of z, and of the prediction 0.
-    z: [f64; 2],
-    /// Loss of the image of the prediction, of 0, and of a random z.
+struct Errors {
+    /// Mean squared error of z: of the prediction, of 0, and of a random z.
+    z: [f64; 3],
+    /// Loss of the images of the same.
     image: [f64; 3],
 }
 
-impl Measured {
-    fn new(model: &Model, encoder: &Encoder, samples: usize, seed: u64) -> Measured {
+impl Errors {
+    fn measure(model: &ModelNetworks, encoder: &Encoder, samples: usize, seed: u64) -> Errors {
         let _no_grad = tch::no_grad_guard();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(1);
         let batches = samples / BATCH;
-        let mut measured = Measured { z: [0.0; 2], image: [0.0; 3] };
+        let mut errors = Errors { z: [0.0; 3], image: [0.0; 3] };
         for _ in 0..batches {
             let Samples { z, c, .. } = Samples::draw(&*model.generator, BATCH, &mut rng);
             let random = Samples::draw(&*model.generator, BATCH, &mut rng).z;
             let images = model.generator.generate(&z, &c);
             let guesses = [encoder.encode(&images, &c), z.zeros_like(), random];
             let mean = |t: Tensor| t.mean(Kind::Float).double_value(&[]) / batches as f64;
-            for (sum, guess) in measured.z.iter_mut().zip(&guesses) {
-                *sum += mean((guess - &z).square());
-            }
-            for (sum, guess) in measured.image.iter_mut().zip(&guesses) {
-                *sum += mean(loss(&model.lpips, &model.generator.generate(guess, &c), &images));
+            for (k, guess) in guesses.iter().enumerate() {
+                errors.z[k] += mean((guess - &z).square());
+                errors.image[k] += mean(loss(&model.lpips, &model.generator.generate(guess, &c), &images));
             }
         }
-        measured
+        errors
     }
 }
 
@@ -162,7 +159,7 @@ impl Measured {
 /// the training is kept under `work`.
 pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64) -> Result<()> {
     let manifest = read_manifest(dir)?;
-    let model = Model::read(dir, &manifest)?;
+    let model = ModelNetworks::read(dir, &manifest)?;
     let config = config(&*model.generator);
     // The encoder of another generator is useless.
     let digest = &manifest.sha256[&manifest.generator.weights];
@@ -171,7 +168,7 @@ pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64
     let (tensors, steps) = train(&model, &config, (60.0 * minutes, &|| started.elapsed().as_secs_f64()), seed, &state)?;
     let numbers: usize = tensors.iter().map(|(_, t)| t.numel()).sum();
     let encoder = Encoder::load(&config, &mut Weights::new(tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone()))))?;
-    let Measured { z, image } = Measured::new(&model, &encoder, measured, seed);
+    let Errors { z, image } = Errors::measure(&model, &encoder, measured, seed);
     let section = format!(
         "`{}` guesses z from an image and its class ({numbers} numbers). Trained on samples of the generator for {minutes} minutes\n\
         ({steps} steps of Adam with batch {BATCH}, {LR} falling to zero, seed {seed}) to have the least `|z - E(y, c)|^2` plus the loss of\n\
@@ -189,74 +186,38 @@ pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64
 fn write(dir: &Path, mut manifest: ModelManifest, config: &Config, tensors: &[(String, Tensor)], section: &str) -> Result<()> {
     write_json(&dir.join(FILES[0]), config)?;
     write_safetensors(&dir.join(FILES[1]), tensors)?;
-    for file in FILES {
-        manifest.sha256.insert(file.into(), hex_sha256(&read(&dir.join(file))?));
-    }
+    manifest.sha256.extend(digests(dir, &FILES)?);
     manifest.encoder = Some(EncoderManifest { config: FILES[0].into(), weights: FILES[1].into() });
     put_section(dir, "Encoder", section)?;
     write_json(&dir.join("model.json"), &manifest)
 }
 
-/// Removes the encoder's files of a folder, if there are any: another generator needs another.
-pub fn remove(dir: &Path) -> Result<()> {
-    for path in FILES.map(|file| dir.join(file)) {
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("cannot remove {}", path.display()));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::fs;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::drawn::Drawn;
+    use crate::folder::read;
 
     /// A light that z moves in x and y, on black; its colour is the class.
-    struct Light;
-
-    impl Generator for Light {
-        fn generate(&self, z: &Tensor, c: &Tensor) -> Tensor {
+    fn light() -> Drawn {
+        let draw = |z: &Tensor, c: &Tensor| {
             let pixel = Tensor::arange(16, (Kind::Float, Device::Cpu)) - 7.5;
             let at = |k: i64| z.narrow(1, k, 1).unsqueeze(2) * 2.0;
             let far = (pixel.view([1, 1, 16]) - at(0)).square() + (pixel.view([1, 16, 1]) - at(1)).square();
             let light = (far / -8.0).exp().unsqueeze(1);
             light * c.view([-1, 3, 1, 1]) * 2.0 - 1.0
-        }
-        fn embed(&self, class: i64) -> Tensor {
-            Tensor::eye(3, (Kind::Float, Device::Cpu)).get(class)
-        }
-        fn latent_dim(&self) -> i64 {
-            2
-        }
-        fn embed_dim(&self) -> i64 {
-            3
-        }
-        fn num_classes(&self) -> i64 {
-            3
-        }
-        fn latent_layer(&self) -> Tensor {
-            Tensor::eye(2, (Kind::Float, Device::Cpu))
-        }
-        fn resolution(&self) -> i64 {
-            16
-        }
-        fn weights(&self) -> Vec<(String, Tensor)> {
-            vec![]
-        }
-        fn converted(&self, _: Device, _: Kind) -> Box<dyn Generator> {
-            Box::new(Light)
-        }
+        };
+        Drawn { latent_dim: 2, classes: 3, resolution: 16, draw: Arc::new(draw) }
     }
 
     #[test]
     fn an_encoder_learns_what_its_generator_does_and_goes_on_where_it_was_stopped() {
-        let model = Model::plain(Box::new(Light));
-        let config = config(&Light);
+        let model = ModelNetworks::plain(light());
+        let config = config(&light());
         let work = tempfile::tempdir().unwrap();
         // A second for each step.
         let train = |seconds: f64, state: &str| {
@@ -267,17 +228,17 @@ mod tests {
         };
         let (untrained, steps) = train(0.0, "untrained");
         assert_eq!(steps, 0);
-        let before = Measured::new(&model, &untrained, 128, 1);
+        let before = Errors::measure(&model, &untrained, 128, 1);
         assert_eq!(train(60.0, "half").1, 60);
         let (trained, steps) = train(150.0, "half");
         assert_eq!(steps, 150);
-        let after = Measured::new(&model, &trained, 128, 1);
+        let after = Errors::measure(&model, &trained, 128, 1);
         assert!(after.z[0] < 0.2 * after.z[1] && after.image[0] < 0.5 * after.image[1], "{after:?}");
         assert!(before.z[0] > after.z[1] && before.z[1] == after.z[1], "{before:?} {after:?}");
         // What is finished is not trained any more.
         let (again, steps) = train(150.0, "half");
         assert_eq!(steps, 150);
-        assert_eq!(Measured::new(&model, &again, 128, 1).z, after.z);
+        assert_eq!(Errors::measure(&model, &again, 128, 1).z, after.z);
     }
 
     #[test]

@@ -9,14 +9,13 @@ use projector::nn::{Weights, lpips};
 use projector::{Generator as _, nn::lpips::Lpips};
 use proto::{
     ClassifierKind, ClassifierManifest, GeneratorKind, GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest,
-    hex_sha256,
 };
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::class_variance;
-use crate::classifier::{self, Classifier, Conv, Stack, accuracy};
+use crate::classifier::{self, Conv, Stack, TrainableClassifier, accuracy};
 use crate::data::{CLASSES, SIZE, SUPER_CLASSES, Split};
-use crate::folder::write_json;
+use crate::folder::{digests, remove, write_json};
 use crate::gan::{Average, averaged_generator};
 use crate::generator::Config;
 use crate::vars::write_safetensors;
@@ -35,7 +34,7 @@ const OBJECT_THRESHOLD: f64 = -0.8;
 
 /// Measurements of an exported model, for its card.
 #[derive(Debug, serde::Serialize)]
-pub struct Measured {
+pub struct ModelMeasurements {
     /// Share of the real test images that the classifier classifies correctly.
     pub classifier_accuracy: f64,
     /// Share of generated samples that get their intended class.
@@ -54,20 +53,17 @@ pub struct Measured {
 pub fn export(
     config: &Config,
     average: &Average,
-    classifier: &Classifier,
+    classifier: &TrainableClassifier,
     (train, test): (&Split, &Split),
     out: &Path,
     how: &str,
-) -> Result<Measured> {
+) -> Result<ModelMeasurements> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let perceptual = write_perceptual(classifier, out)?;
-    let perceptual_config = perceptual_config(classifier::MODEL);
-    let perceptual_map: BTreeMap<String, Tensor> = perceptual.into_iter().collect();
-    let mut weights = Weights::new(perceptual_map.iter().map(|(n, t)| (n.clone(), t.shallow_clone())));
-    let lpips = Lpips::load(&perceptual_config, &mut weights)?;
-    let (cw, cb) = (perceptual_map["classifier.weight"].shallow_clone(), perceptual_map["classifier.bias"].shallow_clone());
+    let mut weights = Weights::new(write_perceptual(classifier, classifier.head(), out)?);
+    let lpips = Lpips::load(&perceptual_config(classifier::MODEL), &mut weights)?;
+    let (weight, bias) = (weights.take_any("classifier.weight", 2)?, weights.take_any("classifier.bias", 1)?);
     let features = |x: &Tensor| lpips.last(x);
-    let logits = |x: &Tensor| features(x).flatten(1, -1).linear(&cw, Some(&cb));
+    let logits = |x: &Tensor| features(x).flatten(1, -1).linear(&weight, Some(&bias));
 
     let tensors = with_statistics(config, average)?;
     write_safetensors(&out.join("generator.safetensors"), &tensors)?;
@@ -82,12 +78,10 @@ pub fn export(
     let test_by_class: Vec<i64> = test.by_class().into_iter().flatten().collect();
     let (real, _) = test.batch(&Tensor::from_slice(&test_by_class));
     let pooled = |x: &Tensor| batched(x, |x| features(x).mean_dim(&[2i64, 3][..], false, Kind::Float));
-    let train_features = {
-        let index = Tensor::arange(train.len(), (Kind::Int64, Device::Cpu));
-        let parts: Vec<Tensor> = index.split(2000, 0).iter().map(|i| pooled(&train.batch(i).0)).collect();
-        Tensor::cat(&parts, 0)
-    };
-    let measured = Measured {
+    let whole = Tensor::arange(train.len(), (Kind::Int64, Device::Cpu));
+    let train_features: Vec<Tensor> = whole.split(2000, 0).iter().map(|index| pooled(&train.batch(index).0)).collect();
+    let train_features = Tensor::cat(&train_features, 0);
+    let measured = ModelMeasurements {
         classifier_accuracy: accuracy(logits, test),
         intended_class: hits.mean(Kind::Double).double_value(&[]),
         intended_by_class: Vec::try_from(&by_class)?,
@@ -101,36 +95,28 @@ pub fn export(
     Ok(measured)
 }
 
-/// Writes the perceptual network; returns its tensors.
-fn write_perceptual(classifier: &Classifier, out: &Path) -> Result<Vec<(String, Tensor)>> {
-    let tensors = classifier.features().into_iter().chain(classifier.head()).chain(heads(classifier::MODEL)).collect::<Vec<_>>();
-    write_network(&tensors, classifier::MODEL, out)?;
+/// Writes `perceptual.safetensors` (feature maps, LPIPS' heads, and `more`) and `perceptual.json`; returns the tensors.
+pub fn write_perceptual(
+    classifier: &TrainableClassifier,
+    more: impl IntoIterator<Item = (String, Tensor)>,
+    out: &Path,
+) -> Result<Vec<(String, Tensor)>> {
+    // No human judgements exist for these networks: every channel counts the same.
+    let head = |channels: i64| Tensor::full([1, channels, 1, 1], HEAD, (Kind::Float, Device::Cpu));
+    let taps = classifier.stack.iter().filter(|conv| conv.tap).enumerate();
+    let heads = taps.map(|(k, conv)| (format!("lin{k}.model.1.weight"), head(conv.channels)));
+    let tensors: Vec<_> = classifier.features().into_iter().chain(more).chain(heads).collect();
+    write_safetensors(&out.join("perceptual.safetensors"), &tensors)?;
+    write_json(&out.join("perceptual.json"), &perceptual_config(classifier.stack))?;
     Ok(tensors)
-}
-
-/// LPIPS' heads. No human judgements exist for these networks: every channel counts the same.
-pub fn heads(stack: Stack) -> impl Iterator<Item = (String, Tensor)> {
-    stack.0.iter().filter(|conv| conv.tap).enumerate().map(|(k, conv)| {
-        let head = Tensor::full([1, conv.channels, 1, 1], HEAD, (Kind::Float, Device::Cpu));
-        (format!("lin{k}.model.1.weight"), head)
-    })
-}
-
-/// Writes `perceptual.safetensors` and `perceptual.json`.
-pub fn write_network(tensors: &[(String, Tensor)], stack: Stack, out: &Path) -> Result<()> {
-    write_safetensors(&out.join("perceptual.safetensors"), tensors)?;
-    write_json(&out.join("perceptual.json"), &perceptual_config(stack))
 }
 
 /// Writes `model.json` for the files of the folder, and removes directions and encoder of an earlier generator. Returns the model's name.
 fn write_manifest(objects: ObjectsManifest, out: &Path) -> Result<String> {
-    directions::remove(out)?;
-    encoder::remove(out)?;
-    let files = ["config.json", "generator.safetensors", "perceptual.json", "perceptual.safetensors"];
-    let mut sha256 = BTreeMap::new();
-    for file in files {
-        sha256.insert(file.to_owned(), hex_sha256(&std::fs::read(out.join(file))?));
+    for file in [directions::FILE].iter().chain(&encoder::FILES) {
+        remove(&out.join(file))?;
     }
+    let files = ["config.json", "generator.safetensors", "perceptual.json", "perceptual.safetensors"];
     let name = out.file_name().context("the output folder has no name")?.to_string_lossy().into_owned();
     let manifest = ModelManifest {
         format: 1,
@@ -152,7 +138,7 @@ fn write_manifest(objects: ObjectsManifest, out: &Path) -> Result<String> {
         super_classes: SUPER_CLASSES.map(String::from).to_vec(),
         directions: None,
         objects,
-        sha256,
+        sha256: digests(out, &files)?,
     };
     write_json(&out.join("model.json"), &manifest)?;
     Ok(name)
@@ -161,7 +147,7 @@ fn write_manifest(objects: ObjectsManifest, out: &Path) -> Result<String> {
 fn perceptual_config(stack: Stack) -> lpips::Config {
     let mut layers = Vec::new();
     let mut index = 0;
-    for &Conv { channels, pool, tap } in stack.0 {
+    for &Conv { channels, pool, tap } in stack {
         layers.push(lpips::Layer::Conv { index, channels, kernel: 3, stride: 1, padding: 1, tap });
         index += 2;
         if pool {
@@ -177,29 +163,24 @@ fn perceptual_config(stack: Stack) -> lpips::Config {
 fn with_statistics(config: &Config, average: &Average) -> Result<Vec<(String, Tensor)>> {
     let (vars, generator) = averaged_generator(config, average)?;
     let labels = Tensor::arange(config.num_classes, (Kind::Int64, Device::Cpu)).repeat([STATISTICS_PER_CLASS]);
-    let mut tables: BTreeMap<String, (Vec<Tensor>, Vec<Tensor>)> = BTreeMap::new();
+    let mut tables: BTreeMap<String, [Vec<Tensor>; 2]> = BTreeMap::new();
     for row in 0..config.n_stats {
         let truncation = row as f64 / (config.n_stats - 1) as f64;
-        let mut sums: BTreeMap<String, (Tensor, Tensor)> = BTreeMap::new();
         for _ in 0..STATISTICS_BATCHES {
             let z = Tensor::randn([labels.size()[0], config.z_dim], (Kind::Float, Device::Cpu)).fmod(2.0) * truncation;
             for (name, mean, variance) in generator.statistics(&z, &labels) {
-                match sums.get_mut(&name) {
-                    Some((m, v)) => (*m, *v) = (&*m + mean, &*v + variance),
-                    None => drop(sums.insert(name, (mean, variance))),
-                }
+                let [means, variances] = tables.entry(name).or_default();
+                means.push(mean);
+                variances.push(variance);
             }
-        }
-        for (name, (mean, variance)) in sums {
-            let (means, variances) = tables.entry(name).or_default();
-            means.push(mean / STATISTICS_BATCHES as f64);
-            variances.push(variance / STATISTICS_BATCHES as f64);
         }
     }
     let mut tensors = vars.tensors();
-    for (name, (means, variances)) in tables {
-        tensors.push((format!("{name}.running_means"), Tensor::stack(&means, 0)));
-        tensors.push((format!("{name}.running_vars"), Tensor::stack(&variances, 0)));
+    for (name, statistics) in tables {
+        for (kind, batches) in ["means", "vars"].into_iter().zip(statistics) {
+            let rows = Tensor::stack(&batches, 0).view([config.n_stats, STATISTICS_BATCHES, -1]);
+            tensors.push((format!("{name}.running_{kind}"), rows.mean_dim(&[1i64][..], false, Kind::Float)));
+        }
     }
     Ok(tensors)
 }
@@ -207,14 +188,7 @@ fn with_statistics(config: &Config, average: &Average) -> Result<Vec<(String, Te
 /// `per_class` images of each class, in class order, z as the search draws it.
 pub fn sample(generator: &BigganDeep, per_class: i64, classes: i64) -> Tensor {
     let parts: Vec<Tensor> = (0..classes)
-        .flat_map(|class| {
-            let mut left = per_class;
-            std::iter::from_fn(move || {
-                let n = left.min(250);
-                left -= n;
-                (n > 0).then_some((class, n))
-            })
-        })
+        .flat_map(|class| (0..per_class).step_by(250).map(move |start| (class, (per_class - start).min(250))))
         .map(|(class, n)| {
             let z = Tensor::randn([n, generator.latent_dim()], (Kind::Float, Device::Cpu)).fmod(2.0);
             generator.generate(&z, &generator.embed(class).unsqueeze(0).repeat([n, 1]))
@@ -263,33 +237,19 @@ fn objects(images: &Tensor) -> ObjectsManifest {
     ObjectsManifest { center: (y, x), size: (height, width) }
 }
 
-fn card(name: &str, m: &Measured, how: &str) -> String {
+fn card(name: &str, m: &ModelMeasurements, how: &str) -> String {
     let by_class: String =
         CLASSES.iter().zip(&m.intended_by_class).map(|(c, v)| format!("| {c} | {:.1} % |\n", 100.0 * v)).collect();
     format!(
-        "# {name}\n\n\
-        A class-conditional BigGAN-deep of 32 x 32 pixels, trained on the 60,000 training images of Fashion-MNIST (MIT licence,\n\
-        Zalando), and a small convolutional classifier of the same data, which predicts classes and is the perceptual network.\n\n\
-        Files are named with their SHA-256 in `model.json`. The generator has the layout of pytorch-pretrained-BigGAN\n\
-        (`config.json`), statistics for 51 truncations; the search uses truncation 1.\n\n\
-        ## How it was trained\n\n{how}\n\n\
-        ## What was measured\n\n\
-        | | |\n|---|---|\n\
-        | classifier, accuracy on the 10,000 real test images | {:.2} % |\n\
-        | 10,000 generated samples given their intended class | {:.2} % |\n\
-        | variance of pixels within a class, generated over real (test) | {:.3} |\n\
-        | Frechet distance to the training images in the classifier's pooled features, generated | {:.5} |\n\
-        | the same, real test images | {:.5} |\n\n\
-        Every channel has weight 0.1 in LPIPS: no human judgements exist for it.\n\n\
-        Intended class by class:\n\n| class | |\n|---|---|\n{by_class}\n\
-        ## Limits\n\nSmall grey pictures of clothes on black. It is there so that the whole method can be run, tested and compared on any\n\
-        machine; it says nothing about photographs. All objects are centred, so a direction can shift them by a pixel or two; beyond\n\
-        that pictures turn to mush.\n",
-        100.0 * m.classifier_accuracy,
-        100.0 * m.intended_class,
-        m.variance_ratio,
-        m.frechet_generated,
-        m.frechet_test,
+        include_str!("../cards/model.md"),
+        name = name,
+        how = how,
+        by_class = by_class,
+        accuracy = 100.0 * m.classifier_accuracy,
+        intended = 100.0 * m.intended_class,
+        variance = m.variance_ratio,
+        frechet_generated = m.frechet_generated,
+        frechet_test = m.frechet_test,
     )
 }
 
@@ -298,10 +258,10 @@ fn card(name: &str, m: &Measured, how: &str) -> String {
 pub fn random_model(out: &Path) {
     let config = Config { z_dim: 8, class_embed_dim: 8, channel_width: 4, n_stats: 2, ..crate::generator::fashion32() };
     let mut vars = crate::vars::Vars::default();
-    crate::generator::Generator::new(&mut vars, &config);
+    crate::generator::TrainableGenerator::new(&mut vars, &config);
     write_safetensors(&out.join("generator.safetensors"), &with_statistics(&config, &vars.tensors()).unwrap()).unwrap();
     write_json(&out.join("config.json"), &config).unwrap();
-    let vs = tch::nn::VarStore::new(Device::Cpu);
-    write_perceptual(&Classifier::new(&vs.root(), classifier::MODEL), out).unwrap();
+    let classifier = TrainableClassifier::new(classifier::MODEL);
+    write_perceptual(&classifier, classifier.head(), out).unwrap();
     write_manifest(ObjectsManifest { center: (16.0, 16.0), size: (20.0, 20.0) }, out).unwrap();
 }

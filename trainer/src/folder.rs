@@ -1,10 +1,12 @@
 //! Files of a model folder.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use proto::ModelManifest;
+use proto::{ModelManifest, hex_sha256};
 
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
@@ -24,11 +26,24 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Removes a file, if it is there.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// The SHA-256 of files of a model folder, by name.
+pub fn digests(dir: &Path, files: &[&str]) -> Result<BTreeMap<String, String>> {
+    files.iter().map(|file| Ok(((*file).to_owned(), hex_sha256(&read(&dir.join(file))?)))).collect()
+}
+
 /// Writes a section of the model card: it replaces the section with that heading, or becomes the last.
 pub fn put_section(dir: &Path, heading: &str, section: &str) -> Result<()> {
     let path = dir.join("README.md");
     let card = match fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
             format!("# {}\n", dir.file_name().unwrap_or_default().to_string_lossy())
         }
         card => card.with_context(|| format!("cannot read {}", path.display()))?,

@@ -1,6 +1,7 @@
 //! Adversarial training: hinge loss, two discriminator steps for each generator step, an exponential moving average of the
 //! *folded* weights. (An average of u and v would spoil sigma and turn samples into blocks.)
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::data::{CLASSES, Split};
 use crate::discriminator::{Discriminator, GROUP, group_labels};
-use crate::generator::{Config, Folded, Generator};
+use crate::generator::{Config, Spectral, TrainableGenerator};
 use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
 
 const GROUPS: usize = 12;
@@ -30,7 +31,7 @@ pub const HOW: &str = "Hinge loss, projection discriminator with spectral norm a
 one class as a feature, two discriminator steps of batch 48 + 48 for each generator step of batch 48, Adam (0, 0.99) at 4e-4 and \
 6e-4 falling to zero over the last 40 %, moving average (0.998) of the folded weights, statistics measured for each truncation.";
 
-/// The averaged generator: tensors by checkpoint name.
+/// Tensors of a generator by checkpoint name.
 pub type Average = Vec<(String, Tensor)>;
 
 /// Trains for `steps` generator steps, resuming from `state` if it exists. Returns the averaged weights.
@@ -38,8 +39,8 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
     tch::manual_seed(seed as i64);
     let mut vars_g = Vars::default();
     let mut vars_d = Vars::default();
-    let mut generator = Generator::new(&mut vars_g, config);
-    let mut discriminator = Discriminator::new(&mut vars_d, config.num_classes);
+    let generator = TrainableGenerator::new(&mut vars_g, config);
+    let discriminator = Discriminator::new(&mut vars_d, config.num_classes);
     let mut average: Average = Vec::new();
     let mut first = 0;
     if state.exists() {
@@ -65,9 +66,9 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
             let (real, real_labels) = real_batch(data, &by_class, &mut rng);
             let (z, labels) = latent_batch(config, &mut rng);
             let fake = no_grad(|| generator.forward(&z, &labels).0);
-            discriminator.iterate();
-            let weights = discriminator.fold();
-            let scores = weights.forward(&Tensor::cat(&[real, fake], 0), &Tensor::cat(&[real_labels, labels], 0));
+            vars_d.iterate(1);
+            let (images, labels) = (Tensor::cat(&[real, fake], 0), Tensor::cat(&[real_labels, labels], 0));
+            let scores = discriminator.forward(&images, &labels, Spectral::weight);
             let loss = (-scores.narrow(0, 0, BATCH) + 1.0).relu().mean(Kind::Float)
                 + (scores.narrow(0, BATCH, BATCH) + 1.0).relu().mean(Kind::Float);
             let gradients = Tensor::run_backward(&[&loss], &vars_d.parameters(), false, false);
@@ -76,12 +77,9 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
         }
 
         let (z, labels) = latent_batch(config, &mut rng);
-        for spectral in generator.spectral_mut() {
-            spectral.iterate(1);
-        }
+        vars_g.iterate(1);
         let (fake, folded) = generator.forward(&z, &labels);
-        let weights = no_grad(|| discriminator.fold());
-        let loss = -weights.forward(&fake, &labels).mean(Kind::Float);
+        let loss = -discriminator.forward(&fake, &labels, Spectral::constant_weight).mean(Kind::Float);
         let gradients = Tensor::run_backward(&[&loss], &vars_g.parameters(), false, false);
         update_average(&mut average, &vars_g, folded, step);
         vars_g.adam_step(&gradients, LR_GENERATOR * rate, ADAM);
@@ -118,31 +116,29 @@ pub fn read_average(state: &Path) -> Result<(Average, i64)> {
     Ok((averaged(&tensors), step))
 }
 
-fn averaged(tensors: &std::collections::HashMap<String, Tensor>) -> Average {
+fn averaged(tensors: &HashMap<String, Tensor>) -> Average {
     tensors.iter().filter_map(|(n, t)| n.strip_prefix("average.").map(|n| (n.to_owned(), t.shallow_clone()))).collect()
 }
 
 /// The averaged generator, its u and v recovered by power iteration.
-pub fn averaged_generator(config: &Config, average: &Average) -> Result<(Vars, Generator)> {
+pub fn averaged_generator(config: &Config, average: &Average) -> Result<(Vars, TrainableGenerator)> {
     let mut vars = Vars::default();
-    let mut generator = Generator::new(&mut vars, config);
+    let generator = TrainableGenerator::new(&mut vars, config);
     vars.assign(average)?;
-    for spectral in generator.spectral_mut() {
-        spectral.iterate(100);
-    }
+    vars.iterate(100);
     Ok((vars, generator))
 }
 
-fn update_average(average: &mut Average, vars: &Vars, folded: Folded, step: u64) {
+fn update_average(average: &mut Average, vars: &Vars, folded: Average, step: u64) {
     no_grad(|| {
         let plain = vars.parameters_named().filter(|(n, _)| !n.ends_with("weight_orig"));
-        let now = folded.0.into_iter().map(|(n, t)| (n, t.detach())).chain(plain.map(|(n, t)| (n.to_owned(), t.detach())));
+        let now = folded.into_iter().map(|(n, t)| (n, t.detach())).chain(plain.map(|(n, t)| (n.to_owned(), t.detach())));
         if average.is_empty() {
             *average = now.map(|(n, t)| (n, t.copy())).collect();
             return;
         }
         let decay = EMA_DECAY.min((1.0 + step as f64) / (10.0 + step as f64));
-        let mut by_name: std::collections::HashMap<String, Tensor> = now.collect();
+        let mut by_name: HashMap<String, Tensor> = now.collect();
         for (name, mean) in average.iter_mut() {
             let value = by_name.remove(name).expect("the parameters have the same names at each step");
             let _ = mean.lerp_(&value, 1.0 - decay);

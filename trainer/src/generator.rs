@@ -5,7 +5,7 @@
 pub use projector::nn::biggan_deep::Config;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::vars::Vars;
+use crate::vars::{Vars, matrix};
 
 /// The bundled 32x32 generator.
 pub fn fashion32() -> Config {
@@ -29,7 +29,7 @@ pub type Statistics = Vec<(String, Tensor, Tensor)>;
 pub struct Spectral {
     name: String,
     orig: Tensor,
-    bias: Option<Tensor>,
+    pub bias: Option<Tensor>,
     u: Tensor,
     v: Tensor,
 }
@@ -38,37 +38,20 @@ impl Spectral {
     /// A weight of `shape` (output channels first), orthogonal at the start.
     pub fn new(vars: &mut Vars, name: &str, shape: &[i64], bias: bool) -> Spectral {
         let orig = vars.parameter(&format!("{name}.weight_orig"), orthogonal(shape));
-        let columns = shape[1..].iter().product::<i64>();
-        let mut spectral = Spectral {
-            name: name.to_owned(),
-            orig,
-            bias: bias.then(|| vars.parameter(&format!("{name}.bias"), Tensor::zeros(&shape[..1], FLOAT))),
-            u: vars.buffer(&format!("{name}.weight_u"), unit(&Tensor::randn(&shape[..1], FLOAT))),
-            v: vars.buffer(&format!("{name}.weight_v"), unit(&Tensor::randn([columns], FLOAT))),
-        };
-        spectral.iterate(10);
-        spectral
-    }
-
-    fn matrix(&self) -> Tensor {
-        self.orig.reshape([self.orig.size()[0], -1])
-    }
-
-    /// Power iterations on u and v.
-    pub fn iterate(&mut self, times: u32) {
-        no_grad(|| {
-            let w = self.matrix();
-            for _ in 0..times {
-                self.v.copy_(&unit(&w.tr().mv(&self.u)));
-                self.u.copy_(&unit(&w.mv(&self.v)));
-            }
-        });
+        let bias = bias.then(|| vars.parameter(&format!("{name}.bias"), Tensor::zeros(&shape[..1], FLOAT)));
+        let [u, v] = vars.spectral(name, &orig);
+        Spectral { name: name.to_owned(), orig, bias, u, v }
     }
 
     /// `W_orig / sigma`, differentiable.
     pub fn weight(&self) -> Tensor {
-        let sigma = self.u.dot(&self.matrix().mv(&self.v));
+        let sigma = self.u.dot(&matrix(&self.orig).mv(&self.v));
         &self.orig / sigma
+    }
+
+    /// `W_orig / sigma`, a constant.
+    pub fn constant_weight(&self) -> Tensor {
+        no_grad(|| self.weight())
     }
 
     /// Convolution with `weight`, padded to keep the size.
@@ -76,18 +59,9 @@ impl Spectral {
         let pad = weight.size()[2] / 2;
         x.conv2d(weight, self.bias.as_ref(), [1, 1], [pad, pad], [1, 1], 1)
     }
-
-    /// Bias, if there is one.
-    pub fn bias(&self) -> Option<&Tensor> {
-        self.bias.as_ref()
-    }
 }
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-
-fn unit(x: &Tensor) -> Tensor {
-    x / x.norm().clamp_min(1e-12)
-}
 
 fn orthogonal(shape: &[i64]) -> Tensor {
     let columns = shape[1..].iter().product::<i64>();
@@ -95,14 +69,6 @@ fn orthogonal(shape: &[i64]) -> Tensor {
     let g = Tensor::randn(if tall { [shape[0], columns] } else { [columns, shape[0]] }, FLOAT);
     let (q, _) = Tensor::linalg_qr(&g, "reduced");
     if tall { q } else { q.tr() }.contiguous().view(shape)
-}
-
-/// How batch normalisation gets its statistics.
-enum Norm<'a> {
-    /// From the batch.
-    Batch,
-    /// From the batch, and noted down.
-    Collect(&'a mut Statistics),
 }
 
 struct ConditionalNorm {
@@ -120,31 +86,41 @@ impl ConditionalNorm {
         }
     }
 
-    fn forward(&self, x: &Tensor, cond: &Tensor, weights: &mut Folded, norm: &mut Norm, eps: f64) -> Tensor {
-        let scale = cond.matmul(&weights.of(&self.scale).tr()) + 1.0;
-        let offset = cond.matmul(&weights.of(&self.offset).tr());
-        let normal = normalise(x, &self.name, norm, eps);
+    fn forward(&self, x: &Tensor, cond: &Tensor, pass: &mut Pass) -> Tensor {
+        let scale = cond.matmul(&pass.weight(&self.scale).tr()) + 1.0;
+        let offset = cond.matmul(&pass.weight(&self.offset).tr());
+        let normal = pass.normalise(x, &self.name);
         offset.unsqueeze(-1).unsqueeze(-1).addcmul(&normal, &scale.unsqueeze(-1).unsqueeze(-1))
     }
 }
 
-fn normalise(x: &Tensor, name: &str, norm: &mut Norm, eps: f64) -> Tensor {
-    if let Norm::Collect(statistics) = norm {
-        let dims: &[i64] = &[0, 2, 3];
-        statistics.push((name.to_owned(), x.mean_dim(dims, false, None), x.var_dim(dims, false, false)));
-    }
-    x.batch_norm::<Tensor>(None, None, None, None, true, 0.0, eps, false)
+/// A forward pass, and what it leaves.
+struct Pass {
+    eps: f64,
+    /// Weights divided by their spectral norm, by name, for the average.
+    folded: Vec<(String, Tensor)>,
+    /// Noted where they are wanted.
+    statistics: Option<Statistics>,
 }
 
-/// Weights divided by their spectral norm, by layer name; computed once per forward pass, kept for the average.
-#[derive(Default)]
-pub struct Folded(pub Vec<(String, Tensor)>);
-
-impl Folded {
-    fn of(&mut self, spectral: &Spectral) -> Tensor {
+impl Pass {
+    fn weight(&mut self, spectral: &Spectral) -> Tensor {
         let weight = spectral.weight();
-        self.0.push((format!("{}.weight_orig", spectral.name), weight.shallow_clone()));
+        self.folded.push((format!("{}.weight_orig", spectral.name), weight.shallow_clone()));
         weight
+    }
+
+    fn conv(&mut self, x: &Tensor, spectral: &Spectral) -> Tensor {
+        spectral.conv(x, &self.weight(spectral))
+    }
+
+    /// Batch normalisation with the statistics of the batch.
+    fn normalise(&mut self, x: &Tensor, name: &str) -> Tensor {
+        if let Some(statistics) = &mut self.statistics {
+            let dims: &[i64] = &[0, 2, 3];
+            statistics.push((name.to_owned(), x.mean_dim(dims, false, None), x.var_dim(dims, false, false)));
+        }
+        x.batch_norm::<Tensor>(None, None, None, None, true, 0.0, self.eps, false)
     }
 }
 
@@ -170,14 +146,14 @@ impl Block {
         }
     }
 
-    fn forward(&self, x: &Tensor, cond: &Tensor, weights: &mut Folded, norm: &mut Norm, eps: f64) -> Tensor {
+    fn forward(&self, x: &Tensor, cond: &Tensor, pass: &mut Pass) -> Tensor {
         let mut h = x.shallow_clone();
         for (j, (bn, conv)) in self.norms.iter().zip(&self.convs).enumerate() {
-            h = bn.forward(&h, cond, weights, norm, eps).relu();
+            h = bn.forward(&h, cond, pass).relu();
             if j == 1 && self.up {
                 h = upsample(&h);
             }
-            h = conv.conv(&h, &weights.of(conv));
+            h = pass.conv(&h, conv);
         }
         let skip = if self.input == self.output { x.shallow_clone() } else { x.narrow(1, 0, self.input / 2) };
         h + if self.up { upsample(&skip) } else { skip }
@@ -210,54 +186,50 @@ impl Attention {
         }
     }
 
-    fn forward(&self, x: &Tensor, weights: &mut Folded) -> Tensor {
+    fn forward(&self, x: &Tensor, pass: &mut Pass) -> Tensor {
         let (n, c, h, w) = x.size4().expect("four dimensions");
-        let theta = self.theta.conv(x, &weights.of(&self.theta)).view([n, c / 8, h * w]);
-        let phi = self.phi.conv(x, &weights.of(&self.phi)).max_pool2d_default(2).view([n, c / 8, h * w / 4]);
-        let g = self.g.conv(x, &weights.of(&self.g)).max_pool2d_default(2).view([n, c / 2, h * w / 4]);
+        let theta = pass.conv(x, &self.theta).view([n, c / 8, h * w]);
+        let phi = pass.conv(x, &self.phi).max_pool2d_default(2).view([n, c / 8, h * w / 4]);
+        let g = pass.conv(x, &self.g).max_pool2d_default(2).view([n, c / 2, h * w / 4]);
         let attention = theta.transpose(1, 2).bmm(&phi).softmax(-1, None);
         let o = g.bmm(&attention.transpose(1, 2)).view([n, c / 2, h, w]);
-        x + self.o.conv(&o, &weights.of(&self.o)) * &self.gamma
+        x + pass.conv(&o, &self.o) * &self.gamma
     }
 }
 
-enum Layer {
-    Block(Box<Block>),
-    Attention(Box<Attention>),
-}
-
-/// The generator under training.
-pub struct Generator {
+pub struct TrainableGenerator {
     config: Config,
     embeddings: Tensor,
     gen_z: Spectral,
-    layers: Vec<Layer>,
+    blocks: Vec<Block>,
+    /// Before the block of the config's position.
+    attention: Option<Attention>,
     bn_weight: Tensor,
     bn_bias: Tensor,
     to_rgb: Spectral,
 }
 
-impl Generator {
+impl TrainableGenerator {
     /// Builds the network into `vars`.
-    pub fn new(vars: &mut Vars, config: &Config) -> Generator {
+    pub fn new(vars: &mut Vars, config: &Config) -> TrainableGenerator {
         let ch = config.channel_width;
         let cond = config.z_dim + config.class_embed_dim;
         let embeddings =
             vars.parameter("embeddings.weight", Tensor::randn([config.class_embed_dim, config.num_classes], FLOAT) * 0.5);
         let gen_z = Spectral::new(vars, "generator.gen_z", &[16 * 16 * ch, cond], true);
-        let mut layers = Vec::new();
+        let (mut blocks, mut attention) = (Vec::new(), None);
         for (i, &(up, input, output)) in config.layers.iter().enumerate() {
+            let name = |index: usize| format!("generator.layers.{index}");
             if i == config.attention_layer_position {
-                let name = format!("generator.layers.{}", layers.len());
-                layers.push(Layer::Attention(Box::new(Attention::new(vars, &name, ch * input))));
+                attention = Some(Attention::new(vars, &name(i), ch * input));
             }
-            let name = format!("generator.layers.{}", layers.len());
-            layers.push(Layer::Block(Box::new(Block::new(vars, &name, ch * input, ch * output, cond, up))));
+            blocks.push(Block::new(vars, &name(i + usize::from(attention.is_some())), ch * input, ch * output, cond, up));
         }
-        Generator {
+        TrainableGenerator {
             embeddings,
             gen_z,
-            layers,
+            blocks,
+            attention,
             bn_weight: vars.parameter("generator.bn.weight", Tensor::ones([ch], FLOAT)),
             bn_bias: vars.parameter("generator.bn.bias", Tensor::zeros([ch], FLOAT)),
             to_rgb: Spectral::new(vars, "generator.conv_to_rgb", &[ch, ch, 3, 3], true),
@@ -265,54 +237,33 @@ impl Generator {
         }
     }
 
-    /// The spectral weights, in no particular order.
-    pub fn spectral_mut(&mut self) -> Vec<&mut Spectral> {
-        let mut all = vec![&mut self.gen_z, &mut self.to_rgb];
-        for layer in &mut self.layers {
-            match layer {
-                Layer::Block(block) => {
-                    let block = &mut **block;
-                    all.extend(block.convs.iter_mut());
-                    all.extend(block.norms.iter_mut().flat_map(|n| [&mut n.scale, &mut n.offset]));
-                }
-                Layer::Attention(a) => {
-                    let a = &mut **a;
-                    all.extend([&mut a.theta, &mut a.phi, &mut a.g, &mut a.o])
-                }
-            }
-        }
-        all
-    }
-
     /// z `[n, z_dim]`, labels `[n]` -> images `[n, 3, s, s]` in [-1, 1] and the folded weights that made them.
-    pub fn forward(&self, z: &Tensor, labels: &Tensor) -> (Tensor, Folded) {
-        self.run(z, labels, &mut Norm::Batch)
+    pub fn forward(&self, z: &Tensor, labels: &Tensor) -> (Tensor, Vec<(String, Tensor)>) {
+        let mut pass = Pass { eps: self.config.eps, folded: vec![], statistics: None };
+        (self.run(z, labels, &mut pass), pass.folded)
     }
 
-    /// Like `forward`; also the batch statistics of every normalisation.
+    /// The statistics of every normalisation over a batch.
     pub fn statistics(&self, z: &Tensor, labels: &Tensor) -> Statistics {
-        let mut statistics = Vec::new();
-        let _ = no_grad(|| self.run(z, labels, &mut Norm::Collect(&mut statistics)));
-        statistics
+        let mut pass = Pass { eps: self.config.eps, folded: vec![], statistics: Some(vec![]) };
+        let _ = no_grad(|| self.run(z, labels, &mut pass));
+        pass.statistics.unwrap_or_default()
     }
 
-    fn run(&self, z: &Tensor, labels: &Tensor, norm: &mut Norm) -> (Tensor, Folded) {
-        let mut weights = Folded::default();
-        let eps = self.config.eps;
+    fn run(&self, z: &Tensor, labels: &Tensor, pass: &mut Pass) -> Tensor {
         let c = self.embeddings.tr().index_select(0, labels);
         let cond = Tensor::cat(&[z, &c], 1);
-        let h = cond.linear(&weights.of(&self.gen_z), self.gen_z.bias());
+        let h = cond.linear(&pass.weight(&self.gen_z), self.gen_z.bias.as_ref());
         let mut x = h.view([-1, 4, 4, 16 * self.config.channel_width]).permute([0, 3, 1, 2]).contiguous();
-        for layer in &self.layers {
-            x = match layer {
-                Layer::Block(block) => block.forward(&x, &cond, &mut weights, norm, eps),
-                Layer::Attention(attention) => attention.forward(&x, &mut weights),
-            };
+        for (i, block) in self.blocks.iter().enumerate() {
+            if let Some(attention) = self.attention.as_ref().filter(|_| i == self.config.attention_layer_position) {
+                x = attention.forward(&x, pass);
+            }
+            x = block.forward(&x, &cond, pass);
         }
-        let x = normalise(&x, "generator.bn", norm, eps);
+        let x = pass.normalise(&x, "generator.bn");
         let x = (x * self.bn_weight.view([1, -1, 1, 1]) + self.bn_bias.view([1, -1, 1, 1])).relu();
         // Only the first three output channels are used, as upstream; sigma is that of all of them.
-        let x = self.to_rgb.conv(&x, &weights.of(&self.to_rgb)).narrow(1, 0, 3).tanh();
-        (x, weights)
+        pass.conv(&x, &self.to_rgb).narrow(1, 0, 3).tanh()
     }
 }

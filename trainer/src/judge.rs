@@ -4,11 +4,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tch::{Device, Tensor, nn};
 
-use crate::classifier::{self, Classifier, JUDGE};
+use crate::classifier::{JUDGE, TrainableClassifier};
 use crate::data::Split;
-use crate::export::{heads, write_network};
+use crate::export::write_perceptual;
 
 /// Added to the seed, so that the judge shares no random number with the model's classifier.
 const OTHER_SEED: u64 = 1000;
@@ -17,14 +16,12 @@ const OTHER_SEED: u64 = 1000;
 pub fn run(data: &Path, out: &Path, (epochs, polish): (u32, u32), seed: u64) -> Result<()> {
     let seed = seed + OTHER_SEED;
     tch::manual_seed(seed as i64);
-    let vs = nn::VarStore::new(Device::Cpu);
-    let mut net = Classifier::new(&vs.root(), JUDGE);
+    let mut net = TrainableClassifier::new(JUDGE);
     let (train, test) = (Split::train(data)?, Split::test(data)?);
-    classifier::train(&vs, &net, (&train, &test), epochs, seed)?;
-    let accuracy = classifier::polish(&vs, &mut net, (&train, &test), polish, seed)?;
+    net.train((&train, &test), epochs, seed)?;
+    let accuracy = net.polish((&train, &test), polish, seed)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let tensors: Vec<(String, Tensor)> = net.features().into_iter().chain(heads(JUDGE)).collect();
-    write_network(&tensors, JUDGE, out)?;
+    write_perceptual(&net, [], out)?;
     let path = out.join("README.md");
     std::fs::write(&path, card(out, accuracy, (epochs, polish), seed)).with_context(|| format!("cannot write {}", path.display()))
 }
@@ -32,7 +29,7 @@ pub fn run(data: &Path, out: &Path, (epochs, polish): (u32, u32), seed: u64) -> 
 fn card(out: &Path, accuracy: f64, (epochs, polish): (u32, u32), seed: u64) -> String {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let channels: Vec<String> =
-        JUDGE.0.iter().map(|conv| format!("{}{}", conv.channels, if conv.pool { ", pooling" } else { "" })).collect();
+        JUDGE.iter().map(|conv| format!("{}{}", conv.channels, if conv.pool { ", pooling" } else { "" })).collect();
     format!(
         "# {name}\n\n\
         A perceptual network for 32 x 32 pixels that `fashion32` was not made with: it judges results that the model's own network\n\

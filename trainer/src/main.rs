@@ -6,6 +6,8 @@ mod classifier;
 mod data;
 mod directions;
 mod discriminator;
+#[cfg(test)]
+mod drawn;
 mod encoder;
 mod export;
 mod folder;
@@ -15,13 +17,13 @@ mod judge;
 mod samples;
 mod vars;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use tch::{Device, Kind, Tensor, nn, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::classifier::{Classifier, MODEL};
+use crate::classifier::{MODEL, TrainableClassifier};
 use crate::data::{CLASSES, Split};
 use crate::generator::fashion32;
 
@@ -102,15 +104,8 @@ enum Command {
         /// Output folder.
         #[arg(long, default_value = "samples")]
         out: PathBuf,
-        /// Kind of the images; by default half of each.
-        #[arg(long, value_enum, default_value_t = samples::Kind::Both)]
-        kind: samples::Kind,
-        /// Number of images.
-        #[arg(long, default_value_t = 64)]
-        number: usize,
-        /// Number of images to skip first: the sample data set has the first 64.
-        #[arg(long, default_value_t = 0)]
-        after: usize,
+        #[command(flatten)]
+        choice: samples::Choice,
     },
 }
 
@@ -122,25 +117,22 @@ fn main() -> Result<()> {
     match args.command {
         Command::Classifier { epochs, polish } => {
             tch::manual_seed(args.seed as i64);
-            let mut vs = nn::VarStore::new(Device::Cpu);
-            let mut net = Classifier::new(&vs.root(), MODEL);
+            let mut net = TrainableClassifier::new(MODEL);
             let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
             let data = (&train, &test);
             let half_way = args.work.join("classifier-train.safetensors");
             if half_way.exists() {
-                vs.load(&half_way)?;
+                net.vars.load(&half_way)?;
             } else {
-                classifier::train(&vs, &net, data, epochs, args.seed)?;
-                vs.save(&half_way)?;
+                net.train(data, epochs, args.seed)?;
+                net.vars.save(&half_way)?;
             }
-            let accuracy = classifier::polish(&vs, &mut net, data, polish, args.seed)?;
-            vs.save(&classifier_path)?;
+            let accuracy = net.polish(data, polish, args.seed)?;
+            net.vars.save(&classifier_path)?;
             println!("classifier: test accuracy {accuracy:.4}");
         }
         Command::Gan { steps } => {
-            let mut vs = nn::VarStore::new(Device::Cpu);
-            let net = Classifier::new(&vs.root(), MODEL);
-            vs.load(&classifier_path).context("no classifier; run `trainer classifier` first")?;
+            let net = read_classifier(&classifier_path)?;
             let data = Split::train(&args.data)?;
             let config = fashion32();
             let real = class_variance(&test_images(&data), 200);
@@ -156,9 +148,7 @@ fn main() -> Result<()> {
         }
         Command::Export { out } => {
             tch::manual_seed(args.seed as i64);
-            let mut vs = nn::VarStore::new(Device::Cpu);
-            let net = Classifier::new(&vs.root(), MODEL);
-            vs.load(&classifier_path).context("no classifier; run `trainer classifier` first")?;
+            let net = read_classifier(&classifier_path)?;
             let (average, steps) = gan::read_average(&args.work.join("gan.safetensors"))?;
             let (train, test) = (Split::train(&args.data)?, Split::test(&args.data)?);
             let how = format!("{} Generator steps: {steps}. Seed {}. `make models` repeats it.", gan::HOW, args.seed);
@@ -168,12 +158,15 @@ fn main() -> Result<()> {
         Command::Directions { model, steps } => directions::run(&model, (steps, directions::MEASURED), args.seed)?,
         Command::Encoder { model, minutes } => encoder::run(&model, (minutes, encoder::MEASURED), &args.work, args.seed)?,
         Command::Judge { out, epochs, polish } => judge::run(&args.data, &out, (epochs, polish), args.seed)?,
-        Command::Samples { out, kind, number, after } => {
-            let choice = samples::Choice { kind, number, after };
-            samples::write(&Split::test(&args.data)?, &out, choice, args.seed)?;
-        }
+        Command::Samples { out, choice } => samples::write(&Split::test(&args.data)?, &out, choice, args.seed)?,
     }
     Ok(())
+}
+
+fn read_classifier(path: &Path) -> Result<TrainableClassifier> {
+    let mut net = TrainableClassifier::new(MODEL);
+    net.vars.load(path).context("no classifier; run `trainer classifier` first")?;
+    Ok(net)
 }
 
 /// Real images, 200 of each class, in class order.

@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::data::{CLASSES, SIZE, Split};
+use crate::folder::write_json;
 
 /// Width and height of the larger canvas.
 const CANVAS: u32 = 64;
@@ -24,16 +25,21 @@ const OFF_CENTRE: f64 = 0.08;
 const THRESHOLD: u8 = 16;
 
 /// The images of a data set.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, clap::Args)]
 pub struct Choice {
-    pub kind: Kind,
-    pub number: usize,
-    /// Images of the same sequence that are skipped, for other data sets.
-    pub after: usize,
+    /// Kind of the images; by default half of each.
+    #[arg(long, value_enum, default_value_t = SampleKind::Both)]
+    kind: SampleKind,
+    /// Number of images.
+    #[arg(long, default_value_t = 64)]
+    number: usize,
+    /// Number of images to skip first: the sample data set has the first 64.
+    #[arg(long, default_value_t = 0)]
+    after: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum SampleKind {
     /// The first half centred, the others not.
     Both,
     /// As in the training data.
@@ -46,9 +52,9 @@ impl Choice {
     /// Whether the n-th image is centred.
     fn is_centred(self, n: usize) -> bool {
         match self.kind {
-            Kind::Both => n < self.number / 2,
-            Kind::Centred => true,
-            Kind::Offcentre => false,
+            SampleKind::Both => n < self.number / 2,
+            SampleKind::Centred => true,
+            SampleKind::Offcentre => false,
         }
     }
 }
@@ -70,6 +76,14 @@ struct Recipe {
     seed: Option<u64>,
 }
 
+impl Recipe {
+    /// The test image itself.
+    fn unchanged(file_name: String, class: &'static str, test_index: i64) -> Recipe {
+        let (canvas, scale, offset, brightness) = (SIZE as u32, 1.0, [0.0; 2], 1.0);
+        Recipe { file_name, class, test_index, canvas, scale, offset, brightness, seed: None }
+    }
+}
+
 /// Writes `images/`, `annotations.json` and `recipe.json` under `out`. The same seed writes the same files.
 pub fn write(data: &Split, out: &Path, choice: Choice, seed: u64) -> Result<()> {
     let folder = out.join("images");
@@ -79,9 +93,9 @@ pub fn write(data: &Split, out: &Path, choice: Choice, seed: u64) -> Result<()> 
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let mut images = Vec::new();
     let mut annotations = Vec::new();
-    let mut recipes = Vec::new();
-    for (i, recipe) in recipes_of(data, choice, seed)?.into_iter().enumerate() {
-        let image = render(&pixels(data, recipe.test_index)?, &recipe);
+    let recipes = recipes_of(data, choice, seed)?;
+    for (i, recipe) in recipes.iter().enumerate() {
+        let image = render(&pixels(data, recipe.test_index)?, recipe);
         let path = folder.join(&recipe.file_name);
         image.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let id = i + 1;
@@ -95,7 +109,6 @@ pub fn write(data: &Split, out: &Path, choice: Choice, seed: u64) -> Result<()> 
             area: bbox[2] * bbox[3],
             iscrowd: 0,
         });
-        recipes.push(recipe);
     }
     let categories = CLASSES.iter().map(|&name| CocoCategory { id: category(name), name }).collect();
     write_json(&out.join("annotations.json"), &Coco { images, annotations, categories })?;
@@ -138,11 +151,6 @@ fn category(class: &str) -> usize {
     1 + CLASSES.iter().position(|&c| c == class).expect("recipes name classes of the list")
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let json = serde_json::to_string_pretty(value)? + "\n";
-    fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
-}
-
 /// Chooses the images: the classes in turn, within a class at random, no image twice.
 fn recipes_of(data: &Split, choice: Choice, seed: u64) -> Result<Vec<Recipe>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -154,16 +162,9 @@ fn recipes_of(data: &Split, choice: Choice, seed: u64) -> Result<Vec<Recipe>> {
         let (class, number) = (at % CLASSES.len(), at / CLASSES.len());
         let test_index = *by_class[class].get(number).with_context(|| format!("too few images of {}", CLASSES[class]))?;
         let centred = choice.is_centred(i);
-        let recipe = Recipe {
-            file_name: format!("{}_{number:02}_{}.png", slug(CLASSES[class]), if centred { "centred" } else { "offcentre" }),
-            class: CLASSES[class],
-            test_index,
-            canvas: SIZE as u32,
-            scale: 1.0,
-            offset: [0.0; 2],
-            brightness: 1.0,
-            seed: None,
-        };
+        let kind = if centred { "centred" } else { "offcentre" };
+        let file_name = format!("{}_{number:02}_{kind}.png", slug(CLASSES[class]));
+        let recipe = Recipe::unchanged(file_name, CLASSES[class], test_index);
         recipes.push(if centred { recipe } else { displace(recipe, &pixels(data, test_index)?, rng.random()) });
     }
     recipes.sort_by(|a, b| a.file_name.cmp(&b.file_name));
@@ -250,16 +251,7 @@ mod tests {
     }
 
     fn recipe() -> Recipe {
-        Recipe {
-            file_name: "bag_00_centred.png".into(),
-            class: "Bag",
-            test_index: 0,
-            canvas: SIZE as u32,
-            scale: 1.0,
-            offset: [0.0; 2],
-            brightness: 1.0,
-            seed: None,
-        }
+        Recipe::unchanged("bag_00_centred.png".into(), "Bag", 0)
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Named tensors: trainable parameters with their Adam moments, and buffers.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 struct Entry {
     name: String,
@@ -16,16 +17,15 @@ struct Entry {
 pub struct Vars {
     entries: Vec<Entry>,
     steps: i64,
+    /// Each weight under spectral norm, with the vectors u and v that give its norm.
+    spectral: Vec<[Tensor; 3]>,
 }
 
-/// Adam's constants.
+/// The constants of Adam, as in its paper.
 #[derive(Clone, Copy)]
 pub struct Adam {
-    /// Decay of the first moment.
     pub beta1: f64,
-    /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
     pub eps: f64,
 }
 
@@ -45,9 +45,28 @@ impl Vars {
         tensor
     }
 
+    /// Registers the vectors u and v of a weight's spectral norm, near those of its largest singular value.
+    pub fn spectral(&mut self, name: &str, weight: &Tensor) -> [Tensor; 2] {
+        let vectors = [("u", matrix(weight).size()[0]), ("v", matrix(weight).size()[1])].map(|(vector, length)| {
+            let start = Tensor::randn([length], (Kind::Float, Device::Cpu));
+            self.buffer(&format!("{name}.weight_{vector}"), unit(&start))
+        });
+        let [mut u, mut v] = vectors;
+        power_iterations(weight, &mut u, &mut v, 10);
+        self.spectral.push([weight.shallow_clone(), u.shallow_clone(), v.shallow_clone()]);
+        [u, v]
+    }
+
+    /// Power iterations on u and v of every spectral norm.
+    pub fn iterate(&mut self, times: u32) {
+        for [weight, u, v] in &mut self.spectral {
+            power_iterations(weight, u, v, times);
+        }
+    }
+
     /// The parameters, for `Tensor::run_backward`.
     pub fn parameters(&self) -> Vec<&Tensor> {
-        self.entries.iter().filter(|e| e.moments.is_some()).map(|e| &e.tensor).collect()
+        self.parameters_named().map(|(_, tensor)| tensor).collect()
     }
 
     /// The parameters with their names.
@@ -62,7 +81,7 @@ impl Vars {
 
     /// Sets every parameter to the value of the same name.
     pub fn assign(&mut self, values: &[(String, Tensor)]) -> Result<()> {
-        let values: std::collections::HashMap<&str, &Tensor> = values.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let values: HashMap<&str, &Tensor> = values.iter().map(|(n, t)| (n.as_str(), t)).collect();
         no_grad(|| {
             for e in self.entries.iter_mut().filter(|e| e.moments.is_some()) {
                 copy(&mut e.tensor, values.get(e.name.as_str()).with_context(|| format!("no value for {}", e.name))?)?;
@@ -101,20 +120,31 @@ impl Vars {
     }
 
     /// Takes over what `state` wrote.
-    pub fn restore(&mut self, prefix: &str, state: &std::collections::HashMap<String, Tensor>) -> Result<()> {
+    pub fn restore(&mut self, prefix: &str, state: &HashMap<String, Tensor>) -> Result<()> {
         let get = |name: &str| state.get(name).with_context(|| format!("the training state lacks {name}"));
         self.steps = get(&format!("{prefix}.steps"))?.int64_value(&[0]);
-        no_grad(|| {
-            for e in &mut self.entries {
-                copy(&mut e.tensor, get(&format!("{prefix}.{}", e.name))?)?;
-                if let Some((m, v)) = &mut e.moments {
-                    copy(m, get(&format!("{prefix}.{}@m", e.name))?)?;
-                    copy(v, get(&format!("{prefix}.{}@v", e.name))?)?;
-                }
-            }
-            Ok(())
-        })
+        // The handles of `state` share the storage of the tensors.
+        no_grad(|| self.state(prefix).into_iter().try_for_each(|(name, mut tensor)| copy(&mut tensor, get(&name)?)))
     }
+}
+
+/// A weight as a matrix, output channels first.
+pub fn matrix(weight: &Tensor) -> Tensor {
+    weight.reshape([weight.size()[0], -1])
+}
+
+fn power_iterations(weight: &Tensor, u: &mut Tensor, v: &mut Tensor, times: u32) {
+    no_grad(|| {
+        let w = matrix(weight);
+        for _ in 0..times {
+            v.copy_(&unit(&w.tr().mv(u)));
+            u.copy_(&unit(&w.mv(v)));
+        }
+    });
+}
+
+fn unit(x: &Tensor) -> Tensor {
+    x / x.norm().clamp_min(1e-12)
 }
 
 fn copy(into: &mut Tensor, from: &Tensor) -> Result<()> {
@@ -134,8 +164,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()
     std::fs::rename(&part, path).with_context(|| format!("cannot rename {}", part.display()))
 }
 
-/// Reads safetensors into a map.
-pub fn read_safetensors(path: &Path) -> Result<std::collections::HashMap<String, Tensor>> {
+pub fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
     let tensors = Tensor::read_safetensors(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(tensors.into_iter().collect())
 }

@@ -86,7 +86,12 @@ fn foreground(image: &Tensor) -> Option<Box2d> {
     let (_, h, w) = image.size3().expect("an image is three-dimensional");
     let rows = [image.select(1, 0), image.select(1, h - 1), image.select(2, 0), image.select(2, w - 1)];
     let (background, _) = Tensor::cat(&rows, 1).median_dim(1, false);
-    bitmap(&(image - background.view([3, 1, 1])).abs().amax(&[0i64][..], false).gt(FOREGROUND)).extent()
+    extent(&(image - background.view([3, 1, 1])).abs().amax(&[0i64][..], false).gt(FOREGROUND))
+}
+
+/// The smallest box around the true pixels of a mask `[h, w]`; `None` if there are none.
+pub fn extent(inside: &Tensor) -> Option<Box2d> {
+    bitmap(inside).extent()
 }
 
 /// Mean centre and size; `None` without boxes.

@@ -1,0 +1,46 @@
+//! A generator that draws its images, for tests.
+
+use std::sync::Arc;
+
+use projector::Generator;
+use tch::{Device, Kind, Tensor};
+
+#[derive(Clone)]
+pub struct Drawn {
+    pub latent_dim: i64,
+    /// The embedding of a class is a unit vector.
+    pub classes: i64,
+    pub resolution: i64,
+    /// z and c -> images, as `Generator::generate`.
+    pub draw: Arc<dyn Fn(&Tensor, &Tensor) -> Tensor + Send + Sync>,
+}
+
+impl Generator for Drawn {
+    fn generate(&self, z: &Tensor, c: &Tensor) -> Tensor {
+        (self.draw)(z, c)
+    }
+    fn embed(&self, class: i64) -> Tensor {
+        Tensor::eye(self.classes, (Kind::Float, Device::Cpu)).get(class)
+    }
+    fn latent_dim(&self) -> i64 {
+        self.latent_dim
+    }
+    fn embed_dim(&self) -> i64 {
+        self.classes
+    }
+    fn num_classes(&self) -> i64 {
+        self.classes
+    }
+    fn latent_layer(&self) -> Tensor {
+        Tensor::eye(self.latent_dim, (Kind::Float, Device::Cpu))
+    }
+    fn resolution(&self) -> i64 {
+        self.resolution
+    }
+    fn weights(&self) -> Vec<(String, Tensor)> {
+        vec![]
+    }
+    fn converted(&self, _: Device, _: Kind) -> Box<dyn Generator> {
+        Box::new(self.clone())
+    }
+}
