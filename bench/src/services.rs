@@ -9,7 +9,7 @@ use client::Client;
 use client::api::{RunRequest, RunStatus};
 use harness::{Process, free_ports, http};
 use proto::Params;
-use serde_json::{Value, json};
+use serde_json::Value;
 use store::Store;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
