@@ -388,17 +388,11 @@ mod tests {
             let light = ((x.square() + y.square()) / size.square() / -2.0).exp();
             (light.unsqueeze(1) * 2.0 - 1.0).expand([-1, 3, -1, -1], false)
         }
-        fn embed(&self, _: i64) -> Tensor {
-            Tensor::zeros([1], (Kind::Float, Device::Cpu))
+        fn embeddings(&self) -> Tensor {
+            Tensor::zeros([2, 1], (Kind::Float, Device::Cpu))
         }
         fn latent_dim(&self) -> i64 {
             5
-        }
-        fn embed_dim(&self) -> i64 {
-            1
-        }
-        fn num_classes(&self) -> i64 {
-            2
         }
         fn latent_layer(&self) -> Tensor {
             Tensor::eye(5, (Kind::Float, Device::Cpu))

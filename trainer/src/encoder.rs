@@ -227,17 +227,11 @@ mod tests {
             let light = (far / -8.0).exp().unsqueeze(1);
             light * c.view([-1, 3, 1, 1]) * 2.0 - 1.0
         }
-        fn embed(&self, class: i64) -> Tensor {
-            Tensor::eye(3, (Kind::Float, Device::Cpu)).get(class)
+        fn embeddings(&self) -> Tensor {
+            Tensor::eye(3, (Kind::Float, Device::Cpu))
         }
         fn latent_dim(&self) -> i64 {
             2
-        }
-        fn embed_dim(&self) -> i64 {
-            3
-        }
-        fn num_classes(&self) -> i64 {
-            3
         }
         fn latent_layer(&self) -> Tensor {
             Tensor::eye(2, (Kind::Float, Device::Cpu))

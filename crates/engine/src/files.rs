@@ -45,10 +45,8 @@ pub(crate) fn network<T>(
     manifest: &ModelManifest,
     load: impl FnOnce(&mut Weights) -> Result<T, LoadError>,
 ) -> Result<T, ModelError> {
-    let (path, mut weights) = tensors(dir, file, manifest)?;
-    load(&mut weights)
-        .and_then(|network| weights.finish().map(|()| network))
-        .map_err(|source| ModelError::Network { path, source })
+    let (path, weights) = tensors(dir, file, manifest)?;
+    weights.build(load).map_err(|source| ModelError::Network { path, source })
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ModelError> {

@@ -303,9 +303,7 @@ fn whole<T>(
     tensors: Vec<(String, Tensor)>,
     load: impl FnOnce(&mut Weights) -> Result<T, LoadError>,
 ) -> Result<T, ConvertError> {
-    let mut weights = Weights::new(tensors);
-    let loaded = load(&mut weights).and_then(|network| weights.finish().map(|()| network));
-    loaded.map_err(|source| ConvertError::Network { file, what, source })
+    Weights::new(tensors).build(load).map_err(|source| ConvertError::Network { file, what, source })
 }
 
 /// The tensors that `keep` selects by name; floats become float32. A `state_dict.` in front of all names is dropped.
