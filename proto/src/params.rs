@@ -463,6 +463,11 @@ impl Params {
         format!("{}{}", self.profile, if changed { " (changed)" } else { "" })
     }
 
+    /// As [`TransformSearch::align_corners`]; false without a transform.
+    pub fn align_corners(&self) -> bool {
+        self.transform.as_ref().is_some_and(|t| t.align_corners)
+    }
+
     /// The paper's method in the semantics of the authors' first code (branch `legacy`). The default.
     pub fn paper() -> Params {
         Params {
