@@ -71,7 +71,7 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &Fi
             let saved = work.join(format!("{name}-{image}"));
             let solution = tuned(model, &lanes, &params, target, &saved)?;
             start.add(model, &params, target, &solution)?;
-            let lpips = solution.fine_tuned.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.rendered.lpips);
+            let lpips = solution.fine_tuned.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.rendered.distances.lpips);
             eprintln!("{name} {image}: LPIPS {:.4} -> {lpips:.4?}", solution.seeds[solution.best].lpips);
             if name == STARTS[0] {
                 // Stored without loss, for the codecs to be measured against.
@@ -124,7 +124,7 @@ impl Start {
     fn add(&mut self, model: &LoadedModel, params: &Params, target: &Target, solution: &Solution) -> Result<()> {
         let best = &solution.seeds[solution.best];
         let tuned: Option<&Tuned> = solution.fine_tuned.as_ref().and_then(|tuned| tuned.as_ref().ok());
-        let after = tuned.map_or((best.l1, best.lpips), |t| (t.rendered.l1, t.rendered.lpips));
+        let after = tuned.map_or((best.l1, best.lpips), |t| (t.rendered.distances.l1, t.rendered.distances.lpips));
         self.images += 1;
         self.l1 = [self.l1[0] + best.l1, self.l1[1] + after.0];
         self.lpips = [self.lpips[0] + best.lpips, self.lpips[1] + after.1];
@@ -134,7 +134,7 @@ impl Start {
         self.weighted = [self.weighted[0] + weighted.0, self.weighted[1] + weighted.1];
         self.halved += usize::from(weighted.1 <= weighted.0 / 2.0);
         let base = &*model.model.generator;
-        let (edits, agreed) = edits(model, base, &best.z, &best.c)?;
+        let (edits, agreed) = edits(model, base, &solution.z[solution.best], &solution.c[solution.best])?;
         self.edits += edits;
         self.agreed[0] += agreed;
         if let Some(tuned) = tuned {

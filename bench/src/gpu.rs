@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use engine::Devices;
-use projector::lanes::{Method, Request, Transforms, Work};
+use projector::lanes::{Request, Transforms, Work};
 use projector::projection::lane_steps;
 use projector::{Lanes, Model, Target};
 use proto::{Params, Precision};
@@ -137,8 +137,7 @@ fn rate(model: &Model, lanes: &Lanes, precision: Precision, images: u32, args: &
 }
 
 fn descend(model: &Model, lanes: &Lanes, precision: Precision, images: u32, seeds: u32, steps: u32) -> Result<()> {
-    let paper = Params::paper();
-    let method = Method { loss: paper.loss, descent: paper.descent, align_corners: true, precision };
+    let params = Params { precision, ..Params::paper() };
     let size = model.generator.resolution();
     let targets: Vec<Target> = (0..images)
         .map(|i| {
@@ -151,10 +150,11 @@ fn descend(model: &Model, lanes: &Lanes, precision: Precision, images: u32, seed
         z: (0..seeds).map(start).collect(),
         c: None,
         transforms: Transforms::None,
-        work: Work::Descend { steps, adam: None, track_inverted: false, record: false },
+        work: Work::Descend { steps, track_inverted: false, record: false },
+        adam: None,
         exact: false,
     };
-    let outcomes = lanes.run(&method, targets.iter().map(|target| (target, request())).collect())?;
+    let outcomes = lanes.run(&params, targets.iter().map(|target| (target, request())).collect())?;
     if !outcomes.iter().flat_map(|outcome| &outcome.loss).all(|loss| loss.is_finite()) {
         bail!("the loss is not finite");
     }

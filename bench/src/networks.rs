@@ -16,6 +16,7 @@ use projector::nn::mask_rcnn::{self, MaskRcnn};
 use projector::nn::resnet::{self, Classifier};
 use projector::nn::{Weights, biggan};
 use proto::MaskMode;
+use seeded::detector;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -293,17 +294,13 @@ impl Network {
 
     /// The tensors of the public checkpoint.
     fn random(self) -> NamedTensors {
-        let fill = |keys: Vec<(String, Vec<i64>)>| -> NamedTensors {
-            let tensor = |name: &str, shape: &[i64]| Tensor::from_slice(&seeded::detector::value(name, shape)).view(shape);
-            keys.into_iter().map(|(name, shape)| (name.clone(), tensor(&name, &shape))).collect()
-        };
         match self {
             Network::Deep(resolution) => random::biggan_deep_weights(&random::biggan_deep(resolution)),
             Network::Biggan => seeded::seeded("biggan_256"),
             Network::Lpips(name) => random::lpips_weights(name),
-            Network::Classifier => fill(seeded::detector::classifier(&resnet::Config::resnext101_32x8d(), CLASSES)),
+            Network::Classifier => detector::tensors(detector::classifier(&resnet::Config::resnext101_32x8d(), CLASSES)),
             Network::Detector => {
-                let tensors = fill(seeded::detector::mask_rcnn(&mask_rcnn::Config::coco()));
+                let tensors = detector::tensors(detector::mask_rcnn(&mask_rcnn::Config::coco()));
                 let bias = tensors.iter().find(|(name, _)| name == "roi_heads.box_predictor.cls_score.bias");
                 let _ = bias.expect("the detector has one").1.get(0).fill_(BACKGROUND);
                 tensors

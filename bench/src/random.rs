@@ -135,9 +135,7 @@ pub fn biggan_deep_weights(config: &Config) -> NamedTensors {
 
 /// LPIPS of a published name (`alex`, `vgg16`, `squeeze`), with equal weights of the channels.
 pub fn lpips_weights(name: &str) -> NamedTensors {
-    let alexnet = || seeded::alexnet().into_iter();
-    let tensor = |(name, shape, values): (&str, &[i64], Vec<f32>)| (name.into(), Tensor::from_slice(&values).view(shape));
-    let mut tensors: NamedTensors = if name == "alex" { alexnet().map(tensor).collect() } else { seeded::seeded(name) };
+    let mut tensors = seeded::seeded(name);
     let taps = lpips_config(name).layers.into_iter().filter_map(|layer| match layer {
         Layer::Conv { channels, tap: true, .. } | Layer::Fire { channels, tap: true, .. } => Some(channels),
         _ => None,

@@ -451,6 +451,11 @@ pub enum DeltaCodec {
 }
 
 impl Params {
+    /// As [`TransformSearch::align_corners`]; false without a transform.
+    pub fn align_corners(&self) -> bool {
+        self.transform.as_ref().is_some_and(|t| t.align_corners)
+    }
+
     /// Reads and validates JSON.
     pub fn from_json(json: &str) -> Result<Params, DecodeError> {
         let params: Params = serde_json::from_str(json).map_err(|e| problem("json", e.to_string()))?;

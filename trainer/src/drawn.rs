@@ -19,17 +19,11 @@ impl Generator for Drawn {
     fn generate(&self, z: &Tensor, c: &Tensor) -> Tensor {
         (self.draw)(z, c)
     }
-    fn embed(&self, class: i64) -> Tensor {
-        Tensor::eye(self.classes, (Kind::Float, Device::Cpu)).get(class)
+    fn embeddings(&self) -> Tensor {
+        Tensor::eye(self.classes, (Kind::Float, Device::Cpu))
     }
     fn latent_dim(&self) -> i64 {
         self.latent_dim
-    }
-    fn embed_dim(&self) -> i64 {
-        self.classes
-    }
-    fn num_classes(&self) -> i64 {
-        self.classes
     }
     fn latent_layer(&self) -> Tensor {
         Tensor::eye(self.latent_dim, (Kind::Float, Device::Cpu))

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use engine::codec::{self, Decoded};
-use projector::lanes::Rendered;
 use projector::{Delta, Dropped, Solution, Tuned};
 use proto::keys::{Item, Marker};
 use proto::{CrashPoint, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys};
@@ -106,8 +105,6 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
         }
     };
     let job = &attempt.job;
-    let seeds = solution.seeds.iter();
-    let seeds = seeds.map(|s| SeedResult { loss: s.loss, inverted_loss: s.inverted_loss, l1: s.l1, l2: s.l2, lpips: s.lpips });
     let record = ResultRecord {
         format: 1,
         job: attempt.id.clone(),
@@ -125,7 +122,7 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
         version: shared.config.version.clone(),
         transform: solution.transform.clone(),
         best: solution.best,
-        seeds: seeds.collect(),
+        seeds: solution.seeds.clone(),
         lane_steps: solution.lane_steps,
         seconds,
         attempt: attempt.name.clone(),
@@ -255,16 +252,13 @@ async fn is_ours(results: &Store, marker: &str, attempt: &str) -> Result<bool, s
 
 fn fine_tuned(outcome: &Result<Tuned, Dropped>) -> FineTuned {
     match outcome {
-        Ok(tuned) => {
-            let Rendered { l1, l2, lpips, .. } = tuned.rendered;
-            FineTuned::Kept {
-                steps: tuned.steps,
-                distances: SeedResult { loss: tuned.loss, inverted_loss: tuned.inverted_loss, l1, l2, lpips },
-                lpips: tuned.lpips,
-                psnr: Some(tuned.psnr).filter(|psnr| psnr.is_finite()),
-                codes: tuned.delta.codes().into_iter().map(|(code, layers)| (code.to_owned(), layers)).collect(),
-            }
-        }
+        Ok(tuned) => FineTuned::Kept {
+            steps: tuned.steps,
+            distances: tuned.rendered.distances.clone(),
+            lpips: tuned.lpips,
+            psnr: Some(tuned.psnr).filter(|psnr| psnr.is_finite()),
+            codes: tuned.delta.codes().into_iter().map(|(code, layers)| (code.to_owned(), layers)).collect(),
+        },
         Err(dropped) => FineTuned::Dropped { why: dropped.to_string() },
     }
 }
@@ -296,14 +290,14 @@ fn objects(target: &Decoded, solution: Solution, record: &ResultRecord) -> Vec<(
 /// `projection.safetensors`: z `[seeds, z]`, c `[seeds, embed]`, losses `[seeds]`, all float32; the rest is JSON in the metadata.
 fn projection(solution: &Solution, record: &ResultRecord) -> Vec<u8> {
     use safetensors::tensor::{Dtype, TensorView};
+    let bytes = |rows: &[Vec<f32>]| -> Vec<u8> { rows.iter().flat_map(|r| r.iter()).flat_map(|v| v.to_le_bytes()).collect() };
     let seeds = solution.seeds.len();
-    let z: Vec<u8> = solution.seeds.iter().flat_map(|s| &s.z).flat_map(|v| v.to_le_bytes()).collect();
-    let c: Vec<u8> = solution.seeds.iter().flat_map(|s| &s.c).flat_map(|v| v.to_le_bytes()).collect();
-    let losses: Vec<u8> = solution.seeds.iter().flat_map(|s| (s.loss as f32).to_le_bytes()).collect();
+    let (z, c) = (bytes(&solution.z), bytes(&solution.c));
+    let losses = bytes(&[solution.seeds.iter().map(|s| s.loss as f32).collect()]);
     let view = |shape: Vec<usize>, data| TensorView::new(Dtype::F32, shape, data).expect("the size fits the shape");
     let tensors = [
-        ("z", view(vec![seeds, solution.seeds[0].z.len()], &z)),
-        ("c", view(vec![seeds, solution.seeds[0].c.len()], &c)),
+        ("z", view(vec![seeds, solution.z[0].len()], &z)),
+        ("c", view(vec![seeds, solution.c[0].len()], &c)),
         ("losses", view(vec![seeds], &losses)),
     ];
     // One entry, since the order of several would differ from run to run.
@@ -362,20 +356,13 @@ mod tests {
         let job = Job::decode(delivery.payload()).expect("ours");
         let loss = f64::from(number);
         let pixels = vec![(number % 7) as f32 / 7.0; 3 * 4 * 4];
-        let seed = projector::projection::Seed {
-            z: vec![loss as f32],
-            c: vec![0.0],
-            loss,
-            inverted_loss: loss,
-            l1: loss,
-            l2: loss,
-            lpips: loss,
-        };
         let history = History { latent: vec![loss], descent: vec![vec![loss]], ..History::default() };
         let solution = Solution {
             transform: None,
             best: 0,
-            seeds: vec![seed],
+            z: vec![vec![loss as f32]],
+            c: vec![vec![0.0]],
+            seeds: vec![SeedResult { loss, inverted_loss: loss, l1: loss, l2: loss, lpips: loss }],
             generated: pixels.clone(),
             inverted: pixels.clone(),
             transformed: pixels.clone(),

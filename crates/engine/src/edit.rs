@@ -231,7 +231,7 @@ impl Projected {
             let why = "the edit goes so far that the generator's image is not finite: take smaller values";
             return Err(EditError::Request(why.into()));
         }
-        let align_corners = record.params.transform.as_ref().is_some_and(|t| t.align_corners);
+        let align_corners = record.params.align_corners();
         let inverted = match transform {
             Some(t) => transform::invert(&generated, std::slice::from_ref(t), align_corners),
             None => generated.shallow_clone(),

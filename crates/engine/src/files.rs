@@ -49,10 +49,7 @@ pub(crate) fn network<T>(
     load: impl FnOnce(&mut Weights) -> Result<T, LoadError>,
 ) -> Result<T, ModelError> {
     checked(dir, file, manifest)?;
-    fit(&dir.join(file), |mut weights| {
-        let network = load(&mut weights)?;
-        weights.finish().map(|()| network)
-    })
+    fit(&dir.join(file), |weights| weights.build(load))
 }
 
 /// Builds something from the tensors of a file.

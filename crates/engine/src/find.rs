@@ -238,10 +238,7 @@ mod tests {
     fn detector() -> MaskRcnn {
         let body = resnet::Config { blocks: [1, 1, 1, 1], planes: 4, groups: 1, width_per_group: 4 };
         let config = mask_rcnn::Config { body, channels: 4, hidden: 8, labels: 5, shorter: 64, longer: 128 };
-        let tensors = seeded::detector::mask_rcnn(&config).into_iter().map(|(name, shape)| {
-            let values = Tensor::from_slice(&seeded::detector::value(&name, &shape)).view(shape.as_slice());
-            (name, values)
-        });
+        let tensors = seeded::detector::tensors(seeded::detector::mask_rcnn(&config));
         MaskRcnn::load(&config, &mut projector::nn::Weights::new(tensors)).expect("loads")
     }
 

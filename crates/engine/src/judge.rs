@@ -49,7 +49,7 @@ impl Judge {
         let target = Tensor::from_slice(&stored.target).view([1, 3, r, r]).to_device(self.device);
         let inside = stored.inside.to_device(self.device);
         let target = LossTarget::new(&self.lpips, &record.params.loss, &target, &inside);
-        let align_corners = record.params.transform.as_ref().is_some_and(|t| t.align_corners);
+        let align_corners = record.params.align_corners();
         let rows = |rows: &[Vec<f32>]| Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]).to_device(self.device);
         let blocks = stored.z.chunks(lanes::CPU_BLOCK).zip(stored.c.chunks(lanes::CPU_BLOCK));
         let distances = blocks.flat_map(|(z, c)| {

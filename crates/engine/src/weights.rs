@@ -99,9 +99,9 @@ pub fn load_for(dir: &Path, object: &Object) -> Result<LoadedModel, ModelError> 
     });
     let encoder = encoder.transpose()?;
     if let Some(encoder) = &encoder
-        && (encoder.config().latent_dim, encoder.config().embed_dim) != (generator.latent_dim(), generator.embed_dim())
+        && (encoder.config.latent_dim, encoder.config.embed_dim) != (generator.latent_dim(), generator.embed_dim())
     {
-        let (a, b) = ((encoder.config().latent_dim, encoder.config().embed_dim), (generator.latent_dim(), generator.embed_dim()));
+        let (a, b) = ((encoder.config.latent_dim, encoder.config.embed_dim), (generator.latent_dim(), generator.embed_dim()));
         return Err(inconsistent(format!("has an encoder for z and c of {a:?} values, and a generator for {b:?}")));
     }
     let directions = manifest.directions.as_ref();

@@ -1,4 +1,4 @@
-//! The loops of ours against libtorch's operations: the same numbers up to rounding, forward and backward.
+//! Our kernels against libtorch's operations: the same numbers up to rounding, forward and backward.
 
 use tch::{Device, Kind, Tensor};
 

@@ -48,47 +48,10 @@ pub enum Region<'a> {
     Mask(&'a [bool]),
 }
 
-/// Why two pictures cannot be blended.
+/// Why two pictures cannot be blended: their sizes, values that are not finite, or an iteration that did not converge.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BlendError {
-    /// A picture or mask has another size than width times height says.
-    #[error("the {what} has {found} values, not {expected}")]
-    Size {
-        /// `target`, `source` or `mask`.
-        what: &'static str,
-        /// Its number of values.
-        found: usize,
-        /// The number for this width and height.
-        expected: usize,
-    },
-    /// The rectangle is not within the picture.
-    #[error("the rectangle ends at ({right}, {bottom}), beyond the picture of {width} x {height} pixels")]
-    Outside {
-        /// First column right of the rectangle.
-        right: usize,
-        /// First row below the rectangle.
-        bottom: usize,
-        /// Width of the picture in pixels.
-        width: usize,
-        /// Height of the picture in pixels.
-        height: usize,
-    },
-    /// A picture has NaN or infinity.
-    #[error("the {what} is not finite in channel {channel}, column {x}, row {y}")]
-    NotFinite {
-        /// `target` or `source`.
-        what: &'static str,
-        /// From 0.
-        channel: usize,
-        /// Column of the pixel.
-        x: usize,
-        /// Row of the pixel.
-        y: usize,
-    },
-    /// The iteration did not reach its tolerance.
-    #[error("the blend did not converge within {MAX_ITERATIONS} iterations")]
-    Unsolved,
-}
+#[error("{0}")]
+pub struct BlendError(String);
 
 /// The target with the source's gradient in the region. Pictures and result are `[3, height, width]`, flat.
 pub fn blend(target: &[f32], source: &[f32], region: &Region, width: usize, height: usize) -> Result<Vec<f32>, BlendError> {
@@ -97,7 +60,8 @@ pub fn blend(target: &[f32], source: &[f32], region: &Region, width: usize, heig
         check_size(what, picture.len(), CHANNELS * plane)?;
         if let Some(at) = picture.iter().position(|v| !v.is_finite()) {
             let (channel, pixel) = (at / plane, at % plane);
-            return Err(BlendError::NotFinite { what, channel, x: pixel % width, y: pixel / width });
+            let (x, y) = (pixel % width, pixel / width);
+            return Err(BlendError(format!("the {what} is not finite in channel {channel}, column {x}, row {y}")));
         }
     }
     // The correction on the border.
@@ -110,7 +74,8 @@ pub fn blend(target: &[f32], source: &[f32], region: &Region, width: usize, heig
     match *region {
         Region::Rectangle { left, top, right, bottom } => {
             if right > width || bottom > height {
-                return Err(BlendError::Outside { right, bottom, width, height });
+                let picture = format!("the picture of {width} x {height} pixels");
+                return Err(BlendError(format!("the rectangle ends at ({right}, {bottom}), beyond {picture}")));
             }
             if (left, top, right, bottom) == (0, 0, width, height) {
                 return Ok(source.to_vec());
@@ -127,7 +92,9 @@ pub fn blend(target: &[f32], source: &[f32], region: &Region, width: usize, heig
             }
             let Some(grids) = Grids::new(mask, width, height) else { return Ok(blended) };
             for (channel, difference) in difference.chunks_exact(plane).enumerate() {
-                let (correction, _) = grids.solve(mask, width, difference).ok_or(BlendError::Unsolved)?;
+                let solved = grids.solve(mask, width, difference);
+                let unsolved = || BlendError(format!("the blend did not converge within {MAX_ITERATIONS} iterations"));
+                let (correction, _) = solved.ok_or_else(unsolved)?;
                 grids.cells.iter().zip(correction).for_each(|(&(_, pixel), u)| correct(channel, pixel, u));
             }
         }
@@ -135,8 +102,11 @@ pub fn blend(target: &[f32], source: &[f32], region: &Region, width: usize, heig
     Ok(blended)
 }
 
-fn check_size(what: &'static str, found: usize, expected: usize) -> Result<(), BlendError> {
-    if found == expected { Ok(()) } else { Err(BlendError::Size { what, found, expected }) }
+fn check_size(what: &str, found: usize, expected: usize) -> Result<(), BlendError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(BlendError(format!("the {what} has {found} values, not {expected}"))),
+    }
 }
 
 /// One axis of a rectangle in a picture.

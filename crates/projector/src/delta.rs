@@ -14,6 +14,7 @@
 //! digest of the model, the transform, and each layer's code and shape.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::io::{self, Read, Write};
 
 use proto::{DeltaCodec, Transform};
@@ -87,34 +88,12 @@ pub enum DeltaError {
     /// zstd cannot unpack the file.
     #[error("cannot unpack the delta")]
     Unpack(#[source] io::Error),
-    /// The unpacked file is larger than any delta of this model.
-    #[error("the delta unpacks to more than {limit} bytes, the limit for this model")]
-    TooLarge {
-        /// Largest delta of this model in bytes.
-        limit: u64,
-    },
     /// The unpacked file is not a safetensors file.
     #[error("the delta is not a safetensors file")]
     Tensors(#[source] safetensors::SafeTensorError),
-    /// The metadata entry is missing or cannot be read.
-    #[error("the delta's metadata {0}")]
-    About(String),
-    /// The delta belongs to another model.
-    #[error("the delta belongs to the model with digest {theirs}, but this model has {ours}")]
-    OtherModel {
-        /// Digest in the delta.
-        theirs: String,
-        /// Digest of this model.
-        ours: String,
-    },
-    /// A tensor is missing, unexpected or malformed.
-    #[error("tensor {name} of the delta {problem}")]
-    Tensor {
-        /// Name of the tensor.
-        name: String,
-        /// Continues the sentence `tensor {name} of the delta …`.
-        problem: String,
-    },
+    /// The contents are not those of a delta of this model: a whole sentence.
+    #[error("{0}")]
+    Contents(String),
 }
 
 impl Delta {
@@ -172,7 +151,8 @@ impl Delta {
         for (name, tensor) in &parts {
             let begin = end;
             end += bytes_of(tensor);
-            let entry = serde_json::json!({ "dtype": dtype(tensor), "shape": tensor.size(), "data_offsets": [begin, end] });
+            let entry =
+                serde_json::json!({ "dtype": dtype(tensor.kind()), "shape": tensor.size(), "data_offsets": [begin, end] });
             header.insert(name.clone(), entry);
         }
         let mut header = serde_json::to_vec(&header).expect("plain data serialises");
@@ -199,18 +179,21 @@ impl Delta {
         let mut unpacked = zstd::Decoder::new(from).map_err(DeltaError::Unpack)?.take(limit + 1);
         unpacked.read_to_end(&mut bytes).map_err(DeltaError::Unpack)?;
         if bytes.len() as u64 > limit {
-            return Err(DeltaError::TooLarge { limit });
+            let problem = format!("the delta unpacks to more than {limit} bytes, the limit for this model");
+            return Err(DeltaError::Contents(problem));
         }
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(DeltaError::Tensors)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(DeltaError::Tensors)?;
         let about = header.metadata().as_ref().and_then(|m| m.get(ABOUT));
-        let about = about.ok_or_else(|| DeltaError::About(format!("has no entry {ABOUT:?}: the file is not a delta")))?;
-        let about: About = serde_json::from_str(about).map_err(|e| DeltaError::About(format!("cannot be read: {e}")))?;
+        let bad = |problem: String| DeltaError::Contents(format!("the delta's metadata {problem}"));
+        let about = about.ok_or_else(|| bad(format!("has no entry {ABOUT:?}: the file is not a delta")))?;
+        let about: About = serde_json::from_str(about).map_err(|e| bad(format!("cannot be read: {e}")))?;
         if about.format != 1 {
-            return Err(DeltaError::About(format!("has format {}, and this program reads only 1", about.format)));
+            return Err(bad(format!("has format {}, and this program reads only 1", about.format)));
         }
         if about.model != model {
-            return Err(DeltaError::OtherModel { theirs: about.model, ours: model.to_owned() });
+            let problem = format!("the delta belongs to the model with digest {}, but this model has {model}", about.model);
+            return Err(DeltaError::Contents(problem));
         }
         let mut parts = Parts { left: tensors.tensors().into_iter().collect() };
         let floats = |t: Tensor| Vec::<f32>::try_from(t).expect("a vector of floats");
@@ -218,19 +201,24 @@ impl Delta {
         let c = floats(parts.take("c", Kind::Float, &[generator.embed_dim()])?);
         let mut layers = Vec::new();
         for (name, Described { code, shape }) in about.layers {
-            let problem = |problem: String| DeltaError::Tensor { name: name.clone(), problem };
-            let weight = weights.get(&name).ok_or_else(|| problem("is not a weight of the generator".into()))?;
+            let weight = weights.get(&name).ok_or_else(|| malformed(&name, "is not a weight of the generator"))?;
             if weight.size() != shape {
-                return Err(problem(format!("is for a weight of shape {shape:?}, and the generator's has {:?}", weight.size())));
+                let problem = format!("is for a weight of shape {shape:?}, and the generator's has {:?}", weight.size());
+                return Err(malformed(&name, problem));
             }
             let code = parts.code(&name, &code, &shape)?;
             layers.push(Layer { name, shape, code });
         }
         match parts.left.into_keys().next() {
-            Some(name) => Err(DeltaError::Tensor { name, problem: "belongs to no layer".into() }),
+            Some(name) => Err(malformed(&name, "belongs to no layer")),
             None => Ok(Delta { layers, z, c, transform: about.transform }),
         }
     }
+}
+
+/// The error of a tensor, of which `problem` says the rest of the sentence.
+fn malformed(name: &str, problem: impl Display) -> DeltaError {
+    DeltaError::Contents(format!("tensor {name} of the delta {problem}"))
 }
 
 impl Layer {
@@ -276,21 +264,15 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     fn take(&mut self, name: &str, kind: Kind, shape: &[i64]) -> Result<Tensor, DeltaError> {
-        let problem = |problem: String| DeltaError::Tensor { name: name.to_owned(), problem };
-        let view = self.left.remove(name).ok_or_else(|| problem("is missing".into()))?;
+        let view = self.left.remove(name).ok_or_else(|| malformed(name, "is missing"))?;
         let found: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
-        let expected = match kind {
-            Kind::Float => Dtype::F32,
-            Kind::BFloat16 => Dtype::BF16,
-            Kind::Int8 => Dtype::I8,
-            _ => Dtype::U8,
-        };
+        let expected = dtype(kind);
         if view.dtype() != expected || found != shape {
-            return Err(problem(format!("is {:?} {found:?}, not {expected:?} {shape:?}", view.dtype())));
+            return Err(malformed(name, format!("is {:?} {found:?}, not {expected:?} {shape:?}", view.dtype())));
         }
         let tensor = Tensor::from_data_size(view.data(), shape, kind);
         if tensor.is_floating_point() && tensor.isfinite().all().int64_value(&[]) == 0 {
-            return Err(problem("has values that are not finite".into()));
+            return Err(malformed(name, "has values that are not finite"));
         }
         Ok(tensor)
     }
@@ -318,10 +300,7 @@ impl Parts<'_> {
                     v: self.take(&part(".v"), Kind::BFloat16, &[rank, columns])?,
                 }
             }
-            other => {
-                let problem = format!("has the unknown code {other:?}");
-                return Err(DeltaError::Tensor { name: name.to_owned(), problem });
-            }
+            other => return Err(malformed(name, format!("has the unknown code {other:?}"))),
         })
     }
 }
@@ -421,11 +400,11 @@ fn bytes_of(tensor: &Tensor) -> usize {
     tensor.numel() * tensor.kind().elt_size_in_bytes()
 }
 
-fn dtype(tensor: &Tensor) -> &'static str {
-    match tensor.kind() {
-        Kind::Float => "F32",
-        Kind::BFloat16 => "BF16",
-        Kind::Int8 => "I8",
-        _ => "U8",
+fn dtype(kind: Kind) -> Dtype {
+    match kind {
+        Kind::Float => Dtype::F32,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Int8 => Dtype::I8,
+        _ => Dtype::U8,
     }
 }

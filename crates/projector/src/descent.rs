@@ -19,17 +19,13 @@ const EPS: f64 = 1e-8;
 /// Adam's moments as plain numbers, one row for each lane: `[z | c]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamState {
-    steps: u32,
+    /// Steps done.
+    pub(crate) steps: u32,
     m: Vec<Vec<f32>>,
     v: Vec<Vec<f32>>,
 }
 
 impl AdamState {
-    /// Steps done.
-    pub(crate) fn steps(&self) -> u32 {
-        self.steps
-    }
-
     pub(crate) fn select(&self, index: &[usize]) -> AdamState {
         let pick = |rows: &[Vec<f32>]| index.iter().map(|&i| rows[i].clone()).collect();
         AdamState { steps: self.steps, m: pick(&self.m), v: pick(&self.v) }
@@ -40,9 +36,9 @@ impl AdamState {
         self.v.extend(other.v);
     }
 
-    pub(crate) fn truncate(&mut self, lanes: usize) {
-        self.m.truncate(lanes);
-        self.v.truncate(lanes);
+    /// Takes off the first lanes.
+    pub(crate) fn take(&mut self, lanes: usize) -> AdamState {
+        AdamState { steps: self.steps, m: self.m.drain(..lanes).collect(), v: self.v.drain(..lanes).collect() }
     }
 }
 
@@ -67,10 +63,9 @@ impl Adam {
         AdamState { steps: self.steps, m: to_rows(&self.m), v: to_rows(&self.v) }
     }
 
-    pub fn step(&mut self, z: &mut Tensor, c: &mut Tensor, gz: &Tensor, gc: &Tensor, params: &Descent) {
+    pub fn step(&mut self, z: &mut Tensor, c: &mut Tensor, gradient: &Tensor, params: &Descent) {
         self.steps += 1;
-        let g = Tensor::cat(&[gz, gc], 1);
-        let update = update(&mut self.m, &mut self.v, &g, self.steps);
+        let update = update(&mut self.m, &mut self.v, gradient, self.steps);
         let width = z.size()[1];
         *z = &*z - update.narrow(1, 0, width) * params.lr_z;
         *c = &*c - update.narrow(1, width, c.size()[1]) * params.lr_c;
@@ -91,7 +86,7 @@ pub(crate) fn clamp(z: &Tensor, limit: f64) -> Tensor {
     z.clamp(-limit, limit)
 }
 
-/// Gradients of the loss with respect to z and c, the loss `[n]`, and the images, all detached.
+/// Gradient `[z | c]` of the loss, the loss `[n]`, and the images, all detached.
 ///
 /// The caller clamps z *before*, as the authors' hook does: a coordinate at the limit keeps its gradient and can come back.
 pub(crate) fn gradient(
@@ -100,18 +95,16 @@ pub(crate) fn gradient(
     target: &LossTarget,
     z: &Tensor,
     c: &Tensor,
-) -> (Tensor, Tensor, Tensor, Tensor) {
+) -> (Tensor, Tensor, Tensor) {
     let z = z.detach().set_requires_grad(true);
     let c = c.detach().set_requires_grad(true);
-    let (loss, images) = tch::with_grad(|| {
+    let (sum, loss, images) = tch::with_grad(|| {
         let images = generator.generate(&z, &c);
-        (target.loss(lpips, &images), images)
+        let loss = target.loss(lpips, &images);
+        (loss.sum(Kind::Float), loss, images)
     });
-    let sum = tch::with_grad(|| loss.sum(Kind::Float));
-    let mut gradients = Tensor::run_backward(&[&sum], &[&z, &c], false, false);
-    let gc = gradients.pop().expect("two gradients");
-    let gz = gradients.pop().expect("two gradients");
-    (gz, gc, loss.detach(), images.detach())
+    let gradients = Tensor::run_backward(&[sum], &[&z, &c], false, false);
+    (Tensor::cat(&gradients, 1), loss.detach(), images.detach())
 }
 
 #[cfg(test)]
@@ -139,7 +132,7 @@ mod tests {
         });
         for _ in 0..20 {
             let (gz, gc) = (gradient(&z), gradient(&c));
-            ours.step(&mut z, &mut c, &gz, &gc, &params);
+            ours.step(&mut z, &mut c, &Tensor::cat(&[gz, gc], 1), &params);
             for (variable, optimiser, _) in &mut theirs {
                 optimiser.backward_step(&(&*variable * gradient(variable).detach()).sum(Kind::Float));
             }

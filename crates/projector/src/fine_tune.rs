@@ -4,15 +4,14 @@
 //! can change, too. Only this module takes gradients of weights; each image has a copy of them, on the CPU between two parts, so
 //! that any device can continue.
 
-use proto::{DeltaCodec, FineTune, Regulariser, Transform, TransformSearch};
+use proto::{DeltaCodec, FineTune, Params, Regulariser, Transform};
 use tch::{Device, Kind, Tensor};
 
 use crate::delta::Delta;
 use crate::descent;
 use crate::generator::Generator;
-use crate::lanes::{Method, Model, Rendered, Transforms, View};
+use crate::lanes::{Model, Rendered, View};
 use crate::loss::LossTarget;
-use crate::nn::lpips::Lpips;
 use crate::rows::{rows, to_rows};
 use crate::target::Target;
 use crate::transform::{self, Space};
@@ -29,13 +28,9 @@ pub struct Tuned {
     pub delta: Delta,
     /// Steps of Adam.
     pub steps: u32,
-    /// Training loss of the generator with the stored delta.
-    pub loss: f64,
-    /// Its loss of the inverted image inside the box.
-    pub inverted_loss: f64,
     /// LPIPS of the transformed target, weighted as in the loss: after the search, and with the stored delta.
     pub lpips: (f64, f64),
-    /// Its pictures and distances.
+    /// Pictures and distances of the generator with the stored delta.
     pub rendered: Rendered,
     /// PSNR between its image and the one before the delta was stored, in dB; infinite if they are the same.
     pub psnr: f64,
@@ -93,28 +88,20 @@ impl Tuning {
     }
 }
 
-/// Parameters of fine-tuning.
-#[derive(Clone, Debug)]
-pub(crate) struct Setting {
-    pub method: Method,
-    pub tune: FineTune,
-    pub search: Option<TransformSearch>,
-}
-
 /// The tensors that change, with their learning rates.
 struct Leaves {
     generator: Box<dyn Generator>,
-    names: Vec<String>,
     /// theta, then z and c, then phi as a vector of the search's space.
     tensors: Vec<Tensor>,
     rates: Vec<f64>,
 }
 
 impl Leaves {
-    fn new(model: &Model, device: Device, setting: &Setting, tuning: &Tuning) -> Leaves {
+    fn new(model: &Model, device: Device, params: &Params, tuning: &Tuning) -> Leaves {
         let generator = model.generator.replicate(device);
-        let (names, mut tensors): (Vec<String>, Vec<Tensor>) = generator.weights().into_iter().unzip();
-        let space = setting.search.as_ref().map(Space::new);
+        let mut tensors: Vec<Tensor> = generator.weights().into_iter().map(|(_, weight)| weight).collect();
+        let theta = tensors.len();
+        let space = params.transform.as_ref().map(Space::new);
         tensors.push(rows(std::slice::from_ref(&tuning.z), device));
         tensors.push(rows(std::slice::from_ref(&tuning.c), device));
         if let (Some(space), Some(transform)) = (&space, &tuning.transform) {
@@ -123,41 +110,29 @@ impl Leaves {
         for (tensor, [value, ..]) in tensors.iter_mut().zip(&tuning.state) {
             tensor.copy_(value);
         }
-        let FineTune { lr, lr_latents, lr_transform, .. } = setting.tune;
-        let rates = names.iter().map(|_| lr).chain([lr_latents, lr_latents, lr_transform]).take(tensors.len()).collect();
-        Leaves { generator, names, tensors, rates }
+        let FineTune { lr, lr_latents, lr_transform, .. } = *tune(params);
+        let rates = std::iter::repeat_n(lr, theta).chain([lr_latents, lr_latents, lr_transform]);
+        Leaves { generator, rates: rates.take(tensors.len()).collect(), tensors }
     }
 
-    fn theta(&self) -> &[Tensor] {
-        &self.tensors[..self.names.len()]
-    }
-
-    fn z(&self) -> &Tensor {
-        &self.tensors[self.names.len()]
-    }
-
-    fn c(&self) -> &Tensor {
-        &self.tensors[self.names.len() + 1]
-    }
-
-    fn phi(&self) -> Option<&Tensor> {
-        self.tensors.get(self.names.len() + 2)
+    /// z and c, and phi if there is one. theta is zipped with the base's weights.
+    fn latents(&self, base: &[(String, Tensor)]) -> (&Tensor, &Tensor, Option<&Tensor>) {
+        let latents = &self.tensors[base.len()..];
+        (&latents[0], &latents[1], latents.get(2))
     }
 }
 
+fn tune(params: &Params) -> &FineTune {
+    params.fine_tune.as_ref().expect("fine-tuning has parameters")
+}
+
 /// At most `steps` more steps on one device.
-pub(crate) fn advance(
-    model: &Model,
-    device: Device,
-    setting: &Setting,
-    target: &Target,
-    mut tuning: Tuning,
-    steps: u32,
-) -> Tuning {
+pub(crate) fn advance(model: &Model, device: Device, params: &Params, target: &Target, mut tuning: Tuning, steps: u32) -> Tuning {
     let _no_grad = tch::no_grad_guard();
-    let Setting { method, tune, search } = setting;
-    let leaves = Leaves::new(model, device, setting, &tuning);
-    let base: Vec<Tensor> = model.generator.weights().into_iter().map(|(_, w)| w).collect();
+    let tune = tune(params);
+    let leaves = Leaves::new(model, device, params, &tuning);
+    let base = model.generator.weights();
+    let (z, c, phi) = leaves.latents(&base);
     let moving: Vec<usize> = (0..leaves.tensors.len()).filter(|i| leaves.rates[*i] > 0.0).collect();
     let mut moments: Vec<[Tensor; 2]> = match tuning.state.is_empty() {
         true => leaves.tensors.iter().map(|t| [t.zeros_like(), t.zeros_like()]).collect(),
@@ -166,18 +141,18 @@ pub(crate) fn advance(
     for &i in &moving {
         let _ = leaves.tensors[i].set_requires_grad(true);
     }
-    let view = View::new(model, device, method, target, &shared(tuning.transform.as_ref()));
-    let space = search.as_ref().map(Space::new).filter(|_| tune.lr_transform > 0.0);
+    let view = View::new(model, device, params, target, &tuning.transform.clone().into());
+    let space = params.transform.as_ref().map(Space::new).filter(|_| tune.lr_transform > 0.0);
     for _ in 0..steps {
-        let _ = leaves.z().detach().clamp_(-method.descent.limit, method.descent.limit);
+        let _ = z.detach().clamp_(-params.descent.limit, params.descent.limit);
         let (total, lpips) = tch::with_grad(|| {
-            let images = leaves.generator.generate(leaves.z(), leaves.c());
-            let (l1, lpips) = match (&space, leaves.phi()) {
-                (Some(space), Some(phi)) => moved(model, method, &view, &space.tensors(phi)).terms(&model.lpips, &images),
+            let images = leaves.generator.generate(z, c);
+            let (l1, lpips) = match (&space, phi) {
+                (Some(space), Some(phi)) => moved(model, params, &view, &space.tensors(phi)).terms(&model.lpips, &images),
                 _ => view.forward.terms(&model.lpips, &images),
             };
-            let penalty = penalty(tune.regulariser, leaves.theta(), &base);
-            ((l1 + &lpips * method.loss.beta).sum(Kind::Float) + penalty * tune.lambda, lpips)
+            let penalty = penalty(tune.regulariser, &leaves.tensors, &base);
+            ((l1 + &lpips * params.loss.beta).sum(Kind::Float) + penalty * tune.lambda, lpips)
         });
         let (loss, lpips) = (total.double_value(&[]), lpips.double_value(&[0]));
         if tuning.curve.is_empty() {
@@ -204,7 +179,7 @@ pub(crate) fn advance(
     let kept =
         leaves.tensors.iter().zip(moments).map(|(value, [m, v])| [value, &m, &v].map(|t| t.detach().to_device(Device::Cpu)));
     tuning.state = kept.collect();
-    if let (Some(space), Some(phi)) = (&space, leaves.phi()) {
+    if let (Some(space), Some(phi)) = (&space, phi) {
         let phi: Vec<f64> = Vec::try_from(phi.detach().to_device(Device::Cpu)).expect("a vector");
         tuning.transform = Some(space.transform(&phi));
     }
@@ -212,13 +187,7 @@ pub(crate) fn advance(
 }
 
 /// Measures the tuned generator, and encodes its weight delta.
-pub(crate) fn finish(
-    model: &Model,
-    device: Device,
-    setting: &Setting,
-    target: &Target,
-    tuning: &Tuning,
-) -> Result<Tuned, Dropped> {
+pub(crate) fn finish(model: &Model, device: Device, params: &Params, target: &Target, tuning: &Tuning) -> Result<Tuned, Dropped> {
     let _no_grad = tch::no_grad_guard();
     if !tuning.loss().is_finite() {
         return Err(Dropped::Diverged { step: tuning.steps });
@@ -226,28 +195,26 @@ pub(crate) fn finish(
     if tuning.steps == 0 {
         return Err(Dropped::Needless);
     }
-    let Setting { method, tune, .. } = setting;
-    let leaves = Leaves::new(model, device, setting, tuning);
+    let leaves = Leaves::new(model, device, params, tuning);
     let base = model.generator.weights();
-    let view = View::new(model, device, method, target, &shared(tuning.transform.as_ref()));
-    let z = descent::clamp(leaves.z(), method.descent.limit);
-    let exact = leaves.generator.generate(&z, leaves.c());
-    let render = |images: &Tensor| {
-        let mut lane = view.render(&model.lpips, method, images);
-        (lane.loss[0], lane.inverted[0], lane.rendered.remove(0))
-    };
-    let after = render(&exact).0;
+    let view = View::new(model, device, params, target, &tuning.transform.clone().into());
+    let (z, c, _) = leaves.latents(&base);
+    let z = descent::clamp(z, params.descent.limit);
+    let exact = leaves.generator.generate(&z, c);
+    let render = |images: &Tensor| view.render(&model.lpips, params, images).rendered.remove(0);
+    let after = render(&exact).distances.loss;
     // NaN is not an improvement.
     if !matches!(after.partial_cmp(&tuning.before), Some(std::cmp::Ordering::Less)) {
         return Err(Dropped::Worse { before: tuning.before, after });
     }
-    let differences: Vec<(String, Tensor)> = base.into_iter().zip(leaves.theta()).map(|((n, old), new)| (n, new - old)).collect();
-    let Packed { mut delta, images, psnr } = pack(&*model.generator, &differences, (&z, leaves.c()), &exact, &tune.delta);
-    let (loss, inverted_loss, rendered) = render(&images);
+    let differences: Vec<(String, Tensor)> =
+        base.into_iter().zip(&leaves.tensors).map(|((n, old), new)| (n, new - old)).collect();
+    let Packed { mut delta, images, psnr } = pack(&*model.generator, &differences, (&z, c), &exact, &tune(params).delta);
+    let rendered = render(&images);
     let first = |t: &Tensor| to_rows(t).remove(0);
-    (delta.z, delta.c, delta.transform) = (first(&z), first(leaves.c()), tuning.transform.clone());
+    (delta.z, delta.c, delta.transform) = (first(&z), first(c), tuning.transform.clone());
     let lpips = (tuning.lpips_before, view.forward.terms(&model.lpips, &images).1.double_value(&[0]));
-    Ok(Tuned { delta, steps: tuning.steps, loss, inverted_loss, lpips, rendered, psnr })
+    Ok(Tuned { delta, steps: tuning.steps, lpips, rendered, psnr })
 }
 
 /// A change of weights as it is stored, and what it does.
@@ -285,21 +252,16 @@ pub fn pack(
     }
 }
 
-fn shared(transform: Option<&Transform>) -> Transforms {
-    transform.cloned().map_or(Transforms::None, Transforms::Shared)
-}
-
 /// The target under a transform that has gradients.
-fn moved(model: &Model, method: &Method, view: &View, transform: &transform::Tensors) -> LossTarget {
-    let lpips: &Lpips = &model.lpips;
-    let image = transform::apply_tensors(&view.image, transform, method.align_corners);
-    let weights = transform::apply_tensors_to_mask(&view.weights, transform, method.align_corners);
-    LossTarget::new(lpips, &method.loss, &image, &weights)
+fn moved(model: &Model, params: &Params, view: &View, transform: &transform::Tensors) -> LossTarget {
+    let image = transform::apply_tensors(&view.image, transform, params.align_corners());
+    let weights = transform::apply_tensors_to_mask(&view.weights, transform, params.align_corners());
+    LossTarget::new(&model.lpips, &params.loss, &image, &weights)
 }
 
 /// The regulariser R(theta - theta_0).
-fn penalty(regulariser: Regulariser, theta: &[Tensor], base: &[Tensor]) -> Tensor {
-    let squares = theta.iter().zip(base).map(|(new, old)| {
+fn penalty(regulariser: Regulariser, theta: &[Tensor], base: &[(String, Tensor)]) -> Tensor {
+    let squares = theta.iter().zip(base).map(|(new, (_, old))| {
         let square = (new - old).square();
         match regulariser {
             Regulariser::MeanSquares => square.mean(Kind::Float),
@@ -319,56 +281,50 @@ fn psnr(a: &Tensor, b: &Tensor) -> f64 {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::path::PathBuf;
 
-    use proto::{L1Scale, MaskMode, Params, Precision};
+    use proto::{L1Scale, MaskMode};
 
     use super::*;
     use crate::nn::Weights;
     use crate::nn::biggan_deep::BigganDeep;
-    use crate::nn::lpips::{Config, Layer};
+    use crate::nn::lpips::{Config, Layer, Lpips};
 
-    fn golden(name: &str) -> Vec<(String, Tensor)> {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        Tensor::read_safetensors(path).expect("golden")
+    fn golden(name: &str) -> HashMap<String, Tensor> {
+        let path = format!("{}/tests/golden/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        Tensor::read_safetensors(path).expect("golden").into_iter().collect()
     }
 
     /// The reference's generator, and any perceptual network: it has no weight here.
-    fn model() -> (Model, HashMap<String, Tensor>) {
-        let (tests, tensors): (Vec<_>, Vec<_>) =
-            golden("biggan_deep.safetensors").into_iter().partition(|(n, _)| n.starts_with("test."));
+    fn model(tensors: &HashMap<String, Tensor>) -> Model {
+        let weights = tensors.iter().filter(|(name, _)| !name.starts_with("test."));
+        let mut weights = Weights::new(weights.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
         let config = serde_json::from_str(include_str!("../tests/golden/biggan_deep.config.json")).expect("config");
-        let generator = BigganDeep::load(&config, &mut Weights::new(tensors), 1.0).expect("loads");
+        let generator = BigganDeep::load(&config, &mut weights, 1.0).expect("loads");
         let layers = vec![Layer::Conv { index: 0, channels: 2, kernel: 3, stride: 1, padding: 1, tap: true }];
-        let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
-        let tensors = [
-            ("features.0.weight", ones(&[2, 3, 3, 3])),
-            ("features.0.bias", ones(&[2])),
-            ("lin0.model.1.weight", ones(&[1, 2, 1, 1])),
-        ];
-        let mut weights = Weights::new(tensors.map(|(n, t)| (n.to_owned(), t)));
+        let ones = |name: &str, shape: &[i64]| (name.to_owned(), Tensor::ones(shape, (Kind::Float, Device::Cpu)));
+        let mut weights = Weights::new([
+            ones("features.0.weight", &[2, 3, 3, 3]),
+            ones("features.0.bias", &[2]),
+            ones("lin0.model.1.weight", &[1, 2, 1, 1]),
+        ]);
         let lpips = Lpips::load(&Config { shift: [0.0; 3], scale: [1.0; 3], layers }, &mut weights).expect("loads");
-        (Model { generator: Box::new(generator), lpips, encoder: None }, tests.into_iter().collect())
+        Model { generator: Box::new(generator), lpips, encoder: None }
     }
 
     #[test]
     fn steps_of_equation_6_are_those_of_torch() {
-        let (model, tests) = model();
-        let expected: HashMap<String, Tensor> = golden("fine_tune.safetensors").into_iter().collect();
-        let paper = Params::paper();
+        let (tests, expected) = (golden("biggan_deep"), golden("fine_tune"));
+        let model = model(&tests);
         let loss = proto::Loss { beta: 0.0, l1: L1Scale::ChannelSum, mask: MaskMode::UpsampleFeatures, background: 1.0 };
-        let setting = Setting {
-            method: Method { loss, descent: paper.descent, align_corners: true, precision: Precision::Fp32 },
-            tune: FineTune { steps: 6, lr: 1e-3, ..FineTune::default() },
-            search: None,
-        };
+        let fine_tune = Some(FineTune { steps: 6, lr: 1e-3, ..FineTune::default() });
+        let params = Params { loss, transform: None, fine_tune, ..Params::paper() };
         let row = |tensor: &Tensor| Vec::<f32>::try_from(tensor.get(0)).expect("floats");
         let image = tests["test.output"].get(1);
         let target = Target { image, bbox: None, mask: None, class: 0, seed: 0 };
         let mut tuning = Tuning::new(row(&expected["test.z"]), row(&tests["test.c"]), None, f64::INFINITY);
         // In two parts, as between two checkpoints.
-        tuning = advance(&model, Device::Cpu, &setting, &target, tuning, 2);
-        tuning = advance(&model, Device::Cpu, &setting, &target, tuning, 100);
+        tuning = advance(&model, Device::Cpu, &params, &target, tuning, 2);
+        tuning = advance(&model, Device::Cpu, &params, &target, tuning, 100);
         assert!(tuning.finished && tuning.steps == 6);
         let losses = Vec::<f64>::try_from(expected["test.losses"].to_kind(Kind::Double)).expect("numbers");
         for (step, (ours, theirs)) in tuning.curve.iter().zip(&losses).enumerate() {
@@ -377,9 +333,9 @@ mod tests {
             // Float32 differs from float64 by 2e-7 at most, and no value comes near a corner in any step (`make_nn.py`).
             assert!(error < 2e-6, "step {step}: {ours} and {theirs}");
         }
-        let tuned = finish(&model, Device::Cpu, &setting, &target, &tuning).expect("it is closer");
+        let tuned = finish(&model, Device::Cpu, &params, &target, &tuning).expect("it is closer");
         let ours = Tensor::from_slice(&tuned.rendered.generated).view([1, 3, 32, 32]);
-        let noise = 10.0 * (4.0 / (&ours - &expected["test.image"]).square().mean(Kind::Double).double_value(&[])).log10();
+        let noise = psnr(&ours, &expected["test.image"]);
         println!("image: {noise:.1} dB, stored with {:.1} dB", tuned.psnr);
         assert!(noise > tuned.psnr.min(45.0) - 1.0, "only what storing loses: {noise} dB");
     }

@@ -45,8 +45,8 @@ enum Phase {
         best: Vec<Refined>,
     },
     Descend {
-        z: Vec<Vec<f32>>,
-        c: Option<Vec<Vec<f32>>>,
+        z: Rows,
+        c: Option<Rows>,
         adam: Option<AdamState>,
         done: u32,
     },
@@ -59,8 +59,8 @@ enum Phase {
         done: u32,
     },
     Finished {
-        z: Vec<Vec<f32>>,
-        c: Option<Vec<Vec<f32>>>,
+        z: Rows,
+        c: Option<Rows>,
     },
     /// The encoder guesses where to start.
     Encode {
@@ -114,13 +114,13 @@ impl LatentSearch {
 
     /// The next work under phi*; `None` when finished.
     pub fn ask(&mut self, params: &Params, transforms: Transforms, rng: &mut ChaCha8Rng) -> Option<Request> {
-        let request = |z, c, work, exact| Some(Request { z, c, transforms, work, exact });
-        let descend = |steps, adam, record| Work::Descend { steps, adam, track_inverted: false, record };
-        match &mut self.phase {
+        let request = |z, c, work, exact| Request { z, c, transforms, work, adam: None, exact };
+        let descend = |steps, record| Work::Descend { steps, track_inverted: false, record };
+        Some(match &mut self.phase {
             Phase::Explore { cma, asked, .. } => {
                 *asked = cma.ask(rng);
                 let work = match params {
-                    Params::BasinCma { steps, .. } => descend(*steps, None, false),
+                    Params::BasinCma { steps, .. } => descend(*steps, false),
                     _ => Work::Evaluate,
                 };
                 request(latent::to_f32(asked), self.starts.clone(), work, false)
@@ -131,7 +131,7 @@ impl LatentSearch {
                 let steps = (next.expect("an unfinished descent has steps left") - *done).min(DESCENT_CHUNK);
                 // The end of a descent is reported, so it is computed in float32.
                 let last = rungs.last().is_some_and(|rung| rung.until == *done + steps);
-                request(z.clone(), c.clone(), descend(steps, adam.clone(), true), last)
+                Request { adam: adam.clone(), ..request(z.clone(), c.clone(), descend(steps, true), last) }
             }
             Phase::Lbfgs { lanes, latent_dim, origins, class_rate, .. } => {
                 let points = lanes.iter().map(Lbfgs::point).zip(&*origins);
@@ -139,9 +139,9 @@ impl LatentSearch {
                 // A line search compares losses of points that are close.
                 request(z, Some(c), Work::Gradient, true)
             }
-            Phase::Finished { .. } => None,
+            Phase::Finished { .. } => return None,
             Phase::Encode { latent_dim, .. } => request(vec![vec![0.0; *latent_dim]], None, Work::Encode, true),
-        }
+        })
     }
 
     /// Takes in the response to the last request.
@@ -158,7 +158,7 @@ impl LatentSearch {
                     keep_best(best, response, self.seeds);
                 }
                 *generation += 1;
-                if *generation >= generations(params) {
+                if *generation >= rounds(params) {
                     let (z, c) = if refined {
                         let (z, c) = best.drain(..).map(|point| (point.z, point.c)).unzip();
                         (z, Some(c))
@@ -166,13 +166,14 @@ impl LatentSearch {
                         // One more draw: the long descent starts from fresh samples, not from the refined points.
                         (latent::to_f32(&cma.ask(rng)), self.starts.clone())
                     };
-                    self.phase = last_descent(params, self.seeds, z, c);
+                    self.phase = match rungs(params, self.seeds).is_empty() {
+                        true => Phase::Finished { z, c },
+                        false => Phase::Descend { z, c, adam: None, done: 0 },
+                    };
                 }
             }
             Phase::Descend { z, c, adam, done } => {
-                if self.curves.is_empty() {
-                    self.curves = vec![vec![]; z.len()];
-                }
+                self.curves.resize(z.len(), vec![]);
                 for (curve, new) in self.curves.iter_mut().zip(&response.curves) {
                     curve.extend(new);
                 }
@@ -195,9 +196,7 @@ impl LatentSearch {
                 }
             }
             Phase::Lbfgs { lanes, latent_dim, origins, class_rate, done } => {
-                if self.curves.is_empty() {
-                    self.curves = vec![vec![]; lanes.len()];
-                }
+                self.curves.resize(lanes.len(), vec![]);
                 for (i, lane) in lanes.iter_mut().enumerate() {
                     self.curves[i].push(response.loss[i] as f32);
                     let rates = std::iter::repeat_n(1.0, *latent_dim).chain(std::iter::repeat(*class_rate));
@@ -205,7 +204,7 @@ impl LatentSearch {
                     lane.tell(response.loss[i], gradient.collect());
                 }
                 *done += 1;
-                if *done >= lbfgs_evaluations(params) {
+                if *done >= rounds(params) {
                     let best = lanes.iter().map(Lbfgs::best).zip(&*origins);
                     let (z, c) = best.map(|(best, origin)| latents(best, *latent_dim, origin, *class_rate)).unzip();
                     self.phase = Phase::Finished { z, c: Some(c) };
@@ -254,14 +253,6 @@ fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32]
             let cma = Cma::new(mean.iter().map(|&v| f64::from(v)).collect(), sigma.max(1e-6), Some(seeds));
             Phase::Explore { cma: Box::new(cma), asked: vec![], generation: 0, best: vec![] }
         }
-    }
-}
-
-/// The second phase of a method that explores.
-fn last_descent(params: &Params, seeds: usize, z: Rows, c: Option<Rows>) -> Phase {
-    match rungs(params, seeds).is_empty() {
-        true => Phase::Finished { z, c },
-        false => Phase::Descend { z, c, adam: None, done: 0 },
     }
 }
 
@@ -323,29 +314,19 @@ fn rungs(params: &Params, seeds: usize) -> Vec<Rung> {
     rungs
 }
 
-/// Generations of CMA-ES.
-fn generations(params: &Params) -> u32 {
+/// Generations of CMA-ES, or evaluations of L-BFGS.
+fn rounds(params: &Params) -> u32 {
     match params {
         Params::Cma { generations } | Params::CmaAdam { generations, .. } | Params::BasinCma { generations, .. } => *generations,
-        Params::Start | Params::Adam { .. } | Params::Lbfgs { .. } => 0,
-    }
-}
-
-fn lbfgs_evaluations(params: &Params) -> u32 {
-    match params {
         Params::Lbfgs { evaluations } => *evaluations,
-        _ => 0,
+        Params::Start | Params::Adam { .. } => 0,
     }
 }
 
 /// Lane-steps of stage two for `seeds` lanes: one forward (and backward) pass of one lane each.
 pub fn lane_steps(params: &Params, seeds: u64) -> u64 {
-    let explore = match params {
-        Params::Start | Params::Adam { .. } => 0,
-        Params::Lbfgs { evaluations } => u64::from(*evaluations),
-        Params::Cma { generations } | Params::CmaAdam { generations, .. } => u64::from(*generations),
-        Params::BasinCma { generations, steps, .. } => u64::from(*generations) * u64::from(*steps),
-    };
+    let passes = if let Params::BasinCma { steps, .. } = params { *steps } else { 1 };
+    let explore = u64::from(rounds(params)) * u64::from(passes);
     let mut before = 0;
     let descend = rungs(params, seeds as usize).into_iter().map(|Rung { lanes, until }| {
         let steps = until - std::mem::replace(&mut before, until);

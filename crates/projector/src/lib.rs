@@ -34,5 +34,5 @@ pub use fine_tune::{Dropped, Tuned};
 pub use generator::Generator;
 pub use lanes::{DeviceError, Lanes, Model};
 pub use mask::ObjectStatistics;
-pub use projection::{Checkpoint, Diverged, Progress, Projection, Solution};
+pub use projection::{Checkpoint, Diverged, Projection, ProjectionProgress, Solution};
 pub use target::Target;

@@ -3,12 +3,12 @@
 use proto::L1Scale;
 use tch::{Kind, Tensor};
 
-use crate::nn::lpips::{Features, Lpips, MapWeights};
+use crate::nn::lpips::{Features, Lpips, MapWeights, total};
 
 /// A target with its features, which stay fixed during a descent: one for all lanes, or one for each.
 pub struct LossTarget {
     /// `[1 or n, 3, r, r]`
-    image: Tensor,
+    pub(crate) image: Tensor,
     /// `[1 or n, 1, r, r]`, divided by its sum (and by three for the mean over channels).
     weights: Tensor,
     features: Features,
@@ -23,12 +23,11 @@ impl LossTarget {
     pub fn new(lpips: &Lpips, params: &proto::Loss, image: &Tensor, weights: &Tensor) -> LossTarget {
         let features = lpips.features(image);
         let map_weights = lpips.map_weights(weights, &features, params.mask);
-        let total = weights.sum_dim_intlist(&[1i64, 2, 3][..], true, Kind::Float).clamp_min(1e-12);
         let channels = match params.l1 {
             L1Scale::ChannelSum => 1.0,
             L1Scale::ChannelMean => 3.0,
         };
-        let weights = weights / (total * channels);
+        let weights = weights / (total(weights) * channels);
         LossTarget { image: image.shallow_clone(), weights, features, map_weights, beta: params.beta }
     }
 

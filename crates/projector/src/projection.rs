@@ -3,16 +3,15 @@
 //! Images advance side by side and never influence each other: each has its own state and its own random numbers, so the projection
 //! of an image does not depend on the others. Between two steps the caller may stop, save or preview.
 
-use proto::{ClassStart, Descent, History, Params, Stage, Transform};
+use proto::{ClassStart, Descent, History, Params, SeedResult, Stage, Transform};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
 use crate::cma::Cma;
-use crate::fine_tune::{self, Dropped, Setting, Tuned, Tuning};
-use crate::lanes::{DeviceError, Lanes, Method, Model, Request, Response, Transforms, Work};
+use crate::fine_tune::{self, Dropped, Tuned, Tuning};
+use crate::lanes::{DeviceError, Lanes, Model, Request, Response, Transforms, Work};
 use crate::latent_search::{self, ClassVectors, LatentSearch, Rows};
 use crate::mask::{self, ObjectStatistics};
 use crate::target::Target;
@@ -49,16 +48,9 @@ enum Search {
     Latent(LatentSearch),
 }
 
-impl Checkpoint {
-    /// Lane-steps done so far.
-    pub fn lane_steps(&self) -> u64 {
-        self.lane_steps
-    }
-}
-
-/// Progress of a projection.
+/// How far a projection has come.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Progress {
+pub struct ProjectionProgress {
     /// Lane-steps done, over all images.
     pub done: u64,
     /// Lane-steps of the whole projection, over all images.
@@ -74,8 +66,12 @@ pub struct Solution {
     pub transform: Option<Transform>,
     /// The seed with the smallest training loss (Algorithm 1, line 23).
     pub best: usize,
-    /// Latents and distances of all seeds.
-    pub seeds: Vec<Seed>,
+    /// z of all seeds within the limit, `[seed][latent_dim]`.
+    pub z: Rows,
+    /// Class vectors of all seeds, `[seed][embed_dim]`.
+    pub c: Rows,
+    /// Distances of all seeds.
+    pub seeds: Vec<SeedResult>,
     /// G(z*, c*), `[3, r, r]` flat in [-1, 1].
     pub generated: Vec<f32>,
     /// The inverted image, `[3, r, r]` flat in [-1, 1].
@@ -88,25 +84,6 @@ pub struct Solution {
     pub history: History,
     /// Lane-steps of the image.
     pub lane_steps: u64,
-}
-
-/// One seed's latents and distances; see `proto::SeedResult`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Seed {
-    /// z within the limit, `[latent_dim]`.
-    pub z: Vec<f32>,
-    /// Class embedding, `[embed_dim]`.
-    pub c: Vec<f32>,
-    /// Training loss.
-    pub loss: f64,
-    /// Loss of the inverted image inside the box.
-    pub inverted_loss: f64,
-    /// Sum over channels, mean over the box's pixels.
-    pub l1: f64,
-    /// As `l1`, squared.
-    pub l2: f64,
-    /// Mean over the box's pixels.
-    pub lpips: f64,
 }
 
 /// The loss of an image became infinite or undefined in every lane.
@@ -126,20 +103,22 @@ struct Glimpse {
     transforms: Transforms,
 }
 
+/// An image and how far it is.
+struct Image {
+    target: Target,
+    /// Embedding of its class.
+    embedding: Vec<f32>,
+    search: Checkpoint,
+    /// State of the search, for previews.
+    glimpse: Option<Glimpse>,
+    /// Fine-tuning, once the search is finished.
+    tuning: Option<Tuning>,
+}
+
 /// Projects images under the same parameters.
 pub struct Projection {
     params: Params,
-    method: Method,
-    targets: Vec<Target>,
-    /// Embedding of each image's class.
-    embeddings: Vec<Vec<f32>>,
-    images: Vec<Checkpoint>,
-    /// State of each image's search, for previews.
-    glimpses: Vec<Option<Glimpse>>,
-    /// Fine-tuning of images whose search is finished.
-    tunings: Vec<Option<Tuning>>,
-    per_image: u64,
-    limit: f32,
+    images: Vec<Image>,
 }
 
 impl Projection {
@@ -149,52 +128,27 @@ impl Projection {
     pub fn new(params: &Params, model: &Model, statistics: &ObjectStatistics, targets: Vec<Target>) -> Projection {
         let shape =
             Shape { latent_dim: model.generator.latent_dim() as usize, resolution: model.generator.resolution() as usize };
-        let embeddings: Vec<Vec<f32>> = targets.iter().map(|t| embedding(model, t)).collect();
-        let start = |(t, own): (&Target, &Vec<f32>)| {
-            let each = class_starts(params, model, t);
-            start(params, statistics, shape, t, class_vectors(params, own, each.as_ref()))
+        let image = |target: Target| {
+            let embedding = Vec::try_from(model.generator.embed(target.class)).expect("an embedding is a vector of floats");
+            let each = class_starts(params, model, &target);
+            let search = start(params, statistics, shape, &target, class_vectors(params, &embedding, each.as_ref()));
+            Image { target, embedding, search, glimpse: None, tuning: None }
         };
-        let images = targets.iter().zip(&embeddings).map(start).collect();
-        Projection {
-            method: Method {
-                loss: params.loss.clone(),
-                descent: params.descent.clone(),
-                align_corners: params.transform.as_ref().is_some_and(|t| t.align_corners),
-                precision: params.precision,
-            },
-            params: params.clone(),
-            glimpses: targets.iter().map(|_| None).collect(),
-            tunings: targets.iter().map(|_| None).collect(),
-            targets,
-            embeddings,
-            images,
-            per_image: lane_steps(params),
-            limit: params.descent.limit as f32,
-        }
-    }
-
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.images.len()
-    }
-
-    /// Whether there are no images.
-    pub fn is_empty(&self) -> bool {
-        self.images.is_empty()
+        Projection { params: params.clone(), images: targets.into_iter().map(image).collect() }
     }
 
     /// State of the search of an image.
     pub fn checkpoint(&self, image: usize) -> &Checkpoint {
-        &self.images[image]
+        &self.images[image].search
     }
 
     /// Restores an image's state. Fails if its sizes differ.
     pub fn resume(&mut self, image: usize, checkpoint: Checkpoint) -> Result<(), Mismatch> {
-        if checkpoint.shape != self.images[image].shape {
+        let image = &mut self.images[image];
+        if checkpoint.shape != image.search.shape {
             return Err(Mismatch);
         }
-        self.images[image] = checkpoint;
-        self.tunings[image] = None;
+        (image.search, image.tuning) = (checkpoint, None);
         Ok(())
     }
 
@@ -203,46 +157,37 @@ impl Projection {
     /// # Panics
     /// After the image's first step.
     pub fn fix_transform(&mut self, image: usize, transform: Transform) {
-        let state = &mut self.images[image];
-        assert_eq!(state.lane_steps, 0, "the image has been stepped");
-        state.transform = Some(transform);
-        state.stage = Search::Latent(latent_search(
-            &self.params,
-            state.shape,
-            class_vectors(&self.params, &self.embeddings[image], None),
-            &mut state.rng,
-        ));
+        let Image { search, embedding, .. } = &mut self.images[image];
+        assert_eq!(search.lane_steps, 0, "the image has been stepped");
+        search.transform = Some(transform);
+        let c = class_vectors(&self.params, embedding, None);
+        search.stage = Search::Latent(latent_search(&self.params, search.shape, c, &mut search.rng));
     }
 
     /// Whether every image is finished.
     pub fn finished(&self) -> bool {
-        (0..self.images.len()).all(|i| self.image_finished(i))
-    }
-
-    fn image_finished(&self, image: usize) -> bool {
-        let tuned = || self.params.fine_tune.is_none() || self.tunings[image].as_ref().is_some_and(|t| t.finished);
-        self.images[image].diverged || (self.images[image].finished() && tuned())
+        self.images.iter().all(|image| image.finished(&self.params))
     }
 
     /// Progress over all images.
-    pub fn progress(&self) -> Progress {
-        let losses: Vec<f64> = (0..self.images.len()).map(|i| self.loss(i)).filter(|l| l.is_finite()).collect();
+    pub fn progress(&self) -> ProjectionProgress {
+        let losses: Vec<f64> = self.images.iter().map(Image::loss).filter(|loss| loss.is_finite()).collect();
+        let per_image = lane_steps(&self.params);
         // An image that ended early needs no more steps.
-        let done = |i: usize| if self.image_finished(i) { self.per_image } else { self.lane_steps(i) };
-        Progress {
-            done: (0..self.images.len()).map(done).sum(),
-            total: self.per_image * self.images.len() as u64,
+        let done = |image: &Image| if image.finished(&self.params) { per_image } else { image.lane_steps() };
+        ProjectionProgress {
+            done: self.images.iter().map(done).sum(),
+            total: per_image * self.images.len() as u64,
             loss: losses.iter().sum::<f64>() / losses.len() as f64,
         }
     }
 
     /// The stage that an image's next step belongs to; `None` when the image is finished.
     pub fn stage(&self, image: usize) -> Option<Stage> {
-        let finished = self.image_finished(image);
         let image = &self.images[image];
-        match &image.stage {
-            _ if finished => None,
-            _ if image.finished() => Some(Stage::FineTune),
+        match &image.search.stage {
+            _ if image.finished(&self.params) => None,
+            _ if image.search.finished() => Some(Stage::FineTune),
             Search::Transform(_) => Some(Stage::TransformSearch),
             Search::Latent(search) if search.explores() => Some(Stage::LatentSearch),
             Search::Latent(_) => Some(Stage::FinalDescent),
@@ -251,35 +196,26 @@ impl Projection {
 
     /// Smallest loss of an image in its last step; NaN before its first.
     pub fn loss(&self, image: usize) -> f64 {
-        self.tunings[image].as_ref().map_or(self.images[image].last_loss, Tuning::loss)
-    }
-
-    fn lane_steps(&self, image: usize) -> u64 {
-        self.images[image].lane_steps + self.tunings[image].as_ref().map_or(0, |t| u64::from(t.steps))
-    }
-
-    /// Parameters of fine-tuning; `None` without it.
-    fn setting(&self) -> Option<Setting> {
-        let (method, search) = (self.method.clone(), self.params.transform.clone());
-        self.params.fine_tune.clone().map(|tune| Setting { method, tune, search })
+        self.images[image].loss()
     }
 
     /// Advances every unfinished image by one generation, or one part of the long descent or of fine-tuning.
-    pub fn step(&mut self, lanes: &Lanes) -> Result<Progress, DeviceError> {
+    pub fn step(&mut self, lanes: &Lanes) -> Result<ProjectionProgress, DeviceError> {
         let mut asked = Vec::new();
         let (mut requests, mut transforms) = (Vec::new(), Vec::new());
         for (i, image) in self.images.iter_mut().enumerate() {
-            if let Some(request) = image.ask(&self.params) {
+            if let Some(request) = image.search.ask(&self.params) {
                 asked.push((i, passes(&request)));
                 transforms.push(request.transforms.clone());
-                requests.push((&self.targets[i], request));
+                requests.push((&image.target, request));
             }
         }
-        let responses = lanes.run(&self.method, requests)?;
+        let responses = lanes.run(&self.params, requests)?;
         self.tune(lanes, &asked)?;
         for (((i, passes), response), transforms) in asked.into_iter().zip(responses).zip(transforms) {
-            self.glimpses[i] = Some(Glimpse::of(&response, transforms));
-            self.images[i].tell(&self.params, &self.embeddings[i], &response, passes);
+            let Image { search, embedding, glimpse, .. } = &mut self.images[i];
+            *glimpse = Some(Glimpse::of(&response, transforms));
+            search.tell(&self.params, embedding, &response, passes);
         }
         Ok(self.progress())
     }
@@ -287,44 +223,44 @@ impl Projection {
     /// A preview of each image: the inverted image of the last step's best lane, `[3, r, r]` flat in [-1, 1]; `None` before the first
     /// step.
     pub fn look(&self, lanes: &Lanes) -> Result<Vec<Option<Vec<f32>>>, DeviceError> {
-        let seen = self.glimpses.iter().zip(&self.targets).filter_map(|(g, target)| Some((target, g.as_ref()?)));
-        let requests = seen.map(|(target, Glimpse { z, c, transforms })| {
-            let z: Vec<f32> = z.iter().map(|v| v.clamp(-self.limit, self.limit)).collect();
-            (
-                target,
-                Request { z: vec![z], c: Some(vec![c.clone()]), transforms: transforms.clone(), work: Work::Render, exact: true },
-            )
+        let requests = self.images.iter().filter_map(|image| {
+            let Glimpse { z, c, transforms } = image.glimpse.as_ref()?;
+            let (z, c) = (clamped(std::slice::from_ref(z), &self.params), Some(vec![c.clone()]));
+            Some((&image.target, Request { z, c, transforms: transforms.clone(), work: Work::Render, adam: None, exact: true }))
         });
-        let mut responses = lanes.run(&self.method, requests.collect())?.into_iter();
+        let mut responses = lanes.run(&self.params, requests.collect())?.into_iter();
         let mut inverted = || responses.next().map(|response| response.rendered.into_iter().next().expect("one lane").inverted);
-        Ok(self.glimpses.iter().map(|g| g.as_ref().and_then(|_| inverted())).collect())
+        Ok(self.images.iter().map(|image| image.glimpse.as_ref().and_then(|_| inverted())).collect())
     }
 
     /// Advances fine-tuning of the images that are neither `searching` nor finished.
     fn tune(&mut self, lanes: &Lanes, searching: &[(usize, u64)]) -> Result<(), DeviceError> {
-        let Some(setting) = self.setting() else { return Ok(()) };
-        let due = |i: &usize| !self.image_finished(*i) && !searching.iter().any(|(s, _)| s == i);
+        if self.params.fine_tune.is_none() {
+            return Ok(());
+        }
+        let due = |i: &usize| !self.images[*i].finished(&self.params) && !searching.iter().any(|(s, _)| s == i);
         let images: Vec<usize> = (0..self.images.len()).filter(due).collect();
-        let begins: Vec<usize> = images.iter().copied().filter(|i| self.tunings[*i].is_none()).collect();
-        let answers = begins.iter().map(|&i| (&self.targets[i], self.images[i].answer(self.limit))).collect();
-        for (&i, response) in begins.iter().zip(lanes.run(&self.method, answers)?) {
+        let begins: Vec<usize> = images.iter().copied().filter(|i| self.images[*i].tuning.is_none()).collect();
+        let answers = begins.iter().map(|&i| self.images[i].answer(&self.params)).collect();
+        for (&i, response) in begins.iter().zip(lanes.run(&self.params, answers)?) {
+            let Image { search, tuning, .. } = &mut self.images[i];
             let (before, best) = latent::least(&response.loss);
             if before.is_finite() {
                 let (z, c) = (response.z[best].clone(), response.c[best].clone());
-                self.tunings[i] = Some(Tuning::new(z, c, self.images[i].transform.clone(), before));
+                *tuning = Some(Tuning::new(z, c, search.transform.clone(), before));
             } else {
-                self.images[i].diverged = true;
+                search.diverged = true;
             }
         }
-        let ready: Vec<usize> = images.into_iter().filter(|i| self.tunings[*i].is_some()).collect();
+        let ready: Vec<usize> = images.into_iter().filter(|i| self.images[*i].tuning.is_some()).collect();
         let works = ready.iter().map(|&i| {
-            let (setting, target) = (setting.clone(), self.targets[i].shallow_clone());
-            let tuning = self.tunings[i].take().expect("it is ready");
-            move |model: &Model, device| fine_tune::advance(model, device, &setting, &target, tuning, PART)
+            let (params, target) = (self.params.clone(), self.images[i].target.shallow_clone());
+            let tuning = self.images[i].tuning.take().expect("it is ready");
+            move |model: &Model, device| fine_tune::advance(model, device, &params, &target, tuning, PART)
         });
         let works = works.collect();
         for (i, tuning) in ready.into_iter().zip(lanes.each(works)?) {
-            self.tunings[i] = Some(tuning);
+            self.images[i].tuning = Some(tuning);
         }
         Ok(())
     }
@@ -333,36 +269,50 @@ impl Projection {
     ///
     /// # Panics
     /// If an image is not finished.
-    pub fn finish(self, lanes: &Lanes) -> Result<Vec<Result<Solution, Diverged>>, DeviceError> {
+    pub fn finish(mut self, lanes: &Lanes) -> Result<Vec<Result<Solution, Diverged>>, DeviceError> {
         assert!(self.finished(), "step until finished");
-        let requests = self.images.iter().zip(&self.targets).filter(|(image, _)| !image.diverged);
-        let requests = requests.map(|(image, target)| (target, image.answer(self.limit))).collect();
-        let mut responses = lanes.run(&self.method, requests)?.into_iter();
-        let lane_steps: Vec<u64> = (0..self.images.len()).map(|i| self.lane_steps(i)).collect();
-        let setting = self.setting();
-        let curves: Vec<Vec<f64>> = self.tunings.iter().map(|t| t.as_ref().map_or(vec![], |t| t.curve.clone())).collect();
-        let works = self.tunings.into_iter().zip(&self.targets).zip(&self.images).filter_map(|((tuning, target), image)| {
-            let (setting, target) = (setting.clone()?, target.shallow_clone());
-            let tuning = tuning.filter(|_| !image.diverged)?;
-            Some(move |model: &Model, device| fine_tune::finish(model, device, &setting, &target, &tuning))
+        let found = self.images.iter().filter(|image| !image.search.diverged);
+        let mut responses = lanes.run(&self.params, found.map(|image| image.answer(&self.params)).collect())?.into_iter();
+        let curve = |image: &Image| image.tuning.as_ref().map_or(vec![], |tuning| tuning.curve.clone());
+        let steps: Vec<_> = self.images.iter().map(|image| (curve(image), image.lane_steps())).collect();
+        let works = self.images.iter_mut().filter(|image| !image.search.diverged).filter_map(|image| {
+            let (params, target, tuning) = (self.params.clone(), image.target.shallow_clone(), image.tuning.take()?);
+            Some(move |model: &Model, device| fine_tune::finish(model, device, &params, &target, &tuning))
         });
         let mut tuned = lanes.each(works.collect())?.into_iter();
-        let align_corners = self.method.align_corners;
-        Ok(self
-            .images
-            .into_iter()
-            .zip(&self.targets)
-            .zip(curves.into_iter().zip(lane_steps))
-            .map(|((image, target), (curve, lane_steps))| {
-                if image.diverged {
-                    return Err(Diverged);
-                }
-                let response = responses.next().expect("one response for each image that has not diverged");
-                let solution = solution(image, target, response, align_corners)?;
-                let history = History { fine_tune: curve, ..solution.history };
-                Ok(Solution { fine_tuned: tuned.next(), history, lane_steps, ..solution })
-            })
-            .collect())
+        let solutions = self.images.into_iter().zip(steps).map(|(image, (fine_tune, lane_steps))| {
+            if image.search.diverged {
+                return Err(Diverged);
+            }
+            let response = responses.next().expect("one response for each image that has not diverged");
+            let solution = solution(image, response, self.params.align_corners())?;
+            let history = History { fine_tune, ..solution.history };
+            Ok(Solution { fine_tuned: tuned.next(), history, lane_steps, ..solution })
+        });
+        Ok(solutions.collect())
+    }
+}
+
+impl Image {
+    fn finished(&self, params: &Params) -> bool {
+        let tuned = || params.fine_tune.is_none() || self.tuning.as_ref().is_some_and(|t| t.finished);
+        self.search.diverged || (self.search.finished() && tuned())
+    }
+
+    /// Smallest loss in the last step; NaN before the first.
+    fn loss(&self) -> f64 {
+        self.tuning.as_ref().map_or(self.search.last_loss, Tuning::loss)
+    }
+
+    fn lane_steps(&self) -> u64 {
+        self.search.lane_steps + self.tuning.as_ref().map_or(0, |t| u64::from(t.steps))
+    }
+
+    /// A request that renders all seeds of the search, z within the limit.
+    fn answer(&self, params: &Params) -> (&Target, Request) {
+        let (z, c) = self.search.result().expect("a finished image that has not diverged has a result");
+        let (z, transforms) = (clamped(z, params), self.search.transform.clone().into());
+        (&self.target, Request { z, c: c.cloned(), transforms, work: Work::Render, adam: None, exact: true })
     }
 }
 
@@ -446,8 +396,10 @@ fn class_starts(params: &Params, model: &Model, target: &Target) -> Option<Rows>
     (0..params.seeds).map(|_| draw()).collect()
 }
 
-fn embedding(model: &Model, target: &Target) -> Vec<f32> {
-    Vec::try_from(model.generator.embed(target.class)).expect("an embedding is a vector of floats")
+/// z within the limit.
+fn clamped(z: &[Vec<f32>], params: &Params) -> Rows {
+    let limit = params.descent.limit as f32;
+    z.iter().map(|z| z.iter().map(|v| v.clamp(-limit, limit)).collect()).collect()
 }
 
 impl Checkpoint {
@@ -462,28 +414,16 @@ impl Checkpoint {
         }
     }
 
-    /// A request that renders all seeds of the search, z within the limit.
-    fn answer(&self, limit: f32) -> Request {
-        let (z, c) = self.result().expect("a finished image that has not diverged has a result");
-        let z = z.iter().map(|z| z.iter().map(|v| v.clamp(-limit, limit)).collect()).collect();
-        Request { z, c: c.cloned(), transforms: self.transforms(), work: Work::Render, exact: true }
-    }
-
-    fn transforms(&self) -> Transforms {
-        self.transform.clone().map_or(Transforms::None, Transforms::Shared)
-    }
-
     fn ask(&mut self, params: &Params) -> Option<Request> {
         if self.diverged {
             return None;
         }
-        let transforms = self.transforms();
         match &mut self.stage {
             Search::Transform(search) => {
                 let t = params.transform.as_ref().expect("stage one has parameters");
                 Some(search.ask(t, self.shape.latent_dim, &mut self.rng))
             }
-            Search::Latent(search) => search.ask(&params.latent, transforms, &mut self.rng),
+            Search::Latent(search) => search.ask(&params.latent, self.transform.clone().into(), &mut self.rng),
         }
     }
 
@@ -515,47 +455,34 @@ impl Checkpoint {
     }
 }
 
-fn solution(image: Checkpoint, target: &Target, response: Response, align_corners: bool) -> Result<Solution, Diverged> {
+fn solution(image: Image, response: Response, align_corners: bool) -> Result<Solution, Diverged> {
     let (least, best) = latent::least(&response.loss);
     if !least.is_finite() {
         return Err(Diverged);
     }
-    let transformed = match &image.transform {
+    let Image { target, search, .. } = image;
+    let transformed = match &search.transform {
         Some(t) => transform::apply(&target.image.unsqueeze(0), std::slice::from_ref(t), align_corners),
-        None => target.image.shallow_clone(),
+        None => target.image,
     };
-    let Search::Latent(search) = image.stage else { unreachable!("a finished image is in stage two") };
+    let Search::Latent(latent) = search.stage else { unreachable!("a finished image is in stage two") };
     let history = History {
-        transform: image.transform_history,
-        latent: search.history,
-        descent: search.curves.into_iter().map(|c| c.into_iter().map(f64::from).collect()).collect(),
+        transform: search.transform_history,
+        latent: latent.history,
+        descent: latent.curves.into_iter().map(|c| c.into_iter().map(f64::from).collect()).collect(),
         fine_tune: vec![],
     };
-    let rendered = &response.rendered;
-    let seeds = (0..response.z.len())
-        .map(|i| Seed {
-            z: response.z[i].clone(),
-            c: response.c[i].clone(),
-            loss: response.loss[i],
-            inverted_loss: response.inverted[i],
-            l1: rendered[i].l1,
-            l2: rendered[i].l2,
-            lpips: rendered[i].lpips,
-        })
-        .collect();
     Ok(Solution {
-        transform: image.transform,
+        transform: search.transform,
         best,
-        seeds,
-        generated: rendered[best].generated.clone(),
-        inverted: rendered[best].inverted.clone(),
-        transformed: flat(&transformed),
+        z: response.z,
+        c: response.c,
+        seeds: response.rendered.iter().map(|rendered| rendered.distances.clone()).collect(),
+        generated: response.rendered[best].generated.clone(),
+        inverted: response.rendered[best].inverted.clone(),
+        transformed: Vec::try_from(transformed.contiguous().flatten(0, -1)).expect("a float tensor"),
         fine_tuned: None,
         history,
-        lane_steps: image.lane_steps,
+        lane_steps: search.lane_steps,
     })
-}
-
-fn flat(t: &Tensor) -> Vec<f32> {
-    Vec::try_from(t.contiguous().flatten(0, -1)).expect("a float tensor")
 }

@@ -43,7 +43,7 @@ impl Space {
         Transform {
             scale: [1.0, 1.0],
             shift: [0.0, 0.0],
-            colour: self.colour.iter().map(|&kind| (kind, identity(kind))).collect(),
+            colour: self.colour.iter().map(|&kind| (kind, range(kind).0)).collect(),
         }
     }
 
@@ -58,8 +58,9 @@ impl Space {
             SpatialTransform::Anisotropic => vec![scale[0], scale[1], shift[0], shift[1]],
         };
         vector.extend(self.colour.iter().map(|&kind| {
-            let parameter = colour.iter().find(|(k, _)| *k == kind).map_or(identity(kind), |(_, p)| *p);
-            identity(kind) + (parameter - identity(kind)) / stretch(kind)
+            let (identity, stretch, _) = range(kind);
+            let parameter = colour.iter().find(|(k, _)| *k == kind).map_or(identity, |(_, p)| *p);
+            identity + (parameter - identity) / stretch
         }));
         vector
     }
@@ -79,10 +80,31 @@ impl Space {
             _ => ([1.0, 1.0], [0.0, 0.0]),
         };
         let colour = self.colour.iter().zip(colour).map(|(&kind, t)| {
-            let (low, high) = limits(kind);
-            (kind, (identity(kind) + stretch(kind) * (t - identity(kind))).clamp(low, high))
+            let (identity, stretch, limits) = range(kind);
+            (kind, clamp(identity + stretch * (t - identity), limits))
         });
         Transform { scale, shift, colour: colour.collect() }
+    }
+
+    /// The transform of a vector as `transform` makes it, with gradients. The vector is double, `[dim]`.
+    pub fn tensors(&self, vector: &Tensor) -> Tensors {
+        let at = |i: usize| vector.narrow(0, i as i64, 1);
+        let clamp = |i: usize, (low, high): (f64, f64)| at(i).clamp(low, high);
+        let scale = |i: usize| clamp(i, Transform::SCALE_LIMITS);
+        let shift = |i: usize| clamp(i, Transform::SHIFT_LIMITS);
+        let axes = |x: Tensor, y: Tensor| Tensor::stack(&[x, y], 1);
+        let spatial = match self.spatial {
+            SpatialTransform::None => None,
+            SpatialTransform::Isotropic => Some((axes(scale(0), scale(0)), axes(shift(1), shift(2)))),
+            SpatialTransform::Anisotropic => Some((axes(scale(0), scale(1)), axes(shift(2), shift(3)))),
+        };
+        let first = self.dim() - self.colour.len();
+        let colour = self.colour.iter().enumerate().map(|(i, &kind)| {
+            let (identity, stretch, (low, high)) = range(kind);
+            let parameter = (at(first + i) - identity) * stretch + identity;
+            (kind, parameter.clamp(low, high).view([-1, 1, 1, 1]).to_kind(tch::Kind::Float))
+        });
+        Tensors { spatial, colour: colour.collect() }
     }
 }
 
@@ -108,39 +130,12 @@ impl Tensors {
     }
 }
 
-impl Space {
-    /// The transform of a vector as `transform` makes it, with gradients. The vector is double, `[dim]`.
-    pub fn tensors(&self, vector: &Tensor) -> Tensors {
-        let at = |i: usize| vector.narrow(0, i as i64, 1);
-        let clamp = |i: usize, (low, high): (f64, f64)| at(i).clamp(low, high);
-        let scale = |i: usize| clamp(i, Transform::SCALE_LIMITS);
-        let shift = |i: usize| clamp(i, Transform::SHIFT_LIMITS);
-        let axes = |x: Tensor, y: Tensor| Tensor::stack(&[x, y], 1);
-        let spatial = match self.spatial {
-            SpatialTransform::None => None,
-            SpatialTransform::Isotropic => Some((axes(scale(0), scale(0)), axes(shift(1), shift(2)))),
-            SpatialTransform::Anisotropic => Some((axes(scale(0), scale(1)), axes(shift(2), shift(3)))),
-        };
-        let first = self.dim() - self.colour.len();
-        let colour = self.colour.iter().enumerate().map(|(i, &kind)| {
-            let (low, high) = limits(kind);
-            let parameter = (at(first + i) - identity(kind)) * stretch(kind) + identity(kind);
-            (kind, parameter.clamp(low, high).view([-1, 1, 1, 1]).to_kind(tch::Kind::Float))
-        });
-        Tensors { spatial, colour: colour.collect() }
+/// The parameter of a colour that changes nothing, how far the space of the search stretches it, and its limits.
+fn range(kind: ColourTransform) -> (f64, f64, (f64, f64)) {
+    match kind {
+        ColourTransform::Hue => (0.0, 1.0, Transform::HUE_LIMITS),
+        _ => (1.0, FACTOR_STRETCH, Transform::FACTOR_LIMITS),
     }
-}
-
-fn identity(kind: ColourTransform) -> f64 {
-    if kind == ColourTransform::Hue { 0.0 } else { 1.0 }
-}
-
-fn stretch(kind: ColourTransform) -> f64 {
-    if kind == ColourTransform::Hue { 1.0 } else { FACTOR_STRETCH }
-}
-
-fn limits(kind: ColourTransform) -> (f64, f64) {
-    if kind == ColourTransform::Hue { Transform::HUE_LIMITS } else { Transform::FACTOR_LIMITS }
 }
 
 /// T: from the image's frame into the generator's. `images` and result are `[n, 3, h, w]` in [-1, 1].

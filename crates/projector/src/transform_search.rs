@@ -56,12 +56,8 @@ impl TransformSearch {
             z,
             c: None,
             transforms: Transforms::Each(self.asked.iter().map(|v| space.transform(v)).collect()),
-            work: Work::Descend {
-                steps: params.steps,
-                adam: None,
-                track_inverted: params.fitness == Fitness::Minimum,
-                record: false,
-            },
+            work: Work::Descend { steps: params.steps, track_inverted: params.fitness == Fitness::Minimum, record: false },
+            adam: None,
             exact: false,
         }
     }

@@ -1,80 +1,43 @@
 //! Residual networks and Mask R-CNN against numbers made by torchvision (`golden/make_detector.py`), with seeded random weights.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-
 use projector::nn::detection::{Pyramid, anchors, clip, decode, large, paste, suppress, suppress_by_group};
 use projector::nn::mask_rcnn::{self, COCO_CATEGORIES, Detection, MaskRcnn};
 use projector::nn::resnet::{self, Classifier};
 use projector::nn::{LoadError, Weights};
 use proto::Box2d;
+use seeded::detector::{noise, tensors};
 use tch::{Device, Kind, Tensor};
 
+mod harness;
+use harness::{FLOAT, Tensors, assert_close, assert_contradictions, assert_within, build, golden, photograph};
+
 type Keys = Vec<(String, Vec<i64>)>;
-type Tensors = Vec<(String, Tensor)>;
-
-fn golden(name: &str) -> HashMap<String, Tensor> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.safetensors"));
-    let tensors = Tensor::read_safetensors(path).expect("golden");
-    tensors.into_iter().map(|(n, t)| (n["test.".len()..].to_owned(), t)).collect()
-}
-
-fn fill(keys: Keys) -> Tensors {
-    let tensor = |name: &str, shape: &[i64]| Tensor::from_slice(&seeded::detector::value(name, shape)).view(shape);
-    keys.into_iter().map(|(name, shape)| (name.clone(), tensor(&name, &shape))).collect()
-}
-
-fn whole<T>(tensors: Tensors, load: impl Fn(&mut Weights) -> Result<T, LoadError>) -> Result<T, LoadError> {
-    let mut weights = Weights::new(tensors);
-    let loaded = load(&mut weights)?;
-    weights.finish().map(|()| loaded)
-}
-
-/// Largest difference over the largest value.
-fn assert_close(name: &str, a: &Tensor, b: &Tensor, tolerance: f64) {
-    assert_eq!(a.size(), b.size(), "{name}");
-    let error = ((a - b).abs().max() / b.abs().max()).double_value(&[]);
-    println!("{name}: {error:.1e}");
-    assert!(error <= tolerance, "{name} differs by {error:.1e}");
-}
 
 fn integers(tensor: &Tensor) -> Vec<i64> {
     Vec::try_from(tensor).expect("integers")
-}
-
-/// [3, h, w] in [-1, 1]. `infra/published/setup.sh` unpacks the photographs.
-fn photograph(name: &str) -> Tensor {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let target = target.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target"));
-    let path = target.join("published/photographs").join(name);
-    let image =
-        tch::vision::image::load(&path).unwrap_or_else(|e| panic!("run infra/published/setup.sh: {}: {e}", path.display()));
-    image.to_kind(Kind::Float) / 127.5 - 1.0
 }
 
 #[test]
 fn resnext_gives_the_scores_of_torchvision_for_images_of_two_sizes() {
     let config = resnet::Config::resnext101_32x8d();
     let load = |weights: &mut Weights| Classifier::load(&config, 1000, weights);
-    let classifier = whole(fill(seeded::detector::classifier(&config, 1000)), load).expect("loads");
-    let expected = golden("detector_classifier");
+    let classifier = build(tensors(seeded::detector::classifier(&config, 1000)), load);
+    let (_, expected) = golden("detector_classifier");
     for (name, shape) in [("square", [2, 3, 64, 64]), ("oblong", [1, 3, 97, 130])] {
-        let count = shape.iter().product::<i64>() as u32;
-        let image = Tensor::from_slice(&seeded::detector::unit(name, count)).view(shape);
-        assert_close(name, &classifier.logits(&image), &expected[name], 1e-4);
+        assert_close(name, &classifier.logits(&noise(name, &shape)), &expected[name]);
     }
 }
 
 /// Weights of a detector that takes more for background.
 fn shy(config: &mask_rcnn::Config, background: f64) -> Tensors {
-    let tensors = fill(seeded::detector::mask_rcnn(config));
+    let tensors = tensors(seeded::detector::mask_rcnn(config));
     let (_, bias) = tensors.iter().find(|(name, _)| name == "roi_heads.box_predictor.cls_score.bias").expect("is there");
     let _ = bias.get(0).fill_(background);
     tensors
 }
 
 fn detector(config: &mask_rcnn::Config, tensors: Tensors) -> MaskRcnn {
-    whole(tensors, |weights| MaskRcnn::load(config, weights)).expect("loads")
+    build(tensors, |weights| MaskRcnn::load(config, weights))
 }
 
 /// Intersection over union.
@@ -86,11 +49,11 @@ fn overlap(a: &Box2d, b: &Box2d) -> f64 {
 
 #[test]
 fn the_detector_finds_the_boxes_labels_scores_and_masks_of_torchvision_on_eight_photographs() {
-    let expected = golden("detector");
+    let (_, expected) = golden("detector");
     let names = ["astronaut", "camera", "chelsea", "coffee", "coins", "ihc", "motorcycle_left", "motorcycle_right"];
     let published = mask_rcnn::Config::coco();
     let quick = mask_rcnn::Config { shorter: 320, longer: 533, ..published.clone() };
-    let small = detector(&quick, fill(seeded::detector::mask_rcnn(&quick)));
+    let small = detector(&quick, tensors(seeded::detector::mask_rcnn(&quick)));
     for name in names.map(|name| format!("{name}.png")) {
         let full = (name == "coffee.png").then(|| detector(&published, shy(&published, 14.0)));
         let detector = full.as_ref().unwrap_or(&small);
@@ -146,10 +109,9 @@ fn a_detector_or_classifier_with_any_one_key_missing_or_misshapen_or_one_too_man
         [(seeded::detector::mask_rcnn(&config), &detector), (seeded::detector::classifier(&config.body, 5), &classifier)];
     for (keys, load) in cases {
         let refused = |change: &dyn Fn(&mut Tensors)| -> String {
-            let mut tensors: Vec<_> =
-                keys.iter().map(|(n, s)| (n.clone(), Tensor::ones(s, (Kind::Float, Device::Cpu)))).collect();
+            let mut tensors: Tensors = keys.iter().map(|(n, s)| (n.clone(), Tensor::ones(s, FLOAT))).collect();
             change(&mut tensors);
-            whole(tensors, load).expect_err("must be refused").to_string()
+            Weights::new(tensors).build(load).expect_err("must be refused").to_string()
         };
         for (i, (name, shape)) in keys.iter().enumerate() {
             assert_eq!(refused(&|t| drop(t.remove(i))), format!("tensor {} is missing", old_name(name)));
@@ -178,9 +140,9 @@ fn old_name(name: &str) -> String {
 #[test]
 fn the_key_names_of_2019_and_counts_of_batches_are_accepted() {
     let config = thin();
-    let image = Tensor::from_slice(&seeded::detector::unit("image", 3 * 40 * 60)).view([3, 40, 60]);
+    let image = noise("image", &[3, 40, 60]);
     let find = |tensors: Tensors| detector(&config, tensors).detect(&image).found;
-    let new = fill(seeded::detector::mask_rcnn(&config));
+    let new = tensors(seeded::detector::mask_rcnn(&config));
     let mut old: Vec<_> = new.iter().map(|(name, t)| (old_name(name), t.shallow_clone())).collect();
     assert!(old.iter().zip(&new).filter(|(old, new)| old.0 != new.0).count() == 2 * (8 + 1 + 4));
     let counts = new.iter().filter_map(|(name, _)| name.strip_suffix("running_var"));
@@ -194,37 +156,38 @@ fn the_key_names_of_2019_and_counts_of_batches_are_accepted() {
 fn a_detector_without_variance_is_refused_and_a_classifier_with_a_negative_one() {
     let config = thin();
     for variance in [0.0, -1.0] {
-        let mut tensors = fill(seeded::detector::mask_rcnn(&config));
+        let with = |keys: Keys, name: &str| {
+            let mut tensors = tensors(keys);
+            let found = tensors.iter_mut().find(|(n, _)| n == name).expect("is there");
+            found.1 = found.1.full_like(variance);
+            Weights::new(tensors)
+        };
         let name = "backbone.body.layer2.0.bn2.running_var";
-        let found = tensors.iter_mut().find(|(n, _)| n == name).expect("is there");
-        found.1 = found.1.full_like(variance);
-        let error = whole(tensors, |weights| MaskRcnn::load(&config, weights)).err().expect("must be refused");
+        let mut weights = with(seeded::detector::mask_rcnn(&config), name);
+        let error = MaskRcnn::load(&config, &mut weights).err().expect("must be refused");
         assert!(matches!(&error, LoadError::NotFinite(what) if what.contains(name)), "{error}");
 
         // The classifier adds torchvision's usual 1e-5.
-        let mut tensors = fill(seeded::detector::classifier(&config.body, 5));
-        let found = tensors.iter_mut().find(|(n, _)| n == "layer2.0.bn2.running_var").expect("is there");
-        found.1 = found.1.full_like(variance);
-        let loaded = whole(tensors, |weights| Classifier::load(&config.body, 5, weights));
+        let mut weights = with(seeded::detector::classifier(&config.body, 5), "layer2.0.bn2.running_var");
+        let loaded = Classifier::load(&config.body, 5, &mut weights);
         assert_eq!(loaded.is_ok(), variance == 0.0);
     }
 }
 
 #[test]
 fn sizes_that_make_no_network_are_refused() {
-    for change in [
-        (|c| c.body.blocks[2] = 0) as fn(&mut mask_rcnn::Config),
-        |c| c.body.planes = -4,
-        |c| c.body.groups = 1 << 40,
-        |c| c.channels = 0,
-        |c| c.labels = 1,
-        |c| c.shorter = i64::MAX,
-    ] {
-        let mut config = thin();
-        change(&mut config);
-        let error = MaskRcnn::load(&config, &mut Weights::new([])).err().expect("must be refused");
-        assert!(matches!(error, LoadError::Config(_)), "{error}");
-    }
+    assert_contradictions(
+        &thin(),
+        &[
+            (|c| c.body.blocks[2] = 0, "residual network"),
+            (|c| c.body.planes = -4, "residual network"),
+            (|c| c.body.groups = 1 << 40, "residual network"),
+            (|c| c.channels = 0, "detector"),
+            (|c| c.labels = 1, "detector"),
+            (|c| c.shorter = i64::MAX, "detector"),
+        ],
+        MaskRcnn::load,
+    );
 }
 
 #[test]
@@ -232,20 +195,20 @@ fn an_image_without_objects_gives_no_detections_and_one_thinner_than_a_pixel_whe
     let config = thin();
     let detector = detector(&config, shy(&config, 1e4));
     for shape in [[3, 40, 60], [3, 1, 1000], [3, 1, 1]] {
-        assert!(detector.detect(&Tensor::zeros(shape, (Kind::Float, Device::Cpu))).found.is_empty());
+        assert!(detector.detect(&Tensor::zeros(shape, FLOAT)).found.is_empty());
     }
 }
 
 #[test]
 fn a_replica_finds_the_same() {
     let config = thin();
-    let detector = detector(&config, fill(seeded::detector::mask_rcnn(&config)));
-    let image = Tensor::from_slice(&seeded::detector::unit("image", 3 * 40 * 60)).view([3, 40, 60]);
+    let detector = detector(&config, tensors(seeded::detector::mask_rcnn(&config)));
+    let image = noise("image", &[3, 40, 60]);
     let (replica, found) = (detector.replicate(Device::Cpu), detector.detect(&image));
     let again = replica.detect(&image);
     assert!(again.found == found.found && !found.found.is_empty());
     let last = found.found.len() - 1;
-    assert_close("mask", &replica.mask(&again, last), &detector.mask(&found, last), 0.0);
+    assert_within("mask", &replica.mask(&again, last), &detector.mask(&found, last), 0.0);
 }
 
 #[test]
@@ -257,17 +220,17 @@ fn every_label_has_a_name_as_coco_numbers_them() {
 
 #[test]
 fn boxes_are_read_from_the_pyramid_as_torchvision_reads_them_over_borders_and_without_area() {
-    let ops = golden("detector_ops");
+    let (_, ops) = golden("detector_ops");
     let maps: Vec<Tensor> = (0..4).map(|i| ops[&format!("align.map{i}")].shallow_clone()).collect();
     let boxes = &ops["align.boxes"];
-    assert_close("levels", &Pyramid::new(&maps, 2).align(boxes, 7), &ops["align.levels"], 1e-6);
-    assert_close("one map", &Pyramid::new(&maps[..1], 2).align(boxes, 14), &ops["align.one"], 1e-6);
+    assert_within("levels", &Pyramid::new(&maps, 2).align(boxes, 7), &ops["align.levels"], 1e-6);
+    assert_within("one map", &Pyramid::new(&maps[..1], 2).align(boxes, 14), &ops["align.one"], 1e-6);
     assert_eq!(Pyramid::new(&maps, 2).align(&boxes.narrow(0, 0, 0), 7).size(), [0, 3, 7, 7]);
 }
 
 #[test]
 fn suppression_keeps_the_boxes_that_torchvision_keeps() {
-    let ops = golden("detector_ops");
+    let (_, ops) = golden("detector_ops");
     let (boxes, scores) = (&ops["nms.boxes"], &ops["nms.scores"]);
     for threshold in [0.3, 0.5, 0.7] {
         let kept = suppress(boxes, scores, threshold);
@@ -281,12 +244,12 @@ fn suppression_keeps_the_boxes_that_torchvision_keeps() {
 
 #[test]
 fn boxes_are_decoded_clipped_and_sorted_out_as_by_torchvision() {
-    let ops = golden("detector_ops");
+    let (_, ops) = golden("detector_ops");
     let (changes, boxes) = (&ops["coder.changes"], &ops["align.boxes"]);
-    assert_close("proposals", &decode(changes, boxes, [1.0, 1.0, 1.0, 1.0]), &ops["coder.proposals"], 1e-6);
+    assert_within("proposals", &decode(changes, boxes, [1.0, 1.0, 1.0, 1.0]), &ops["coder.proposals"], 1e-6);
     let objects = decode(changes, boxes, [10.0, 10.0, 5.0, 5.0]);
-    assert_close("objects", &objects, &ops["coder.objects"], 1e-6);
-    assert_close("clipped", &clip(&objects, (96, 160)), &ops["coder.clipped"], 1e-6);
+    assert_within("objects", &objects, &ops["coder.objects"], 1e-6);
+    assert_within("clipped", &clip(&objects, (96, 160)), &ops["coder.clipped"], 1e-6);
     assert_eq!(integers(&large(&ops["coder.clipped"].select(1, 0), 6.0)), integers(&ops["coder.large"]));
 }
 
@@ -294,15 +257,15 @@ fn boxes_are_decoded_clipped_and_sorted_out_as_by_torchvision() {
 fn anchors_are_those_of_torchvision() {
     let anchors = |size, cells, stride| anchors(size, cells, (stride, stride), Device::Cpu);
     let both = Tensor::cat(&[anchors(32, (24, 40), 4), anchors(64, (12, 20), 8)], 0);
-    assert_close("anchors", &both, &golden("detector_ops")["anchors"], 0.0);
+    assert_within("anchors", &both, &golden("detector_ops").1["anchors"], 0.0);
 }
 
 #[test]
 fn masks_are_pasted_as_by_torchvision_over_borders_and_into_less_than_a_pixel() {
-    let ops = golden("detector_ops");
+    let (_, ops) = golden("detector_ops");
     let masks = &ops["paste.masks"];
     for i in 0..masks.size()[0] {
         let picture = paste(&masks.get(i).get(0), &ops["paste.boxes"].get(i), (40, 60));
-        assert_close(&format!("picture {i}"), &picture, &ops["paste.pictures"].get(i), 1e-6);
+        assert_within(&format!("picture {i}"), &picture, &ops["paste.pictures"].get(i), 1e-6);
     }
 }

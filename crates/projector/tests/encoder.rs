@@ -1,26 +1,24 @@
 //! The encoder on weights of its own.
 
-use golden::assert_strict;
+use projector::nn::Weights;
 use projector::nn::encoder::{Config, Encoder};
-use projector::nn::{LoadError, Weights};
 use tch::{Device, Kind, Tensor};
 
-mod golden;
+mod harness;
+use harness::{Tensors, assert_contradictions, assert_strict, build};
 
 fn config() -> Config {
     Config { resolution: 16, embed_dim: 5, latent_dim: 6, channels: vec![8, 12], groups: 4 }
 }
 
-fn tensors() -> Vec<(String, Tensor)> {
+fn tensors() -> Tensors {
     let layout = config().layout().expect("fits");
     layout.into_iter().enumerate().map(|(k, (name, shape))| (name, seeded::noise(k as u32, &shape) * 0.3)).collect()
 }
 
 #[test]
 fn an_encoder_sees_the_image_and_the_class_and_a_copy_sees_the_same() {
-    let mut weights = Weights::new(tensors());
-    let encoder = Encoder::load(&config(), &mut weights).expect("loads");
-    weights.finish().expect("every tensor is used");
+    let encoder = build(tensors(), |weights| Encoder::load(&config(), weights));
     let (images, c) = (seeded::noise(100, &[2, 3, 16, 16]), seeded::noise(101, &[2, 5]));
     let z = encoder.encode(&images, &c);
     assert_eq!(z.size(), [2, 6]);
@@ -51,16 +49,15 @@ fn an_encoder_with_a_missing_spare_or_misshapen_tensor_is_refused_by_name() {
 
 #[test]
 fn an_encoder_configuration_that_contradicts_itself_is_refused() {
-    for (change, part) in [
-        ((|c| c.channels.clear()) as fn(&mut Config), "0 blocks of the encoder do not reduce 16 pixels to 4"),
-        (|c| c.resolution = 32, "2 blocks of the encoder do not reduce 32 pixels to 4"),
-        (|c| c.channels = vec![8; 70], "70 blocks"),
-        (|c| c.channels[1] = 10, "10 channels of the encoder are not a multiple of 4 groups"),
-        (|c| c.latent_dim = 0, "a size of the encoder is not in 1"),
-    ] {
-        let mut config = config();
-        change(&mut config);
-        let error = Encoder::load(&config, &mut Weights::new([])).err().expect("must be refused");
-        assert!(matches!(error, LoadError::Config(_)) && error.to_string().contains(part), "{error}");
-    }
+    assert_contradictions(
+        &config(),
+        &[
+            (|c| c.channels.clear(), "0 blocks of the encoder do not reduce 16 pixels to 4"),
+            (|c| c.resolution = 32, "2 blocks of the encoder do not reduce 32 pixels to 4"),
+            (|c| c.channels = vec![8; 70], "70 blocks"),
+            (|c| c.channels[1] = 10, "10 channels of the encoder are not a multiple of 4 groups"),
+            (|c| c.latent_dim = 0, "a size of the encoder is not in 1"),
+        ],
+        Encoder::load,
+    );
 }

@@ -1,12 +1,11 @@
 //! Fine-tuning and weight deltas through the front door, with a tiny random generator.
 
-use projector::delta::DeltaError;
-use projector::{Checkpoint, Delta, Dropped, Lanes, Model, ObjectStatistics, Projection, Solution, Tuned};
+use projector::{Delta, Dropped, Lanes, Model, Solution, Tuned};
 use proto::{DeltaCodec, FineTune, LatentSearch, Params, Regulariser, Stage};
 use tch::{Device, Tensor};
 
 mod harness;
-use harness::{basin_cma, model, run, short, targets};
+use harness::{basin_cma, converged, finish, model, one_core, projection, resumed, run, short, targets};
 
 const CODECS: [DeltaCodec; 6] = [
     DeltaCodec::Float32,
@@ -21,13 +20,9 @@ fn tune() -> FineTune {
     FineTune { steps: 60, lr: 1e-3, ..FineTune::default() }
 }
 
-fn tuning(tune: FineTune) -> Params {
-    Params { fine_tune: Some(tune), ..short(LatentSearch::Adam { steps: 10 }) }
-}
-
 fn solve(model: &Model, tune: FineTune) -> Solution {
-    let lanes = Lanes::new(model, &[Device::Cpu]);
-    run(model, &lanes, &tuning(tune), targets(model, 1)).remove(0)
+    let params = Params { fine_tune: Some(tune), ..short(LatentSearch::Adam { steps: 10 }) };
+    harness::solve(model, &Lanes::new(model, &[Device::Cpu]), &params)
 }
 
 fn kept(solution: &Solution) -> &Tuned {
@@ -54,8 +49,9 @@ fn it_lowers_the_loss_and_stays_near_the_model() {
     let model = model();
     let solution = solve(&model, tune());
     let (before, after) = (&solution.seeds[solution.best], kept(&solution));
-    println!("loss {:.4} -> {:.4}, LPIPS {:.4} -> {:.4}", before.loss, after.loss, before.lpips, after.rendered.lpips);
-    assert!(after.loss < 0.8 * before.loss && after.steps == 60);
+    let found = &after.rendered.distances;
+    println!("loss {:.4} -> {:.4}, LPIPS {:.4} -> {:.4}", before.loss, found.loss, before.lpips, found.lpips);
+    assert!(found.loss < 0.8 * before.loss && after.steps == 60);
     assert_eq!(solution.history.fine_tune.len(), 60);
     assert!((solution.history.fine_tune[0] - before.loss).abs() < 1e-5, "the first step starts at the search's answer");
     assert!(after.rendered.generated != solution.generated, "the search's answer is kept beside it");
@@ -71,12 +67,12 @@ fn it_lowers_the_loss_and_stays_near_the_model() {
 #[test]
 fn every_reading_of_the_regulariser_holds_the_weights_back() {
     let model = model();
-    let free = kept(&solve(&model, FineTune { lambda: 0.0, ..tune() })).loss;
+    let free = kept(&solve(&model, FineTune { lambda: 0.0, ..tune() })).rendered.distances.loss;
     for regulariser in [Regulariser::MeanSquares, Regulariser::Norm, Regulariser::SquaredNorm] {
         let lambda = if regulariser == Regulariser::MeanSquares { 1e6 } else { 10.0 };
         let held = solve(&model, FineTune { lambda, regulariser, ..tune() });
         // A strict one may leave nothing that helps.
-        let held = held.fine_tuned.expect("asked for").map_or(f64::INFINITY, |tuned| tuned.loss);
+        let held = held.fine_tuned.expect("asked for").map_or(f64::INFINITY, |tuned| tuned.rendered.distances.loss);
         assert!(held > free, "{regulariser:?}: {held} and {free}");
     }
 }
@@ -85,17 +81,17 @@ fn every_reading_of_the_regulariser_holds_the_weights_back() {
 fn latents_and_transform_move_if_they_are_given_a_rate() {
     let model = model();
     let fixed = solve(&model, tune());
-    let best = &fixed.seeds[fixed.best];
-    assert_eq!((&kept(&fixed).delta.z, &kept(&fixed).delta.c), (&best.z, &best.c));
+    let (z, c) = (&fixed.z[fixed.best], &fixed.c[fixed.best]);
+    assert_eq!((&kept(&fixed).delta.z, &kept(&fixed).delta.c), (z, c));
     assert_eq!(kept(&fixed).delta.transform, fixed.transform);
     let latents = solve(&model, FineTune { lr_latents: 1e-2, ..tune() });
-    assert!(kept(&latents).delta.z != best.z && kept(&latents).delta.c != best.c);
+    assert!(kept(&latents).delta.z != *z && kept(&latents).delta.c != *c);
     assert!(kept(&latents).delta.z.iter().all(|z| z.abs() <= 2.0));
     let moved = solve(&model, FineTune { lr_transform: 1e-3, ..tune() });
     let transform = kept(&moved).delta.transform.as_ref().expect("there is one");
     assert_ne!(Some(transform), moved.transform.as_ref());
     assert_eq!(transform.scale[0], transform.scale[1], "the search was isotropic");
-    assert!(kept(&moved).loss < best.loss);
+    assert!(kept(&moved).rendered.distances.loss < fixed.seeds[fixed.best].loss);
 }
 
 #[test]
@@ -103,7 +99,11 @@ fn it_ends_at_the_goal_and_what_is_no_help_is_dropped() {
     let model = model();
     let whole = solve(&model, tune());
     let early = solve(&model, FineTune { lpips_goal: 0.8 * whole.seeds[whole.best].lpips, ..tune() });
-    assert!(kept(&early).steps < 60 && kept(&early).loss > kept(&whole).loss, "{} steps", kept(&early).steps);
+    assert!(
+        kept(&early).steps < 60 && kept(&early).rendered.distances.loss > kept(&whole).rendered.distances.loss,
+        "{} steps",
+        kept(&early).steps
+    );
     let needless = solve(&model, FineTune { lpips_goal: 1.0, ..tune() });
     assert_eq!(needless.fine_tuned.expect("asked for").err(), Some(Dropped::Needless));
     let solution = solve(&model, FineTune { lr: 1.0, steps: 3, ..tune() });
@@ -116,10 +116,9 @@ fn it_ends_at_the_goal_and_what_is_no_help_is_dropped() {
 
 #[test]
 fn devices_neighbours_and_interruptions_change_no_bit() {
-    let model = model();
+    let (model, one) = one_core();
     let params = Params { fine_tune: Some(tune()), ..short(basin_cma()) };
     let files = |solutions: &[Solution]| solutions.iter().map(|s| written(&kept(s).delta)).collect::<Vec<_>>();
-    let one = Lanes::new(&model, &[Device::Cpu]);
     let together = files(&run(&model, &one, &params, targets(&model, 3)));
     let three = Lanes::new(&model, &[Device::Cpu; 3]);
     assert!(together == files(&run(&model, &three, &params, targets(&model, 3))), "three devices");
@@ -127,22 +126,14 @@ fn devices_neighbours_and_interruptions_change_no_bit() {
     assert!(together == files(&alone), "one by one");
 
     // Fine-tuning itself is not saved: it starts again from the search's answer.
-    let mut projection = Projection::new(&params, &model, &ObjectStatistics::BIGGAN, targets(&model, 3));
+    let mut projection = projection(&model, &params, targets(&model, 3));
     while projection.stage(0) != Some(Stage::FineTune) {
         projection.step(&one).expect("device works");
     }
     projection.step(&one).expect("device works");
-    let saved: Vec<Vec<u8>> = (0..3).map(|i| postcard::to_stdvec(projection.checkpoint(i)).expect("serialises")).collect();
-    let mut projection = Projection::new(&params, &model, &ObjectStatistics::BIGGAN, targets(&model, 3));
-    for (i, bytes) in saved.iter().enumerate() {
-        projection.resume(i, postcard::from_bytes::<Checkpoint>(bytes).expect("deserialises")).expect("fits");
-    }
-    assert_eq!(projection.stage(0), Some(Stage::FineTune));
-    while !projection.finished() {
-        projection.step(&one).expect("device works");
-    }
-    let resumed: Vec<Solution> = projection.finish(&one).expect("works").into_iter().map(|s| s.expect("converges")).collect();
-    assert!(together == files(&resumed), "resumed");
+    let resumed = resumed(&model, &params, &projection, 3);
+    assert_eq!(resumed.stage(0), Some(Stage::FineTune));
+    assert!(together == files(&converged(finish(resumed, &one))), "resumed");
 }
 
 #[test]
@@ -176,7 +167,7 @@ fn a_delta_of_another_model_or_a_damaged_one_is_refused() {
         let bytes = written(&kept(&solve(&model, FineTune { delta: codec, steps: 10, ..tune() })).delta);
         let read = |bytes: &[u8], digest: &str| Delta::read(bytes, digest, &*model.generator);
         let error = read(&bytes, "another model").expect_err("it is another");
-        assert!(matches!(&error, DeltaError::OtherModel { theirs, .. } if theirs == "a model"), "{error}");
+        assert!(error.to_string().contains("belongs to the model with digest a model"), "{error}");
         for cut in [0, 1, 100, bytes.len() / 2, bytes.len() - 1] {
             assert!(read(&bytes[..cut], "a model").is_err(), "{codec:?} cut at {cut}");
         }
@@ -226,5 +217,5 @@ fn hostile_deltas_are_refused_with_the_tensor_named() {
     // A bomb: a gigabyte of zeros in some kilobytes.
     let bomb = zstd::encode_all(std::io::Read::take(std::io::repeat(0), 1 << 30), 3).expect("memory");
     let error = Delta::read(bomb.as_slice(), "a model", &*model.generator).expect_err("too large");
-    assert!(matches!(error, DeltaError::TooLarge { .. }), "{error}");
+    assert!(error.to_string().contains("unpacks to more than"), "{error}");
 }

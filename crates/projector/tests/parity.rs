@@ -4,14 +4,12 @@ use std::collections::HashMap;
 
 use projector::nn::biggan_deep::{self, BigganDeep};
 use projector::nn::lpips::{self, Lpips};
-use projector::nn::{LoadError, Weights};
 use projector::{Generator, loss::LossTarget};
 use proto::{L1Scale, MaskMode};
 use tch::{Kind, Tensor};
 
-use golden::{assert_close, golden};
-
-mod golden;
+mod harness;
+use harness::{FLOAT, Tensors, assert_close, assert_contradictions, assert_generates, assert_strict, build, golden};
 
 fn config() -> biggan_deep::Config {
     serde_json::from_str(include_str!("golden/biggan_deep.config.json")).expect("config")
@@ -19,23 +17,13 @@ fn config() -> biggan_deep::Config {
 
 fn biggan(truncation: f64) -> (BigganDeep, HashMap<String, Tensor>) {
     let (tensors, tests) = golden("biggan_deep");
-    let mut weights = Weights::new(tensors);
-    let generator = BigganDeep::load(&config(), &mut weights, truncation).expect("loads");
-    weights.finish().expect("every tensor is used");
-    (generator, tests)
+    (build(tensors, |weights| BigganDeep::load(&config(), weights, truncation)), tests)
 }
 
 #[test]
 fn biggan_deep_gives_the_images_and_gradients_of_the_reference() {
     let (generator, tests) = biggan(1.0);
-    let z = tests["z"].detach().set_requires_grad(true);
-    let c = tests["c"].detach().set_requires_grad(true);
-    let images = generator.generate(&z, &c);
-    assert_close("images", &images.detach(), &tests["output"]);
-    let sum = (&images * &tests["weighting"]).sum(Kind::Float);
-    let gradients = Tensor::run_backward(&[sum], &[&z, &c], false, false);
-    assert_close("gradient of z", &gradients[0], &tests["grad_z"]);
-    assert_close("gradient of c", &gradients[1], &tests["grad_c"]);
+    assert_generates(&generator, &tests, &tests["weighting"]);
 }
 
 #[test]
@@ -48,77 +36,47 @@ fn biggan_deep_mixes_the_statistics_of_two_truncations_as_the_reference_does() {
 
 #[test]
 fn a_checkpoint_with_a_missing_spare_misshapen_or_infinite_tensor_is_refused_by_name() {
-    type Tensors = Vec<(String, Tensor)>;
-    let load = |change: &dyn Fn(&mut Tensors)| -> String {
-        let (mut tensors, _) = golden("biggan_deep");
-        change(&mut tensors);
-        let mut weights = Weights::new(tensors);
-        let loaded = BigganDeep::load(&config(), &mut weights, 1.0).and_then(|_| weights.finish());
-        loaded.expect_err("must be refused").to_string()
-    };
-    let name = "generator.layers.2.conv_1.weight_orig";
-    let position = |t: &Tensors| t.iter().position(|(n, _)| n == name).expect("is there");
-    assert_eq!(load(&|t| drop(t.remove(position(t)))), format!("tensor {name} is missing"));
-    assert_eq!(
-        load(&|t| t.push(("generator.extra".into(), Tensor::zeros([1], (Kind::Float, tch::Device::Cpu))))),
-        "tensor generator.extra does not belong to the network"
-    );
-    let misshapen = load(&|t| {
-        let i = position(t);
-        t[i].1 = t[i].1.narrow(0, 0, 1);
-    });
-    assert!(misshapen.starts_with(&format!("tensor {name} has shape [1, ")), "{misshapen}");
-    let infinite = load(&|t| {
-        let i = position(t);
-        t[i].1 = &t[i].1 / 0.0;
-    });
-    assert_eq!(infinite, format!("tensor {name} contains values that are not finite"));
+    assert_strict(&golden("biggan_deep").0, &|weights| BigganDeep::load(&config(), weights, 1.0).map(drop));
 }
 
 #[test]
 fn a_folded_biggan_deep_gives_the_same_images_and_is_as_strict() {
     let (generator, tests) = biggan(0.43);
     let folded = generator.folded();
-    let mut weights = Weights::new(folded.iter().map(|(n, t)| (n.clone(), t.contiguous())));
-    let again = BigganDeep::load_folded(&config(), &mut weights).expect("loads");
-    weights.finish().expect("every tensor is used");
+    let tensors = folded.iter().map(|(n, t)| (n.clone(), t.contiguous())).collect();
+    let again = build(tensors, |weights| BigganDeep::load_folded(&config(), weights));
     let (z, c) = (&tests["z"], &tests["c"]);
     assert!(again.generate(z, c) == generator.generate(z, c), "other images");
     assert!(again.embed(3) == generator.embed(3), "other classes");
-    golden::assert_strict(&folded, &|weights| BigganDeep::load_folded(&config(), weights).map(drop));
+    assert_strict(&folded, &|weights| BigganDeep::load_folded(&config(), weights).map(drop));
 }
 
 #[test]
 fn a_configuration_that_contradicts_itself_is_refused() {
-    for (change, part) in [
-        ((|c| c.output_dim = 64) as fn(&mut biggan_deep::Config), "3 up-samplings make images of 32, not 64"),
-        (|c| c.layers[1].2 = 4, "layer 1 ends with 4 channels and layer 2 starts with 8"),
-        (|c| c.layers.clear(), "there are no layers"),
-    ] {
-        let mut config = config();
-        change(&mut config);
-        let error = BigganDeep::load(&config, &mut Weights::new([]), 1.0).err().expect("must be refused");
-        assert!(matches!(error, LoadError::Config(_)) && error.to_string().contains(part), "{error}");
-    }
+    assert_contradictions(
+        &config(),
+        &[
+            (|c| c.output_dim = 64, "3 up-samplings make images of 32, not 64"),
+            (|c| c.layers[1].2 = 4, "layer 1 ends with 4 channels and layer 2 starts with 8"),
+            (|c| c.layers.clear(), "there are no layers"),
+        ],
+        |config, weights| BigganDeep::load(config, weights, 1.0),
+    );
 }
 
 const PERCEPTUAL: [&str; 3] = ["alex", "vgg16", "squeeze"];
 
 /// With the published heads, and trunks that are not stored.
-fn lpips_tensors(name: &str) -> (Vec<(String, Tensor)>, HashMap<String, Tensor>) {
+fn lpips_tensors(name: &str) -> (Tensors, HashMap<String, Tensor>) {
     let (mut tensors, tests) = golden(&format!("lpips_{name}"));
-    let alexnet =
-        || seeded::alexnet().into_iter().map(|(n, shape, v)| (n.to_owned(), Tensor::from_slice(&v).view(shape))).collect();
-    tensors.extend(if name == "alex" { alexnet() } else { seeded::seeded(name) });
+    tensors.extend(seeded::seeded(name));
     (tensors, tests)
 }
 
 fn lpips(name: &str) -> (Lpips, HashMap<String, Tensor>) {
     let (tensors, tests) = lpips_tensors(name);
-    let mut weights = Weights::new(tensors);
-    let lpips = Lpips::load(&lpips::Config::named(name).expect("is known"), &mut weights).expect("loads");
-    weights.finish().expect("every tensor is used");
-    (lpips, tests)
+    let config = lpips::Config::named(name).expect("is known");
+    (build(tensors, |weights| Lpips::load(&config, weights)), tests)
 }
 
 fn loss(mask: MaskMode) -> proto::Loss {
@@ -133,7 +91,7 @@ fn lpips_gives_the_distances_and_gradients_of_the_reference() {
         assert_close(&format!("{name}: map"), &lpips.map(x, y), &tests["map"]);
 
         // With equal weights everywhere the masked distance is the mean of the map.
-        let ones = Tensor::ones([1, 1, x.size()[2], x.size()[3]], (Kind::Float, tch::Device::Cpu));
+        let ones = Tensor::ones([1, 1, x.size()[2], x.size()[3]], FLOAT);
         let ones = ones.expand([y.size()[0], -1, -1, -1], false);
         let target = LossTarget::new(&lpips, &loss(MaskMode::UpsampleFeatures), y, &ones);
         let mean = tests["map"].mean_dim(&[1i64, 2, 3][..], false, Kind::Float);
@@ -161,7 +119,7 @@ fn a_perceptual_network_with_a_missing_spare_or_misshapen_tensor_is_refused_by_n
     for name in PERCEPTUAL {
         let config = lpips::Config::named(name).expect("is known");
         let (tensors, _) = lpips_tensors(name);
-        golden::assert_strict(&tensors, &|weights| Lpips::load(&config, weights).map(drop));
+        assert_strict(&tensors, &|weights| Lpips::load(&config, weights).map(drop));
     }
 }
 
@@ -170,7 +128,7 @@ fn the_adjoint_on_the_weights_gives_the_masked_mean_of_the_up_sampled_map() {
     let (lpips, tests) = lpips("alex");
     let (x, y) = (&tests["x"], &tests["y"]);
     let size = x.size();
-    let mask = Tensor::full([size[0], 1, size[2], size[3]], 0.3, (Kind::Float, tch::Device::Cpu));
+    let mask = Tensor::full([size[0], 1, size[2], size[3]], 0.3, FLOAT);
     let _ = mask.narrow(2, 10, 31).narrow(3, 5, 40).fill_(1.0);
     let target = LossTarget::new(&lpips, &loss(MaskMode::UpsampleFeatures), y, &mask);
     let sum = |t: &Tensor| t.sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float);

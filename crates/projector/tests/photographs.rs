@@ -1,25 +1,15 @@
 //! Published networks with their real weights on real photographs: what `infra/published/setup.sh` fetches.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
-use golden::relative;
-use projector::nn::Weights;
 use projector::nn::efficientnet_lite::{EfficientNetLite, prepare};
 use tch::{Kind, Tensor};
 
-mod golden;
-
-fn published() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"));
-    let published = target.join("published");
-    assert!(published.exists(), "no {}: run infra/published/setup.sh (make test does)", published.display());
-    published
-}
+mod harness;
+use harness::{Tensors, build, photograph, published, relative};
 
 /// The tensors of a published checkpoint.
-fn checkpoint(name: &str) -> Vec<(String, Tensor)> {
+fn checkpoint(name: &str) -> Tensors {
     let arrays = state_dict::read(&published().join(format!("{name}.pth"))).expect("weights");
     let tensor = |array: &state_dict::Array| {
         let shape: Vec<i64> = array.shape.iter().map(|&n| n as i64).collect();
@@ -27,13 +17,6 @@ fn checkpoint(name: &str) -> Vec<(String, Tensor)> {
         array.floats().map(|values| Tensor::from_slice(&values).view(shape.as_slice()))
     };
     arrays.iter().filter_map(|(name, array)| Some((name.clone(), tensor(array)?))).collect()
-}
-
-/// `[1, 3, h, w]` in [-1, 1].
-fn photograph(name: &str) -> Tensor {
-    let image = image::open(published().join("photographs").join(name)).expect("photograph").to_rgb8();
-    let size = [i64::from(image.height()), i64::from(image.width()), 3];
-    Tensor::from_slice(image.as_raw()).view(size).permute([2, 0, 1]).to_kind(Kind::Float).unsqueeze(0) / 127.5 - 1.0
 }
 
 /// What the reference says of a photograph: class indices and logits, best first, and sum and norm of all logits.
@@ -47,14 +30,12 @@ struct Answer {
 
 #[test]
 fn efficientnet_lite0_sees_in_real_photographs_what_the_reference_sees() {
-    let mut weights = Weights::new(checkpoint("efficientnet_lite0"));
-    let network = EfficientNetLite::load(&mut weights).expect("loads");
-    weights.finish().expect("every tensor is used");
+    let network = build(checkpoint("efficientnet_lite0"), EfficientNetLite::load);
     let answers: BTreeMap<String, Answer> =
         serde_json::from_str(include_str!("golden/efficientnet_lite0_photographs.json")).expect("answers");
     assert_eq!(answers.len(), 10);
     for (name, answer) in answers {
-        let logits = network.logits(&prepare(&photograph(&name))).squeeze_dim(0);
+        let logits = network.logits(&prepare(&photograph(&name).unsqueeze(0))).squeeze_dim(0);
         let (values, indices) = logits.topk(5, 0, true, true);
         let found = Vec::<i64>::try_from(indices).expect("indices");
         assert_eq!(found, answer.top5, "{name}");

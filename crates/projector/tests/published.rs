@@ -2,16 +2,14 @@
 
 use std::collections::HashMap;
 
-use golden::{assert_close, assert_strict, golden};
 use projector::Generator;
+use projector::nn::Weights;
 use projector::nn::biggan::{self, Biggan};
 use projector::nn::efficientnet_lite::EfficientNetLite;
-use projector::nn::{LoadError, Weights};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-mod golden;
-
-type Tensors = Vec<(String, Tensor)>;
+mod harness;
+use harness::{FLOAT, Tensors, assert_close, assert_contradictions, assert_generates, assert_strict, build, golden};
 
 fn config() -> biggan::Config {
     serde_json::from_str(include_str!("golden/biggan.config.json")).expect("config")
@@ -26,24 +24,14 @@ fn biggan_tensors() -> (Tensors, HashMap<String, Tensor>) {
 }
 
 fn biggan(tensors: Tensors) -> Biggan {
-    let mut weights = Weights::new(tensors);
-    let generator = Biggan::load(&config(), &mut weights).expect("loads");
-    weights.finish().expect("every tensor is used");
-    generator
+    build(tensors, |weights| Biggan::load(&config(), weights))
 }
 
 #[test]
 fn biggan_gives_the_images_and_gradients_of_the_reference() {
     let (tensors, tests) = biggan_tensors();
     let generator = biggan(tensors);
-    let z = tests["z"].detach().set_requires_grad(true);
-    let c = tests["c"].detach().set_requires_grad(true);
-    let images = generator.generate(&z, &c);
-    assert_close("images", &images.detach(), &tests["output"]);
-    let sum = (&images * seeded::noise(1000, &images.size())).sum(Kind::Float);
-    let gradients = Tensor::run_backward(&[sum], &[&z, &c], false, false);
-    assert_close("gradient of z", &gradients[0], &tests["grad_z"]);
-    assert_close("gradient of c", &gradients[1], &tests["grad_c"]);
+    assert_generates(&generator, &tests, &seeded::noise(1000, &tests["output"].size()));
     let class = tests["class"].double_value(&[0]) as i64;
     assert_close("a class", &generator.embed(class), &tests["c"].get(0));
 }
@@ -52,9 +40,8 @@ fn biggan_gives_the_images_and_gradients_of_the_reference() {
 fn a_folded_biggan_and_a_copy_give_the_same_images() {
     let (tensors, tests) = biggan_tensors();
     let generator = biggan(tensors);
-    let mut weights = Weights::new(generator.folded().into_iter().map(|(n, t)| (n, t.contiguous())));
-    let again = Biggan::load_folded(&config(), &mut weights).expect("loads");
-    weights.finish().expect("every tensor is used");
+    let folded = generator.folded().into_iter().map(|(n, t)| (n, t.contiguous())).collect();
+    let again = build(folded, |weights| Biggan::load_folded(&config(), weights));
     let image = |g: &dyn Generator| g.generate(&tests["z"].narrow(0, 0, 1), &g.embed(3).unsqueeze(0));
     let expected = image(&generator);
     assert!(image(&again) == expected, "the folded one gives other images");
@@ -64,11 +51,10 @@ fn a_folded_biggan_and_a_copy_give_the_same_images() {
 #[test]
 fn the_names_and_shapes_of_the_published_biggan_256_are_those_of_the_reference() {
     // Ones that take no memory.
-    let one = Tensor::ones([0i64; 0], (Kind::Float, tch::Device::Cpu));
+    let one = Tensor::ones([0i64; 0], FLOAT);
     let tensors = seeded::layout("biggan_256").into_iter().map(|(n, shape)| (n, one.expand(&shape[..], false)));
-    let mut weights = Weights::new(tensors);
-    let generator = Biggan::load(&biggan::Config::published(256).expect("is published"), &mut weights).expect("loads");
-    weights.finish().expect("every tensor is used");
+    let config = biggan::Config::published(256).expect("is published");
+    let generator = build(tensors.collect(), |weights| Biggan::load(&config, weights));
     assert_eq!((generator.latent_dim(), generator.embed_dim(), generator.num_classes()), (140, 128, 1000));
 }
 
@@ -83,7 +69,7 @@ fn a_biggan_with_a_missing_spare_or_misshapen_tensor_is_refused_by_name() {
 fn a_biggan_that_was_trained_with_the_reference_may_keep_its_last_singular_values() {
     let (mut tensors, _) = biggan_tensors();
     let norms: Vec<_> = tensors.iter().filter_map(|(n, _)| n.strip_suffix(".u0")).map(|n| format!("{n}.sv0")).collect();
-    tensors.extend(norms.into_iter().map(|n| (n, Tensor::ones([1], (Kind::Float, tch::Device::Cpu)))));
+    tensors.extend(norms.into_iter().map(|n| (n, Tensor::ones([1], FLOAT))));
     biggan(tensors);
 }
 
@@ -125,26 +111,23 @@ fn every_principal_direction_of_a_biggan_stays_in_one_chunk_and_changes_the_imag
 
 #[test]
 fn a_biggan_configuration_that_contradicts_itself_is_refused() {
-    for (change, part) in [
-        ((|c| c.resolution = 96) as fn(&mut biggan::Config), "no BigGAN has 96 pixels"),
-        (|c| c.dim_z = 21, "z of 21 does not split into 5 chunks"),
-        (|c| c.attention = 128, "attention at 128 pixels, but no block ends with that size"),
-        (|c| c.ch = 3, "attention has 12 channels"),
-        (|c| c.ch = 0, "a size is not in 1"),
-        (|c| c.bn_eps = f64::NAN, "the eps are NaN"),
-    ] {
-        let mut config = config();
-        change(&mut config);
-        let error = Biggan::load(&config, &mut Weights::new([])).err().expect("must be refused");
-        assert!(matches!(error, LoadError::Config(_)) && error.to_string().contains(part), "{error}");
-    }
+    assert_contradictions(
+        &config(),
+        &[
+            (|c| c.resolution = 96, "no BigGAN has 96 pixels"),
+            (|c| c.dim_z = 21, "z of 21 does not split into 5 chunks"),
+            (|c| c.attention = 128, "attention at 128 pixels, but no block ends with that size"),
+            (|c| c.ch = 3, "attention has 12 channels"),
+            (|c| c.ch = 0, "a size is not in 1"),
+            (|c| c.bn_eps = f64::NAN, "the eps are NaN"),
+        ],
+        Biggan::load,
+    );
 }
 
 #[test]
 fn efficientnet_lite_gives_the_logits_of_the_reference() {
-    let mut weights = Weights::new(seeded::seeded("efficientnet_lite0"));
-    let network = EfficientNetLite::load(&mut weights).expect("loads");
-    weights.finish().expect("every tensor is used");
+    let network = build(seeded::seeded("efficientnet_lite0"), EfficientNetLite::load);
     // The reference's images are already normalised.
     let images = (seeded::noise(1000, &[2, 3, 224, 224]) * 128.0 - 0.5) / 127.5;
     assert_close("logits", &network.logits(&images), &golden("efficientnet_lite").1["logits"]);

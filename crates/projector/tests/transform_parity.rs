@@ -1,11 +1,12 @@
 //! The transform against torch's and torchvision's own numbers (`golden/make_nn.py`), its inverse, and phi_0.
 
-use std::collections::HashMap;
-
 use projector::mask::{self, ObjectStatistics};
 use projector::transform::{self, Space};
 use proto::{Box2d, ColourTransform, InitialTransform, Params, SpatialTransform, Transform, TransformSearch};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
+
+mod harness;
+use harness::{FLOAT, golden};
 
 const COLOURS: [(&str, ColourTransform); 5] = [
     ("brightness", ColourTransform::Brightness),
@@ -14,11 +15,6 @@ const COLOURS: [(&str, ColourTransform); 5] = [
     ("hue", ColourTransform::Hue),
     ("gamma", ColourTransform::Gamma),
 ];
-
-fn golden(name: &str) -> HashMap<String, Tensor> {
-    let path = format!("{}/tests/golden/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
-    Tensor::read_safetensors(path).expect("the golden is in the repository").into_iter().collect()
-}
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
@@ -30,7 +26,15 @@ fn spatial(scale: [f64; 2], shift: [f64; 2]) -> Transform {
 }
 
 fn coloured(colour: &[(ColourTransform, f64)]) -> Transform {
-    Transform { scale: [1.0, 1.0], shift: [0.0, 0.0], colour: colour.to_vec() }
+    Transform { colour: colour.to_vec(), ..spatial([1.0; 2], [0.0; 2]) }
+}
+
+/// How much an image differs after it was changed and changed back.
+fn undone(image: &Tensor, transform: Transform) -> f64 {
+    let transform = [transform];
+    let changed = transform::apply(image, &transform, true);
+    assert!(largest_difference(&changed, image) > 1e-3, "{transform:?} does nothing");
+    largest_difference(&transform::invert(&changed, &transform, true), image)
 }
 
 fn search() -> TransformSearch {
@@ -39,7 +43,7 @@ fn search() -> TransformSearch {
 
 /// Slow waves in each channel, `[1, 3, r, r]`, between -0.4 and 0.4.
 fn waves(resolution: i64) -> Tensor {
-    let t = Tensor::linspace(0.0, 1.0, resolution, (Kind::Float, Device::Cpu));
+    let t = Tensor::linspace(0.0, 1.0, resolution, FLOAT);
     let channels = [(3.0, 1.0), (2.0, 4.0), (5.0, 2.0)].map(|(a, b)| {
         let rows: Tensor = (&t * a).sin();
         let columns: Tensor = (&t * b).cos();
@@ -50,16 +54,16 @@ fn waves(resolution: i64) -> Tensor {
 
 #[test]
 fn sampling_equals_torch() {
-    let golden = golden("sampling");
-    let rows: Vec<Vec<f64>> = Vec::try_from(&golden["test.parameters"].to_kind(Kind::Double)).expect("a matrix");
+    let (_, golden) = golden("sampling");
+    let rows: Vec<Vec<f64>> = Vec::try_from(&golden["parameters"].to_kind(Kind::Double)).expect("a matrix");
     let transforms: Vec<Transform> = rows.iter().map(|p| spatial([p[0], p[1]], [p[2], p[3]])).collect();
     for (corners, name) in [(true, "align_corners"), (false, "align_edges")] {
-        let forward = transform::apply(&golden["test.image"], &transforms, corners);
-        let inverse = transform::invert(&golden["test.image"], &transforms, corners);
-        let mask = transform::apply_to_mask(&golden["test.image"].narrow(1, 0, 1), &transforms, corners);
-        let expected = &golden[&format!("test.forward.{name}")];
+        let forward = transform::apply(&golden["image"], &transforms, corners);
+        let inverse = transform::invert(&golden["image"], &transforms, corners);
+        let mask = transform::apply_to_mask(&golden["image"].narrow(1, 0, 1), &transforms, corners);
+        let expected = &golden[&format!("forward.{name}")];
         let forward = largest_difference(&forward, expected);
-        let inverse = largest_difference(&inverse, &golden[&format!("test.inverse.{name}")]);
+        let inverse = largest_difference(&inverse, &golden[&format!("inverse.{name}")]);
         println!("{name}: forward {forward:.1e}, inverse {inverse:.1e}");
         assert!(forward <= 1e-5 && inverse <= 1e-5, "{name}: {forward}, {inverse}");
         assert!(largest_difference(&mask, &expected.narrow(1, 0, 1)) <= 1e-5);
@@ -68,14 +72,14 @@ fn sampling_equals_torch() {
 
 #[test]
 fn colours_equal_torchvision() {
-    let golden = golden("colour");
-    let image = &golden["test.image"];
+    let (_, golden) = golden("colour");
+    let image = &golden["image"];
     for (name, kind) in COLOURS {
-        let factors: Vec<f32> = Vec::try_from(&golden[&format!("test.{name}.factors")]).expect("a vector");
+        let factors: Vec<f32> = Vec::try_from(&golden[&format!("{name}.factors")]).expect("a vector");
         let mut worst = 0.0f64;
         for (i, factor) in factors.into_iter().enumerate() {
             let ours = transform::apply(&(image * 2.0 - 1.0), &[coloured(&[(kind, f64::from(factor))])], true);
-            let theirs = golden[&format!("test.{name}")].get(i as i64);
+            let theirs = golden[&format!("{name}")].get(i as i64);
             worst = worst.max(largest_difference(&((ours + 1.0) / 2.0), &theirs));
         }
         println!("{name}: {worst:.1e}");
@@ -89,10 +93,7 @@ fn undoing_a_colour_is_exact_where_nothing_is_clipped() {
     let image = waves(32);
     for (name, kind) in COLOURS {
         for parameter in if kind == ColourTransform::Hue { [-0.4, 0.1, 0.5] } else { [0.7, 1.1, 1.4] } {
-            let transform = [coloured(&[(kind, parameter)])];
-            let changed = transform::apply(&image, &transform, true);
-            assert!(largest_difference(&changed, &image) > 1e-3, "{name} {parameter} does nothing");
-            let error = largest_difference(&transform::invert(&changed, &transform, true), &image);
+            let error = undone(&image, coloured(&[(kind, parameter)]));
             println!("{name} {parameter}: {error:.1e}");
             assert!(error <= 1e-5, "{name} {parameter}: {error}");
         }
@@ -108,10 +109,7 @@ fn undoing_all_colours_is_exact_where_nothing_is_clipped() {
         (ColourTransform::Brightness, 0.9),
         (ColourTransform::Saturation, 0.8),
     ];
-    let image = waves(32);
-    let transform = [coloured(&colours)];
-    let back = transform::invert(&transform::apply(&image, &transform, true), &transform, true);
-    assert!(largest_difference(&back, &image) <= 1e-5);
+    assert!(undone(&waves(32), coloured(&colours)) <= 1e-5);
 }
 
 #[test]
@@ -216,7 +214,7 @@ fn a_vector_is_the_transform_with_stretched_colours() {
 fn a_wild_vector_still_gives_a_transform_with_an_inverse() {
     let t = Space::new(&search()).transform(&[-3.0, 7.0, -7.0, 9.0]);
     assert_eq!(t, Transform { scale: [0.02; 2], shift: [1.0, -1.0], colour: vec![(ColourTransform::Brightness, 1.5)] });
-    let weights = transform::apply_to_mask(&Tensor::ones([1, 1, 32, 32], (Kind::Float, Device::Cpu)), &[t], true);
+    let weights = transform::apply_to_mask(&Tensor::ones([1, 1, 32, 32], FLOAT), &[t], true);
     assert!(weights.sum(Kind::Float).double_value(&[]) > 100.0, "a part of the image stays in the frame");
 }
 

@@ -1,10 +1,13 @@
-//! Weights of torchvision's residual networks and detector from a small integer generator, the same as `value` in
-//! `make_detector.py`, bit for bit. Names and shapes are stated here independently, so that they test the loader.
+//! Weights of torchvision's residual networks and detector from the same generator, as `value` in `make_detector.py` makes them, bit for
+//! bit. Names and shapes are stated here independently, so that they test the loader.
 
 use projector::nn::{mask_rcnn, resnet};
+use tch::Tensor;
+
+use crate::{element, tensor};
 
 /// Names and shapes of the body under `prefix`, with `num_batches_tracked` left out.
-pub fn body(prefix: &str, config: &resnet::Config) -> Vec<(String, Vec<i64>)> {
+fn body(prefix: &str, config: &resnet::Config) -> Vec<(String, Vec<i64>)> {
     let mut keys = Vec::new();
     let mut normed = |conv: String, bn: String, shape: [i64; 4]| {
         keys.push((format!("{prefix}{conv}.weight"), shape.to_vec()));
@@ -75,48 +78,38 @@ const GAINS: [(&str, f64); 5] = [
 /// Tensors in which every odd input cancels the whole of the one before it, instead of half.
 const HEADS: [&str; 3] = ["backbone.fpn", "rpn", "roi_heads"];
 
-/// Values (row-major) of the tensor `name`.
-pub fn value(name: &str, shape: &[i64]) -> Vec<f32> {
-    let count = shape.iter().product::<i64>() as u32;
+/// The tensors with these names and shapes.
+pub fn tensors(keys: Vec<(String, Vec<i64>)>) -> Vec<(String, Tensor)> {
+    keys.into_iter().map(|(name, shape)| (name.clone(), seeded(&name, &shape))).collect()
+}
+
+fn seeded(name: &str, shape: &[i64]) -> Tensor {
     let seed = seed(name);
     if let [_, inputs, inner @ ..] = shape {
         let gain = GAINS.iter().find(|(start, _)| name.starts_with(start)).map_or(1.0, |gain| gain.1);
         let bound = (gain * (9.0 / shape[1..].iter().product::<i64>() as f64).sqrt()) as f32;
         let cancelled = if HEADS.iter().any(|start| name.starts_with(start)) { 1.0 } else { 0.5 };
         let inner = inner.iter().product::<i64>() as u32;
-        let weight = |i: u32| match i / inner % *inputs as u32 % 2 {
+        return tensor(shape, |i| match i / inner % *inputs as u32 % 2 {
             0 => element(seed, i) * bound,
             _ => element(seed, i - inner) * bound * -cancelled,
-        };
-        return (0..count).map(weight).collect();
+        });
     }
-    let around = |i: u32| match name {
+    tensor(shape, |i| match name {
         _ if name.ends_with("running_var") => element(seed, i) * 0.5 + 1.0,
         _ if name.ends_with("bn3.weight") => (element(seed, i) * 0.5 + 1.0) * 0.25,
         _ if name.ends_with("weight") => element(seed, i) * 0.5 + 1.0,
         _ => element(seed, i) * 0.1,
-    };
-    (0..count).map(around).collect()
+    })
 }
 
-/// Values in [-1, 1) of the tensor `name`.
-pub fn unit(name: &str, count: u32) -> Vec<f32> {
+/// Noise in [-1, 1) by the tensor's name.
+pub fn noise(name: &str, shape: &[i64]) -> Tensor {
     let seed = seed(name);
-    (0..count).map(|i| element(seed, i)).collect()
+    tensor(shape, |i| element(seed, i))
 }
 
 /// Hash by FNV-1a.
 fn seed(name: &str) -> u32 {
     name.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
-/// Element `i` in [-1, 1), a multiple of 2^-23.
-fn element(seed: u32, i: u32) -> f32 {
-    let mut x = i.wrapping_mul(0x9E37_79B9) ^ seed;
-    x ^= x >> 16;
-    x = x.wrapping_mul(0x7FEB_352D);
-    x ^= x >> 15;
-    x = x.wrapping_mul(0x846C_A68B);
-    x ^= x >> 16;
-    ((x >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32
 }

@@ -276,9 +276,8 @@ fn whole<T>(
     tensors: &[(String, Tensor)],
     load: impl FnOnce(&mut Weights) -> Result<T, LoadError>,
 ) -> Result<T, ConvertError> {
-    let mut weights = Weights::new(tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())));
-    let loaded = load(&mut weights).and_then(|network| weights.finish().map(|()| network));
-    loaded.map_err(|source| ConvertError::Network { file, what, source })
+    let weights = Weights::new(tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())));
+    weights.build(load).map_err(|source| ConvertError::Network { file, what, source })
 }
 
 /// The tensors of a checkpoint; floats become float32. A `state_dict.` in front of all names is dropped.

@@ -1,7 +1,6 @@
 //! Cuts requests into blocks, puts blocks into batches, and undoes both.
 
-use super::request::{Request, Response, Transforms, Work};
-use crate::descent::AdamState;
+use super::request::{Request, Response, Transforms};
 use crate::target::Target;
 
 /// Cuts a request into blocks of at most `max` lanes and of equal size, the last one padded with its last lane.
@@ -13,15 +12,6 @@ pub(super) fn cut(request: &Request, max: usize) -> Vec<Request> {
         .map(|b| {
             let index: Vec<usize> = (b * size..(b + 1) * size).map(|i| i.min(lanes - 1)).collect();
             let pick = |rows: &[Vec<f32>]| index.iter().map(|&i| rows[i].clone()).collect::<Vec<_>>();
-            let work = match &request.work {
-                Work::Descend { steps, adam, track_inverted, record } => Work::Descend {
-                    steps: *steps,
-                    adam: adam.as_ref().map(|a| a.select(&index)),
-                    track_inverted: *track_inverted,
-                    record: *record,
-                },
-                other => other.clone(),
-            };
             Request {
                 z: pick(&request.z),
                 c: request.c.as_deref().map(pick),
@@ -29,7 +19,8 @@ pub(super) fn cut(request: &Request, max: usize) -> Vec<Request> {
                     Transforms::Each(each) => Transforms::Each(index.iter().map(|&i| each[i].clone()).collect()),
                     other => other.clone(),
                 },
-                work,
+                work: request.work,
+                adam: request.adam.as_ref().map(|adam| adam.select(&index)),
                 exact: request.exact,
             }
         })
@@ -64,59 +55,44 @@ pub(super) fn together(pieces: Vec<Piece>, block: usize, devices: usize) -> Vec<
 /// Joins the responses of a request's blocks and drops the padding.
 pub(super) fn join(blocks: Vec<Response>, lanes: usize) -> Response {
     let mut all = Response::default();
-    let mut adam: Option<AdamState> = None;
-    for block in blocks {
-        all.z.extend(block.z);
-        all.c.extend(block.c);
-        all.loss.extend(block.loss);
-        all.inverted.extend(block.inverted);
-        all.curves.extend(block.curves);
-        all.gradient.extend(block.gradient);
-        all.rendered.extend(block.rendered);
-        adam = match (adam, block.adam) {
-            (Some(mut a), Some(b)) => {
-                a.extend(b);
-                Some(a)
-            }
-            (a, b) => a.or(b),
-        };
-    }
-    all.z.truncate(lanes);
-    all.c.truncate(lanes);
-    all.loss.truncate(lanes);
-    all.inverted.truncate(lanes);
-    all.curves.truncate(lanes);
-    all.gradient.truncate(lanes);
-    all.rendered.truncate(lanes);
-    if let Some(a) = &mut adam {
-        a.truncate(lanes);
-    }
-    all.adam = adam;
-    all
+    blocks.into_iter().for_each(|block| all.extend(block));
+    all.take(lanes)
 }
 
 /// Cuts the response of a batch into those of its pieces, given the lanes of each.
 pub(super) fn split(mut all: Response, lanes: &[usize]) -> Vec<Response> {
-    if let [_] = lanes {
-        return vec![all];
-    }
-    fn front<T>(rows: &mut Vec<T>, lanes: usize) -> Vec<T> {
-        rows.drain(..lanes.min(rows.len())).collect()
-    }
-    let mut first = 0;
-    let piece = |&n: &usize| {
-        let index: Vec<usize> = (first..first + n).collect();
-        first += n;
-        Response {
-            z: front(&mut all.z, n),
-            c: front(&mut all.c, n),
-            loss: front(&mut all.loss, n),
-            inverted: front(&mut all.inverted, n),
-            curves: front(&mut all.curves, n),
-            gradient: front(&mut all.gradient, n),
-            rendered: front(&mut all.rendered, n),
-            adam: all.adam.as_ref().map(|adam| adam.select(&index)),
+    lanes.iter().map(|&lanes| all.take(lanes)).collect()
+}
+
+impl Response {
+    fn extend(&mut self, other: Response) {
+        self.z.extend(other.z);
+        self.c.extend(other.c);
+        self.loss.extend(other.loss);
+        self.inverted.extend(other.inverted);
+        self.curves.extend(other.curves);
+        self.gradient.extend(other.gradient);
+        self.rendered.extend(other.rendered);
+        match (&mut self.adam, other.adam) {
+            (Some(adam), Some(other)) => adam.extend(other),
+            (adam, other) => *adam = adam.take().or(other),
         }
-    };
-    lanes.iter().map(piece).collect()
+    }
+
+    /// Takes off the first lanes.
+    fn take(&mut self, lanes: usize) -> Response {
+        fn front<T>(rows: &mut Vec<T>, lanes: usize) -> Vec<T> {
+            rows.drain(..lanes.min(rows.len())).collect()
+        }
+        Response {
+            z: front(&mut self.z, lanes),
+            c: front(&mut self.c, lanes),
+            loss: front(&mut self.loss, lanes),
+            inverted: front(&mut self.inverted, lanes),
+            curves: front(&mut self.curves, lanes),
+            gradient: front(&mut self.gradient, lanes),
+            rendered: front(&mut self.rendered, lanes),
+            adam: self.adam.as_mut().map(|adam| adam.take(lanes)),
+        }
+    }
 }

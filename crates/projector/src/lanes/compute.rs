@@ -1,41 +1,36 @@
 //! One batch on one device: pieces that do the same work.
 
-use proto::Precision;
+use proto::{Params, Precision};
 use tch::{Device, Tensor};
 
 use super::blocks::{Piece, split};
 use super::devices::Local;
-use super::request::{Method, Response, Transforms, Work};
+use super::request::{Response, Work};
 use super::view::View;
 use crate::descent::{self, Adam, AdamState};
 use crate::generator::Generator;
 use crate::nn::encoder::Encoder;
 use crate::nn::lpips::Lpips;
 use crate::rows::{rows, to_numbers, to_rows};
-use crate::transform;
 
 /// Computes pieces that do the same work. The responses come in the order of the pieces.
-pub(super) fn compute(local: &Local, method: &Method, pieces: &[Piece]) -> Vec<Response> {
+pub(super) fn compute(local: &Local, params: &Params, pieces: &[Piece]) -> Vec<Response> {
     let _no_grad = tch::no_grad_guard();
     let counts: Vec<usize> = pieces.iter().map(|piece| piece.request.z.len()).collect();
-    let batch = Batch::new(local, method, pieces);
-    let first = &pieces[0].request;
-    let response = match &first.work {
-        Work::Descend { steps, track_inverted, record, .. } => batch.descend(*steps, moments(pieces), *track_inverted, *record),
+    let batch = Batch::new(local, params, pieces);
+    let response = match pieces[0].request.work {
+        Work::Descend { steps, track_inverted, record } => batch.descend(steps, moments(pieces), track_inverted, record),
         Work::Evaluate => batch.evaluate(),
         Work::Gradient => batch.gradient(),
         Work::Render => batch.render(),
-        Work::Encode => batch.encode(&first.transforms),
+        Work::Encode => batch.encode(),
     };
     split(response, &counts)
 }
 
 /// The moments that the lanes of all pieces continue with; `None`: they start at zero.
 fn moments(pieces: &[Piece]) -> Option<AdamState> {
-    let each = pieces.iter().map(|piece| match &piece.request.work {
-        Work::Descend { adam, .. } => adam.clone(),
-        _ => None,
-    });
+    let each = pieces.iter().map(|piece| piece.request.adam.clone());
     each.collect::<Option<Vec<_>>>()?.into_iter().reduce(|mut all, next| {
         all.extend(next);
         all
@@ -48,16 +43,16 @@ struct Batch<'a> {
     generator: &'a dyn Generator,
     lpips: &'a Lpips,
     encoder: Option<&'a Encoder>,
-    method: &'a Method,
+    params: &'a Params,
     view: View,
     z: Tensor,
     c: Tensor,
 }
 
 impl<'a> Batch<'a> {
-    fn new(local: &'a Local, method: &'a Method, pieces: &[Piece]) -> Batch<'a> {
+    fn new(local: &'a Local, params: &'a Params, pieces: &[Piece]) -> Batch<'a> {
         let Local { device, ref model, .. } = *local;
-        let (generator, lpips) = local.networks(if pieces[0].request.exact { Precision::Fp32 } else { method.precision });
+        let (generator, lpips) = local.networks(if pieces[0].request.exact { Precision::Fp32 } else { params.precision });
         let z = rows(pieces.iter().flat_map(|piece| &piece.request.z), device);
         let classes = pieces.iter().map(|Piece { target, request, .. }| match &request.c {
             Some(c) => rows(c, device),
@@ -66,17 +61,17 @@ impl<'a> Batch<'a> {
         let c = Tensor::cat(&classes.collect::<Vec<_>>(), 0);
 
         let views = pieces.iter().map(|Piece { target, request, .. }| {
-            (View::new(model, device, method, target, &request.transforms), request.z.len())
+            (View::new(model, device, params, target, &request.transforms), request.z.len())
         });
         let transforms = pieces.iter().map(|Piece { request, .. }| request.transforms.of_lanes(request.z.len()));
         let transforms = transforms.collect::<Option<Vec<_>>>().map(|each| each.concat());
         let view = View::beside(views.collect(), transforms);
-        Batch { device, generator, lpips, encoder: model.encoder.as_ref(), method, view, z, c }
+        Batch { device, generator, lpips, encoder: model.encoder.as_ref(), params, view, z, c }
     }
 
     /// G at z within the limit, `[n, 3, r, r]`.
     fn images(&self) -> Tensor {
-        self.generator.generate(&descent::clamp(&self.z, self.method.descent.limit), &self.c)
+        self.generator.generate(&descent::clamp(&self.z, self.params.descent.limit), &self.c)
     }
 
     /// The response that holds z and c alone.
@@ -85,7 +80,7 @@ impl<'a> Batch<'a> {
     }
 
     fn descend(mut self, steps: u32, adam: Option<AdamState>, track_inverted: bool, record: bool) -> Response {
-        let Batch { generator, lpips, method, .. } = self;
+        let Batch { generator, lpips, params, .. } = self;
         let mut least: Option<Tensor> = None;
         let mut losses = Vec::new();
         let mut state = match adam {
@@ -93,8 +88,8 @@ impl<'a> Batch<'a> {
             None => Adam::new(&self.z, &self.c),
         };
         for _ in 0..steps {
-            self.z = descent::clamp(&self.z, method.descent.limit);
-            let (gz, gc, loss, images) = descent::gradient(generator, lpips, &self.view.forward, &self.z, &self.c);
+            self.z = descent::clamp(&self.z, params.descent.limit);
+            let (gradient, loss, images) = descent::gradient(generator, lpips, &self.view.forward, &self.z, &self.c);
             if track_inverted {
                 let now = self.view.inverse.loss(lpips, &images);
                 least = Some(match least {
@@ -106,7 +101,7 @@ impl<'a> Batch<'a> {
             if record {
                 losses.push(loss);
             }
-            state.step(&mut self.z, &mut self.c, &gz, &gc, &method.descent);
+            state.step(&mut self.z, &mut self.c, &gradient, &params.descent);
         }
         let images = self.images();
         let loss = self.view.forward.loss(lpips, &images);
@@ -125,24 +120,20 @@ impl<'a> Batch<'a> {
     }
 
     fn gradient(mut self) -> Response {
-        self.z = descent::clamp(&self.z, self.method.descent.limit);
-        let (gz, gc, loss, _) = descent::gradient(self.generator, self.lpips, &self.view.forward, &self.z, &self.c);
-        Response { loss: to_numbers(&loss), gradient: to_rows(&Tensor::cat(&[gz, gc], 1)), ..self.latents() }
+        self.z = descent::clamp(&self.z, self.params.descent.limit);
+        let (gradient, loss, _) = descent::gradient(self.generator, self.lpips, &self.view.forward, &self.z, &self.c);
+        Response { loss: to_numbers(&loss), gradient: to_rows(&gradient), ..self.latents() }
     }
 
     fn render(&self) -> Response {
         let Response { z, c, .. } = self.latents();
-        Response { z, c, ..self.view.render(self.lpips, self.method, &self.images()) }
+        Response { z, c, ..self.view.render(self.lpips, self.params, &self.images()) }
     }
 
-    fn encode(mut self, transforms: &Transforms) -> Response {
+    fn encode(mut self) -> Response {
         let encoder = self.encoder.expect("the caller checked that the model has an encoder");
-        let image = match transforms {
-            Transforms::None => self.view.image.shallow_clone(),
-            Transforms::Shared(t) => transform::apply(&self.view.image, std::slice::from_ref(t), self.method.align_corners),
-            Transforms::Each(each) => transform::apply(&self.view.image, each, self.method.align_corners),
-        };
-        self.z = encoder.encode(&image.expand([self.z.size()[0], -1, -1, -1], false), &self.c);
+        let images = self.view.forward.image.expand([self.z.size()[0], -1, -1, -1], false);
+        self.z = encoder.encode(&images, &self.c);
         self.latents()
     }
 }

@@ -153,11 +153,8 @@ fn failed(device: Device, panic: &(dyn Any + Send)) -> DeviceError {
 }
 
 fn serve(local: &Local, queue: &Mutex<mpsc::Receiver<Job>>) {
-    loop {
-        let job = match queue.lock().expect("no thread panics while it holds the lock").recv() {
-            Ok(job) => job,
-            Err(_) => return,
-        };
+    let next = || queue.lock().expect("no thread panics while it holds the lock").recv();
+    while let Ok(job) = next() {
         job(local);
     }
 }

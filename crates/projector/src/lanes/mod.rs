@@ -15,7 +15,7 @@ mod view;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use proto::Precision;
+use proto::{Params, Precision};
 use tch::Device;
 
 use self::blocks::{Piece, cut, join, together};
@@ -23,7 +23,7 @@ use self::devices::{Devices, Local};
 use crate::target::Target;
 
 pub use self::devices::{DeviceError, Model};
-pub use self::request::{Method, Rendered, Request, Response, Transforms, Work};
+pub use self::request::{Rendered, Request, Response, Transforms, Work};
 pub(crate) use self::view::View;
 
 /// Lanes in one batch on a CPU core, where larger batches are not faster.
@@ -71,14 +71,14 @@ impl Lanes {
     }
 
     /// Computes all requests and returns their responses in order.
-    pub fn run(&self, method: &Method, requests: Vec<(&Target, Request)>) -> Result<Vec<Response>, DeviceError> {
-        let method = Arc::new(method.clone());
+    pub fn run(&self, params: &Params, requests: Vec<(&Target, Request)>) -> Result<Vec<Response>, DeviceError> {
+        let params = Arc::new(params.clone());
         // The flag holds for the whole process, so one exact request keeps all of them in float32.
-        kernels::allow_tf32(method.precision == Precision::Tf32 && requests.iter().all(|(_, request)| !request.exact));
+        kernels::allow_tf32(params.precision == Precision::Tf32 && requests.iter().all(|(_, request)| !request.exact));
         let requests: Vec<(Target, Request)> = requests.into_iter().map(|(t, request)| (t.shallow_clone(), request)).collect();
         loop {
             let block = self.block.load(Ordering::Relaxed);
-            match self.run_in(block, &method, &requests) {
+            match self.run_in(block, &params, &requests) {
                 Err(error) if self.shared && block > 1 && error.is_out_of_memory() => {
                     self.block.store(block / 2, Ordering::Relaxed);
                 }
@@ -92,7 +92,7 @@ impl Lanes {
         self.block.load(Ordering::Relaxed)
     }
 
-    fn run_in(&self, block: usize, method: &Arc<Method>, requests: &[(Target, Request)]) -> Result<Vec<Response>, DeviceError> {
+    fn run_in(&self, block: usize, params: &Arc<Params>, requests: &[(Target, Request)]) -> Result<Vec<Response>, DeviceError> {
         let (mut lanes_and_blocks, mut pieces) = (Vec::new(), Vec::new());
         for (target, request) in requests {
             let blocks = cut(request, block);
@@ -101,22 +101,20 @@ impl Lanes {
                 pieces.push(Piece { index: pieces.len(), target: target.shallow_clone(), request });
             }
         }
-        let mut done: Vec<Option<Response>> = pieces.iter().map(|_| None).collect();
         let batches = match self.shared {
             true => together(pieces, block, self.devices()),
             false => pieces.into_iter().map(|piece| vec![piece]).collect(),
         };
         let works = batches.into_iter().map(|batch| {
-            let method = method.clone();
+            let params = params.clone();
             move |local: &Local| {
-                let responses = compute::compute(local, &method, &batch);
+                let responses = compute::compute(local, &params, &batch);
                 batch.iter().map(|piece| piece.index).zip(responses).collect::<Vec<_>>()
             }
         });
-        for (index, response) in self.devices.spread(works.collect())?.into_iter().flatten() {
-            done[index] = Some(response);
-        }
-        let mut done = done.into_iter().map(|response| response.expect("every piece is in one batch"));
+        let mut done: Vec<_> = self.devices.spread(works.collect())?.into_iter().flatten().collect();
+        done.sort_by_key(|(index, _)| *index);
+        let mut done = done.into_iter().map(|(_, response)| response);
         Ok(lanes_and_blocks.into_iter().map(|(lanes, blocks)| join(done.by_ref().take(blocks).collect(), lanes)).collect())
     }
 

@@ -1,7 +1,6 @@
 //! A request to compute lanes of one image, and its response: plain data.
 
-use proto::{Precision, Transform};
-use serde::{Deserialize, Serialize};
+use proto::{SeedResult, Transform};
 
 use crate::descent::AdamState;
 
@@ -16,7 +15,9 @@ pub struct Request {
     pub transforms: Transforms,
     /// The computation.
     pub work: Work,
-    /// Computes in float32, whatever the method's precision.
+    /// Moments that a descent continues with; `None`: zero.
+    pub adam: Option<AdamState>,
+    /// Computes in float32, whatever the precision of the parameters.
     pub exact: bool,
 }
 
@@ -32,14 +33,12 @@ pub enum Transforms {
 }
 
 /// A computation from z and c.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Work {
     /// Adam on z and c.
     Descend {
         /// Gradient steps.
         steps: u32,
-        /// Moments to continue with; `None`: zero.
-        adam: Option<AdamState>,
         /// Takes the inverted loss at every step and returns its minimum.
         track_inverted: bool,
         /// Returns the loss of every step.
@@ -56,7 +55,7 @@ pub enum Work {
 }
 
 /// The result of a request. All vectors have one entry for each lane, or none.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Default)]
 pub struct Response {
     /// z after the work, not clamped.
     pub z: Vec<Vec<f32>>,
@@ -77,49 +76,29 @@ pub struct Response {
 }
 
 /// A lane's pictures and distances.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct Rendered {
     /// G(z, c): `[3, r, r]` flat, in [-1, 1].
     pub generated: Vec<f32>,
     /// The inverted image, `[3, r, r]` flat, in [-1, 1].
     pub inverted: Vec<f32>,
-    /// Inverted image against the target inside the box: sum over channels, mean over pixels.
-    pub l1: f64,
-    /// As `l1`, squared.
-    pub l2: f64,
-    /// LPIPS inside the box.
-    pub lpips: f64,
-}
-
-/// The part of `Params` that every batch needs.
-#[derive(Clone, Debug)]
-pub struct Method {
-    /// Weights of Equation 4.
-    pub loss: proto::Loss,
-    /// Learning rates and the limit of z.
-    pub descent: proto::Descent,
-    /// As in `proto::TransformSearch`.
-    pub align_corners: bool,
-    /// Precision of the networks where a request is not exact.
-    pub precision: Precision,
+    /// Distances from the target.
+    pub distances: SeedResult,
 }
 
 impl Request {
     /// Whether lanes of both can be rows of one batch.
     pub(super) fn fits_with(&self, other: &Request) -> bool {
         let plain = |transforms: &Transforms| matches!(transforms, Transforms::None);
-        let same = match (&self.work, &other.work) {
-            (
-                Work::Descend { steps, adam, track_inverted, record },
-                Work::Descend { steps: other_steps, adam: other_adam, track_inverted: other_track, record: other_record },
-            ) => {
-                let age = |adam: &Option<AdamState>| adam.as_ref().map(AdamState::steps);
-                (steps, age(adam), track_inverted, record) == (other_steps, age(other_adam), other_track, other_record)
-            }
-            (Work::Evaluate, Work::Evaluate) | (Work::Gradient, Work::Gradient) | (Work::Render, Work::Render) => true,
-            _ => false,
-        };
+        let age = |request: &Request| request.adam.as_ref().map(|adam| adam.steps);
+        let same = self.work == other.work && self.work != Work::Encode && age(self) == age(other);
         same && self.exact == other.exact && plain(&self.transforms) == plain(&other.transforms)
+    }
+}
+
+impl From<Option<Transform>> for Transforms {
+    fn from(transform: Option<Transform>) -> Transforms {
+        transform.map_or(Transforms::None, Transforms::Shared)
     }
 }
 

@@ -1,10 +1,10 @@
 //! A target on a device, with everything that its losses need.
 
-use proto::Transform;
+use proto::{Params, SeedResult, Transform};
 use tch::{Device, Tensor};
 
 use super::devices::Model;
-use super::request::{Method, Rendered, Response, Transforms};
+use super::request::{Rendered, Response, Transforms};
 use crate::loss::{self, LossTarget};
 use crate::nn::lpips::Lpips;
 use crate::rows::{to_numbers, to_rows};
@@ -46,30 +46,21 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub fn new(model: &Model, device: Device, method: &Method, target: &Target, transforms: &Transforms) -> View {
+    pub fn new(model: &Model, device: Device, params: &Params, target: &Target, transforms: &Transforms) -> View {
         let lpips = &model.lpips;
         let image = target.image.to_device(device).unsqueeze(0);
         let binary = mask::of(target, model.generator.resolution()).to_device(device);
-        let weights = mask::weights(&binary, method.loss.background);
-        let transforms = match transforms {
-            Transforms::None => None,
-            Transforms::Shared(t) => Some(vec![t.clone()]),
-            Transforms::Each(each) => Some(each.clone()),
-        };
+        let weights = mask::weights(&binary, params.loss.background);
+        let (transforms, align_corners) = (transforms.of_lanes(1), params.align_corners());
         let forward = match &transforms {
-            None => LossTarget::new(lpips, &method.loss, &image, &weights),
-            Some(ts) => LossTarget::new(
-                lpips,
-                &method.loss,
-                &transform::apply(&image, ts, method.align_corners),
-                &transform::apply_to_mask(&weights, ts, method.align_corners),
-            ),
+            None => LossTarget::new(lpips, &params.loss, &image, &weights),
+            Some(ts) => {
+                let moved = transform::apply(&image, ts, align_corners);
+                LossTarget::new(lpips, &params.loss, &moved, &transform::apply_to_mask(&weights, ts, align_corners))
+            }
         };
-        let inverse = Inverse {
-            target: LossTarget::new(lpips, &method.loss, &image, &binary),
-            transforms,
-            align_corners: method.align_corners,
-        };
+        let target = LossTarget::new(lpips, &params.loss, &image, &binary);
+        let inverse = Inverse { target, transforms, align_corners };
         View { image, weights, binary, forward, inverse }
     }
 
@@ -99,21 +90,20 @@ impl View {
     }
 
     /// Losses, distances and pictures of generated images `[n, 3, r, r]`. z and c of the response are empty.
-    pub fn render(&self, lpips: &Lpips, method: &Method, images: &Tensor) -> Response {
+    pub fn render(&self, lpips: &Lpips, params: &Params, images: &Tensor) -> Response {
         let inverted = self.inverse.images(images);
-        let metrics = proto::Loss { l1: proto::L1Scale::ChannelSum, ..method.loss.clone() };
+        let metrics = proto::Loss { l1: proto::L1Scale::ChannelSum, ..params.loss.clone() };
         let inside = LossTarget::new(lpips, &metrics, &self.image, &self.binary);
         let (l1, distance) = inside.terms(lpips, &inverted);
-        let (l1, l2, distance) = (to_numbers(&l1), to_numbers(&inside.squared(&inverted)), to_numbers(&distance));
-        let (generated, back) = (to_rows(&images.flatten(1, -1)), to_rows(&inverted.flatten(1, -1)));
-        let rendered = generated.into_iter().zip(back).enumerate();
-        let rendered =
-            rendered.map(|(i, (generated, inverted))| Rendered { generated, inverted, l1: l1[i], l2: l2[i], lpips: distance[i] });
-        Response {
-            loss: to_numbers(&self.forward.loss(lpips, images)),
-            inverted: to_numbers(&self.inverse.loss(lpips, images)),
-            rendered: rendered.collect(),
-            ..Default::default()
-        }
+        let (l1, l2, lpips_inside) = (to_numbers(&l1), to_numbers(&inside.squared(&inverted)), to_numbers(&distance));
+        let loss = to_numbers(&self.forward.loss(lpips, images));
+        let inverted_loss = to_numbers(&self.inverse.loss(lpips, images));
+        let pictures = to_rows(&images.flatten(1, -1)).into_iter().zip(to_rows(&inverted.flatten(1, -1)));
+        let rendered = pictures.enumerate().map(|(i, (generated, inverted))| {
+            let (loss, inverted_loss) = (loss[i], inverted_loss[i]);
+            let distances = SeedResult { loss, inverted_loss, l1: l1[i], l2: l2[i], lpips: lpips_inside[i] };
+            Rendered { generated, inverted, distances }
+        });
+        Response { rendered: rendered.collect(), loss, inverted: inverted_loss, ..Default::default() }
     }
 }

@@ -3,9 +3,10 @@
 //!
 //! Batch normalisation is folded into the convolutions at load. Dropout and drop-connect do nothing in evaluation.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::{LoadError, Weights, channels_last};
+use super::layers::{Convolution, Layer};
+use super::{LoadError, Weights};
 
 /// Width and height of the network's images: the middle of an image whose shorter side is `SHORTER_SIDE`, as in training (224 of 256,
 /// bicubic).
@@ -30,17 +31,9 @@ const STAGES: [(usize, i64, i64, i64, i64); 7] = [
     (1, 3, 1, 6, 320),
 ];
 
-struct Convolution {
-    weight: Tensor,
-    bias: Tensor,
-    stride: i64,
-    groups: i64,
-}
-
 struct Block {
-    expand: Option<Convolution>,
-    depthwise: Convolution,
-    project: Convolution,
+    /// Expansion, if there is any, depthwise convolution and projection.
+    convs: Vec<Convolution>,
     skip: bool,
 }
 
@@ -59,7 +52,7 @@ pub struct EfficientNetLite {
     stem: Convolution,
     blocks: Vec<Block>,
     head: Convolution,
-    fc: (Tensor, Tensor),
+    fc: Layer,
 }
 
 impl EfficientNetLite {
@@ -68,42 +61,42 @@ impl EfficientNetLite {
     /// Fails on a missing or misshapen tensor and on values that are not finite; spare ones are left in `weights`.
     pub fn load(weights: &mut Weights) -> Result<EfficientNetLite, LoadError> {
         let _no_grad = tch::no_grad_guard();
-        let stem = Convolution::load(weights, ("_conv_stem", "_bn0"), [STEM, 3, 3], 2)?;
+        let conv = |weights: &mut Weights, names: (&str, &str), [output, input, kernel]: [i64; 3], stride: i64| {
+            // Only a depthwise convolution has one input channel for each output.
+            let groups = if input == 1 { output } else { 1 };
+            Convolution::load(weights, names, [output, input, kernel, kernel], (stride, groups), EPS)
+        };
+        let stem = conv(weights, ("_conv_stem", "_bn0"), [STEM, 3, 3], 2)?;
         let (mut blocks, mut input) = (Vec::new(), STEM);
         for (repeats, kernel, stride, expansion, output) in STAGES {
             for repeat in 0..repeats {
                 let name = format!("_blocks.{}", blocks.len());
                 let stride = if repeat == 0 { stride } else { 1 };
                 let mid = input * expansion;
-                let mut conv = |conv: &str, bn: &str, shape: [i64; 3], stride: i64| {
-                    Convolution::load(weights, (&format!("{name}.{conv}"), &format!("{name}.{bn}")), shape, stride)
-                };
-                let expand = (expansion != 1).then(|| conv("_expand_conv", "_bn0", [mid, input, 1], 1)).transpose()?;
-                let depthwise = conv("_depthwise_conv", "_bn1", [mid, 1, kernel], stride)?;
-                let project = conv("_project_conv", "_bn2", [output, mid, 1], 1)?;
-                blocks.push(Block { expand, depthwise, project, skip: stride == 1 && input == output });
+                let parts = [
+                    ("_expand_conv", "_bn0", [mid, input, 1], 1),
+                    ("_depthwise_conv", "_bn1", [mid, 1, kernel], stride),
+                    ("_project_conv", "_bn2", [output, mid, 1], 1),
+                ];
+                let convs = parts.into_iter().skip(usize::from(expansion == 1)).map(|(part, bn, shape, stride)| {
+                    conv(weights, (&format!("{name}.{part}"), &format!("{name}.{bn}")), shape, stride)
+                });
+                blocks.push(Block { convs: convs.collect::<Result<_, _>>()?, skip: stride == 1 && input == output });
                 input = output;
             }
         }
-        let head = Convolution::load(weights, ("_conv_head", "_bn1"), [HEAD, input, 1], 1)?;
-        Ok(EfficientNetLite { stem, blocks, head, fc: weights.take_pair("_fc", &[CLASSES, HEAD])? })
+        let head = conv(weights, ("_conv_head", "_bn1"), [HEAD, input, 1], 1)?;
+        Ok(EfficientNetLite { stem, blocks, head, fc: Layer::load(weights, "_fc", &[CLASSES, HEAD])? })
     }
 
     /// A copy on a device.
     pub fn replicate(&self, device: Device) -> EfficientNetLite {
-        let copy = |t: &Tensor| t.to_device(device).copy();
-        let conv = |c: &Convolution| Convolution { weight: copy(&c.weight), bias: copy(&c.bias), ..*c };
-        let block = |b: &Block| Block {
-            expand: b.expand.as_ref().map(conv),
-            depthwise: conv(&b.depthwise),
-            project: conv(&b.project),
-            skip: b.skip,
-        };
+        let block = |b: &Block| Block { convs: b.convs.iter().map(|conv| conv.copy(device)).collect(), skip: b.skip };
         EfficientNetLite {
-            stem: conv(&self.stem),
+            stem: self.stem.copy(device),
             blocks: self.blocks.iter().map(block).collect(),
-            head: conv(&self.head),
-            fc: (copy(&self.fc.0), copy(&self.fc.1)),
+            head: self.head.copy(device),
+            fc: self.fc.copy(device, Kind::Float),
         }
     }
 
@@ -112,42 +105,24 @@ impl EfficientNetLite {
         // Values of 0 to 255, less 127, over 128: as the weights were trained (Google's lite builder). The package's example shows
         // ImageNet's mean and deviation, which belong to other weights of its.
         let x = images * (127.5 / 128.0) + 0.5 / 128.0;
-        let mut x = self.stem.forward(&x).relu6();
+        let mut x = convolve(&self.stem, &x).relu6();
         for block in &self.blocks {
-            let h = block.expand.as_ref().map_or_else(|| x.shallow_clone(), |expand| expand.forward(&x).relu6());
-            let h = block.project.forward(&block.depthwise.forward(&h).relu6());
+            let (project, before) = block.convs.split_last().expect("every block has a projection");
+            let h = before.iter().fold(x.shallow_clone(), |h, conv| convolve(conv, &h).relu6());
+            let h = convolve(project, &h);
             x = if block.skip { h + x } else { h };
         }
-        let x = self.head.forward(&x).relu6().mean_dim(&[2i64, 3][..], false, None);
-        x.linear(&self.fc.0, Some(&self.fc.1))
+        let x = convolve(&self.head, &x).relu6().mean_dim(&[2i64, 3][..], false, None);
+        self.fc.linear(&x)
     }
 }
 
-impl Convolution {
-    /// `{name}.weight` of shape [output, input by group, kernel, kernel], with the batch normalisation `bn` after it.
-    fn load(weights: &mut Weights, (name, bn): (&str, &str), shape: [i64; 3], stride: i64) -> Result<Convolution, LoadError> {
-        let [output, input, kernel] = shape;
-        let weight = weights.take(&format!("{name}.weight"), &[output, input, kernel, kernel])?;
-        let mut part = |part: &str| weights.take(&format!("{bn}.{part}"), &[output]);
-        let (gain, offset, mean, variance) = (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
-        weights.discard(&format!("{bn}.num_batches_tracked"));
-        let scale = gain / (variance + EPS).sqrt();
-        let weight = weight * scale.view([-1, 1, 1, 1]);
-        if weight.isfinite().all().int64_value(&[]) == 0 {
-            return Err(LoadError::NotFinite(format!("{name}.weight with its normalisation")));
-        }
-        // Only a depthwise convolution has one input channel for each output.
-        let groups = if input == 1 { output } else { 1 };
-        Ok(Convolution { weight: channels_last(&weight), bias: offset - mean * scale, stride, groups })
-    }
-
-    /// With TensorFlow's "same" padding for sizes that the stride divides: `kernel - stride`, the odd one at the end.
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let pad = self.weight.size()[2] - self.stride;
-        let (before, after) = (pad / 2, pad - pad / 2);
-        let conv = |x: &Tensor, padding: i64| {
-            x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], self.groups)
-        };
-        if before == after { conv(x, before) } else { conv(&x.constant_pad_nd([before, after, before, after]), 0) }
+/// With TensorFlow's "same" padding for sizes that the stride divides: `kernel - stride`, the odd one at the end.
+fn convolve(conv: &Convolution, x: &Tensor) -> Tensor {
+    let pad = conv.kernel() - conv.stride;
+    let (before, after) = (pad / 2, pad - pad / 2);
+    match before == after {
+        true => conv.forward_by(x, before),
+        false => conv.forward_by(&x.constant_pad_nd([before, after, before, after]), 0),
     }
 }

@@ -3,8 +3,9 @@
 //! maps instead of their mean.
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::layers::Layer;
 use super::{LARGEST, LoadError, Weights};
 
 /// Epsilon of group normalisation.
@@ -70,22 +71,12 @@ impl Config {
     }
 }
 
-/// Weight and bias of a layer.
-type Pair = (Tensor, Tensor);
-
-struct Block {
-    norms: [Pair; 2],
-    convs: [Pair; 2],
-    skip: Option<Pair>,
-}
-
 /// The encoder with its weights.
 pub struct Encoder {
-    config: Config,
-    conv: Pair,
-    blocks: Vec<Block>,
-    norm: Pair,
-    fc: Pair,
+    /// The configuration that it was built from.
+    pub config: Config,
+    /// Those of the configuration's layout.
+    layers: Vec<Layer>,
 }
 
 impl Encoder {
@@ -93,65 +84,44 @@ impl Encoder {
     ///
     /// Fails on a missing or misshapen tensor and on values that are not finite; spare ones are left in `weights`.
     pub fn load(config: &Config, weights: &mut Weights) -> Result<Encoder, LoadError> {
-        let layout = config.layout()?;
-        let mut tensors = layout.iter().map(|(name, shape)| weights.take(name, shape));
-        let mut pair = || -> Result<Pair, LoadError> {
-            let mut next = || tensors.next().expect("the layout has every tensor of the network");
-            Ok((next()?, next()?))
-        };
-        let conv = pair()?;
-        let (mut blocks, mut input) = (Vec::new(), config.channels[0]);
-        for &output in &config.channels {
-            let (norm1, conv1, norm2, conv2) = (pair()?, pair()?, pair()?, pair()?);
-            let skip = (input != output).then(&mut pair).transpose()?;
-            blocks.push(Block { norms: [norm1, norm2], convs: [conv1, conv2], skip });
-            input = output;
+        let mut tensors = config.layout()?.into_iter().map(|(name, shape)| weights.take(&name, &shape));
+        let mut layers = Vec::new();
+        while let (Some(weight), Some(bias)) = (tensors.next(), tensors.next()) {
+            layers.push(Layer { weight: weight?, bias: bias? });
         }
-        Ok(Encoder { config: config.clone(), conv, blocks, norm: pair()?, fc: pair()? })
-    }
-
-    /// The configuration that it was built from.
-    pub fn config(&self) -> &Config {
-        &self.config
+        Ok(Encoder { config: config.clone(), layers })
     }
 
     /// A copy on a device.
     pub fn replicate(&self, device: Device) -> Encoder {
-        let copy = |(w, b): &Pair| (w.detach().to_device(device).copy(), b.detach().to_device(device).copy());
-        let block = |b: &Block| Block {
-            norms: b.norms.each_ref().map(copy),
-            convs: b.convs.each_ref().map(copy),
-            skip: b.skip.as_ref().map(copy),
-        };
-        Encoder {
-            config: self.config.clone(),
-            conv: copy(&self.conv),
-            blocks: self.blocks.iter().map(block).collect(),
-            norm: copy(&self.norm),
-            fc: copy(&self.fc),
-        }
+        let layers = self.layers.iter().map(|layer| layer.copy(device, Kind::Float));
+        Encoder { config: self.config.clone(), layers: layers.collect() }
     }
 
     /// Images `[n, 3, r, r]` in [-1, 1] and class embeddings `[n, embed_dim]` -> z `[n, latent_dim]`, which may leave the search's
     /// limit.
     pub fn encode(&self, images: &Tensor, c: &Tensor) -> Tensor {
-        let conv = |x: &Tensor, (weight, bias): &Pair| {
-            let pad = weight.size()[2] / 2;
-            x.conv2d(weight, Some(bias), [1, 1], [pad, pad], [1, 1], 1)
-        };
-        let mut x = conv(images, &self.conv);
-        for block in &self.blocks {
+        let mut layers = self.layers.iter();
+        let mut next = || layers.next().expect("the layout has every layer of the network");
+        let mut x = next().convolve(images);
+        let mut input = self.config.channels[0];
+        for &output in &self.config.channels {
             x = x.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
-            let h = conv(&self.normalise(&x, c, &block.norms[0]), &block.convs[0]);
-            let h = conv(&self.normalise(&h, c, &block.norms[1]), &block.convs[1]);
-            x = h + block.skip.as_ref().map_or_else(|| x.shallow_clone(), |skip| conv(&x, skip));
+            let mut h = x.shallow_clone();
+            for _ in 0..2 {
+                h = self.normalise(&h, c, next());
+                h = next().convolve(&h);
+            }
+            x = h + if input == output { x } else { next().convolve(&x) };
+            input = output;
         }
-        self.normalise(&x, c, &self.norm).flatten(1, -1).linear(&self.fc.0, Some(&self.fc.1))
+        let x = self.normalise(&x, c, next()).flatten(1, -1);
+        next().linear(&x)
     }
 
     /// `relu((1 + gain(c)) x + offset(c))` of normalised x.
-    fn normalise(&self, x: &Tensor, c: &Tensor, (weight, bias): &Pair) -> Tensor {
-        let condition = c.linear(weight, Some(bias)).unsqueeze(-1).unsqueeze(-1).chunk(2, 1);
+    fn normalise(&self, x: &Tensor, c: &Tensor, norm: &Layer) -> Tensor {
+        let condition = norm.linear(c).unsqueeze(-1).unsqueeze(-1).chunk(2, 1);
         let x = x.group_norm::<Tensor>(self.config.groups, None, None, EPS, false);
         (&x + condition[1].addcmul(&x, &condition[0])).relu()
     }

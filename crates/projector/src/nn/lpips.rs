@@ -12,7 +12,8 @@ use proto::MaskMode;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{LARGEST, LoadError, Weights, channels_last};
+use super::layers::{self, Scaling};
+use super::{LARGEST, LoadError, Weights};
 
 /// Added to the norm of a feature vector (reference: `normalize_tensor`).
 const NORM_EPS: f64 = 1e-10;
@@ -160,17 +161,12 @@ impl Config {
     }
 }
 
-enum Stage {
-    Conv { conv: (Tensor, Tensor), stride: i64, padding: i64, tap: bool },
-    MaxPool { kernel: i64, stride: i64, ceil: bool },
-    Fire { squeeze: (Tensor, Tensor), expand: [(Tensor, Tensor); 2], tap: bool },
-}
-
 /// The network, ready to compare images.
 pub struct Lpips {
-    shift: Tensor,
-    scale: Tensor,
-    stages: Vec<Stage>,
+    scaling: Scaling,
+    stack: Vec<Layer>,
+    /// Convolutions of the stack, in order.
+    convs: Vec<layers::Layer>,
     /// `[1, channels, 1, 1]` for each tap.
     heads: Vec<Tensor>,
 }
@@ -187,28 +183,23 @@ impl Lpips {
         let _no_grad = tch::no_grad_guard();
         config.check()?;
         let mut input = 3;
-        let (mut stages, mut heads) = (Vec::new(), Vec::new());
-        let conv = |weights: &mut Weights, name: String, [output, input, kernel]: [i64; 3]| -> Result<_, LoadError> {
-            let (weight, bias) = weights.take_pair(&name, &[output, input, kernel, kernel])?;
-            Ok((channels_last(&weight), bias))
-        };
+        let (mut convs, mut heads) = (Vec::new(), Vec::new());
         for layer in &config.layers {
+            let mut conv = |name: String, [output, input, kernel]: [i64; 3]| -> Result<(), LoadError> {
+                convs.push(layers::Layer::load_convolution(weights, &name, &[output, input, kernel, kernel])?);
+                Ok(())
+            };
             let (channels, tap) = match *layer {
-                Layer::Conv { index, channels, kernel, stride, padding, tap } => {
-                    let conv = conv(weights, format!("features.{index}"), [channels, input, kernel])?;
-                    stages.push(Stage::Conv { conv, stride, padding, tap });
+                Layer::Conv { index, channels, kernel, tap, .. } => {
+                    conv(format!("features.{index}"), [channels, input, kernel])?;
                     (channels, tap)
                 }
-                Layer::MaxPool { kernel, stride, ceil } => {
-                    stages.push(Stage::MaxPool { kernel, stride, ceil });
-                    (input, false)
-                }
+                Layer::MaxPool { .. } => (input, false),
                 Layer::Fire { index, squeeze, channels, tap } => {
-                    let mut part = |part: &str, shape| conv(weights, format!("features.{index}.{part}"), shape);
                     let half = channels / 2;
-                    let narrow = part("squeeze", [squeeze, input, 1])?;
-                    let expand = [part("expand1x1", [half, squeeze, 1])?, part("expand3x3", [half, squeeze, 3])?];
-                    stages.push(Stage::Fire { squeeze: narrow, expand, tap });
+                    conv(format!("features.{index}.squeeze"), [squeeze, input, 1])?;
+                    conv(format!("features.{index}.expand1x1"), [half, squeeze, 1])?;
+                    conv(format!("features.{index}.expand3x3"), [half, squeeze, 3])?;
                     (channels, tap)
                 }
             };
@@ -224,53 +215,36 @@ impl Lpips {
         if heads.is_empty() {
             return Err(LoadError::Config("no layer of the perceptual network is compared".into()));
         }
-        let channels = |v: [f64; 3]| Tensor::from_slice(&v).to_kind(Kind::Float).view([1, 3, 1, 1]);
-        Ok(Lpips { shift: channels(config.shift), scale: channels(config.scale), stages, heads })
+        Ok(Lpips { scaling: Scaling::new(config.shift, config.scale), stack: config.layers.clone(), convs, heads })
     }
 
     /// A copy on a device, whose convolutions work on numbers of this kind; distances are float32.
     pub fn replicate(&self, device: Device, kind: Kind) -> Lpips {
-        let copy = |t: &Tensor| t.to_device(device).copy();
-        let pair = |(w, b): &(Tensor, Tensor)| (copy(w).to_kind(kind), copy(b).to_kind(kind));
-        let stage = |stage: &Stage| match *stage {
-            Stage::Conv { ref conv, stride, padding, tap } => Stage::Conv { conv: pair(conv), stride, padding, tap },
-            Stage::MaxPool { kernel, stride, ceil } => Stage::MaxPool { kernel, stride, ceil },
-            Stage::Fire { ref squeeze, ref expand, tap } => {
-                Stage::Fire { squeeze: pair(squeeze), expand: expand.each_ref().map(pair), tap }
-            }
-        };
         Lpips {
-            shift: copy(&self.shift),
-            scale: copy(&self.scale),
-            stages: self.stages.iter().map(stage).collect(),
-            heads: self.heads.iter().map(copy).collect(),
+            scaling: self.scaling.copy(device),
+            stack: self.stack.clone(),
+            convs: self.convs.iter().map(|conv| conv.copy(device, kind)).collect(),
+            heads: self.heads.iter().map(|head| layers::copy(head, device)).collect(),
         }
-    }
-
-    /// Kind of the convolutions' numbers.
-    fn kind(&self) -> Kind {
-        let weights = self.stages.iter().find_map(|stage| match stage {
-            Stage::Conv { conv, .. } | Stage::Fire { squeeze: conv, .. } => Some(&conv.0),
-            Stage::MaxPool { .. } => None,
-        });
-        weights.map_or(Kind::Float, Tensor::kind)
     }
 
     /// Output of the last stage and the taps before normalisation, for images `[n, 3, h, w]` in [-1, 1].
     fn stack(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
-        let mut x = ((images - &self.shift) / &self.scale).to_kind(self.kind());
+        let mut x = self.scaling.apply(images).to_kind(self.convs[0].weight.kind());
         let mut taps = Vec::with_capacity(self.heads.len());
-        let conv = |x: &Tensor, (weight, bias): &(Tensor, Tensor), stride: i64, padding: i64| {
-            x.conv2d(weight, Some(bias), [stride; 2], [padding; 2], [1, 1], 1).relu_()
+        let mut convs = self.convs.iter();
+        let mut conv = |x: &Tensor, stride, padding| {
+            let conv = convs.next().expect("loading gave each layer its convolutions");
+            conv.convolve_by(x, stride, padding, 1).relu_()
         };
-        for stage in &self.stages {
+        for layer in &self.stack {
             let compared;
-            (x, compared) = match *stage {
-                Stage::Conv { conv: ref weights, stride, padding, tap } => (conv(&x, weights, stride, padding), tap),
-                Stage::MaxPool { kernel, stride, ceil } => (x.max_pool2d([kernel; 2], [stride; 2], [0, 0], [1, 1], ceil), false),
-                Stage::Fire { ref squeeze, ref expand, tap } => {
-                    let h = conv(&x, squeeze, 1, 0);
-                    (Tensor::cat(&[conv(&h, &expand[0], 1, 0), conv(&h, &expand[1], 1, 1)], 1), tap)
+            (x, compared) = match *layer {
+                Layer::Conv { stride, padding, tap, .. } => (conv(&x, stride, padding), tap),
+                Layer::MaxPool { kernel, stride, ceil } => (x.max_pool2d([kernel; 2], [stride; 2], [0, 0], [1, 1], ceil), false),
+                Layer::Fire { tap, .. } => {
+                    let h = conv(&x, 1, 0);
+                    (Tensor::cat(&[conv(&h, 1, 0), conv(&h, 1, 1)], 1), tap)
                 }
             };
             if compared {
@@ -287,44 +261,32 @@ impl Lpips {
 
     /// Feature maps of images `[n, 3, h, w]` in [-1, 1], each vector of unit length.
     pub fn features(&self, images: &Tensor) -> Features {
-        let (_, taps) = self.stack(images);
-        Features(
-            taps.into_iter()
-                .map(|x| {
-                    let x = x.to_kind(Kind::Float);
-                    let square = x.square().sum_dim_intlist(&[1i64][..], true, Kind::Float);
-                    let norm = square.clamp_min(SAFE_SQUARE).sqrt() + NORM_EPS;
-                    x / norm
-                })
-                .collect(),
-        )
+        let unit = |x: Tensor| {
+            let x = x.to_kind(Kind::Float);
+            let square = x.square().sum_dim_intlist(&[1i64][..], true, Kind::Float);
+            let norm = square.clamp_min(SAFE_SQUARE).sqrt() + NORM_EPS;
+            x / norm
+        };
+        Features(self.stack(images).1.into_iter().map(unit).collect())
     }
 
     /// Turns a weight map `[n, 1, h, w]` of the images into weights of the distance maps of `features`.
     pub fn map_weights(&self, weights: &Tensor, features: &Features, mode: MaskMode) -> MapWeights {
-        let size = weights.size();
-        let total = weights.sum_dim_intlist(&[1i64, 2, 3][..], true, Kind::Float).clamp_min(1e-12);
-        MapWeights(
-            features
-                .0
-                .iter()
-                .map(|f| {
-                    let (_, _, h, w) = f.size4().expect("feature maps are four-dimensional");
-                    match mode {
-                        MaskMode::UpsampleFeatures => adjoint_upsample(weights, h, w) / &total,
-                        MaskMode::DownsampleMask => {
-                            let small = if (h, w) == (size[2], size[3]) {
-                                weights.shallow_clone()
-                            } else {
-                                weights.upsample_bilinear2d([h, w], false, None, None)
-                            };
-                            let total = small.sum_dim_intlist(&[1i64, 2, 3][..], true, Kind::Float).clamp_min(1e-12);
-                            small / total
-                        }
-                    }
-                })
-                .collect(),
-        )
+        let (_, _, height, width) = weights.size4().expect("weight maps are four-dimensional");
+        let total = total(weights);
+        let small = |features: &Tensor| {
+            let (_, _, h, w) = features.size4().expect("feature maps are four-dimensional");
+            match mode {
+                MaskMode::UpsampleFeatures => adjoint_upsample(weights, h, w) / &total,
+                MaskMode::DownsampleMask if (h, w) == (height, width) => weights / &total,
+                MaskMode::DownsampleMask => {
+                    let small = weights.upsample_bilinear2d([h, w], false, None, None);
+                    let total = self::total(&small);
+                    small / total
+                }
+            }
+        };
+        MapWeights(features.0.iter().map(small).collect())
     }
 
     /// Masked distance of each of n images `[n, 3, h, w]` in [-1, 1] to its target, `[n]`.
@@ -340,15 +302,19 @@ impl Lpips {
     pub fn map(&self, x: &Tensor, y: &Tensor) -> Tensor {
         let size = x.size();
         let (fx, fy) = (self.features(x), self.features(y));
-        let maps: Vec<Tensor> = (0..self.heads.len())
-            .map(|k| {
-                let d = (&fx.0[k] - &fy.0[k]).square() * &self.heads[k];
-                let d = d.sum_dim_intlist(&[1i64][..], true, Kind::Float);
-                d.upsample_bilinear2d([size[2], size[3]], false, None, None)
-            })
-            .collect();
+        let map = |k: usize| {
+            let d = (&fx.0[k] - &fy.0[k]).square() * &self.heads[k];
+            let d = d.sum_dim_intlist(&[1i64][..], true, Kind::Float);
+            d.upsample_bilinear2d([size[2], size[3]], false, None, None)
+        };
+        let maps: Vec<Tensor> = (0..self.heads.len()).map(map).collect();
         Tensor::stack(&maps, 0).sum_dim_intlist(&[0i64][..], false, Kind::Float)
     }
+}
+
+/// Sum of each weight map `[n, 1, h, w]`, as `[n, 1, 1, 1]`, so that it can be divided by.
+pub(crate) fn total(weights: &Tensor) -> Tensor {
+    weights.sum_dim_intlist(&[1i64, 2, 3][..], true, Kind::Float).clamp_min(1e-12)
 }
 
 /// Transpose of the bilinear up-sampling from `h x w` (align_corners = false), applied to `weights`.

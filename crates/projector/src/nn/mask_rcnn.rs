@@ -1,12 +1,15 @@
 //! Mask R-CNN on ResNet-50 and a feature pyramid (He et al. 2017, Lin et al. 2017), as torchvision's `maskrcnn_resnet50_fpn`
 //! infers: boxes, labels and scores of the objects in one image, and the mask of any of them.
 
+use std::sync::LazyLock;
+
 use proto::Box2d;
 use tch::{Device, Kind, Tensor};
 
 use super::detection::{Pyramid, anchors, clip, decode, large, paste, suppress_by_group};
+use super::layers::{Layer, Scaling};
 use super::resnet::{self, ResNet};
-use super::{LARGEST, LoadError, Weights, channels_last, imagenet};
+use super::{LARGEST, LoadError, Weights};
 
 /// `eps` of the body's normalisation under the published weights (torchvision: `overwrite_eps`).
 const BATCH_NORM_EPS: f64 = 0.0;
@@ -34,99 +37,16 @@ const DETECTIONS: i64 = 100;
 const BINS: (i64, i64) = (7, 14);
 
 /// COCO's names by category id (torchvision: `_COCO_CATEGORIES`); 0 is the background, and some ids were never used.
-pub const COCO_CATEGORIES: [&str; 91] = [
-    "__background__",
-    "person",
-    "bicycle",
-    "car",
-    "motorcycle",
-    "airplane",
-    "bus",
-    "train",
-    "truck",
-    "boat",
-    "traffic light",
-    "fire hydrant",
-    "N/A",
-    "stop sign",
-    "parking meter",
-    "bench",
-    "bird",
-    "cat",
-    "dog",
-    "horse",
-    "sheep",
-    "cow",
-    "elephant",
-    "bear",
-    "zebra",
-    "giraffe",
-    "N/A",
-    "backpack",
-    "umbrella",
-    "N/A",
-    "N/A",
-    "handbag",
-    "tie",
-    "suitcase",
-    "frisbee",
-    "skis",
-    "snowboard",
-    "sports ball",
-    "kite",
-    "baseball bat",
-    "baseball glove",
-    "skateboard",
-    "surfboard",
-    "tennis racket",
-    "bottle",
-    "N/A",
-    "wine glass",
-    "cup",
-    "fork",
-    "knife",
-    "spoon",
-    "bowl",
-    "banana",
-    "apple",
-    "sandwich",
-    "orange",
-    "broccoli",
-    "carrot",
-    "hot dog",
-    "pizza",
-    "donut",
-    "cake",
-    "chair",
-    "couch",
-    "potted plant",
-    "bed",
-    "N/A",
-    "dining table",
-    "N/A",
-    "N/A",
-    "toilet",
-    "N/A",
-    "tv",
-    "laptop",
-    "mouse",
-    "remote",
-    "keyboard",
-    "cell phone",
-    "microwave",
-    "oven",
-    "toaster",
-    "sink",
-    "refrigerator",
-    "N/A",
-    "book",
-    "clock",
-    "vase",
-    "scissors",
-    "teddy bear",
-    "hair drier",
-    "toothbrush",
-];
+pub static COCO_CATEGORIES: LazyLock<Vec<&'static str>> = LazyLock::new(|| COCO.split(", ").collect());
+
+const COCO: &str = "\
+    __background__, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, \
+    N/A, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, N/A, \
+    backpack, umbrella, N/A, N/A, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, \
+    baseball glove, skateboard, surfboard, tennis racket, bottle, N/A, wine glass, cup, fork, knife, spoon, bowl, banana, \
+    apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, N/A, \
+    dining table, N/A, N/A, toilet, N/A, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, \
+    refrigerator, N/A, book, clock, vase, scissors, teddy bear, hair drier, toothbrush";
 
 /// Sizes of the detector and of its input.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,37 +80,6 @@ impl Config {
     }
 }
 
-/// Weight and bias of a convolution or a linear layer.
-struct Layer(Tensor, Tensor);
-
-impl Layer {
-    /// `{name}.weight` and `{name}.bias` under the first of the names that is there.
-    fn load(weights: &mut Weights, names: &[&str], shape: &[i64]) -> Result<Layer, LoadError> {
-        let mut take = |part: &str, shape: &[i64]| {
-            let names: Vec<String> = names.iter().map(|name| format!("{name}.{part}")).collect();
-            weights.take_either(&names, shape)
-        };
-        let weight = take("weight", shape)?;
-        let weight = if shape.len() == 4 { channels_last(&weight) } else { weight };
-        Ok(Layer(weight, take("bias", &shape[..1])?))
-    }
-
-    /// A convolution of stride 1 that keeps the size.
-    fn convolve(&self, x: &Tensor) -> Tensor {
-        let padding = self.0.size()[2] / 2;
-        x.conv2d(&self.0, Some(&self.1), [1, 1], [padding; 2], [1, 1], 1)
-    }
-
-    fn linear(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.0, Some(&self.1))
-    }
-
-    fn replicate(&self, device: Device) -> Layer {
-        let copy = |t: &Tensor| t.to_device(device).copy();
-        Layer(copy(&self.0), copy(&self.1))
-    }
-}
-
 /// A detected object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
@@ -218,20 +107,18 @@ pub struct Detections {
 /// The detector with its weights.
 pub struct MaskRcnn {
     config: Config,
-    mean: Tensor,
-    deviation: Tensor,
+    scaling: Scaling,
     body: ResNet,
     inner: [Layer; 4],
     outer: [Layer; 4],
-    proposal: Layer,
-    objectness: Layer,
-    proposal_changes: Layer,
-    hidden: [Layer; 2],
-    labels: Layer,
-    changes: Layer,
-    mask: [Layer; 4],
-    mask_up: Layer,
-    mask_labels: Layer,
+    /// Hidden layer, objectness and changes of the proposals.
+    proposals: [Layer; 3],
+    /// Two hidden layers, labels and changes of the boxes.
+    boxes: [Layer; 4],
+    /// Hidden layers of the masks.
+    masks: [Layer; 4],
+    /// Up-sampling and labels of the masks.
+    mask_labels: [Layer; 2],
 }
 
 impl MaskRcnn {
@@ -243,7 +130,10 @@ impl MaskRcnn {
         let _no_grad = tch::no_grad_guard();
         let body = ResNet::load(&config.body, weights, "backbone.body.", BATCH_NORM_EPS)?;
         let Config { channels, hidden, labels, .. } = *config;
-        let mut load = |names: &[&str], shape: &[i64]| Layer::load(weights, names, shape);
+        let mut load = |names: &[&str], shape: &[i64]| -> Result<Layer, LoadError> {
+            let layer = Layer::load_either(weights, names, shape)?;
+            Ok(if shape.len() == 4 { layer.channels_last() } else { layer })
+        };
         let mut pyramid = |part: &str, kernel: i64, input: [i64; 4]| -> Result<[Layer; 4], LoadError> {
             let mut level = |i: usize| {
                 let name = format!("backbone.fpn.{part}.{i}");
@@ -253,65 +143,48 @@ impl MaskRcnn {
         };
         let inner = pyramid("inner_blocks", 1, config.body.channels())?;
         let outer = pyramid("layer_blocks", 3, [channels; 4])?;
-        let proposal = load(&["rpn.head.conv", "rpn.head.conv.0.0"], &[channels, channels, 3, 3])?;
-        let objectness = load(&["rpn.head.cls_logits"], &[ANCHORS, channels, 1, 1])?;
-        let proposal_changes = load(&["rpn.head.bbox_pred"], &[4 * ANCHORS, channels, 1, 1])?;
+        let proposals = [
+            load(&["rpn.head.conv", "rpn.head.conv.0.0"], &[channels, channels, 3, 3])?,
+            load(&["rpn.head.cls_logits"], &[ANCHORS, channels, 1, 1])?,
+            load(&["rpn.head.bbox_pred"], &[4 * ANCHORS, channels, 1, 1])?,
+        ];
         let bins = BINS.0;
-        let mut first = load(&["roi_heads.box_head.fc6"], &[hidden, channels * bins * bins])?;
+        let mut boxes = [
+            load(&["roi_heads.box_head.fc6"], &[hidden, channels * bins * bins])?,
+            load(&["roi_heads.box_head.fc7"], &[hidden, hidden])?,
+            load(&["roi_heads.box_predictor.cls_score"], &[labels, hidden])?,
+            load(&["roi_heads.box_predictor.bbox_pred"], &[4 * labels, hidden])?,
+        ];
         // Cells of the pyramid have their channels last.
-        first.0 = first.0.view([hidden, channels, bins, bins]).permute([0, 2, 3, 1]).flatten(1, 3);
-        let second = load(&["roi_heads.box_head.fc7"], &[hidden, hidden])?;
-        let predictor = "roi_heads.box_predictor";
-        let label_layer = load(&[&format!("{predictor}.cls_score")], &[labels, hidden])?;
-        let changes = load(&[&format!("{predictor}.bbox_pred")], &[4 * labels, hidden])?;
+        let first = boxes[0].weight.view([hidden, channels, bins, bins]);
+        boxes[0].weight = first.permute([0, 2, 3, 1]).flatten(1, 3);
         let mut mask = |i: usize| {
             let head = "roi_heads.mask_head";
             load(&[&format!("{head}.mask_fcn{}", i + 1), &format!("{head}.{i}.0")], &[channels, channels, 3, 3])
         };
-        let mask = [mask(0)?, mask(1)?, mask(2)?, mask(3)?];
-        // The first size of a transposed convolution is the input's, here the same as the output's.
-        let mask_up = load(&["roi_heads.mask_predictor.conv5_mask"], &[channels, channels, 2, 2])?;
-        let mask_labels = load(&["roi_heads.mask_predictor.mask_fcn_logits"], &[labels, channels, 1, 1])?;
-        let (mean, deviation) = imagenet();
-        Ok(MaskRcnn {
-            config: config.clone(),
-            mean,
-            deviation,
-            body,
-            inner,
-            outer,
-            proposal,
-            objectness,
-            proposal_changes,
-            hidden: [first, second],
-            labels: label_layer,
-            changes,
-            mask,
-            mask_up,
-            mask_labels,
-        })
+        let masks = [mask(0)?, mask(1)?, mask(2)?, mask(3)?];
+        let mask_labels = [
+            // The first size of a transposed convolution is the input's, here the same as the output's.
+            load(&["roi_heads.mask_predictor.conv5_mask"], &[channels, channels, 2, 2])?,
+            load(&["roi_heads.mask_predictor.mask_fcn_logits"], &[labels, channels, 1, 1])?,
+        ];
+        let scaling = Scaling::imagenet();
+        Ok(MaskRcnn { config: config.clone(), scaling, body, inner, outer, proposals, boxes, masks, mask_labels })
     }
 
     /// A copy on a device.
     pub fn replicate(&self, device: Device) -> MaskRcnn {
-        let copy = |t: &Tensor| t.to_device(device).copy();
-        let layers = |layers: &[Layer; 4]| std::array::from_fn(|i| layers[i].replicate(device));
+        let copy = |layer: &Layer| layer.copy(device, Kind::Float);
         MaskRcnn {
             config: self.config.clone(),
-            mean: copy(&self.mean),
-            deviation: copy(&self.deviation),
+            scaling: self.scaling.copy(device),
             body: self.body.replicate(device),
-            inner: layers(&self.inner),
-            outer: layers(&self.outer),
-            proposal: self.proposal.replicate(device),
-            objectness: self.objectness.replicate(device),
-            proposal_changes: self.proposal_changes.replicate(device),
-            hidden: std::array::from_fn(|i| self.hidden[i].replicate(device)),
-            labels: self.labels.replicate(device),
-            changes: self.changes.replicate(device),
-            mask: layers(&self.mask),
-            mask_up: self.mask_up.replicate(device),
-            mask_labels: self.mask_labels.replicate(device),
+            inner: self.inner.each_ref().map(copy),
+            outer: self.outer.each_ref().map(copy),
+            proposals: self.proposals.each_ref().map(copy),
+            boxes: self.boxes.each_ref().map(copy),
+            masks: self.masks.each_ref().map(copy),
+            mask_labels: self.mask_labels.each_ref().map(copy),
         }
     }
 
@@ -319,7 +192,7 @@ impl MaskRcnn {
     pub fn detect(&self, image: &Tensor) -> Detections {
         let _no_grad = tch::no_grad_guard();
         let (_, height, width) = image.size3().expect("an image is three-dimensional");
-        let normal = (image.unsqueeze(0) - &self.mean) / &self.deviation;
+        let normal = self.scaling.apply(&image.unsqueeze(0));
         let (h, w) = self.resized((height, width));
         let up = |n: i64| (n + DIVISOR - 1) / DIVISOR * DIVISOR;
         let resized = normal.upsample_bilinear2d([h, w], false, None, None);
@@ -328,7 +201,7 @@ impl MaskRcnn {
         let maps = self.pyramid(&padded);
         let proposals = self.proposals(&maps, (h, w), (up(h), up(w)));
         let pyramid = Pyramid::new(&maps[..4], FINEST);
-        let (resized, scores, labels) = self.label(&pyramid, &proposals, (h, w));
+        let [resized, scores, labels] = self.label(&pyramid, &proposals, (h, w));
 
         // In the arithmetic of torchvision's `resize_boxes`.
         let (down, across) = (height as f32 / h as f32, width as f32 / w as f32);
@@ -349,14 +222,13 @@ impl MaskRcnn {
         let _no_grad = tch::no_grad_guard();
         let row = index as i64;
         let mut x = detections.pyramid.align(&detections.resized.narrow(0, row, 1), BINS.1);
-        for layer in &self.mask {
+        for layer in &self.masks {
             x = layer.convolve(&x).relu_();
         }
-        let Layer(weight, bias) = &self.mask_up;
-        x = x.conv_transpose2d(weight, Some(bias), [2, 2], [0, 0], [0, 0], 1, [1, 1]).relu_();
+        let [up, labels] = &self.mask_labels;
+        x = x.conv_transpose2d(&up.weight, Some(&up.bias), [2, 2], [0, 0], [0, 0], 1, [1, 1]).relu_();
         let label = detections.found[index].label as i64;
-        let Layer(weight, bias) = &self.mask_labels;
-        let label = Layer(weight.narrow(0, label, 1), bias.narrow(0, label, 1));
+        let label = Layer { weight: labels.weight.narrow(0, label, 1), bias: labels.bias.narrow(0, label, 1) };
         let mask = label.convolve(&x).sigmoid().view([2 * BINS.1, 2 * BINS.1]);
         paste(&mask, &detections.boxes.get(row), detections.size)
     }
@@ -389,15 +261,16 @@ impl MaskRcnn {
 
     /// Boxes `[n, 4]` that may hold an object, for the maps of an image of `size` padded to `padded`.
     fn proposals(&self, maps: &[Tensor], size: (i64, i64), padded: (i64, i64)) -> Tensor {
+        let [hidden_layer, objectness, changes] = &self.proposals;
         let (mut boxes, mut scores, mut levels) = (vec![], vec![], vec![]);
         for (level, map) in (0i64..).zip(maps) {
             let (_, _, h, w) = map.size4().expect("feature maps are four-dimensional");
-            let hidden = self.proposal.convolve(map).relu_();
+            let hidden = hidden_layer.convolve(map).relu_();
             // By cell, then by anchor.
             let rows = |layer: &Layer, columns: i64| layer.convolve(&hidden).permute([0, 2, 3, 1]).reshape([-1, columns]);
-            let logits = rows(&self.objectness, 1).squeeze_dim(1);
+            let logits = rows(objectness, 1).squeeze_dim(1);
             let (logits, best) = logits.topk(PROPOSALS.min(ANCHORS * h * w), 0, true, true);
-            let changes = rows(&self.proposal_changes, 4).index_select(0, &best);
+            let changes = rows(changes, 4).index_select(0, &best);
             let anchors = anchors(SMALLEST_ANCHOR << level, (h, w), (padded.0 / h, padded.1 / w), map.device());
             let proposed = clip(&decode(&changes, &anchors.index_select(0, &best), UNITS.0).squeeze_dim(1), size);
             let keep = large(&proposed, SMALLEST.0);
@@ -411,24 +284,24 @@ impl MaskRcnn {
     }
 
     /// Boxes `[n, 4]`, scores `[n]` and labels `[n]` of the objects among the proposals, in pixels of the resized image.
-    fn label(&self, pyramid: &Pyramid, proposals: &Tensor, size: (i64, i64)) -> (Tensor, Tensor, Tensor) {
+    fn label(&self, pyramid: &Pyramid, proposals: &Tensor, size: (i64, i64)) -> [Tensor; 3] {
         // As they lie in memory: the first layer was made for that.
         let mut x = pyramid.align(proposals, BINS.0).permute([0, 2, 3, 1]).flatten(1, 3);
-        for layer in &self.hidden {
+        let [hidden @ .., labels, changes] = &self.boxes;
+        for layer in hidden {
             x = layer.linear(&x).relu_();
         }
         let objects = self.config.labels - 1;
-        let scores = self.labels.linear(&x).softmax(-1, Kind::Float).narrow(1, 1, objects);
-        let boxes = clip(&decode(&self.changes.linear(&x), proposals, UNITS.1), size).narrow(1, 1, objects);
+        let scores = labels.linear(&x).softmax(-1, Kind::Float).narrow(1, 1, objects);
+        let boxes = clip(&decode(&changes.linear(&x), proposals, UNITS.1), size).narrow(1, 1, objects);
         let likely = scores.gt(LEAST_SCORE).nonzero();
         let (row, label) = (likely.select(1, 0), likely.select(1, 1));
         let pick = row * objects + &label;
-        let (boxes, scores) = (boxes.reshape([-1, 4]).index_select(0, &pick), scores.reshape([-1]).index_select(0, &pick));
-        let keep = large(&boxes, SMALLEST.1);
-        let (boxes, scores, labels) =
-            (boxes.index_select(0, &keep), scores.index_select(0, &keep), label.index_select(0, &keep) + 1);
+        let found = [boxes.reshape([-1, 4]).index_select(0, &pick), scores.reshape([-1]).index_select(0, &pick), label + 1];
+        let keep = large(&found[0], SMALLEST.1);
+        let [boxes, scores, labels] = found.map(|t| t.index_select(0, &keep));
         let keep = suppress_by_group(&boxes, &scores, &labels, OVERLAP.1);
         let keep = keep.narrow(0, 0, DETECTIONS.min(keep.size()[0]));
-        (boxes.index_select(0, &keep), scores.index_select(0, &keep), labels.index_select(0, &keep))
+        [boxes, scores, labels].map(|t| t.index_select(0, &keep))
     }
 }

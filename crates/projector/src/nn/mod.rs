@@ -2,9 +2,11 @@
 
 pub mod biggan;
 pub mod biggan_deep;
+mod biggan_folded;
 pub mod detection;
 pub mod efficientnet_lite;
 pub mod encoder;
+mod layers;
 pub mod lpips;
 pub mod mask_rcnn;
 pub mod resnet;
@@ -43,18 +45,12 @@ pub enum LoadError {
     Config(String),
 }
 
-/// The same numbers in memory as (out, height, width, in): what convolutions on a CPU work on without re-ordering.
-pub(crate) fn channels_last(weight: &Tensor) -> Tensor {
-    weight.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-}
-
-/// The mean and deviation of ImageNet's photographs that torchvision's networks were trained with, for images in [0, 1].
-const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-
-/// Mean and deviation `[1, 3, 1, 1]` that do to images in [-1, 1] what ImageNet's do to images in [0, 1].
-pub(crate) fn imagenet() -> (Tensor, Tensor) {
-    let channels = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]);
-    (channels(IMAGENET.0) * 2.0 - 1.0, channels(IMAGENET.1) * 2.0)
+/// Fails, naming the tensor, unless all of its values are finite.
+fn finite(tensor: Tensor, name: &str) -> Result<Tensor, LoadError> {
+    match tensor.isfinite().all().int64_value(&[]) {
+        0 => Err(LoadError::NotFinite(name.to_owned())),
+        _ => Ok(tensor),
+    }
 }
 
 /// Tensors by name, taken out one by one, so that an error can name the tensors left over.
@@ -71,6 +67,12 @@ impl Weights {
         self.0.keys().cloned().collect()
     }
 
+    /// Builds a network from all of the tensors; fails if `load` leaves any.
+    pub fn build<T>(mut self, load: impl FnOnce(&mut Weights) -> Result<T, LoadError>) -> Result<T, LoadError> {
+        let network = load(&mut self)?;
+        self.finish().map(|()| network)
+    }
+
     /// Removes and returns a tensor, checking shape and values.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
         let tensor = self.0.remove(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
@@ -78,26 +80,17 @@ impl Weights {
             let (name, found) = (name.to_owned(), tensor.size());
             return Err(LoadError::Shape { name, found, expected: shape.to_vec() });
         }
-        let tensor = tensor.to_kind(Kind::Float);
-        if tensor.isfinite().all().int64_value(&[]) == 0 {
-            return Err(LoadError::NotFinite(name.to_owned()));
-        }
-        Ok(tensor)
-    }
-
-    /// Removes and returns `{name}.weight` of `shape` and `{name}.bias` of its first size.
-    pub fn take_pair(&mut self, name: &str, shape: &[i64]) -> Result<(Tensor, Tensor), LoadError> {
-        Ok((self.take(&format!("{name}.weight"), shape)?, self.take(&format!("{name}.bias"), &shape[..1])?))
+        finite(tensor.to_kind(Kind::Float), name)
     }
 
     /// Removes and returns a tensor with one element, of any shape, as `[]`.
-    pub fn take_scalar(&mut self, name: &str) -> Result<Tensor, LoadError> {
+    pub(crate) fn take_scalar(&mut self, name: &str) -> Result<Tensor, LoadError> {
         let dims = self.0.get(name).map_or(0, |t| if t.numel() == 1 { t.dim() } else { 0 });
         Ok(self.take(name, &vec![1; dims])?.reshape([0i64; 0]))
     }
 
     /// Removes a tensor that does not take part in inference, if it is there.
-    pub fn discard(&mut self, name: &str) {
+    pub(crate) fn discard(&mut self, name: &str) {
         self.0.remove(name);
     }
 
@@ -111,7 +104,7 @@ impl Weights {
     }
 
     /// Removes and returns the tensor that has one of these names: publishers renamed some. The first is the one named if none is there.
-    pub fn take_either(&mut self, names: &[String], shape: &[i64]) -> Result<Tensor, LoadError> {
+    pub(crate) fn take_either(&mut self, names: &[String], shape: &[i64]) -> Result<Tensor, LoadError> {
         let name = names.iter().find(|name| self.0.contains_key(*name)).unwrap_or(&names[0]);
         self.take(name, shape)
     }
@@ -125,16 +118,12 @@ impl Weights {
     }
 
     /// `W_orig / sigma` with `sigma = u^T W v` from the stored vectors, as torch's spectral norm in evaluation mode.
-    pub fn take_spectral(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
+    pub(crate) fn take_spectral(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
         let orig = self.take(&format!("{name}.weight_orig"), shape)?;
         let u = self.take(&format!("{name}.weight_u"), &shape[..1])?;
         let v = self.take(&format!("{name}.weight_v"), &[shape[1..].iter().product()])?;
         let sigma = u.dot(&orig.reshape([shape[0], -1]).mv(&v));
-        let weight = orig / sigma;
-        if weight.isfinite().all().int64_value(&[]) == 0 {
-            return Err(LoadError::NotFinite(format!("{name}.weight_orig over its spectral norm")));
-        }
-        Ok(weight)
+        finite(orig / sigma, &format!("{name}.weight_orig over its spectral norm"))
     }
 
     /// `W / sigma` with sigma from one power step on the stored `u0`, as the `SN` of ajbrock/BigGAN-PyTorch in evaluation mode:
@@ -149,10 +138,6 @@ impl Weights {
         let v = normalise(matrix.tr().mv(&u));
         let image = matrix.mv(&v);
         let sigma = image.dot(&normalise(image.shallow_clone()));
-        let weight = weight / sigma;
-        if weight.isfinite().all().int64_value(&[]) == 0 {
-            return Err(LoadError::NotFinite(format!("{name}.weight over its spectral norm")));
-        }
-        Ok(weight)
+        finite(weight / sigma, &format!("{name}.weight over its spectral norm"))
     }
 }

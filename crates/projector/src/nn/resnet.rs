@@ -5,7 +5,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{LARGEST, LoadError, Weights, channels_last, imagenet};
+use super::layers::{Convolution, Layer, Scaling};
+use super::{LARGEST, LoadError, Weights};
 
 /// Channels out of a block over its planes.
 const EXPANSION: i64 = 4;
@@ -50,49 +51,9 @@ impl Config {
     }
 }
 
-/// A convolution with its normalisation folded in.
-struct Conv {
-    weight: Tensor,
-    bias: Tensor,
-    stride: i64,
-    groups: i64,
-}
-
-impl Conv {
-    /// `shape` is that of the weight; `conv` and `bn` are the paths of the two modules.
-    fn load(
-        weights: &mut Weights,
-        (conv, bn): (&str, &str),
-        shape: [i64; 4],
-        (stride, groups): (i64, i64),
-        eps: f64,
-    ) -> Result<Conv, LoadError> {
-        let weight = weights.take(&format!("{conv}.weight"), &shape)?;
-        let mut part = |part: &str| weights.take(&format!("{bn}.{part}"), &shape[..1]);
-        let (gamma, beta, mean, variance) = (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
-        weights.discard(&format!("{bn}.num_batches_tracked"));
-        let scale = gamma / (variance + eps).sqrt();
-        if scale.isfinite().all().int64_value(&[]) == 0 {
-            return Err(LoadError::NotFinite(format!("{bn}.weight over the root of {bn}.running_var")));
-        }
-        let bias = beta - mean * &scale;
-        Ok(Conv { weight: channels_last(&(weight * scale.view([-1, 1, 1, 1]))), bias, stride, groups })
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let padding = self.weight.size()[2] / 2;
-        x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], self.groups)
-    }
-
-    fn replicate(&self, device: Device) -> Conv {
-        let copy = |t: &Tensor| t.to_device(device).copy();
-        Conv { weight: copy(&self.weight), bias: copy(&self.bias), stride: self.stride, groups: self.groups }
-    }
-}
-
 struct Block {
-    convs: [Conv; 3],
-    downsample: Option<Conv>,
+    convs: [Convolution; 3],
+    downsample: Option<Convolution>,
 }
 
 impl Block {
@@ -105,17 +66,17 @@ impl Block {
         }
     }
 
-    fn replicate(&self, device: Device) -> Block {
+    fn copy(&self, device: Device) -> Block {
         Block {
-            convs: std::array::from_fn(|i| self.convs[i].replicate(device)),
-            downsample: self.downsample.as_ref().map(|d| d.replicate(device)),
+            convs: self.convs.each_ref().map(|conv| conv.copy(device)),
+            downsample: self.downsample.as_ref().map(|conv| conv.copy(device)),
         }
     }
 }
 
 /// The body: everything but `fc`.
 pub struct ResNet {
-    stem: Conv,
+    stem: Convolution,
     layers: [Vec<Block>; 4],
 }
 
@@ -129,7 +90,7 @@ impl ResNet {
         let _no_grad = tch::no_grad_guard();
         let planes = config.planes;
         let stem = (&*format!("{prefix}conv1"), &*format!("{prefix}bn1"));
-        let stem = Conv::load(weights, stem, [planes, 3, 7, 7], (2, 1), eps)?;
+        let stem = Convolution::load(weights, stem, [planes, 3, 7, 7], (2, 1), eps)?;
         let mut layers = [const { Vec::new() }; 4];
         let mut input = planes;
         for (i, blocks) in layers.iter_mut().enumerate() {
@@ -141,17 +102,15 @@ impl ResNet {
                 let mut conv = |conv: &str, bn: &str, shape, stride, groups| {
                     let name = format!("{prefix}layer{}.{block}.", i + 1);
                     let names = (&*format!("{name}{conv}"), &*format!("{name}{bn}"));
-                    Conv::load(weights, names, shape, (stride, groups), eps)
+                    Convolution::load(weights, names, shape, (stride, groups), eps)
                 };
                 let convs = [
                     conv("conv1", "bn1", [width, input, 1, 1], 1, 1)?,
                     conv("conv2", "bn2", [width, width / config.groups, 3, 3], stride, config.groups)?,
                     conv("conv3", "bn3", [output, width, 1, 1], 1, 1)?,
                 ];
-                let downsample = match block {
-                    0 => Some(conv("downsample.0", "downsample.1", [output, input, 1, 1], stride, 1)?),
-                    _ => None,
-                };
+                let downsample = || conv("downsample.0", "downsample.1", [output, input, 1, 1], stride, 1);
+                let downsample = (block == 0).then(downsample).transpose()?;
                 blocks.push(Block { convs, downsample });
                 input = output;
             }
@@ -173,19 +132,16 @@ impl ResNet {
 
     /// A copy on a device.
     pub fn replicate(&self, device: Device) -> ResNet {
-        ResNet {
-            stem: self.stem.replicate(device),
-            layers: std::array::from_fn(|i| self.layers[i].iter().map(|b| b.replicate(device)).collect()),
-        }
+        let blocks = |blocks: &Vec<Block>| blocks.iter().map(|block| block.copy(device)).collect();
+        ResNet { stem: self.stem.copy(device), layers: self.layers.each_ref().map(blocks) }
     }
 }
 
 /// An ImageNet classifier, such as torchvision's `resnext101_32x8d`.
 pub struct Classifier {
-    mean: Tensor,
-    deviation: Tensor,
+    scaling: Scaling,
     body: ResNet,
-    fc: (Tensor, Tensor),
+    fc: Layer,
 }
 
 impl Classifier {
@@ -194,26 +150,23 @@ impl Classifier {
     /// Fails on a missing or misshapen tensor and on values that are not finite.
     pub fn load(config: &Config, classes: i64, weights: &mut Weights) -> Result<Classifier, LoadError> {
         let body = ResNet::load(config, weights, "", BATCH_NORM_EPS)?;
-        let fc = (weights.take("fc.weight", &[classes, config.channels()[3]])?, weights.take("fc.bias", &[classes])?);
-        let (mean, deviation) = imagenet();
-        Ok(Classifier { mean, deviation, body, fc })
+        let fc = Layer::load(weights, "fc", &[classes, config.channels()[3]])?;
+        Ok(Classifier { scaling: Scaling::imagenet(), body, fc })
     }
 
     /// Scores before the softmax, `[n, classes]`, for images `[n, 3, h, w]` in [-1, 1] of any size. Nothing is resized or cropped.
     pub fn logits(&self, images: &Tensor) -> Tensor {
         let _no_grad = tch::no_grad_guard();
-        let [.., last] = self.body.stages(&((images - &self.mean) / &self.deviation));
-        last.mean_dim(&[2i64, 3][..], false, Kind::Float).linear(&self.fc.0, Some(&self.fc.1))
+        let [.., last] = self.body.stages(&self.scaling.apply(images));
+        self.fc.linear(&last.mean_dim(&[2i64, 3][..], false, Kind::Float))
     }
 
     /// A copy on a device.
     pub fn replicate(&self, device: Device) -> Classifier {
-        let copy = |t: &Tensor| t.to_device(device).copy();
         Classifier {
-            mean: copy(&self.mean),
-            deviation: copy(&self.deviation),
+            scaling: self.scaling.copy(device),
             body: self.body.replicate(device),
-            fc: (copy(&self.fc.0), copy(&self.fc.1)),
+            fc: self.fc.copy(device, Kind::Float),
         }
     }
 }

@@ -3,7 +3,7 @@
     pip install torch==2.11.0 torchvision==0.26.0 scikit-image safetensors
     python make_detector.py      # writes detector*.safetensors next to this file; minutes, and 4 GB of memory
 
-All float32 on the CPU, one thread. No weight is stored: `value` below makes them, and so does `weights_detector.rs`. The
+All float32 on the CPU, one thread. No weight is stored: `value` below makes them, and so does the crate `seeded` (`detector.rs`). The
 photographs are those that come with scikit-image.
 
 detector            what `maskrcnn_resnet50_fpn` finds on eight photographs

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 
 from corners import Corners, away, check
-from make_nn import HERE, TOLERANCE, lpips_golden, save
+from make_nn import ALEXNET, HERE, TOLERANCE, lpips_golden, save
 
-LAYOUTS = {}
+LAYOUTS = {"alex": ALEXNET}
 
 
 def unit(k, shape):

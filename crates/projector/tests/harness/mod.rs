@@ -1,60 +1,162 @@
-//! A tiny random generator, images of its own, and short runs of the method.
+//! What the tests share: goldens and photographs, and a tiny random generator with images of its own and short runs of the method.
 #![allow(dead_code, reason = "not every test uses all of it")]
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-use projector::nn::Weights;
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::lpips::{Config, Layer, Lpips};
-use projector::{Lanes, Model, ObjectStatistics, Projection, Solution, Target};
+use projector::nn::{LoadError, Weights};
+use projector::{Diverged, Generator, Lanes, Model, ObjectStatistics, Projection, Solution, Target};
 use proto::{Box2d, LastDescent, LatentSearch, Params, Told};
 use tch::{Device, Kind, Tensor};
 
+pub const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+pub type Tensors = Vec<(String, Tensor)>;
+
+/// Weights, and inputs and outputs without their `test.`.
+pub fn golden(name: &str) -> (Tensors, HashMap<String, Tensor>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.safetensors"));
+    let tensors = Tensor::read_safetensors(path).expect("golden");
+    let (tests, weights): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(n, _)| n.starts_with("test."));
+    (weights, tests.into_iter().map(|(n, t)| (n["test.".len()..].to_owned(), t)).collect())
+}
+
+/// What `infra/published/setup.sh` fetches.
+pub fn published() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"));
+    let published = target.join("published");
+    assert!(published.exists(), "no {}: run infra/published/setup.sh (make test does)", published.display());
+    published
+}
+
+/// `[3, h, w]` in [-1, 1].
+pub fn photograph(name: &str) -> Tensor {
+    let image = image::open(published().join("photographs").join(name)).expect("photograph").to_rgb8();
+    let size = [i64::from(image.height()), i64::from(image.width()), 3];
+    Tensor::from_slice(image.as_raw()).view(size).permute([2, 0, 1]).to_kind(Kind::Float) / 127.5 - 1.0
+}
+
+/// The network that `load` makes of all `tensors`.
+pub fn build<T>(tensors: Tensors, load: impl FnOnce(&mut Weights) -> Result<T, LoadError>) -> T {
+    Weights::new(tensors).build(load).expect("loads")
+}
+
+/// Largest difference over the largest value.
+pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    ((a - b).abs().max() / b.abs().max()).double_value(&[])
+}
+
+/// Float32 differs from the golden scripts' float64 by 4e-6 at most; a ReLU on the other side of its corner makes 1e-3 of it, and no
+/// input is near one (`corners.py`).
+pub fn assert_close(name: &str, a: &Tensor, b: &Tensor) {
+    assert_within(name, a, b, 1e-4);
+}
+
+/// `tolerance` is that of [`relative`].
+pub fn assert_within(name: &str, a: &Tensor, b: &Tensor, tolerance: f64) {
+    let error = relative(a, b);
+    println!("{name}: {error:.1e}");
+    assert!(error <= tolerance, "{name} differs by {error:.1e}");
+}
+
+/// The golden's images, and the gradients of their sum with `weighting`.
+pub fn assert_generates(generator: &dyn Generator, tests: &HashMap<String, Tensor>, weighting: &Tensor) {
+    let [z, c] = ["z", "c"].map(|name| tests[name].detach().set_requires_grad(true));
+    let images = generator.generate(&z, &c);
+    assert_close("images", &images.detach(), &tests["output"]);
+    let sum = (&images * weighting).sum(Kind::Float);
+    let gradients = Tensor::run_backward(&[sum], &[&z, &c], false, false);
+    assert_close("gradient of z", &gradients[0], &tests["grad_z"]);
+    assert_close("gradient of c", &gradients[1], &tests["grad_c"]);
+}
+
+/// `load` takes all `tensors`, and refuses a spare one, and each of them missing, misshapen or infinite, by name.
+pub fn assert_strict(tensors: &Tensors, load: &dyn Fn(&mut Weights) -> Result<(), LoadError>) {
+    let load = |change: &dyn Fn(&mut HashMap<String, Tensor>)| {
+        let mut map: HashMap<_, _> = tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        change(&mut map);
+        Weights::new(map).build(load)
+    };
+    load(&|_| {}).expect("loads");
+    let spare = load(&|t| drop(t.insert("spare".into(), Tensor::zeros([1], FLOAT))));
+    assert!(matches!(&spare, Err(LoadError::Spare(n)) if n == "spare"), "{spare:?}");
+    for (name, tensor) in tensors {
+        let missing = load(&|t| drop(t.remove(name)));
+        assert!(matches!(&missing, Err(LoadError::Missing(n)) if n == name), "{name}: {missing:?}");
+        // One row more, or a vector for a single number.
+        let wrong = if tensor.dim() == 0 { tensor.repeat([2]) } else { Tensor::cat(&[tensor, &tensor.narrow(0, 0, 1)], 0) };
+        let misshapen = load(&|t| drop(t.insert(name.clone(), wrong.shallow_clone())));
+        assert!(matches!(&misshapen, Err(LoadError::Shape { name: n, .. }) if n == name), "{name}: {misshapen:?}");
+        let infinite = load(&|t| drop(t.insert(name.clone(), tensor / 0.0)));
+        assert!(matches!(&infinite, Err(LoadError::NotFinite(n)) if n == name), "{name}: {infinite:?}");
+    }
+}
+
+/// `load` refuses each change of `config`, for a reason with the text beside it.
+pub fn assert_contradictions<C: Clone, T>(
+    config: &C,
+    cases: &[(fn(&mut C), &str)],
+    load: impl Fn(&C, &mut Weights) -> Result<T, LoadError>,
+) {
+    for (change, part) in cases {
+        let mut config = config.clone();
+        change(&mut config);
+        let error = load(&config, &mut Weights::new([])).err().expect("must be refused");
+        assert!(matches!(error, LoadError::Config(_)) && error.to_string().contains(part), "{error}");
+    }
+}
+
+/// The reference's tiny generator, and a perceptual network of any fixed numbers.
 pub fn model() -> Model {
-    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/biggan_deep.safetensors");
-    let tensors = Tensor::read_safetensors(golden).expect("golden").into_iter().filter(|(n, _)| !n.starts_with("test."));
     let config = serde_json::from_str(include_str!("../golden/biggan_deep.config.json")).expect("config");
-    let generator = BigganDeep::load(&config, &mut Weights::new(tensors), 1.0).expect("loads");
+    let generator = build(golden("biggan_deep").0, |weights| BigganDeep::load(&config, weights, 1.0));
     let conv = |index, channels| Layer::Conv { index, channels, kernel: 3, stride: 1, padding: 1, tap: true };
     let config = Config {
         shift: [0.0; 3],
         scale: [1.0; 3],
         layers: vec![conv(0, 8), Layer::MaxPool { kernel: 2, stride: 2, ceil: false }, conv(3, 12)],
     };
-    // Any fixed numbers do.
     let tensor = |shape: &[i64]| {
         let n: i64 = shape.iter().product();
-        ((Tensor::arange(n, (Kind::Float, Device::Cpu)) * 1.7).sin() * (2.0 / (n as f64 / shape[0] as f64)).sqrt()).view(shape)
+        ((Tensor::arange(n, FLOAT) * 1.7).sin() * (2.0 / (n as f64 / shape[0] as f64)).sqrt()).view(shape)
     };
     let tensors = [
         ("features.0.weight", tensor(&[8, 3, 3, 3])),
         ("features.0.bias", tensor(&[8])),
         ("features.3.weight", tensor(&[12, 8, 3, 3])),
         ("features.3.bias", tensor(&[12])),
-        ("lin0.model.1.weight", Tensor::ones([1, 8, 1, 1], (Kind::Float, Device::Cpu))),
-        ("lin1.model.1.weight", Tensor::ones([1, 12, 1, 1], (Kind::Float, Device::Cpu))),
+        ("lin0.model.1.weight", Tensor::ones([1, 8, 1, 1], FLOAT)),
+        ("lin1.model.1.weight", Tensor::ones([1, 12, 1, 1], FLOAT)),
     ];
-    let lpips = Lpips::load(&config, &mut Weights::new(tensors.map(|(n, t)| (n.to_owned(), t)))).expect("loads");
-    Model { generator: Box::new(generator), lpips, encoder: None }
+    let tensors = tensors.map(|(n, t)| (n.to_owned(), t)).into();
+    Model { generator: Box::new(generator), lpips: build(tensors, |weights| Lpips::load(&config, weights)), encoder: None }
 }
 
 /// Images that the generator made itself, each of another class and seed.
-pub fn targets(model: &Model, n: i64) -> Vec<Target> {
-    (0..n)
-        .map(|i| {
-            let z = (Tensor::arange(8, (Kind::Float, Device::Cpu)) * (0.9 + i as f64)).sin().view([1, 8]);
-            let class = i % model.generator.num_classes();
-            let image = model.generator.generate(&z, &model.generator.embed(class).unsqueeze(0)).squeeze_dim(0);
-            let bbox = Some(Box2d { x: 4.0 + i as f64, y: 6.0, width: 20.0, height: 18.0 });
-            Target { image, bbox, mask: None, class, seed: 100 + i as u64 }
-        })
-        .collect()
+pub fn targets(model: &Model, n: usize) -> Vec<Target> {
+    let target = |i: usize| {
+        let z = (Tensor::arange(8, FLOAT) * (0.9 + i as f64)).sin().view([1, 8]);
+        let class = i as i64 % model.generator.num_classes();
+        let image = model.generator.generate(&z, &model.generator.embed(class).unsqueeze(0)).squeeze_dim(0);
+        let bbox = Some(Box2d { x: 4.0 + i as f64, y: 6.0, width: 20.0, height: 18.0 });
+        Target { image, bbox, mask: None, class, seed: 100 + i as u64 }
+    };
+    (0..n).map(target).collect()
 }
 
 pub fn short(latent: LatentSearch) -> Params {
     let paper = Params::paper();
     let transform = paper.transform.clone().map(|t| proto::TransformSearch { generations: 3, steps: 3, ..t });
     Params { transform, latent, seeds: 6, ..paper }
+}
+
+/// As `short`, without stage one.
+pub fn plain(latent: LatentSearch) -> Params {
+    Params { transform: None, ..short(latent) }
 }
 
 pub fn basin_cma() -> LatentSearch {
@@ -65,12 +167,46 @@ pub fn ending_in(last: LastDescent) -> LatentSearch {
     LatentSearch::BasinCma { generations: 3, steps: 3, final_steps: 8, told: Told::Refined, sigma: 1.0, last }
 }
 
-pub fn run(model: &Model, lanes: &Lanes, params: &Params, targets: Vec<Target>) -> Vec<Solution> {
-    let mut projection = Projection::new(params, model, &ObjectStatistics::BIGGAN, targets);
+/// The tiny model on one CPU core.
+pub fn one_core() -> (Model, Lanes) {
+    let model = model();
+    let lanes = Lanes::new(&model, &[Device::Cpu]);
+    (model, lanes)
+}
+
+pub fn projection(model: &Model, params: &Params, targets: Vec<Target>) -> Projection {
+    Projection::new(params, model, &ObjectStatistics::BIGGAN, targets)
+}
+
+/// A projection of the first `n` targets that goes on from their saved states.
+pub fn resumed(model: &Model, params: &Params, saved: &Projection, n: usize) -> Projection {
+    let mut resumed = projection(model, params, targets(model, n));
+    for i in 0..n {
+        let bytes = postcard::to_stdvec(saved.checkpoint(i)).expect("serialises");
+        resumed.resume(i, postcard::from_bytes(&bytes).expect("deserialises")).expect("fits");
+    }
+    resumed
+}
+
+/// Steps until every image is finished.
+pub fn finish(mut projection: Projection, lanes: &Lanes) -> Vec<Result<Solution, Diverged>> {
     while !projection.finished() {
         projection.step(lanes).expect("device works");
     }
     let progress = projection.progress();
     assert_eq!(progress.done, progress.total, "the total was announced right");
-    projection.finish(lanes).expect("device works").into_iter().map(|s| s.expect("converges")).collect()
+    projection.finish(lanes).expect("device works")
+}
+
+pub fn run(model: &Model, lanes: &Lanes, params: &Params, targets: Vec<Target>) -> Vec<Solution> {
+    converged(finish(projection(model, params, targets), lanes))
+}
+
+/// The projection of the first target.
+pub fn solve(model: &Model, lanes: &Lanes, params: &Params) -> Solution {
+    run(model, lanes, params, targets(model, 1)).remove(0)
+}
+
+pub fn converged(solutions: Vec<Result<Solution, Diverged>>) -> Vec<Solution> {
+    solutions.into_iter().map(|solution| solution.expect("converges")).collect()
 }
