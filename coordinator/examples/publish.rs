@@ -12,7 +12,7 @@ use coordinator::plan::RunSpec;
 use coordinator::prepare::prepare;
 use coordinator::simulate::peak;
 use coordinator::tally::Tally;
-use proto::{Control, Event, Params, RunRecord, Stage, What};
+use proto::{Control, Event, ModelRef, Params, RunRecord, Stage, What};
 use queue::Queue;
 use serde_json::json;
 use store::{Runs, Store};
@@ -69,19 +69,8 @@ fn peak_megabytes() -> Result<f64> {
 }
 
 fn spec(dataset: &str) -> RunSpec {
-    let record = RunRecord {
-        format: 1,
-        name: "imagenet".into(),
-        dataset: dataset.into(),
-        annotations: "none".into(),
-        limit: None,
-        model: "biggan-deep-256".into(),
-        model_digest: "0".repeat(64),
-        resolution: 256,
-        params: Params::paper(),
-        seed: 0,
-        version: env!("CARGO_PKG_VERSION").into(),
-    };
+    let model = ModelRef { name: "biggan-deep-256".into(), digest: "0".repeat(64), resolution: 256 };
+    let record = RunRecord { annotations: "none".into(), ..RunRecord::new("imagenet", dataset.into(), model, Params::paper()) };
     let classes = (0..CLASSES).map(|class| format!("n{class:08}")).collect();
     RunSpec { record, classes, super_classes: vec![], categories: vec![] }
 }

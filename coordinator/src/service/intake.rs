@@ -64,18 +64,15 @@ pub(super) async fn submitted(home: &Store, version: String, request: RunRequest
     if let Some(problem) = manifest.lacks(&params) {
         return Err(invalid(problem.to_string()));
     }
+    let model = manifest.reference(&digest);
     let record = RunRecord {
-        format: 1,
-        name: request.name.clone(),
-        dataset: dataset.url(),
         annotations: request.annotations,
         limit: request.limit,
+        // As the request names it: the name of its folder in the home.
         model: request.model,
-        model_digest: digest,
-        resolution: manifest.generator.resolution,
-        params,
         seed: request.seed,
         version,
+        ..RunRecord::new(&request.name, dataset.url(), model, params)
     };
     match run::read_json::<RunRecord>(home, &keys::index(&request.name)).await {
         Ok(there) if (RunRecord { version: there.version.clone(), ..record.clone() }) == there => {
