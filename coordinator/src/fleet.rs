@@ -17,7 +17,7 @@ use crate::tally::{ClassSums, Tally, are_known};
 use client::api::{ClassStatus, RunStatus};
 use dataset::SharedStr;
 use pace::Pace;
-use results::summary::{Metric, Spread, Summary};
+use results::summary::{SeedMetric, Spread, Summary};
 
 #[derive(Debug)]
 pub struct Fleet {
@@ -307,16 +307,16 @@ fn class_statuses(spec: &RunSpec, classes: &BTreeMap<u32, ClassSums>) -> (Vec<Cl
 
 /// Errors by class and by super-class of a closed run.
 pub(crate) fn summary_statuses(summary: &Summary) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
-    let status = |class: &str, super_class, images, error: &BTreeMap<Metric, Spread>| {
-        let spread = |metric| error.get(&metric).copied().unwrap_or(Spread::over([]));
+    let status = |class: &str, super_class, images, error: &BTreeMap<SeedMetric, Spread>| {
+        let spread = |metric| error.get(&metric).copied().unwrap_or_default();
         ClassStatus {
             class: class.to_owned(),
             super_class,
             images,
-            loss: spread(Metric::Loss).mean,
-            l1: spread(Metric::L1).mean,
-            lpips: spread(Metric::Lpips).mean,
-            lpips_standard_error: spread(Metric::Lpips).standard_error,
+            loss: spread(SeedMetric::Loss).mean,
+            l1: spread(SeedMetric::L1).mean,
+            lpips: spread(SeedMetric::Lpips).mean,
+            lpips_standard_error: spread(SeedMetric::Lpips).standard_error,
         }
     };
     let of = summary.super_class_of();
