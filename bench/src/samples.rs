@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use dataset::{Annotations, ClassIndex, Dataset, Entry};
+use dataset::{ClassIndex, Dataset, Entry};
 use engine::LoadedModel;
 use projector::Target;
 use proto::Params;
@@ -50,7 +50,7 @@ fn read(samples: &Path) -> Result<Dataset> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
     runtime.block_on(async {
         let store = Store::open(&samples.to_string_lossy()).await?;
-        Ok(dataset::read(&store, &Annotations::Automatic, &Params::paper().object).await?)
+        Ok(dataset::read(&store, "auto", &Params::paper().object).await?)
     })
 }
 

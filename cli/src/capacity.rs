@@ -10,17 +10,13 @@ const REQUESTS: (f64, f64) = (9.0, 8.0);
 /// What is asked for, and what was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Question {
-    /// Images that can be projected.
     pub images: u64,
-    /// Lane-steps of each.
     pub lane_steps_per_image: u64,
     /// Lane-steps a second of one worker, measured.
     pub rate: f64,
-    /// Images that a worker projects at a time.
     pub batch_images: u32,
     /// Bytes of an image's objects, if measured.
     pub bytes_per_image: Option<f64>,
-    /// Bytes of a job's message.
     pub job_bytes: u64,
     /// Jobs on the queue at most.
     pub window: u64,
@@ -30,26 +26,20 @@ pub struct Question {
     pub price: Option<f64>,
 }
 
-/// What follows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Workers.
     pub workers: u64,
     /// Hours until the last image is finished.
     pub hours: f64,
-    /// Images an hour of one worker.
     pub images_per_hour: f64,
     /// Hours of all workers together, with their start.
     pub worker_hours: f64,
-    /// Dollars.
     pub cost: Option<f64>,
-    /// Bytes in the store.
     pub storage: Option<f64>,
     /// Requests to the store that write or list, and that read.
     pub requests: (f64, f64),
     /// Jobs on the queue at a time.
     pub queue_jobs: u64,
-    /// Their bytes.
     pub queue_bytes: u64,
     /// Bytes of the coordinator's memory that the run's images take.
     pub coordinator_bytes: f64,

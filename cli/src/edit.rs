@@ -13,11 +13,10 @@ use store::Store;
 
 /// Milliseconds that a film shows each frame.
 const MILLIS: u32 = 80;
-/// Frames of a sweep without --sweep.
 const STEPS: usize = 7;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct EditArgs {
     /// Folder or bucket of the run (in a fleet's home: `<home>/runs/<run>`).
     run: String,
     /// Key of the image in the data set, as in the report and the tables.
@@ -65,8 +64,8 @@ fn parse_move(text: &str) -> Result<(String, f64), String> {
     Ok((name.to_owned(), far.parse().map_err(|_| format!("{far:?} is not a number"))?))
 }
 
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let out: Vec<Out> = args.out.iter().map(|path| Out::of(path)).collect::<anyhow::Result<_>>()?;
+pub async fn run(args: EditArgs) -> anyhow::Result<ExitCode> {
+    let formats: Vec<Option<film::Format>> = args.out.iter().map(|path| film_format(path)).collect::<anyhow::Result<_>>()?;
     let dir = args.model.clone();
     let model = tokio::task::spawn_blocking(move || engine::load(&dir)).await?.context("cannot load the model")?;
     let directions = directions(&model);
@@ -81,7 +80,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     note!("{} as {}, {}", args.image, projected.record.class_name, if tuned { "fine-tuned" } else { "not fine-tuned" });
 
     let requests = args.requests(&model)?;
-    let films = out.iter().any(|out| matches!(out, Out::Film(_)));
+    let films = formats.iter().any(Option::is_some);
     let steps = args.sweep.map(usize::from).or(films.then_some(STEPS)).unwrap_or(1);
     let view = View::named(&args.view).expect("clap allows known names only");
     let r = model.reference.resolution;
@@ -98,10 +97,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let target = film::frame(&projected.stored.target, r);
     let none = EditRequest { fine_tuned: !args.untuned, ..EditRequest::default() };
     let projection = film::frame(&projected.edit(&model, &directions, &none)?.inverted, r);
-    for (path, out) in args.out.iter().zip(out) {
-        match out {
-            Out::Sheet => sheet(path, &target, &projection, &rows, steps)?,
-            Out::Film(format) => {
+    for (path, format) in args.out.iter().zip(formats) {
+        match format {
+            None => sheet(path, &target, &projection, &rows, steps)?,
+            Some(format) => {
                 // Forwards and backwards, one edit after the other.
                 let frames: Vec<Frame> =
                     rows.iter().flat_map(|(_, frames)| frames.iter().chain(frames.iter().rev()).cloned()).collect();
@@ -114,21 +113,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-enum Out {
-    Sheet,
-    Film(film::Format),
-}
-
-impl Out {
-    fn of(path: &Path) -> anyhow::Result<Out> {
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
-            return Ok(Out::Sheet);
-        }
-        Ok(Out::Film(film::Format::of(path).context("--out must name a sheet (.png) or a film")?))
+/// The format of a film; `None` for a sheet.
+fn film_format(path: &Path) -> anyhow::Result<Option<film::Format>> {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        return Ok(None);
     }
+    film::Format::of(path).map(Some).context("--out must name a sheet (.png) or a film")
 }
 
-impl Args {
+impl EditArgs {
     /// A request for each class, with its label; without a class, one request for the moves alone.
     fn requests(&self, model: &LoadedModel) -> anyhow::Result<Vec<(String, EditRequest)>> {
         let named = [("shift_x", self.shift), ("zoom", self.zoom)];

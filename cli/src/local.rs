@@ -16,7 +16,7 @@ use coordinator::prepare::see;
 use coordinator::service::{Handle, OneRun, Service};
 use engine::{Devices, LoadedModel, Models};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use proto::{JobId, ResultRecord};
+use proto::{JobId, ResultRecord, RunRecord};
 use queue::Queue;
 use results::redrive::Redrive;
 use results::run::{self, Records};
@@ -29,9 +29,8 @@ use tokio_util::sync::CancellationToken;
 use worker::Working;
 use worker::shutdown::on_signals;
 
-/// How to compute on this machine.
 #[derive(clap::Args)]
-pub struct Machine {
+pub struct ComputeOptions {
     /// Devices to compute on: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
     #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
     devices: String,
@@ -48,17 +47,14 @@ pub struct Machine {
 
 /// This process, as far as it computes: one run after the other.
 pub struct Local {
-    machine: Machine,
-    /// Where it computes.
+    options: ComputeOptions,
     pub devices: Devices,
-    /// Cancelled by a signal.
     shutdown: CancellationToken,
     /// In progress while images are projected.
     bar: ProgressBar,
 }
 
-/// One run of several.
-pub struct Task<'a> {
+pub struct LocalRun<'a> {
     pub spec: RunSpec,
     /// Images to project again.
     pub redrive: Option<Redrive>,
@@ -66,13 +62,10 @@ pub struct Task<'a> {
     pub results: &'a Store,
     /// Folder for films of the search.
     pub record: Option<PathBuf>,
-    /// Printed before the progress.
     pub title: String,
 }
 
-/// How a run ended.
 pub struct Outcome {
-    /// Images of the run.
     pub total: usize,
     /// Images that had neither a result nor a failure before.
     pub left: usize,
@@ -94,8 +87,8 @@ impl Outcome {
 
 impl Local {
     /// Checks the devices, and listens for signals from now on. Needs a runtime.
-    pub fn new(machine: Machine) -> anyhow::Result<Local> {
-        let devices: Devices = machine.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
+    pub fn new(options: ComputeOptions) -> anyhow::Result<Local> {
+        let devices: Devices = options.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
         let (shutdown, bar) = (CancellationToken::new(), progress_bar());
         let shown = bar.clone();
         // Before and after the projecting there is nothing to finish: the first signal ends the process.
@@ -107,12 +100,12 @@ impl Local {
             projecting
         };
         on_signals(shutdown.clone(), note).context("cannot listen for signals")?;
-        Ok(Local { machine, devices, shutdown, bar })
+        Ok(Local { options, devices, shutdown, bar })
     }
 
     /// Projects what is left of a run, and writes its tables. `model` is called if an image is left.
-    pub async fn project(&self, task: Task<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
-        let Task { spec, redrive, dataset, results, record, title } = task;
+    pub async fn project(&self, run: LocalRun<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
+        let LocalRun { spec, redrive, dataset, results, record, title } = run;
         let super_classes = spec.super_class_of();
         let seen = see(&spec, redrive.as_ref(), true, dataset, results).await?;
         let (mut plan, notes) = seen.plan(&spec, results).await?;
@@ -129,7 +122,7 @@ impl Local {
             note!("nothing is left to project");
             false
         } else {
-            let proto::RunRecord { model: name, params, .. } = &spec.record;
+            let RunRecord { model: name, params, .. } = &spec.record;
             let (seeds, how, devices) = (params.seeds, params.described(), &self.devices);
             note!("projecting {left} images into {name} ({seeds} seeds, profile {how}) on {devices}");
             self.drive(spec, plan, record, model(), results, title).await?
@@ -144,18 +137,6 @@ impl Local {
         Ok(Outcome { total, left, interrupted, summary, records, expected })
     }
 
-    fn worker(&self, record: Option<PathBuf>, version: String) -> worker::Config {
-        worker::Config {
-            name: format!("local-{}", std::process::id()),
-            devices: self.devices.clone(),
-            batch_images: usize::from(self.machine.batch_images),
-            checkpoint_every: Duration::from_secs(self.machine.checkpoint_every),
-            record,
-            version,
-            ..worker::Config::default()
-        }
-    }
-
     /// Coordinator and worker side by side; whether it was interrupted.
     async fn drive(
         &self,
@@ -166,19 +147,26 @@ impl Local {
         results: &Store,
         title: String,
     ) -> anyhow::Result<bool> {
-        let listener = match self.machine.watch {
+        let listener = match self.options.watch {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
         let queue = Queue::open("embedded:").await?;
-        let shutdown = self.shutdown.clone();
         // The worker's end stops the coordinator of this run, and not those of the next ones.
-        let stop = shutdown.child_token();
+        let stop = self.shutdown.child_token();
         let (status, statuses) = watch::channel(RunStatus::default());
         let (working, workings) = watch::channel(Working::default());
         let per_image = engine::lane_steps(&spec.record.params);
-        let runs = Runs::One(results.clone());
-        let config = self.worker(record, spec.record.version.clone());
+        let config = worker::Config {
+            name: format!("local-{}", std::process::id()),
+            devices: self.devices.clone(),
+            batch_images: usize::from(self.options.batch_images),
+            checkpoint_every: Duration::from_secs(self.options.checkpoint_every),
+            drain_after: None,
+            max_runtime: None,
+            record,
+            version: spec.record.version.clone(),
+        };
 
         self.bar.reset();
         let run = OneRun::new(spec, plan, results, status);
@@ -186,28 +174,22 @@ impl Local {
         let (service, handle) = Service::one(run, queue.clone());
         let served = listener.map(|listener| serve(listener, handle)).transpose()?;
         let shown = tokio::spawn(show(self.bar.clone(), title, statuses, workings, per_image));
-        let worker = {
-            let (queue, runs, shutdown, stop) = (queue.clone(), runs.clone(), shutdown.clone(), stop.clone());
-            let models = Models::One(Box::new(model));
-            async move {
-                let outcome = worker::run(config, models, queue.clone(), runs, shutdown, working).await;
-                // Without the worker no result will come.
-                stop.cancel();
-                outcome
-            }
+        let worker = async {
+            let (models, runs) = (Models::One(Box::new(model)), Runs::One(results.clone()));
+            let outcome = worker::run(config, models, queue.clone(), runs, self.shutdown.clone(), working).await;
+            // Without the worker no result will come.
+            stop.cancel();
+            outcome
         };
-        let coordinate = {
-            let queue = queue.clone();
-            async move {
-                let outcome = service.run(stop).await;
-                // The worker releases the jobs that it holds before the queue closes.
-                if outcome.is_ok() && !shutdown.is_cancelled() {
-                    queue.close().await;
-                } else {
-                    shutdown.cancel();
-                }
-                outcome.map(|()| shutdown.is_cancelled())
+        let coordinate = async {
+            let outcome = service.run(stop.clone()).await;
+            // The worker releases the jobs that it holds before the queue closes.
+            if outcome.is_ok() && !self.shutdown.is_cancelled() {
+                queue.close().await;
+            } else {
+                self.shutdown.cancel();
             }
+            outcome.map(|()| self.shutdown.is_cancelled())
         };
         let (worked, coordinated) = tokio::join!(worker, coordinate);
         shown.await?;
@@ -228,7 +210,6 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("--watch cannot listen on {address}: give another address"))
 }
 
-/// Serves the dashboard of the run.
 fn serve(listener: TcpListener, handle: Handle) -> anyhow::Result<AbortHandle> {
     note!("dashboard: http://{}", listener.local_addr()?);
     let gate = Gate::local().context("cannot read /dev/urandom")?;

@@ -18,28 +18,23 @@ macro_rules! note {
 
 mod capacity;
 mod connection;
-mod copy;
-mod doctor;
 mod edit;
-mod export;
+mod finished;
 mod local;
 mod models;
 mod plan;
 mod project;
 mod push;
-mod redrive;
 mod reference;
 mod run_options;
 mod runs;
 mod serve_edits;
 mod simulate;
+mod stores;
 mod study;
-mod submit;
 mod terminal;
-mod verify;
 mod wait;
 mod watch;
-mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,51 +61,51 @@ enum Command {
     /// Run the same command again to resume an interrupted run: finished images are not projected again. Ctrl-C once finishes the
     /// current step, saves and exits; twice exits at once. Exit code: 0 all images have results; 2 some images failed, see the list;
     /// 1 the run could not start or continue; 130 interrupted. Example: `basin project photos --model models/fashion32 --out out`.
-    Project(Box<project::Args>),
+    Project(Box<project::ProjectArgs>),
     /// Write the tables and the report of a run again, from its results.
-    Report(project::ReportArgs),
+    Report(finished::ReportArgs),
     /// Edit a projected image: change its class, shift or zoom it, and blend it back into the original.
-    Edit(Box<edit::Args>),
+    Edit(Box<edit::EditArgs>),
     /// Serve edits over HTTP for the dashboard and other programs.
-    ServeEdits(serve_edits::Args),
+    ServeEdits(serve_edits::ServeEditsArgs),
     /// Submit a run to a fleet.
-    Submit(submit::Args),
+    Submit(runs::SubmitArgs),
     /// Show and control the runs of a fleet.
-    Runs(runs::Args),
+    Runs(runs::RunsArgs),
     /// Watch a fleet or a run in the terminal.
     ///
     /// Exit code: 0 after `q`, 130 after Ctrl-C. Without a terminal: 2 if images failed, as `basin runs wait`.
-    Watch(watch::Args),
+    Watch(watch::WatchArgs),
     /// Redrive images of a finished run: project failures again, or any selected images with another seed.
-    Redrive(redrive::Args),
+    Redrive(runs::RedriveArgs),
     /// Show the workers of a fleet.
     Workers(connection::Connection),
     /// Copy a model folder to a fleet's home.
-    Push(push::Args),
+    Push(push::PushArgs),
     /// Copy a run, or any other objects, from one store to another.
-    Copy(copy::Args),
+    Copy(stores::CopyArgs),
     /// Export the results of a run as files that training programs read.
     ///
     /// Writes a WebDataset: tar files, and manifest.json with the size and SHA-256 of each. The same run gives the same bytes.
-    Export(export::Args),
+    Export(finished::ExportArgs),
     /// Verify that a run is complete: every image has one result or one failure, and no object is damaged.
     ///
     /// Exit code: 0 the run is complete; 2 it is not, see the list.
-    Verify(verify::Args),
+    Verify(finished::VerifyArgs),
     /// Measure the coordinator's work for a run of any size, with simulated workers.
-    Simulate(simulate::Args),
+    Simulate(simulate::SimulateArgs),
     /// Check that a store does what a fleet needs: permissions, listing, and that exactly one concurrent create succeeds.
     ///
     /// Exit code: 0 the store is fit for a fleet; 2 it is not, see the list.
-    Doctor(doctor::Args),
+    Doctor(stores::DoctorArgs),
     /// Estimate a run's time, cost and storage, or the number of workers for a deadline, from measured speed.
-    Plan(Box<plan::Args>),
+    Plan(Box<plan::PlanArgs>),
     /// Repeat the paper's experiments on a data set: project each row of a table as a run, and write the table.
     ///
     /// Run the same command again to resume: finished rows are not projected again. Exit code: as `basin project`'s.
-    Study(Box<study::Args>),
+    Study(Box<study::StudyArgs>),
     /// Fetch, convert, verify and calibrate models.
-    Models(models::Args),
+    Models(models::ModelsArgs),
     /// Print the parameters of a profile as JSON; change them and pass the file to `basin project --params`.
     Params {
         /// Name of the profile.
@@ -146,20 +141,20 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Project(args) => runtime()?.block_on(project::run(*args)),
-        Command::Report(args) => runtime()?.block_on(project::report(args)),
+        Command::Report(args) => runtime()?.block_on(finished::report(args)),
         Command::Edit(args) => runtime()?.block_on(edit::run(*args)),
         Command::ServeEdits(args) => runtime()?.block_on(serve_edits::run(args)),
-        Command::Submit(args) => submit::run(args),
+        Command::Submit(args) => runs::submit(args),
         Command::Runs(args) => runs::run(args),
         Command::Watch(args) => watch::run(args),
-        Command::Redrive(args) => redrive::run(args),
-        Command::Workers(args) => workers::run(&args),
+        Command::Redrive(args) => runs::redrive(args),
+        Command::Workers(args) => runs::workers(&args),
         Command::Push(args) => runtime()?.block_on(push::run(args)),
-        Command::Copy(args) => runtime()?.block_on(copy::run(args)),
-        Command::Export(args) => runtime()?.block_on(export::run(args)),
-        Command::Verify(args) => runtime()?.block_on(verify::run(args)),
+        Command::Copy(args) => runtime()?.block_on(stores::copy(args)),
+        Command::Export(args) => runtime()?.block_on(finished::export(args)),
+        Command::Verify(args) => runtime()?.block_on(finished::verify(args)),
         Command::Simulate(args) => simulate::run(&args),
-        Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
+        Command::Doctor(args) => runtime()?.block_on(stores::doctor(args)),
         Command::Study(args) => runtime()?.block_on(study::run(*args)),
         Command::Models(args) => models::run(args),
         Command::Plan(args) => runtime()?.block_on(plan::run(*args)),

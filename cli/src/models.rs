@@ -7,21 +7,39 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Subcommand, ValueEnum};
 use engine::calibrate::{self, Source};
 use engine::{Devices, LoadedModel};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
-use zoo::categories::{PAPER_PASCAL, imagenet};
-use zoo::convert::{self, Names, Parts, lpips};
+use projector::nn::lpips;
+use zoo::categories::{ImageNetClass, PAPER_PASCAL, imagenet};
+use zoo::convert::{self, Names, Parts};
 use zoo::fetch::{DownloadProgress, Fetched, Patience, fetch};
 use zoo::published::{File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 
 /// Number of objects below which their mean is unreliable.
 const FEW: usize = 100;
+const LAYOUTS: [(&str, GeneratorKind); 2] = [("biggan-deep", GeneratorKind::BigganDeep), ("biggan", GeneratorKind::Biggan)];
+const TRUNKS: [(&str, fn() -> lpips::Config); 3] =
+    [("alex", lpips::Config::alex), ("vgg16", lpips::Config::vgg16), ("squeeze", lpips::Config::squeeze)];
+const CLASSIFIERS: [(&str, ClassifierKind); 2] =
+    [("resnext101", ClassifierKind::ResNext101), ("efficientnet-lite0", ClassifierKind::EfficientNetLite0)];
+/// How to find the object in a generated image.
+pub const SOURCES: [(&str, Source); 3] =
+    [("detector-box", Source::DetectorBox), ("detector-mask", Source::DetectorMask), ("foreground", Source::Foreground)];
+
+/// Parses the name of one of these values.
+pub fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
+    values: [(&'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    let named = move |name: String| values.iter().find(|(known, _)| *known == name).expect("clap allows known names only").1;
+    PossibleValuesParser::new(values.map(|(name, _)| name)).map(named)
+}
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ModelsArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -80,8 +98,8 @@ struct ConvertArgs {
     #[arg(long, value_name = "FILE")]
     generator: PathBuf,
     /// Layout of the generator's weights: pytorch-pretrained-BigGAN's (biggan-deep) or ajbrock/BigGAN-PyTorch's (biggan).
-    #[arg(long, value_enum, default_value_t = Layout::BigganDeep)]
-    layout: Layout,
+    #[arg(long, value_parser = one_of(LAYOUTS), default_value = "biggan-deep")]
+    layout: GeneratorKind,
     /// The config.json of a biggan-deep generator.
     #[arg(long, value_name = "FILE", required_if_eq("layout", "biggan-deep"))]
     config: Option<PathBuf>,
@@ -92,8 +110,8 @@ struct ConvertArgs {
     #[arg(long, default_value_t = 1.0)]
     truncation: f64,
     /// The perceptual network of the loss.
-    #[arg(long, value_enum, default_value_t = Perceptual::Alex)]
-    perceptual: Perceptual,
+    #[arg(long, value_parser = one_of(TRUNKS), default_value = "alex")]
+    perceptual: fn() -> lpips::Config,
     /// The perceptual network's weights file, in torchvision's layout.
     #[arg(long, value_name = "FILE")]
     features: PathBuf,
@@ -104,8 +122,8 @@ struct ConvertArgs {
     #[arg(long, value_name = "FILE")]
     classifier: Option<PathBuf>,
     /// Kind of the classifier.
-    #[arg(long, value_enum, default_value_t = WhichClassifier::Resnext101)]
-    classifier_kind: WhichClassifier,
+    #[arg(long, value_parser = one_of(CLASSIFIERS), default_value = "resnext101")]
+    classifier_kind: ClassifierKind,
     /// The detector's weights file: torchvision's Mask R-CNN with ResNet-50-FPN.
     #[arg(long, value_name = "FILE")]
     detector: Option<PathBuf>,
@@ -128,8 +146,8 @@ struct CalibrateArgs {
     /// The model folder.
     folder: PathBuf,
     /// How to find the object in a generated image.
-    #[arg(long, value_enum, default_value_t = Finds::DetectorBox)]
-    mask_from: Finds,
+    #[arg(long, value_parser = one_of(SOURCES), default_value = "detector-box")]
+    mask_from: Source,
     /// Number of images to generate and measure.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
@@ -148,52 +166,13 @@ struct CalibrateArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Layout {
-    BigganDeep,
-    Biggan,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Perceptual {
-    Alex,
-    Vgg16,
-    Squeeze,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum WhichClassifier {
-    #[value(name = "resnext101")]
-    Resnext101,
-    #[value(name = "efficientnet-lite0")]
-    EfficientnetLite0,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum SuperClasses {
     Pascal,
     Coco,
     None,
 }
 
-/// How to find the object in a generated image.
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Finds {
-    DetectorBox,
-    DetectorMask,
-    Foreground,
-}
-
-impl From<Finds> for Source {
-    fn from(finds: Finds) -> Source {
-        match finds {
-            Finds::DetectorBox => Source::DetectorBox,
-            Finds::DetectorMask => Source::DetectorMask,
-            Finds::Foreground => Source::Foreground,
-        }
-    }
-}
-
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::List => list(),
         Command::Describe { what } => describe(&what)?,
@@ -388,25 +367,15 @@ fn convert_files(args: &ConvertArgs) -> anyhow::Result<()> {
         }
     };
     let parts = Parts {
-        kind: match args.layout {
-            Layout::BigganDeep => GeneratorKind::BigganDeep,
-            Layout::Biggan => GeneratorKind::Biggan,
-        },
+        kind: args.layout,
         generator: args.generator.clone(),
         config: args.config.clone(),
         truncation: args.truncation,
         resolution: args.resolution,
-        trunk: match args.perceptual {
-            Perceptual::Alex => lpips::Config::alex(),
-            Perceptual::Vgg16 => lpips::Config::vgg16(),
-            Perceptual::Squeeze => lpips::Config::squeeze(),
-        },
+        trunk: (args.perceptual)(),
         features: args.features.clone(),
         heads: args.heads.clone(),
-        classifier: args.classifier.clone().map(|path| match args.classifier_kind {
-            WhichClassifier::Resnext101 => (ClassifierKind::ResNext101, path),
-            WhichClassifier::EfficientnetLite0 => (ClassifierKind::EfficientNetLite0, path),
-        }),
+        classifier: args.classifier.clone().map(|path| (args.classifier_kind, path)),
         detector: args.detector.clone(),
     };
     let files =
@@ -428,22 +397,14 @@ fn make(parts: &Parts, names: &Names, card: &str, out: &Path) -> anyhow::Result<
 
 /// ImageNet's classes, with the categories of COCO, which the detector knows.
 fn imagenet_names(model: &str, labels: &Labels) -> Names {
-    let text = |name: Option<&str>| name.unwrap_or_default().to_owned();
-    let super_class = |class: &zoo::categories::ImageNetClass| match labels.super_classes {
-        SuperClasses::Pascal => class.pascal.filter(|name| PAPER_PASCAL.contains(name)).unwrap_or("other").to_owned(),
-        SuperClasses::Coco => class.coco.unwrap_or("other").to_owned(),
-        SuperClasses::None => String::new(),
-    };
+    let names = |of: &dyn Fn(&ImageNetClass) -> &'static str| imagenet().iter().map(|class| of(class).to_owned()).collect();
     let super_classes = match labels.super_classes {
+        SuperClasses::Pascal => names(&|class| class.pascal.filter(|name| PAPER_PASCAL.contains(name)).unwrap_or("other")),
+        SuperClasses::Coco => names(&|class| class.coco.unwrap_or("other")),
         SuperClasses::None => vec![],
-        _ => imagenet().iter().map(super_class).collect(),
     };
-    Names {
-        model: model.into(),
-        classes: imagenet().iter().map(|class| class.name.to_owned()).collect(),
-        categories: imagenet().iter().map(|class| text(class.coco)).collect(),
-        super_classes,
-    }
+    let (classes, categories) = (names(&|class| class.name), names(&|class| class.coco.unwrap_or_default()));
+    Names { model: model.into(), classes, categories, super_classes }
 }
 
 fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) -> String {
@@ -462,7 +423,6 @@ fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) ->
     card
 }
 
-/// Everything of a model folder.
 fn load_whole(folder: &Path) -> anyhow::Result<LoadedModel> {
     let (manifest, _) = engine::read_manifest(folder)?;
     let object = Object {
@@ -510,7 +470,7 @@ pub fn sample_boxes(
 
 fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
-    let source = Source::from(args.mask_from);
+    let source = args.mask_from;
     let (mut manifest, _) = engine::read_manifest(&args.folder)?;
     can_find(source, &manifest)?;
     let model = load_whole(&args.folder)?;

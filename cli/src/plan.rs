@@ -5,21 +5,21 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use coordinator::plan::{RunSpec, plan};
-use dataset::{self, Annotations};
-use proto::{ModelManifest, Params, RunRecord};
+use proto::{ModelManifest, ModelRef, Params};
 use results::format::bytes;
 use results::seeds::Seeds;
 use results::summary::Summary;
 use store::Store;
 
 use crate::capacity::{Estimate, Question};
+use crate::project::described;
 use crate::run_options::RunOptions;
 
 /// Results whose sizes are averaged.
 const SIZED: usize = 50;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct PlanArgs {
     /// Folder or bucket (s3://bucket/prefix) of the images.
     dataset: String,
     /// Model folder.
@@ -63,7 +63,7 @@ struct Measured {
     from: String,
 }
 
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
     let positive = |what: &str, value: Option<f64>| match value {
         Some(v) if !(v.is_finite() && v > 0.0) => bail!("{what} is {v}: expected a number > 0"),
         _ => Ok(()),
@@ -75,7 +75,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("--startup is {}: expected a number ≥ 0", args.startup);
     }
     let params = args.options.params()?;
-    let (manifest, digest) = engine::read_manifest(&args.model).context("--model must name a model folder")?;
+    let (manifest, reference) = described(&args.model)?;
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }
@@ -83,9 +83,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if lane_steps_per_image == 0 {
         bail!("the parameters search nothing (latent.method is start): there is nothing to plan");
     }
-    let (images, failures, job_bytes) = count(&args, &params, &manifest, &digest).await?;
+    let (images, failures, job_bytes) = count(&args, params, &manifest, reference.clone()).await?;
     let measured = match (&args.measured, args.lane_steps_per_second) {
-        (Some(results), _) => measure(results, &digest).await?,
+        (Some(results), _) => measure(results, &reference.digest).await?,
         (None, Some(rate)) => Measured { rate, bytes_per_image: None, from: "as given".into() },
         (None, None) => bail!("the speed of a worker is missing: give --measured or --lane-steps-per-second"),
     };
@@ -126,24 +126,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// How many images can be projected, how many cannot, and the bytes of one job.
-async fn count(args: &Args, params: &Params, manifest: &ModelManifest, digest: &str) -> anyhow::Result<(u64, usize, u64)> {
+async fn count(args: &PlanArgs, params: Params, manifest: &ModelManifest, model: ModelRef) -> anyhow::Result<(u64, usize, u64)> {
     let store = Store::open(&args.dataset).await.context("cannot open the data set")?;
-    let annotations: Annotations = args.options.annotations.parse().expect("any text names annotations");
-    let read = dataset::read(&store, &annotations, &params.object).await?;
-    let record = RunRecord {
-        format: 1,
-        name: "plan".into(),
-        dataset: store.url(),
-        annotations: args.options.annotations.clone(),
-        limit: args.options.limit(),
-        model: manifest.name.clone(),
-        model_digest: digest.to_owned(),
-        resolution: manifest.generator.resolution,
-        params: params.clone(),
-        seed: args.options.seed,
-        version: env!("CARGO_PKG_VERSION").into(),
-    };
-    let spec = RunSpec::new(record, manifest);
+    let read = dataset::read(&store, &args.options.annotations, &params.object).await?;
+    let spec = RunSpec::new(args.options.record("plan", store.url(), model, params), manifest);
     let plan = plan(read.entries, &spec, &Default::default(), &Seeds::default());
     let images = args.options.limit().map_or(plan.images.len(), |limit| limit.min(plan.images.len()));
     let Some(first) = plan.images.first() else {
@@ -175,10 +161,11 @@ async fn measure(results: &str, digest: &str) -> anyhow::Result<Measured> {
     })
 }
 
-fn show(args: &Args, question: &Question, estimate: &Estimate, measured: &Measured, failures: usize, window: u64) {
+fn show(args: &PlanArgs, question: &Question, estimate: &Estimate, measured: &Measured, failures: usize, window: u64) {
     let cannot = if failures > 0 { format!(" ({failures} more cannot be projected)") } else { String::new() };
     say!("images        {} of {}{cannot}", question.images, args.dataset);
-    say!("work          {} lane-steps an image, {:.3e} in all", question.lane_steps_per_image, work(question));
+    let each = question.lane_steps_per_image;
+    say!("work          {each} lane-steps an image, {:.3e} in all", question.images as f64 * each as f64);
     say!(
         "speed         {:.1} lane-steps/s a worker ({}): {:.1} images an hour",
         measured.rate,
@@ -202,12 +189,7 @@ fn show(args: &Args, question: &Question, estimate: &Estimate, measured: &Measur
     say!("coordinator   {} for the run's images; --window {window}", bytes(estimate.coordinator_bytes));
 }
 
-fn work(question: &Question) -> f64 {
-    question.images as f64 * question.lane_steps_per_image as f64
-}
-
-/// Values for the Helm chart.
-fn values(args: &Args, question: &Question, estimate: &Estimate, measured: &Measured, window: u64) -> String {
+fn values(args: &PlanArgs, question: &Question, estimate: &Estimate, measured: &Measured, window: u64) -> String {
     let price = args.price.map(|price| format!("  workerHourPrice: {price}\n")).unwrap_or_default();
     // KEDA starts one worker per `per_worker` images that are left; the chart requires at least two batches for each.
     let each = (question.images / estimate.workers).clamp(1, u64::from(u32::MAX));

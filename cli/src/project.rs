@@ -1,26 +1,23 @@
-//! `basin project`: a run on this machine. `basin report`: its tables and its report.
+//! `basin project`: a run on this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use coordinator::plan::RunSpec;
 use engine::LoadedModel;
-use proto::{Object, RunRecord};
+use proto::{ModelManifest, ModelRef, Object};
 use results::redrive::Redrive;
-use results::summary::Summary;
 use store::Store;
 
-use crate::local::{Local, Machine, Outcome, Task};
+use crate::local::{ComputeOptions, Local, LocalRun, Outcome};
 use crate::run_options::RunOptions;
 
 /// Failures that are printed at the end.
 const LISTED: usize = 20;
 
-/// Options of `basin project`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ProjectArgs {
     /// Folder or bucket (s3://bucket/prefix) of the images.
     dataset: String,
     /// Model folder (`basin models` makes them).
@@ -35,37 +32,25 @@ pub struct Args {
     #[arg(long)]
     retry_failed: bool,
     #[command(flatten)]
-    machine: Machine,
+    compute: ComputeOptions,
     /// Write a film (WebP) of each image's search to this folder: the target beside the closest picture so far.
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
 }
 
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ProjectArgs) -> anyhow::Result<ExitCode> {
     let params = args.options.params()?;
-    let (manifest, model_digest) = engine::read_manifest(&args.model).context("--model must name a model folder")?;
+    let (manifest, reference) = described(&args.model)?;
     if let Some(problem) = manifest.lacks(&params) {
         bail!(problem);
     }
-    let local = Local::new(args.machine)?;
+    let local = Local::new(args.compute)?;
     let dataset = Store::open(&args.dataset).await.context("cannot open the data set")?;
     let results = Store::open(&args.out).await.context("cannot open --out")?;
     let model = load(args.model, params.object.clone()).await?;
     let detects = params.object.mask.is_detected();
-    let record = RunRecord {
-        format: 1,
-        name: run_name(&args.out),
-        dataset: dataset.url(),
-        annotations: args.options.annotations.clone(),
-        limit: args.options.limit(),
-        model: manifest.name.clone(),
-        model_digest,
-        resolution: manifest.generator.resolution,
-        params,
-        seed: args.options.seed,
-        version: env!("CARGO_PKG_VERSION").into(),
-    };
-    let task = Task {
+    let record = args.options.record(&run_name(&args.out), dataset.url(), reference, params);
+    let run = LocalRun {
         spec: RunSpec::new(record, &manifest),
         redrive: args.retry_failed.then(Redrive::failures),
         dataset: &dataset,
@@ -73,7 +58,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         record: args.record,
         title: String::new(),
     };
-    let outcome = local.project(task, || model).await?;
+    let outcome = local.project(run, || model).await?;
     let stale = outcome.stale();
     let Outcome { total, interrupted, summary, records, .. } = outcome;
     let failures = &records.failures;
@@ -113,6 +98,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Description of a model folder, and how runs name the model.
+pub fn described(model: &Path) -> anyhow::Result<(ModelManifest, ModelRef)> {
+    let (manifest, digest) = engine::read_manifest(model).context("--model must name a model folder")?;
+    let reference = manifest.reference(&digest);
+    Ok((manifest, reference))
+}
+
 /// Loads a model, with what finds the `object` in an image.
 pub async fn load(model: PathBuf, object: Object) -> anyhow::Result<LoadedModel> {
     let load = move || engine::load_for(&model, &object);
@@ -121,37 +113,9 @@ pub async fn load(model: PathBuf, object: Object) -> anyhow::Result<LoadedModel>
 
 /// Last part of a store's path or URL, without the URL's options.
 pub fn run_name(out: &str) -> String {
-    let place = out.split('?').next().unwrap_or(out);
-    place
-        .trim_end_matches('/')
-        .rsplit('/')
-        .next()
-        .filter(|n| !n.is_empty() && *n != "." && *n != "..")
-        .unwrap_or("run")
-        .to_owned()
-}
-
-/// Options of `basin report`.
-#[derive(clap::Args)]
-pub struct ReportArgs {
-    /// Folder or bucket of the run (in a fleet's home: `<home>/runs/<run>`).
-    out: String,
-}
-
-/// Writes the tables and the report of a run from its results and failures.
-pub async fn report(args: ReportArgs) -> anyhow::Result<ExitCode> {
-    let results = Store::open(&args.out).await?;
-    let run = results::run::read_run(&results).await?;
-    let run = run.with_context(|| format!("{} does not hold a run: run.json is missing", results.url()))?;
-    let records = Arc::new(results::run::read_records(&results).await?);
-    // Only the earlier tables hold the number of planned images and the super-classes of the model.
-    let earlier = results.get(proto::keys::SUMMARY).await.ok().and_then(|bytes| serde_json::from_slice::<Summary>(&bytes).ok());
-    let planned = earlier.as_ref().and_then(|summary| summary.images.planned).map(|n| n as usize);
-    let super_classes = earlier.map(|summary| summary.super_class_of()).unwrap_or_default();
-    let summary = results::tables::write_tables(&run, planned, super_classes, &records, &results).await?;
-    say!("{} images: {} succeeded, {} failed", summary.images.total, summary.images.succeeded, summary.images.failed);
-    say!("report: {}", place(&results, proto::keys::REPORT));
-    Ok(ExitCode::SUCCESS)
+    let place = out.split('?').next().unwrap_or(out).trim_end_matches('/');
+    let last = place.rsplit('/').next().filter(|name| !["", ".", ".."].contains(name));
+    last.unwrap_or("run").to_owned()
 }
 
 /// Path or URL of an object, for people.

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use proto::{ModelManifest, RunningSha256, keys};
+use results::run::digested;
 use store::{ErrorKind, Store, Upload};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct PushArgs {
     /// Model folder.
     model: PathBuf,
     /// Folder or bucket that is the fleet's home.
@@ -18,7 +19,7 @@ pub struct Args {
     home: String,
 }
 
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
     let path = args.model.join("model.json");
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let (manifest, digest) =
@@ -34,8 +35,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let mut written = Vec::new();
     for (file, expected) in &manifest.sha256 {
-        if is_whole(&place, file, expected).await? {
-            continue;
+        match digested(file.clone(), &place).await {
+            Ok(there) if there.sha256 == *expected => continue,
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
         }
         let path = args.model.join(file);
         let mut upload = place.upload(file).await?;
@@ -64,19 +67,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         say!("model {name} ({digest}) is repaired in {}: {}", place.url(), written.join(", "));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether the object is there and has this SHA-256.
-async fn is_whole(place: &Store, key: &str, expected: &str) -> Result<bool, store::Error> {
-    let mut download = match place.download(key).await {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        download => download?,
-    };
-    let mut digest = RunningSha256::default();
-    while let Some(piece) = download.next().await? {
-        digest.update(&piece);
-    }
-    Ok(digest.hex() == expected)
 }
 
 /// Writes a file to `upload`; returns its SHA-256.
@@ -110,7 +100,7 @@ mod tests {
             let file = file.unwrap();
             fs::copy(file.path(), model.join(file.file_name())).unwrap();
         }
-        let push = || run(Args { model: model.clone(), home: home.to_str().unwrap().to_owned() });
+        let push = || run(PushArgs { model: model.clone(), home: home.to_str().unwrap().to_owned() });
         let there = home.join("models/fashion32");
         let read = |file: &str| fs::read(there.join(file)).unwrap();
         let written = |file: &str| fs::metadata(there.join(file)).unwrap().modified().unwrap();

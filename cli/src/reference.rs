@@ -26,7 +26,6 @@ The paper is Huh et al. 2020. `paper` follows the authors' first code (branch `l
 /// The profiles, as the columns show them.
 const PROFILES: [&str; 3] = ["paper", "fast", "pix2latent"];
 
-/// Writes the pages to a folder.
 pub fn write(command: &Command, dir: &Path) -> anyhow::Result<()> {
     for (name, text) in pages(command) {
         let path = dir.join(name);
@@ -97,24 +96,26 @@ fn parameters() -> String {
     schema.table(&mut page, &schema.0, &profiles, true);
     for (name, field) in fields(&schema.0) {
         let inner = schema.resolve(field);
+        if !has_section(inner) {
+            continue;
+        }
+        let _ = writeln!(page, "\n## `{name}`\n\n{}", text(inner));
         let below = profiles.each_ref().map(|profile| profile.get(name).cloned().unwrap_or_default());
         if inner.get("properties").is_some() {
-            let _ = writeln!(page, "\n## `{name}`\n\n{}", text(inner));
             schema.table(&mut page, inner, &below, false);
-        } else if variants(inner).is_some_and(|variants| variants[0].get("properties").is_some()) {
-            let _ = writeln!(page, "\n## `{name}`\n\n{}\n\n| value | meaning |\n|---|---|", text(inner));
-            for variant in variants(inner).unwrap_or_default() {
-                let _ = writeln!(page, "| `{}` | {} |", form(variant), cell(&schema.variant(variant)));
-            }
-            for (profile, value) in PROFILES.iter().zip(&below).filter(|(_, value)| !value.is_null()) {
-                let _ = writeln!(page, "\n`{profile}`: `{value}`");
-            }
+            continue;
+        }
+        let _ = writeln!(page, "\n| value | meaning |\n|---|---|");
+        for variant in variants(inner) {
+            let _ = writeln!(page, "| `{}` | {} |", form(variant), cell(&schema.variant(variant)));
+        }
+        for (profile, value) in PROFILES.iter().zip(&below).filter(|(_, value)| !value.is_null()) {
+            let _ = writeln!(page, "\n`{profile}`: `{value}`");
         }
     }
     page
 }
 
-/// The JSON schema of the parameters.
 struct Schema(Value);
 
 impl Schema {
@@ -139,9 +140,7 @@ impl Schema {
         for (name, field) in fields(schema) {
             // The entries of a list.
             let inner = self.resolve(field.get("items").unwrap_or(field));
-            let choices = variants(inner).unwrap_or_default();
-            let section = first
-                && (inner.get("properties").is_some() || choices.first().is_some_and(|one| one.get("properties").is_some()));
+            let section = first && has_section(inner);
             let mut meaning = text(field).to_owned();
             let values = profiles.each_ref().map(|profile| match (section, profile.get(name)) {
                 (true, _) => format!("[below](#{name})"),
@@ -150,10 +149,8 @@ impl Schema {
                 (false, Some(Value::String(text))) => format!("`{text}`"),
                 (false, Some(value)) => format!("`{value}`"),
             });
-            if !section {
-                for choice in choices {
-                    let _ = write!(meaning, "<br>`{}`: {}", form(choice), self.variant(choice));
-                }
+            for choice in variants(inner).iter().filter(|_| !section) {
+                let _ = write!(meaning, "<br>`{}`: {}", form(choice), self.variant(choice));
             }
             let _ = writeln!(page, "| `{name}` | {} | {} |", cell(&meaning), values.join(" | "));
         }
@@ -164,7 +161,7 @@ impl Schema {
         let mut meaning = text(variant).to_owned();
         for (name, field) in fields(variant).into_iter().filter(|(_, field)| field.get("const").is_none()) {
             let _ = write!(meaning, "<br>`{name}`: {}", text(field));
-            for choice in variants(self.resolve(field)).unwrap_or_default() {
+            for choice in variants(self.resolve(field)) {
                 let _ = write!(meaning, " `{}`: {}", form(choice), text(choice));
             }
         }
@@ -172,8 +169,13 @@ impl Schema {
     }
 }
 
-fn variants(schema: &Value) -> Option<&[Value]> {
-    schema["oneOf"].as_array().map(Vec::as_slice)
+fn variants(schema: &Value) -> &[Value] {
+    schema["oneOf"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Whether its fields, or those of its variants, have a section of their own.
+fn has_section(schema: &Value) -> bool {
+    [Some(schema), variants(schema).first()].into_iter().flatten().any(|one| one.get("properties").is_some())
 }
 
 fn text(schema: &Value) -> &str {
@@ -203,7 +205,6 @@ fn form(variant: &Value) -> String {
     }
 }
 
-/// In one cell of a table.
 fn cell(text: &str) -> String {
     text.trim().replace("\n\n", "<br>").replace('\n', " ").replace('|', "\\|")
 }

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use proto::{ClassSource, LatentStart, MaskSource, Params, Precision};
+use proto::{ClassSource, LatentStart, MaskSource, ModelRef, Params, Precision, RunRecord};
 
 /// Options of `basin project`, `basin submit` and `basin plan`.
 #[derive(clap::Args)]
@@ -64,18 +64,10 @@ impl RunOptions {
         if self.fine_tune {
             params.fine_tune.get_or_insert_default();
         }
-        if let Some(class) = &self.class_from {
-            params.object.class = class.clone();
-        }
-        if let Some(mask) = &self.mask_from {
-            params.object.mask = mask.clone();
-        }
-        if let Some(start) = self.start_from {
-            params.start = start;
-        }
-        if let Some(precision) = self.precision {
-            params.precision = precision;
-        }
+        params.object.class = self.class_from.clone().unwrap_or(params.object.class);
+        params.object.mask = self.mask_from.clone().unwrap_or(params.object.mask);
+        params.start = self.start_from.unwrap_or(params.start);
+        params.precision = self.precision.unwrap_or(params.precision);
         params.validate()?;
         Ok(params)
     }
@@ -83,31 +75,33 @@ impl RunOptions {
     pub fn limit(&self) -> Option<usize> {
         self.limit.map(Into::into)
     }
+
+    /// The record of a run with these options and `params`.
+    pub fn record(&self, name: &str, dataset: String, model: ModelRef, params: Params) -> RunRecord {
+        let (annotations, limit, seed) = (self.annotations.clone(), self.limit(), self.seed);
+        RunRecord { annotations, limit, seed, ..RunRecord::new(name, dataset, model, params) }
+    }
 }
 
 fn class_source(text: &str) -> Result<ClassSource, String> {
-    match text {
-        "annotation" => Ok(ClassSource::Annotation),
-        "category" => Ok(ClassSource::Category),
-        "classifier" => Ok(ClassSource::Classifier),
-        _ => match text.strip_prefix("class:") {
-            Some(name) => Ok(ClassSource::Fixed { name: name.into() }),
-            None => Err("expected annotation, category, classifier or class:NAME".into()),
-        },
+    match (text, text.strip_prefix("class:")) {
+        ("annotation", _) => Ok(ClassSource::Annotation),
+        ("category", _) => Ok(ClassSource::Category),
+        ("classifier", _) => Ok(ClassSource::Classifier),
+        (_, Some(name)) => Ok(ClassSource::Fixed { name: name.into() }),
+        _ => Err("expected annotation, category, classifier or class:NAME".into()),
     }
 }
 
 fn mask_source(text: &str) -> Result<MaskSource, String> {
-    match text {
-        "box" => Ok(MaskSource::Box),
-        "outline" => Ok(MaskSource::Outline),
-        "detector-box" => Ok(MaskSource::DetectorBox),
-        "detector-mask" => Ok(MaskSource::DetectorMask),
-        "whole" => Ok(MaskSource::Whole),
-        _ => match text.strip_prefix("file:") {
-            Some(pattern) => Ok(MaskSource::File { pattern: pattern.into() }),
-            None => Err("expected box, outline, detector-box, detector-mask, whole or file:PATTERN".into()),
-        },
+    match (text, text.strip_prefix("file:")) {
+        ("box", _) => Ok(MaskSource::Box),
+        ("outline", _) => Ok(MaskSource::Outline),
+        ("detector-box", _) => Ok(MaskSource::DetectorBox),
+        ("detector-mask", _) => Ok(MaskSource::DetectorMask),
+        ("whole", _) => Ok(MaskSource::Whole),
+        (_, Some(pattern)) => Ok(MaskSource::File { pattern: pattern.into() }),
+        _ => Err("expected box, outline, detector-box, detector-mask, whole or file:PATTERN".into()),
     }
 }
 

@@ -1,20 +1,73 @@
-//! `basin runs`: the runs of a fleet, shown and controlled.
+//! `basin submit`, `basin runs`, `basin redrive` and `basin workers`: the runs of a fleet, submitted, shown and controlled.
 
 use std::process::ExitCode;
 
-use client::LONG;
-use client::api::{Change, ClassStatus, RedriveRequest, RunStatus};
+use anyhow::Context;
+use client::api::{Change, ClassStatus, RedriveRequest, RunRequest, RunStatus};
+use client::{Client, LONG};
 use proto::RunState;
 use results::format::{duration, short};
 use serde_json::Value;
 
 use crate::connection::Connection;
-use crate::redrive::redrive;
+use crate::run_options::RunOptions;
 use crate::terminal::harmless;
 use crate::wait::wait;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct SubmitArgs {
+    /// Folder or bucket of the images, as the workers reach it.
+    dataset: String,
+    /// Name of the run: 1 to 63 letters, digits, `-`, `_` and `.`.
+    #[arg(long)]
+    name: String,
+    /// Name of a model in the fleet's home (see `basin push`).
+    #[arg(long)]
+    model: String,
+    #[command(flatten)]
+    options: RunOptions,
+    /// Priority; jobs of runs with a higher one are published first.
+    #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
+    priority: i32,
+    /// Start at most N jobs a minute. Default: no limit.
+    #[arg(long, value_name = "N", value_parser = rate)]
+    per_minute: Option<f64>,
+    /// Wait until the run is finished and print its progress, as `basin runs wait` does.
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
+    let client = args.connection.client(LONG)?;
+    let request = RunRequest {
+        name: args.name.clone(),
+        dataset: absolute(&args.dataset)?,
+        annotations: args.options.annotations.clone(),
+        model: args.model,
+        profile: None,
+        params: Some(args.options.params()?),
+        seed: args.options.seed,
+        limit: args.options.limit(),
+        priority: args.priority,
+        per_minute: args.per_minute,
+    };
+    say!("{}", client.submit(&request)?);
+    if args.wait { wait(&args.connection, &[args.name]) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// A folder's absolute path, since the coordinator has another working directory; a URL stays as it is.
+pub fn absolute(dataset: &str) -> anyhow::Result<String> {
+    if dataset.contains("://") || dataset.starts_with("file:") {
+        return Ok(dataset.to_owned());
+    }
+    let path = std::path::absolute(dataset).with_context(|| format!("cannot find the absolute path of {dataset}"))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+#[derive(clap::Args)]
+pub struct RunsArgs {
     #[command(subcommand)]
     action: Option<Action>,
     #[command(flatten)]
@@ -59,12 +112,28 @@ enum Action {
     },
 }
 
-/// Parses jobs per minute.
+#[derive(clap::Args)]
+pub struct RedriveArgs {
+    /// Name of the run, which must be finished.
+    run: String,
+    /// Conditions joined by commas, all of which an image must meet. Give the option several times to select images that meet one
+    /// of the lists. Fields: class, reason, image (`*` matches any text, `\*` a star), loss, inverted_loss, l1, l2, lpips.
+    /// Operators: = != < <= > >=. Put a value with a comma in double quotes, as in JSON. Default: all failures. Example:
+    /// `--where 'class=Bag,lpips>0.4'`.
+    #[arg(long = "where", value_name = "CONDITIONS")]
+    wheres: Vec<String>,
+    /// Project the images with this seed instead of the run seed. Only with a seed are results redriven, too: they are deleted first.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    seed: Option<u64>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
 pub fn rate(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate >= 0.0).ok_or_else(|| "expected a number ≥ 0".into())
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: RunsArgs) -> anyhow::Result<ExitCode> {
     let client = args.connection.client(LONG)?;
     let change = |run: &str, change: Change| -> anyhow::Result<ExitCode> {
         print_runs(&[client.change(run, &change)?]);
@@ -85,8 +154,28 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Action::Priority { run, priority } => return change(&run, Change { priority: Some(priority), ..Change::default() }),
         Action::Rate { run, per_minute } => return change(&run, Change { per_minute: Some(per_minute), ..Change::default() }),
         Action::Retry { run, class, reason } => {
-            return redrive(&client, &run, &RedriveRequest { wheres: conditions(&class, &reason), seed: None });
+            return request_redrive(&client, &run, conditions(&class, &reason), None);
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn redrive(args: RedriveArgs) -> anyhow::Result<ExitCode> {
+    request_redrive(&args.connection.client(LONG)?, &args.run, args.wheres, args.seed)
+}
+
+fn request_redrive(client: &Client, run: &str, wheres: Vec<String>, seed: Option<u64>) -> anyhow::Result<ExitCode> {
+    say!("{}", client.redrive(run, &RedriveRequest { wheres, seed })?);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn workers(connection: &Connection) -> anyhow::Result<ExitCode> {
+    let workers = connection.client(LONG)?.workers()?;
+    say!("{:32} {:>6} {:>12} {:24} devices", "worker", "images", "lane-steps/s", "run");
+    for worker in &workers {
+        let alive = &worker.alive;
+        let [name, run, devices] = [&worker.name, &alive.run, &alive.devices].map(|text| harmless(text));
+        say!("{name:32} {:>6} {:>12.0} {run:24} {devices}", alive.images, alive.lane_steps_per_second);
     }
     Ok(ExitCode::SUCCESS)
 }

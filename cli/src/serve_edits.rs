@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use worker::shutdown::on_signals;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ServeEditsArgs {
     /// Folder or bucket that is a fleet's home; with --model, folder or bucket of one run.
     #[arg(env = "BASIN_HOME_URL")]
     place: String,
@@ -47,7 +47,7 @@ pub struct Args {
     listen: SocketAddr,
 }
 
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ServeEditsArgs) -> anyhow::Result<ExitCode> {
     let token = client::token(args.token_file.as_deref())?;
     let gate = match &token {
         Some(token) => Gate::new(Some(token), None, &coordinator::http::auth::secret()?),

@@ -6,7 +6,7 @@ use anyhow::bail;
 use coordinator::simulate::{REQUESTS, Simulation, simulate};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct SimulateArgs {
     /// Images of the run.
     #[arg(long, default_value_t = 1_281_167)]
     images: usize,
@@ -24,7 +24,7 @@ pub struct Args {
 /// Dollars for a million requests that write or list, and that read (S3 standard, us-east-1).
 const REQUEST_PRICE: (f64, f64) = (5.0, 0.4);
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     if args.images == 0 || args.slots == 0 || args.partitions == 0 || !(args.seconds.is_finite() && args.seconds > 0.0) {
         bail!("--images, --slots, --seconds and --partitions must be greater than 0");
     }

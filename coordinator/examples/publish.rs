@@ -10,9 +10,9 @@ use coordinator::drive::{Driver, WINDOW};
 use coordinator::fleet::Fleet;
 use coordinator::plan::RunSpec;
 use coordinator::prepare::see;
-use coordinator::simulate::{peak, record, succeeded};
+use coordinator::simulate::{peak, succeeded};
 use coordinator::tally::Tally;
-use proto::{Control, Event, RunRecord};
+use proto::{Control, Event, ModelRef, Params, RunRecord};
 use queue::Queue;
 use serde_json::json;
 use store::{Runs, Store};
@@ -66,8 +66,8 @@ fn peak_megabytes() -> Result<f64> {
 }
 
 fn spec(dataset: &str) -> RunSpec {
-    let (name, model) = ("imagenet".into(), "biggan-deep-256".into());
-    let record = RunRecord { name, dataset: dataset.into(), annotations: "none".into(), model, ..record() };
+    let model = ModelRef { name: "biggan-deep-256".into(), digest: "0".repeat(64), resolution: 256 };
+    let record = RunRecord { annotations: "none".into(), ..RunRecord::new("imagenet", dataset.into(), model, Params::paper()) };
     let classes = (0..CLASSES).map(|class| format!("n{class:08}")).collect();
     RunSpec { record, classes, super_classes: vec![], categories: vec![] }
 }

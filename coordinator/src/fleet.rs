@@ -17,7 +17,7 @@ use crate::tally::{ClassSums, Tally, are_known};
 use client::api::{ClassStatus, RunStatus};
 use dataset::SharedStr;
 use pace::Pace;
-use results::summary::{ClassSummary, Metric, Spread, Summary, SuperClassSummary};
+use results::summary::{ClassSummary, SeedMetric, Spread, Summary, SuperClassSummary};
 
 #[derive(Debug)]
 pub struct Fleet {
@@ -309,8 +309,8 @@ fn class_statuses(spec: &RunSpec, classes: &BTreeMap<u32, ClassSums>) -> (Vec<Cl
 
 /// Errors by class and by super-class of a closed run.
 pub(crate) fn summary_statuses(summary: &Summary) -> (Vec<ClassStatus>, Vec<ClassStatus>) {
-    let spreads = |error: &BTreeMap<Metric, Spread>| {
-        [Metric::Loss, Metric::L1, Metric::Lpips].map(|metric| error.get(&metric).copied().unwrap_or(Spread::over([])))
+    let spreads = |error: &BTreeMap<SeedMetric, Spread>| {
+        [SeedMetric::Loss, SeedMetric::L1, SeedMetric::Lpips].map(|metric| error.get(&metric).copied().unwrap_or_default())
     };
     let super_classes = summary.super_class_of();
     let class = |c: &ClassSummary| class_status(c.name.clone(), super_classes.get(&c.name).cloned(), c.images, spreads(&c.error));

@@ -172,25 +172,14 @@ fn unknown_class(name: &str, spec: &RunSpec) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use proto::Params;
+    use proto::{ModelRef, Params};
 
     use super::*;
 
     pub(crate) fn spec(name: &str) -> RunSpec {
+        let model = ModelRef { name: "m".into(), digest: "0".into(), resolution: 32 };
         RunSpec {
-            record: RunRecord {
-                format: 1,
-                name: name.into(),
-                dataset: "file:///d".into(),
-                annotations: "auto".into(),
-                limit: None,
-                model: "m".into(),
-                model_digest: "0".into(),
-                resolution: 32,
-                params: Params::fast(),
-                seed: 7,
-                version: "0".into(),
-            },
+            record: RunRecord { seed: 7, ..RunRecord::new(name, "file:///d".into(), model, Params::fast()) },
             classes: vec!["Bag".into(), "Coat".into()],
             super_classes: vec!["thing".into(), "thing".into()],
             categories: vec!["handbag".into(), String::new()],

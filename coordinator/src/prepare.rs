@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::ready;
 
-use dataset::{Annotations, Entry};
+use dataset::Entry;
 use futures_util::TryStreamExt;
 use proto::keys::Marker;
 use proto::{Failure, FailureReason, JobId, RedriveRecord, ResultRecord, keys};
@@ -45,17 +45,13 @@ pub async fn see(
     if dataset.contains(results) {
         return Err(Error::OutInside { out: results.url(), dataset: dataset.url() });
     }
-    let annotations: Annotations = spec.record.annotations.parse().expect("any text names annotations");
-    let dataset = dataset::read(dataset, &annotations, &spec.record.params.object).await?;
+    let dataset = dataset::read(dataset, &spec.record.annotations, &spec.record.params.object).await?;
     results.check_writable().await?;
     begin(&spec.record, results).await?;
     let markers = Markers::list(results).await?;
     let known = markers.of(&dataset.entries);
     let all = dataset.entries.len();
-    let entries = match spec.record.limit {
-        Some(limit) => spread(dataset.entries, limit),
-        None => dataset.entries,
-    };
+    let entries = spread(dataset.entries, spec.record.limit);
     let of = if entries.len() < all { format!(" of {all}") } else { String::new() };
     let mut notes = dataset.notes;
     notes.insert(0, format!("read {}{of} images from {}", entries.len(), dataset.source));

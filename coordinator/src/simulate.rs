@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use proto::{Control, Event, Job, Params, RunRecord, Stage, What};
+use proto::{Control, Event, Job, ModelRef, Params, RunRecord, Stage, What};
 
 use crate::fleet::Fleet;
 use crate::plan::{RunSpec, plan};
@@ -121,19 +121,8 @@ fn entries(images: usize, classes: &[SharedStr]) -> Vec<Entry> {
 
 /// The record of a run with the paper's parameters.
 pub fn record() -> RunRecord {
-    RunRecord {
-        format: 1,
-        name: "simulation".into(),
-        dataset: "s3://bucket/imagenet".into(),
-        annotations: "auto".into(),
-        limit: None,
-        model: "model".into(),
-        model_digest: "0".repeat(64),
-        resolution: 256,
-        params: Params::paper(),
-        seed: 0,
-        version: env!("CARGO_PKG_VERSION").into(),
-    }
+    let model = ModelRef { name: "model".into(), digest: "0".repeat(64), resolution: 256 };
+    RunRecord::new("simulation", "s3://bucket/imagenet".into(), model, Params::paper())
 }
 
 /// Largest memory of this process so far, in bytes: `VmHWM` of Linux.

@@ -8,12 +8,12 @@ use proto::{Errors, Failure, KnownResult, ResultRecord, Snapshot};
 
 use crate::outcomes::{Failed, Outcomes, Succeeded};
 use dataset::SharedStr;
-use results::summary::{Metric, Spread};
+use results::summary::{SeedMetric, Spread};
 
 /// Errors of the best seed; not a number where the record has none.
 pub fn errors(record: &ResultRecord) -> Errors {
-    let number = |metric: Metric| metric.best_seed(record).unwrap_or(f64::NAN);
-    Errors { loss: number(Metric::Loss), l1: number(Metric::L1), lpips: number(Metric::Lpips) }
+    let number = |metric: SeedMetric| metric.best_seed(record).unwrap_or(f64::NAN);
+    Errors { loss: number(SeedMetric::Loss), l1: number(SeedMetric::L1), lpips: number(SeedMetric::Lpips) }
 }
 
 /// Whether every number is there. An event without numbers comes from a worker that only found the result.

@@ -83,7 +83,7 @@ impl Marker {
 }
 
 /// An object that an attempt writes before it commits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Item {
     /// z, c, transform and losses of all seeds.
     Projection,

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{ClassSource, DecodeError, LatentStart, Params};
+use crate::{ClassSource, DecodeError, LatentStart, ModelRef, Params};
 
 /// `model.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,6 +148,11 @@ pub struct ObjectsManifest {
 }
 
 impl ModelManifest {
+    /// The model, as runs and results name it; `digest` is that of `model.json`.
+    pub fn reference(&self, digest: &str) -> ModelRef {
+        ModelRef { name: self.name.clone(), digest: digest.to_owned(), resolution: self.generator.resolution }
+    }
+
     /// Reads and validates `model.json`; also returns the model's digest.
     pub fn parse(bytes: &[u8]) -> Result<(ModelManifest, String), DecodeError> {
         let problem = |field, problem: String| DecodeError::Field { message: "model.json", field, problem };

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
-use crate::Params;
+use crate::{ModelRef, Params};
 
 /// `run.json`, and `index/<run>.json` in a fleet's home: never changes once written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,26 @@ pub struct RunRecord {
     pub seed: u64,
     /// Version of basin that began it.
     pub version: String,
+}
+
+impl RunRecord {
+    /// A run that this version of basin begins: of all images, with the annotations that are found, and with seed 0.
+    pub fn new(name: &str, dataset: String, model: ModelRef, params: Params) -> RunRecord {
+        let ModelRef { name: model, digest: model_digest, resolution } = model;
+        RunRecord {
+            format: 1,
+            name: name.into(),
+            dataset,
+            annotations: "auto".into(),
+            limit: None,
+            model,
+            model_digest,
+            resolution,
+            params,
+            seed: 0,
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
 }
 
 /// `redrives/<n>.json`: images of a run that are projected with another seed. Never changes once written; if

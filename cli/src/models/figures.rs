@@ -1,13 +1,13 @@
 //! The paper's Figures 3 and 4 for one generator: where its objects are, and how large. Only [`write`] touches files.
 
-use std::fmt::Write;
 use std::path::Path;
 
+use maud::{Markup, html};
 use proto::Box2d;
+use results::chart::figure::{figure, pixels};
 
 /// Cells of the map of centres along each axis.
 const CELLS: usize = 32;
-/// Bars of a histogram.
 const BARS: usize = 32;
 /// Pixels of a drawing's side and of its margin.
 const SIDE: f64 = 320.0;
@@ -26,20 +26,6 @@ fn cell(value: f64, resolution: u32, cells: usize) -> usize {
     ((value / f64::from(resolution) * cells as f64) as usize).min(cells - 1)
 }
 
-fn head(width: f64, title: &str) -> String {
-    let height = SIDE + 2.0 * MARGIN;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"12\" role=\"img\">\n<title>{title}</title>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n<text x=\"{MARGIN}\" y=\"24\" font-size=\"14\">{title}</text>\n"
-    )
-}
-
-/// A name, escaped for SVG.
-fn plain(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
-}
-
 /// Figure 3: how often the centre is in each part of the image.
 fn centres(name: &str, resolution: u32, boxes: &[Box2d]) -> String {
     let mut counts = [[0u32; CELLS]; CELLS];
@@ -47,63 +33,56 @@ fn centres(name: &str, resolution: u32, boxes: &[Box2d]) -> String {
         counts[cell(b.y + b.height / 2.0, resolution, CELLS)][cell(b.x + b.width / 2.0, resolution, CELLS)] += 1;
     }
     let most = counts.iter().flatten().max().copied().unwrap_or(0).max(1);
-    let title = format!("{}: centres of {} objects", plain(name), boxes.len());
-    let mut svg = head(SIDE + 2.0 * MARGIN, &title);
     let size = SIDE / CELLS as f64;
-    for (row, line) in counts.iter().enumerate() {
-        for (column, &count) in line.iter().enumerate().filter(|(_, count)| **count > 0) {
-            let (x, y) = (MARGIN + column as f64 * size, MARGIN + row as f64 * size);
-            let shade = (f64::from(count) / f64::from(most)).sqrt();
-            let _ = writeln!(
-                svg,
-                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{size:.1}\" height=\"{size:.1}\" fill=\"#1f4e8c\" fill-opacity=\"{shade:.2}\"/>"
-            );
+    let at = |cell: usize| pixels(MARGIN + cell as f64 * size);
+    let shade = |count: u32| format!("{:.2}", (f64::from(count) / f64::from(most)).sqrt());
+    let (middle, end) = (MARGIN + SIDE / 2.0, MARGIN + SIDE);
+    let content = html! {
+        @for (row, line) in counts.iter().enumerate() {
+            @for (column, &count) in line.iter().enumerate().filter(|(_, count)| **count > 0) {
+                rect x=(at(column)) y=(at(row)) width=(pixels(size)) height=(pixels(size))
+                    fill="#1f4e8c" fill-opacity=(shade(count)) {}
+            }
         }
-    }
-    let end = MARGIN + SIDE;
-    let middle = MARGIN + SIDE / 2.0;
-    let _ = writeln!(
-        svg,
-        "<rect x=\"{MARGIN}\" y=\"{MARGIN}\" width=\"{SIDE}\" height=\"{SIDE}\" fill=\"none\" stroke=\"#555\"/>\n\
-         <path d=\"M{middle} {MARGIN}V{end}M{MARGIN} {middle}H{end}\" stroke=\"#999\" stroke-dasharray=\"4 4\"/>\n\
-         <text x=\"{MARGIN}\" y=\"{0}\">0</text><text x=\"{end}\" y=\"{0}\" text-anchor=\"end\">{resolution} pixels; darkest: {most}</text>",
-        end + 18.0
-    );
-    svg + "</svg>\n"
+        rect x=(MARGIN) y=(MARGIN) width=(SIDE) height=(SIDE) fill="none" stroke="#555" {}
+        path d={ "M" (middle) " " (MARGIN) "V" (end) "M" (MARGIN) " " (middle) "H" (end) }
+            stroke="#999" stroke-dasharray="4 4" {}
+        text x=(MARGIN) y=(end + 18.0) { "0" }
+        text.end x=(end) y=(end + 18.0) { (resolution) " pixels; darkest: " (most) }
+    };
+    let side = (SIDE + 2.0 * MARGIN) as usize;
+    figure((side, side), &format!("{name}: centres of {} objects", boxes.len()), &content)
 }
 
 /// Figure 4: how high and how wide the boxes are.
 fn sizes(name: &str, resolution: u32, boxes: &[Box2d]) -> String {
-    let title = format!("{}: sizes of {} objects", plain(name), boxes.len());
-    let mut svg = head(2.0 * SIDE + 3.0 * MARGIN, &title);
-    for (panel, (what, of)) in
-        [("height", (|b: &Box2d| b.height) as fn(&Box2d) -> f64), ("width", |b| b.width)].iter().enumerate()
-    {
-        let mut counts = [0u32; BARS];
-        boxes.iter().for_each(|b| counts[cell(of(b), resolution, BARS)] += 1);
-        let most = f64::from(counts.iter().max().copied().unwrap_or(0).max(1));
-        let (left, bottom) = (MARGIN + panel as f64 * (SIDE + MARGIN), MARGIN + SIDE);
-        let step = SIDE / BARS as f64;
-        for (i, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-            let high = SIDE * f64::from(count) / most;
-            let (x, y, wide) = (left + i as f64 * step, bottom - high, step - 1.0);
-            let _ = writeln!(svg, "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{high:.1}\" fill=\"#1f4e8c\"/>");
+    let content = html! {
+        (panel("height", boxes.iter().map(|b| b.height).collect(), resolution, MARGIN))
+        (panel("width", boxes.iter().map(|b| b.width).collect(), resolution, SIDE + 2.0 * MARGIN))
+    };
+    let size = (2.0 * SIDE + 3.0 * MARGIN, SIDE + 2.0 * MARGIN);
+    figure((size.0 as usize, size.1 as usize), &format!("{name}: sizes of {} objects", boxes.len()), &content)
+}
+
+fn panel(what: &str, values: Vec<f64>, resolution: u32, left: f64) -> Markup {
+    let mut counts = [0u32; BARS];
+    values.iter().for_each(|value| counts[cell(*value, resolution, BARS)] += 1);
+    let most = counts.iter().max().copied().unwrap_or(0);
+    let (end, bottom, step) = (left + SIDE, MARGIN + SIDE, SIDE / BARS as f64);
+    let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let at = pixels(left + SIDE * mean / f64::from(resolution));
+    html! {
+        @for (i, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            @let high = SIDE * f64::from(count) / f64::from(most);
+            @let x = pixels(left + i as f64 * step);
+            rect x=(x) y=(pixels(bottom - high)) width=(pixels(step - 1.0)) height=(pixels(high)) fill="#1f4e8c" {}
         }
-        let mean = boxes.iter().map(of).sum::<f64>() / boxes.len().max(1) as f64;
-        let at = left + SIDE * mean / f64::from(resolution);
-        let end = left + SIDE;
-        let _ = writeln!(
-            svg,
-            "<path d=\"M{left} {MARGIN}V{bottom}H{end}\" fill=\"none\" stroke=\"#555\"/>\n\
-             <path d=\"M{at:.1} {MARGIN}V{bottom}\" stroke=\"#b3261e\" stroke-dasharray=\"4 4\"/>\n\
-             <text x=\"{left}\" y=\"{0}\">0</text><text x=\"{end}\" y=\"{0}\" text-anchor=\"end\">{what}, {resolution} pixels</text>\
-             <text x=\"{end}\" y=\"{1}\" text-anchor=\"end\" fill=\"#b3261e\">mean {mean:.1}, at most {2} in a bar</text>",
-            bottom + 18.0,
-            MARGIN - 6.0,
-            counts.iter().max().copied().unwrap_or(0)
-        );
+        path d={ "M" (left) " " (MARGIN) "V" (bottom) "H" (end) } fill="none" stroke="#555" {}
+        path d={ "M" (at) " " (MARGIN) "V" (bottom) } stroke="#b3261e" stroke-dasharray="4 4" {}
+        text x=(left) y=(bottom + 18.0) { "0" }
+        text.end x=(end) y=(bottom + 18.0) { (what) ", " (resolution) " pixels" }
+        text.end x=(end) y=(MARGIN - 6.0) style="fill:#b3261e" { "mean " (format!("{mean:.1}")) ", at most " (most) " in a bar" }
     }
-    svg + "</svg>\n"
 }
 
 #[cfg(test)]

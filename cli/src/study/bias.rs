@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use dataset::{self, Annotations, Entry};
+use dataset::{DatasetImage, Entry};
 use engine::calibrate::Source;
 use engine::{Devices, codec};
 use proto::{Box2d, ClassSource, MaskSource, Object};
@@ -15,14 +15,13 @@ use serde::Serialize;
 use store::Store;
 
 use super::files::{self, Figure};
-use super::markdown::{cell, code, short, table};
-use crate::models::{Finds, can_find, sample_boxes};
-use crate::project::load;
+use super::markdown::{provenance, table};
+use super::page::Provenance;
+use crate::models::{SOURCES, can_find, one_of, sample_boxes};
+use crate::project::{described, load};
 
-/// Cells of a histogram.
 const CELLS: usize = 20;
 
-/// Options of `basin study bias`.
 #[derive(clap::Args)]
 pub struct Bias {
     /// Folder or bucket (s3://bucket/prefix) of the images.
@@ -37,8 +36,8 @@ pub struct Bias {
     #[arg(long, default_value = "auto")]
     annotations: String,
     /// How to find the object in a generated image. Default: the model's detector, or `foreground` for a model without one.
-    #[arg(long, value_enum)]
-    mask_from: Option<Finds>,
+    #[arg(long, value_parser = one_of(SOURCES))]
+    mask_from: Option<Source>,
     /// Number of images to generate.
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
@@ -56,17 +55,9 @@ pub struct Bias {
 /// `bias.json`.
 #[derive(Clone, Debug, Serialize)]
 struct BiasNumbers {
-    /// Version of the file's format: 1.
     format: u32,
-    /// The command that repeats it.
-    command: String,
-    /// Version of basin.
-    version: String,
-    /// The data set, as the command names it.
-    dataset: String,
-    model: String,
-    model_digest: String,
-    /// Number of generated images.
+    #[serde(flatten)]
+    provenance: Provenance,
     samples: u32,
     /// The way in which objects were found in them.
     found_by: &'static str,
@@ -78,7 +69,6 @@ struct BiasNumbers {
     axes: [Axis; 4],
 }
 
-/// One number of the boxes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Axis {
     name: &'static str,
@@ -137,9 +127,9 @@ fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
 
 impl Bias {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let (manifest, model_digest) = engine::read_manifest(&self.model).context("--model must name a model folder")?;
-        let detector = if manifest.detector.is_some() { Finds::DetectorBox } else { Finds::Foreground };
-        let source = Source::from(self.mask_from.unwrap_or(detector));
+        let (manifest, reference) = described(&self.model)?;
+        let detector = if manifest.detector.is_some() { Source::DetectorBox } else { Source::Foreground };
+        let source = self.mask_from.unwrap_or(detector);
         can_find(source, &manifest)?;
         let devices: Devices = self.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
         let dataset = Store::open(&self.dataset).await.context("cannot open the data set")?;
@@ -157,11 +147,7 @@ impl Bias {
         let scaled = |boxes: &[Box2d]| boxes.iter().map(scale).collect::<Vec<_>>();
         let found = BiasNumbers {
             format: 1,
-            command: super::command(std::env::args()),
-            version: env!("CARGO_PKG_VERSION").into(),
-            dataset: self.dataset.clone(),
-            model: manifest.name,
-            model_digest,
+            provenance: Provenance::new(self.dataset, &reference),
             samples: self.samples,
             found_by: match source {
                 Source::Foreground => "their difference from the background",
@@ -180,28 +166,22 @@ impl Bias {
 
 /// Boxes of a data set in pixels of the generator's frame, and the number of images without one.
 async fn boxes(dataset: &Store, annotations: &str, limit: Option<usize>, resolution: u32) -> anyhow::Result<(Vec<Box2d>, usize)> {
-    let annotations: Annotations = annotations.parse().expect("any text names annotations");
     // Images without a class have boxes, too.
     let object = Object { class: ClassSource::Classifier, mask: MaskSource::Box };
-    let read = dataset::read(dataset, &annotations, &object).await.context("cannot read the data set")?;
+    let read = dataset::read(dataset, annotations, &object).await.context("cannot read the data set")?;
     for note in &read.notes {
         note!("{note}");
     }
-    let limit = limit.unwrap_or(read.entries.len());
     let (mut boxes, mut without) = (Vec::new(), 0);
     for entry in spread(read.entries, limit) {
-        let Entry::Image(image) = entry else {
+        let Entry::Image(DatasetImage { key, bbox: Some(bbox), .. }) = entry else {
             without += 1;
             continue;
         };
-        let Some(bbox) = image.bbox else {
-            without += 1;
-            continue;
-        };
-        match codec::decode(&dataset.get(&image.key).await?, Some(*bbox), resolution) {
+        match codec::decode(&dataset.get(&key).await?, Some(*bbox), resolution) {
             Ok(decoded) => boxes.extend(decoded.bbox),
             Err(error) => {
-                note!("{:?} {error}", &*image.key);
+                note!("{key:?} {error}");
                 without += 1;
             }
         }
@@ -216,24 +196,18 @@ fn drawing(found: &BiasNumbers) -> String {
     let panels: Vec<Panel> =
         found.axes.iter().map(|axis| Panel { name: axis.name, counts: [&axis.generator.counts, &axis.dataset.counts] }).collect();
     let [real, generated] = found.objects;
-    let names = [format!("{}: {generated} objects", found.model), format!("data set: {real} objects")];
+    let names = [format!("{}: {generated} objects", found.provenance.model), format!("data set: {real} objects")];
     histograms("Where objects are, and how large, in parts of the frame", [&names[0], &names[1]], &panels)
 }
 
 fn markdown(found: &BiasNumbers, figure: &Figure) -> String {
     let BiasNumbers { samples, found_by, objects: [real, generated], without, .. } = found;
-    let row = |name: &str, value: String| vec![name.to_owned(), value];
     let boxes = format!(
         "{real} of the data set ({without} images have none or cannot be read); {generated} in {samples} generated images, found by \
          {found_by}"
     );
-    let about = [
-        row("command", code(&found.command)),
-        row("basin", found.version.clone()),
-        row("model", format!("{} ({})", cell(&found.model), short(&found.model_digest))),
-        row("data set", code(&found.dataset)),
-        row("boxes", boxes),
-    ];
+    let mut about = provenance(&found.provenance);
+    about.push(vec!["boxes".to_owned(), boxes]);
     let spread = |d: &Distribution| format!("{:.3} ± {:.3}", d.mean, d.deviation);
     let axis =
         |axis: &Axis| vec![axis.name.to_owned(), spread(&axis.dataset), spread(&axis.generator), format!("{:.3}", axis.overlap)];
@@ -241,8 +215,8 @@ fn markdown(found: &BiasNumbers, figure: &Figure) -> String {
         "# Objects of a data set and of a generator (the paper's Figures 3 and 4)\n\n{}\nIn parts of the frame, which is the square \
          window of an image that a projection sees. Mean and standard deviation; overlap: the part that both histograms share, 1 if they \
          are equal.\n\n{}\n![{}]({})\n",
-        table(&["", ""], 2, &about),
-        table(&["", "data set", "generator", "overlap"], 0, &found.axes.each_ref().map(axis)),
+        table(&["", ""], 2, about),
+        table(&["", "data set", "generator", "overlap"], 0, found.axes.iter().map(axis)),
         figure.alt,
         figure.file,
     )

@@ -16,14 +16,12 @@ pub const FEWEST_IMAGES: usize = 8;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
     pub text: &'static str,
-    /// Index of the metric.
     pub metric: usize,
     /// Slugs of the rows.
     pub rows: (&'static str, &'static str),
     pub order: Order,
 }
 
-/// The claimed order of two rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// The first is lower.
@@ -32,13 +30,10 @@ pub enum Order {
     Close,
 }
 
-/// Whether the numbers support a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// All of the interval agrees.
     Holds,
-    /// All of the interval disagrees.
     DoesNotHold,
     /// A part of the interval agrees, or there are too few images.
     Undecided,
@@ -76,39 +71,39 @@ impl Order {
 
 /// The claims about a study with this number of judges.
 pub fn claims(which: Which, judges: usize) -> Vec<Claim> {
-    let on = |metrics: Vec<usize>, text, rows, order| metrics.into_iter().map(move |metric| Claim { text, metric, rows, order });
-    let lower = |text, rows| on(vec![LPIPS], text, rows, Order::Lower);
-    let close = |text, rows| on(vec![0, LPIPS], text, rows, Order::Close);
+    let on = |metrics: &[usize], text, rows, order| -> Vec<Claim> {
+        metrics.iter().map(|&metric| Claim { text, metric, rows, order }).collect()
+    };
+    let lower = |text, rows| on(&[LPIPS], text, rows, Order::Lower);
+    let close = |text, rows| on(&[0, LPIPS], text, rows, Order::Close);
     // Without the network whose distance is minimised, which the paper finds higher.
-    let others = || [0, 1].into_iter().chain(METRICS.len()..METRICS.len() + judges).collect::<Vec<_>>();
-    let transformed = |text, rows| on(others(), text, rows, Order::Lower);
-    match which {
-        Which::Table1 => [
-            lower("BasinCMA is below CMA+Adam", ("basincma", "cma-adam")).collect::<Vec<_>>(),
-            lower("CMA+Adam is below Adam", ("cma-adam", "adam")).collect(),
-            lower("Adam is below L-BFGS", ("adam", "lbfgs")).collect(),
-            transformed("the spatial transform lowers Adam's error", ("adam-spatial", "adam")).collect(),
-            transformed("the spatial transform lowers BasinCMA's error", ("basincma-spatial", "basincma")).collect(),
-            lower("it raises the LPIPS that is minimised", ("basincma", "basincma-spatial")).collect(),
-            close("colour changes little for Adam", ("adam-colour", "adam")).collect(),
-            close("colour changes little for BasinCMA", ("basincma-colour", "basincma")).collect(),
-            close("the encoder does not change BasinCMA's result", ("basincma-encoder", "basincma")).collect(),
-        ]
-        .concat(),
-        Which::Table2 => [
-            close("the predicted class is as good as the true one", ("class-predicted", "adam")).collect::<Vec<_>>(),
-            lower("the true class is below a random class", ("adam", "class-random")).collect(),
-            lower("a random class is below random numbers", ("class-random", "class-gaussian")).collect(),
-        ]
-        .concat(),
-        Which::Table3 => [
-            transformed("the transform lowers Adam's error", ("ood-adam-transform", "ood-adam")).collect::<Vec<_>>(),
-            transformed("the transform lowers BasinCMA's error", ("ood-basincma-transform", "ood-basincma")).collect(),
-            lower("BasinCMA is below Adam", ("ood-basincma", "ood-adam")).collect(),
-        ]
-        .concat(),
+    let others: Vec<usize> = [0, 1].into_iter().chain(METRICS.len()..METRICS.len() + judges).collect();
+    let transformed = |text, rows| on(&others, text, rows, Order::Lower);
+    let claims = match which {
+        Which::Table1 => vec![
+            lower("BasinCMA is below CMA+Adam", ("basincma", "cma-adam")),
+            lower("CMA+Adam is below Adam", ("cma-adam", "adam")),
+            lower("Adam is below L-BFGS", ("adam", "lbfgs")),
+            transformed("the spatial transform lowers Adam's error", ("adam-spatial", "adam")),
+            transformed("the spatial transform lowers BasinCMA's error", ("basincma-spatial", "basincma")),
+            lower("it raises the LPIPS that is minimised", ("basincma", "basincma-spatial")),
+            close("colour changes little for Adam", ("adam-colour", "adam")),
+            close("colour changes little for BasinCMA", ("basincma-colour", "basincma")),
+            close("the encoder does not change BasinCMA's result", ("basincma-encoder", "basincma")),
+        ],
+        Which::Table2 => vec![
+            close("the predicted class is as good as the true one", ("class-predicted", "adam")),
+            lower("the true class is below a random class", ("adam", "class-random")),
+            lower("a random class is below random numbers", ("class-random", "class-gaussian")),
+        ],
+        Which::Table3 => vec![
+            transformed("the transform lowers Adam's error", ("ood-adam-transform", "ood-adam")),
+            transformed("the transform lowers BasinCMA's error", ("ood-basincma-transform", "ood-basincma")),
+            lower("BasinCMA is below Adam", ("ood-basincma", "ood-adam")),
+        ],
         Which::PerClass => vec![],
-    }
+    };
+    claims.concat()
 }
 
 #[cfg(test)]

@@ -56,7 +56,6 @@ fn html_page(markdown: &str, figures: &[Figure]) -> String {
 struct Position {
     /// Alignment of the table's columns: a column that is aligned to the left is text, others are numbers.
     columns: Vec<Alignment>,
-    /// Index of the next cell's column.
     column: usize,
     in_head: bool,
     in_image: bool,

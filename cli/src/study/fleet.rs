@@ -12,7 +12,7 @@ use store::{Runs, Store};
 use super::rows::StudyRow;
 use crate::connection::Connection;
 use crate::project::run_name;
-use crate::submit::absolute;
+use crate::runs::absolute;
 use crate::wait::wait;
 
 /// The fleet that runs the rows; without one this machine does.
@@ -33,8 +33,7 @@ pub struct FleetArgs {
     run_names: Option<String>,
 }
 
-/// A fleet that runs the rows of a study.
-pub struct Fleet {
+pub struct StudyFleet {
     connection: Connection,
     home: Store,
     prefix: String,
@@ -42,20 +41,19 @@ pub struct Fleet {
 
 impl FleetArgs {
     /// `None` if this machine runs the rows.
-    pub async fn open(self, dataset: &Store) -> anyhow::Result<Option<Fleet>> {
+    pub async fn open(self, dataset: &Store) -> anyhow::Result<Option<StudyFleet>> {
         let (Some(coordinator), Some(home)) = (self.coordinator, self.home) else { return Ok(None) };
         let home = Store::open(&home).await.context("cannot open --home")?;
         let prefix = self.run_names.unwrap_or_else(|| run_name(&dataset.url()));
-        Ok(Some(Fleet { connection: Connection { coordinator, token_file: self.token_file }, home, prefix }))
+        Ok(Some(StudyFleet { connection: Connection { coordinator, token_file: self.token_file }, home, prefix }))
     }
 }
 
-impl Fleet {
+impl StudyFleet {
     fn run(&self, row: &StudyRow) -> String {
         format!("{}-{}", self.prefix, row.slug)
     }
 
-    /// Where a row's results are.
     pub fn results(&self, row: &StudyRow) -> Result<Store, store::Error> {
         Runs::Home(self.home.clone()).of(&self.run(row))
     }

@@ -7,9 +7,8 @@ use results::bootstrap::Interval;
 use super::claims::FEWEST_IMAGES;
 use super::files::Figure;
 use super::measured::{ByClass, Take};
-use super::page::{RowNumbers, StudyPage};
+use super::page::{CheckedClaim, Provenance, RowNumbers, StudyPage};
 
-/// The page for people.
 pub fn markdown(page: &StudyPage, figures: &[Figure]) -> String {
     [
         head(page),
@@ -27,33 +26,31 @@ pub fn markdown(page: &StudyPage, figures: &[Figure]) -> String {
 
 fn head(page: &StudyPage) -> String {
     let about = &page.about;
-    let row = |name: &str, value: String| vec![name.to_owned(), value];
-    let mut rows = vec![
-        row("command", code(&about.command)),
-        row("basin", about.version.clone()),
-        row("model", format!("{} ({})", cell(&about.model), short(&about.model_digest))),
-        row("data set", code(&about.dataset)),
-        row("images", format!("{} with a result in every row: all means are over these", page.images.len())),
-        row(
-            "budget",
-            format!(
-                "{} seeds, {} generator evaluations of each in stage two (the paper: 18 and 1,200)",
-                about.seeds, about.evaluations
-            ),
-        ),
-        row("random numbers", format!("seed {}", about.seed)),
-    ];
-    for (name, digest) in &about.judges {
-        rows.push(vec![cell(name), format!("LPIPS under the network {}", short(digest))]);
-    }
+    let mut rows = provenance(&about.provenance);
+    let budget = format!(
+        "{} seeds, {} generator evaluations of each in stage two (the paper: 18 and 1,200)",
+        about.seeds, about.evaluations
+    );
+    let images = format!("{} with a result in every row: all means are over these", page.images.len());
+    let run = [("images", images), ("budget", budget), ("random numbers", format!("seed {}", about.seed))];
+    rows.extend(run.map(|(name, value)| vec![name.to_owned(), value]));
+    let judge = |(name, digest): &(String, String)| vec![cell(name), format!("LPIPS under the network {}", short(digest))];
+    rows.extend(about.judges.iter().map(judge));
     let notes: String = about.notes.iter().map(|note| format!("{note}\n\n")).collect();
     format!(
         "# {}\n\n{}\n{notes}Lower is better. L1 and L2: sum over channels, mean over the object's pixels, in [-1, 1]; LPIPS: under the \
          model's own perceptual network, which the search minimises (the paper's is AlexNet). All are measured on the inverted image, \
          inside the object's mask.\n\n",
         about.which.title(),
-        table(&["", ""], 2, &rows),
+        table(&["", ""], 2, rows),
     )
+}
+
+/// The first rows of the table above a study's numbers.
+pub fn provenance(Provenance { command, version, dataset, model, model_digest }: &Provenance) -> Vec<Vec<String>> {
+    let model = format!("{} ({})", cell(model), short(model_digest));
+    let rows = [("command", code(command)), ("basin", version.clone()), ("model", model), ("data set", code(dataset))];
+    rows.map(|(name, value)| vec![name.to_owned(), value]).into()
 }
 
 fn errors(page: &StudyPage) -> String {
@@ -87,7 +84,7 @@ fn error_table(page: &StudyPage, takes: &[(Take, &str)]) -> String {
         });
         std::iter::once(row.name.clone()).chain(marks).chain(means).collect()
     };
-    table(&head, 0, &page.rows.iter().map(row).collect::<Vec<_>>())
+    table(&head, 0, page.rows.iter().map(row))
 }
 
 /// The errors of each class; empty without classes.
@@ -105,7 +102,7 @@ fn classes(page: &StudyPage, what: &str, classes: &[ByClass]) -> String {
         "\n## By {what}\n\nThe seed with the smallest training loss: mean over the images of a {what}, with its standard error; the \
          largest {} first.\n\n{}",
         page.metrics[page.class_metric()],
-        table(&head, 0, &classes.iter().map(row).collect::<Vec<_>>()),
+        table(&head, 0, classes.iter().map(row)),
     )
 }
 
@@ -135,7 +132,7 @@ fn differences(page: &StudyPage) -> String {
             let differences = differences.iter().map(|d| d.map_or("-".into(), interval));
             Some([row.label(), label(against)].into_iter().chain(differences).collect())
         };
-        table(&head, 0, &page.rows.iter().filter_map(row).collect::<Vec<_>>())
+        table(&head, 0, page.rows.iter().filter_map(row))
     };
     format!(
         "\n## Differences\n\nEach row minus the row that it is compared with, image by image, with 95 % bootstrap intervals (10,000 \
@@ -149,17 +146,13 @@ fn claims(page: &StudyPage) -> String {
     if page.orderings.is_empty() {
         return String::new();
     }
-    let rows: Vec<Vec<String>> = page
-        .orderings
-        .iter()
-        .map(|c| vec![c.text.clone(), c.metric.clone(), c.verdict.as_str().to_owned(), interval(c.difference)])
-        .collect();
+    let row = |c: &CheckedClaim| vec![c.text.clone(), c.metric.clone(), c.verdict.as_str().to_owned(), interval(c.difference)];
     format!(
         "\n## What the paper says\n\nThe interval of the difference (best of the seeds, {} images) decides; below {FEWEST_IMAGES} images \
          a claim is always undecided. Close: within 5 %, a limit of this study. These are 95 % intervals: chance alone decides one \
          claim in twenty.\n\n{}",
         page.images.len(),
-        table(&["", "metric", "", "difference"], 3, &rows),
+        table(&["", "metric", "", "difference"], 3, page.orderings.iter().map(row)),
     )
 }
 
@@ -184,11 +177,11 @@ fn cost(page: &StudyPage) -> String {
             row.failed.to_string(),
         ]
     };
-    let rows: Vec<Vec<String>> = page.rows.iter().filter(|row| row.left_out.is_none()).map(row).collect();
+    let ran = page.rows.iter().filter(|row| row.left_out.is_none());
     format!(
         "\n## What it cost\n\nMean over the images above. A lane-step is one generator evaluation of one seed, with a backward pass except \
          in CMA.\n\n{}",
-        table(&head, 0, &rows),
+        table(&head, 0, ran.map(row)),
     )
 }
 
@@ -208,15 +201,15 @@ fn paper(page: &StudyPage) -> String {
     };
     format!(
         "\n## The paper's numbers\n\nThe paper has other images and BigGAN-deep-256: only the order of the rows can be compared.\n\n{}",
-        table(&head, 0, &rows.iter().map(row).collect::<Vec<_>>()),
+        table(&head, 0, rows.iter().map(row)),
     )
 }
 
 /// A table whose first `left` columns are aligned to the left: they are text, and others are numbers. Cells are Markdown.
-pub fn table<C: Display>(head: &[C], left: usize, rows: &[Vec<String>]) -> String {
+pub fn table<C: Display>(head: &[C], left: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     let rule: String = (0..head.len()).map(|i| if i < left { ":---|" } else { "---|" }).collect();
-    let rows: String = rows.iter().map(|row| line(row.clone())).collect();
+    let rows: String = rows.into_iter().map(line).collect();
     format!("{}|{rule}\n{rows}", line(head.iter().map(C::to_string).collect()))
 }
 
@@ -240,7 +233,6 @@ pub fn code(text: &str) -> String {
     format!("{fence}{gap}{}{gap}{fence}", text.replace(['\n', '\r'], " ").replace('|', "\\|"))
 }
 
-/// The beginning of a digest.
 pub fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }

@@ -11,9 +11,8 @@ use serde::Serialize;
 /// The metrics that every result has, in the order of the tables. Those of the judges follow.
 pub const METRICS: [&str; 3] = ["L1", "L2", "LPIPS"];
 
-/// Numbers of a row.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Measured {
+pub struct RowScores {
     pub images: BTreeMap<String, Scores>,
     /// Images with a failure, or that a judge could not measure.
     pub failed: usize,
@@ -21,18 +20,15 @@ pub struct Measured {
     pub whole: usize,
 }
 
-/// Numbers of an image.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
     pub class: String,
-    /// The attempt whose pictures are shown.
     pub attempt: String,
     /// For each seed each metric.
     pub seeds: Vec<Vec<f64>>,
     /// The seed with the smallest training loss.
     pub answer: usize,
     pub lane_steps: u64,
-    /// Seconds of device work.
     pub seconds: f64,
 }
 
@@ -40,7 +36,6 @@ pub struct Scores {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Take {
-    /// Mean over the seeds.
     Average,
     /// Minimum over the seeds, for each metric its own.
     Best,
@@ -49,7 +44,6 @@ pub enum Take {
 }
 
 impl Take {
-    /// In the order of the outputs.
     pub const ALL: [Take; 3] = [Take::Average, Take::Best, Take::Answer];
 }
 
@@ -85,14 +79,14 @@ impl Scores {
     }
 }
 
-impl Measured {
+impl RowScores {
     /// `judged`: for each result the judges' distances, if every judge could measure it.
-    pub fn new(records: &Records, judged: &[Option<Vec<Vec<f64>>>]) -> Measured {
+    pub fn new(records: &Records, judged: &[Option<Vec<Vec<f64>>>]) -> RowScores {
         let results = &records.results;
         let judged = results.iter().zip(judged).filter_map(|(record, judged)| Some((record, judged.as_ref()?)));
         let images: BTreeMap<String, Scores> =
             judged.map(|(record, judged)| (record.image.clone(), Scores::of(record, judged))).collect();
-        Measured {
+        RowScores {
             failed: records.failures.len() + results.len() - images.len(),
             whole: results.iter().filter(|record| record.target_bbox.is_none() && !record.mask).count(),
             images,
@@ -125,7 +119,12 @@ pub struct ByClass {
 }
 
 /// The classes of a row by the names that `named` gives them, sorted by the metric `first`, the largest error first.
-pub fn by_class<'a>(row: &'a Measured, named: impl Fn(&'a str) -> Option<&'a str>, metrics: usize, first: usize) -> Vec<ByClass> {
+pub fn by_class<'a>(
+    row: &'a RowScores,
+    named: impl Fn(&'a str) -> Option<&'a str>,
+    metrics: usize,
+    first: usize,
+) -> Vec<ByClass> {
     let mut classes: BTreeMap<&str, Vec<&Scores>> = BTreeMap::new();
     for scores in row.images.values() {
         if let Some(class) = named(&scores.class) {
@@ -146,13 +145,13 @@ pub fn by_class<'a>(row: &'a Measured, named: impl Fn(&'a str) -> Option<&'a str
 }
 
 /// Images with a result in every row.
-pub fn common(rows: &[&Measured]) -> Vec<String> {
+pub fn common(rows: &[&RowScores]) -> Vec<String> {
     let Some((first, others)) = rows.split_first() else { return vec![] };
     first.images.keys().filter(|image| others.iter().all(|row| row.images.contains_key(*image))).cloned().collect()
 }
 
 /// The numbers of a row minus those of another, image by image.
-pub fn difference(row: &Measured, other: &Measured, images: &[String], take: Take, metric: usize) -> Option<Interval> {
+pub fn difference(row: &RowScores, other: &RowScores, images: &[String], take: Take, metric: usize) -> Option<Interval> {
     let (a, b) = (row.values(images, take, metric), other.values(images, take, metric));
     interval(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
 }
@@ -166,14 +165,14 @@ pub fn mean(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    fn row(images: &[(&str, [[f64; 2]; 2])]) -> Measured {
+    fn row(images: &[(&str, [[f64; 2]; 2])]) -> RowScores {
         let scores = |seeds: &[[f64; 2]; 2]| {
             let seeds = seeds.iter().map(|s| s.to_vec()).collect();
             Scores { seeds, answer: 1, ..Scores::default() }
         };
-        Measured {
+        RowScores {
             images: images.iter().map(|(name, seeds)| ((*name).to_owned(), scores(seeds))).collect(),
-            ..Measured::default()
+            ..RowScores::default()
         }
     }
 

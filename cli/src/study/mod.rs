@@ -22,7 +22,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use coordinator::plan::RunSpec;
 use engine::judge::Judge;
-use proto::{RunRecord, keys};
+use proto::{Params, RunRecord, keys};
 use results::chart::{Bar, figure};
 use results::redrive::Redrive;
 use serde::Serialize;
@@ -32,15 +32,14 @@ use self::bias::Bias;
 use self::files::Figure;
 use self::fleet::FleetArgs;
 use self::markdown::markdown;
-use self::page::{About, StudyPage};
+use self::page::{About, Provenance, StudyPage};
 use self::rows::{Budget, StudyRow};
 use self::run::{Done, Setting, object_of};
-use crate::local::{Local, Machine};
-use crate::project::load;
+use crate::local::{ComputeOptions, Local};
+use crate::project::{described, load};
 
-/// Options of `basin study`.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct StudyArgs {
     #[command(subcommand)]
     what: What,
 }
@@ -102,7 +101,7 @@ struct Study {
     #[command(flatten)]
     fleet: FleetArgs,
     #[command(flatten)]
-    machine: Machine,
+    compute: ComputeOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -126,26 +125,25 @@ impl Which {
     }
 
     pub fn title(self) -> &'static str {
-        match self {
-            Which::Table1 => "Methods (the paper's Table 1)",
-            Which::Table2 => "Class search (the paper's Table 2)",
-            Which::Table3 => "Out of distribution (the paper's Table 3)",
-            Which::PerClass => "Error by class (the paper's Figure 9)",
-        }
+        self.names().1
     }
 
     /// Name of the study's files, without extension.
     pub fn file(self) -> &'static str {
+        self.names().0
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
         match self {
-            Which::Table1 => "table1",
-            Which::Table2 => "table2",
-            Which::Table3 => "table3",
-            Which::PerClass => "per-class",
+            Which::Table1 => ("table1", "Methods (the paper's Table 1)"),
+            Which::Table2 => ("table2", "Class search (the paper's Table 2)"),
+            Which::Table3 => ("table3", "Out of distribution (the paper's Table 3)"),
+            Which::PerClass => ("per-class", "Error by class (the paper's Figure 9)"),
         }
     }
 }
 
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(args: StudyArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         What::Table1(study) => study.run(Which::Table1).await,
         What::Table2(study) => study.run(Which::Table2).await,
@@ -157,7 +155,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 impl Study {
     async fn run(self, which: Which) -> anyhow::Result<ExitCode> {
-        let (manifest, model_digest) = engine::read_manifest(&self.model).context("--model must name a model folder")?;
+        let (manifest, reference) = described(&self.model)?;
         let budget = Budget { evaluations: self.evaluations, seeds: self.seeds };
         let detects = manifest.detector.is_some() && !manifest.categories.is_empty();
         let rows = only(which.rows(budget, detects), &self.rows)?;
@@ -165,7 +163,7 @@ impl Study {
         if names.len() < self.judges.len() {
             bail!("two judges have the same name: give each its own name");
         }
-        let local = Local::new(self.machine)?;
+        let local = Local::new(self.compute)?;
         let dataset = Store::open(&self.dataset).await.context("cannot open the data set")?;
         let out = Store::open(&self.out).await.context("cannot open --out")?;
         let fleet = self.fleet.open(&dataset).await?;
@@ -177,25 +175,15 @@ impl Study {
             judges.push((name.clone(), judge));
         }
         let record = RunRecord {
-            format: 1,
-            name: String::new(),
-            dataset: dataset.url(),
             annotations: self.annotations,
             limit: self.limit.map(Into::into),
-            model: manifest.name.clone(),
-            model_digest: model_digest.clone(),
-            resolution: manifest.generator.resolution,
-            params: proto::Params::paper(),
             seed: self.seed,
-            version: env!("CARGO_PKG_VERSION").into(),
+            // Each row has a name and parameters of its own.
+            ..RunRecord::new("", dataset.url(), reference.clone(), Params::paper())
         };
         let mut about = About {
             which,
-            command: command(std::env::args()),
-            version: record.version.clone(),
-            dataset: self.dataset.clone(),
-            model: manifest.name.clone(),
-            model_digest,
+            provenance: Provenance::new(self.dataset, &reference),
             evaluations: self.evaluations,
             seeds: self.seeds,
             seed: self.seed,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::{LatentStart, SpatialTransform};
+use proto::{LatentStart, ModelRef, SpatialTransform};
 use results::bootstrap::Interval;
 use results::run::spread;
 use results::summary::SuperClasses;
@@ -10,13 +10,12 @@ use serde::Serialize;
 
 use super::Which;
 use super::claims::{Claim, Verdict, claims};
-use super::measured::{ByClass, METRICS, Measured, Take, by_class, common, difference, mean};
-use super::rows::{StudyRow, stage_one};
+use super::measured::{ByClass, METRICS, RowScores, Take, by_class, common, difference, mean};
+use super::rows::{PaperNumbers, StudyRow, stage_one};
 
-/// Where the numbers come from.
+/// What numbers of a study come from.
 #[derive(Clone, Debug, Serialize)]
-pub struct About {
-    pub which: Which,
+pub struct Provenance {
     /// The command that repeats it.
     pub command: String,
     /// Version of basin.
@@ -25,13 +24,27 @@ pub struct About {
     pub dataset: String,
     pub model: String,
     pub model_digest: String,
+}
+
+impl Provenance {
+    /// Of this process.
+    pub fn new(dataset: String, model: &ModelRef) -> Provenance {
+        let (model, model_digest) = (model.name.clone(), model.digest.clone());
+        let version = env!("CARGO_PKG_VERSION").into();
+        Provenance { command: super::command(std::env::args()), version, dataset, model, model_digest }
+    }
+}
+
+/// What a study is about.
+#[derive(Clone, Debug, Serialize)]
+pub struct About {
+    pub which: Which,
+    #[serde(flatten)]
+    pub provenance: Provenance,
     /// Generator evaluations of each seed in stage two.
     pub evaluations: u32,
-    /// Seeds of an image.
     pub seeds: u32,
-    /// The run seed of all rows.
     pub seed: u64,
-    /// Names and digests of the judges.
     pub judges: Vec<(String, String)>,
     /// Sentences about all rows.
     pub notes: Vec<String>,
@@ -59,12 +72,10 @@ pub struct StudyPage {
     pub shown: Vec<String>,
 }
 
-/// A row with its numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct RowNumbers {
     /// Name of its run.
     pub slug: String,
-    /// Name for people.
     pub name: String,
     /// Whether it has a spatial transform, a colour transform, the encoder's start.
     pub with: [bool; 3],
@@ -72,7 +83,6 @@ pub struct RowNumbers {
     pub note: Option<String>,
     /// Why there are no numbers.
     pub left_out: Option<String>,
-    /// Seeds of an image.
     pub seeds: u32,
     /// Generator evaluations of each seed in stage two, counted over the seeds that began.
     pub evaluations: f64,
@@ -92,8 +102,7 @@ pub struct RowNumbers {
     pub against: Option<String>,
     /// Its mean minus that row's, by metric.
     pub differences: BTreeMap<Take, Vec<Option<Interval>>>,
-    /// The paper's numbers: average and best of 18 seeds; L1, L2, LPIPS of AlexNet and of VGG.
-    pub paper: [Option<[f64; 4]>; 2],
+    pub paper: PaperNumbers,
 }
 
 impl RowNumbers {
@@ -109,20 +118,18 @@ impl RowNumbers {
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckedClaim {
     pub text: String,
-    /// Name of the metric.
     pub metric: String,
     /// The first row minus the second, best of the seeds.
     pub difference: Interval,
     pub verdict: Verdict,
 }
 
-/// The numbers of a row, or why it could not be run.
-pub type Ran = Result<Measured, String>;
+pub type Ran = Result<RowScores, String>;
 
 impl StudyPage {
     /// `rows` in the order of the table. Pictures of `pictures` images are shown.
     pub fn new(about: About, rows: &[(StudyRow, Ran)], pictures: usize, super_classes: &SuperClasses) -> StudyPage {
-        let ran: Vec<&Measured> = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).collect();
+        let ran: Vec<&RowScores> = rows.iter().filter_map(|(_, ran)| ran.as_ref().ok()).collect();
         let images = common(&ran);
         let metrics: Vec<String> =
             METRICS.iter().map(|&m| m.to_owned()).chain(about.judges.iter().map(|(name, _)| name.clone())).collect();
@@ -147,7 +154,7 @@ impl StudyPage {
             ),
             _ => (vec![], vec![]),
         };
-        let shown = if about.which == Which::PerClass { vec![] } else { spread(images.clone(), pictures) };
+        let shown = if about.which == Which::PerClass { vec![] } else { spread(images.clone(), Some(pictures)) };
         StudyPage { format: 1, rows: numbers.collect(), orderings, images, metrics, classes, super_classes, shown, about }
     }
 
@@ -156,7 +163,6 @@ impl StudyPage {
         by_class_metric(self.metrics.len())
     }
 
-    /// Names of the rows with numbers.
     pub fn labels(&self) -> Vec<String> {
         self.rows.iter().filter(|row| row.left_out.is_none()).map(RowNumbers::label).collect()
     }
@@ -167,10 +173,10 @@ fn by_class_metric(metrics: usize) -> usize {
     METRICS.len().min(metrics - 1)
 }
 
-fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&Measured>, images: &[String], metrics: usize) -> RowNumbers {
+fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&RowScores>, images: &[String], metrics: usize) -> RowNumbers {
     let measured = ran.as_ref().ok();
     let by_take = |take| {
-        let mean = |measured: &Measured| (0..metrics).map(|m| mean(&measured.values(images, take, m))).collect();
+        let mean = |measured: &RowScores| (0..metrics).map(|m| mean(&measured.values(images, take, m))).collect();
         Some((take, measured.filter(|_| !images.is_empty()).map(mean)?))
     };
     let differences = |take| {
@@ -199,6 +205,6 @@ fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&Measured>, images: &[St
         means: Take::ALL.into_iter().filter_map(by_take).collect(),
         against: row.against.filter(|_| other.is_some()).map(str::to_owned),
         differences: Take::ALL.into_iter().filter_map(differences).collect(),
-        paper: [row.paper.average, row.paper.best],
+        paper: row.paper,
     }
 }

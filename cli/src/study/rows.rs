@@ -10,7 +10,6 @@ use proto::{
 /// Seeds below which CMA-ES has no population.
 const FEWEST: u32 = 3;
 
-/// The limit of a row's work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
     /// Generator evaluations of each seed in stage two, at least 8.
@@ -19,28 +18,33 @@ pub struct Budget {
     pub seeds: u32,
 }
 
-/// A row of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StudyRow {
     /// Name of its run.
     pub slug: &'static str,
-    /// Name for people.
     pub name: &'static str,
     pub params: Params,
-    pub paper: Paper,
+    pub paper: PaperNumbers,
     /// Slug of the row that it is compared with.
     pub against: Option<&'static str>,
     /// A difference to the paper's rows.
     pub note: Option<String>,
 }
 
-/// The paper's numbers of a row: L1, L2, LPIPS of AlexNet and of VGG. The paper has other images and another generator.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Paper {
-    /// Average of 18 seeds.
-    pub average: Option<[f64; 4]>,
-    /// Best of 18 seeds.
-    pub best: Option<[f64; 4]>,
+/// The paper's average and best of 18 seeds, each as L1, L2, LPIPS of AlexNet and of VGG. The paper has other images and another
+/// generator.
+pub type PaperNumbers = [Option<[f64; 4]>; 2];
+
+impl StudyRow {
+    fn new(
+        slug: &'static str,
+        name: &'static str,
+        params: Params,
+        paper: PaperNumbers,
+        against: Option<&'static str>,
+    ) -> StudyRow {
+        StudyRow { slug, name, params, paper, against, note: None }
+    }
 }
 
 /// The start and the transforms of a row.
@@ -125,96 +129,49 @@ pub fn stage_one(params: &Params) -> Option<(u64, u64)> {
     Some((each, (engine::lane_steps(params) - engine::lane_steps(&stage_two)) / each))
 }
 
-const fn paper(average: [f64; 4], best: [f64; 4]) -> Paper {
-    Paper { average: Some(average), best: Some(best) }
-}
-
-const fn best(best: [f64; 4]) -> Paper {
-    Paper { average: None, best: Some(best) }
-}
-
 /// Table 1 in the paper's order; then free batches as in the authors' second code, and two own proposals.
 pub fn table1(budget: Budget) -> Vec<StudyRow> {
-    let row = |slug, name, latent: LatentSearch, with, paper, against| {
-        let params = budget.params(latent, with);
-        StudyRow { slug, name, params, paper, against, note: None }
-    };
-    let evaluations = budget.evaluations;
-    let (adam, basin) = (budget.adam(), budget.basin_cma(LastDescent::Fresh));
-    let lbfgs = LatentSearch::Lbfgs { evaluations };
-    let cma = LatentSearch::Cma { generations: evaluations };
-    let mut rows = vec![
-        row("adam", "Adam", adam.clone(), NONE, paper([0.98, 0.62, 0.41, 0.58], [0.83, 0.47, 0.33, 0.51]), None),
-        row("lbfgs", "L-BFGS", lbfgs, NONE, paper([1.04, 0.68, 0.45, 0.61], [0.85, 0.49, 0.35, 0.53]), Some("adam")),
-        row("cma", "CMA", cma, NONE, paper([0.96, 0.61, 0.39, 0.55], [0.91, 0.54, 0.37, 0.54]), Some("adam")),
-        row(
-            "encoder",
-            "None",
-            LatentSearch::Start,
-            ENCODER,
-            paper([1.61, 1.39, 0.62, 0.68], [1.35, 1.00, 0.55, 0.64]),
-            Some("adam"),
-        ),
-        row(
-            "adam-encoder",
-            "Adam",
-            adam.clone(),
-            ENCODER,
-            paper([0.96, 0.60, 0.39, 0.56], [0.82, 0.46, 0.32, 0.51]),
-            Some("adam"),
-        ),
-        row("adam-colour", "Adam", adam.clone(), COLOUR, paper([0.98, 0.62, 0.42, 0.58], [0.83, 0.47, 0.33, 0.51]), Some("adam")),
-        row(
-            "adam-spatial",
-            "Adam",
-            adam.clone(),
-            SPATIAL,
-            paper([0.90, 0.54, 0.44, 0.57], [0.76, 0.41, 0.36, 0.50]),
-            Some("adam"),
-        ),
-        row("adam-all", "Adam", adam, ALL, paper([0.88, 0.52, 0.42, 0.55], [0.76, 0.40, 0.36, 0.49]), Some("adam")),
-        row(
-            "cma-adam",
-            "CMA+Adam",
-            budget.cma_adam(),
-            NONE,
-            paper([0.93, 0.57, 0.37, 0.55], [0.83, 0.47, 0.32, 0.51]),
-            Some("adam"),
-        ),
+    let (adam, cma_adam, basin) = (budget.adam(), budget.cma_adam(), budget.basin_cma(LastDescent::Fresh));
+    let lbfgs = LatentSearch::Lbfgs { evaluations: budget.evaluations };
+    let cma = LatentSearch::Cma { generations: budget.evaluations };
+    let rows = [
+        ("adam", "Adam", &adam, NONE, [0.98, 0.62, 0.41, 0.58], [0.83, 0.47, 0.33, 0.51], None),
+        ("lbfgs", "L-BFGS", &lbfgs, NONE, [1.04, 0.68, 0.45, 0.61], [0.85, 0.49, 0.35, 0.53], Some("adam")),
+        ("cma", "CMA", &cma, NONE, [0.96, 0.61, 0.39, 0.55], [0.91, 0.54, 0.37, 0.54], Some("adam")),
+        ("encoder", "None", &LatentSearch::Start, ENCODER, [1.61, 1.39, 0.62, 0.68], [1.35, 1.00, 0.55, 0.64], Some("adam")),
+        ("adam-encoder", "Adam", &adam, ENCODER, [0.96, 0.60, 0.39, 0.56], [0.82, 0.46, 0.32, 0.51], Some("adam")),
+        ("adam-colour", "Adam", &adam, COLOUR, [0.98, 0.62, 0.42, 0.58], [0.83, 0.47, 0.33, 0.51], Some("adam")),
+        ("adam-spatial", "Adam", &adam, SPATIAL, [0.90, 0.54, 0.44, 0.57], [0.76, 0.41, 0.36, 0.50], Some("adam")),
+        ("adam-all", "Adam", &adam, ALL, [0.88, 0.52, 0.42, 0.55], [0.76, 0.40, 0.36, 0.49], Some("adam")),
+        ("cma-adam", "CMA+Adam", &cma_adam, NONE, [0.93, 0.57, 0.37, 0.55], [0.83, 0.47, 0.32, 0.51], Some("adam")),
+        ("basincma", "BasinCMA", &basin, NONE, [0.82, 0.48, 0.29, 0.51], [0.78, 0.43, 0.26, 0.49], Some("cma-adam")),
+        ("basincma-encoder", "BasinCMA", &basin, ENCODER, [0.82, 0.47, 0.29, 0.50], [0.78, 0.43, 0.26, 0.49], Some("basincma")),
+        ("basincma-colour", "BasinCMA", &basin, COLOUR, [0.81, 0.46, 0.29, 0.50], [0.77, 0.42, 0.25, 0.49], Some("basincma")),
+        ("basincma-spatial", "BasinCMA", &basin, SPATIAL, [0.72, 0.38, 0.33, 0.48], [0.69, 0.35, 0.31, 0.46], Some("basincma")),
+        ("basincma-all", "BasinCMA", &basin, ALL, [0.71, 0.37, 0.32, 0.47], [0.68, 0.34, 0.31, 0.46], Some("basincma")),
     ];
-    let basins = [
-        ("basincma", NONE, paper([0.82, 0.48, 0.29, 0.51], [0.78, 0.43, 0.26, 0.49])),
-        ("basincma-encoder", ENCODER, paper([0.82, 0.47, 0.29, 0.50], [0.78, 0.43, 0.26, 0.49])),
-        ("basincma-colour", COLOUR, paper([0.81, 0.46, 0.29, 0.50], [0.77, 0.42, 0.25, 0.49])),
-        ("basincma-spatial", SPATIAL, paper([0.72, 0.38, 0.33, 0.48], [0.69, 0.35, 0.31, 0.46])),
-        ("basincma-all", ALL, paper([0.71, 0.37, 0.32, 0.47], [0.68, 0.34, 0.31, 0.46])),
-    ];
-    for (slug, with, paper) in basins {
-        let against = if with == NONE { "cma-adam" } else { "basincma" };
-        rows.push(row(slug, "BasinCMA", basin.clone(), with, paper, Some(against)));
-    }
-    rows.extend(free_batches(budget));
-    rows.extend(own_proposals(budget));
-    rows
+    let rows = rows.map(|(slug, name, latent, with, average, best, against)| {
+        StudyRow::new(slug, name, budget.params(latent.clone(), with), [Some(average), Some(best)], against)
+    });
+    rows.into_iter().chain(free_batches(budget)).chain(own_proposals(budget)).collect()
 }
 
 /// Half the seeds with as many lane-steps in all.
-fn free_batches(budget: Budget) -> Vec<StudyRow> {
+fn free_batches(budget: Budget) -> [StudyRow; 2] {
     let (Budget { evaluations, seeds }, fewer) = (budget, budget.with_fewer_seeds());
     let note = format!("{} seeds of {} evaluations instead of {seeds} of {evaluations}", fewer.seeds, fewer.evaluations);
     let rows = [
         ("cma-adam-free", "CMA+Adam, free batch", fewer.cma_adam(), "cma-adam"),
         ("basincma-free", "hybrid (BasinCMA), free batch", fewer.basin_cma(LastDescent::Fresh), "basincma"),
     ];
-    let row = |(slug, name, latent, against)| {
-        let params = fewer.params(latent, NONE);
-        StudyRow { slug, name, params, paper: Paper::default(), against: Some(against), note: Some(note.clone()) }
-    };
-    rows.map(row).into()
+    rows.map(|(slug, name, latent, against)| {
+        let row = StudyRow::new(slug, name, fewer.params(latent, NONE), [None; 2], Some(against));
+        StudyRow { note: Some(note.clone()), ..row }
+    })
 }
 
 /// BasinCMA with another last descent.
-fn own_proposals(budget: Budget) -> Vec<StudyRow> {
+fn own_proposals(budget: Budget) -> [StudyRow; 2] {
     let seeds = budget.seeds;
     let (half, survivors) = (seeds.div_ceil(2), seeds.div_ceil(2).div_ceil(2));
     let rows = [
@@ -234,63 +191,51 @@ fn own_proposals(budget: Budget) -> Vec<StudyRow> {
             ),
         ),
     ];
-    let row = |(slug, name, last, note)| {
-        let params = budget.params(budget.basin_cma(last), NONE);
-        StudyRow { slug, name, params, paper: Paper::default(), against: Some("basincma"), note: Some(note) }
-    };
-    rows.map(row).into()
+    rows.map(|(slug, name, last, note)| {
+        let row = StudyRow::new(slug, name, budget.params(budget.basin_cma(last), NONE), [None; 2], Some("basincma"));
+        StudyRow { note: Some(note), ..row }
+    })
 }
 
 /// Table 2: where the class vector starts, with Adam.
 pub fn table2(budget: Budget) -> Vec<StudyRow> {
     let adam = || budget.params(budget.adam(), NONE);
-    let row = |slug, name, params, paper| {
-        let against = (slug != "adam").then_some("adam");
-        StudyRow { slug, name, params, paper: best(paper), against, note: None }
-    };
     let mut predicted = adam();
     predicted.object.class = ClassSource::Classifier;
     let starts = |class_start| Params { class_start, ..adam() };
-    vec![
-        row("class-gaussian", "Random Gaussian", starts(ClassStart::Gaussian), [1.26, 0.88, 0.69, 0.86]),
-        row("class-random", "Random class", starts(ClassStart::RandomClass), [0.88, 0.51, 0.40, 0.59]),
-        row("class-predicted", "Predicted", predicted, [0.84, 0.47, 0.33, 0.52]),
-        row("adam", "Ground truth", adam(), [0.83, 0.47, 0.33, 0.51]),
-    ]
+    let rows = [
+        ("class-gaussian", "Random Gaussian", starts(ClassStart::Gaussian), [1.26, 0.88, 0.69, 0.86], Some("adam")),
+        ("class-random", "Random class", starts(ClassStart::RandomClass), [0.88, 0.51, 0.40, 0.59], Some("adam")),
+        ("class-predicted", "Predicted", predicted, [0.84, 0.47, 0.33, 0.52], Some("adam")),
+        ("adam", "Ground truth", adam(), [0.83, 0.47, 0.33, 0.51], None),
+    ];
+    rows.map(|(slug, name, params, best, against)| StudyRow::new(slug, name, params, [None, Some(best)], against)).into()
 }
 
 /// Table 3: images that the generator was not trained on. The class is predicted, the mask detected if the model `detects`.
 pub fn table3(budget: Budget, detects: bool) -> Vec<StudyRow> {
+    let (adam, basin) = (budget.adam(), budget.basin_cma(LastDescent::Fresh));
     let rows = [
-        ("ood-adam", "Adam", budget.adam(), NONE, best([0.96, 0.57, 0.32, 0.56]), None),
-        ("ood-adam-transform", "Adam", budget.adam(), TRANSFORM, best([0.81, 0.45, 0.39, 0.52]), Some("ood-adam")),
+        ("ood-adam", "Adam", &adam, NONE, Some([0.96, 0.57, 0.32, 0.56]), None),
+        ("ood-adam-transform", "Adam", &adam, TRANSFORM, Some([0.81, 0.45, 0.39, 0.52]), Some("ood-adam")),
         // The paper's row is garbled in the copy at hand.
-        ("ood-basincma", "BasinCMA", budget.basin_cma(LastDescent::Fresh), NONE, Paper::default(), Some("ood-adam")),
-        (
-            "ood-basincma-transform",
-            "BasinCMA",
-            budget.basin_cma(LastDescent::Fresh),
-            TRANSFORM,
-            best([0.78, 0.42, 0.36, 0.49]),
-            Some("ood-basincma"),
-        ),
+        ("ood-basincma", "BasinCMA", &basin, NONE, None, Some("ood-adam")),
+        ("ood-basincma-transform", "BasinCMA", &basin, TRANSFORM, Some([0.78, 0.42, 0.36, 0.49]), Some("ood-basincma")),
     ];
-    let row = |(slug, name, latent, with, paper, against)| {
-        let mut params = budget.params(latent, with);
+    let row = |(slug, name, latent, with, best, against): (_, _, &LatentSearch, _, _, _)| {
+        let mut params = budget.params(latent.clone(), with);
         params.object.class = ClassSource::Classifier;
         if detects {
             params.object.mask = MaskSource::DetectorBox;
         }
-        StudyRow { slug, name, params, paper, against, note: None }
+        StudyRow::new(slug, name, params, [None, best], against)
     };
-    rows.into_iter().map(row).collect()
+    rows.map(row).into()
 }
 
 /// Figure 9: CMA+Adam with the transform.
 pub fn per_class(budget: Budget) -> Vec<StudyRow> {
-    let params = budget.params(budget.cma_adam(), TRANSFORM);
-    let (paper, slug, name) = (Paper::default(), "cma-adam-transform", "CMA+Adam");
-    vec![StudyRow { slug, name, params, paper, against: None, note: None }]
+    vec![StudyRow::new("cma-adam-transform", "CMA+Adam", budget.params(budget.cma_adam(), TRANSFORM), [None; 2], None)]
 }
 
 #[cfg(test)]

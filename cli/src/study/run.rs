@@ -18,18 +18,16 @@ use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
 
 use super::files::Figure;
-use super::fleet::Fleet;
-use super::measured::{Measured, Scores};
+use super::fleet::StudyFleet;
+use super::measured::{RowScores, Scores};
 use super::page::{Ran, StudyPage};
 use super::rows::StudyRow;
-use crate::local::{Local, Outcome, Task};
+use crate::local::{Local, LocalRun, Outcome};
 
-/// The parts that all rows share.
 pub struct Setting<'a> {
     pub local: &'a Local,
     /// Runs the rows instead of this process.
-    pub fleet: Option<Fleet>,
-    /// The model, loaded once.
+    pub fleet: Option<StudyFleet>,
     pub model: LoadedModel,
     pub dataset: Store,
     /// The study's own store: each row has a folder in it.
@@ -42,11 +40,9 @@ pub struct Setting<'a> {
     pub judges: Vec<(String, Judge)>,
 }
 
-/// The rows that are finished.
 pub struct Done {
     /// In their order. A row that was not reached before a signal has no entry.
     pub rows: Vec<(StudyRow, Ran)>,
-    /// A signal stopped the study.
     pub interrupted: bool,
 }
 
@@ -94,12 +90,11 @@ impl Setting<'_> {
                 }
             };
             let judged = self.judged(&row, &records, &results).await?;
-            done.rows.push((row, Ok(Measured::new(&records, &judged))));
+            done.rows.push((row, Ok(RowScores::new(&records, &judged))));
         }
         Ok(done)
     }
 
-    /// Where a row's results are.
     fn results(&self, row: &StudyRow) -> Result<Store, store::Error> {
         match &self.fleet {
             Some(fleet) => fleet.results(row),
@@ -135,14 +130,14 @@ impl Setting<'_> {
     async fn project(&self, row: &StudyRow, results: &Store, title: String) -> anyhow::Result<Outcome> {
         let spec = RunSpec::new(self.record(row), &self.model.manifest);
         let redrive = self.redrive.clone();
-        let task = Task { spec, redrive, dataset: &self.dataset, results, record: None, title };
-        let outcome = self.local.project(task, || self.model.copy()).await;
+        let run = LocalRun { spec, redrive, dataset: &self.dataset, results, record: None, title };
+        let outcome = self.local.project(run, || self.model.copy()).await;
         outcome.with_context(|| format!("cannot run row {} of the study", row.slug))
     }
 
     /// The targets that a page shows, and their inverted images in each row.
     pub async fn grid(&self, page: &StudyPage, rows: &[(StudyRow, Ran)]) -> anyhow::Result<Option<Figure>> {
-        let ran: Vec<(&StudyRow, &Measured)> = rows.iter().filter_map(|(row, ran)| Some((row, ran.as_ref().ok()?))).collect();
+        let ran: Vec<(&StudyRow, &RowScores)> = rows.iter().filter_map(|(row, ran)| Some((row, ran.as_ref().ok()?))).collect();
         let Some(first) = ran.first().filter(|_| !page.shown.is_empty()) else { return Ok(None) };
         let lines = std::iter::once((first, Item::Target)).chain(ran.iter().map(|row| (row, Item::Inverted)));
         let mut pictures = Vec::new();
@@ -188,7 +183,9 @@ impl Setting<'_> {
                             continue;
                         }
                     };
-                    let opinion = Opinion { attempt: record.attempt.clone(), lpips: lpips.into_iter().map(finite).collect() };
+                    // JSON has no NaN.
+                    let lpips = lpips.into_iter().map(|value| Some(value).filter(|value| value.is_finite())).collect();
+                    let opinion = Opinion { attempt: record.attempt.clone(), lpips };
                     opinions.images.insert(record.image.clone(), opinion);
                     new += 1;
                     if new % KEPT_EVERY == 0 {
@@ -227,11 +224,6 @@ fn check_results(outcome: &Outcome, results: &Store) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// JSON has no NaN.
-fn finite(value: f64) -> Option<f64> {
-    value.is_finite().then_some(value)
-}
-
 /// Images between two writes of the judges' distances.
 const KEPT_EVERY: usize = 64;
 
@@ -240,7 +232,6 @@ const KEPT_EVERY: usize = 64;
 struct Opinions {
     /// Version of the file's format: 1.
     format: u32,
-    /// Digest of the judge.
     judge: String,
     images: BTreeMap<String, Opinion>,
 }

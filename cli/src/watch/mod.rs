@@ -1,7 +1,5 @@
-//! `basin watch`: a fleet in a terminal. [`State::apply`] and [`view`] are pure; the rest is the shell around them.
+//! `basin watch`: a fleet in a terminal. [`Screen::apply`] and [`view`] are pure; the rest is the shell around them.
 
-mod ask;
-mod bars;
 mod state;
 mod table;
 #[cfg(test)]
@@ -16,15 +14,15 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use client::SHORT;
+use anyhow::{Context, Error, bail};
+use client::api::Change;
+use client::{Client, ClientError, SHORT};
 use proto::keys;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use self::ask::ask;
-use self::state::{Command, Input, State, interrupted};
+use self::state::{Command, FleetView, Input, Screen, interrupted};
 use self::view::view;
 use crate::connection::Connection;
 use crate::wait::{EVERY, wait};
@@ -33,7 +31,7 @@ use crate::wait::{EVERY, wait};
 const BLINK: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct WatchArgs {
     /// Name of a run to open. Default: the list of all runs.
     run: Option<String>,
     /// Print plain lines until the run is finished, or all runs are. Default when stdout is not a terminal.
@@ -43,7 +41,7 @@ pub struct Args {
     connection: Connection,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: WatchArgs) -> anyhow::Result<ExitCode> {
     if let Some(name) = &args.run {
         keys::check_run(name).map_err(|problem| anyhow::anyhow!("the run's name {name:?} {problem}"))?;
     }
@@ -53,12 +51,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let (client, open) = (args.connection.client(SHORT)?, args.run);
     // An error of the first request, such as a wrong token, is final. Later ones are shown, and the request is repeated.
-    let fleet = ask::fleet(&client, open.as_deref())?;
-    let mut state = State {
+    let fleet = fleet(&client, open.as_deref())?;
+    let mut state = Screen {
         coordinator: client.base().to_owned(),
         colour: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         open: open.clone(),
-        ..State::default()
+        ..Screen::default()
     };
     state.apply(Input::Fleet(fleet.into()), 0.0);
     let signal = Arc::new(AtomicUsize::new(0));
@@ -90,7 +88,7 @@ fn pressed() -> anyhow::Result<Input> {
 /// Draws the state until the user quits.
 fn show(
     terminal: &mut DefaultTerminal,
-    state: &mut State,
+    state: &mut Screen,
     signal: &AtomicUsize,
     inputs: &Receiver<anyhow::Result<Input>>,
     commands: &Sender<Command>,
@@ -128,4 +126,43 @@ fn plain(connection: &Connection, run: Option<String>) -> anyhow::Result<ExitCod
         say!("no run is open");
     }
     wait(connection, &open)
+}
+
+/// Requests the fleet's state every second and carries out commands, until the screen is gone.
+fn ask(client: &Client, mut open: Option<String>, commands: &Receiver<Command>, inputs: &Sender<anyhow::Result<Input>>) {
+    loop {
+        match commands.recv_timeout(EVERY) {
+            Ok(Command::SetState(run, state)) => {
+                let change = Change { state: Some(state), ..Change::default() };
+                let note = match client.change(&run, &change) {
+                    Ok(status) => format!("{run} is {}", status.state.as_str()),
+                    Err(error) => format!("{:#}", Error::from(error)),
+                };
+                if inputs.send(Ok(Input::Note(note))).is_err() {
+                    return;
+                }
+            }
+            Ok(Command::Open(run)) => open = run,
+            Ok(Command::Quit(_)) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let input = match fleet(client, open.as_deref()) {
+            Ok(fleet) => Input::Fleet(fleet.into()),
+            Err(error) => Input::Lost(format!("{:#}", Error::from(error))),
+        };
+        if inputs.send(Ok(input)).is_err() {
+            return;
+        }
+    }
+}
+
+/// The fleet's state now, with the failures of the run that is open.
+fn fleet(client: &Client, open: Option<&str>) -> Result<FleetView, ClientError> {
+    let mut fleet = FleetView { runs: client.runs()?, workers: client.workers()?, open: None };
+    if let Some(name) = open {
+        let run = client.run(name)?;
+        let failures = client.failures(name).map_err(|error| format!("{:#}", Error::from(error)));
+        fleet.open = Some((run, failures));
+    }
+    Ok(fleet)
 }

@@ -13,18 +13,17 @@ const SILENCE: f64 = 4.0;
 
 /// The fleet at one time. Its texts are what the coordinator sent: only [`super::view`] prints them, escaped.
 #[derive(Debug, Default)]
-pub struct Fleet {
+pub struct FleetView {
     pub runs: Vec<RunStatus>,
     pub workers: Vec<WorkerStatus>,
     /// The run that is open, with its failures, or why they are unknown.
     pub open: Option<(RunStatus, Result<Vec<FailureGroup>, String>)>,
 }
 
-/// What happens to a [`State`].
 #[derive(Debug)]
 pub enum Input {
     Key(KeyEvent),
-    Fleet(Box<Fleet>),
+    Fleet(Box<FleetView>),
     /// The coordinator gave no usable answer, and why.
     Lost(String),
     /// The outcome of a [`Command::SetState`], for the user.
@@ -32,7 +31,6 @@ pub enum Input {
     Tick,
 }
 
-/// What a [`State`] wants done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Request this run's failures, too; without a run only the lists.
@@ -42,15 +40,13 @@ pub enum Command {
 }
 
 #[derive(Debug, Default)]
-pub struct State {
-    /// URL of the coordinator.
+pub struct Screen {
     pub coordinator: String,
     pub colour: bool,
     /// Seconds since the start: now, and when the coordinator answered last.
     pub now: f64,
     pub heard: f64,
-    pub fleet: Fleet,
-    /// Why the last request failed.
+    pub fleet: FleetView,
     pub lost: Option<String>,
     /// Name of the open run; without one all runs are listed.
     pub open: Option<String>,
@@ -64,8 +60,7 @@ pub struct State {
     pub help: bool,
 }
 
-impl State {
-    /// Takes in what happened at `now`.
+impl Screen {
     pub fn apply(&mut self, input: Input, now: f64) -> Option<Command> {
         self.now = now;
         match input {

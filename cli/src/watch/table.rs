@@ -9,18 +9,17 @@ use ratatui::widgets::{Row, Table, TableState};
 /// Width that the first column keeps, if its cells need it.
 const SHORT: usize = 12;
 
-pub struct Column {
+struct Column {
     title: &'static str,
     /// Columns with the lowest number get room first. 0 is the first column: it is always shown, and shrinks.
     need: u8,
     cells: Vec<Line<'static>>,
 }
 
-impl Column {
-    pub fn new(title: &'static str, need: u8, cells: impl Iterator<Item = Line<'static>>) -> Column {
-        Column { title, need, cells: cells.collect() }
-    }
+/// Title and need of a column, and its cell for an item.
+pub type Spec<'a, T> = (&'static str, u8, &'a dyn Fn(&T) -> Line<'static>);
 
+impl Column {
     fn width(&self) -> usize {
         self.cells.iter().map(Line::width).max().unwrap_or(0).max(self.title.len())
     }
@@ -33,7 +32,9 @@ impl Column {
 }
 
 /// Draws as many columns and rows as there is room for, with the chosen row in sight.
-pub fn draw(frame: &mut Frame, area: Rect, mut columns: Vec<Column>, chosen: Option<usize>) {
+pub fn draw<T, const N: usize>(frame: &mut Frame, area: Rect, items: &[T], columns: [Spec<T>; N], chosen: Option<usize>) {
+    let column = |(title, need, cell): Spec<T>| Column { title, need, cells: items.iter().map(cell).collect() };
+    let mut columns: Vec<Column> = columns.map(column).into();
     let marker = 2 * usize::from(chosen.is_some());
     let widths = fit(&mut columns, usize::from(area.width).saturating_sub(marker));
     let height = usize::from(area.height.saturating_sub(1));

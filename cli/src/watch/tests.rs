@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::style::Color;
 use serde_json::{Value, json};
 
-use super::state::{Command, Fleet, Input, State};
+use super::state::{Command, FleetView, Input, Screen};
 use super::view::view;
 use crate::terminal::harmless;
 
@@ -35,38 +35,41 @@ fn workers() -> Value {
     ])
 }
 
-fn fleet(runs: Value) -> Box<Fleet> {
+fn fleet(runs: Value) -> Box<FleetView> {
     let workers = serde_json::from_value(workers()).unwrap();
-    Box::new(Fleet { runs: serde_json::from_value(runs).unwrap(), workers, open: None })
+    Box::new(FleetView { runs: serde_json::from_value(runs).unwrap(), workers, open: None })
 }
 
 /// The fleet with the run `open` opened, if there is one of that name. `failures` that cannot be read stand for an error.
-fn watching(runs: Value, open: &str, failures: Value) -> State {
+fn watching(runs: Value, open: &str, failures: Value) -> Screen {
     let mut fleet = fleet(runs);
     let run = fleet.runs.iter().find(|run| run.name == open).cloned();
     let failures: Result<Vec<FailureGroup>, String> = serde_json::from_value(failures).map_err(|e| e.to_string());
     fleet.open = run.map(|run| (run, failures));
     let open = fleet.open.as_ref().map(|(run, _)| run.name.clone());
-    let mut state = State { coordinator: "http://here".into(), colour: true, open, ..State::default() };
+    let mut state = Screen { coordinator: "http://here".into(), colour: true, open, ..Screen::default() };
     state.apply(Input::Fleet(fleet), 1.0);
     state
 }
 
-fn screen(state: &State, width: u16, height: u16) -> String {
+fn drawn(state: &Screen, width: u16, height: u16) -> TestBackend {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| view(frame, state)).unwrap();
-    terminal.backend().to_string()
+    terminal.backend().clone()
 }
 
-fn press(state: &mut State, code: KeyCode) -> Option<Command> {
+fn screen(state: &Screen, width: u16, height: u16) -> String {
+    drawn(state, width, height).to_string()
+}
+
+fn press(state: &mut Screen, code: KeyCode) -> Option<Command> {
     state.apply(Input::Key(code.into()), 1.0)
 }
 
-fn assert_steers_nothing(state: &State, width: u16, height: u16) {
-    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    terminal.draw(|frame| view(frame, state)).unwrap();
-    let cells = terminal.backend().buffer().content().iter();
-    let steering = cells.flat_map(|cell| cell.symbol().chars()).find(|c| c.is_control() || *c == '\u{202e}');
+fn assert_steers_nothing(state: &Screen, width: u16, height: u16) {
+    let drawn = drawn(state, width, height);
+    let steering =
+        drawn.buffer().content().iter().flat_map(|cell| cell.symbol().chars()).find(|c| c.is_control() || *c == '\u{202e}');
     assert_eq!(steering, None, "at {width} x {height}");
 }
 
@@ -100,17 +103,10 @@ fn a_run_shows_its_classes_with_errors_its_workers_first_and_its_failures_by_kin
     let mut state = watching(runs(), "night", failures);
     for (width, height) in [(120, 30), (80, 40)] {
         let shown = screen(&state, width, height);
-        assert_shows(
-            &shown,
-            &["night  running", "62 %", "1243 of 2000 images", "3 failed, 4 with workers, 8 queued, 745 waiting"],
-        );
-        assert_shows(
-            &shown,
-            &[
-                "3600 images/h, 12 min left, about $3.20 in all, priority 5",
-                "fetch 0.1 s, latent search 13 s, final descent 2.0 s per image",
-            ],
-        );
+        assert_shows(&shown, &["night  running", "62 %", "1243 of 2000 images"]);
+        assert_shows(&shown, &["3 failed, 4 with workers, 8 queued, 745 waiting"]);
+        assert_shows(&shown, &["3600 images/h, 12 min left, about $3.20 in all, priority 5"]);
+        assert_shows(&shown, &["fetch 0.1 s, latent search 13 s, final descent 2.0 s per image"]);
         assert_shows(&shown, &["LPIPS ± standard error", "Bag", "640", "0.2000 ± 0.0500", "▓", "─", "0.4000"]);
         assert_shows(&shown, &["2 bad_image", "a.png: no such format", "1 bad_mask", "c.png"]);
         assert!(!shown.contains("another"), "{shown}");
@@ -192,7 +188,7 @@ fn a_tiny_terminal_still_says_the_most_important() {
 
 #[test]
 fn nothing_to_show_is_said() {
-    let mut state = State { open: Some("gone".into()), ..State::default() };
+    let mut state = Screen { open: Some("gone".into()), ..Screen::default() };
     assert_shows(&screen(&state, 80, 10), &["there is no run gone", "0 workers"]);
     assert_eq!([KeyCode::Down, KeyCode::Home].map(|key| press(&mut state, key)), [None, None]);
     assert_eq!(press(&mut state, KeyCode::Esc), Some(Command::Open(None)));
@@ -208,7 +204,7 @@ fn nothing_to_show_is_said() {
 #[test]
 fn a_lost_coordinator_is_shown_beside_its_last_answer_until_it_answers_again() {
     let mut state = watching(runs(), "", json!([]));
-    let silent = |state: &State| screen(state, 100, 20).contains("no answer for");
+    let silent = |state: &Screen| screen(state, 100, 20).contains("no answer for");
     state.apply(Input::Tick, 3.0);
     assert!(!silent(&state));
     // It hangs.
@@ -269,10 +265,8 @@ fn a_long_list_follows_the_choice() {
 #[test]
 fn without_colour_there_is_none() {
     let mut state = watching(runs(), "night", json!([{ "reason": "bad_image", "images": 2, "examples": [] }]));
-    let coloured = |state: &State| {
-        let mut terminal = Terminal::new(TestBackend::new(120, 30)).unwrap();
-        terminal.draw(|frame| view(frame, state)).unwrap();
-        terminal.backend().buffer().content().iter().any(|cell| (cell.fg, cell.bg) != (Color::Reset, Color::Reset))
+    let coloured = |state: &Screen| {
+        drawn(state, 120, 30).buffer().content().iter().any(|cell| (cell.fg, cell.bg) != (Color::Reset, Color::Reset))
     };
     assert!(coloured(&state));
     state.colour = false;

@@ -1,4 +1,4 @@
-//! The screen of a [`State`]. Every text of the coordinator goes through [`harmless`].
+//! Draws a [`Screen`]. Every text of the coordinator goes through [`harmless`].
 
 use client::api::{ClassStatus, FailureGroup, ImageRow, RunStatus, WorkerStatus};
 use proto::{RunState, Stage};
@@ -9,16 +9,14 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Clear, Paragraph, Wrap};
 use results::format::{duration, short};
 
-use super::bars;
-use super::state::{State, finished};
-use super::table::{self, Column, cells};
+use super::state::{Screen, finished, succeeded};
+use super::table::{self, Spec, cells};
 use crate::terminal::harmless;
 
 /// Seconds after which a worker's silence is mentioned.
 const WORKER_SILENCE: f64 = 30.0;
 
-/// Draws the whole screen.
-pub fn view(frame: &mut Frame, state: &State) {
+pub fn view(frame: &mut Frame, state: &Screen) {
     let [head, body, foot] =
         Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)]).areas(frame.area());
     view_head(frame, head, state);
@@ -33,7 +31,7 @@ pub fn view(frame: &mut Frame, state: &State) {
     }
 }
 
-fn view_head(frame: &mut Frame, area: Rect, state: &State) {
+fn view_head(frame: &mut Frame, area: Rect, state: &Screen) {
     let title = match (&state.open, state.run()) {
         (Some(name), Some(run)) => vec![harmless(name).bold(), "  ".into(), state_of(state, run)],
         (Some(name), None) => vec![harmless(name).bold()],
@@ -49,7 +47,7 @@ fn view_head(frame: &mut Frame, area: Rect, state: &State) {
 }
 
 /// The most urgent of: a question, a silence, a note, the keys.
-fn view_foot(frame: &mut Frame, area: Rect, state: &State) {
+fn view_foot(frame: &mut Frame, area: Rect, state: &Screen) {
     let line = if let Some((run, wanted)) = &state.question {
         let verb = if *wanted == RunState::Paused { "pause" } else { "resume" };
         Line::from(format!("{verb} {}? y/n", harmless(run))).bold()
@@ -84,7 +82,7 @@ fn view_help(frame: &mut Frame, area: Rect) {
     frame.render_widget(Paragraph::new(KEYS.map(Line::raw).to_vec()).block(block), middle);
 }
 
-fn view_runs(frame: &mut Frame, area: Rect, state: &State) {
+fn view_runs(frame: &mut Frame, area: Rect, state: &Screen) {
     let runs = &state.fleet.runs;
     if runs.is_empty() {
         frame.render_widget(Paragraph::new("no runs yet: submit one with `basin submit`").wrap(Wrap::default()), area);
@@ -96,25 +94,24 @@ fn view_runs(frame: &mut Frame, area: Rect, state: &State) {
     let [list, trouble, workers] =
         Layout::vertical([Constraint::Max(rows), Constraint::Max(lines.min(area.height / 3)), Constraint::Fill(1)]).areas(area);
     let bar = usize::from(area.width / 5).clamp(6, 30);
-    let column = |title, need, cell: &dyn Fn(&RunStatus) -> Line<'static>| Column::new(title, need, runs.iter().map(cell));
-    let columns = [
-        column("run", 0, &|run| Line::raw(harmless(&run.name))),
-        column("state", 2, &|run| state_of(state, run).into()),
-        column("", 5, &|run| bars::progress(state, run, bar)),
-        column("finished", 1, &|run| Line::raw(percent(run)).right_aligned()),
-        column("images", 6, &|run| Line::raw(format!("{}/{}", finished(run), run.images)).right_aligned()),
-        column("per hour", 7, &|run| Line::raw(rate(run).unwrap_or_default()).right_aligned()),
-        column("left", 4, &|run| Line::raw(left(run).unwrap_or_default()).right_aligned()),
-        column("failed", 3, &|run| failed(state, run).right_aligned()),
+    let columns: [Spec<RunStatus>; 8] = [
+        ("run", 0, &|run| Line::raw(harmless(&run.name))),
+        ("state", 2, &|run| state_of(state, run).into()),
+        ("", 5, &|run| progress_bar(state, run, bar)),
+        ("finished", 1, &|run| Line::raw(percent(run)).right_aligned()),
+        ("images", 6, &|run| Line::raw(format!("{}/{}", finished(run), run.images)).right_aligned()),
+        ("per hour", 7, &|run| Line::raw(rate(run).unwrap_or_default()).right_aligned()),
+        ("left", 4, &|run| Line::raw(left(run).unwrap_or_default()).right_aligned()),
+        ("failed", 3, &|run| failed(state, run).right_aligned()),
     ];
-    table::draw(frame, list, columns.into(), state.at());
+    table::draw(frame, list, runs, columns, state.at());
     if let Some(problem) = problem {
         frame.render_widget(problem_of(state, problem), trouble);
     }
     view_workers(frame, workers, state, None);
 }
 
-fn view_run(frame: &mut Frame, area: Rect, state: &State, run: &RunStatus) {
+fn view_run(frame: &mut Frame, area: Rect, state: &Screen, run: &RunStatus) {
     let lines = numbers(state, run, area.width);
     let trouble = 2 * u16::from(run.problem.is_some());
     let [numbers, problem, rest] =
@@ -140,8 +137,8 @@ fn view_run(frame: &mut Frame, area: Rect, state: &State, run: &RunStatus) {
 }
 
 /// The lines above a run's tables.
-fn numbers(state: &State, run: &RunStatus, width: u16) -> Vec<Line<'static>> {
-    let mut first = bars::progress(state, run, usize::from(width / 2).clamp(4, 60));
+fn numbers(state: &Screen, run: &RunStatus, width: u16) -> Vec<Line<'static>> {
+    let mut first = progress_bar(state, run, usize::from(width / 2).clamp(4, 60));
     first.push_span(format!(" {}  {} of {}", percent(run), finished(run), counted(run.images, "image")));
     let mut counts = failed(state, run);
     counts.push_span(format!(" failed, {} with workers, {} queued, {} waiting", run.started, run.queued, run.waiting));
@@ -161,7 +158,7 @@ fn numbers(state: &State, run: &RunStatus, width: u16) -> Vec<Line<'static>> {
     lines
 }
 
-fn view_classes(frame: &mut Frame, area: Rect, state: &State, run: &RunStatus) {
+fn view_classes(frame: &mut Frame, area: Rect, state: &Screen, run: &RunStatus) {
     let lpips = run.classes.iter().any(|class| class.lpips.is_some());
     let value = |class: &ClassStatus| if lpips { class.lpips } else { class.loss };
     let error = |class: &ClassStatus| if lpips { class.lpips_standard_error } else { None };
@@ -173,25 +170,23 @@ fn view_classes(frame: &mut Frame, area: Rect, state: &State, run: &RunStatus) {
     }
     let most = run.classes.iter().filter_map(|class| Some(value(class)? + error(class).unwrap_or(0.0))).fold(0.0, f64::max);
     let width = usize::from(area.width / 3).clamp(6, 40);
-    let bar = |class: &ClassStatus| value(class).map(|v| bars::value(state, v, error(class), most, width)).unwrap_or_default();
+    let bar = |class: &ClassStatus| value(class).map(|v| value_bar(state, v, error(class), most, width)).unwrap_or_default();
     let number = |class: &ClassStatus| match (value(class), error(class)) {
         (Some(value), Some(error)) => format!("{value:.4} ± {error:.4}"),
         (Some(value), None) => format!("{value:.4}"),
         (None, _) => String::new(),
     };
-    let column =
-        |title, need, cell: &dyn Fn(&ClassStatus) -> Line<'static>| Column::new(title, need, run.classes.iter().map(cell));
-    let columns = [
-        column("class", 0, &|class| Line::raw(harmless(&class.class))),
-        column("images", 3, &|class| Line::raw(class.images.to_string()).right_aligned()),
-        column("", 2, &bar),
-        column(if lpips { "LPIPS" } else { "loss" }, 1, &|class| Line::raw(number(class))),
+    let columns: [Spec<ClassStatus>; 4] = [
+        ("class", 0, &|class| Line::raw(harmless(&class.class))),
+        ("images", 3, &|class| Line::raw(class.images.to_string()).right_aligned()),
+        ("", 2, &bar),
+        (if lpips { "LPIPS" } else { "loss" }, 1, &|class| Line::raw(number(class))),
     ];
-    table::draw(frame, area, columns.into(), Some(state.class.min(run.classes.len() - 1)));
+    table::draw(frame, area, &run.classes, columns, Some(state.class.min(run.classes.len() - 1)));
 }
 
 /// The workers of `run` come first.
-fn view_workers(frame: &mut Frame, area: Rect, state: &State, run: Option<&RunStatus>) {
+fn view_workers(frame: &mut Frame, area: Rect, state: &Screen, run: Option<&RunStatus>) {
     let Some(area) = panel(frame, area, "workers") else { return };
     if state.fleet.workers.is_empty() {
         frame.render_widget("none", area);
@@ -212,20 +207,17 @@ fn view_workers(frame: &mut Frame, area: Rect, state: &State, run: Option<&RunSt
         let rate = worker.alive.lane_steps_per_second;
         if rate > 0.0 { format!("{rate:.0}") } else { String::new() }
     };
-    let column = |title, need, cell: &dyn Fn(&WorkerStatus) -> Line<'static>| {
-        Column::new(title, need, workers.iter().map(|worker| cell(worker)))
-    };
-    let columns = [
-        column("worker", 0, &|worker| Line::raw(harmless(&worker.name))),
-        column("activity", 1, &activity),
-        column("run", 2, &|worker| Line::raw(run_of(worker))),
-        column("lane-steps/s", 3, &|worker| Line::raw(speed(worker)).right_aligned()),
-        column("devices", 4, &|worker| Line::raw(harmless(&worker.alive.devices))),
+    let columns: [Spec<&WorkerStatus>; 5] = [
+        ("worker", 0, &|worker| Line::raw(harmless(&worker.name))),
+        ("activity", 1, &|worker| activity(worker)),
+        ("run", 2, &|worker| Line::raw(run_of(worker))),
+        ("lane-steps/s", 3, &|worker| Line::raw(speed(worker)).right_aligned()),
+        ("devices", 4, &|worker| Line::raw(harmless(&worker.alive.devices))),
     ];
-    table::draw(frame, area, columns.into(), None);
+    table::draw(frame, area, &workers, columns, None);
 }
 
-fn view_failures(frame: &mut Frame, area: Rect, state: &State) {
+fn view_failures(frame: &mut Frame, area: Rect, state: &Screen) {
     let Some(area) = panel(frame, area, "failures") else { return };
     let mut lines = Vec::new();
     match state.failures() {
@@ -260,7 +252,7 @@ fn panel(frame: &mut Frame, area: Rect, title: &str) -> Option<Rect> {
 }
 
 /// The run's state, with `!` where it cannot continue.
-fn state_of(state: &State, run: &RunStatus) -> Span<'static> {
+fn state_of(state: &Screen, run: &RunStatus) -> Span<'static> {
     let colour = match run.state {
         _ if run.problem.is_some() => Color::Red,
         RunState::Running => Color::Cyan,
@@ -271,12 +263,12 @@ fn state_of(state: &State, run: &RunStatus) -> Span<'static> {
     Span::styled(format!("{}{mark}", run.state.as_str()), state.style(colour))
 }
 
-fn problem_of(state: &State, problem: &str) -> Paragraph<'static> {
+fn problem_of(state: &Screen, problem: &str) -> Paragraph<'static> {
     let text = format!("cannot continue now: {}", harmless(problem));
     Paragraph::new(text).style(state.style(Color::Red)).wrap(Wrap { trim: false })
 }
 
-fn failed(state: &State, run: &RunStatus) -> Line<'static> {
+fn failed(state: &Screen, run: &RunStatus) -> Line<'static> {
     let style = if run.failed > 0 { state.style(Color::Red).add_modifier(Modifier::BOLD) } else { Style::new() };
     Span::styled(run.failed.to_string(), style).into()
 }
@@ -306,4 +298,33 @@ fn stages(run: &RunStatus) -> Option<String> {
 
 fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Of `width` cells: images that succeeded, that failed, and that are left.
+fn progress_bar(state: &Screen, run: &RunStatus, width: usize) -> Line<'static> {
+    let cells = |images: usize| (images.min(run.images) as f64 / run.images.max(1) as f64 * width as f64) as usize;
+    let done = cells(succeeded(run));
+    // A single failure among many images is visible.
+    let failed = (cells(finished(run)) - done).max(usize::from(run.failed > 0)).min(width);
+    let done = done.min(width - failed);
+    vec![
+        Span::styled("█".repeat(done), state.style(Color::Green)),
+        Span::styled("▒".repeat(failed), state.style(Color::Red)),
+        Span::raw("░".repeat(width - done - failed)),
+    ]
+    .into()
+}
+
+/// A value on a scale from 0 to `most`, with its standard error to both sides.
+fn value_bar(state: &Screen, value: f64, error: Option<f64>, most: f64, width: usize) -> Line<'static> {
+    let cell = |value: f64| if most > 0.0 { ((value / most).clamp(0.0, 1.0) * width as f64).round() as usize } else { 0 };
+    let error = error.unwrap_or(0.0);
+    let (low, middle, high) = (cell(value - error), cell(value), cell(value + error));
+    let whole = if low < middle { low } else { middle };
+    vec![
+        Span::styled("█".repeat(whole), state.style(Color::Cyan)),
+        Span::styled("▓".repeat(middle - whole), state.style(Color::Cyan)),
+        Span::raw("─".repeat(high - middle)),
+    ]
+    .into()
 }

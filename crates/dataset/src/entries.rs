@@ -53,7 +53,6 @@ pub(crate) fn pack(objects: impl IntoIterator<Item = (String, String)>) -> Vec<(
     texts.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
 }
 
-/// Why an entry cannot be used.
 pub(crate) struct Problem {
     reason: FailureReason,
     message: String,
@@ -85,22 +84,21 @@ impl<'a> Entries<'a> {
     pub(crate) fn new(file: &str, listing: &'a Listing, object: &'a Object) -> Entries<'a> {
         let beside = file.rfind('/').map_or("", |slash| &file[..=slash]);
         let mut folders = vec![beside.to_owned(), format!("{beside}{IMAGES}"), String::new(), IMAGES.to_owned()];
-        folders.extend(shipped_folder(file).map(|folder| format!("{folder}/")));
-        folders.extend(shipped_folder(file).map(|folder| format!("{IMAGES}{folder}/")));
+        folders.extend(shipped_folder(file).into_iter().flat_map(|folder| [format!("{folder}/"), format!("{IMAGES}{folder}/")]));
         Entries { listing, object, folders, entries: Vec::new(), nameless: BTreeMap::new() }
     }
 
     /// Key and identity of the image with this name in the annotations.
     pub(crate) fn find(&self, name: &str) -> Result<(SharedStr, SharedStr), Problem> {
-        keys::check_image(name)
-            .map_err(|problem| Problem::new(FailureReason::BadName, format!("the image's name {name:?} {problem}")))?;
+        let bad_name =
+            |what, name: &str, problem| Problem::new(FailureReason::BadName, format!("the image's {what} {name:?} {problem}"));
+        keys::check_image(name).map_err(|problem| bad_name("name", name, problem))?;
         let keys = self.folders.iter().map(|folder| format!("{folder}{name}"));
         let (key, identity) = keys.filter_map(|key| self.listing.get(&key)).next().ok_or_else(|| {
             let message = format!("the annotations list {name}, but the data set has no such file");
             Problem::new(FailureReason::MissingImage, message)
         })?;
-        keys::check_image(key)
-            .map_err(|problem| Problem::new(FailureReason::BadName, format!("the image's key {key:?} {problem}")))?;
+        keys::check_image(key).map_err(|problem| bad_name("key", key, problem))?;
         Ok((key.clone(), identity.clone()))
     }
 

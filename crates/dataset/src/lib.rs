@@ -12,9 +12,6 @@ mod folders;
 mod segmentation;
 mod shared_str;
 
-use std::convert::Infallible;
-use std::str::FromStr;
-
 use proto::{Box2d, FailureReason, Mask, Object};
 use store::{Skipped, Store};
 
@@ -29,37 +26,11 @@ const MANIFEST: &str = "manifest.csv";
 const IMAGES: &str = "images/";
 const CLASS_FOLDERS: &str = "class folders";
 const IMAGE_TYPES: &[&str] = &["jpg", "jpeg", "png"];
-/// Largest number of notes.
 const NOTES: usize = 12;
 /// Characters of a value that a message repeats.
 const CLIP: usize = 160;
 /// COCO's names of its files; the name of the images' folder stands between the two.
 const COCO_SHIPPED: (&str, &str) = ("annotations/instances_", ".json");
-
-/// The source of classes and boxes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Annotations {
-    /// `annotations.json`, `manifest.csv` or `annotations/instances_*.json`, whichever exists; else class folders.
-    #[default]
-    Automatic,
-    /// Class folders.
-    Folders,
-    /// A `.json` or `.csv` file: a key of the data set or a path on this machine.
-    File(String),
-}
-
-impl FromStr for Annotations {
-    type Err = Infallible;
-
-    /// `auto`, `none` or a file.
-    fn from_str(text: &str) -> Result<Annotations, Infallible> {
-        Ok(match text {
-            "auto" => Annotations::Automatic,
-            "none" => Annotations::Folders,
-            file => Annotations::File(file.to_owned()),
-        })
-    }
-}
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Dataset {
@@ -71,19 +42,15 @@ pub struct Dataset {
     pub notes: Vec<String>,
 }
 
-/// One image of a data set.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
-    /// It can be projected.
     Image(DatasetImage),
-    /// It cannot be projected.
     Bad {
         /// Its key, or its name in the annotations.
         image: SharedStr,
         reason: FailureReason,
         /// For people.
         message: Box<str>,
-        /// Class name, if known.
         class_name: Option<SharedStr>,
     },
 }
@@ -120,12 +87,7 @@ pub enum DatasetError {
     Store(#[from] store::Error),
     /// The annotations are neither in the data set nor on this machine.
     #[error("cannot read the annotations {file}: the data set {dataset} has no such key, and this machine no readable file")]
-    File {
-        file: String,
-        /// URL of the data set.
-        dataset: String,
-        source: std::io::Error,
-    },
+    File { file: String, dataset: String, source: std::io::Error },
     #[error("cannot read {file} as COCO annotations (a JSON object with images, annotations and categories)")]
     Json { file: String, source: serde_json::Error },
     #[error("cannot read {file} as a CSV manifest")]
@@ -141,7 +103,10 @@ pub enum DatasetError {
 }
 
 /// Reads a data set; of classes, boxes and masks only those that `object` requests.
-pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> Result<Dataset, DatasetError> {
+///
+/// `annotations`: a `.json` or `.csv` file, which is a key of the data set or a path on this machine; `none` for class folders; or `auto`
+/// for the file that exists of `annotations.json`, `manifest.csv` and `annotations/instances_*.json`, else class folders.
+pub async fn read(store: &Store, annotations: &str, object: &Object) -> Result<Dataset, DatasetError> {
     let dataset = store.url();
     let mut lister = store.list("")?;
     let mut objects = Vec::new();
@@ -180,28 +145,26 @@ pub async fn read(store: &Store, annotations: &Annotations, object: &Object) -> 
 }
 
 fn read_file(file: &str, bytes: &[u8], listing: &Listing, object: &Object) -> Result<Dataset, DatasetError> {
-    if is_csv(file) { csv_manifest::read_csv(file, bytes, listing, object) } else { read_coco(file, bytes, listing, object) }
+    let is_csv = has_extension(file, &["csv"]);
+    if is_csv { csv_manifest::read_csv(file, bytes, listing, object) } else { read_coco(file, bytes, listing, object) }
 }
 
 /// The annotation file, or `None` for class folders. `dataset` is for messages.
-fn choose(listing: &Listing, annotations: &Annotations, dataset: &str) -> Result<Option<String>, DatasetError> {
+fn choose(listing: &Listing, annotations: &str, dataset: &str) -> Result<Option<String>, DatasetError> {
     match annotations {
-        Annotations::Folders => return Ok(None),
-        Annotations::File(file) if !is_csv(file) && !has_extension(file, &["json"]) => {
+        "none" => return Ok(None),
+        "auto" => {}
+        file if !has_extension(file, &["csv", "json"]) => {
             return Err(unusable(file, "is neither a .json nor a .csv file", "name COCO annotations or a CSV manifest"));
         }
-        Annotations::File(file) => return Ok(Some(file.strip_prefix("./").unwrap_or(file).to_owned())),
-        Annotations::Automatic => {}
+        file => return Ok(Some(file.strip_prefix("./").unwrap_or(file).to_owned())),
     }
-    let shipped: Vec<&str> = listing.keys().map(|key| &**key).filter(|key| shipped_folder(key).is_some()).collect();
+    let shipped: Vec<(&str, &str)> = listing.keys().filter_map(|key| Some((&**key, shipped_folder(key)?))).collect();
     // All annotations may be unpacked beside the validation images only.
-    let with_images: Vec<&str> = shipped
-        .iter()
-        .filter(|key| shipped_folder(key).is_some_and(|folder| listing.has_prefix(&format!("{folder}/"))))
-        .copied()
-        .collect();
+    let with_images: Vec<&str> =
+        shipped.iter().filter(|(_, folder)| listing.has_prefix(&format!("{folder}/"))).map(|(key, _)| *key).collect();
     let mut found: Vec<&str> = [COCO, MANIFEST].into_iter().filter(|name| listing.get(name).is_some()).collect();
-    found.extend(if with_images.is_empty() { shipped } else { with_images });
+    found.extend(if with_images.is_empty() { shipped.into_iter().map(|(key, _)| key).collect() } else { with_images });
     match found[..] {
         [] => Ok(None),
         [one] => Ok(Some(one.to_owned())),
@@ -222,10 +185,6 @@ fn shipped_folder(key: &str) -> Option<&str> {
 fn has_extension(key: &str, extensions: &[&str]) -> bool {
     let file = key.rsplit('/').next().unwrap_or(key);
     file.rsplit_once('.').is_some_and(|(_, found)| extensions.iter().any(|e| found.eq_ignore_ascii_case(e)))
-}
-
-fn is_csv(key: &str) -> bool {
-    has_extension(key, &["csv"])
 }
 
 fn unusable(file: &str, problem: impl Into<String>, advice: impl Into<String>) -> DatasetError {

@@ -4,10 +4,8 @@
 //! `SmolStr` and `CompactString` for names of more than 24 bytes; a piece of a page of names takes 16 bytes. `arcstr::Substr` (1.2.0)
 //! has 16 bytes too, but its `substr` lets a piece reach past its end.
 
-use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -71,12 +69,6 @@ impl From<&str> for SharedStr {
     }
 }
 
-impl Borrow<str> for SharedStr {
-    fn borrow(&self) -> &str {
-        self
-    }
-}
-
 impl PartialEq for SharedStr {
     fn eq(&self, other: &SharedStr) -> bool {
         **self == **other
@@ -100,12 +92,6 @@ impl PartialOrd for SharedStr {
 impl Ord for SharedStr {
     fn cmp(&self, other: &SharedStr) -> Ordering {
         (**self).cmp(&**other)
-    }
-}
-
-impl Hash for SharedStr {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (**self).hash(state);
     }
 }
 

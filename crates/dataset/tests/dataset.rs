@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use dataset::{Annotations, ClassIndex, Dataset, DatasetError, Entry, Listing, read, read_coco};
+use dataset::{ClassIndex, Dataset, DatasetError, Entry, Listing, read, read_coco};
 use proto::{Box2d, ClassSource, Mask, MaskSource, Object};
 use store::Store;
 use tempfile::TempDir;
@@ -26,7 +26,7 @@ async fn open(dir: &Path, annotations: &str) -> Result<Dataset, DatasetError> {
 
 async fn open_for(dir: &Path, annotations: &str, object: &Object) -> Result<Dataset, DatasetError> {
     let store = Store::open(dir.to_str().unwrap()).await.unwrap();
-    read(&store, &annotations.parse().unwrap(), object).await
+    read(&store, annotations, object).await
 }
 
 async fn refusal(dir: &TempDir, annotations: &str) -> String {
@@ -106,53 +106,41 @@ async fn the_archives_of_coco_are_read_as_they_are_unpacked() {
 
 #[tokio::test]
 async fn a_bad_coco_entry_is_named_and_loses_no_other() {
-    let names = [
-        "good.jpg",
-        "../up.jpg",
-        "line\\nbreak.jpg",
-        "back\\\\slash.jpg",
-        "/etc/passwd.png",
-        "twice.jpg",
-        "twice.jpg",
-        "same_id_a.jpg",
-        "same_id_b.jpg",
-        "missing.jpg",
-        "category.jpg",
-        "zero.jpg",
-        "negative.jpg",
-        "nan.jpg",
-        "inf.jpg",
-        "huge.jpg",
-        "outside.jpg",
-        "three.jpg",
-        "words.jpg",
-        "good_too.jpg",
+    const BOX: &str = "[1, 2, 3, 4]";
+    let rows = [
+        ("good.jpg", BOX),
+        ("../up.jpg", BOX),
+        ("line\\nbreak.jpg", BOX),
+        ("back\\\\slash.jpg", BOX),
+        ("/etc/passwd.png", BOX),
+        ("twice.jpg", BOX),
+        ("twice.jpg", BOX),
+        ("same_id_a.jpg", BOX),
+        ("same_id_b.jpg", BOX),
+        ("missing.jpg", BOX),
+        ("category.jpg", BOX),
+        ("zero.jpg", "[1, 2, 0, 5]"),
+        ("negative.jpg", "[1, 2, 5, -5]"),
+        ("nan.jpg", "[NaN, 2, 5, 5]"),
+        ("inf.jpg", "[1, 2, 5, -Infinity]"),
+        ("huge.jpg", "[1, 2, 5, 1e999]"),
+        ("outside.jpg", "[64, 2, 5, 5]"),
+        ("three.jpg", "[1, 2, 3]"),
+        ("words.jpg", r#""NaN \" everywhere""#),
+        ("good_too.jpg", BOX),
     ];
-    let id = |i: usize| if names[i] == "same_id_b.jpg" { i - 1 } else { i };
-    let images: Vec<String> = (0..names.len())
-        .map(|i| format!(r#"{{"id": {}, "file_name": "{}", "width": 64, "height": 48}}"#, id(i), names[i]))
-        .chain([r#"{"id": 100, "width": 5, "height": 5}"#.into(), r#"{"id": 101, "file_name": 5}"#.into()])
-        .chain([r#"{"file_name": "no_id.jpg"}"#.into()])
-        .collect();
-    let bbox = |name: &str| match name {
-        "zero.jpg" => "[1, 2, 0, 5]",
-        "negative.jpg" => "[1, 2, 5, -5]",
-        "nan.jpg" => "[NaN, 2, 5, 5]",
-        "inf.jpg" => "[1, 2, 5, -Infinity]",
-        "huge.jpg" => "[1, 2, 5, 1e999]",
-        "outside.jpg" => "[64, 2, 5, 5]",
-        "three.jpg" => "[1, 2, 3]",
-        "words.jpg" => r#""NaN \" everywhere""#,
-        _ => "[1, 2, 3, 4]",
-    };
-    let annotations: Vec<String> = (0..names.len())
-        .map(|i| {
-            let category = if names[i] == "category.jpg" { 91 } else { 1 };
-            format!(r#"{{"image_id": {}, "category_id": {category}, "bbox": {}}}"#, id(i), bbox(names[i]))
-        })
-        .chain([100, 101].map(|i| format!(r#"{{"image_id": {i}, "category_id": 1, "bbox": [1, 2, 3, 4]}}"#)))
-        .collect();
-    let plain: Vec<&str> = names.iter().filter(|n| !n.contains(['/', '\\']) && **n != "missing.jpg").copied().collect();
+    let (mut images, mut annotations) = (Vec::new(), Vec::new());
+    for (i, (name, bbox)) in rows.iter().enumerate() {
+        let id = if *name == "same_id_b.jpg" { i - 1 } else { i };
+        let category = if *name == "category.jpg" { 91 } else { 1 };
+        images.push(format!(r#"{{"id": {id}, "file_name": "{name}", "width": 64, "height": 48}}"#));
+        annotations.push(format!(r#"{{"image_id": {id}, "category_id": {category}, "bbox": {bbox}}}"#));
+    }
+    let odd = [r#"{"id": 100, "width": 5, "height": 5}"#, r#"{"id": 101, "file_name": 5}"#, r#"{"file_name": "no_id.jpg"}"#];
+    images.extend(odd.map(String::from));
+    annotations.extend([100, 101].map(|i| format!(r#"{{"image_id": {i}, "category_id": 1, "bbox": {BOX}}}"#)));
+    let plain: Vec<&str> =
+        rows.map(|(name, _)| name).into_iter().filter(|n| !n.contains(['/', '\\']) && *n != "missing.jpg").collect();
     let dir = folder(&plain, &[("annotations.json", &coco(&images.join(","), &annotations.join(",")))]);
     std::fs::write(dir.path().join("no_id.jpg"), "bytes").unwrap();
     let found = lines(&open(dir.path(), "auto").await.unwrap());
@@ -399,11 +387,4 @@ fn a_class_is_found_by_its_name_or_one_that_differs_little() {
     assert_eq!(classes.find("BAG"), None, "could be either");
     assert_eq!(classes.find("crane"), None, "could be either");
     assert_eq!(classes.find(""), None);
-}
-
-#[test]
-fn the_argument_says_where_the_annotations_are() {
-    assert_eq!("auto".parse(), Ok(Annotations::Automatic));
-    assert_eq!("none".parse(), Ok(Annotations::Folders));
-    assert_eq!("a/b.json".parse(), Ok(Annotations::File("a/b.json".into())));
 }

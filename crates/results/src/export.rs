@@ -5,13 +5,23 @@
 use std::sync::Arc;
 
 use parquet::basic::{LogicalType, Repetition, Type as Physical};
-use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int64Type};
 use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
+use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::types::Type;
-use proto::{ColourTransform, Failure, FineTuned, ResultRecord};
+use proto::{ColourTransform, Failure, FineTuned, JobId, ResultRecord};
 
-use crate::summary::Metric;
+use crate::run::{Outcome, class_name, image};
+use crate::summary::SeedMetric;
+
+/// The colour transforms with the names of their columns.
+pub(crate) const COLOURS: [(&str, ColourTransform); 5] = [
+    ("brightness", ColourTransform::Brightness),
+    ("contrast", ColourTransform::Contrast),
+    ("saturation", ColourTransform::Saturation),
+    ("hue", ColourTransform::Hue),
+    ("gamma", ColourTransform::Gamma),
+];
 
 /// The bytes of `results.csv`: RFC 4180 with a header line; an absent value is empty.
 pub fn results_csv(results: &[ResultRecord], failures: &[Failure]) -> Vec<u8> {
@@ -53,81 +63,49 @@ impl Values<'_> {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Row<'a> {
-    Succeeded(&'a ResultRecord),
-    Failed(&'a Failure),
-}
-
-impl<'a> Row<'a> {
-    fn image(self) -> &'a str {
-        match self {
-            Row::Succeeded(record) => &record.image,
-            Row::Failed(failure) => &failure.image,
-        }
-    }
-
-    fn record(self) -> Option<&'a ResultRecord> {
-        match self {
-            Row::Succeeded(record) => Some(record),
-            Row::Failed(_) => None,
-        }
-    }
-
-    fn failure(self) -> Option<&'a Failure> {
-        match self {
-            Row::Succeeded(_) => None,
-            Row::Failed(failure) => Some(failure),
-        }
-    }
-}
-
 /// Collects columns over the same rows.
 struct Table<'a> {
-    rows: Vec<Row<'a>>,
+    rows: Vec<Outcome<'a>>,
     columns: Vec<Column<'a>>,
 }
 
 impl<'a> Table<'a> {
-    fn text(&mut self, name: &str, value: impl Fn(Row<'a>) -> Option<&'a str>) {
+    fn text(&mut self, name: &str, value: impl Fn(Outcome<'a>) -> Option<&'a str>) {
         let values = Values::Text(self.rows.iter().map(|r| value(*r)).collect());
         self.columns.push(Column { name: name.into(), values });
     }
 
     fn integer(&mut self, name: &str, value: impl Fn(&'a ResultRecord) -> Option<i64>) {
-        let values = Values::Integer(self.rows.iter().map(|r| r.record().and_then(&value)).collect());
+        let values = Values::Integer(self.rows.iter().map(|row| row.ok().and_then(&value)).collect());
         self.columns.push(Column { name: name.into(), values });
     }
 
     fn real(&mut self, name: &str, value: impl Fn(&'a ResultRecord) -> Option<f64>) {
-        let finite = |r: &Row<'a>| r.record().and_then(&value).filter(|v| v.is_finite());
+        let finite = |row: &Outcome<'a>| row.ok().and_then(&value).filter(|v| v.is_finite());
         let values = Values::Real(self.rows.iter().map(finite).collect());
         self.columns.push(Column { name: name.into(), values });
     }
 }
 
 fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Column<'a>> {
-    let mut rows: Vec<Row> = results.iter().map(Row::Succeeded).chain(failures.iter().map(Row::Failed)).collect();
-    rows.sort_by_key(|r| r.image());
+    let mut rows: Vec<Outcome> = results.iter().map(Ok).chain(failures.iter().map(Err)).collect();
+    rows.sort_by_key(|row| image(*row));
     let mut table = Table { rows, columns: Vec::new() };
 
-    table.text("image", |r| Some(r.image()));
-    table.text("state", |r| Some(if r.record().is_some() { "succeeded" } else { "failed" }));
+    table.text("image", |row| Some(image(row)));
+    table.text("state", |row| Some(if row.is_ok() { "succeeded" } else { "failed" }));
     table.integer("class", |r| Some(i64::from(r.class)));
-    table.text("class_name", |r| match r {
-        Row::Succeeded(record) => Some(&record.class_name),
-        Row::Failed(failure) => failure.class_name.as_deref(),
-    });
+    table.text("class_name", class_name);
     table.real("box_x", |r| r.bbox.map(|b| b.x));
     table.real("box_y", |r| r.bbox.map(|b| b.y));
     table.real("box_width", |r| r.bbox.map(|b| b.width));
     table.real("box_height", |r| r.bbox.map(|b| b.height));
     table.real("class_probability", |r| r.found.as_ref()?.probability);
-    table.text("detection", |r| r.record()?.found.as_ref()?.detection.as_ref().map(|d| d.label.as_str()));
+    table.text("detection", |row| row.ok()?.found.as_ref()?.detection.as_ref().map(|d| d.label.as_str()));
     table.real("detection_score", |r| Some(r.found.as_ref()?.detection.as_ref()?.score));
     table.integer("seeds", |r| i64::try_from(r.seeds.len()).ok());
     table.integer("best_seed", |r| i64::try_from(r.best).ok());
-    for metric in Metric::ALL {
+    for metric in SeedMetric::ALL {
         let name = metric.as_str();
         table.real(name, move |r| metric.best_seed(r));
         table.real(&format!("{name}_seeds_mean"), move |r| metric.seeds_mean(r));
@@ -137,17 +115,11 @@ fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Colu
     table.real("scale_y", |r| r.transform.as_ref().map(|t| t.scale[1]));
     table.real("shift_x", |r| r.transform.as_ref().map(|t| t.shift[0]));
     table.real("shift_y", |r| r.transform.as_ref().map(|t| t.shift[1]));
-    for (name, colour) in [
-        ("brightness", ColourTransform::Brightness),
-        ("contrast", ColourTransform::Contrast),
-        ("saturation", ColourTransform::Saturation),
-        ("hue", ColourTransform::Hue),
-        ("gamma", ColourTransform::Gamma),
-    ] {
+    for (name, colour) in COLOURS {
         table.real(name, move |r| r.transform.as_ref()?.colour.iter().find(|(c, _)| *c == colour).map(|(_, v)| *v));
     }
-    table.text("fine_tuned", |r| {
-        r.record()?.fine_tuned.as_ref().map(|tuned| match tuned {
+    table.text("fine_tuned", |row| {
+        row.ok()?.fine_tuned.as_ref().map(|tuned| match tuned {
             FineTuned::Kept { .. } => "kept",
             FineTuned::Dropped { .. } => "dropped",
         })
@@ -161,12 +133,9 @@ fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Colu
     table.real("tuned_lpips", move |r| tuned(r).map(|d| d.lpips));
     table.integer("lane_steps", |r| i64::try_from(r.lane_steps).ok());
     table.real("seconds", |r| Some(r.seconds));
-    table.text("job", |r| match r {
-        Row::Succeeded(record) => Some(record.job.as_str()),
-        Row::Failed(failure) => failure.job.as_ref().map(|j| j.as_str()),
-    });
-    table.text("failure_reason", |r| r.failure().map(|f| f.reason.as_str()));
-    table.text("failure_message", |r| r.failure().map(|f| f.message.as_str()));
+    table.text("job", |row| row.map_or_else(|failure| failure.job.as_ref(), |record| Some(&record.job)).map(JobId::as_str));
+    table.text("failure_reason", |row| row.err().map(|failure| failure.reason.as_str()));
+    table.text("failure_message", |row| row.err().map(|failure| failure.message.as_str()));
     table.columns
 }
 
@@ -194,19 +163,12 @@ fn write_parquet(columns: &[Column]) -> parquet::errors::Result<Vec<u8>> {
         let mut writer = group.next_column()?.expect("the schema has a field for each column");
         match &column.values {
             Values::Text(values) => {
-                let (levels, present) = split(values);
-                let present: Vec<ByteArray> = present.into_iter().map(ByteArray::from).collect();
-                writer.typed::<ByteArrayType>().write_batch(&present, Some(&levels), None)?;
+                let values: Vec<_> = values.iter().map(|value| value.map(ByteArray::from)).collect();
+                write_column::<ByteArrayType>(&mut writer, &values)
             }
-            Values::Integer(values) => {
-                let (levels, present) = split(values);
-                writer.typed::<Int64Type>().write_batch(&present, Some(&levels), None)?;
-            }
-            Values::Real(values) => {
-                let (levels, present) = split(values);
-                writer.typed::<DoubleType>().write_batch(&present, Some(&levels), None)?;
-            }
-        }
+            Values::Integer(values) => write_column::<Int64Type>(&mut writer, values),
+            Values::Real(values) => write_column::<DoubleType>(&mut writer, values),
+        }?;
         writer.close()?;
     }
     group.close()?;
@@ -214,15 +176,17 @@ fn write_parquet(columns: &[Column]) -> parquet::errors::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Parquet's definition levels (1: there is a value) and the values.
-fn split<T: Copy>(values: &[Option<T>]) -> (Vec<i16>, Vec<T>) {
-    (values.iter().map(|v| i16::from(v.is_some())).collect(), values.iter().filter_map(|v| *v).collect())
+fn write_column<T: DataType>(writer: &mut SerializedColumnWriter, values: &[Option<T::T>]) -> parquet::errors::Result<usize> {
+    // Parquet's definition level: 1 if there is a value.
+    let levels: Vec<i16> = values.iter().map(|value| value.is_some().into()).collect();
+    let present: Vec<T::T> = values.iter().flatten().cloned().collect();
+    writer.typed::<T>().write_batch(&present, Some(&levels), None)
 }
 
 #[cfg(test)]
 mod tests {
     use parquet::file::reader::{FileReader, SerializedFileReader};
-    use parquet::record::{Field, Row as ParquetRow};
+    use parquet::record::{Field, Row};
     use proto::{Box2d, FailureReason, Transform};
 
     use super::*;
@@ -279,7 +243,7 @@ mod tests {
         let (results, failures) = run();
         let bytes = results_parquet(&results, &failures);
         let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).expect("parquet");
-        let rows: Vec<ParquetRow> = reader.get_row_iter(None).expect("rows").map(|r| r.expect("row")).collect();
+        let rows: Vec<Row> = reader.get_row_iter(None).expect("rows").map(|r| r.expect("row")).collect();
         let names: Vec<String> = rows[0].get_column_iter().map(|(name, _)| name.clone()).collect();
         let values = rows.iter().map(|r| r.get_column_iter().map(|(_, field)| text(field)).collect());
         let table: Vec<Vec<String>> = std::iter::once(names).chain(values).collect();

@@ -1,8 +1,8 @@
 //! Numbers, times and texts as people read them, in reports, pages, the terminal and studies. Pure.
 
+use serde::Serialize;
 use time::OffsetDateTime;
 
-/// Stands for a missing number.
 pub const ABSENT: &str = "–";
 
 /// An estimated or rough time in at most two units: `42 s`, `5 min`, `3 h 20 min`, `2 d 4 h`.
@@ -91,6 +91,13 @@ pub fn bytes(number: f64) -> String {
         n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
         n => format!("{:.1} kB", n / 1e3),
     }
+}
+
+/// A JSON file that people read, too: indented, and with a last line feed.
+pub fn json(value: &impl Serialize) -> Vec<u8> {
+    let mut json = serde_json::to_vec_pretty(value).expect("plain structs with string keys serialise");
+    json.push(b'\n');
+    json
 }
 
 /// A name of JSON as words: `bad_image` is `bad image`.

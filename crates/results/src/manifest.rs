@@ -10,6 +10,7 @@ use flate2::write::{GzDecoder, GzEncoder};
 use proto::{ResultRecord, RunRecord, hex_sha256, keys};
 use serde::{Deserialize, Serialize};
 
+use crate::format;
 use crate::summary::Counts;
 
 /// `manifest.json`.
@@ -21,7 +22,6 @@ pub struct Manifest {
     pub basin: String,
     pub run: RunRecord,
     pub images: Counts,
-    /// The objects beside this one.
     pub objects: Vec<ObjectEntry>,
 }
 
@@ -30,11 +30,8 @@ impl Manifest {
         Manifest { format: 1, basin: env!("CARGO_PKG_VERSION").into(), run, images, objects }
     }
 
-    /// The bytes of `manifest.json`.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self).expect("plain structs serialise");
-        json.push(b'\n');
-        json
+        format::json(self)
     }
 }
 
@@ -43,9 +40,7 @@ impl Manifest {
 pub struct ObjectEntry {
     /// In the store of the run or the export.
     pub key: String,
-    /// In bytes.
     pub size: u64,
-    /// SHA-256, hexadecimal.
     pub sha256: String,
 }
 
@@ -72,27 +67,22 @@ pub struct Lines(GzEncoder<Vec<u8>>);
 
 const TAKES: &str = "a Vec takes every write";
 
-impl Lines {
-    pub fn new() -> Lines {
+impl Default for Lines {
+    fn default() -> Lines {
         // Digests hardly shrink: the fast way is as good.
         Lines(GzEncoder::new(Vec::new(), Compression::fast()))
     }
+}
 
+impl Lines {
     pub fn add(&mut self, line: &impl Serialize) {
         let mut json = serde_json::to_vec(line).expect("plain structs serialise");
         json.push(b'\n');
         self.0.write_all(&json).expect(TAKES);
     }
 
-    /// The bytes of the file.
     pub fn finish(self) -> Vec<u8> {
         self.0.finish().expect(TAKES)
-    }
-}
-
-impl Default for Lines {
-    fn default() -> Lines {
-        Lines::new()
     }
 }
 
@@ -100,11 +90,13 @@ impl Default for Lines {
 #[derive(Debug)]
 pub struct ReadLines(GzDecoder<Vec<u8>>);
 
-impl ReadLines {
-    pub fn new() -> ReadLines {
+impl Default for ReadLines {
+    fn default() -> ReadLines {
         ReadLines(GzDecoder::new(Vec::new()))
     }
+}
 
+impl ReadLines {
     /// The entries whose lines end in this piece.
     pub fn add(&mut self, piece: &[u8]) -> Result<Vec<ObjectEntry>, Error> {
         self.0.write_all(piece)?;
@@ -121,12 +113,6 @@ impl ReadLines {
     }
 }
 
-impl Default for ReadLines {
-    fn default() -> ReadLines {
-        ReadLines::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,11 +120,11 @@ mod tests {
     #[test]
     fn lines_are_read_in_pieces_and_only_whole_ones_count() {
         let objects: Vec<ObjectEntry> = (0..100_u32).map(|i| ObjectEntry::new(format!("images/{i}"), &i.to_be_bytes())).collect();
-        let mut lines = Lines::new();
+        let mut lines = Lines::default();
         objects.iter().for_each(|object| lines.add(object));
         let bytes = lines.finish();
         let read = |bytes: &[u8]| {
-            let (mut reader, mut read) = (ReadLines::new(), Vec::new());
+            let (mut reader, mut read) = (ReadLines::default(), Vec::new());
             for piece in bytes.chunks(7) {
                 read.extend(reader.add(piece)?);
             }

@@ -3,10 +3,12 @@
 //! A failure can be retried as it is, since its cause may be fixed. A result is projected again only with another seed, since the same
 //! job gives the same result (`docs/src/adr/0007-redrive.md`).
 
-use proto::{Failure, FailureReason, ResultRecord};
-use serde_json::Value;
+use std::cmp::Ordering::{self, Equal, Greater, Less};
 
-use crate::summary::Metric;
+use proto::{Failure, FailureReason, ResultRecord};
+
+use crate::run::{Outcome, class_name, image};
+use crate::summary::SeedMetric;
 
 /// The images to project again, and their seed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,39 +25,26 @@ struct Where {
     conditions: Vec<Condition>,
 }
 
+/// A value of an image, and the orderings of it and the condition's own that are wanted.
 #[derive(Clone, Debug, PartialEq)]
-enum Condition {
-    Class(Is, String),
-    Reason(Is, FailureReason),
-    Image(Is, String),
-    Error(Metric, Operator, f64),
+struct Condition {
+    value: Value,
+    wanted: &'static [Ordering],
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Is {
-    Equal,
-    Other,
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    Class(String),
+    Reason(FailureReason),
+    Image(String),
+    Error(SeedMetric, f64),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Operator {
-    Equal,
-    Other,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-}
-
+const EQUAL: &[Ordering] = &[Equal];
+const OTHER: &[Ordering] = &[Less, Greater];
 /// The longer ones first.
-const OPERATORS: [(&str, Operator); 6] = [
-    ("!=", Operator::Other),
-    ("<=", Operator::LessOrEqual),
-    (">=", Operator::GreaterOrEqual),
-    ("=", Operator::Equal),
-    ("<", Operator::Less),
-    (">", Operator::Greater),
-];
+const OPERATORS: [(&str, &[Ordering]); 6] =
+    [("!=", OTHER), ("<=", &[Less, Equal]), (">=", &[Greater, Equal]), ("=", EQUAL), ("<", &[Less]), (">", &[Greater])];
 
 impl Redrive {
     /// All failures, with the run's seed.
@@ -66,10 +55,14 @@ impl Redrive {
     /// Images that meet one of `wheres`, each of which is conditions joined by commas; with `seed` instead of the run's. Without a seed
     /// only failures are selected. An error is a sentence for people.
     pub fn parse(wheres: &[String], seed: Option<u64>) -> Result<Redrive, String> {
-        let wheres = wheres.iter().map(|text| Where::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        let parse = |text: &String| -> Result<Where, String> {
+            let conditions = split(text).into_iter().map(Condition::parse).collect::<Result<_, _>>()?;
+            Ok(Where { text: text.clone(), conditions })
+        };
+        let wheres = wheres.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
         for Where { text, conditions } in &wheres {
-            let errors = conditions.iter().any(|c| matches!(c, Condition::Error(..)));
-            if errors && conditions.iter().any(|c| matches!(c, Condition::Reason(..))) {
+            let errors = conditions.iter().any(|c| matches!(c.value, Value::Error(..)));
+            if errors && conditions.iter().any(|c| matches!(c.value, Value::Reason(..))) {
                 return Err(format!(
                     "no image can meet {text:?}: failures have a reason, and only results have a loss or an error"
                 ));
@@ -86,7 +79,6 @@ impl Redrive {
         Ok(Redrive { wheres, seed })
     }
 
-    /// The seed instead of the run's.
     pub fn seed(&self) -> Option<u64> {
         self.seed
     }
@@ -97,18 +89,15 @@ impl Redrive {
     }
 
     pub fn wants_failure(&self, failure: &Failure) -> bool {
-        self.wheres.is_empty() || self.wheres.iter().any(|w| w.conditions.iter().all(|c| c.holds_for_failure(failure)))
+        self.wheres.is_empty() || self.wants(Err(failure))
     }
 
     pub fn wants_result(&self, record: &ResultRecord) -> bool {
-        self.seed.is_some() && self.wheres.iter().any(|w| w.conditions.iter().all(|c| c.holds_for_result(record)))
+        self.seed.is_some() && self.wants(Ok(record))
     }
-}
 
-impl Where {
-    fn parse(text: &str) -> Result<Where, String> {
-        let conditions = split(text).into_iter().map(Condition::parse).collect::<Result<_, _>>()?;
-        Ok(Where { text: text.to_owned(), conditions })
+    fn wants(&self, outcome: Outcome) -> bool {
+        self.wheres.iter().any(|w| w.conditions.iter().all(|condition| condition.holds(outcome)))
     }
 }
 
@@ -119,74 +108,43 @@ impl Condition {
         let name = text.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
         let (field, rest) = text.split_at(name);
         let rest = rest.trim_start();
-        let (sign, operator) = *OPERATORS.iter().find(|(sign, _)| rest.starts_with(sign)).ok_or_else(shape)?;
+        let (sign, wanted) = *OPERATORS.iter().find(|(sign, _)| rest.starts_with(sign)).ok_or_else(shape)?;
         let value = unquote(rest[sign.len()..].trim()).ok_or_else(shape)?;
-        let is = || match operator {
-            Operator::Equal => Ok(Is::Equal),
-            Operator::Other => Ok(Is::Other),
-            _ => Err(format!("{text:?}: {field} can be compared with = and != only")),
-        };
-        if let Some(metric) = Metric::ALL.into_iter().find(|m| m.as_str() == field) {
+        if let Some(metric) = SeedMetric::ALL.into_iter().find(|m| m.as_str() == field) {
             let number = value.parse().ok().filter(|v: &f64| v.is_finite());
-            return Ok(Condition::Error(metric, operator, number.ok_or_else(|| format!("{text:?}: {value:?} is not a number"))?));
+            let number = number.ok_or_else(|| format!("{text:?}: {value:?} is not a number"))?;
+            return Ok(Condition { value: Value::Error(metric, number), wanted });
         }
-        match field {
-            "class" => Ok(Condition::Class(is()?, value)),
-            "image" => Ok(Condition::Image(is()?, value)),
-            "reason" => {
-                let reason = serde_json::from_value(Value::String(value)).map_err(|error| format!("{text:?}: {error}"))?;
-                Ok(Condition::Reason(is()?, reason))
+        let compared = wanted == EQUAL || wanted == OTHER;
+        let value = match field {
+            "class" | "image" | "reason" if !compared => {
+                return Err(format!("{text:?}: {field} can be compared with = and != only"));
             }
+            "class" => Value::Class(value),
+            "image" => Value::Image(value),
+            "reason" => Value::Reason(serde_json::from_value(value.into()).map_err(|error| format!("{text:?}: {error}"))?),
             _ => {
-                let known = Metric::ALL.map(Metric::as_str).join(", ");
-                Err(format!("{text:?}: unknown field {field:?}; the fields are class, image, reason, {known}"))
+                let known = SeedMetric::ALL.map(SeedMetric::as_str).join(", ");
+                return Err(format!("{text:?}: unknown field {field:?}; the fields are class, image, reason, {known}"));
             }
-        }
+        };
+        Ok(Condition { value, wanted })
     }
 
-    fn holds_for_failure(&self, failure: &Failure) -> bool {
-        match self {
-            Condition::Class(is, class) => is.holds(same(class, failure.class_name.as_deref().unwrap_or_default())),
-            Condition::Reason(is, reason) => is.holds(failure.reason == *reason),
-            Condition::Image(is, pattern) => is.holds(fits(pattern, &failure.image)),
-            Condition::Error(..) => false,
-        }
-    }
-
-    fn holds_for_result(&self, record: &ResultRecord) -> bool {
-        match self {
-            Condition::Class(is, class) => is.holds(same(class, &record.class_name)),
-            Condition::Reason(..) => false,
-            Condition::Image(is, pattern) => is.holds(fits(pattern, &record.image)),
-            Condition::Error(metric, operator, number) => {
-                metric.best_seed(record).is_some_and(|value| operator.holds(value, *number))
+    fn holds(&self, outcome: Outcome) -> bool {
+        let equal = match (&self.value, outcome) {
+            // Class names are compared as those of data sets.
+            (Value::Class(class), _) => class.eq_ignore_ascii_case(class_name(outcome).unwrap_or_default()),
+            (Value::Image(pattern), _) => fits(pattern, image(outcome)),
+            (Value::Reason(reason), Err(failure)) => failure.reason == *reason,
+            (Value::Error(metric, number), Ok(record)) => {
+                let ordering = metric.best_seed(record).and_then(|value| value.partial_cmp(number));
+                return ordering.is_some_and(|ordering| self.wanted.contains(&ordering));
             }
-        }
+            (Value::Reason(_), Ok(_)) | (Value::Error(..), Err(_)) => return false,
+        };
+        equal == (self.wanted == EQUAL)
     }
-}
-
-impl Is {
-    fn holds(self, equal: bool) -> bool {
-        equal == (self == Is::Equal)
-    }
-}
-
-impl Operator {
-    fn holds(self, value: f64, number: f64) -> bool {
-        match self {
-            Operator::Equal => value == number,
-            Operator::Other => value != number,
-            Operator::Less => value < number,
-            Operator::LessOrEqual => value <= number,
-            Operator::Greater => value > number,
-            Operator::GreaterOrEqual => value >= number,
-        }
-    }
-}
-
-/// Class names are compared as those of data sets.
-fn same(a: &str, b: &str) -> bool {
-    a.eq_ignore_ascii_case(b)
 }
 
 /// Splits at the commas outside of quotes.

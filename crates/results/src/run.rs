@@ -7,8 +7,8 @@ use dataset::{DatasetError, Entry};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::keys::{Kind, Marker};
-use proto::{CrashPoint, Failure, Params, RedriveRecord, ResultRecord, RunRecord, chain, keys};
-use store::{ErrorKind, PutNew, Store};
+use proto::{CrashPoint, Failure, Params, RedriveRecord, ResultRecord, RunRecord, RunningSha256, chain, keys};
+use store::{ErrorKind, ObjectInfo, PutNew, Store};
 
 use crate::manifest::ObjectEntry;
 use crate::seeds::Seeds;
@@ -22,34 +22,16 @@ pub const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// Why a run cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The data set cannot be read.
     #[error("cannot read the data set")]
     Dataset(#[from] DatasetError),
-    /// The store failed.
     #[error("the store failed")]
     Store(#[from] store::Error),
-    /// The store holds another run.
     #[error(
         "{url} holds a run with another {what} ({there}, not {here}): use the same {what}, or choose another place (--out) or name"
     )]
-    OtherRun {
-        /// URL of the store.
-        url: String,
-        /// The part that differs.
-        what: &'static str,
-        /// Its value in the store.
-        there: String,
-        /// The requested value.
-        here: String,
-    },
-    /// An object of the run cannot be read.
+    OtherRun { url: String, what: &'static str, there: String, here: String },
     #[error("{key} is damaged: restore it from a backup, or delete it and lose its contents")]
-    Damaged {
-        /// Key of the object.
-        key: String,
-        /// Why.
-        source: serde_json::Error,
-    },
+    Damaged { key: String, source: serde_json::Error },
 }
 
 impl RunError {
@@ -67,6 +49,18 @@ impl RunError {
     }
 }
 
+pub(crate) type Outcome<'a> = Result<&'a ResultRecord, &'a Failure>;
+
+/// Key of the image in the data set.
+pub(crate) fn image(outcome: Outcome<'_>) -> &str {
+    outcome.map_or_else(|failure| failure.image.as_str(), |record| record.image.as_str())
+}
+
+/// Name of the image's class, if known.
+pub(crate) fn class_name(outcome: Outcome<'_>) -> Option<&str> {
+    outcome.map_or_else(|failure| failure.class_name.as_deref(), |record| Some(record.class_name.as_str()))
+}
+
 /// Places of images with a commit marker. An image with both a result and a failure counts as a result.
 pub struct Markers {
     pub results: Vec<String>,
@@ -75,6 +69,11 @@ pub struct Markers {
 
 impl Markers {
     pub async fn list(results: &Store) -> Result<Markers, RunError> {
+        Markers::list_with(results, |_| {}).await
+    }
+
+    /// `other` gets the objects that are not markers.
+    pub(crate) async fn list_with(results: &Store, mut other: impl FnMut(ObjectInfo)) -> Result<Markers, RunError> {
         let mut markers = Markers { results: Vec::new(), failures: Vec::new() };
         let mut lister = results.list(keys::IMAGES)?;
         while let Some(page) = lister.next_page().await? {
@@ -82,7 +81,7 @@ impl Markers {
                 match keys::parse(&object.key) {
                     Some(Kind::Marker(place, Marker::Result)) => markers.results.push(place.to_owned()),
                     Some(Kind::Marker(place, Marker::Failure)) => markers.failures.push(place.to_owned()),
-                    _ => {}
+                    _ => other(object),
                 }
             }
         }
@@ -107,7 +106,6 @@ pub async fn redrives(results: &Store) -> Result<BTreeMap<u64, String>, RunError
     Ok(objects.into_iter().filter_map(|object| Some((keys::parse_redrive(&object.key)?, object.key))).collect())
 }
 
-/// The seeds of a run's images.
 pub async fn read_seeds(run: &RunRecord, results: &Store) -> Result<Seeds, RunError> {
     let mut seeds = Seeds { run: run.seed, redriven: HashMap::new() };
     let keys = redrives(results).await?.into_values().collect();
@@ -118,12 +116,10 @@ pub async fn read_seeds(run: &RunRecord, results: &Store) -> Result<Seeds, RunEr
     Ok(seeds)
 }
 
-/// `limit` entries, evenly spread over all.
-pub fn spread<T>(entries: Vec<T>, limit: usize) -> Vec<T> {
+/// `limit` entries, evenly spread over all; without a limit all.
+pub fn spread<T>(entries: Vec<T>, limit: Option<usize>) -> Vec<T> {
     let n = entries.len();
-    if limit >= n {
-        return entries;
-    }
+    let Some(limit) = limit.filter(|limit| *limit < n) else { return entries };
     let keep: HashSet<usize> = (0..limit).map(|i| i * n / limit).collect();
     entries.into_iter().enumerate().filter(|(i, _)| keep.contains(i)).map(|(_, e)| e).collect()
 }
@@ -197,11 +193,26 @@ pub async fn read_json<T: serde::de::DeserializeOwned>(results: &Store, key: &st
 
 /// `run.json` of a store; `None` if there is no run.
 pub async fn read_run(results: &Store) -> Result<Option<RunRecord>, RunError> {
-    match read_json(results, keys::RUN).await {
-        Ok(record) => Ok(Some(record)),
+    if_present(read_json(results, keys::RUN).await)
+}
+
+/// `None` if the object is missing.
+pub fn if_present<T>(read: Result<T, RunError>) -> Result<Option<T>, RunError> {
+    match read {
         Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
+        read => read.map(Some),
     }
+}
+
+/// The object with its size and digest, read piece by piece.
+pub async fn digested(key: String, store: &Store) -> Result<ObjectEntry, store::Error> {
+    let mut download = store.download(&key).await?;
+    let (mut size, mut digest) = (0, RunningSha256::default());
+    while let Some(piece) = download.next().await? {
+        size += piece.len() as u64;
+        digest.update(&piece);
+    }
+    Ok(ObjectEntry { key, size, sha256: digest.hex() })
 }
 
 /// Reads records, [`AT_ONCE`] at a time, in the order of `keys`; each with the object that it was read from.
@@ -223,7 +234,6 @@ pub fn read_each<T: serde::de::DeserializeOwned + Send>(
     stream::iter(keys).map(read).buffered(AT_ONCE).boxed()
 }
 
-/// Deletes objects, [`AT_ONCE`] at a time.
 pub async fn delete_each(results: &Store, keys: Vec<String>) -> Result<(), store::Error> {
     let results = results.clone();
     let delete = move |key: String| {

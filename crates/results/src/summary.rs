@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use proto::{Failure, FailureReason, ModelRef, Params, ResultRecord, RunRecord, SeedResult};
 use serde::{Deserialize, Serialize};
 
+use crate::format;
+
 /// `run` in `summary.json`: the part of a [`RunRecord`] that describes the run to people.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunDescription {
@@ -16,9 +18,7 @@ pub struct RunDescription {
     pub dataset: String,
     pub model: ModelRef,
     pub params: Params,
-    /// The run seed.
     pub seed: u64,
-    /// Version of basin.
     pub version: String,
 }
 
@@ -48,7 +48,7 @@ pub struct Summary {
     /// Failures by reason; reasons that did not occur are absent.
     pub failures: BTreeMap<FailureReason, u64>,
     /// Over all images that succeeded.
-    pub overall: BTreeMap<Metric, MetricSummary>,
+    pub overall: BTreeMap<SeedMetric, MetricSummary>,
     /// Over the images of each class, by index of the class (Figure 9).
     pub classes: Vec<ClassSummary>,
     /// Over the images of each super-class, by name; empty where the model has none.
@@ -60,16 +60,13 @@ pub struct Summary {
     pub seconds: f64,
 }
 
-/// Images of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// All images of the run; `null` if that is not known.
     pub planned: Option<u64>,
     /// Images with a result or a failure.
     pub total: u64,
-    /// Images with a result.
     pub succeeded: u64,
-    /// Images with a failure.
     pub failed: u64,
 }
 
@@ -85,7 +82,7 @@ pub struct MetricSummary {
 }
 
 /// One number per image, over images.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// `null` without images.
     pub mean: Option<f64>,
@@ -95,32 +92,29 @@ pub struct Spread {
     pub median: Option<f64>,
 }
 
-/// The images of one class, each with the numbers of its best seed.
+/// The images of one class that succeeded, each with the numbers of its best seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassSummary {
-    /// Index of the class.
     pub class: u32,
     pub name: String,
-    /// Images that succeeded.
     pub images: u64,
-    pub error: BTreeMap<Metric, Spread>,
+    pub error: BTreeMap<SeedMetric, Spread>,
 }
 
-/// The images of one super-class, each with the numbers of its best seed.
+/// The images of one super-class that succeeded, each with the numbers of its best seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SuperClassSummary {
     pub name: String,
     /// Names of its classes, with and without images.
     pub classes: Vec<String>,
-    /// Images that succeeded.
     pub images: u64,
-    pub error: BTreeMap<Metric, Spread>,
+    pub error: BTreeMap<SeedMetric, Spread>,
 }
 
 /// A number that is measured for each seed; the field of [`SeedResult`] with the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Metric {
+pub enum SeedMetric {
     Loss,
     InvertedLoss,
     L1,
@@ -128,44 +122,44 @@ pub enum Metric {
     Lpips,
 }
 
-impl Metric {
+impl SeedMetric {
     /// All metrics, in the order of the outputs.
-    pub const ALL: [Metric; 5] = [Metric::Loss, Metric::InvertedLoss, Metric::L1, Metric::L2, Metric::Lpips];
+    pub const ALL: [SeedMetric; 5] =
+        [SeedMetric::Loss, SeedMetric::InvertedLoss, SeedMetric::L1, SeedMetric::L2, SeedMetric::Lpips];
 
-    /// The name used in JSON and in columns.
-    pub fn as_str(self) -> &'static str {
+    /// The name in JSON and in columns, the name for people, and the field.
+    fn facts(self) -> (&'static str, &'static str, fn(&SeedResult) -> f64) {
         match self {
-            Metric::Loss => "loss",
-            Metric::InvertedLoss => "inverted_loss",
-            Metric::L1 => "l1",
-            Metric::L2 => "l2",
-            Metric::Lpips => "lpips",
+            SeedMetric::Loss => ("loss", "Loss", |seed| seed.loss),
+            SeedMetric::InvertedLoss => ("inverted_loss", "Inverted loss", |seed| seed.inverted_loss),
+            SeedMetric::L1 => ("l1", "L1", |seed| seed.l1),
+            SeedMetric::L2 => ("l2", "L2", |seed| seed.l2),
+            SeedMetric::Lpips => ("lpips", "LPIPS", |seed| seed.lpips),
         }
     }
 
-    /// The number of a seed, if it is finite.
-    pub fn of(self, seed: &SeedResult) -> Option<f64> {
-        let value = match self {
-            Metric::Loss => seed.loss,
-            Metric::InvertedLoss => seed.inverted_loss,
-            Metric::L1 => seed.l1,
-            Metric::L2 => seed.l2,
-            Metric::Lpips => seed.lpips,
-        };
-        value.is_finite().then_some(value)
+    /// The name used in JSON and in columns.
+    pub fn as_str(self) -> &'static str {
+        self.facts().0
     }
 
-    /// The number of the best seed.
+    pub fn label(self) -> &'static str {
+        self.facts().1
+    }
+
+    /// The number of a seed, if it is finite.
+    fn of(self, seed: &SeedResult) -> Option<f64> {
+        Some((self.facts().2)(seed)).filter(|value| value.is_finite())
+    }
+
     pub fn best_seed(self, record: &ResultRecord) -> Option<f64> {
         record.seeds.get(record.best).and_then(|s| self.of(s))
     }
 
-    /// Mean over the seeds.
     pub fn seeds_mean(self, record: &ResultRecord) -> Option<f64> {
         mean(&record.seeds.iter().filter_map(|s| self.of(s)).collect::<Vec<_>>())
     }
 
-    /// Minimum over the seeds.
     pub fn seeds_min(self, record: &ResultRecord) -> Option<f64> {
         record.seeds.iter().filter_map(|s| self.of(s)).min_by(f64::total_cmp)
     }
@@ -217,7 +211,7 @@ impl Summary {
             run: run.into(),
             images: Counts { planned: planned.map(|n| n as u64), total: succeeded + failed, succeeded, failed },
             failures: reasons,
-            overall: Metric::ALL.into_iter().map(|metric| (metric, MetricSummary::over(metric, results))).collect(),
+            overall: SeedMetric::ALL.into_iter().map(|metric| (metric, MetricSummary::over(metric, results))).collect(),
             classes: classes
                 .into_iter()
                 .map(|((class, name), records)| ClassSummary {
@@ -239,11 +233,8 @@ impl Summary {
         self.super_classes.iter().flat_map(of).collect()
     }
 
-    /// The bytes of `summary.json`.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self).expect("plain structs with string keys serialise");
-        json.push(b'\n');
-        json
+        format::json(self)
     }
 }
 
@@ -266,7 +257,7 @@ fn by_super_class(super_class_of: &SuperClasses, results: &[ResultRecord]) -> Ve
 }
 
 impl MetricSummary {
-    fn over(metric: Metric, results: &[ResultRecord]) -> MetricSummary {
+    fn over(metric: SeedMetric, results: &[ResultRecord]) -> MetricSummary {
         MetricSummary {
             best_seed: Spread::over(results.iter().filter_map(|r| metric.best_seed(r))),
             seeds_mean: Spread::over(results.iter().filter_map(|r| metric.seeds_mean(r))),
@@ -276,9 +267,9 @@ impl MetricSummary {
 }
 
 /// Each metric over the best seeds.
-fn spreads(records: &[&ResultRecord]) -> BTreeMap<Metric, Spread> {
-    let spread = |metric: Metric| Spread::over(records.iter().filter_map(|r| metric.best_seed(r)));
-    Metric::ALL.into_iter().map(|metric| (metric, spread(metric))).collect()
+fn spreads(records: &[&ResultRecord]) -> BTreeMap<SeedMetric, Spread> {
+    let spread = |metric: SeedMetric| Spread::over(records.iter().filter_map(|r| metric.best_seed(r)));
+    SeedMetric::ALL.into_iter().map(|metric| (metric, spread(metric))).collect()
 }
 
 fn mean(values: &[f64]) -> Option<f64> {
@@ -316,22 +307,12 @@ pub(crate) mod tests {
         ModelRef { name: "fashion32".into(), digest: "ab".repeat(32), resolution: 32 }
     }
 
+    pub fn run(name: &str) -> RunRecord {
+        RunRecord::new(name, "file:///samples".into(), model(), Params::fast())
+    }
+
     fn summarise(planned: Option<usize>, results: &[ResultRecord], failures: &[Failure]) -> Summary {
-        let ModelRef { name: model, digest: model_digest, resolution } = model();
-        let run = RunRecord {
-            format: 1,
-            name: "demo".into(),
-            dataset: "file:///samples".into(),
-            annotations: "auto".into(),
-            limit: None,
-            model,
-            model_digest,
-            resolution,
-            params: Params::fast(),
-            seed: 7,
-            version: "0.1.0".into(),
-        };
-        Summary::new(&run, planned, &SuperClasses::new(), results, failures)
+        Summary::new(&run("demo"), planned, &SuperClasses::new(), results, failures)
     }
 
     fn spread(mean: f64, standard_error: f64, median: f64) -> Spread {
@@ -346,12 +327,12 @@ pub(crate) mod tests {
         ];
         let summary = summarise(None, &results, &[]);
         // Two values x, y: mean (x + y) / 2, standard error |x - y| / 2.
-        assert_eq!(summary.overall[&Metric::L1].best_seed, spread(1.0, 0.5, 1.0));
-        assert_eq!(summary.overall[&Metric::L1].seeds_mean, spread(0.8125, 0.4375, 0.8125));
-        assert_eq!(summary.overall[&Metric::L1].seeds_min, spread(0.625, 0.375, 0.625));
-        assert_eq!(summary.overall[&Metric::L2].best_seed, spread(0.5, 0.25, 0.5));
-        assert_eq!(summary.overall[&Metric::Loss].best_seed, summary.overall[&Metric::Loss].seeds_min);
-        assert_eq!(summary.overall[&Metric::InvertedLoss].best_seed, spread(4.0, 2.0, 4.0));
+        assert_eq!(summary.overall[&SeedMetric::L1].best_seed, spread(1.0, 0.5, 1.0));
+        assert_eq!(summary.overall[&SeedMetric::L1].seeds_mean, spread(0.8125, 0.4375, 0.8125));
+        assert_eq!(summary.overall[&SeedMetric::L1].seeds_min, spread(0.625, 0.375, 0.625));
+        assert_eq!(summary.overall[&SeedMetric::L2].best_seed, spread(0.5, 0.25, 0.5));
+        assert_eq!(summary.overall[&SeedMetric::Loss].best_seed, summary.overall[&SeedMetric::Loss].seeds_min);
+        assert_eq!(summary.overall[&SeedMetric::InvertedLoss].best_seed, spread(4.0, 2.0, 4.0));
         assert_eq!((summary.lane_steps, summary.seconds), (200, 3.0));
     }
 
@@ -366,10 +347,10 @@ pub(crate) mod tests {
         let summary = summarise(None, &results, &[]);
         let [bag, shirt] = &summary.classes[..] else { panic!("two classes") };
         assert_eq!((bag.class, bag.name.as_str(), bag.images), (1, "bag", 1));
-        assert_eq!(bag.error[&Metric::Lpips], Spread { mean: Some(0.25), standard_error: None, median: Some(0.25) });
+        assert_eq!(bag.error[&SeedMetric::Lpips], Spread { mean: Some(0.25), standard_error: None, median: Some(0.25) });
         // 0.5, 0.75, 1.75: mean 1, squares 0.25 + 0.0625 + 0.5625 = 0.875, variance 0.4375.
         let expected = spread(1.0, (0.4375f64 / 3.0).sqrt(), 0.75);
-        assert_eq!((shirt.images, shirt.error[&Metric::Lpips]), (3, expected));
+        assert_eq!((shirt.images, shirt.error[&SeedMetric::Lpips]), (3, expected));
     }
 
     #[test]
@@ -400,8 +381,8 @@ pub(crate) mod tests {
             let summary = summarise(None, &results, &[]);
             let json = String::from_utf8(summary.to_json()).expect("UTF-8");
             assert!(!json.contains("NaN") && !json.contains("inf,") && !json.contains("-0"), "{json}");
-            let lpips = &summary.overall[&Metric::Lpips];
-            assert_eq!(lpips.best_seed, Spread { mean: None, standard_error: None, median: None });
+            let lpips = &summary.overall[&SeedMetric::Lpips];
+            assert_eq!(lpips.best_seed, Spread::default());
             assert_eq!(serde_json::from_str::<Summary>(&json).expect("our own file"), summary);
         }
     }

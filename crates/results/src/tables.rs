@@ -9,7 +9,7 @@ use store::{ErrorKind, Store};
 
 use crate::export::{results_csv, results_parquet};
 use crate::manifest::{Lines, Manifest, ObjectEntry};
-use crate::report::{Pictures, report_html, shown};
+use crate::report::{PICTURES, Pictures, report_html, shown};
 use crate::run::{AT_ONCE, Records, RunError, redrives};
 use crate::summary::{Summary, SuperClasses};
 
@@ -47,7 +47,7 @@ type Files = [(&'static str, Vec<u8>); 5];
 
 fn make(summary: &Summary, records: &Records, pictures: &HashMap<String, Pictures>) -> Files {
     let Records { results, failures, markers } = records;
-    let mut lines = Lines::new();
+    let mut lines = Lines::default();
     for object in markers.iter().cloned().chain(results.iter().flat_map(ObjectEntry::of)) {
         lines.add(&object);
     }
@@ -72,15 +72,11 @@ async fn read_pictures(records: &Records, results: &Store) -> Result<HashMap<Str
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),
             };
-            let history = get(keys::Item::History).await?;
-            let pictures = Pictures {
-                target: get(keys::Item::Target).await?,
-                transformed: get(keys::Item::Transformed).await?,
-                generated: get(keys::Item::Generated).await?,
-                inverted: get(keys::Item::Inverted).await?,
-                tuned: get(keys::Item::Tuned).await?,
-                history: history.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
-            };
+            let history = get(keys::Item::History).await?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let mut pictures = Pictures { history, ..Pictures::default() };
+            for (_, item) in PICTURES {
+                pictures.png.extend(get(item).await?.map(|png| (item, png)));
+            }
             Ok((image, pictures))
         }
     };

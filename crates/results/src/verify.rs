@@ -1,39 +1,29 @@
 //! Checks that a run is complete (*io*).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
-use dataset::Annotations;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::keys::{Kind, Marker};
-use proto::{Failure, RedriveRecord, ResultRecord, RunningSha256, chain, hex_sha256, keys};
+use proto::{Failure, RedriveRecord, ResultRecord, chain, hex_sha256, keys};
 use store::{ErrorKind, Store};
 
 use crate::manifest::{Manifest, ObjectEntry, ReadLines};
-use crate::run::{AT_ONCE, RunError, read_each, read_json, read_run, read_seeds, redrives, spread};
+use crate::run::{
+    AT_ONCE, Markers, RunError, digested, if_present, read_each, read_json, read_run, read_seeds, redrives, spread,
+};
 use crate::seeds::Seeds;
 
 /// Why objects and tables may differ without harm.
 const NEWER: &str = "newer than the tables, which the end of the run and basin report write again";
 
-/// The state of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verification {
     /// Images of the data set that belong to the run.
     pub images: usize,
-    /// Images with a result.
     pub succeeded: usize,
-    /// Images with a failure.
     pub failed: usize,
     /// Sentences for people; empty if the run is complete.
     pub problems: Vec<String>,
-}
-
-/// The objects of the images, as the store lists them.
-#[derive(Default)]
-struct Listed {
-    /// The marker that counts, by place: a result before a failure.
-    markers: BTreeMap<String, Marker>,
-    objects: Objects,
 }
 
 /// Sizes of an attempt's files, by place and attempt.
@@ -56,22 +46,27 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Verification, RunErro
         found.problems.push(format!("{} holds no run (there is no run.json)", results.url()));
         return Ok(found);
     };
-    let annotations: Annotations = run.annotations.parse().expect("any text names annotations");
-    let entries = dataset::read(&Store::open(&run.dataset).await?, &annotations, &run.params.object).await?.entries;
-    let entries = match run.limit {
-        Some(limit) => spread(entries, limit),
-        None => entries,
-    };
+    let dataset = dataset::read(&Store::open(&run.dataset).await?, &run.annotations, &run.params.object).await?;
+    let entries = spread(dataset.entries, run.limit);
     found.images = entries.len();
 
-    let Listed { markers, mut objects } = list(results, &mut found.problems).await?;
+    let mut objects = Objects::new();
+    let markers = Markers::list_with(results, |object| match keys::parse(&object.key) {
+        Some(Kind::Item(place, attempt, item)) => {
+            let attempt = objects.entry((place.to_owned(), attempt.to_owned())).or_default();
+            attempt.insert(item.file(), object.size);
+        }
+        _ => found.problems.push(format!("{} is not an object of a run", object.key)),
+    });
+    let Markers { results: succeeded, failures: failed } = markers.await?;
     let expected: BTreeMap<String, &str> = entries.iter().map(|e| (keys::place(e.image()), e.image())).collect();
+    let marked: BTreeSet<&String> = succeeded.iter().chain(&failed).collect();
     for (place, image) in &expected {
-        if !markers.contains_key(place) {
+        if !marked.contains(place) {
             found.problems.push(format!("{image:?} has neither a result nor a failure"));
         }
     }
-    for place in markers.keys().filter(|place| !expected.contains_key(*place)) {
+    for place in marked.into_iter().filter(|place| !expected.contains_key(*place)) {
         found.problems.push(format!("{place:?} is not an image of the data set any more"));
     }
     let mut redrives = read_each::<RedriveRecord>(results, redrives(results).await?.into_values().collect());
@@ -81,8 +76,6 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Verification, RunErro
     }
     // The seeds of the images are known only if every redrive can be read.
     let seeds = if whole { Some(read_seeds(&run, results).await?) } else { None };
-    let (succeeded, failed): (Vec<_>, Vec<_>) = markers.into_iter().partition(|(_, marker)| *marker == Marker::Result);
-    let [succeeded, failed] = [succeeded, failed].map(|markers| markers.into_iter().map(|(place, _)| place).collect::<Vec<_>>());
     (found.succeeded, found.failed) = (succeeded.len(), failed.len());
     let mut read = read_failures(failed, results, &mut found.problems).await?;
     read.extend(check_results(succeeded, &mut objects, seeds.as_ref(), results, deep, &mut found.problems).await?);
@@ -110,40 +103,14 @@ fn sound<T>(read: Result<T, RunError>, problems: &mut Vec<String>) -> Result<Opt
     Ok(None)
 }
 
-async fn list(results: &Store, problems: &mut Vec<String>) -> Result<Listed, RunError> {
-    let mut listed = Listed::default();
-    let mut lister = results.list(keys::IMAGES)?;
-    while let Some(page) = lister.next_page().await? {
-        for object in page {
-            match keys::parse(&object.key) {
-                Some(Kind::Marker(place, Marker::Result)) => drop(listed.markers.insert(place.to_owned(), Marker::Result)),
-                Some(Kind::Marker(place, Marker::Failure)) => {
-                    listed.markers.entry(place.to_owned()).or_insert(Marker::Failure);
-                }
-                Some(Kind::Item(place, attempt, item)) => {
-                    let attempt = listed.objects.entry((place.to_owned(), attempt.to_owned())).or_default();
-                    attempt.insert(item.file(), object.size);
-                }
-                None => problems.push(format!("{} is not an object of a run", object.key)),
-            }
-        }
-    }
-    Ok(listed)
-}
-
 async fn read_failures(places: Vec<String>, results: &Store, problems: &mut Vec<String>) -> Result<Read, RunError> {
     let keys = places.iter().map(|place| keys::marker_at(place, Marker::Failure)).collect();
-    let mut failures = read_each::<Failure>(results, keys);
-    let mut objects = Read::new();
-    for place in places {
-        let read = failures.next().await.expect("there is one for each key");
-        let object = sound(read, problems)?.map(|(failure, object)| {
-            problems.extend(misplaced(&failure.image, &place, &object.key));
-            object
-        });
-        objects.insert(place, object);
-    }
-    Ok(objects)
+    let failures = read_each::<Failure>(results, keys).zip(stream::iter(&places));
+    let checks = failures.map(|(read, place)| {
+        read.map(|(failure, object)| (misplaced(&failure.image, place, &object.key).into_iter().collect(), object))
+    });
+    let checks = checks.collect().await;
+    gather(places, checks, problems)
 }
 
 /// Removes the objects of the attempts that count from `objects`.
@@ -174,21 +141,25 @@ async fn check_results(
             Ok::<_, RunError>((problems, object))
         }
     });
-    let checks: Vec<Result<(Vec<String>, ObjectEntry), RunError>> = checks.buffered(AT_ONCE).collect().await;
+    let checks = checks.buffered(AT_ONCE).collect().await;
+    let read = gather(places, checks, problems)?;
+    // A damaged result does not tell which attempt counts.
+    objects.retain(|(place, _), _| !matches!(read.get(place), Some(None)));
+    Ok(read)
+}
+
+/// The markers at `places`, each with the problems of its image.
+fn gather(
+    places: Vec<String>,
+    checks: Vec<Result<(Vec<String>, ObjectEntry), RunError>>,
+    problems: &mut Vec<String>,
+) -> Result<Read, RunError> {
     let mut read = Read::new();
     for (place, checked) in places.into_iter().zip(checks) {
-        let checked = sound(checked, problems)?;
-        read.insert(
-            place,
-            checked.map(|(its, object)| {
-                problems.extend(its);
-                object
-            }),
-        );
+        let (its, object) = sound(checked, problems)?.unzip();
+        problems.extend(its.into_iter().flatten());
+        read.insert(place, object);
     }
-    // A damaged result does not tell which attempt counts.
-    let damaged: HashSet<&String> = read.iter().filter(|(_, object)| object.is_none()).map(|(place, _)| place).collect();
-    objects.retain(|(place, _), _| !damaged.contains(place));
     Ok(read)
 }
 
@@ -197,7 +168,6 @@ fn misplaced(image: &str, place: &str, key: &str) -> Option<String> {
     (keys::place(image) != place).then(|| format!("{key} is the record of another image, {image:?}"))
 }
 
-/// The problems of a result's objects.
 async fn check(
     record: &ResultRecord,
     there: &BTreeMap<&'static str, u64>,
@@ -230,11 +200,8 @@ async fn check(
 
 /// Compares the images with the manifest; a run that has not ended may have none.
 async fn check_tables(read: Read, results: &Store, deep: bool, found: &mut Verification) -> Result<(), RunError> {
-    let manifest = match read_json::<Manifest>(results, keys::MANIFEST).await {
-        Err(error) if error.is_not_found() => return Ok(()),
-        read => sound(read, &mut found.problems)?,
-    };
-    let Some(manifest) = manifest else { return Ok(()) };
+    let manifest = sound(if_present(read_json::<Manifest>(results, keys::MANIFEST).await), &mut found.problems)?;
+    let Some(manifest) = manifest.flatten() else { return Ok(()) };
     let (succeeded, failed) = (manifest.images.succeeded, manifest.images.failed);
     if (succeeded, failed) != (found.succeeded as u64, found.failed as u64) {
         found.problems.push(format!(
@@ -263,16 +230,6 @@ async fn check_objects(objects: Vec<ObjectEntry>, results: &Store) -> Result<Vec
     Ok(problems.into_iter().flatten().collect())
 }
 
-async fn digested(key: String, results: &Store) -> Result<ObjectEntry, store::Error> {
-    let mut download = results.download(&key).await?;
-    let (mut size, mut digest) = (0, RunningSha256::default());
-    while let Some(piece) = download.next().await? {
-        size += piece.len() as u64;
-        digest.update(&piece);
-    }
-    Ok(ObjectEntry { key, size, sha256: digest.hex() })
-}
-
 /// The problems of the markers among the manifest's lines. The other lines repeat the results, which are compared already.
 async fn check_lines(mut read: Read, results: &Store) -> Result<Vec<String>, RunError> {
     let mut problems = Vec::new();
@@ -283,7 +240,7 @@ async fn check_lines(mut read: Read, results: &Store) -> Result<Vec<String>, Run
     };
     let unknown = |object: &ObjectEntry| format!("{} is not in {}: it is {NEWER}", object.key, keys::OBJECTS);
     let damaged = |error| format!("{} is damaged: {error}", keys::OBJECTS);
-    let mut lines = ReadLines::new();
+    let mut lines = ReadLines::default();
     while let Some(piece) = download.next().await? {
         let objects = match lines.add(&piece) {
             Ok(objects) => objects,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
 
 use crate::manifest::{Lines, Manifest, ObjectEntry};
-use crate::run::{self, AT_ONCE, Markers, read_json, read_run};
+use crate::run::{self, AT_ONCE, Markers, if_present, read_json, read_run};
 use crate::summary::Counts;
 
 /// Extensions of the members' names, sorted, with their items; `None` is the result's record.
@@ -34,12 +34,10 @@ const LONGEST: usize = 84;
 const KEPT: usize = 50;
 const BLOCK: u64 = 512;
 
-/// Limits of a shard.
 #[derive(Clone, Copy, Debug)]
 pub struct Cut {
     /// Bytes of a shard, unless a single sample has more.
     pub bytes: u64,
-    /// Samples of a shard.
     pub samples: Option<usize>,
 }
 
@@ -49,7 +47,6 @@ impl Default for Cut {
     }
 }
 
-/// Why an export failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The run cannot be read, or the export's place cannot be written.
@@ -73,12 +70,9 @@ impl From<store::Error> for ExportError {
     }
 }
 
-/// An export that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exported {
-    /// Number of tar files.
     pub shards: usize,
-    /// Bytes of the tar files.
     pub bytes: u64,
     /// Images of the run; those that succeeded are in the export.
     pub images: Counts,
@@ -103,15 +97,10 @@ impl Exported {
 /// A line of an export's `objects.jsonl.gz`.
 #[derive(Serialize)]
 struct Line<'a> {
-    /// The entry in the run.
     #[serde(flatten)]
     object: &'a ObjectEntry,
     shard: &'a str,
     member: &'a str,
-}
-
-struct Sample {
-    members: Vec<Member>,
 }
 
 struct Member {
@@ -119,6 +108,8 @@ struct Member {
     object: ObjectEntry,
     bytes: Bytes,
 }
+
+type Sample = Vec<Member>;
 
 /// Writes the run's results to `out`, which holds nothing else: shards, `objects.jsonl.gz`, and last `manifest.json`.
 pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, ExportError> {
@@ -143,13 +134,13 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     let places: Vec<(String, String)> = markers.results.into_iter().zip(names).collect();
     let mut samples = stream::iter(places).map(load).buffered(AT_ONCE);
     let mut exported = Exported { shards: 0, bytes: 0, images, ended };
-    let (mut objects, mut lines) = (vec![claimed], Lines::new());
+    let (mut objects, mut lines) = (vec![claimed], Lines::default());
     let mut shard = Shard::default();
     while let Some(sample) = samples.try_next().await? {
         if shard.is_full(&sample, cut) {
             objects.push(std::mem::take(&mut shard).write(&mut exported, &mut lines, out).await?);
         }
-        shard.bytes += sample.tar_bytes();
+        shard.bytes += tar_bytes(&sample);
         shard.samples.push(sample);
     }
     if !shard.samples.is_empty() {
@@ -185,11 +176,9 @@ async fn read_counts(results: &Store, key: &str) -> Result<Option<Counts>, Expor
     struct Counting {
         images: Counts,
     }
-    match read_json::<Counting>(results, key).await {
-        Ok(counting) => Ok(Some(counting.images)),
+    match if_present(read_json::<Counting>(results, key).await) {
         Err(run::RunError::Damaged { .. }) => Ok(None),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
+        read => Ok(read?.map(|counting| counting.images)),
     }
 }
 
@@ -216,14 +205,14 @@ struct Shard {
 }
 
 impl Shard {
-    fn is_full(&self, next: &Sample, cut: Cut) -> bool {
-        let bytes = self.bytes + next.tar_bytes() + 2 * BLOCK;
+    fn is_full(&self, next: &[Member], cut: Cut) -> bool {
+        let bytes = self.bytes + tar_bytes(next) + 2 * BLOCK;
         !self.samples.is_empty() && (bytes > cut.bytes || cut.samples.is_some_and(|n| self.samples.len() >= n))
     }
 
     async fn write(self, exported: &mut Exported, lines: &mut Lines, out: &Store) -> Result<ObjectEntry, ExportError> {
         let key = shard_name(exported.shards);
-        for member in self.samples.iter().flat_map(|s| &s.members) {
+        for member in self.samples.iter().flatten() {
             lines.add(&Line { object: &member.object, shard: &key, member: &member.name });
         }
         exported.shards += 1;
@@ -241,7 +230,7 @@ impl Shard {
     fn tar(self) -> Vec<u8> {
         let takes = "a Vec takes every write, and the names are short";
         let mut tar = tar::Builder::new(Vec::with_capacity((self.bytes + 2 * BLOCK) as usize));
-        for Member { name, bytes, .. } in self.samples.into_iter().flat_map(|s| s.members) {
+        for Member { name, bytes, .. } in self.samples.into_iter().flatten() {
             let mut header = tar::Header::new_ustar();
             header.set_path(&name).expect(takes);
             header.set_size(bytes.len() as u64);
@@ -256,10 +245,8 @@ impl Shard {
     }
 }
 
-impl Sample {
-    fn tar_bytes(&self) -> u64 {
-        self.members.iter().map(|m| BLOCK + m.object.size.next_multiple_of(BLOCK)).sum()
-    }
+fn tar_bytes(sample: &[Member]) -> u64 {
+    sample.iter().map(|m| BLOCK + m.object.size.next_multiple_of(BLOCK)).sum()
 }
 
 /// Reads the members of a sample and compares them with the result.
@@ -291,7 +278,7 @@ async fn load(results: &Store, place: String, name: String) -> Result<Sample, Ex
         };
         members.push(Member { name: format!("{name}.{end}"), object, bytes });
     }
-    Ok(Sample { members })
+    Ok(members)
 }
 
 fn shard_name(number: usize) -> String {

@@ -21,9 +21,7 @@ pub const STYLE: &str = "\
 const BARS: (f64, f64) = (190.0, 600.0);
 /// Where names end and numbers begin.
 const NAMES_END: f64 = BARS.0 - 10.0;
-/// Top of the first bar.
 const TOP: usize = 40;
-/// Letters of a name that fit.
 const NAME: usize = 26;
 /// Bars at each end of a list that is too long to draw all of it.
 const HALF: usize = 30;
@@ -51,8 +49,7 @@ fn x(at: f64) -> String {
     pixels(BARS.0 + (BARS.1 - BARS.0) * at)
 }
 
-/// To a tenth.
-fn pixels(value: f64) -> String {
+pub fn pixels(value: f64) -> String {
     format!("{value:.1}")
 }
 
@@ -78,7 +75,6 @@ fn drawn_bar(axis: &Axis, bar: &Bar, y: usize) -> Markup {
 /// How two sets of numbers from 0 to 1 are distributed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panel<'a> {
-    /// What is measured.
     pub name: &'a str,
     /// For each of equally wide cells the numbers in it, of either set.
     pub counts: [&'a [u32]; 2],
@@ -134,8 +130,8 @@ fn panel(panel: &Panel, left: f64, top: f64) -> Markup {
     }
 }
 
-/// A file with this content below its title. `size`: width and height in pixels.
-fn figure((width, height): (usize, usize), title: &str, content: &Markup) -> String {
+/// A file with this content below its title. The size is in pixels.
+pub fn figure((width, height): (usize, usize), title: &str, content: &Markup) -> String {
     let svg = html! {
         svg.figure xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height)
             role="img" aria-label=(Untrusted(title))
@@ -160,7 +156,7 @@ mod tests {
 
     #[test]
     fn bars_are_as_long_as_their_means_and_whiskers_as_their_errors() {
-        let odd = Bar { name: "Odd", images: 0, spread: Spread::over([]) };
+        let odd = Bar { name: "Odd", images: 0, spread: Spread::default() };
         let svg = bars("LPIPS", &[bar("<Bag>", 0.9), bar("Coat", 0.4), odd]);
         // 410 pixels are 1.0.
         assert!(svg.contains("width=\"369.0\"") && svg.contains("width=\"164.0\""), "{svg}");

@@ -83,7 +83,6 @@ impl<'a> Drawn<'a> {
         self.first.len() + usize::from(self.left_out > 0)
     }
 
-    /// The bars with their rows.
     fn placed(&self) -> impl Iterator<Item = (usize, &'a Bar<'a>)> {
         let (first, last) = (self.first.iter(), self.last.iter());
         (0..).zip(first).chain((self.row_of_last()..).zip(last))

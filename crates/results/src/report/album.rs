@@ -19,7 +19,6 @@ const JPEG_QUALITY: u8 = 82;
 /// Characters of all pictures together: with the curves of 250 images the file stays below 20 MB.
 const BUDGET: usize = 16_000_000;
 
-/// All pictures of a page.
 #[derive(Default)]
 pub struct Album {
     used: usize,
@@ -27,9 +26,7 @@ pub struct Album {
     pub left_out: u64,
 }
 
-/// A picture inside the page.
 pub struct Picture {
-    /// `data:` URL.
     pub url: String,
     /// Whether it was scaled down and is not the file in the store.
     pub scaled: bool,

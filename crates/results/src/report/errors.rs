@@ -7,20 +7,19 @@ use maud::{Markup, html};
 use crate::chart::{self, Bar};
 use crate::format::{count, counted, decimal};
 use crate::html::Untrusted;
-use crate::summary::{Metric, Spread, Summary};
+use crate::summary::{SeedMetric, Spread, Summary};
 
-const CLASS_METRICS: [Metric; 4] = [Metric::Lpips, Metric::L1, Metric::L2, Metric::Loss];
+const CLASS_METRICS: [SeedMetric; 4] = [SeedMetric::Lpips, SeedMetric::L1, SeedMetric::L2, SeedMetric::Loss];
 
-/// A class or a super-class.
 struct Group<'a> {
     name: &'a str,
     images: u64,
-    error: &'a BTreeMap<Metric, Spread>,
+    error: &'a BTreeMap<SeedMetric, Spread>,
 }
 
 impl Group<'_> {
-    fn spread(&self, metric: Metric) -> Spread {
-        self.error.get(&metric).map_or(Spread::over([]), |s| *s)
+    fn spread(&self, metric: SeedMetric) -> Spread {
+        self.error.get(&metric).copied().unwrap_or_default()
     }
 }
 
@@ -41,9 +40,10 @@ fn groups((by, title): (&str, &str), mut groups: Vec<Group>) -> Markup {
     if groups.is_empty() {
         return html! {};
     }
-    let mean = |g: &Group| g.spread(Metric::Lpips).mean.unwrap_or(f64::INFINITY);
+    let mean = |g: &Group| g.spread(SeedMetric::Lpips).mean.unwrap_or(f64::INFINITY);
     groups.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
-    let bars: Vec<Bar> = groups.iter().map(|g| Bar { name: g.name, images: g.images, spread: g.spread(Metric::Lpips) }).collect();
+    let bars: Vec<Bar> =
+        groups.iter().map(|g| Bar { name: g.name, images: g.images, spread: g.spread(SeedMetric::Lpips) }).collect();
     let id = format!("{by}es");
     html! {
         section id=(id) aria-labelledby={ (id) "-title" } {
@@ -66,7 +66,7 @@ fn table(title: &str, groups: &[Group]) -> Markup {
                     th scope="col" { (title) }
                     th scope="col" { "Images" }
                     @for metric in CLASS_METRICS {
-                        th scope="col" { (label(metric)) }
+                        th scope="col" { (metric.label()) }
                         th scope="col" { "±" }
                     }
                 }
@@ -110,7 +110,7 @@ pub fn overall(summary: &Summary) -> Markup {
                 tbody {
                     @for (metric, error) in &summary.overall {
                         tr {
-                            th scope="row" { (label(*metric)) }
+                            th scope="row" { (metric.label()) }
                             td { (decimal(error.best_seed.mean, 3)) }
                             td.quiet { (decimal(error.best_seed.standard_error, 3)) }
                             td { (decimal(error.best_seed.median, 3)) }
@@ -127,15 +127,5 @@ pub fn overall(summary: &Summary) -> Markup {
                  other numbers after inverting the transform, inside the object’s box. Lower is better."
             }
         }
-    }
-}
-
-fn label(metric: Metric) -> &'static str {
-    match metric {
-        Metric::Loss => "Loss",
-        Metric::InvertedLoss => "Inverted loss",
-        Metric::L1 => "L1",
-        Metric::L2 => "L2",
-        Metric::Lpips => "LPIPS",
     }
 }

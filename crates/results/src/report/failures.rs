@@ -7,7 +7,6 @@ use crate::format::{clipped, count, counted, words};
 use crate::html::{UntrustedLines, UntrustedName};
 use crate::summary::Summary;
 
-/// Failures that the report lists.
 const MOST: usize = 200;
 /// Longest list whose details are open.
 const MOST_OPEN: usize = 10;

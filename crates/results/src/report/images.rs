@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use maud::{Markup, html};
 use proto::ResultRecord;
+use proto::keys::Item;
 
 use super::album::Album;
-use super::{BEST, Pictures, WORST, shown, transform};
+use super::{BEST, PICTURES, Pictures, WORST, shown, transform};
 use crate::chart;
 use crate::format::{count, counted, decimal};
 use crate::html::{Untrusted, UntrustedName};
-use crate::summary::Metric;
+use crate::summary::SeedMetric;
 
 pub fn section(results: &[ResultRecord], pictures: &HashMap<String, Pictures>) -> Markup {
     if results.is_empty() {
@@ -70,7 +71,7 @@ fn controls(rows: &[&ResultRecord]) -> Markup {
 
 fn table(results: &[ResultRecord], rows: &[&ResultRecord], pictures: &HashMap<String, Pictures>, album: &mut Album) -> Markup {
     let tuned = results.iter().any(|record| record.fine_tuned.is_some());
-    let columns = ["Target", "Transformed", "Projection", "Inverted"].into_iter().chain(tuned.then_some("Fine-tuned"));
+    let columns = &PICTURES[..PICTURES.len() - usize::from(!tuned)];
     let none = Pictures::default();
     html! {
         table.images role="table" aria-labelledby="images-title" {
@@ -78,7 +79,8 @@ fn table(results: &[ResultRecord], rows: &[&ResultRecord], pictures: &HashMap<St
                 tr role="row" {
                     (sort_header("name", "Image"))
                     (sort_header("class", "Class"))
-                    @for name in columns.chain(["Loss curve"]) { (header(name)) }
+                    @for (name, _) in columns { (header(name)) }
+                    (header("Loss curve"))
                     (sort_header("loss", "Loss"))
                     (sort_header("l1", "L1"))
                     (sort_header("lpips", "LPIPS"))
@@ -86,7 +88,7 @@ fn table(results: &[ResultRecord], rows: &[&ResultRecord], pictures: &HashMap<St
                 }
             }
             tbody role="rowgroup" {
-                @for record in rows { (row(record, pictures.get(&record.image).unwrap_or(&none), tuned, album)) }
+                @for record in rows { (row(record, pictures.get(&record.image).unwrap_or(&none), columns, album)) }
             }
         }
     }
@@ -102,26 +104,17 @@ fn sort_header(key: &str, name: &str) -> Markup {
     html! { th scope="col" role="columnheader" data-key=(key) aria-sort=(sorted) { button type="button" { (name) } } }
 }
 
-/// `tuned`: whether the run has a column for that.
-fn row(record: &ResultRecord, pictures: &Pictures, tuned: bool, album: &mut Album) -> Markup {
-    let [loss, l1, lpips] = [Metric::Loss, Metric::L1, Metric::Lpips].map(|m| m.best_seed(record));
+fn row(record: &ResultRecord, pictures: &Pictures, columns: &[(&str, Item)], album: &mut Album) -> Markup {
+    let [loss, l1, lpips] = [SeedMetric::Loss, SeedMetric::L1, SeedMetric::Lpips].map(|m| m.best_seed(record));
     // JavaScript's Number("") is 0; "Infinity" keeps what has no number beside the worst.
     let sortable = |value: Option<f64>| value.map_or("Infinity".into(), |v| v.to_string());
-    let four = [
-        ("Target", &pictures.target),
-        ("Transformed", &pictures.transformed),
-        ("Projection", &pictures.generated),
-        ("Inverted", &pictures.inverted),
-    ];
     html! {
         tr role="row" data-name=(Untrusted(&record.image)) data-class=(Untrusted(&record.class_name))
             data-loss=(sortable(loss)) data-l1=(sortable(l1)) data-lpips=(sortable(lpips))
         {
             th.name scope="row" role="rowheader" { bdi { (UntrustedName(&record.image)) } }
             td.class role="cell" { bdi { (UntrustedName(&record.class_name)) } }
-            @for (name, png) in four.into_iter().chain(tuned.then_some(("Fine-tuned", &pictures.tuned))) {
-                (picture(name, png.as_deref(), album))
-            }
+            @for (name, item) in columns { (picture(name, pictures.png.get(item), album)) }
             td.curve role="cell" { @if let Some(history) = &pictures.history { (chart::curves(history, record.best)) } }
             @for (name, value) in [("Loss", loss), ("L1", l1), ("LPIPS", lpips)] {
                 td.number role="cell" data-label=(name) { (decimal(value, 3)) }
@@ -136,7 +129,7 @@ fn row(record: &ResultRecord, pictures: &Pictures, tuned: bool, album: &mut Albu
     }
 }
 
-fn picture(name: &str, png: Option<&[u8]>, album: &mut Album) -> Markup {
+fn picture(name: &str, png: Option<&Vec<u8>>, album: &mut Album) -> Markup {
     html! {
         td.picture role="cell" {
             figure {

@@ -8,15 +8,18 @@ mod failures;
 mod images;
 mod overview;
 mod sheet;
+#[cfg(test)]
+mod tests;
 mod transform;
 
 use std::collections::HashMap;
 
 use maud::html;
+use proto::keys::Item;
 use proto::{Failure, History, ResultRecord};
 
 use crate::html::{STYLE, page};
-use crate::summary::{Metric, Summary};
+use crate::summary::{SeedMetric, Summary};
 
 pub use sheet::sheet;
 
@@ -27,19 +30,19 @@ pub const WORST: usize = 200;
 /// Images with the smallest loss that the report shows.
 pub const BEST: usize = 50;
 
+/// The columns of pictures; the last one only after fine-tuning.
+pub(crate) const PICTURES: [(&str, Item); 5] = [
+    ("Target", Item::Target),
+    ("Transformed", Item::Transformed),
+    ("Projection", Item::Generated),
+    ("Inverted", Item::Inverted),
+    ("Fine-tuned", Item::Tuned),
+];
+
 /// The pictures and the loss curves of one image, as the store has them; a missing one is left blank.
 #[derive(Clone, Debug, Default)]
 pub struct Pictures {
-    /// PNG: the image in the generator's size.
-    pub target: Option<Vec<u8>>,
-    /// PNG: the target under the transform that was found.
-    pub transformed: Option<Vec<u8>>,
-    /// PNG: the best projection.
-    pub generated: Option<Vec<u8>>,
-    /// PNG: the same, back in the target's frame.
-    pub inverted: Option<Vec<u8>>,
-    /// PNG: as `inverted`, made by the generator that was fine-tuned to the image.
-    pub tuned: Option<Vec<u8>>,
+    pub png: HashMap<Item, Vec<u8>>,
     pub history: Option<History>,
 }
 
@@ -48,7 +51,7 @@ pub struct Pictures {
 pub fn shown(results: &[ResultRecord]) -> Vec<&ResultRecord> {
     let mut shown: Vec<&ResultRecord> = results.iter().collect();
     // Without a finite loss something is wrong: first.
-    let loss = |r: &ResultRecord| Metric::Loss.best_seed(r).unwrap_or(f64::INFINITY);
+    let loss = |r: &ResultRecord| SeedMetric::Loss.best_seed(r).unwrap_or(f64::INFINITY);
     shown.sort_by(|a, b| loss(b).total_cmp(&loss(a)).then_with(|| a.image.cmp(&b.image)));
     if shown.len() > WORST + BEST {
         shown.drain(WORST..shown.len() - BEST);

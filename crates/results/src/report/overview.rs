@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use crate::format::{count, counted, decimal, exact_duration, percent};
 use crate::html::{Untrusted, UntrustedLines, UntrustedName};
-use crate::summary::{Metric, Spread, Summary};
+use crate::summary::{Counts, SeedMetric, Spread, Summary};
 
 pub fn header(summary: &Summary) -> Markup {
     let run = &summary.run;
@@ -42,9 +42,12 @@ pub fn header(summary: &Summary) -> Markup {
 
 pub fn tiles(summary: &Summary) -> Markup {
     let images = summary.images;
-    let spread = |metric: Metric| summary.overall.get(&metric).map_or(Spread::over([]), |m| m.best_seed);
-    let (lpips, l1, loss) = (spread(Metric::Lpips), spread(Metric::L1), spread(Metric::Loss));
-    let mean = |spread: Spread| (decimal(spread.mean, 3), standard_error(spread));
+    let spread = |metric: SeedMetric| summary.overall.get(&metric).map(|m| m.best_seed).unwrap_or_default();
+    let (lpips, l1, loss) = (spread(SeedMetric::Lpips), spread(SeedMetric::L1), spread(SeedMetric::Loss));
+    let mean = |spread: Spread| {
+        let error = spread.standard_error.map(|error| format!("± {} std. error", decimal(Some(error), 3)));
+        (decimal(spread.mean, 3), error.unwrap_or("no standard error".into()))
+    };
     let all = images.total + images.left();
     let tile = |label: &str, (value, note): (String, String), alarm: bool| {
         html! {
@@ -58,7 +61,7 @@ pub fn tiles(summary: &Summary) -> Markup {
     html! {
         dl.tiles {
             (tile("Succeeded", (count(images.succeeded), format!("of {}", counted(all, "image"))), false))
-            (tile("Failed", (count(images.failed), share_of_failures(summary)), images.failed > 0))
+            (tile("Failed", (count(images.failed), share_of_failures(images)), images.failed > 0))
             (tile("Mean LPIPS", mean(lpips), false))
             (tile("Mean L1", mean(l1), false))
             (tile("Median loss", (decimal(loss.median, 3), format!("mean {}", decimal(loss.mean, 3))), false))
@@ -67,21 +70,11 @@ pub fn tiles(summary: &Summary) -> Markup {
     }
 }
 
-fn share_of_failures(summary: &Summary) -> String {
-    let images = summary.images;
-    match images.total {
-        0 => "no images".into(),
-        total => {
-            let of = if images.left() > 0 { "so far" } else { "of all" };
-            format!("{} {of}", percent(images.failed, total))
-        }
-    }
-}
-
-fn standard_error(spread: Spread) -> String {
-    match spread.standard_error {
-        Some(error) => format!("± {} std. error", decimal(Some(error), 3)),
-        None => "no standard error".into(),
+fn share_of_failures(images: Counts) -> String {
+    match (images.total, images.left()) {
+        (0, _) => "no images".into(),
+        (total, 0) => format!("{} of all", percent(images.failed, total)),
+        (total, _) => format!("{} so far", percent(images.failed, total)),
     }
 }
 

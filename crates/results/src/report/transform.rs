@@ -3,32 +3,43 @@
 use maud::{Markup, html};
 use proto::{ColourTransform, Transform};
 
+use crate::export::COLOURS;
 use crate::format::{minus, unsigned_zero};
 
-// Ends of the ranges that the search stays in: those of `projector::transform`, which links torch. A hue is a turn and has none.
-/// Distance to an end at which a value counts as being there.
+/// Distance to an end of the range at which a value counts as being there.
 const AT_LIMIT: f64 = 1e-6;
 
-pub fn list(Transform { scale, shift, colour }: &Transform) -> Markup {
-    let scales = if scale[0] == scale[1] { &scale[..1] } else { scale };
-    html! {
-        dl {
-            (row("scale", scales, Some(Transform::SCALE_LIMITS)))
-            (row("shift", shift, Some(Transform::SHIFT_LIMITS)))
-            @for (colour, value) in colour { (row(colour_name(*colour), &[*value], colour_limits(*colour))) }
-        }
-    }
+/// Name, values and range of a part of a transform.
+type Part<'a> = (&'static str, &'a [f64], Option<(f64, f64)>);
+
+pub fn list(transform: &Transform) -> Markup {
+    html! { dl { @for part in parts(transform) { (row(part)) } } }
 }
 
-fn row(name: &str, values: &[f64], limits: Option<(f64, f64)>) -> Markup {
+pub fn has_limit(transform: &Transform) -> bool {
+    parts(transform).iter().any(|(_, values, limits)| reached(values, *limits).is_some())
+}
+
+fn parts(Transform { scale, shift, colour }: &Transform) -> Vec<Part<'_>> {
+    let scales = if scale[0] == scale[1] { &scale[..1] } else { &scale[..] };
+    let mut parts = vec![("scale", scales, Some(Transform::SCALE_LIMITS)), ("shift", &shift[..], Some(Transform::SHIFT_LIMITS))];
+    parts.extend(colour.iter().map(|(colour, value)| {
+        let name = COLOURS.iter().find(|(_, known)| known == colour).map_or("", |(name, _)| name);
+        // A hue is a turn and has no ends.
+        let limits = (*colour != ColourTransform::Hue).then_some(Transform::FACTOR_LIMITS);
+        (name, std::slice::from_ref(value), limits)
+    }));
+    parts
+}
+
+fn row((name, values, limits): Part) -> Markup {
     let numbers: Vec<String> = values.iter().map(|v| unsigned_zero(*v)).collect();
-    let limits = limits.filter(|limits| values.iter().any(|v| at_limit(*v, *limits)));
     html! {
         div {
             dt { (name) }
             dd {
                 (numbers.join(", "))
-                @if let Some((low, high)) = limits {
+                @if let Some((low, high)) = reached(values, limits) {
                     " " span.tag title={ "the search may use " (minus(&low.to_string())) " to " (high) } { "limit" }
                 }
             }
@@ -36,28 +47,9 @@ fn row(name: &str, values: &[f64], limits: Option<(f64, f64)>) -> Markup {
     }
 }
 
-pub fn has_limit(transform: &Transform) -> bool {
-    transform.scale.iter().any(|v| at_limit(*v, Transform::SCALE_LIMITS))
-        || transform.shift.iter().any(|v| at_limit(*v, Transform::SHIFT_LIMITS))
-        || transform.colour.iter().any(|(c, v)| colour_limits(*c).is_some_and(|limits| at_limit(*v, limits)))
-}
-
-fn at_limit(value: f64, (low, high): (f64, f64)) -> bool {
-    value <= low + AT_LIMIT || value >= high - AT_LIMIT
-}
-
-fn colour_limits(colour: ColourTransform) -> Option<(f64, f64)> {
-    (colour != ColourTransform::Hue).then_some(Transform::FACTOR_LIMITS)
-}
-
-fn colour_name(colour: ColourTransform) -> &'static str {
-    match colour {
-        ColourTransform::Brightness => "brightness",
-        ColourTransform::Contrast => "contrast",
-        ColourTransform::Saturation => "saturation",
-        ColourTransform::Hue => "hue",
-        ColourTransform::Gamma => "gamma",
-    }
+/// The range, if a value is at one of its ends.
+fn reached(values: &[f64], limits: Option<(f64, f64)>) -> Option<(f64, f64)> {
+    limits.filter(|(low, high)| values.iter().any(|v| *v <= low + AT_LIMIT || *v >= high - AT_LIMIT))
 }
 
 #[cfg(test)]

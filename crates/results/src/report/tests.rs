@@ -1,14 +1,17 @@
-//! A run made up of hostile names and drawn garments, through the front door. The page is left in cargo's temporary folder
-//! (`target/tmp/report.html`): open it after changing the style.
+//! A run made up of hostile names and drawn garments. The page is left in the folder for temporary files (`basin-report.html`): open
+//! it after changing the style.
 
-use std::collections::HashMap;
 use std::io::Cursor;
 use std::sync::LazyLock;
 
 use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
-use proto::{ColourTransform, Failure, FailureReason, History, ModelRef, Params, ResultRecord, RunRecord, SeedResult, Transform};
-use results::report::{self, BEST, Pictures, WORST, report_html};
-use results::summary::{Summary, SuperClasses};
+use proto::{ColourTransform, FailureReason, RunRecord, SeedResult, Transform};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::summary::SuperClasses;
+use crate::summary::tests::{failure, record, run};
 
 const CLASSES: [&str; 10] =
     ["t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot <b>\"&'"];
@@ -19,23 +22,6 @@ const HOSTILE: [&str; 5] = [
     "a' onmouseover='alert(3)/\u{202e}gnp.exe",
     "a-very-long-name-without-any-place-to-break-that-somebody-thought-was-a-good-idea-0000000001.png",
 ];
-
-/// SplitMix64 in [0, 1).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn between(&mut self, low: f64, high: f64) -> f64 {
-        low + (high - low) * self.next()
-    }
-}
 
 struct Run {
     run: RunRecord,
@@ -63,23 +49,23 @@ fn png(image: DynamicImage) -> Vec<u8> {
 }
 
 /// Something like a garment: a trunk with sleeves, grey on black.
-fn garment(centre: (f64, f64), size: f64, tone: f64, noise: f64, random: &mut Random) -> Vec<u8> {
+fn garment(centre: (f64, f64), size: f64, tone: f64, noise: f64, random: &mut ChaCha8Rng) -> Vec<u8> {
     let image = image::GrayImage::from_fn(32, 32, |x, y| {
         let (u, v) = ((f64::from(x) - centre.0) / size, (f64::from(y) - centre.1) / size);
         let inside = (u.abs() < 0.55 && v.abs() < 1.0) || (u.abs() < 1.0 && v > -1.0 && v < -0.35);
         let fold = 0.12 * (u * 7.0).sin() * (v * 5.0).cos();
-        let value = if inside { tone + fold + noise * (random.next() - 0.5) } else { 0.0 };
+        let value = if inside { tone + fold + noise * (random.random::<f64>() - 0.5) } else { 0.0 };
         Luma([(255.0 * value.clamp(0.0, 1.0)) as u8])
     });
     png(DynamicImage::ImageLuma8(image).to_rgb8().into())
 }
 
-fn history(seeds: &[SeedResult], random: &mut Random) -> History {
+fn history(seeds: &[SeedResult], random: &mut ChaCha8Rng) -> History {
     let descent = seeds
         .iter()
         .map(|seed| {
-            let (start, rate) = (seed.loss * random.between(1.4, 2.6), random.between(0.02, 0.06));
-            let noise = |t: f64, r: &mut Random| 1.0 + 0.02 * (r.next() - 0.5) * (1.0 - t / 100.0);
+            let (start, rate) = (seed.loss * random.random_range(1.4..2.6), random.random_range(0.02..0.06));
+            let noise = |t: f64, r: &mut ChaCha8Rng| 1.0 + 0.02 * (r.random::<f64>() - 0.5) * (1.0 - t / 100.0);
             (0..=100)
                 .map(f64::from)
                 .map(|t| (seed.loss + (start - seed.loss) * ((-rate * t).exp() - (-rate * 100.0).exp())) * noise(t, random))
@@ -89,68 +75,38 @@ fn history(seeds: &[SeedResult], random: &mut Random) -> History {
     History { transform: vec![3.0, 2.5, 2.25], latent: vec![2.5, 2.0], descent, fine_tune: vec![] }
 }
 
-fn record(index: usize, image: String, random: &mut Random) -> ResultRecord {
+fn garment_record(index: usize, image: &str, random: &mut ChaCha8Rng) -> ResultRecord {
     let class = index % CLASSES.len();
-    let hardness = random.between(0.5, 1.0) * (1.0 + 0.12 * class as f64) * if index == 7 { 2.0 } else { 1.0 };
+    let hardness = random.random_range(0.5..1.0) * (1.0 + 0.12 * class as f64) * if index == 7 { 2.0 } else { 1.0 };
     let seeds: Vec<SeedResult> = (0..18)
         .map(|_| {
-            let h = hardness * random.between(1.0, 1.5);
+            let h = hardness * random.random_range(1.0..1.5);
             SeedResult { loss: 1.3 * h, inverted_loss: 1.45 * h, l1: 0.42 * h, l2: 0.19 * h, lpips: 0.12 * h }
         })
         .collect();
     let best = (0..18).min_by(|a, b| seeds[*a].loss.total_cmp(&seeds[*b].loss)).expect("18 seeds");
+    let transform = Transform {
+        scale: [random.random_range(0.75..1.5); 2],
+        shift: [random.random_range(-0.3..0.3), random.random_range(-0.3..0.3)],
+        colour: vec![(ColourTransform::Brightness, random.random_range(0.8..1.2))],
+    };
     ResultRecord {
-        format: 1,
-        job: serde_json::from_value(format!("{index:032x}").into()).expect("an id is a string"),
-        image,
-        identity: String::new(),
-        class: class as u32,
-        class_name: CLASSES[class].into(),
-        bbox: None,
-        model: model(),
-        params: Params::fast(),
-        seed: 0,
-        version: "0.1.0".into(),
-        transform: (index % 9 != 4).then(|| Transform {
-            scale: [random.between(0.75, 1.5); 2],
-            shift: [random.between(-0.3, 0.3), random.between(-0.3, 0.3)],
-            colour: vec![(ColourTransform::Brightness, random.between(0.8, 1.2))],
-        }),
-        best,
-        seeds,
+        transform: (index % 9 != 4).then_some(transform),
         lane_steps: 12_420,
         seconds: 37.5,
-        attempt: "0f".into(),
-        objects: vec![],
-        fine_tuned: None,
-        target_bbox: None,
-        mask: false,
-        found: None,
-        trace: None,
+        ..record(image, class as u32, CLASSES[class], best, seeds)
     }
 }
 
-fn model() -> ModelRef {
-    ModelRef { name: "fashion32".into(), digest: "3f9a".repeat(16), resolution: 32 }
-}
-
-fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) -> Pictures) -> Run {
-    let mut random = Random(count as u64);
+fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut ChaCha8Rng) -> Pictures) -> Run {
+    let mut random = ChaCha8Rng::seed_from_u64(count as u64);
     let results: Vec<ResultRecord> = (0..count)
         .map(|i| {
-            let image = HOSTILE.get(i).map_or_else(|| format!("centred/{i:05}.png"), |s| (*s).into());
-            record(i, image, &mut random)
+            let plain = format!("centred/{i:05}.png");
+            garment_record(i, HOSTILE.get(i).unwrap_or(&plain.as_str()), &mut random)
         })
         .collect();
     let pictures = results.iter().enumerate().map(|(i, r)| (r.image.clone(), pictures_of(i, r, &mut random))).collect();
-    let failure = |image: &str, reason, message: &str| Failure {
-        format: 1,
-        job: None,
-        image: image.into(),
-        reason,
-        message: message.into(),
-        class_name: None,
-    };
     let failures = vec![
         failure("empty.png", FailureReason::BadImage, "cannot read empty.png: the file is empty"),
         failure("huge.png", FailureReason::BadImage, "cannot read huge.png: 30000 x 30000 pixels, and 8192 x 8192 is the limit"),
@@ -162,43 +118,30 @@ fn run_of(count: usize, pictures_of: impl Fn(usize, &ResultRecord, &mut Random) 
         ),
         failure("", FailureReason::BadName, "the name is empty"),
     ];
-    let ModelRef { name: model, digest: model_digest, resolution } = model();
-    let run = RunRecord {
-        format: 1,
-        name: "Fashion samples <fast>".into(),
-        dataset: "file:///home/someone/basin/samples".into(),
-        annotations: "auto".into(),
-        limit: None,
-        model,
-        model_digest,
-        resolution,
-        params: Params::fast(),
-        seed: 41,
-        version: "0.1.0".into(),
-    };
+    let (dataset, model_digest) = ("file:///home/someone/basin/samples".into(), "3f9a".repeat(16));
+    let run = RunRecord { dataset, model_digest, seed: 41, ..run("Fashion samples <fast>") };
     Run { run, planned: None, super_classes: SuperClasses::new(), results, failures, pictures }
 }
 
-fn garments(index: usize, record: &ResultRecord, random: &mut Random) -> Pictures {
+fn garments(index: usize, record: &ResultRecord, random: &mut ChaCha8Rng) -> Pictures {
     if index == 11 {
-        return Pictures { target: Some(b"not a png".to_vec()), ..Pictures::default() };
+        return Pictures { png: [(Item::Target, b"not a png".to_vec())].into(), history: None };
     }
-    let (tone, size) = (random.between(0.35, 0.9), random.between(7.0, 13.0));
-    let centre = (random.between(11.0, 20.0), random.between(12.0, 19.0));
-    Pictures {
-        target: Some(garment(centre, size, tone, 0.1, random)),
-        transformed: Some(garment((15.5, 15.5), 13.0, tone, 0.1, random)),
-        generated: Some(garment((15.5, 15.5), 13.0, tone + 0.05, 0.0, random)),
-        inverted: Some(garment(centre, size, tone + 0.05, 0.0, random)),
-        tuned: None,
-        history: Some(history(&record.seeds, random)),
-    }
+    let (tone, size) = (random.random_range(0.35..0.9), random.random_range(7.0..13.0));
+    let centre = (random.random_range(11.0..20.0), random.random_range(12.0..19.0));
+    let png = [
+        (Item::Target, garment(centre, size, tone, 0.1, random)),
+        (Item::Transformed, garment((15.5, 15.5), 13.0, tone, 0.1, random)),
+        (Item::Generated, garment((15.5, 15.5), 13.0, tone + 0.05, 0.0, random)),
+        (Item::Inverted, garment(centre, size, tone + 0.05, 0.0, random)),
+    ];
+    Pictures { png: png.into(), history: Some(history(&record.seeds, random)) }
 }
 
 static SMALL: LazyLock<(Run, String)> = LazyLock::new(|| {
     let run = run_of(24, garments);
     let html = run.html();
-    std::fs::write(format!("{}/report.html", env!("CARGO_TARGET_TMPDIR")), &html).expect("cargo makes the folder");
+    std::fs::write(std::env::temp_dir().join("basin-report.html"), &html).expect("the folder can be written");
     (run, html)
 });
 
@@ -220,9 +163,7 @@ fn the_report_loads_nothing() {
         assert!(url.starts_with("data:"), "{url}");
     }
     assert_eq!(attributes(html, "src").len(), 4 * 23);
-    let style = include_str!("../src/report/report.css");
-    let script = include_str!("../src/report/report.js");
-    for code in [style, script] {
+    for code in [STYLE, SCRIPT] {
         assert!(html.contains(code));
         for loads in ["://", "@import", "url(", "fetch", "import(", "XMLHttpRequest", "</"] {
             assert!(!code.contains(loads), "{loads}");
@@ -259,7 +200,7 @@ fn the_worst_image_comes_first() {
     let losses: Vec<f64> = attributes(html, "data-loss").iter().map(|v| v.parse().expect("a number")).collect();
     assert_eq!(losses.len(), run.results.len());
     assert!(losses.windows(2).all(|w| w[0] >= w[1]), "{losses:?}");
-    assert_eq!(names(html)[0], report::shown(&run.results)[0].image);
+    assert_eq!(names(html)[0], shown(&run.results)[0].image);
     assert_eq!(attributes(html, "aria-sort"), ["none", "none", "descending", "none", "none"]);
 }
 
@@ -300,15 +241,11 @@ fn super_classes_have_their_own_table_and_are_known_again_from_the_summary() {
 
 #[test]
 fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
-    let mut random = Random(1);
-    let noise = RgbImage::from_fn(256, 256, |_, _| Rgb([(); 3].map(|()| (256.0 * random.next()) as u8)));
-    let picture = Some(png(noise.into()));
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let noise = RgbImage::from_fn(256, 256, |_, _| Rgb([(); 3].map(|()| (256.0 * random.random::<f64>()) as u8)));
+    let picture = png(noise.into());
     let run = run_of(400, |_, record, random| Pictures {
-        target: picture.clone(),
-        transformed: picture.clone(),
-        generated: picture.clone(),
-        inverted: picture.clone(),
-        tuned: None,
+        png: PICTURES[..4].iter().map(|(_, item)| (*item, picture.clone())).collect(),
         history: Some(history(&record.seeds, random)),
     });
     let html = run.html();
@@ -317,7 +254,7 @@ fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
     assert!(html.contains("This run has 400 results. The report shows the 200 with the largest and the 50 with the"));
     let mut losses: Vec<f64> = run.results.iter().map(|r| r.best_seed().loss).collect();
     losses.sort_by(|a, b| b.total_cmp(a));
-    let shown: Vec<f64> = report::shown(&run.results).iter().map(|r| r.best_seed().loss).collect();
+    let shown: Vec<f64> = shown(&run.results).iter().map(|r| r.best_seed().loss).collect();
     assert_eq!((&shown[..WORST], &shown[WORST..]), (&losses[..WORST], &losses[losses.len() - BEST..]));
 }
 

@@ -1,23 +1,27 @@
-//! `basin copy`: objects from one store to another.
+//! `basin copy` and `basin doctor`: objects from one store to another, and whether a store does what a fleet needs.
 
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::bail;
 use futures_util::{StreamExt, stream};
+use results::run::ABANDONED;
 use store::{ObjectInfo, PIECE, Store};
+
+use crate::terminal::list_problems;
 
 /// Objects that are copied at a time, if they have at most [`PIECE`] bytes; others are copied in pieces.
 const COPIES: usize = 16;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct CopyArgs {
     /// Folder or bucket to read.
     from: String,
     /// Folder or bucket to write.
     to: String,
 }
 
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn copy(args: CopyArgs) -> anyhow::Result<ExitCode> {
     let (from, to) = (Store::open(&args.from).await?, Store::open(&args.to).await?);
     if from.contains(&to) {
         bail!("cannot copy to {}: it is inside {}; choose another destination", to.url(), from.url());
@@ -59,4 +63,21 @@ async fn copy_large(from: &Store, to: &Store, key: &str) -> Result<(), store::Er
             }
         }
     }
+}
+
+#[derive(clap::Args)]
+pub struct DoctorArgs {
+    /// Folder or bucket to check.
+    store: String,
+}
+
+pub async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
+    let store = Store::open(&args.store).await?;
+    let problems = store.examine().await?;
+    match store.sweep_uploads(SystemTime::now() - ABANDONED).await {
+        Ok(0) => {}
+        Ok(uploads) => say!("removed the parts of {uploads} uploads that were never finished"),
+        Err(error) => say!("cannot remove the parts of uploads that were never finished: {error}"),
+    }
+    Ok(list_problems(&problems, "the store does what a fleet needs"))
 }
