@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior, Value as Values, context};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -97,7 +98,7 @@ fn page<R: Record>(record: &R, machine: &MeasuredOn) -> Result<String> {
     pages.set_undefined_behavior(UndefinedBehavior::Strict);
     pages.add_filter("number", number);
     let machine = context! { machine => machine.to_string(), cores => machine.cores };
-    let known = context! { ..machine, ..Values::from_serialize(record.derived()), ..Values::from_serialize(record) };
+    let known = context! { ..machine, ..Values::from(Serde(record.derived())), ..Values::from(Serde(record)) };
     let filled = pages.render_str(R::PAGE, known);
     let filled = filled.with_context(|| format!("cannot fill the page {}", R::NAME))?;
     let blocks =

@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::Result;
 use engine::{Devices, LoadedModel};
 use projector::lanes::CPU_BLOCK;
-use projector::projection::{Seed, lane_steps};
+use projector::projection::lane_steps;
 use projector::{Lanes, Target};
-use proto::{LastDescent, LatentSearch, Params, Precision};
+use proto::{LastDescent, LatentSearch, Params, Precision, SeedResult};
 use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -123,7 +123,7 @@ fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String,
         let targets = batch.iter().map(|&i| all[i].1.shallow_clone()).collect();
         let solutions = project(model, &lanes, &variant.params, targets, None)?;
         let measured = batch.iter().zip(solutions).map(|(&i, solution)| {
-            let rounded = |of: &dyn Fn(&Seed) -> f64| solution.seeds.iter().map(|s| (of(s) * 1e5).round() / 1e5).collect();
+            let rounded = |of: &dyn Fn(&SeedResult) -> f64| solution.seeds.iter().map(|s| (of(s) * 1e5).round() / 1e5).collect();
             Case { image: all[i].0.clone(), losses: rounded(&|s| s.loss), inverted: rounded(&|s| s.inverted_loss) }
         });
         eprintln!("{}: {} of {} images", variant.name, batch[batch.len() - 1] + 1, all.len());

@@ -13,9 +13,8 @@ use engine::calibrate::{self, Source};
 use engine::{Devices, LoadedModel};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
-use projector::nn::lpips;
 use zoo::categories::{ImageNetClass, PAPER_PASCAL, imagenet};
-use zoo::convert::{self, Names, Parts};
+use zoo::convert::{self, Names, Parts, lpips};
 use zoo::fetch::{DownloadProgress, Fetched, Patience, fetch};
 use zoo::published::{File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
 

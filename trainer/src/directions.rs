@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::lpips::Lpips;
 use projector::nn::{LoadError, Weights};
