@@ -23,9 +23,9 @@ const BATCH: usize = 4;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Case {
     image: String,
-    /// Of each seed, in the generator's frame.
+    /// Loss of each seed, in the generator's frame.
     losses: Vec<f64>,
-    /// Of the inverted image inside the box.
+    /// Loss of each seed's inverted image inside the box.
     inverted: Vec<f64>,
 }
 

@@ -30,7 +30,7 @@ pub fn start(name: &str, set: impl FnOnce(&mut Command)) -> Result<Process> {
     Ok(Process(command.spawn().with_context(|| format!("cannot start {name}: cargo build --workspace"))?))
 }
 
-/// Asks again and again until there is an answer; `failure` says what happens if there is none.
+/// Asks repeatedly until there is an answer; `failure` is the error if none comes.
 pub async fn until<T>(failure: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {

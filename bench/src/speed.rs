@@ -107,7 +107,7 @@ struct Operation {
     name: String,
     /// In a step of 9 lanes.
     calls: f64,
-    /// Of the time, %.
+    /// Share of the time, %.
     share: f64,
 }
 

@@ -57,7 +57,7 @@ impl Question {
         images * self.lane_steps_per_image as f64 / self.rate
     }
 
-    /// With so many workers. A worker ends with a batch, so the last one may be alone with most of it: half of one is lost.
+    /// The estimate for a number of workers. The last worker may be alone with most of its last batch, so half a batch is lost.
     pub fn with(&self, workers: u64) -> Estimate {
         let useful = workers.min(self.images.div_ceil(u64::from(self.batch_images))).max(1);
         let tail = if useful > 1 { self.batch_seconds() / 2.0 } else { 0.0 };

@@ -118,7 +118,6 @@ impl Driver {
         self.clock.elapsed().as_secs_f64()
     }
 
-    /// Fills the window.
     pub async fn top_up(&mut self) -> Result<(), Error> {
         loop {
             let now = self.now();

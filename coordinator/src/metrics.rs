@@ -58,7 +58,6 @@ pub static ALL: [&Metric; 15] = [
     &DEAD_LETTERS,
 ];
 
-/// `failed`: the reason.
 pub(crate) fn settled(failed: Option<&str>) {
     match failed {
         None => IMAGES.record(1.0, &[("outcome", "succeeded")]),

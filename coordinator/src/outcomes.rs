@@ -27,7 +27,6 @@ pub struct Failed {
     pub class: Option<Box<str>>,
 }
 
-/// A finished image.
 #[derive(Clone, Copy)]
 enum Finished<'a> {
     Succeeded(&'a Succeeded),

@@ -42,7 +42,6 @@ pub struct Planned {
 pub struct More {
     /// The data set's category, for an open class.
     pub category: Option<String>,
-    /// The data set's mask.
     pub mask: Option<Box<Mask>>,
 }
 

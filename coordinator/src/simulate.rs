@@ -21,7 +21,6 @@ pub struct Simulation {
     pub seconds: f64,
 }
 
-/// What a simulation measured.
 #[derive(Clone, Debug, Default)]
 pub struct Simulated {
     pub planning: Duration,

@@ -25,7 +25,6 @@ pub fn are_known(errors: &Errors) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ClassSums {
     pub images: u64,
-    /// Training loss.
     pub loss: Sum,
     /// L1 inside the box after inversion.
     pub l1: Sum,

@@ -28,7 +28,6 @@ pub struct World {
     queue: Queue,
 }
 
-/// An active coordinator.
 pub struct Acting {
     pub handle: Handle,
     stop: CancellationToken,
@@ -78,7 +77,6 @@ impl World {
         (world, acting)
     }
 
-    /// Edits `model.json`.
     pub async fn edit_model(&self, edit: impl FnOnce(&mut serde_json::Value)) {
         let key = "models/fashion32/model.json";
         let mut model = serde_json::from_slice(&self.home.get(key).await.unwrap()).unwrap();

@@ -221,7 +221,7 @@ impl Failure {
         Failure { format: 1, job: Some(job.id()), image, reason, message, class_name }
     }
 
-    /// Of an image whose job is not known.
+    /// The failure of an image whose job is not known.
     pub fn without_job(image: &str, reason: FailureReason, message: String, class_name: Option<String>) -> Failure {
         Failure { format: 1, job: None, image: image.to_owned(), reason, message, class_name }
     }

@@ -24,9 +24,9 @@ pub struct Conv {
     pub tap: bool,
 }
 
-/// Of the bundled model: as AlexNet, each convolution is compared.
+/// The bundled model's layers: as in AlexNet, each convolution is compared.
 pub const MODEL: Stack = &[compared(16, true), compared(48, true), compared(96, false), compared(96, true), compared(128, false)];
-/// Of the judge: as VGG, pairs of convolutions, of which the second is compared.
+/// The judge's layers: as in VGG, pairs of convolutions, of which the second is compared.
 pub const JUDGE: Stack = &[
     Conv { channels: 16, pool: false, tap: false },
     compared(16, true),
@@ -53,7 +53,7 @@ const BATCH: usize = 128;
 const BN_EPS: f64 = 1e-5;
 const LABEL_SMOOTHING: f64 = 0.05;
 const DROPOUT: f64 = 0.4;
-/// Of the last epochs, which see the images as they are (flipped, not shifted).
+/// The last epochs see the images as they are (flipped, not shifted).
 const POLISH_RATE: f64 = 8e-4;
 const POLISH_DROPOUT: f64 = 0.25;
 

@@ -341,7 +341,7 @@ fn section(found: &[Found], r: i64, (steps, measured): (u64, usize), seed: u64) 
         by the centre of brightness and the root mean square distance of the brightness from it.\n\n\
         After Jahanian et al. (ICLR 2020): each is the w with the least `|| m (G(z + a w, c) - edit_a(G(z, c))) ||^2`, over\n\
         that of w = 0, plus {PRICE} times the mean square of {FARTHEST} w; a in -{FARTHEST} to {FARTHEST}, {steps} steps of Adam with batch {BATCH}, {LR} falling to\n\
-        zero, seed {seed}. Of each unit that it was asked for the generator gave {}. What gives\n\
+        zero, seed {seed}. For each unit asked for, the generator gave {}. What gives\n\
         less than {LEAST:.2}, or does not move steadily, is not kept; the others were made longer by as much. `trainer directions` repeats it.\n\n\
         On {measured} samples that they were not learned from:\n\n\
         | strength | {} |\n|---|{}\n{table}",

@@ -27,7 +27,6 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Of this process.
     pub fn new(dataset: String, model: &ModelRef) -> Provenance {
         let (model, model_digest) = (model.name.clone(), model.digest.clone());
         let version = env!("CARGO_PKG_VERSION").into();

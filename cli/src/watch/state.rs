@@ -156,7 +156,7 @@ impl Screen {
         self.lost.is_some() || self.now - self.heard > SILENCE
     }
 
-    /// Colour only repeats what words say. Of the terminal's sixteen, those used are readable on dark and on light.
+    /// Colour only repeats what words say. These colours, among the terminal's sixteen, are readable on dark and on light.
     pub fn style(&self, colour: Color) -> Style {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }

@@ -26,7 +26,6 @@ impl Pace {
         }
     }
 
-    /// An image has finished.
     pub(super) fn settled(&mut self, now: f64) {
         if self.marks.back().is_none_or(|(when, _)| now - when >= MARK) {
             self.marks.push_back((now, self.settled));

@@ -161,7 +161,6 @@ struct World {
     seeds: Vec<u64>,
     /// By image: the job that made the result, and its errors. A power of two in all, so that sums are exact.
     results: BTreeMap<String, (Job, Errors)>,
-    /// Some are damaged.
     snapshots: Vec<Vec<u8>>,
 }
 

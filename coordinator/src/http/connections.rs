@@ -82,7 +82,6 @@ async fn refused(error: &io::Error) {
     }
 }
 
-/// Connections by address.
 #[derive(Default)]
 struct Open(Mutex<HashMap<IpAddr, usize>>);
 

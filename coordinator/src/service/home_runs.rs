@@ -69,7 +69,6 @@ struct Saved {
 
 pub(super) struct HomeRuns {
     pub(super) config: Config,
-    /// Work beside the loop.
     beside: JoinSet<Done>,
     /// Runs that are being read and planned.
     pub(super) preparing: HashSet<String>,

@@ -157,7 +157,7 @@ fn solve_rectangle(x: Axis, y: Axis, difference: &[f64], mut correct: impl FnMut
     let transform = SineTransform::new(n, period);
     let angles: Vec<f64> = (1..=n).map(|k| 2.0 * PI * k as f64 / period as f64).collect();
 
-    // The right side as waves along each row. Of the two ends, the transform is one sine each.
+    // The right side as waves along each row. The transform of each end is one sine.
     let mut waves = vec![0.0; CHANNELS * m * n];
     for (row, waves) in waves.chunks_exact_mut(n).enumerate() {
         let value = |i| difference[at(row / m, i, across.start + row % m)];

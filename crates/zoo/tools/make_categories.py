@@ -8,7 +8,7 @@ Sources: WordNet 3.0 (Debian's wordnet-base 3.0; an ImageNet wnid is a noun offs
 imagenet_synsets.txt, their names from torchvision's list, which are the first lemma, made distinct ("crane" and "crane bird").
 
 Rule: a class belongs to a category if its synset is one of the category's (below), or a hyponym of one over any path of hypernyms.
-Of several categories the nearest counts (fewest steps up); of equally near ones it would stop.
+Among several categories the nearest counts (fewest steps up); of equally near ones it would stop.
 """
 
 import csv
