@@ -98,11 +98,19 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
             | SupplyError::ModelName { .. }
             | SupplyError::Manifest { .. }
             | SupplyError::Weights { .. } => Fate::Reject(FailureReason::BadJob),
-            SupplyError::ModelStore { source, .. } if source.kind() == ErrorKind::InvalidKey => {
-                Fate::Reject(FailureReason::BadJob)
-            }
-            // The fault of neither the images nor this machine: a crash would stop the other runs too.
-            SupplyError::ModelStore { .. } | SupplyError::Damaged { .. } => retry(Unavailable::Model),
+            SupplyError::ModelStore { source, .. } => match source.kind() {
+                ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
+                // The fault of neither the images nor this machine: a crash would stop the other runs too.
+                ErrorKind::NotFound
+                | ErrorKind::TooLarge
+                | ErrorKind::InvalidUrl
+                | ErrorKind::Denied
+                | ErrorKind::NoSpace
+                | ErrorKind::Changed
+                | ErrorKind::Unavailable
+                | ErrorKind::Other => retry(Unavailable::Model),
+            },
+            SupplyError::Damaged { .. } => retry(Unavailable::Model),
             SupplyError::Cache { .. } => Fate::Release,
         },
         JobError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
@@ -121,9 +129,19 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
             | ErrorKind::Changed => Fate::Reject(FailureReason::BadImage),
         },
         JobError::Dataset { .. } => Fate::Release,
-        // As for the image.
-        JobError::Mask { source, .. } if source.kind() == ErrorKind::Unavailable => retry(Unavailable::Image),
-        JobError::Mask { .. } | JobError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
+        JobError::Mask { source, .. } => match source.kind() {
+            ErrorKind::Unavailable => retry(Unavailable::Image),
+            // As for the image.
+            ErrorKind::NotFound
+            | ErrorKind::InvalidKey
+            | ErrorKind::TooLarge
+            | ErrorKind::Other
+            | ErrorKind::InvalidUrl
+            | ErrorKind::Denied
+            | ErrorKind::NoSpace
+            | ErrorKind::Changed => Fate::Reject(FailureReason::BadMask),
+        },
+        JobError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
         JobError::Decode { source, .. } => Fate::Reject(source.reason()),
         JobError::Results(source) if passes(source) => Fate::Retry(Unavailable::Results),
         JobError::Results(_) => Fate::Release,
@@ -136,7 +154,16 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
 
 /// Whether the store of the results may work again after a while.
 fn passes(error: &store::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Changed)
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Changed => true,
+        ErrorKind::NotFound
+        | ErrorKind::InvalidKey
+        | ErrorKind::TooLarge
+        | ErrorKind::InvalidUrl
+        | ErrorKind::Denied
+        | ErrorKind::NoSpace
+        | ErrorKind::Other => false,
+    }
 }
 
 /// The worker's error when the fate is `Release` or `Crash`.
