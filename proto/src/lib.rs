@@ -24,16 +24,14 @@ pub use history::History;
 pub use job::{Job, JobId, Mask, OPEN_CLASS};
 pub use model::{
     ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest, Lack,
-    ModelManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256, relaxed,
+    ModelManifest, ModelRef, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256, relaxed,
 };
 pub use params::{
     ClassSource, ClassStart, ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LastDescent,
     LatentSearch, LatentStart, Loss, MaskMode, MaskSource, Object, Params, Precision, Regulariser, SpatialTransform, Told,
     TransformChoice, TransformSearch, TransformStart,
 };
-pub use result::{
-    Detected, Failure, FailureReason, FineTuned, Found, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain,
-};
+pub use result::{Detected, Failure, FailureReason, FineTuned, Found, ObjectRef, ResultRecord, SeedResult, Transform, chain};
 pub use run::{Control, RedriveRecord, RunRecord, RunState};
 pub use snapshot::{Errors, KnownResult, Snapshot};
 pub use stage::Stage;

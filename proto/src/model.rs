@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{ClassSource, DecodeError, LatentStart, ModelRef, Params};
+use crate::{ClassSource, DecodeError, LatentStart, Params};
 
 /// `model.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -147,8 +147,19 @@ pub struct ObjectsManifest {
     pub size: (f64, f64),
 }
 
+/// A model, as runs and results name it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// Name of the model folder.
+    pub name: String,
+    /// SHA-256 over its files.
+    pub digest: String,
+    /// Width and height of its images.
+    pub resolution: u32,
+}
+
 impl ModelManifest {
-    /// The model, as runs and results name it; `digest` is that of `model.json`.
+    /// `digest` is that of `model.json`.
     pub fn reference(&self, digest: &str) -> ModelRef {
         ModelRef { name: self.name.clone(), digest: digest.to_owned(), resolution: self.generator.resolution }
     }

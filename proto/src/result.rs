@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
 use crate::keys::Item;
-use crate::{Box2d, ColourTransform, Job, JobId, Params};
+use crate::{Box2d, ColourTransform, Job, JobId, ModelRef, Params};
 
 /// `result.json`: the commit marker of a job. It exists if and only if all other objects of the job are in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,17 +134,6 @@ pub enum FineTuned {
         /// Why.
         why: String,
     },
-}
-
-/// Which model made a result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ModelRef {
-    /// Name of the model folder.
-    pub name: String,
-    /// SHA-256 over its files.
-    pub digest: String,
-    /// Width and height of its images.
-    pub resolution: u32,
 }
 
 /// phi*: maps the image into the generator's frame. Output to input coordinates in [-1, 1]: `x_in = scale * x_out + shift`.
