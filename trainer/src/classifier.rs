@@ -7,6 +7,7 @@ use anyhow::Result;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use tch::kind::INT64_CPU;
 use tch::nn::{self, ModuleT, OptimizerConfig};
 use tch::{Kind, Tensor, no_grad};
 
@@ -171,7 +172,7 @@ pub fn accuracy(logits: impl Fn(&Tensor) -> Tensor, split: &Split) -> f64 {
     no_grad(|| {
         let mut right = 0;
         for start in (0..split.len()).step_by(500) {
-            let index = Tensor::arange_start(start, (start + 500).min(split.len()), (Kind::Int64, tch::Device::Cpu));
+            let index = Tensor::arange_start(start, (start + 500).min(split.len()), INT64_CPU);
             let (images, labels) = split.batch(&index);
             right += logits(&images).argmax(-1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
         }

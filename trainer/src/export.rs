@@ -10,7 +10,8 @@ use projector::{Generator as _, nn::lpips::Lpips};
 use proto::{
     ClassifierKind, ClassifierManifest, GeneratorKind, GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest,
 };
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::kind::{FLOAT_CPU, INT64_CPU};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::class_variance;
 use crate::classifier::{self, Conv, Stack, TrainableClassifier, accuracy};
@@ -72,13 +73,13 @@ pub fn export(
 
     let classes = config.num_classes;
     let images = no_grad(|| sample(&generator, MEASURED_PER_CLASS, classes));
-    let labels = Tensor::arange(classes, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(MEASURED_PER_CLASS, 0, None);
+    let labels = Tensor::arange(classes, INT64_CPU).repeat_interleave_self_int(MEASURED_PER_CLASS, 0, None);
     let hits = batched(&images, |x| logits(x).argmax(-1, false)).eq_tensor(&labels).to_kind(Kind::Double);
     let by_class = hits.view([classes, -1]).mean_dim(&[1i64][..], false, Kind::Double);
     let test_by_class: Vec<i64> = test.by_class().into_iter().flatten().collect();
     let (real, _) = test.batch(&Tensor::from_slice(&test_by_class));
     let pooled = |x: &Tensor| batched(x, |x| features(x).mean_dim(&[2i64, 3][..], false, Kind::Float));
-    let whole = Tensor::arange(train.len(), (Kind::Int64, Device::Cpu));
+    let whole = Tensor::arange(train.len(), INT64_CPU);
     let train_features: Vec<Tensor> = whole.split(2000, 0).iter().map(|index| pooled(&train.batch(index).0)).collect();
     let train_features = Tensor::cat(&train_features, 0);
     let measured = ModelMeasurements {
@@ -102,7 +103,7 @@ pub fn write_perceptual(
     out: &Path,
 ) -> Result<Vec<(String, Tensor)>> {
     // No human judgements exist for these networks: every channel counts the same.
-    let head = |channels: i64| Tensor::full([1, channels, 1, 1], HEAD, (Kind::Float, Device::Cpu));
+    let head = |channels: i64| Tensor::full([1, channels, 1, 1], HEAD, FLOAT_CPU);
     let taps = classifier.stack.iter().filter(|conv| conv.tap).enumerate();
     let heads = taps.map(|(k, conv)| (format!("lin{k}.model.1.weight"), head(conv.channels)));
     let tensors: Vec<_> = classifier.features().into_iter().chain(more).chain(heads).collect();
@@ -162,12 +163,12 @@ fn perceptual_config(stack: Stack) -> lpips::Config {
 /// normalisation under z = truncation * N(0, 1) folded at 2 (as `truncated_noise_sample` upstream).
 fn with_statistics(config: &Config, average: &Average) -> Result<Vec<(String, Tensor)>> {
     let (vars, generator) = averaged_generator(config, average)?;
-    let labels = Tensor::arange(config.num_classes, (Kind::Int64, Device::Cpu)).repeat([STATISTICS_PER_CLASS]);
+    let labels = Tensor::arange(config.num_classes, INT64_CPU).repeat([STATISTICS_PER_CLASS]);
     let mut tables: BTreeMap<String, [Vec<Tensor>; 2]> = BTreeMap::new();
     for row in 0..config.n_stats {
         let truncation = row as f64 / (config.n_stats - 1) as f64;
         for _ in 0..STATISTICS_BATCHES {
-            let z = Tensor::randn([labels.size()[0], config.z_dim], (Kind::Float, Device::Cpu)).fmod(2.0) * truncation;
+            let z = Tensor::randn([labels.size()[0], config.z_dim], FLOAT_CPU).fmod(2.0) * truncation;
             for (name, mean, variance) in generator.statistics(&z, &labels) {
                 let [means, variances] = tables.entry(name).or_default();
                 means.push(mean);
@@ -190,7 +191,7 @@ pub fn sample(generator: &BigganDeep, per_class: i64, classes: i64) -> Tensor {
     let parts: Vec<Tensor> = (0..classes)
         .flat_map(|class| (0..per_class).step_by(250).map(move |start| (class, (per_class - start).min(250))))
         .map(|(class, n)| {
-            let z = Tensor::randn([n, generator.latent_dim()], (Kind::Float, Device::Cpu)).fmod(2.0);
+            let z = Tensor::randn([n, generator.latent_dim()], FLOAT_CPU).fmod(2.0);
             generator.generate(&z, &generator.embed(class).unsqueeze(0).repeat([n, 1]))
         })
         .collect();

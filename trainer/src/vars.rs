@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::kind::FLOAT_CPU;
+use tch::{Kind, Tensor, no_grad};
 
 struct Entry {
     name: String,
@@ -48,7 +49,7 @@ impl Vars {
     /// Registers the vectors u and v of a weight's spectral norm, near those of its largest singular value.
     pub fn spectral(&mut self, name: &str, weight: &Tensor) -> [Tensor; 2] {
         let vectors = [("u", matrix(weight).size()[0]), ("v", matrix(weight).size()[1])].map(|(vector, length)| {
-            let start = Tensor::randn([length], (Kind::Float, Device::Cpu));
+            let start = Tensor::randn([length], FLOAT_CPU);
             self.buffer(&format!("{name}.weight_{vector}"), unit(&start))
         });
         let [mut u, mut v] = vectors;
@@ -121,11 +122,15 @@ impl Vars {
 
     /// Takes over what `state` wrote.
     pub fn restore(&mut self, prefix: &str, state: &HashMap<String, Tensor>) -> Result<()> {
-        let get = |name: &str| state.get(name).with_context(|| format!("the training state lacks {name}"));
-        self.steps = get(&format!("{prefix}.steps"))?.int64_value(&[0]);
+        self.steps = entry(state, &format!("{prefix}.steps"))?.int64_value(&[0]);
         // The handles of `state` share the storage of the tensors.
-        no_grad(|| self.state(prefix).into_iter().try_for_each(|(name, mut tensor)| copy(&mut tensor, get(&name)?)))
+        no_grad(|| self.state(prefix).into_iter().try_for_each(|(name, mut tensor)| copy(&mut tensor, entry(state, &name)?)))
     }
+}
+
+/// A tensor of a training state.
+pub fn entry<'a>(state: &'a HashMap<String, Tensor>, name: &str) -> Result<&'a Tensor> {
+    state.get(name).with_context(|| format!("the training state lacks {name}"))
 }
 
 /// A weight as a matrix, output channels first.
