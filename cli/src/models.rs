@@ -11,7 +11,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Subcommand, ValueEnum};
 use engine::calibrate::{self, Source};
 use engine::{Devices, LoadedModel};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
 use zoo::categories::{ImageNetClass, PAPER_PASCAL, imagenet};
 use zoo::convert::{self, Names, Parts, lpips};
@@ -220,8 +220,7 @@ fn describe(what: &str) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let network = published(what).with_context(|| unknown(what))?;
-    describe_network(network);
+    describe_network(published(what).with_context(|| unknown(what))?);
     Ok(())
 }
 
@@ -330,7 +329,7 @@ fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
 }
 
 fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::new(0);
     bar.set_style(
         ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}").expect("a template"),
     );
@@ -457,7 +456,7 @@ pub fn sample_boxes(
 ) -> anyhow::Result<Vec<Box2d>> {
     let device = devices.0[0];
     let finder = model.finder.replicate(device);
-    let bar = ProgressBar::with_draw_target(Some(samples as u64), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::new(samples as u64);
     let boxes = calibrate::measure(model, &finder, device, source, (samples, seed), &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     let boxes = boxes?;

@@ -18,7 +18,6 @@ use super::rows::{PaperNumbers, StudyRow, stage_one};
 pub struct Provenance {
     /// The command that repeats it.
     pub command: String,
-    /// Version of basin.
     pub version: String,
     /// The data set, as the command names it.
     pub dataset: String,
@@ -27,7 +26,6 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Of this process.
     pub fn new(dataset: String, model: &ModelRef) -> Provenance {
         let (model, model_digest) = (model.name.clone(), model.digest.clone());
         let version = env!("CARGO_PKG_VERSION").into();
@@ -35,7 +33,6 @@ impl Provenance {
     }
 }
 
-/// What a study is about.
 #[derive(Clone, Debug, Serialize)]
 pub struct About {
     pub which: Which,
@@ -46,14 +43,12 @@ pub struct About {
     pub seeds: u32,
     pub seed: u64,
     pub judges: Vec<(String, String)>,
-    /// Sentences about all rows.
     pub notes: Vec<String>,
 }
 
 /// `<study>.json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct StudyPage {
-    /// Version of the file's format: 1.
     pub format: u32,
     pub about: About,
     /// Images with a result in every row: all means are over these.
@@ -114,7 +109,6 @@ impl RowNumbers {
     }
 }
 
-/// A claim of the paper with its verdict.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckedClaim {
     pub text: String,
@@ -146,7 +140,7 @@ impl StudyPage {
             Some(CheckedClaim { text, metric, difference, verdict: claim.order.verdict(difference, second, images.len()) })
         };
         let orderings = claims(about.which, about.judges.len()).into_iter().filter_map(ordering).collect();
-        let (count, first) = (metrics.len(), by_class_metric(metrics.len()));
+        let (count, first) = (metrics.len(), class_metric(&metrics));
         let (classes, super_classes) = match (about.which, ran.first()) {
             (Which::PerClass, Some(row)) => (
                 by_class(row, Some, count, first),
@@ -157,20 +151,11 @@ impl StudyPage {
         let shown = if about.which == Which::PerClass { vec![] } else { spread(images.clone(), Some(pictures)) };
         StudyPage { format: 1, rows: numbers.collect(), orderings, images, metrics, classes, super_classes, shown, about }
     }
-
-    /// The metric by which classes are sorted and drawn.
-    pub fn class_metric(&self) -> usize {
-        by_class_metric(self.metrics.len())
-    }
-
-    pub fn labels(&self) -> Vec<String> {
-        self.rows.iter().filter(|row| row.left_out.is_none()).map(RowNumbers::label).collect()
-    }
 }
 
-/// The first judge, as the paper takes VGG; else LPIPS.
-fn by_class_metric(metrics: usize) -> usize {
-    METRICS.len().min(metrics - 1)
+/// The metric by which classes are sorted and drawn: the first judge, as the paper takes VGG; else LPIPS.
+pub fn class_metric(metrics: &[String]) -> usize {
+    METRICS.len().min(metrics.len() - 1)
 }
 
 fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&RowScores>, images: &[String], metrics: usize) -> RowNumbers {

@@ -35,18 +35,6 @@ pub struct StudyRow {
 /// generator.
 pub type PaperNumbers = [Option<[f64; 4]>; 2];
 
-impl StudyRow {
-    fn new(
-        slug: &'static str,
-        name: &'static str,
-        params: Params,
-        paper: PaperNumbers,
-        against: Option<&'static str>,
-    ) -> StudyRow {
-        StudyRow { slug, name, params, paper, against, note: None }
-    }
-}
-
 /// The start and the transforms of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct With {
@@ -151,7 +139,8 @@ pub fn table1(budget: Budget) -> Vec<StudyRow> {
         ("basincma-all", "BasinCMA", &basin, ALL, [0.71, 0.37, 0.32, 0.47], [0.68, 0.34, 0.31, 0.46], Some("basincma")),
     ];
     let rows = rows.map(|(slug, name, latent, with, average, best, against)| {
-        StudyRow::new(slug, name, budget.params(latent.clone(), with), [Some(average), Some(best)], against)
+        let (params, paper) = (budget.params(latent.clone(), with), [Some(average), Some(best)]);
+        StudyRow { slug, name, params, paper, against, note: None }
     });
     rows.into_iter().chain(free_batches(budget)).chain(own_proposals(budget)).collect()
 }
@@ -165,8 +154,8 @@ fn free_batches(budget: Budget) -> [StudyRow; 2] {
         ("basincma-free", "hybrid (BasinCMA), free batch", fewer.basin_cma(LastDescent::Fresh), "basincma"),
     ];
     rows.map(|(slug, name, latent, against)| {
-        let row = StudyRow::new(slug, name, fewer.params(latent, NONE), [None; 2], Some(against));
-        StudyRow { note: Some(note.clone()), ..row }
+        let (params, note) = (fewer.params(latent, NONE), Some(note.clone()));
+        StudyRow { slug, name, params, paper: [None; 2], against: Some(against), note }
     })
 }
 
@@ -192,8 +181,8 @@ fn own_proposals(budget: Budget) -> [StudyRow; 2] {
         ),
     ];
     rows.map(|(slug, name, last, note)| {
-        let row = StudyRow::new(slug, name, budget.params(budget.basin_cma(last), NONE), [None; 2], Some("basincma"));
-        StudyRow { note: Some(note), ..row }
+        let params = budget.params(budget.basin_cma(last), NONE);
+        StudyRow { slug, name, params, paper: [None; 2], against: Some("basincma"), note: Some(note) }
     })
 }
 
@@ -209,7 +198,11 @@ pub fn table2(budget: Budget) -> Vec<StudyRow> {
         ("class-predicted", "Predicted", predicted, [0.84, 0.47, 0.33, 0.52], Some("adam")),
         ("adam", "Ground truth", adam(), [0.83, 0.47, 0.33, 0.51], None),
     ];
-    rows.map(|(slug, name, params, best, against)| StudyRow::new(slug, name, params, [None, Some(best)], against)).into()
+    let row = |(slug, name, params, best, against)| {
+        let paper = [None, Some(best)];
+        StudyRow { slug, name, params, paper, against, note: None }
+    };
+    rows.map(row).into()
 }
 
 /// Table 3: images that the generator was not trained on. The class is predicted, the mask detected if the model `detects`.
@@ -228,14 +221,15 @@ pub fn table3(budget: Budget, detects: bool) -> Vec<StudyRow> {
         if detects {
             params.object.mask = MaskSource::DetectorBox;
         }
-        StudyRow::new(slug, name, params, [None, best], against)
+        StudyRow { slug, name, params, paper: [None, best], against, note: None }
     };
     rows.map(row).into()
 }
 
 /// Figure 9: CMA+Adam with the transform.
 pub fn per_class(budget: Budget) -> Vec<StudyRow> {
-    vec![StudyRow::new("cma-adam-transform", "CMA+Adam", budget.params(budget.cma_adam(), TRANSFORM), [None; 2], None)]
+    let (slug, name, params) = ("cma-adam-transform", "CMA+Adam", budget.params(budget.cma_adam(), TRANSFORM));
+    vec![StudyRow { slug, name, params, paper: [None; 2], against: None, note: None }]
 }
 
 #[cfg(test)]

@@ -36,7 +36,6 @@ pub struct Setting<'a> {
     pub record: RunRecord,
     /// Images to project again in each row.
     pub redrive: Option<Redrive>,
-    /// With their names.
     pub judges: Vec<(String, Judge)>,
 }
 
@@ -230,7 +229,6 @@ const KEPT_EVERY: usize = 64;
 /// `judges/<name>/<row>.json`: a judge's distances for a row.
 #[derive(Debug, Serialize, Deserialize)]
 struct Opinions {
-    /// Version of the file's format: 1.
     format: u32,
     judge: String,
     images: BTreeMap<String, Opinion>,
