@@ -148,8 +148,7 @@ fn learn(generator: &dyn Generator, steps: u64, seed: u64, mut say: impl FnMut(u
             .zip(&directions)
             .map(|((moved, still), w)| moved / still + (w * FARTHEST).square().mean(Kind::Float) * PRICE)
             .collect();
-        let gradients = Tensor::run_backward(&losses, &vars.parameters(), false, false);
-        vars.adam_step(&gradients, LR * (1.0 - step as f64 / steps as f64), ADAM);
+        vars.adam_step(&losses, LR * (1.0 - step as f64 / steps as f64), ADAM);
         say(step + 1, costs.map(|(moved, still)| moved.double_value(&[]) / still.double_value(&[])));
     }
     directions.map(|w| w.detach())
@@ -195,7 +194,6 @@ impl Effect {
     }
 }
 
-/// A direction and its effect.
 #[derive(Debug)]
 struct Found {
     edit: Edit,
@@ -254,7 +252,6 @@ impl ModelNetworks {
         ModelNetworks { generator: Box::new(generator), lpips, classifier: None }
     }
 
-    /// Predicted classes of images.
     fn classes(&self, images: &Tensor) -> Option<Tensor> {
         Some(self.classifier.as_ref()?.logits(&self.lpips, images).argmax(-1, false))
     }

@@ -26,7 +26,6 @@ pub struct Discriminator {
 }
 
 impl Discriminator {
-    /// Builds the network into `vars`.
     pub fn new(vars: &mut Vars, classes: i64) -> Discriminator {
         let blocks = (0..CHANNELS.len())
             .map(|i| {

@@ -61,7 +61,7 @@ fn start(vars: &mut Vars, config: &Config) -> Result<()> {
 
 /// The network on the trained tensors themselves.
 fn network(vars: &Vars, config: &Config) -> Result<Encoder> {
-    let tensors = vars.parameters_named().map(|(n, t)| (n.to_owned(), t.shallow_clone()));
+    let tensors = vars.parameters().map(|(n, t)| (n.to_owned(), t.shallow_clone()));
     Ok(Encoder::load(config, &mut Weights::new(tensors))?)
 }
 
@@ -112,8 +112,7 @@ fn train(
         let guess = encoder.encode(&images, &c);
         let far = (&guess - &z).square().mean(Kind::Float);
         let unlike = loss(&model.lpips, &model.generator.generate(&guess, &c), &images).mean(Kind::Float);
-        let gradients = Tensor::run_backward(&[&far + &unlike], &vars.parameters(), false, false);
-        vars.adam_step(&gradients, LR * (1.0 - spent / seconds) * (step as f64 / WARM_UP).min(1.0), ADAM);
+        vars.adam_step(&[&far + &unlike], LR * (1.0 - spent / seconds) * (step as f64 / WARM_UP).min(1.0), ADAM);
         sums = [sums[0] + far.double_value(&[]), sums[1] + unlike.double_value(&[])];
         step += 1;
         if step.is_multiple_of(SAID) {

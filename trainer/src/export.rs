@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use engine::calibrate;
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::{Weights, lpips};
 use projector::{Generator as _, nn::lpips::Lpips};
@@ -91,7 +92,7 @@ pub fn export(
         frechet_test: frechet(&pooled(&real), &train_features),
     };
 
-    let name = write_manifest(objects(&images), out)?;
+    let name = write_manifest(objects(&images).context("the generator shows no object")?, out)?;
     std::fs::write(out.join("README.md"), card(&name, &measured, how))?;
     Ok(measured)
 }
@@ -223,19 +224,10 @@ fn frechet(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Mean centre and size of the boxes around the bright pixels of generated images.
-fn objects(images: &Tensor) -> ObjectsManifest {
+fn objects(images: &Tensor) -> Option<ObjectsManifest> {
     let bright = images.mean_dim(&[1i64][..], false, Kind::Float).gt(OBJECT_THRESHOLD);
-    let extent = |dim: i64| {
-        // For each image the first and last index with a bright pixel.
-        let any = bright.any_dim(dim, false).to_kind(Kind::Float);
-        let n = any.size()[1];
-        let first = any.argmax(1, false).to_kind(Kind::Double);
-        let last = -any.flip([1]).argmax(1, false).to_kind(Kind::Double) + (n - 1) as f64;
-        let mean = |t: Tensor| t.mean(Kind::Double).double_value(&[]);
-        (mean((&first + &last + 1.0) / 2.0), mean(last - first + 1.0))
-    };
-    let ((y, height), (x, width)) = (extent(2), extent(1));
-    ObjectsManifest { center: (y, x), size: (height, width) }
+    let boxes: Vec<_> = bright.unbind(0).iter().filter_map(calibrate::extent).collect();
+    calibrate::mean(&boxes)
 }
 
 fn card(name: &str, m: &ModelMeasurements, how: &str) -> String {

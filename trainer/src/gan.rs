@@ -72,8 +72,7 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
             let scores = discriminator.forward(&images, &labels, Spectral::weight);
             let loss = (-scores.narrow(0, 0, BATCH) + 1.0).relu().mean(Kind::Float)
                 + (scores.narrow(0, BATCH, BATCH) + 1.0).relu().mean(Kind::Float);
-            let gradients = Tensor::run_backward(&[&loss], &vars_d.parameters(), false, false);
-            vars_d.adam_step(&gradients, LR_DISCRIMINATOR * rate, ADAM);
+            vars_d.adam_step(&[&loss], LR_DISCRIMINATOR * rate, ADAM);
             sum_d += loss.double_value(&[]);
         }
 
@@ -81,9 +80,8 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
         vars_g.iterate(1);
         let (fake, folded) = generator.forward(&z, &labels);
         let loss = -discriminator.forward(&fake, &labels, Spectral::constant_weight).mean(Kind::Float);
-        let gradients = Tensor::run_backward(&[&loss], &vars_g.parameters(), false, false);
         update_average(&mut average, &vars_g, folded, step);
-        vars_g.adam_step(&gradients, LR_GENERATOR * rate, ADAM);
+        vars_g.adam_step(&[&loss], LR_GENERATOR * rate, ADAM);
         sum_g += loss.double_value(&[]);
 
         let done = step + 1;
@@ -131,7 +129,7 @@ pub fn averaged_generator(config: &Config, average: &Average) -> Result<(Vars, T
 
 fn update_average(average: &mut Average, vars: &Vars, folded: Average, step: u64) {
     no_grad(|| {
-        let plain = vars.parameters_named().filter(|(n, _)| !n.ends_with("weight_orig"));
+        let plain = vars.parameters().filter(|(n, _)| !n.ends_with("weight_orig"));
         let now = folded.into_iter().map(|(n, t)| (n, t.detach())).chain(plain.map(|(n, t)| (n.to_owned(), t.detach())));
         if average.is_empty() {
             *average = now.map(|(n, t)| (n, t.copy())).collect();

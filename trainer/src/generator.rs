@@ -209,7 +209,6 @@ pub struct TrainableGenerator {
 }
 
 impl TrainableGenerator {
-    /// Builds the network into `vars`.
     pub fn new(vars: &mut Vars, config: &Config) -> TrainableGenerator {
         let ch = config.channel_width;
         let cond = config.z_dim + config.class_embed_dim;

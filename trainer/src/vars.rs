@@ -1,5 +1,6 @@
 //! Named tensors: trainable parameters with their Adam moments, and buffers.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -65,13 +66,7 @@ impl Vars {
         }
     }
 
-    /// The parameters, for `Tensor::run_backward`.
-    pub fn parameters(&self) -> Vec<&Tensor> {
-        self.parameters_named().map(|(_, tensor)| tensor).collect()
-    }
-
-    /// The parameters with their names.
-    pub fn parameters_named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.entries.iter().filter(|e| e.moments.is_some()).map(|e| (e.name.as_str(), &e.tensor))
     }
 
@@ -91,14 +86,16 @@ impl Vars {
         })
     }
 
-    /// One Adam step (Kingma and Ba 2015, Algorithm 1) with gradients in the order of `parameters`.
-    pub fn adam_step(&mut self, gradients: &[Tensor], lr: f64, adam: Adam) {
+    /// One Adam step (Kingma and Ba 2015, Algorithm 1) on the sum of `losses`.
+    pub fn adam_step(&mut self, losses: &[impl Borrow<Tensor>], lr: f64, adam: Adam) {
+        let parameters: Vec<&Tensor> = self.parameters().map(|(_, tensor)| tensor).collect();
+        let gradients = Tensor::run_backward(losses, &parameters, false, false);
         self.steps += 1;
         let correction1 = 1.0 - adam.beta1.powi(self.steps as i32);
         let correction2 = 1.0 - adam.beta2.powi(self.steps as i32);
         no_grad(|| {
             let trained = self.entries.iter_mut().filter_map(|e| e.moments.as_mut().map(|m| (&mut e.tensor, m)));
-            for ((tensor, (m, v)), g) in trained.zip(gradients) {
+            for ((tensor, (m, v)), g) in trained.zip(&gradients) {
                 let _ = m.lerp_(g, 1.0 - adam.beta1);
                 let _ = v.g_mul_scalar_(adam.beta2).addcmul_(&(g * (1.0 - adam.beta2)), g);
                 let denominator = (&*v / correction2).sqrt() + adam.eps;
