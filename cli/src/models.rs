@@ -209,11 +209,8 @@ fn describe(what: &str) -> anyhow::Result<()> {
         return describe_folder(Path::new(what));
     }
     if let Some(recipe) = recipe_of(what) {
-        say!(
-            "{what}: a model of {} x {} pixels; `basin models fetch {what}` makes it from",
-            recipe.resolution,
-            recipe.resolution
-        );
+        let r = recipe.resolution;
+        say!("{what}: a model of {r} x {r} pixels; `basin models fetch {what}` makes it from");
         for (part, network) in &recipe.parts {
             say!("\n{}", format!("{part:?}").to_lowercase());
             describe_network(network);
@@ -329,11 +326,9 @@ fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
 }
 
 fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
-    let bar = ProgressBar::new(0);
-    bar.set_style(
-        ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}").expect("a template"),
-    );
-    bar.set_message(file.name);
+    let template = "{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).expect("a valid template");
+    let bar = ProgressBar::new(0).with_style(style).with_message(file.name);
     let mut told = std::io::stderr().is_terminal();
     let mut show = |progress: DownloadProgress| match progress {
         DownloadProgress::Waiting => note!("waiting: another process is fetching {}", file.name),
@@ -406,11 +401,10 @@ fn imagenet_names(model: &str, labels: &Labels) -> Names {
 }
 
 fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) -> String {
+    let (name, version) = (recipe.name, env!("CARGO_PKG_VERSION"));
     let mut card = format!(
-        "# {}\n\nMade by `basin models fetch {}` (basin {}).\n\n| part | file | SHA-256 | licence |\n|---|---|---|---|\n",
-        recipe.name,
-        recipe.name,
-        env!("CARGO_PKG_VERSION")
+        "# {name}\n\nMade by `basin models fetch {name}` (basin {version}).\n\n\
+         | part | file | SHA-256 | licence |\n|---|---|---|---|\n"
     );
     for (_, network, files) in fetched {
         for (file, got) in network.files.iter().zip(files) {

@@ -205,24 +205,23 @@ struct Found {
 }
 
 impl Found {
-    /// Scales a direction so that strength 1 moves the first samples by one unit, unless it moves nothing; measures it on the others.
-    fn new(model: &ModelNetworks, edit: Edit, w: &Tensor, [first, others]: &[Samples; 2]) -> Found {
-        let gain = Effect::measure(model, edit, w, first).gain();
-        let w = if gain >= LEAST { w / gain } else { w.shallow_clone() };
-        Found { edit, effect: Effect::measure(model, edit, &w, others), w, gain }
-    }
-
     fn works(&self) -> bool {
         self.gain >= LEAST && self.effect.monotone()
     }
 }
 
-/// Measures directions that were learned with `seed` on other samples.
+/// Scales each direction so that strength 1 moves a sample by one unit on average, unless it moves almost nothing, and measures it on
+/// other samples. Neither are those of [`learn`] with the same seed.
 fn find(model: &ModelNetworks, directions: &[Tensor; 3], measured: usize, seed: u64) -> Vec<Found> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(1);
-    let samples = [(); 2].map(|()| Samples::draw(&*model.generator, measured, &mut rng));
-    EDITS.iter().zip(directions).map(|(&edit, w)| Found::new(model, edit, w, &samples)).collect()
+    let [first, others] = [(); 2].map(|()| Samples::draw(&*model.generator, measured, &mut rng));
+    let found = |(edit, w): (Edit, &Tensor)| {
+        let gain = Effect::measure(model, edit, w, &first).gain();
+        let w = if gain >= LEAST { w / gain } else { w.shallow_clone() };
+        Found { edit, effect: Effect::measure(model, edit, &w, &others), w, gain }
+    };
+    EDITS.into_iter().zip(directions).map(found).collect()
 }
 
 /// The networks of a model folder.

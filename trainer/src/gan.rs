@@ -87,13 +87,9 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
         let done = step + 1;
         if done % 50 == 0 {
             let each = started.elapsed().as_secs_f64() / (done - first) as f64;
-            println!(
-                "gan step {done}/{steps} d {:.3} g {:.3} {:.3} s/step, {:.0} min left",
-                sum_d / 50.0 / f64::from(DISCRIMINATOR_STEPS),
-                sum_g / 50.0,
-                each,
-                each * (steps - done) as f64 / 60.0
-            );
+            let (d, g) = (sum_d / 50.0 / f64::from(DISCRIMINATOR_STEPS), sum_g / 50.0);
+            let left = each * (steps - done) as f64 / 60.0;
+            println!("gan step {done}/{steps} d {d:.3} g {g:.3} {each:.3} s/step, {left:.0} min left");
             (sum_d, sum_g) = (0.0, 0.0);
         }
         if done % SAVE_EVERY == 0 || done == steps {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Which;
 use super::claims::{Claim, Verdict, claims};
 use super::measured::{ByClass, METRICS, RowScores, Take, by_class, common, difference, mean};
-use super::rows::{PaperNumbers, StudyRow, stage_one};
+use super::rows::{PaperNumbers, StudyRow, stage_one, stage_two};
 
 /// What numbers of a study come from.
 #[derive(Clone, Debug, Serialize)]
@@ -169,7 +169,6 @@ fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&RowScores>, images: &[S
         Some((take, (0..metrics).map(|m| difference(measured, other, images, take, m)).collect()))
     };
     let transform = row.params.transform.as_ref();
-    let stage_two = proto::Params { transform: None, ..row.params.clone() };
     RowNumbers {
         slug: row.slug.into(),
         name: row.name.into(),
@@ -181,7 +180,7 @@ fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&RowScores>, images: &[S
         note: row.note.clone(),
         left_out: ran.as_ref().err().cloned(),
         seeds: row.params.seeds,
-        evaluations: engine::lane_steps(&stage_two) as f64 / f64::from(row.params.seeds),
+        evaluations: stage_two(&row.params) as f64 / f64::from(row.params.seeds),
         stage_one: stage_one(&row.params),
         lane_steps: measured.map(|m| m.cost(images, |scores| scores.lane_steps as f64)),
         seconds: measured.map(|m| m.cost(images, |scores| scores.seconds)),
