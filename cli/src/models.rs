@@ -248,18 +248,15 @@ fn describe_folder(folder: &Path) -> anyhow::Result<()> {
     let folded = if g.folded { ", folded" } else { "" };
     say!("generator     {}, {r} x {r} pixels, truncation {}{folded}, {} MB", name(g.kind), g.truncation, size(&g.weights));
     say!("perceptual    {} MB", size(&model.perceptual.weights));
-    match &model.classifier {
-        Some(c) => say!("classifier    {}, {} MB", name(c.kind), size(&c.weights)),
-        None => say!("classifier    none: --class-from classifier and category cannot be used"),
-    }
-    match &model.detector {
-        Some(d) => say!("detector      {}, {} MB", name(d.kind), size(&d.weights)),
-        None => say!("detector      none: --mask-from detector-box and detector-mask cannot be used"),
-    }
-    match &model.encoder {
-        Some(e) => say!("encoder       {} MB", size(&e.weights)),
-        None => say!("encoder       none: --start-from encoder cannot be used"),
-    }
+    let part = |what: &str, found: Option<String>, options: &str| match found {
+        Some(found) => say!("{what:<13} {found} MB"),
+        None => say!("{what:<13} none: {options} cannot be used"),
+    };
+    let classifier = model.classifier.as_ref().map(|c| format!("{}, {}", name(c.kind), size(&c.weights)));
+    part("classifier", classifier, "--class-from classifier and category");
+    let detector = model.detector.as_ref().map(|d| format!("{}, {}", name(d.kind), size(&d.weights)));
+    part("detector", detector, "--mask-from detector-box and detector-mask");
+    part("encoder", model.encoder.as_ref().map(|e| size(&e.weights).to_string()), "--start-from encoder");
     let some: Vec<&str> = model.classes.iter().take(12).map(String::as_str).collect();
     let more = if model.classes.len() > some.len() { ", …" } else { "" };
     say!("classes       {}: {}{more}", model.classes.len(), some.join(", "));

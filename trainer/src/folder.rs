@@ -25,7 +25,7 @@ pub fn remove(path: &Path) -> Result<()> {
 
 /// The SHA-256 of files of a model folder, by name.
 pub fn digests(dir: &Path, files: &[&str]) -> Result<BTreeMap<String, String>> {
-    let digest = |file: &&str| {
+    let digest = |file: &&str| -> Result<(String, String)> {
         let path = dir.join(file);
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(((*file).to_owned(), hex_sha256(&bytes)))
