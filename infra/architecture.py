@@ -31,7 +31,7 @@ GRAPH = {
     "cli": [
         "client", "coordinator", "dataset", "engine", "projector", "proto", "queue", "results", "store", "telemetry", "worker", "zoo",
     ],
-    "trainer": ["projector", "proto"],
+    "trainer": ["engine", "projector", "proto"],
     "tests": ["proto", "store", "telemetry"],
     "bench": [
         "client", "coordinator", "dataset", "engine", "kernels", "projector", "proto", "queue", "results", "seeded", "store", "tests",

@@ -11,7 +11,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Subcommand, ValueEnum};
 use engine::calibrate::{self, Source};
 use engine::{Devices, LoadedModel};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
 use zoo::categories::{ImageNetClass, PAPER_PASCAL, imagenet};
 use zoo::convert::{self, Names, Parts, lpips};
@@ -209,19 +209,15 @@ fn describe(what: &str) -> anyhow::Result<()> {
         return describe_folder(Path::new(what));
     }
     if let Some(recipe) = recipe_of(what) {
-        say!(
-            "{what}: a model of {} x {} pixels; `basin models fetch {what}` makes it from",
-            recipe.resolution,
-            recipe.resolution
-        );
+        let r = recipe.resolution;
+        say!("{what}: a model of {r} x {r} pixels; `basin models fetch {what}` makes it from");
         for (part, network) in &recipe.parts {
             say!("\n{}", format!("{part:?}").to_lowercase());
             describe_network(network);
         }
         return Ok(());
     }
-    let network = published(what).with_context(|| unknown(what))?;
-    describe_network(network);
+    describe_network(published(what).with_context(|| unknown(what))?);
     Ok(())
 }
 
@@ -252,18 +248,15 @@ fn describe_folder(folder: &Path) -> anyhow::Result<()> {
     let folded = if g.folded { ", folded" } else { "" };
     say!("generator     {}, {r} x {r} pixels, truncation {}{folded}, {} MB", name(g.kind), g.truncation, size(&g.weights));
     say!("perceptual    {} MB", size(&model.perceptual.weights));
-    match &model.classifier {
-        Some(c) => say!("classifier    {}, {} MB", name(c.kind), size(&c.weights)),
-        None => say!("classifier    none: --class-from classifier and category cannot be used"),
-    }
-    match &model.detector {
-        Some(d) => say!("detector      {}, {} MB", name(d.kind), size(&d.weights)),
-        None => say!("detector      none: --mask-from detector-box and detector-mask cannot be used"),
-    }
-    match &model.encoder {
-        Some(e) => say!("encoder       {} MB", size(&e.weights)),
-        None => say!("encoder       none: --start-from encoder cannot be used"),
-    }
+    let part = |what: &str, found: Option<String>, options: &str| match found {
+        Some(found) => say!("{what:<13} {found} MB"),
+        None => say!("{what:<13} none: {options} cannot be used"),
+    };
+    let classifier = model.classifier.as_ref().map(|c| format!("{}, {}", name(c.kind), size(&c.weights)));
+    part("classifier", classifier, "--class-from classifier and category");
+    let detector = model.detector.as_ref().map(|d| format!("{}, {}", name(d.kind), size(&d.weights)));
+    part("detector", detector, "--mask-from detector-box and detector-mask");
+    part("encoder", model.encoder.as_ref().map(|e| size(&e.weights).to_string()), "--start-from encoder");
     let some: Vec<&str> = model.classes.iter().take(12).map(String::as_str).collect();
     let more = if model.classes.len() > some.len() { ", …" } else { "" };
     say!("classes       {}: {}{more}", model.classes.len(), some.join(", "));
@@ -330,11 +323,9 @@ fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
 }
 
 fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    bar.set_style(
-        ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}").expect("a template"),
-    );
-    bar.set_message(file.name);
+    let template = "{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).expect("a valid template");
+    let bar = ProgressBar::new(0).with_style(style).with_message(file.name);
     let mut told = std::io::stderr().is_terminal();
     let mut show = |progress: DownloadProgress| match progress {
         DownloadProgress::Waiting => note!("waiting: another process is fetching {}", file.name),
@@ -407,11 +398,10 @@ fn imagenet_names(model: &str, labels: &Labels) -> Names {
 }
 
 fn recipe_card(recipe: &Recipe, fetched: &[(Part, &Published, Vec<Fetched>)]) -> String {
+    let (name, version) = (recipe.name, env!("CARGO_PKG_VERSION"));
     let mut card = format!(
-        "# {}\n\nMade by `basin models fetch {}` (basin {}).\n\n| part | file | SHA-256 | licence |\n|---|---|---|---|\n",
-        recipe.name,
-        recipe.name,
-        env!("CARGO_PKG_VERSION")
+        "# {name}\n\nMade by `basin models fetch {name}` (basin {version}).\n\n\
+         | part | file | SHA-256 | licence |\n|---|---|---|---|\n"
     );
     for (_, network, files) in fetched {
         for (file, got) in network.files.iter().zip(files) {
@@ -457,7 +447,7 @@ pub fn sample_boxes(
 ) -> anyhow::Result<Vec<Box2d>> {
     let device = devices.0[0];
     let finder = model.finder.replicate(device);
-    let bar = ProgressBar::with_draw_target(Some(samples as u64), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::new(samples as u64);
     let boxes = calibrate::measure(model, &finder, device, source, (samples, seed), &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     let boxes = boxes?;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use tch::kind::INT64_CPU;
 use tch::nn::{self, ModuleT, OptimizerConfig};
 use tch::{Kind, Tensor, no_grad};
 
@@ -142,7 +143,7 @@ impl TrainableClassifier {
         let total = epochs as usize * steps_per_epoch;
         let mut order: Vec<i64> = (0..train.len()).collect();
         let mut step = 0;
-        for epoch in 0..epochs {
+        for epoch in 1..=epochs {
             order.shuffle(&mut rng);
             let mut sum = 0.0;
             for chunk in order.chunks_exact(BATCH) {
@@ -156,11 +157,8 @@ impl TrainableClassifier {
                 step += 1;
             }
             let accuracy = accuracy(|x| self.forward(x, false), test);
-            println!(
-                "classifier {phase} epoch {} loss {:.4} test accuracy {accuracy:.4}",
-                epoch + 1,
-                sum / steps_per_epoch as f64
-            );
+            let loss = sum / steps_per_epoch as f64;
+            println!("classifier {phase} epoch {epoch} loss {loss:.4} test accuracy {accuracy:.4}");
         }
         Ok(accuracy(|x| self.forward(x, false), test))
     }
@@ -168,15 +166,12 @@ impl TrainableClassifier {
 
 /// Share of `split` that `logits` classifies correctly.
 pub fn accuracy(logits: impl Fn(&Tensor) -> Tensor, split: &Split) -> f64 {
-    no_grad(|| {
-        let mut right = 0;
-        for start in (0..split.len()).step_by(500) {
-            let index = Tensor::arange_start(start, (start + 500).min(split.len()), (Kind::Int64, tch::Device::Cpu));
-            let (images, labels) = split.batch(&index);
-            right += logits(&images).argmax(-1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
-        }
-        right as f64 / split.len() as f64
-    })
+    let right = |index: &Tensor| {
+        let (images, labels) = split.batch(index);
+        logits(&images).argmax(-1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[])
+    };
+    let whole = Tensor::arange(split.len(), INT64_CPU);
+    no_grad(|| whole.split(500, 0).iter().map(right).sum::<i64>()) as f64 / split.len() as f64
 }
 
 fn one_cycle(progress: f64) -> f64 {

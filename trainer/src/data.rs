@@ -56,7 +56,8 @@ impl Split {
 
     /// Images as the networks see them: `[k, 3, 32, 32]`, float in [-1, 1], the grey value in all three channels.
     pub fn batch(&self, index: &Tensor) -> (Tensor, Tensor) {
-        (to_rgb(&self.images.index_select(0, index)), self.labels.index_select(0, index))
+        let images = self.images.index_select(0, index).to_kind(Kind::Float) / 127.5 - 1.0;
+        (images.expand([-1, 3, -1, -1], false), self.labels.index_select(0, index))
     }
 
     /// Indices of the images of each class.
@@ -68,11 +69,6 @@ impl Split {
         }
         index
     }
-}
-
-/// uint8 `[n, 1, h, w]` -> float `[n, 3, h, w]` in [-1, 1].
-pub fn to_rgb(grey: &Tensor) -> Tensor {
-    (grey.to_kind(Kind::Float) / 127.5 - 1.0).expand([-1, 3, -1, -1], false)
 }
 
 fn read_idx(path: &Path) -> Result<(Vec<i64>, Vec<u8>)> {

@@ -8,18 +8,18 @@
 use std::path::Path;
 
 use anyhow::Result;
-use projector::nn::biggan_deep::BigganDeep;
+use engine::LoadedModel;
+use engine::weights::Head;
 use projector::nn::lpips::Lpips;
-use projector::nn::{LoadError, Weights};
-use projector::{Generator, transform};
+use projector::{Generator, Model, latent, transform};
 use proto::{ModelManifest, Transform};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
+use tch::kind::FLOAT_CPU;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::folder::{digests, put_section, read, read_manifest, remove, write_json};
-use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
+use crate::folder::{digests, put_section, remove, write_json};
+use crate::vars::{Adam, Vars, write_safetensors};
 
 /// The file in the model folder.
 pub const FILE: &str = "directions.safetensors";
@@ -118,10 +118,9 @@ pub struct Samples {
 impl Samples {
     pub fn draw(generator: &dyn Generator, n: usize, rng: &mut ChaCha8Rng) -> Samples {
         let classes: Vec<i64> = (0..n).map(|_| rng.random_range(0..generator.num_classes())).collect();
-        let z_dim = generator.latent_dim();
-        let z: Vec<f32> = (0..n as i64 * z_dim).map(|_| rng.sample::<f32, _>(StandardNormal) % 2.0).collect();
+        let z = latent::truncated(n * generator.latent_dim() as usize, rng);
         let c: Vec<Tensor> = classes.iter().map(|&class| generator.embed(class)).collect();
-        Samples { z: Tensor::from_slice(&z).view([-1, z_dim]), c: Tensor::stack(&c, 0), classes: Tensor::from_slice(&classes) }
+        Samples { z: Tensor::from_slice(&z).view([n as i64, -1]), c: Tensor::stack(&c, 0), classes: Tensor::from_slice(&classes) }
     }
 }
 
@@ -129,7 +128,7 @@ impl Samples {
 fn learn(generator: &dyn Generator, steps: u64, seed: u64, mut say: impl FnMut(u64, [f64; 3])) -> [Tensor; 3] {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut vars = Vars::default();
-    let start = Tensor::zeros([generator.latent_dim()], (Kind::Float, Device::Cpu));
+    let start = Tensor::zeros([generator.latent_dim()], FLOAT_CPU);
     let directions = EDITS.map(|edit| vars.parameter(edit.name(), start.copy()));
     for step in 0..steps {
         let Samples { z, c, .. } = Samples::draw(generator, BATCH, &mut rng);
@@ -149,8 +148,7 @@ fn learn(generator: &dyn Generator, steps: u64, seed: u64, mut say: impl FnMut(u
             .zip(&directions)
             .map(|((moved, still), w)| moved / still + (w * FARTHEST).square().mean(Kind::Float) * PRICE)
             .collect();
-        let gradients = Tensor::run_backward(&losses, &vars.parameters(), false, false);
-        vars.adam_step(&gradients, LR * (1.0 - step as f64 / steps as f64), ADAM);
+        vars.adam_step(&losses, LR * (1.0 - step as f64 / steps as f64), ADAM);
         say(step + 1, costs.map(|(moved, still)| moved.double_value(&[]) / still.double_value(&[])));
     }
     directions.map(|w| w.detach())
@@ -196,7 +194,6 @@ impl Effect {
     }
 }
 
-/// A direction and its effect.
 #[derive(Debug)]
 struct Found {
     edit: Edit,
@@ -208,60 +205,45 @@ struct Found {
 }
 
 impl Found {
-    /// Scales a direction so that strength 1 moves the first samples by one unit, unless it moves nothing; measures it on the others.
-    fn new(model: &ModelNetworks, edit: Edit, w: &Tensor, [first, others]: &[Samples; 2]) -> Found {
-        let gain = Effect::measure(model, edit, w, first).gain();
-        let w = if gain >= LEAST { w / gain } else { w.shallow_clone() };
-        Found { edit, effect: Effect::measure(model, edit, &w, others), w, gain }
-    }
-
     fn works(&self) -> bool {
         self.gain >= LEAST && self.effect.monotone()
     }
 }
 
-/// Measures directions that were learned with `seed` on other samples.
+/// Scales each direction so that strength 1 moves a sample by one unit on average, unless it moves almost nothing, and measures it on
+/// other samples. Neither are those of [`learn`] with the same seed.
 fn find(model: &ModelNetworks, directions: &[Tensor; 3], measured: usize, seed: u64) -> Vec<Found> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(1);
-    let samples = [(); 2].map(|()| Samples::draw(&*model.generator, measured, &mut rng));
-    EDITS.iter().zip(directions).map(|(&edit, w)| Found::new(model, edit, w, &samples)).collect()
+    let [first, others] = [(); 2].map(|()| Samples::draw(&*model.generator, measured, &mut rng));
+    let found = |(edit, w): (Edit, &Tensor)| {
+        let gain = Effect::measure(model, edit, w, &first).gain();
+        let w = if gain >= LEAST { w / gain } else { w.shallow_clone() };
+        Found { edit, effect: Effect::measure(model, edit, &w, &others), w, gain }
+    };
+    EDITS.into_iter().zip(directions).map(found).collect()
 }
 
 /// The networks of a model folder.
 pub struct ModelNetworks {
     pub generator: Box<dyn Generator>,
     pub lpips: Lpips,
-    /// Weight and bias of the classifier on top of that.
-    classifier: Option<(Tensor, Tensor)>,
+    classifier: Option<Head>,
 }
 
 impl ModelNetworks {
-    /// Reads the folder that `manifest` describes.
-    pub fn read(dir: &Path, manifest: &ModelManifest) -> Result<ModelNetworks> {
-        let config = |file: &str| read(&dir.join(file));
-        let tensors = |file: &str| read_safetensors(&dir.join(file)).map(Weights::new);
-        let (files, truncation) = (&manifest.generator, manifest.generator.truncation);
-        let generator =
-            BigganDeep::load(&serde_json::from_slice(&config(&files.config)?)?, &mut tensors(&files.weights)?, truncation)?;
-        let files = &manifest.perceptual;
-        let mut weights = tensors(&files.weights)?;
-        let lpips = Lpips::load(&serde_json::from_slice(&config(&files.config)?)?, &mut weights)?;
-        let classifier = match weights.take_any("classifier.weight", 2) {
-            Ok(weight) => Some((weight, weights.take_any("classifier.bias", 1)?)),
-            Err(LoadError::Missing(_)) => None,
-            Err(e) => return Err(e.into()),
-        };
-        Ok(ModelNetworks { generator: Box::new(generator), lpips, classifier })
+    pub fn read(dir: &Path) -> Result<(ModelNetworks, ModelManifest)> {
+        let LoadedModel { model: Model { generator, lpips, .. }, head: classifier, manifest, .. } = engine::load(dir)?;
+        Ok((ModelNetworks { generator, lpips, classifier }, manifest))
     }
 
     /// A generator and one random convolution, for tests.
     #[cfg(test)]
     pub fn plain(generator: crate::drawn::Drawn) -> ModelNetworks {
-        use projector::nn::lpips;
+        use projector::nn::{Weights, lpips};
         let layer = lpips::Layer::Conv { index: 0, channels: 4, kernel: 3, stride: 1, padding: 1, tap: true };
         let config = lpips::Config { shift: [0.0; 3], scale: [1.0; 3], layers: vec![layer] };
-        let tensor = |shape: &[i64]| Tensor::rand(shape, (Kind::Float, Device::Cpu));
+        let tensor = |shape: &[i64]| Tensor::rand(shape, FLOAT_CPU);
         let tensors = [("features.0.weight", tensor(&[4, 3, 3, 3])), ("features.0.bias", tensor(&[4]))];
         let head = ("lin0.model.1.weight", tensor(&[1, 4, 1, 1]) * 0.1);
         let tensors = tensors.into_iter().chain([head]).map(|(n, t)| (n.to_owned(), t));
@@ -269,10 +251,8 @@ impl ModelNetworks {
         ModelNetworks { generator: Box::new(generator), lpips, classifier: None }
     }
 
-    /// Predicted classes of images.
     fn classes(&self, images: &Tensor) -> Option<Tensor> {
-        let (weight, bias) = self.classifier.as_ref()?;
-        Some(self.lpips.last(images).flatten(1, -1).linear(weight, Some(bias)).argmax(-1, false))
+        Some(self.classifier.as_ref()?.logits(&self.lpips, images).argmax(-1, false))
     }
 }
 
@@ -281,8 +261,7 @@ impl ModelNetworks {
 pub fn run(dir: &Path, (steps, measured): (u64, usize), seed: u64) -> Result<()> {
     // More threads would add up in another order.
     tch::set_num_threads(1);
-    let manifest = read_manifest(dir)?;
-    let model = ModelNetworks::read(dir, &manifest)?;
+    let (model, manifest) = ModelNetworks::read(dir)?;
 
     const SAID: u64 = 50;
     let mut sums = [0.0; 3];
@@ -366,7 +345,7 @@ mod tests {
     /// A blob of light on black, which z moves by two pixels a unit in x and y and makes larger by a tenth, if it `moves`.
     fn blob(moves: bool) -> Drawn {
         let draw = move |z: &Tensor, _: &Tensor| {
-            let pixel = Tensor::arange(32, (Kind::Float, Device::Cpu));
+            let pixel = Tensor::arange(32, FLOAT_CPU);
             let z = z * if moves { 1.0 } else { 0.0 };
             let at = |k: i64| z.narrow(1, k, 1).unsqueeze(2);
             let (x, y) = (pixel.view([1, 1, 32]) - (at(0) * 2.0 + 15.5), pixel.view([1, 32, 1]) - (at(1) * 2.0 + 15.5));
@@ -433,9 +412,9 @@ mod tests {
         assert!(files(dir) == first, "a second run changed the folder");
 
         // What a random network does is chance: these stand for directions that work.
-        let manifest = || ModelManifest::parse(&read(&dir.join("model.json")).unwrap()).unwrap().0;
+        let manifest = engine::read_manifest(dir).unwrap().0;
         let kept = [("zoom", 0.5), ("shift_x", -0.25)].map(|(name, v)| (name.to_owned(), Tensor::from_slice(&[v as f32; 8])));
-        write(dir, manifest(), &kept, "Two.\n").unwrap();
+        write(dir, manifest, &kept, "Two.\n").unwrap();
         let wanted = BTreeMap::from([("zoom".to_owned(), vec![0.5; 8]), ("shift_x".to_owned(), vec![-0.25; 8])]);
         assert_eq!(engine::load(dir).unwrap().directions, wanted);
         assert_eq!(files(dir)["README.md"], b"# random\n\nCard.\n\n## Directions\n\nTwo.\n");

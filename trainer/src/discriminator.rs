@@ -1,7 +1,7 @@
 //! Projection discriminator (Miyato and Koyama 2018): a small residual network with spectral norm, and the standard deviation
 //! within groups of samples of one class as an additional feature map, so that lost diversity is seen.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::generator::Spectral;
 use crate::vars::Vars;
@@ -26,7 +26,6 @@ pub struct Discriminator {
 }
 
 impl Discriminator {
-    /// Builds the network into `vars`.
     pub fn new(vars: &mut Vars, classes: i64) -> Discriminator {
         let blocks = (0..CHANNELS.len())
             .map(|i| {
@@ -72,9 +71,4 @@ impl Discriminator {
         let score = features.linear(&weight(&self.linear), self.linear.bias.as_ref()).squeeze_dim(1);
         score + (weight(&self.embed).index_select(0, labels) * features).sum_dim_intlist(&[1i64][..], false, Kind::Float)
     }
-}
-
-/// Labels for a balanced batch of `n`, in groups of one class: `classes` random group labels.
-pub fn group_labels(groups: &[i64]) -> Tensor {
-    Tensor::from_slice(groups).repeat_interleave_self_int(GROUP, 0, None).to_device(Device::Cpu)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use projector::Generator;
+use tch::kind::FLOAT_CPU;
 use tch::{Device, Kind, Tensor};
 
 #[derive(Clone)]
@@ -20,13 +21,13 @@ impl Generator for Drawn {
         (self.draw)(z, c)
     }
     fn embeddings(&self) -> Tensor {
-        Tensor::eye(self.classes, (Kind::Float, Device::Cpu))
+        Tensor::eye(self.classes, FLOAT_CPU)
     }
     fn latent_dim(&self) -> i64 {
         self.latent_dim
     }
     fn latent_layer(&self) -> Tensor {
-        Tensor::eye(self.latent_dim, (Kind::Float, Device::Cpu))
+        Tensor::eye(self.latent_dim, FLOAT_CPU)
     }
     fn resolution(&self) -> i64 {
         self.resolution

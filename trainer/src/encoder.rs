@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use projector::Generator;
 use projector::loss::LossTarget;
 use projector::nn::Weights;
@@ -12,11 +12,12 @@ use projector::nn::lpips::Lpips;
 use proto::{EncoderManifest, ModelManifest, Params};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::kind::FLOAT_CPU;
+use tch::{Kind, Tensor, no_grad};
 
 use crate::directions::{ModelNetworks, Samples};
-use crate::folder::{digests, put_section, read_manifest, write_json};
-use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
+use crate::folder::{digests, put_section, write_json};
+use crate::vars::{Adam, Vars, entry, read_safetensors, write_safetensors};
 
 /// The files in the model folder: sizes and weights.
 pub const FILES: [&str; 2] = ["encoder.json", "encoder.safetensors"];
@@ -52,7 +53,7 @@ fn start(vars: &mut Vars, config: &Config) -> Result<()> {
     for (name, shape) in config.layout()? {
         let zero = shape.len() == 1 || name.contains("norm") || name.ends_with("conv2.weight");
         let deviation = (2.0 / shape[1..].iter().product::<i64>() as f64).sqrt();
-        let noise = Tensor::randn(&shape[..], (Kind::Float, Device::Cpu)) * deviation;
+        let noise = Tensor::randn(&shape[..], FLOAT_CPU) * deviation;
         let _ = vars.parameter(&name, if zero { noise.zeros_like() } else { noise });
     }
     Ok(())
@@ -60,7 +61,7 @@ fn start(vars: &mut Vars, config: &Config) -> Result<()> {
 
 /// The network on the trained tensors themselves.
 fn network(vars: &Vars, config: &Config) -> Result<Encoder> {
-    let tensors = vars.parameters_named().map(|(n, t)| (n.to_owned(), t.shallow_clone()));
+    let tensors = vars.parameters().map(|(n, t)| (n.to_owned(), t.shallow_clone()));
     Ok(Encoder::load(config, &mut Weights::new(tensors))?)
 }
 
@@ -86,8 +87,8 @@ fn train(
     if state.exists() {
         let tensors = read_safetensors(state)?;
         vars.restore("encoder", &tensors)?;
-        let get = |name: &str| tensors.get(name).with_context(|| format!("the training state lacks {name}"));
-        (step, before) = (get("step")?.int64_value(&[0]) as u64, get("seconds")?.double_value(&[0]));
+        step = entry(&tensors, "step")?.int64_value(&[0]) as u64;
+        before = entry(&tensors, "seconds")?.double_value(&[0]);
         println!("encoder: going on from step {step}, {:.1} min", before / 60.0);
     }
     let encoder = network(&vars, config)?;
@@ -111,8 +112,7 @@ fn train(
         let guess = encoder.encode(&images, &c);
         let far = (&guess - &z).square().mean(Kind::Float);
         let unlike = loss(&model.lpips, &model.generator.generate(&guess, &c), &images).mean(Kind::Float);
-        let gradients = Tensor::run_backward(&[&far + &unlike], &vars.parameters(), false, false);
-        vars.adam_step(&gradients, LR * (1.0 - spent / seconds) * (step as f64 / WARM_UP).min(1.0), ADAM);
+        vars.adam_step(&[&far + &unlike], LR * (1.0 - spent / seconds) * (step as f64 / WARM_UP).min(1.0), ADAM);
         sums = [sums[0] + far.double_value(&[]), sums[1] + unlike.double_value(&[])];
         step += 1;
         if step.is_multiple_of(SAID) {
@@ -158,8 +158,7 @@ impl Errors {
 /// Trains an encoder of the model in `dir` for some minutes, measures it, and writes it into the folder and its card. The state of
 /// the training is kept under `work`.
 pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64) -> Result<()> {
-    let manifest = read_manifest(dir)?;
-    let model = ModelNetworks::read(dir, &manifest)?;
+    let (model, manifest) = ModelNetworks::read(dir)?;
     let config = config(&*model.generator);
     // The encoder of another generator is useless.
     let digest = &manifest.sha256[&manifest.generator.weights];
@@ -200,12 +199,11 @@ mod tests {
 
     use super::*;
     use crate::drawn::Drawn;
-    use crate::folder::read;
 
     /// A light that z moves in x and y, on black; its colour is the class.
     fn light() -> Drawn {
         let draw = |z: &Tensor, c: &Tensor| {
-            let pixel = Tensor::arange(16, (Kind::Float, Device::Cpu)) - 7.5;
+            let pixel = Tensor::arange(16, FLOAT_CPU) - 7.5;
             let at = |k: i64| z.narrow(1, k, 1).unsqueeze(2) * 2.0;
             let far = (pixel.view([1, 1, 16]) - at(0)).square() + (pixel.view([1, 16, 1]) - at(1)).square();
             let light = (far / -8.0).exp().unsqueeze(1);
@@ -249,17 +247,14 @@ mod tests {
         crate::export::random_model(&dir);
         fs::write(dir.join("README.md"), "# random\n\n## Encoder\n\nOld.\n\n## Limits\n\nMany.\n").unwrap();
         run(&dir, (0.0, BATCH), work, 5).unwrap();
-        let config: Config = serde_json::from_slice(&read(&dir.join(FILES[0])).unwrap()).unwrap();
-        let mut weights = Weights::new(read_safetensors(&dir.join(FILES[1])).unwrap());
-        let encoder = Encoder::load(&config, &mut weights).unwrap();
-        weights.finish().unwrap();
-        let tensor = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+        let encoder = engine::load(&dir).unwrap().model.encoder.unwrap();
+        let tensor = |shape: &[i64]| Tensor::ones(shape, FLOAT_CPU);
         assert_eq!(encoder.encode(&tensor(&[2, 3, 32, 32]), &tensor(&[2, 8])).size(), [2, 8]);
         let card = fs::read_to_string(dir.join("README.md")).unwrap();
         assert!(card.starts_with("# random\n\n## Encoder\n\n`encoder.safetensors` guesses"), "{card}");
         assert!(card.ends_with("|\n\n## Limits\n\nMany.\n") && !card.contains("Old."), "{card}");
 
-        let manifest = || ModelManifest::parse(&read(&dir.join("model.json")).unwrap()).unwrap().0;
+        let manifest = || engine::read_manifest(&dir).unwrap().0;
         assert_eq!(manifest().encoder.map(|e| [e.config, e.weights]), Some(FILES.map(String::from)));
 
         // Another generator has none.

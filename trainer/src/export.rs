@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use engine::calibrate;
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::{Weights, lpips};
 use projector::{Generator as _, nn::lpips::Lpips};
 use proto::{
     ClassifierKind, ClassifierManifest, GeneratorKind, GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest,
 };
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::kind::{FLOAT_CPU, INT64_CPU};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::class_variance;
 use crate::classifier::{self, Conv, Stack, TrainableClassifier, accuracy};
@@ -72,13 +74,13 @@ pub fn export(
 
     let classes = config.num_classes;
     let images = no_grad(|| sample(&generator, MEASURED_PER_CLASS, classes));
-    let labels = Tensor::arange(classes, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(MEASURED_PER_CLASS, 0, None);
+    let labels = Tensor::arange(classes, INT64_CPU).repeat_interleave_self_int(MEASURED_PER_CLASS, 0, None);
     let hits = batched(&images, |x| logits(x).argmax(-1, false)).eq_tensor(&labels).to_kind(Kind::Double);
     let by_class = hits.view([classes, -1]).mean_dim(&[1i64][..], false, Kind::Double);
     let test_by_class: Vec<i64> = test.by_class().into_iter().flatten().collect();
     let (real, _) = test.batch(&Tensor::from_slice(&test_by_class));
     let pooled = |x: &Tensor| batched(x, |x| features(x).mean_dim(&[2i64, 3][..], false, Kind::Float));
-    let whole = Tensor::arange(train.len(), (Kind::Int64, Device::Cpu));
+    let whole = Tensor::arange(train.len(), INT64_CPU);
     let train_features: Vec<Tensor> = whole.split(2000, 0).iter().map(|index| pooled(&train.batch(index).0)).collect();
     let train_features = Tensor::cat(&train_features, 0);
     let measured = ModelMeasurements {
@@ -90,7 +92,7 @@ pub fn export(
         frechet_test: frechet(&pooled(&real), &train_features),
     };
 
-    let name = write_manifest(objects(&images), out)?;
+    let name = write_manifest(objects(&images).context("the generator shows no object")?, out)?;
     std::fs::write(out.join("README.md"), card(&name, &measured, how))?;
     Ok(measured)
 }
@@ -102,7 +104,7 @@ pub fn write_perceptual(
     out: &Path,
 ) -> Result<Vec<(String, Tensor)>> {
     // No human judgements exist for these networks: every channel counts the same.
-    let head = |channels: i64| Tensor::full([1, channels, 1, 1], HEAD, (Kind::Float, Device::Cpu));
+    let head = |channels: i64| Tensor::full([1, channels, 1, 1], HEAD, FLOAT_CPU);
     let taps = classifier.stack.iter().filter(|conv| conv.tap).enumerate();
     let heads = taps.map(|(k, conv)| (format!("lin{k}.model.1.weight"), head(conv.channels)));
     let tensors: Vec<_> = classifier.features().into_iter().chain(more).chain(heads).collect();
@@ -162,12 +164,12 @@ fn perceptual_config(stack: Stack) -> lpips::Config {
 /// normalisation under z = truncation * N(0, 1) folded at 2 (as `truncated_noise_sample` upstream).
 fn with_statistics(config: &Config, average: &Average) -> Result<Vec<(String, Tensor)>> {
     let (vars, generator) = averaged_generator(config, average)?;
-    let labels = Tensor::arange(config.num_classes, (Kind::Int64, Device::Cpu)).repeat([STATISTICS_PER_CLASS]);
+    let labels = Tensor::arange(config.num_classes, INT64_CPU).repeat([STATISTICS_PER_CLASS]);
     let mut tables: BTreeMap<String, [Vec<Tensor>; 2]> = BTreeMap::new();
     for row in 0..config.n_stats {
         let truncation = row as f64 / (config.n_stats - 1) as f64;
         for _ in 0..STATISTICS_BATCHES {
-            let z = Tensor::randn([labels.size()[0], config.z_dim], (Kind::Float, Device::Cpu)).fmod(2.0) * truncation;
+            let z = Tensor::randn([labels.size()[0], config.z_dim], FLOAT_CPU).fmod(2.0) * truncation;
             for (name, mean, variance) in generator.statistics(&z, &labels) {
                 let [means, variances] = tables.entry(name).or_default();
                 means.push(mean);
@@ -190,7 +192,7 @@ pub fn sample(generator: &BigganDeep, per_class: i64, classes: i64) -> Tensor {
     let parts: Vec<Tensor> = (0..classes)
         .flat_map(|class| (0..per_class).step_by(250).map(move |start| (class, (per_class - start).min(250))))
         .map(|(class, n)| {
-            let z = Tensor::randn([n, generator.latent_dim()], (Kind::Float, Device::Cpu)).fmod(2.0);
+            let z = Tensor::randn([n, generator.latent_dim()], FLOAT_CPU).fmod(2.0);
             generator.generate(&z, &generator.embed(class).unsqueeze(0).repeat([n, 1]))
         })
         .collect();
@@ -222,19 +224,10 @@ fn frechet(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Mean centre and size of the boxes around the bright pixels of generated images.
-fn objects(images: &Tensor) -> ObjectsManifest {
+fn objects(images: &Tensor) -> Option<ObjectsManifest> {
     let bright = images.mean_dim(&[1i64][..], false, Kind::Float).gt(OBJECT_THRESHOLD);
-    let extent = |dim: i64| {
-        // For each image the first and last index with a bright pixel.
-        let any = bright.any_dim(dim, false).to_kind(Kind::Float);
-        let n = any.size()[1];
-        let first = any.argmax(1, false).to_kind(Kind::Double);
-        let last = -any.flip([1]).argmax(1, false).to_kind(Kind::Double) + (n - 1) as f64;
-        let mean = |t: Tensor| t.mean(Kind::Double).double_value(&[]);
-        (mean((&first + &last + 1.0) / 2.0), mean(last - first + 1.0))
-    };
-    let ((y, height), (x, width)) = (extent(2), extent(1));
-    ObjectsManifest { center: (y, x), size: (height, width) }
+    let boxes: Vec<_> = bright.unbind(0).iter().filter_map(calibrate::extent).collect();
+    calibrate::mean(&boxes)
 }
 
 fn card(name: &str, m: &ModelMeasurements, how: &str) -> String {

@@ -6,18 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use proto::{ModelManifest, hex_sha256};
-
-pub fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// Reads `model.json` of a model folder.
-pub fn read_manifest(dir: &Path) -> Result<ModelManifest> {
-    let path = dir.join("model.json");
-    let parsed = ModelManifest::parse(&read(&path)?);
-    Ok(parsed.with_context(|| format!("{} is not a valid model description", path.display()))?.0)
-}
+use proto::hex_sha256;
 
 /// Writes indented JSON that ends with a newline.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
@@ -36,7 +25,12 @@ pub fn remove(path: &Path) -> Result<()> {
 
 /// The SHA-256 of files of a model folder, by name.
 pub fn digests(dir: &Path, files: &[&str]) -> Result<BTreeMap<String, String>> {
-    files.iter().map(|file| Ok(((*file).to_owned(), hex_sha256(&read(&dir.join(file))?)))).collect()
+    let digest = |file: &&str| -> Result<(String, String)> {
+        let path = dir.join(file);
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(((*file).to_owned(), hex_sha256(&bytes)))
+    };
+    files.iter().map(digest).collect()
 }
 
 /// Writes a section of the model card: it replaces the section with that heading, or becomes the last.

@@ -8,12 +8,13 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::kind::FLOAT_CPU;
+use tch::{Kind, Tensor, no_grad};
 
 use crate::data::{CLASSES, Split};
-use crate::discriminator::{Discriminator, GROUP, group_labels};
+use crate::discriminator::{Discriminator, GROUP};
 use crate::generator::{Config, Spectral, TrainableGenerator};
-use crate::vars::{Adam, Vars, read_safetensors, write_safetensors};
+use crate::vars::{Adam, Vars, entry, read_safetensors, write_safetensors};
 
 const GROUPS: usize = 12;
 const BATCH: i64 = GROUPS as i64 * GROUP;
@@ -34,7 +35,7 @@ one class as a feature, two discriminator steps of batch 48 + 48 for each genera
 /// Tensors of a generator by checkpoint name.
 pub type Average = Vec<(String, Tensor)>;
 
-/// Trains for `steps` generator steps, resuming from `state` if it exists. Returns the averaged weights.
+/// Trains for `steps` generator steps, resuming from `state` if it exists. `monitor` gets each saved average.
 pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path, monitor: impl Fn(&Average)) -> Result<()> {
     tch::manual_seed(seed as i64);
     let mut vars_g = Vars::default();
@@ -48,7 +49,7 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
         vars_g.restore("g", &tensors)?;
         vars_d.restore("d", &tensors)?;
         average = averaged(&tensors);
-        first = tensors.get("step").context("the training state lacks step")?.int64_value(&[0]) as u64;
+        first = entry(&tensors, "step")?.int64_value(&[0]) as u64;
         println!("gan: going on from step {first}");
     }
     // A resumed run draws other numbers than one without a break, but the same ones each time.
@@ -71,8 +72,7 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
             let scores = discriminator.forward(&images, &labels, Spectral::weight);
             let loss = (-scores.narrow(0, 0, BATCH) + 1.0).relu().mean(Kind::Float)
                 + (scores.narrow(0, BATCH, BATCH) + 1.0).relu().mean(Kind::Float);
-            let gradients = Tensor::run_backward(&[&loss], &vars_d.parameters(), false, false);
-            vars_d.adam_step(&gradients, LR_DISCRIMINATOR * rate, ADAM);
+            vars_d.adam_step(&[&loss], LR_DISCRIMINATOR * rate, ADAM);
             sum_d += loss.double_value(&[]);
         }
 
@@ -80,21 +80,16 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
         vars_g.iterate(1);
         let (fake, folded) = generator.forward(&z, &labels);
         let loss = -discriminator.forward(&fake, &labels, Spectral::constant_weight).mean(Kind::Float);
-        let gradients = Tensor::run_backward(&[&loss], &vars_g.parameters(), false, false);
         update_average(&mut average, &vars_g, folded, step);
-        vars_g.adam_step(&gradients, LR_GENERATOR * rate, ADAM);
+        vars_g.adam_step(&[&loss], LR_GENERATOR * rate, ADAM);
         sum_g += loss.double_value(&[]);
 
         let done = step + 1;
         if done % 50 == 0 {
             let each = started.elapsed().as_secs_f64() / (done - first) as f64;
-            println!(
-                "gan step {done}/{steps} d {:.3} g {:.3} {:.3} s/step, {:.0} min left",
-                sum_d / 50.0 / f64::from(DISCRIMINATOR_STEPS),
-                sum_g / 50.0,
-                each,
-                each * (steps - done) as f64 / 60.0
-            );
+            let (d, g) = (sum_d / 50.0 / f64::from(DISCRIMINATOR_STEPS), sum_g / 50.0);
+            let left = each * (steps - done) as f64 / 60.0;
+            println!("gan step {done}/{steps} d {d:.3} g {g:.3} {each:.3} s/step, {left:.0} min left");
             (sum_d, sum_g) = (0.0, 0.0);
         }
         if done % SAVE_EVERY == 0 || done == steps {
@@ -112,8 +107,7 @@ pub fn train(config: &Config, data: &Split, steps: u64, seed: u64, state: &Path,
 /// The averaged weights of a training state, and its step.
 pub fn read_average(state: &Path) -> Result<(Average, i64)> {
     let tensors = read_safetensors(state).context("no generator; run `trainer gan` first")?;
-    let step = tensors.get("step").context("the training state lacks step")?.int64_value(&[0]);
-    Ok((averaged(&tensors), step))
+    Ok((averaged(&tensors), entry(&tensors, "step")?.int64_value(&[0])))
 }
 
 fn averaged(tensors: &HashMap<String, Tensor>) -> Average {
@@ -131,7 +125,7 @@ pub fn averaged_generator(config: &Config, average: &Average) -> Result<(Vars, T
 
 fn update_average(average: &mut Average, vars: &Vars, folded: Average, step: u64) {
     no_grad(|| {
-        let plain = vars.parameters_named().filter(|(n, _)| !n.ends_with("weight_orig"));
+        let plain = vars.parameters().filter(|(n, _)| !n.ends_with("weight_orig"));
         let now = folded.into_iter().map(|(n, t)| (n, t.detach())).chain(plain.map(|(n, t)| (n.to_owned(), t.detach())));
         if average.is_empty() {
             *average = now.map(|(n, t)| (n, t.copy())).collect();
@@ -148,7 +142,8 @@ fn update_average(average: &mut Average, vars: &Vars, folded: Average, step: u64
 
 fn latent_batch(config: &Config, rng: &mut ChaCha8Rng) -> (Tensor, Tensor) {
     let groups: Vec<i64> = (0..GROUPS).map(|_| rng.random_range(0..config.num_classes)).collect();
-    (Tensor::randn([BATCH, config.z_dim], (Kind::Float, Device::Cpu)), group_labels(&groups))
+    let labels = Tensor::from_slice(&groups).repeat_interleave_self_int(GROUP, 0, None);
+    (Tensor::randn([BATCH, config.z_dim], FLOAT_CPU), labels)
 }
 
 fn real_batch(data: &Split, by_class: &[Vec<i64>], rng: &mut ChaCha8Rng) -> (Tensor, Tensor) {

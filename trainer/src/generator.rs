@@ -3,7 +3,8 @@
 //! `projector::nn::biggan_deep` is the same network for inference, with everything folded.
 
 pub use projector::nn::biggan_deep::Config;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::kind::FLOAT_CPU;
+use tch::{Tensor, no_grad};
 
 use crate::vars::{Vars, matrix};
 
@@ -38,7 +39,7 @@ impl Spectral {
     /// A weight of `shape` (output channels first), orthogonal at the start.
     pub fn new(vars: &mut Vars, name: &str, shape: &[i64], bias: bool) -> Spectral {
         let orig = vars.parameter(&format!("{name}.weight_orig"), orthogonal(shape));
-        let bias = bias.then(|| vars.parameter(&format!("{name}.bias"), Tensor::zeros(&shape[..1], FLOAT)));
+        let bias = bias.then(|| vars.parameter(&format!("{name}.bias"), Tensor::zeros(&shape[..1], FLOAT_CPU)));
         let [u, v] = vars.spectral(name, &orig);
         Spectral { name: name.to_owned(), orig, bias, u, v }
     }
@@ -61,12 +62,10 @@ impl Spectral {
     }
 }
 
-const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-
 fn orthogonal(shape: &[i64]) -> Tensor {
     let columns = shape[1..].iter().product::<i64>();
     let tall = shape[0] >= columns;
-    let g = Tensor::randn(if tall { [shape[0], columns] } else { [columns, shape[0]] }, FLOAT);
+    let g = Tensor::randn(if tall { [shape[0], columns] } else { [columns, shape[0]] }, FLOAT_CPU);
     let (q, _) = Tensor::linalg_qr(&g, "reduced");
     if tall { q } else { q.tr() }.contiguous().view(shape)
 }
@@ -182,7 +181,7 @@ impl Attention {
             phi: conv("phi", channels / 8, channels),
             g: conv("g", channels / 2, channels),
             o: conv("o_conv", channels, channels / 2),
-            gamma: vars.parameter(&format!("{name}.gamma"), Tensor::zeros([1], FLOAT)),
+            gamma: vars.parameter(&format!("{name}.gamma"), Tensor::zeros([1], FLOAT_CPU)),
         }
     }
 
@@ -210,12 +209,11 @@ pub struct TrainableGenerator {
 }
 
 impl TrainableGenerator {
-    /// Builds the network into `vars`.
     pub fn new(vars: &mut Vars, config: &Config) -> TrainableGenerator {
         let ch = config.channel_width;
         let cond = config.z_dim + config.class_embed_dim;
         let embeddings =
-            vars.parameter("embeddings.weight", Tensor::randn([config.class_embed_dim, config.num_classes], FLOAT) * 0.5);
+            vars.parameter("embeddings.weight", Tensor::randn([config.class_embed_dim, config.num_classes], FLOAT_CPU) * 0.5);
         let gen_z = Spectral::new(vars, "generator.gen_z", &[16 * 16 * ch, cond], true);
         let (mut blocks, mut attention) = (Vec::new(), None);
         for (i, &(up, input, output)) in config.layers.iter().enumerate() {
@@ -230,8 +228,8 @@ impl TrainableGenerator {
             gen_z,
             blocks,
             attention,
-            bn_weight: vars.parameter("generator.bn.weight", Tensor::ones([ch], FLOAT)),
-            bn_bias: vars.parameter("generator.bn.bias", Tensor::zeros([ch], FLOAT)),
+            bn_weight: vars.parameter("generator.bn.weight", Tensor::ones([ch], FLOAT_CPU)),
+            bn_bias: vars.parameter("generator.bn.bias", Tensor::zeros([ch], FLOAT_CPU)),
             to_rgb: Spectral::new(vars, "generator.conv_to_rgb", &[ch, ch, 3, 3], true),
             config: config.clone(),
         }

@@ -12,7 +12,6 @@ use crate::export::write_perceptual;
 /// Added to the seed, so that the judge shares no random number with the model's classifier.
 const OTHER_SEED: u64 = 1000;
 
-/// Trains, and writes the folder `out`.
 pub fn run(data: &Path, out: &Path, (epochs, polish): (u32, u32), seed: u64) -> Result<()> {
     let seed = seed + OTHER_SEED;
     tch::manual_seed(seed as i64);

@@ -21,7 +21,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::kind::{FLOAT_CPU, INT64_CPU};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::classifier::{MODEL, TrainableClassifier};
 use crate::data::{CLASSES, Split};
@@ -138,8 +139,8 @@ fn main() -> Result<()> {
             let real = class_variance(&test_images(&data), 200);
             gan::train(&config, &data, steps, args.seed, &args.work.join("gan.safetensors"), |average| {
                 let (_vars, generator) = gan::averaged_generator(&config, average).expect("same shapes");
-                let labels = Tensor::arange(10, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(50, 0, None);
-                let z = Tensor::randn([500, config.z_dim], (Kind::Float, Device::Cpu)).fmod(2.0);
+                let labels = Tensor::arange(10, INT64_CPU).repeat_interleave_self_int(50, 0, None);
+                let z = Tensor::randn([500, config.z_dim], FLOAT_CPU).fmod(2.0);
                 let images = no_grad(|| generator.forward(&z, &labels).0);
                 let hit = no_grad(|| net.forward(&images, false)).argmax(-1, false).eq_tensor(&labels);
                 let hit = hit.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);

@@ -49,7 +49,6 @@ pub enum SampleKind {
 }
 
 impl Choice {
-    /// Whether the n-th image is centred.
     fn is_centred(self, n: usize) -> bool {
         match self.kind {
             SampleKind::Both => n < self.number / 2,

@@ -1,10 +1,12 @@
 //! Named tensors: trainable parameters with their Adam moments, and buffers.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::kind::FLOAT_CPU;
+use tch::{Kind, Tensor, no_grad};
 
 struct Entry {
     name: String,
@@ -48,7 +50,7 @@ impl Vars {
     /// Registers the vectors u and v of a weight's spectral norm, near those of its largest singular value.
     pub fn spectral(&mut self, name: &str, weight: &Tensor) -> [Tensor; 2] {
         let vectors = [("u", matrix(weight).size()[0]), ("v", matrix(weight).size()[1])].map(|(vector, length)| {
-            let start = Tensor::randn([length], (Kind::Float, Device::Cpu));
+            let start = Tensor::randn([length], FLOAT_CPU);
             self.buffer(&format!("{name}.weight_{vector}"), unit(&start))
         });
         let [mut u, mut v] = vectors;
@@ -64,13 +66,7 @@ impl Vars {
         }
     }
 
-    /// The parameters, for `Tensor::run_backward`.
-    pub fn parameters(&self) -> Vec<&Tensor> {
-        self.parameters_named().map(|(_, tensor)| tensor).collect()
-    }
-
-    /// The parameters with their names.
-    pub fn parameters_named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.entries.iter().filter(|e| e.moments.is_some()).map(|e| (e.name.as_str(), &e.tensor))
     }
 
@@ -90,14 +86,16 @@ impl Vars {
         })
     }
 
-    /// One Adam step (Kingma and Ba 2015, Algorithm 1) with gradients in the order of `parameters`.
-    pub fn adam_step(&mut self, gradients: &[Tensor], lr: f64, adam: Adam) {
+    /// One Adam step (Kingma and Ba 2015, Algorithm 1) on the sum of `losses`.
+    pub fn adam_step(&mut self, losses: &[impl Borrow<Tensor>], lr: f64, adam: Adam) {
+        let parameters: Vec<&Tensor> = self.parameters().map(|(_, tensor)| tensor).collect();
+        let gradients = Tensor::run_backward(losses, &parameters, false, false);
         self.steps += 1;
         let correction1 = 1.0 - adam.beta1.powi(self.steps as i32);
         let correction2 = 1.0 - adam.beta2.powi(self.steps as i32);
         no_grad(|| {
             let trained = self.entries.iter_mut().filter_map(|e| e.moments.as_mut().map(|m| (&mut e.tensor, m)));
-            for ((tensor, (m, v)), g) in trained.zip(gradients) {
+            for ((tensor, (m, v)), g) in trained.zip(&gradients) {
                 let _ = m.lerp_(g, 1.0 - adam.beta1);
                 let _ = v.g_mul_scalar_(adam.beta2).addcmul_(&(g * (1.0 - adam.beta2)), g);
                 let denominator = (&*v / correction2).sqrt() + adam.eps;
@@ -121,11 +119,15 @@ impl Vars {
 
     /// Takes over what `state` wrote.
     pub fn restore(&mut self, prefix: &str, state: &HashMap<String, Tensor>) -> Result<()> {
-        let get = |name: &str| state.get(name).with_context(|| format!("the training state lacks {name}"));
-        self.steps = get(&format!("{prefix}.steps"))?.int64_value(&[0]);
+        self.steps = entry(state, &format!("{prefix}.steps"))?.int64_value(&[0]);
         // The handles of `state` share the storage of the tensors.
-        no_grad(|| self.state(prefix).into_iter().try_for_each(|(name, mut tensor)| copy(&mut tensor, get(&name)?)))
+        no_grad(|| self.state(prefix).into_iter().try_for_each(|(name, mut tensor)| copy(&mut tensor, entry(state, &name)?)))
     }
+}
+
+/// A tensor of a training state.
+pub fn entry<'a>(state: &'a HashMap<String, Tensor>, name: &str) -> Result<&'a Tensor> {
+    state.get(name).with_context(|| format!("the training state lacks {name}"))
 }
 
 /// A weight as a matrix, output channels first.

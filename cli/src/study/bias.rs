@@ -16,6 +16,7 @@ use store::Store;
 
 use super::files::{self, Figure};
 use super::markdown::{provenance, table};
+use super::measured::mean;
 use super::page::Provenance;
 use crate::models::{SOURCES, can_find, one_of, sample_boxes};
 use crate::project::{described, load};
@@ -90,7 +91,6 @@ struct Distribution {
 impl Distribution {
     /// `values` must not be empty.
     fn of(values: &[f64]) -> Distribution {
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let centre = mean(values);
         let squares: Vec<f64> = values.iter().map(|value| (value - centre).powi(2)).collect();
         let mut counts = vec![0; CELLS];
@@ -101,16 +101,14 @@ impl Distribution {
     }
 
     fn overlap(&self, other: &Distribution) -> f64 {
-        let parts = |counts: &[u32]| {
-            let all = f64::from(counts.iter().sum::<u32>());
-            counts.iter().map(|&count| f64::from(count) / all).collect::<Vec<_>>()
-        };
-        parts(&self.counts).into_iter().zip(parts(&other.counts)).map(|(a, b)| a.min(b)).sum()
+        let [all, all_others] = [self, other].map(|of| f64::from(of.counts.iter().sum::<u32>()));
+        let pairs = self.counts.iter().zip(&other.counts);
+        pairs.map(|(&a, &b)| (f64::from(a) / all).min(f64::from(b) / all_others)).sum()
     }
 }
 
-/// Boxes in parts of the frame; neither list may be empty.
-fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
+/// The distributions of boxes in a frame that is `side` wide and high; neither list may be empty.
+fn axes(dataset: &[Box2d], generator: &[Box2d], side: f64) -> [Axis; 4] {
     type Number = fn(&Box2d) -> f64;
     let numbers: [(_, Number); 4] = [
         ("centre x", |b| b.x + b.width / 2.0),
@@ -119,7 +117,7 @@ fn axes(dataset: &[Box2d], generator: &[Box2d]) -> [Axis; 4] {
         ("height", |b| b.height),
     ];
     numbers.map(|(name, of)| {
-        let distribution = |boxes: &[Box2d]| Distribution::of(&boxes.iter().map(of).collect::<Vec<_>>());
+        let distribution = |boxes: &[Box2d]| Distribution::of(&boxes.iter().map(|b| of(b) / side).collect::<Vec<_>>());
         let (dataset, generator) = (distribution(dataset), distribution(generator));
         Axis { name, overlap: dataset.overlap(&generator), dataset, generator }
     })
@@ -140,11 +138,6 @@ impl Bias {
         let model = load(self.model, Object { class: ClassSource::Annotation, mask }).await?;
         let samples = (self.samples as usize, self.seed);
         let generated = tokio::task::spawn_blocking(move || sample_boxes(&model, &devices, source, samples)).await??;
-        let scale = |b: &Box2d| {
-            let [x, y, width, height] = [b.x, b.y, b.width, b.height].map(|v| v / f64::from(resolution));
-            Box2d { x, y, width, height }
-        };
-        let scaled = |boxes: &[Box2d]| boxes.iter().map(scale).collect::<Vec<_>>();
         let found = BiasNumbers {
             format: 1,
             provenance: Provenance::new(self.dataset, &reference),
@@ -155,7 +148,7 @@ impl Bias {
             },
             objects: [real.len(), generated.len()],
             without,
-            axes: axes(&scaled(&real), &scaled(&generated)),
+            axes: axes(&real, &generated, resolution.into()),
         };
         let alt = "Histograms of the objects' centres and sizes".to_owned();
         let figure = Figure { file: "bias.svg".into(), alt, bytes: drawing(&found).into_bytes() };
@@ -229,7 +222,7 @@ mod tests {
     #[test]
     fn a_box_counts_once_on_each_axis() {
         let square = |x: f64, side: f64| Box2d { x, y: 0.0, width: side, height: side };
-        let found = axes(&[square(0.0, 0.5), square(0.5, 0.5)], &[square(0.0, 1.0), square(0.0, 0.5)]);
+        let found = axes(&[square(0.0, 0.5), square(0.5, 0.5)], &[square(0.0, 1.0), square(0.0, 0.5)], 1.0);
         assert_eq!(found.each_ref().map(|axis| axis.overlap), [0.5, 0.5, 0.5, 0.5]);
         let [x, .., height] = &found;
         assert_eq!((x.dataset.mean, x.dataset.deviation), (0.5, 0.25));

@@ -4,6 +4,7 @@ use maud::{Markup, PreEscaped};
 use pulldown_cmark::html::push_html;
 use pulldown_cmark::{Alignment, Event, Options, Parser, Tag, TagEnd};
 use results::chart::figure;
+use results::format;
 use results::html::{self, page, picture};
 use serde::Serialize;
 use store::Store;
@@ -32,13 +33,11 @@ pub async fn write(
     markdown: &str,
     figures: &[Figure],
 ) -> Result<(), store::Error> {
-    let mut json = serde_json::to_vec_pretty(numbers).expect("plain structs with string keys serialise");
-    json.push(b'\n');
     for figure in figures {
         out.put(&figure.file, figure.bytes.clone()).await?;
     }
     let html = html_page(markdown, figures).into_bytes();
-    for (extension, bytes) in [("json", json), ("md", markdown.as_bytes().to_vec()), ("html", html)] {
+    for (extension, bytes) in [("json", format::json(numbers)), ("md", markdown.as_bytes().to_vec()), ("html", html)] {
         out.put(&format!("{study}.{extension}"), bytes).await?;
     }
     say!("page: {} (and {study}.md, {study}.json)", place(out, &format!("{study}.html")));

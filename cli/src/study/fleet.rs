@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use client::api::RunRequest;
-
 use proto::{RunRecord, hex_sha256, keys};
 use results::run::{Records, read_records, read_run};
 use store::{Runs, Store};

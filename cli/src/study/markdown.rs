@@ -7,7 +7,7 @@ use results::bootstrap::Interval;
 use super::claims::FEWEST_IMAGES;
 use super::files::Figure;
 use super::measured::{ByClass, Take};
-use super::page::{CheckedClaim, Provenance, RowNumbers, StudyPage};
+use super::page::{CheckedClaim, Provenance, RowNumbers, StudyPage, class_metric};
 
 pub fn markdown(page: &StudyPage, figures: &[Figure]) -> String {
     [
@@ -101,7 +101,7 @@ fn classes(page: &StudyPage, what: &str, classes: &[ByClass]) -> String {
     format!(
         "\n## By {what}\n\nThe seed with the smallest training loss: mean over the images of a {what}, with its standard error; the \
          largest {} first.\n\n{}",
-        page.metrics[page.class_metric()],
+        page.metrics[class_metric(&page.metrics)],
         table(&head, 0, classes.iter().map(row)),
     )
 }
@@ -111,7 +111,8 @@ fn picture(page: &StudyPage, Figure { file, alt, .. }: &Figure) -> String {
     if !page.classes.is_empty() {
         return image;
     }
-    let lines = std::iter::once("target".to_owned()).chain(page.labels()).enumerate();
+    let ran = page.rows.iter().filter(|row| row.left_out.is_none());
+    let lines = std::iter::once("target".to_owned()).chain(ran.map(RowNumbers::label)).enumerate();
     let lines: Vec<String> = lines.map(|(i, line)| format!("{} {line}", i + 1)).collect();
     format!(
         "\n## Pictures\n\nFrom top to bottom: {}.\n\nThe inverted image of the seed with the smallest training loss; grey lies outside \

@@ -231,7 +231,7 @@ fn only(rows: Vec<StudyRow>, names: &[String]) -> anyhow::Result<Vec<StudyRow>> 
 
 /// The error of each class as bars.
 fn class_bars(page: &StudyPage, what: &str, classes: &[measured::ByClass]) -> Option<Figure> {
-    let metric = page.class_metric();
+    let metric = page::class_metric(&page.metrics);
     let bars: Vec<Bar> =
         classes.iter().map(|c| Bar { name: &c.class, images: c.images as u64, spread: c.errors[metric] }).collect();
     let alt = format!("{} by {what}, with standard errors", page.metrics[metric]);

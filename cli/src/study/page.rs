@@ -11,14 +11,13 @@ use serde::Serialize;
 use super::Which;
 use super::claims::{Claim, Verdict, claims};
 use super::measured::{ByClass, METRICS, RowScores, Take, by_class, common, difference, mean};
-use super::rows::{PaperNumbers, StudyRow, stage_one};
+use super::rows::{PaperNumbers, StudyRow, stage_one, stage_two};
 
 /// What numbers of a study come from.
 #[derive(Clone, Debug, Serialize)]
 pub struct Provenance {
     /// The command that repeats it.
     pub command: String,
-    /// Version of basin.
     pub version: String,
     /// The data set, as the command names it.
     pub dataset: String,
@@ -34,7 +33,6 @@ impl Provenance {
     }
 }
 
-/// What a study is about.
 #[derive(Clone, Debug, Serialize)]
 pub struct About {
     pub which: Which,
@@ -45,14 +43,12 @@ pub struct About {
     pub seeds: u32,
     pub seed: u64,
     pub judges: Vec<(String, String)>,
-    /// Sentences about all rows.
     pub notes: Vec<String>,
 }
 
 /// `<study>.json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct StudyPage {
-    /// Version of the file's format: 1.
     pub format: u32,
     pub about: About,
     /// Images with a result in every row: all means are over these.
@@ -113,7 +109,6 @@ impl RowNumbers {
     }
 }
 
-/// A claim of the paper with its verdict.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckedClaim {
     pub text: String,
@@ -145,7 +140,7 @@ impl StudyPage {
             Some(CheckedClaim { text, metric, difference, verdict: claim.order.verdict(difference, second, images.len()) })
         };
         let orderings = claims(about.which, about.judges.len()).into_iter().filter_map(ordering).collect();
-        let (count, first) = (metrics.len(), by_class_metric(metrics.len()));
+        let (count, first) = (metrics.len(), class_metric(&metrics));
         let (classes, super_classes) = match (about.which, ran.first()) {
             (Which::PerClass, Some(row)) => (
                 by_class(row, Some, count, first),
@@ -156,20 +151,11 @@ impl StudyPage {
         let shown = if about.which == Which::PerClass { vec![] } else { spread(images.clone(), Some(pictures)) };
         StudyPage { format: 1, rows: numbers.collect(), orderings, images, metrics, classes, super_classes, shown, about }
     }
-
-    /// The metric by which classes are sorted and drawn.
-    pub fn class_metric(&self) -> usize {
-        by_class_metric(self.metrics.len())
-    }
-
-    pub fn labels(&self) -> Vec<String> {
-        self.rows.iter().filter(|row| row.left_out.is_none()).map(RowNumbers::label).collect()
-    }
 }
 
-/// The first judge, as the paper takes VGG; else LPIPS.
-fn by_class_metric(metrics: usize) -> usize {
-    METRICS.len().min(metrics - 1)
+/// The metric by which classes are sorted and drawn: the first judge, as the paper takes VGG; else LPIPS.
+pub fn class_metric(metrics: &[String]) -> usize {
+    METRICS.len().min(metrics.len() - 1)
 }
 
 fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&RowScores>, images: &[String], metrics: usize) -> RowNumbers {
@@ -183,7 +169,6 @@ fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&RowScores>, images: &[S
         Some((take, (0..metrics).map(|m| difference(measured, other, images, take, m)).collect()))
     };
     let transform = row.params.transform.as_ref();
-    let stage_two = proto::Params { transform: None, ..row.params.clone() };
     RowNumbers {
         slug: row.slug.into(),
         name: row.name.into(),
@@ -195,7 +180,7 @@ fn row_numbers(row: &StudyRow, ran: &Ran, other: Option<&RowScores>, images: &[S
         note: row.note.clone(),
         left_out: ran.as_ref().err().cloned(),
         seeds: row.params.seeds,
-        evaluations: engine::lane_steps(&stage_two) as f64 / f64::from(row.params.seeds),
+        evaluations: stage_two(&row.params) as f64 / f64::from(row.params.seeds),
         stage_one: stage_one(&row.params),
         lane_steps: measured.map(|m| m.cost(images, |scores| scores.lane_steps as f64)),
         seconds: measured.map(|m| m.cost(images, |scores| scores.seconds)),

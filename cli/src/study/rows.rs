@@ -35,18 +35,6 @@ pub struct StudyRow {
 /// generator.
 pub type PaperNumbers = [Option<[f64; 4]>; 2];
 
-impl StudyRow {
-    fn new(
-        slug: &'static str,
-        name: &'static str,
-        params: Params,
-        paper: PaperNumbers,
-        against: Option<&'static str>,
-    ) -> StudyRow {
-        StudyRow { slug, name, params, paper, against, note: None }
-    }
-}
-
 /// The start and the transforms of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct With {
@@ -63,16 +51,6 @@ const TRANSFORM: With = With { spatial: true, colour: true, encoder: false };
 const ALL: With = With { spatial: true, colour: true, encoder: true };
 
 impl Budget {
-    /// Generations, steps of each, and steps of the last descent: the paper's 30, 30 and 300 of 1,200.
-    fn basin(self) -> (u32, u32, u32) {
-        let mut side = square_of(self.evaluations);
-        // At least three are left, one for each part of a last descent that halves.
-        while side * side + 3 > self.evaluations {
-            side -= 1;
-        }
-        (side, side, self.evaluations - side * side)
-    }
-
     fn adam(self) -> LatentSearch {
         LatentSearch::Adam { steps: self.evaluations }
     }
@@ -83,9 +61,15 @@ impl Budget {
         LatentSearch::CmaAdam { generations, steps: self.evaluations - generations }
     }
 
+    /// As many generations as steps of each, and the rest in the last descent: the paper's 30, 30 and 300 of 1,200.
     fn basin_cma(self, last: LastDescent) -> LatentSearch {
-        let (generations, steps, final_steps) = self.basin();
-        LatentSearch::BasinCma { generations, steps, final_steps, told: Told::Refined, sigma: 1.0, last }
+        let mut side = square_of(self.evaluations);
+        // At least three are left, one for each part of a last descent that halves.
+        while side * side + 3 > self.evaluations {
+            side -= 1;
+        }
+        let final_steps = self.evaluations - side * side;
+        LatentSearch::BasinCma { generations: side, steps: side, final_steps, told: Told::Refined, sigma: 1.0, last }
     }
 
     /// Half the seeds, and as many lane-steps in all.
@@ -125,8 +109,12 @@ fn square_of(evaluations: u32) -> u32 {
 pub fn stage_one(params: &Params) -> Option<(u64, u64)> {
     let search = params.transform.as_ref()?;
     let each = u64::from(search.generations) * u64::from(search.steps);
-    let stage_two = Params { transform: None, ..params.clone() };
-    Some((each, (engine::lane_steps(params) - engine::lane_steps(&stage_two)) / each))
+    Some((each, (engine::lane_steps(params) - stage_two(params)) / each))
+}
+
+/// Lane-steps of stage two.
+pub fn stage_two(params: &Params) -> u64 {
+    engine::lane_steps(&Params { transform: None, ..params.clone() })
 }
 
 /// Table 1 in the paper's order; then free batches as in the authors' second code, and two own proposals.
@@ -151,49 +139,44 @@ pub fn table1(budget: Budget) -> Vec<StudyRow> {
         ("basincma-all", "BasinCMA", &basin, ALL, [0.71, 0.37, 0.32, 0.47], [0.68, 0.34, 0.31, 0.46], Some("basincma")),
     ];
     let rows = rows.map(|(slug, name, latent, with, average, best, against)| {
-        StudyRow::new(slug, name, budget.params(latent.clone(), with), [Some(average), Some(best)], against)
+        let (params, paper) = (budget.params(latent.clone(), with), [Some(average), Some(best)]);
+        StudyRow { slug, name, params, paper, against, note: None }
     });
-    rows.into_iter().chain(free_batches(budget)).chain(own_proposals(budget)).collect()
+    rows.into_iter().chain(other_methods(budget)).collect()
 }
 
-/// Half the seeds with as many lane-steps in all.
-fn free_batches(budget: Budget) -> [StudyRow; 2] {
+/// Free batches, with half the seeds and as many lane-steps in all; then BasinCMA with other last descents.
+fn other_methods(budget: Budget) -> [StudyRow; 4] {
     let (Budget { evaluations, seeds }, fewer) = (budget, budget.with_fewer_seeds());
-    let note = format!("{} seeds of {} evaluations instead of {seeds} of {evaluations}", fewer.seeds, fewer.evaluations);
-    let rows = [
-        ("cma-adam-free", "CMA+Adam, free batch", fewer.cma_adam(), "cma-adam"),
-        ("basincma-free", "hybrid (BasinCMA), free batch", fewer.basin_cma(LastDescent::Fresh), "basincma"),
-    ];
-    rows.map(|(slug, name, latent, against)| {
-        let row = StudyRow::new(slug, name, fewer.params(latent, NONE), [None; 2], Some(against));
-        StudyRow { note: Some(note.clone()), ..row }
-    })
-}
-
-/// BasinCMA with another last descent.
-fn own_proposals(budget: Budget) -> [StudyRow; 2] {
-    let seeds = budget.seeds;
+    let free = format!("{} seeds of {} evaluations instead of {seeds} of {evaluations}", fewer.seeds, fewer.evaluations);
     let (half, survivors) = (seeds.div_ceil(2), seeds.div_ceil(2).div_ceil(2));
+    let refined = "the last descent begins with the best points of all generations, not with fresh samples".to_owned();
+    let halving = format!(
+        "{seeds}, {half} and {survivors} seeds take a third of the last descent's lane-steps each; the average is over the \
+        {survivors} survivors only"
+    );
+    let basin = |budget: Budget, last| budget.params(budget.basin_cma(last), NONE);
     let rows = [
+        ("cma-adam-free", "CMA+Adam, free batch", fewer.params(fewer.cma_adam(), NONE), "cma-adam", free.clone()),
+        ("basincma-free", "hybrid (BasinCMA), free batch", basin(fewer, LastDescent::Fresh), "basincma", free),
         (
             "basincma-refined",
             "ours: BasinCMA, last descent from the best refined points",
-            LastDescent::Refined,
-            "the last descent begins with the best points of all generations, not with fresh samples".to_owned(),
+            basin(budget, LastDescent::Refined),
+            "basincma",
+            refined,
         ),
         (
             "basincma-halving",
             "ours: BasinCMA, halving in the last descent",
-            LastDescent::Halving,
-            format!(
-                "{seeds}, {half} and {survivors} seeds take a third of the last descent's lane-steps each; the average is over the \
-                {survivors} survivors only"
-            ),
+            basin(budget, LastDescent::Halving),
+            "basincma",
+            halving,
         ),
     ];
-    rows.map(|(slug, name, last, note)| {
-        let row = StudyRow::new(slug, name, budget.params(budget.basin_cma(last), NONE), [None; 2], Some("basincma"));
-        StudyRow { note: Some(note), ..row }
+    rows.map(|(slug, name, params, against, note)| {
+        let (against, note) = (Some(against), Some(note));
+        StudyRow { slug, name, params, paper: [None; 2], against, note }
     })
 }
 
@@ -209,7 +192,11 @@ pub fn table2(budget: Budget) -> Vec<StudyRow> {
         ("class-predicted", "Predicted", predicted, [0.84, 0.47, 0.33, 0.52], Some("adam")),
         ("adam", "Ground truth", adam(), [0.83, 0.47, 0.33, 0.51], None),
     ];
-    rows.map(|(slug, name, params, best, against)| StudyRow::new(slug, name, params, [None, Some(best)], against)).into()
+    let row = |(slug, name, params, best, against)| {
+        let paper = [None, Some(best)];
+        StudyRow { slug, name, params, paper, against, note: None }
+    };
+    rows.map(row).into()
 }
 
 /// Table 3: images that the generator was not trained on. The class is predicted, the mask detected if the model `detects`.
@@ -228,14 +215,15 @@ pub fn table3(budget: Budget, detects: bool) -> Vec<StudyRow> {
         if detects {
             params.object.mask = MaskSource::DetectorBox;
         }
-        StudyRow::new(slug, name, params, [None, best], against)
+        StudyRow { slug, name, params, paper: [None, best], against, note: None }
     };
     rows.map(row).into()
 }
 
 /// Figure 9: CMA+Adam with the transform.
 pub fn per_class(budget: Budget) -> Vec<StudyRow> {
-    vec![StudyRow::new("cma-adam-transform", "CMA+Adam", budget.params(budget.cma_adam(), TRANSFORM), [None; 2], None)]
+    let (slug, name, params) = ("cma-adam-transform", "CMA+Adam", budget.params(budget.cma_adam(), TRANSFORM));
+    vec![StudyRow { slug, name, params, paper: [None; 2], against: None, note: None }]
 }
 
 #[cfg(test)]
@@ -266,7 +254,7 @@ mod tests {
                 let allowed = u64::from(evaluations) * u64::from(seeds);
                 for row in all(budget) {
                     assert_eq!(Params::from_json(&row.params.to_json()).expect(row.slug), row.params, "{}", row.slug);
-                    let spent = engine::lane_steps(&Params { transform: None, ..row.params.clone() });
+                    let spent = stage_two(&row.params);
                     // Division leaves less than one evaluation of each seed.
                     let exact = row.slug == "encoder" || (spent <= allowed && allowed - spent < u64::from(seeds));
                     assert!(exact, "{} spends {spent} of {allowed}", row.slug);

@@ -36,7 +36,6 @@ pub struct Setting<'a> {
     pub record: RunRecord,
     /// Images to project again in each row.
     pub redrive: Option<Redrive>,
-    /// With their names.
     pub judges: Vec<(String, Judge)>,
 }
 
@@ -168,9 +167,9 @@ impl Setting<'_> {
         let mut all = vec![Some(Vec::new()); records.results.len()];
         for (name, judge) in &self.judges {
             let key = format!("judges/{name}/{}.json", row.slug);
-            let mut opinions = Opinions::read(&self.out, &key).await?.filter(|known| known.judge == judge.digest);
-            let opinions =
-                opinions.get_or_insert_with(|| Opinions { format: 1, judge: judge.digest.clone(), images: BTreeMap::new() });
+            let known = Opinions::read(&self.out, &key).await?.filter(|known| known.judge == judge.digest);
+            let none = || Opinions { format: 1, judge: judge.digest.clone(), images: BTreeMap::new() };
+            let mut opinions = known.unwrap_or_else(none);
             let mut new = 0;
             for (record, judged) in records.results.iter().zip(&mut all) {
                 if opinions.images.get(&record.image).is_none_or(|known| known.attempt != record.attempt) {
@@ -230,7 +229,6 @@ const KEPT_EVERY: usize = 64;
 /// `judges/<name>/<row>.json`: a judge's distances for a row.
 #[derive(Debug, Serialize, Deserialize)]
 struct Opinions {
-    /// Version of the file's format: 1.
     format: u32,
     judge: String,
     images: BTreeMap<String, Opinion>,
@@ -251,10 +249,9 @@ impl Opinions {
 
     async fn read(out: &Store, key: &str) -> anyhow::Result<Option<Opinions>> {
         match out.get(key).await {
-            Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes)
-                    .with_context(|| format!("{key} is damaged: delete it, and run the command again"))?,
-            )),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .with_context(|| format!("{key} is damaged: delete it, and run the command again")),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
