@@ -34,7 +34,6 @@ const TOLD: usize = 40_000;
 const QUICK: usize = 50;
 /// Events published at the same time.
 const PUBLISHERS: usize = 256;
-/// How often the queue is purged.
 const PURGE_EVERY: Duration = Duration::from_secs(1);
 /// Objects of an attempt beside its record.
 const ITEMS: [Item; 6] = [Item::Projection, Item::Target, Item::Transformed, Item::Generated, Item::Inverted, Item::History];
@@ -58,7 +57,6 @@ struct Published {
     peak_megabytes: f64,
 }
 
-/// A start onto results.
 #[derive(Serialize, Deserialize)]
 struct Start {
     /// Seconds until the run's jobs are published.

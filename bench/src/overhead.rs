@@ -145,7 +145,6 @@ impl Fleet {
         Ok(Fleet { broker, bucket, dataset, coordinator, worker, _models: models })
     }
 
-    /// CPU time so far.
     fn cpu(&self) -> Result<[f64; 4]> {
         let worker = self.worker.0.id();
         Ok([

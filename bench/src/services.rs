@@ -47,7 +47,6 @@ pub fn request(name: &str, dataset: &str) -> RunRequest {
     RunRequest::new(name, dataset, "fashion32")
 }
 
-/// `basin-coordinator`.
 pub struct Coordinator {
     process: Process,
     port: u16,
@@ -105,7 +104,6 @@ impl Coordinator {
     }
 }
 
-/// The coordinator's server-sent events.
 pub struct Events(Lines<BufReader<TcpStream>>);
 
 impl Events {

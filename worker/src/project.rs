@@ -25,7 +25,6 @@ use crate::{Config, metrics};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Working {
     pub run: String,
-    /// Images in the batch.
     pub images: usize,
     /// Mean over the images of the last loss.
     pub loss: f64,
@@ -35,7 +34,6 @@ pub struct Working {
     pub resumed: u64,
 }
 
-/// What leaves the devices.
 pub enum Output {
     Solved(Box<Solved>),
     /// The image stays on the devices. `attempt` is a name.

@@ -155,7 +155,6 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
     Ok(())
 }
 
-/// What an object holds.
 enum Content {
     Bytes(Bytes),
     /// Encoded while it is uploaded: stored without loss, it is as large as the generator.

@@ -15,7 +15,8 @@ use store::{ErrorKind, Store};
 use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
-use crate::codec;
+use crate::codec::{self, Bitmap};
+use crate::find::bitmap;
 use crate::supply::SupplyError;
 
 /// Principal directions that have a name: `pc1` to `pc16`.
@@ -237,11 +238,12 @@ impl Projected {
             None => generated.shallow_clone(),
         };
         let inverted = floats(&inverted);
-        let covered = covered(&stored.inside, transform, align_corners);
-        let mask = Vec::<bool>::try_from(covered.flatten(0, -1).gt(0.5)).expect("a row of flags");
+        let r = model.reference.resolution as usize;
+        let covered = bitmap(&covered(&stored.inside, transform, align_corners).gt(0.5).view([r as i64; 2]));
+        let mask: Vec<bool> = covered.inside.iter().map(|&v| v != 0).collect();
         // Without a mask the object is a rectangle.
         let region = if record.mask { Region::Mask(&mask) } else { rectangle(&covered) };
-        let r = model.reference.resolution as usize;
+        let r = r as usize;
         let blended = blend::blend(&stored.target, &inverted, &region, r, r)?;
         Ok(Edited { generated: floats(&generated), inverted, blended })
     }
@@ -284,14 +286,10 @@ fn covered(inside: &Tensor, transform: Option<&Transform>, align_corners: bool) 
     inside * seen.gt(COVERED)
 }
 
-/// The smallest rectangle that holds the pixels of `covered`; it is empty if there are none.
-fn rectangle(covered: &Tensor) -> Region<'static> {
-    let extent = |dim: i64| {
-        let any = Vec::<bool>::try_from(covered.squeeze().amax(&[dim][..], false).gt(0.5)).expect("a row of flags");
-        let end = any.iter().rposition(|x| *x).map_or(0, |last| last + 1);
-        (any.iter().position(|x| *x).unwrap_or(end), end)
-    };
-    let ((left, right), (top, bottom)) = (extent(0), extent(1));
+/// The smallest rectangle that holds what is inside; it is empty if nothing is.
+fn rectangle(inside: &Bitmap) -> Region<'static> {
+    let sides = inside.extent().map_or([0.0; 4], |b| [b.x, b.y, b.x + b.width, b.y + b.height]);
+    let [left, top, right, bottom] = sides.map(|side| side as usize);
     Region::Rectangle { left, top, right, bottom }
 }
 
