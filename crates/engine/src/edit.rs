@@ -1,6 +1,7 @@
 //! Edits of projected images (*io*): reads a result, changes its latents, renders, inverts and blends (paper, "Image Edits").
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::Cursor;
 
 use bytes::Bytes;
@@ -116,11 +117,11 @@ pub(crate) async fn read_record(results: &Store, image: &str) -> Result<ResultRe
         ErrorKind::NotFound => EditError::NoResult { image: image.to_owned(), place: results.url() },
         _ => EditError::Store { image: image.to_owned(), source },
     })?;
-    serde_json::from_slice(&bytes).map_err(|e| EditError::Damaged {
-        image: image.to_owned(),
-        file: Marker::Result.file(),
-        problem: e.to_string(),
-    })
+    serde_json::from_slice(&bytes).map_err(|e| damaged(image, Marker::Result.file(), &e))
+}
+
+fn damaged(image: &str, file: &'static str, problem: &dyn Display) -> EditError {
+    EditError::Damaged { image: image.to_owned(), file, problem: problem.to_string() }
 }
 
 /// Directions that requests may name: the model's own, then the principal ones.
@@ -145,7 +146,6 @@ impl Stored {
     /// Reads what belongs to a record of this model.
     pub(crate) async fn read(record: &ResultRecord, results: &Store, model: &LoadedModel) -> Result<Stored, EditError> {
         let image = record.image.as_str();
-        let damaged = |file, problem: String| EditError::Damaged { image: image.to_owned(), file, problem };
         if record.model.digest != model.reference.digest {
             let name = |m: &proto::ModelRef| format!("{} ({})", m.name, m.digest.get(..12).unwrap_or(&m.digest));
             let (theirs, ours) = (name(&record.model), name(&model.reference));
@@ -154,14 +154,14 @@ impl Stored {
         let r = model.reference.resolution;
         let picture = async |item: Item| {
             let decoded = codec::decode(&read_item(record, results, item).await?, None, r);
-            decoded.map(|decoded| decoded.pixels).map_err(|error| damaged(item.file(), error.to_string()))
+            decoded.map(|decoded| decoded.pixels).map_err(|error| damaged(image, item.file(), &error))
         };
         let target = picture(Item::Target).await?;
         let projection = read_item(record, results, Item::Projection).await?;
         let (generator, seeds) = (&*model.model.generator, record.seeds.len());
         let latents = rows(&projection, "z", seeds, generator.latent_dim())
             .and_then(|z| Ok((z, rows(&projection, "c", seeds, generator.embed_dim())?)));
-        let (z, c) = latents.map_err(|problem| damaged(Item::Projection.file(), problem))?;
+        let (z, c) = latents.map_err(|problem| damaged(image, Item::Projection.file(), &problem))?;
         let inside = match record.mask {
             true => {
                 let mask = picture(Item::Mask).await?;
@@ -176,8 +176,7 @@ impl Stored {
 
 /// Reads an object of a result, whole.
 async fn read_item(record: &ResultRecord, results: &Store, item: Item) -> Result<Bytes, EditError> {
-    let damaged =
-        |problem: &str| EditError::Damaged { image: record.image.clone(), file: item.file(), problem: problem.to_owned() };
+    let damaged = |problem: &str| damaged(&record.image, item.file(), &problem);
     let bytes = results.get(&keys::item(&record.image, &record.attempt, item)).await.map_err(|source| match source.kind() {
         ErrorKind::NotFound => damaged("it is missing"),
         _ => EditError::Store { image: record.image.clone(), source },
@@ -243,7 +242,6 @@ impl Projected {
         let mask: Vec<bool> = covered.inside.iter().map(|&v| v != 0).collect();
         // Without a mask the object is a rectangle.
         let region = if record.mask { Region::Mask(&mask) } else { rectangle(&covered) };
-        let r = r as usize;
         let blended = blend::blend(&stored.target, &inverted, &region, r, r)?;
         Ok(Edited { generated: floats(&generated), inverted, blended })
     }
