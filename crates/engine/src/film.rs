@@ -26,7 +26,6 @@ use shiguredo_mp4::mux::{Mp4FileMuxer, Mp4FileMuxerOptions, Sample, estimate_max
 
 use crate::codec;
 
-/// An 8-bit RGB picture.
 pub type Frame = RgbImage;
 
 /// Pixels that the longer side of a film is enlarged to, or a little less.
