@@ -39,7 +39,6 @@ pub struct Codec {
     decode_megabytes_per_second: f64,
 }
 
-/// The bytes of a stored delta.
 pub fn written(delta: &Delta) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     delta.write(DIGEST, &mut bytes)?;

@@ -66,7 +66,6 @@ struct Start {
     peak_megabytes: f64,
 }
 
-/// Events that a coordinator takes in.
 #[derive(Serialize, Deserialize)]
 struct Events {
     images: usize,
@@ -146,7 +145,6 @@ fn publish_apart(runtime: &Runtime, broker: &RabbitMq, dataset: &str) -> Result<
     published.context("publishing failed; make bench-coordinator builds examples/publish")
 }
 
-/// The home of a coordinator.
 enum Home {
     Folder(PathBuf),
     Bucket(Bucket, String),

@@ -119,7 +119,6 @@ struct NetworkFigures {
     forward_gflop: Option<f64>,
     backward: Option<Figure>,
     backward_gflop: Option<f64>,
-    /// The mask of one object.
     mask: Option<Figure>,
 }
 

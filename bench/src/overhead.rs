@@ -156,7 +156,6 @@ impl Fleet {
         ])
     }
 
-    /// Projects the images of a turn.
     async fn turn(&self, run: &str, params: &Params, images: usize) -> Result<Turn> {
         let mut events = self.coordinator.listen().await?;
         self.coordinator.submit(run, &self.dataset, params, Some(images)).await?;

@@ -123,7 +123,6 @@ impl Events {
     }
 }
 
-/// Copies the bundled model into a home.
 pub async fn copy_model(home: &Store) -> Result<()> {
     for file in std::fs::read_dir(MODEL).with_context(|| format!("cannot read {MODEL}"))? {
         let file = file?;

@@ -262,7 +262,6 @@ fn fine_tuned(outcome: &Result<Tuned, Dropped>) -> FineTuned {
     }
 }
 
-/// All objects of the attempt.
 fn objects(target: &Decoded, solution: Solution, record: &ResultRecord) -> Vec<(Item, Content)> {
     let png = |pixels: &[f32]| codec::encode_png(pixels, record.model.resolution);
     let history = serde_json::to_vec(&solution.history).expect("curves serialise");

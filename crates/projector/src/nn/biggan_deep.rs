@@ -117,22 +117,16 @@ pub struct BigganDeep {
 
 impl BigganDeep {
     /// Builds the network from a public checkpoint, with the statistics of `truncation` in (0, 1].
-    ///
-    /// Fails on a missing, spare or misshapen tensor and on values that are not finite.
     pub fn load(config: &Config, weights: &mut Weights, truncation: f64) -> Result<BigganDeep, LoadError> {
         BigganDeep::load_folded(config, &mut Weights::new(fold(config, weights, truncation)?))
     }
 
     /// Builds the network from what [`BigganDeep::folded`] gave.
-    ///
-    /// Fails on a missing, spare or misshapen tensor and on values that are not finite.
     pub fn load_folded(config: &Config, weights: &mut Weights) -> Result<BigganDeep, LoadError> {
         Ok(BigganDeep { config: config.clone(), folded: Folded::load(weights, config.layout()?)? })
     }
 
-    /// The folded tensors by name, for [`BigganDeep::load_folded`]: those of `weights`, `embeddings` `[classes, embed]`,
-    /// `norms.{weight,bias}` `[2 * channels, z + embed]` and `[2 * channels]` (of all conditional normalisations in their order, all a,
-    /// then all b, `x -> a x + b`) and `bn.{weight,bias}` `[ch]` of the last normalisation. Handles, not copies.
+    /// All folded tensors by name, for [`BigganDeep::load_folded`]. Handles, not copies.
     pub fn folded(&self) -> Vec<(String, Tensor)> {
         self.folded.tensors()
     }
