@@ -102,8 +102,7 @@ impl Leaves {
         let mut tensors: Vec<Tensor> = generator.weights().into_iter().map(|(_, weight)| weight).collect();
         let theta = tensors.len();
         let space = params.transform.as_ref().map(Space::new);
-        tensors.push(rows(std::slice::from_ref(&tuning.z), device));
-        tensors.push(rows(std::slice::from_ref(&tuning.c), device));
+        tensors.extend([&tuning.z, &tuning.c].map(|row| rows([row], device)));
         if let (Some(space), Some(transform)) = (&space, &tuning.transform) {
             tensors.push(Tensor::from_slice(&space.vector(transform)).to_device(device));
         }
