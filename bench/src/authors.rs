@@ -180,11 +180,8 @@ impl Authors {
         let device = if cpus > 0 { "cpu".to_owned() } else { args.devices.to_string() };
         let script = Path::new("bench/authors/pix2latent.py");
         ensure!(script.exists(), "there is no {}; start this in the folder of the repository", script.display());
-        ensure!(
-            args.checkout.join("pix2latent/optimizer").is_dir(),
-            "--checkout {} is not a checkout of pix2latent",
-            args.checkout.display()
-        );
+        let checkout = args.checkout.display();
+        ensure!(args.checkout.join("pix2latent/optimizer").is_dir(), "--checkout {checkout} is not a checkout of pix2latent");
         let mut command = Command::new(&args.python);
         command.arg(script).args(["--device", &device]);
         for (option, path) in [("--checkout", args.checkout.as_path()), ("--model", model), ("--targets", targets)] {
@@ -196,11 +193,8 @@ impl Authors {
         for (option, number) in numbers {
             command.args([option, &number.to_string()]);
         }
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", args.python.display()))?;
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.with_context(|| format!("cannot start {}", args.python.display()))?;
         let ask = child.stdin.take().expect("it is piped");
         let answers = BufReader::new(child.stdout.take().expect("it is piped"));
         Ok(Authors { _child: Process(child), ask, answers })

@@ -98,12 +98,8 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let planning_seconds = submitted.elapsed().as_secs_f64();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let site = tokio::spawn(coordinator::http::serve(
-        listener,
-        handle.clone(),
-        Gate::new(None, None, b"bench"),
-        OtherServices::default(),
-    ));
+    let gate = Gate::new(None, None, b"bench");
+    let site = tokio::spawn(coordinator::http::serve(listener, handle.clone(), gate, OtherServices::default()));
 
     let begun = Instant::now();
     work(&queue, images, None).await?;

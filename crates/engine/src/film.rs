@@ -120,9 +120,8 @@ fn gif(frames: Vec<Frame>, millis: u32) -> Result<Vec<u8>, ImageError> {
     let mut encoder = GifEncoder::new_with_speed(&mut film, 10);
     encoder.set_repeat(Repeat::Infinite)?;
     let delay = Delay::from_numer_denom_ms(millis, 1);
-    encoder.encode_frames(
-        frames.into_iter().map(|frame| image::Frame::from_parts(DynamicImage::ImageRgb8(frame).into_rgba8(), 0, 0, delay)),
-    )?;
+    let timed = |frame| image::Frame::from_parts(DynamicImage::ImageRgb8(frame).into_rgba8(), 0, 0, delay);
+    encoder.encode_frames(frames.into_iter().map(timed))?;
     drop(encoder);
     Ok(film)
 }

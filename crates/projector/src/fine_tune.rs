@@ -296,9 +296,9 @@ mod tests {
     /// The reference's generator, and any perceptual network: it has no weight here.
     fn model(tensors: &HashMap<String, Tensor>) -> Model {
         let weights = tensors.iter().filter(|(name, _)| !name.starts_with("test."));
-        let mut weights = Weights::new(weights.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
+        let weights = Weights::new(weights.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
         let config = serde_json::from_str(include_str!("../tests/golden/biggan_deep.config.json")).expect("config");
-        let generator = BigganDeep::load(&config, &mut weights, 1.0).expect("loads");
+        let generator = weights.build(|weights| BigganDeep::load(&config, weights, 1.0)).expect("loads");
         let layers = vec![Layer::Conv { index: 0, channels: 2, kernel: 3, stride: 1, padding: 1, tap: true }];
         let ones = |name: &str, shape: &[i64]| (name.to_owned(), Tensor::ones(shape, (Kind::Float, Device::Cpu)));
         let mut weights = Weights::new([

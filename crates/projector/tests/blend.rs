@@ -228,10 +228,8 @@ fn what_is_no_picture_is_refused_by_name() {
     assert_eq!(message(&pair.target[1..], &pair.source, whole), "the target has 143 values, not 144");
     assert_eq!(message(&pair.target, &[], whole), "the source has 0 values, not 144");
     assert_eq!(message(&pair.target, &pair.source, Region::Mask(&[true; 47])), "the mask has 47 values, not 48");
-    assert_eq!(
-        message(&pair.target, &pair.source, rectangle([2, 0, 9, 6])),
-        "the rectangle ends at (9, 6), beyond the picture of 8 x 6 pixels"
-    );
+    let beyond = message(&pair.target, &pair.source, rectangle([2, 0, 9, 6]));
+    assert_eq!(beyond, "the rectangle ends at (9, 6), beyond the picture of 8 x 6 pixels");
     for (value, channel, x, y) in [(f32::NAN, 1, 3, 2), (f32::NEG_INFINITY, 2, 7, 5)] {
         let mut source = pair.source.clone();
         source[channel * 48 + y * 8 + x] = value;
