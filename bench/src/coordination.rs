@@ -73,7 +73,6 @@ struct Events {
     peak_megabytes: f64,
 }
 
-/// Measures; `quick` does a small part of everything.
 pub fn run(quick: bool) -> Result<Coordination> {
     let runtime = Runtime::new().context("cannot start threads")?;
     let of = |n: usize| if quick { n.div_ceil(QUICK) } else { n };

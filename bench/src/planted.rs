@@ -73,7 +73,6 @@ fn plant(model: &LoadedModel, index: usize) -> (Target, Transform) {
     }
 }
 
-/// Runs the cases that are left.
 pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<Vec<PlantedCase>> {
     let mut cases = Cases::open(work, "planted", model)?;
     let params = Params::paper();

@@ -42,11 +42,6 @@ pub async fn until<T>(failure: &str, mut ask: impl AsyncFnMut() -> Result<Option
     }
 }
 
-/// A run of the bundled model with the defaults.
-pub fn request(name: &str, dataset: &str) -> RunRequest {
-    RunRequest::new(name, dataset, "fashion32")
-}
-
 pub struct Coordinator {
     process: Process,
     port: u16,
@@ -73,7 +68,7 @@ impl Coordinator {
 
     /// Submits a run; the answer comes when it is planned.
     pub async fn submit(&self, name: &str, dataset: &str, params: &Params, limit: Option<usize>) -> Result<()> {
-        let request = RunRequest { params: Some(params.clone()), limit, ..request(name, dataset) };
+        let request = RunRequest { params: Some(params.clone()), limit, ..RunRequest::new(name, dataset, "fashion32") };
         block_in_place(|| self.client.submit(&request))?;
         Ok(())
     }

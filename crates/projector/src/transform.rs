@@ -30,12 +30,7 @@ impl Space {
 
     /// Length of a vector.
     pub fn dim(&self) -> usize {
-        let spatial = match self.spatial {
-            SpatialTransform::None => 0,
-            SpatialTransform::Isotropic => 3,
-            SpatialTransform::Anisotropic => 4,
-        };
-        spatial + self.colour.len()
+        self.vector(&self.identity()).len()
     }
 
     /// The transform that changes nothing.
