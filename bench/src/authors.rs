@@ -46,9 +46,6 @@ pub struct AuthorsArgs {
     /// Gradient steps of the last descent (paper: 300).
     #[arg(long, default_value_t = 100)]
     final_steps: u32,
-    /// Model folder.
-    #[arg(skip)]
-    pub model: PathBuf,
 }
 
 /// One image on one side.
@@ -93,8 +90,8 @@ struct Sides<T> {
     ours: T,
 }
 
-/// Measures both sides in turns, one image at a time.
-pub fn run(model: &LoadedModel, samples: &Path, args: &AuthorsArgs) -> Result<Comparison> {
+/// Measures both sides in turns, one image at a time, with the model of `folder`.
+pub fn run(model: &LoadedModel, folder: &Path, samples: &Path, args: &AuthorsArgs) -> Result<Comparison> {
     let devices = &args.devices.0;
     let gpu = devices.iter().any(|device| matches!(device, Device::Cuda(_)));
     let params = params(model, args);
@@ -102,7 +99,7 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &AuthorsArgs) -> Result<Co
 
     let file = std::env::temp_dir().join(format!("basin-authors-{}.safetensors", std::process::id()));
     write_targets(model, &params, &all, &file)?;
-    let mut theirs = Authors::start(args, &file)?;
+    let mut theirs = Authors::start(args, folder, &file)?;
     let lanes = Lanes::new(&model.model, devices);
     let warm_up = Params { latent: LatentSearch::Adam { steps: 2 }, ..params.clone() };
     project(model, &lanes, &warm_up, vec![all[0].1.shallow_clone()], None)?;
@@ -131,7 +128,7 @@ pub fn run(model: &LoadedModel, samples: &Path, args: &AuthorsArgs) -> Result<Co
         torch,
         seeds: params.seeds,
         schedule: [args.generations, args.steps, args.final_steps],
-        lane_step_gflop: flop::of_model(model, &args.model)? / 1e9,
+        lane_step_gflop: flop::of_model(model, folder)? / 1e9,
         matrix_gflops: matrix_rate(devices, Precision::Fp32)? / 1e9,
         peak_megabytes: Sides { theirs: Some(their_peak), ours: our_peak },
         images,
@@ -178,20 +175,16 @@ struct Authors {
 }
 
 impl Authors {
-    fn start(args: &AuthorsArgs, targets: &Path) -> Result<Authors> {
+    fn start(args: &AuthorsArgs, model: &Path, targets: &Path) -> Result<Authors> {
         let cpus = args.devices.0.iter().filter(|device| **device == Device::Cpu).count();
         let device = if cpus > 0 { "cpu".to_owned() } else { args.devices.to_string() };
         let script = Path::new("bench/authors/pix2latent.py");
         ensure!(script.exists(), "there is no {}; start this in the folder of the repository", script.display());
-        ensure!(
-            args.checkout.join("pix2latent/optimizer").is_dir(),
-            "--checkout {} is not a checkout of pix2latent",
-            args.checkout.display()
-        );
+        let checkout = args.checkout.display();
+        ensure!(args.checkout.join("pix2latent/optimizer").is_dir(), "--checkout {checkout} is not a checkout of pix2latent");
         let mut command = Command::new(&args.python);
         command.arg(script).args(["--device", &device]);
-        for (option, path) in [("--checkout", args.checkout.as_path()), ("--model", args.model.as_path()), ("--targets", targets)]
-        {
+        for (option, path) in [("--checkout", args.checkout.as_path()), ("--model", model), ("--targets", targets)] {
             command.arg(option).arg(path);
         }
         let AuthorsArgs { generations, steps, final_steps, .. } = *args;
@@ -200,11 +193,8 @@ impl Authors {
         for (option, number) in numbers {
             command.args([option, &number.to_string()]);
         }
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", args.python.display()))?;
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.with_context(|| format!("cannot start {}", args.python.display()))?;
         let ask = child.stdin.take().expect("it is piped");
         let answers = BufReader::new(child.stdout.take().expect("it is piped"));
         Ok(Authors { _child: Process(child), ask, answers })

@@ -112,9 +112,9 @@ fn respond(bucket: &Bucket, method: &Method, key: String, query: &Parameters, he
 /// Keys of measurements need no escapes of XML.
 fn listing((page, more): (Vec<(String, usize)>, bool)) -> String {
     let mut text = format!("<ListBucketResult><IsTruncated>{more}</IsTruncated>");
-    text.extend(
-        page.iter().map(|(key, size)| format!("<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{ETAG}</ETag></Contents>")),
-    );
+    for (key, size) in &page {
+        text += &format!("<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{ETAG}</ETag></Contents>");
+    }
     if let Some((last, _)) = page.last().filter(|_| more) {
         text += &format!("<NextContinuationToken>{last}</NextContinuationToken>");
     }

@@ -43,7 +43,6 @@ impl<T: Serialize + DeserializeOwned> Cases<T> {
         Ok(())
     }
 
-    /// The cases below `n`.
     pub fn first(self, n: usize) -> Vec<T> {
         self.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect()
     }

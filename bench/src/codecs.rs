@@ -39,7 +39,6 @@ pub struct Codec {
     decode_megabytes_per_second: f64,
 }
 
-/// The bytes of a stored delta.
 pub fn written(delta: &Delta) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     delta.write(DIGEST, &mut bytes)?;
@@ -47,7 +46,7 @@ pub fn written(delta: &Delta) -> Result<Vec<u8>> {
 }
 
 /// Measures all codecs on deltas that were stored without loss.
-pub fn measure(model: &Model, tuned: &[&Delta]) -> Result<Vec<Codec>> {
+pub fn measure(model: &Model, tuned: &[Delta]) -> Result<Vec<Codec>> {
     ensure!(!tuned.is_empty(), "fine-tuning kept no generator");
     let megabytes = model.generator.weights().iter().map(|(_, w)| w.numel() * 4).sum::<usize>() as f64 / 1e6;
     let (n, mut whole) = (tuned.len() as f64, None);
@@ -114,5 +113,5 @@ pub fn measure_biggan_256() -> Result<Vec<Codec>> {
     }
     let solution: Solution = projection.finish(&lanes)?.remove(0)?;
     let tuned = solution.fine_tuned.context("the parameters have fine-tuning")??;
-    measure(&model, &[&tuned.delta])
+    measure(&model, &[tuned.delta])
 }

@@ -23,7 +23,6 @@ pub fn best_seconds<T, E: Into<anyhow::Error>>(turns: usize, work: impl Fn() -> 
 /// Turns that count.
 const TURNS: usize = 5;
 
-/// How much is measured.
 #[derive(Clone, Copy)]
 pub struct Effort {
     pub turns: usize,
@@ -48,7 +47,6 @@ pub struct Cost {
     pub cpu_seconds: f64,
 }
 
-/// Does `work`; its time.
 pub async fn timed<E: Into<anyhow::Error>>(work: impl Future<Output = Result<(), E>>) -> Result<Cost> {
     let (cpu, started) = (cpu_seconds(std::process::id())?, Instant::now());
     work.await.map_err(Into::into)?;

@@ -34,7 +34,6 @@ const TOLD: usize = 40_000;
 const QUICK: usize = 50;
 /// Events published at the same time.
 const PUBLISHERS: usize = 256;
-/// How often the queue is purged.
 const PURGE_EVERY: Duration = Duration::from_secs(1);
 /// Objects of an attempt beside its record.
 const ITEMS: [Item; 6] = [Item::Projection, Item::Target, Item::Transformed, Item::Generated, Item::Inverted, Item::History];
@@ -58,7 +57,6 @@ struct Published {
     peak_megabytes: f64,
 }
 
-/// A start onto results.
 #[derive(Serialize, Deserialize)]
 struct Start {
     /// Seconds until the run's jobs are published.
@@ -68,7 +66,6 @@ struct Start {
     peak_megabytes: f64,
 }
 
-/// Events that a coordinator takes in.
 #[derive(Serialize, Deserialize)]
 struct Events {
     images: usize,
@@ -76,7 +73,6 @@ struct Events {
     peak_megabytes: f64,
 }
 
-/// Measures; `quick` does a small part of everything.
 pub fn run(quick: bool) -> Result<Coordination> {
     let runtime = Runtime::new().context("cannot start threads")?;
     let of = |n: usize| if quick { n.div_ceil(QUICK) } else { n };
@@ -148,7 +144,6 @@ fn publish_apart(runtime: &Runtime, broker: &RabbitMq, dataset: &str) -> Result<
     published.context("publishing failed; make bench-coordinator builds examples/publish")
 }
 
-/// The home of a coordinator.
 enum Home {
     Folder(PathBuf),
     Bucket(Bucket, String),

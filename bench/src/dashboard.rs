@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::page::Record;
 use crate::process::{cpu_seconds, peak_megabytes};
-use crate::services::{classes, copy_model, request, until};
+use crate::services::{classes, copy_model, until};
 use crate::simulated::{ATTEMPT, record};
 
 const PAGES: usize = 20;
@@ -92,18 +92,14 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let serving = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
     let submitted = Instant::now();
     until("the coordinator does not lead", async || Ok(handle.leads().then_some(()))).await?;
-    let request = request("large", &dir.path().join("data").to_string_lossy());
+    let request = RunRequest::new("large", &dir.path().join("data").to_string_lossy(), "fashion32");
     let request = RunRequest { annotations: "none".into(), profile: Some("fast".into()), ..request };
     handle.submit(request).await.map_err(|r| anyhow::anyhow!("{}", r.message()))?;
     let planning_seconds = submitted.elapsed().as_secs_f64();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let site = tokio::spawn(coordinator::http::serve(
-        listener,
-        handle.clone(),
-        Gate::new(None, None, b"bench"),
-        OtherServices::default(),
-    ));
+    let gate = Gate::new(None, None, b"bench");
+    let site = tokio::spawn(coordinator::http::serve(listener, handle.clone(), gate, OtherServices::default()));
 
     let begun = Instant::now();
     work(&queue, images, None).await?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use engine::LoadedModel;
 use projector::loss::LossTarget;
-use projector::{Checkpoint, Delta, Edit, Generator, Lanes, Projection, Solution, Target, Tuned, transform};
+use projector::{Checkpoint, Edit, Generator, Lanes, Projection, Solution, Target, Tuned, transform};
 use proto::{DeltaCodec, FineTune, LatentSearch, Params, Stage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -82,13 +82,12 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &Fi
         }
         starts.push(start);
     }
-    let exact: Vec<&Delta> = deltas.iter().collect();
     Ok(Editing {
         model: model.reference.name.clone(),
         fine_tune: tune.clone(),
         starts,
-        generators: exact.len(),
-        codecs: codecs::measure(&model.model, &exact)?,
+        generators: deltas.len(),
+        codecs: codecs::measure(&model.model, &deltas)?,
         codecs_biggan_256: codecs::measure_biggan_256()?,
     })
 }

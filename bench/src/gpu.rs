@@ -55,7 +55,6 @@ pub struct Gpu {
     lane_step_gflop: f64,
     /// TFLOP/s of a product of large matrices, by precision.
     matrix_tflops: Vec<(String, f64)>,
-    /// Operations of a step.
     launches_per_step: u64,
     rows: Vec<Row>,
 }

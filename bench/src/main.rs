@@ -149,10 +149,7 @@ fn main() -> Result<()> {
             let tune = fine_tune.unwrap_or_default();
             page::write(&editing::run(&model()?, &samples, Path::new(EDITING), real, &tune)?, Some(&out))
         }
-        Command::Authors(mut args) => {
-            args.model = folder.clone();
-            page::write(&authors::run(&model()?, &samples, &args)?, Some(&out))
-        }
+        Command::Authors(args) => page::write(&authors::run(&model()?, &folder, &samples, &args)?, Some(&out)),
         Command::Quality { real, as_it_is } => {
             page::write(&quality::run(&model()?, &samples, &work, real, as_it_is)?, Some(&out))
         }

@@ -119,7 +119,6 @@ struct NetworkFigures {
     forward_gflop: Option<f64>,
     backward: Option<Figure>,
     backward_gflop: Option<f64>,
-    /// The mask of one object.
     mask: Option<Figure>,
 }
 
@@ -191,14 +190,10 @@ pub fn task(name: &str, task: NetworkTask, work: &Path) -> Result<String> {
     let images = noise(network.images().0);
     let seconds = match task {
         NetworkTask::Make => {
-            Tensor::write_safetensors(&network.random(), &public)?;
-            let write = |tensors: NamedTensors| {
-                let tensors: NamedTensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
-                Tensor::write_safetensors(&tensors, &folded)
-            };
+            random::write(network.random(), &public)?;
             match network.load(&public, false)? {
-                Loaded::Deep(generator) => write(generator.folded())?,
-                Loaded::Biggan(generator) => write(generator.folded())?,
+                Loaded::Deep(generator) => random::write(generator.folded(), &folded)?,
+                Loaded::Biggan(generator) => random::write(generator.folded(), &folded)?,
                 _ => {}
             }
             0.0

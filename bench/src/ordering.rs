@@ -26,7 +26,6 @@ pub struct OrderingCase {
     best: [f64; 3],
 }
 
-/// Runs the cases that are left.
 pub fn run(model: &LoadedModel, lanes: &Lanes, samples: &Path, work: &Path, n: usize) -> Result<Vec<OrderingCase>> {
     let mut cases = Cases::open(work, "ordering", model)?;
     let paper = Params::paper();

@@ -145,7 +145,6 @@ impl Fleet {
         Ok(Fleet { broker, bucket, dataset, coordinator, worker, _models: models })
     }
 
-    /// CPU time so far.
     fn cpu(&self) -> Result<[f64; 4]> {
         let worker = self.worker.0.id();
         Ok([
@@ -157,7 +156,6 @@ impl Fleet {
         ])
     }
 
-    /// Projects the images of a turn.
     async fn turn(&self, run: &str, params: &Params, images: usize) -> Result<Turn> {
         let mut events = self.coordinator.listen().await?;
         self.coordinator.submit(run, &self.dataset, params, Some(images)).await?;

@@ -73,7 +73,6 @@ fn plant(model: &LoadedModel, index: usize) -> (Target, Transform) {
     }
 }
 
-/// Runs the cases that are left.
 pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<Vec<PlantedCase>> {
     let mut cases = Cases::open(work, "planted", model)?;
     let params = Params::paper();
@@ -94,14 +93,10 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<
                 told: loss(&told[k]),
                 without: loss(&without[k]),
             };
-            eprintln!(
-                "planted {i}: scale error {:.1} %, shift error {:.3}, loss {:.3} (told {:.3}, without {:.3})",
-                100.0 * case.scale_error(),
-                case.shift_error(),
-                case.searched,
-                case.told,
-                case.without
-            );
+            let (scale, shift) = (100.0 * case.scale_error(), case.shift_error());
+            let PlantedCase { searched, told, without, .. } = &case;
+            let losses = format!("{searched:.3} (told {told:.3}, without {without:.3})");
+            eprintln!("planted {i}: scale error {scale:.1} %, shift error {shift:.3}, loss {losses}");
             case
         });
         Ok(measured.collect())

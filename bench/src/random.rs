@@ -31,10 +31,8 @@ pub fn folder(resolution: i64, classes: &[String], into: &Path) -> Result<()> {
     let path = |name: &str| into.join(name);
     std::fs::write(path("config.json"), serde_json::to_vec(&config)?)?;
     std::fs::write(path("perceptual.json"), serde_json::to_vec(&lpips_config("alex"))?)?;
-    let contiguous =
-        |tensors: NamedTensors| tensors.into_iter().map(|(name, t)| (name, t.contiguous())).collect::<NamedTensors>();
-    Tensor::write_safetensors(&contiguous(biggan_deep_weights(&config)), path("generator.safetensors"))?;
-    Tensor::write_safetensors(&contiguous(lpips_weights("alex")), path("perceptual.safetensors"))?;
+    write(biggan_deep_weights(&config), &path("generator.safetensors"))?;
+    write(lpips_weights("alex"), &path("perceptual.safetensors"))?;
     let names = ["config.json", "perceptual.json", "generator.safetensors", "perceptual.safetensors"];
     let digest = |name| Ok((name, proto::hex_sha256(&std::fs::read(path(name))?)));
     let middle = resolution as f64 / 2.0;
@@ -51,6 +49,12 @@ pub fn folder(resolution: i64, classes: &[String], into: &Path) -> Result<()> {
         "sha256": names.into_iter().map(digest).collect::<Result<BTreeMap<_, _>>>()?,
     }))?;
     Ok(std::fs::write(path("model.json"), serde_json::to_vec_pretty(&manifest)?)?)
+}
+
+/// Writes tensors, views of others included, as a safetensors file.
+pub fn write(tensors: NamedTensors, path: &Path) -> Result<()> {
+    let tensors: NamedTensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
+    Tensor::write_safetensors(&tensors, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The published configuration of BigGAN-deep for 128, 256 or 512 pixels.

@@ -42,12 +42,6 @@ pub async fn until<T>(failure: &str, mut ask: impl AsyncFnMut() -> Result<Option
     }
 }
 
-/// A run of the bundled model with the defaults.
-pub fn request(name: &str, dataset: &str) -> RunRequest {
-    RunRequest::new(name, dataset, "fashion32")
-}
-
-/// `basin-coordinator`.
 pub struct Coordinator {
     process: Process,
     port: u16,
@@ -74,7 +68,7 @@ impl Coordinator {
 
     /// Submits a run; the answer comes when it is planned.
     pub async fn submit(&self, name: &str, dataset: &str, params: &Params, limit: Option<usize>) -> Result<()> {
-        let request = RunRequest { params: Some(params.clone()), limit, ..request(name, dataset) };
+        let request = RunRequest { params: Some(params.clone()), limit, ..RunRequest::new(name, dataset, "fashion32") };
         block_in_place(|| self.client.submit(&request))?;
         Ok(())
     }
@@ -105,7 +99,6 @@ impl Coordinator {
     }
 }
 
-/// The coordinator's server-sent events.
 pub struct Events(Lines<BufReader<TcpStream>>);
 
 impl Events {
@@ -125,7 +118,6 @@ impl Events {
     }
 }
 
-/// Copies the bundled model into a home.
 pub async fn copy_model(home: &Store) -> Result<()> {
     for file in std::fs::read_dir(MODEL).with_context(|| format!("cannot read {MODEL}"))? {
         let file = file?;

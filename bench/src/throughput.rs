@@ -18,7 +18,6 @@ pub struct Throughput {
     rows: Vec<Row>,
 }
 
-/// Measures; `quick` does a small part of everything.
 pub fn run(quick: bool) -> Result<Throughput> {
     let effort = Effort::new(quick);
     let runtime = Runtime::new().context("cannot start threads")?;

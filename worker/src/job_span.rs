@@ -79,8 +79,7 @@ impl StageSpans {
 
     /// After a step that took `seconds` of this image, found `loss` and leaves the image at `stage`.
     pub fn stepped(&mut self, job: &mut JobSpan, seconds: f64, loss: f64, stage: Option<Stage>) {
-        let Some((now, _)) = &self.now else { return };
-        let now = *now;
+        let Some((now, _)) = self.now else { return };
         job.add_seconds(now, seconds);
         if stage == Some(now) {
             return;

@@ -95,7 +95,9 @@ pub async fn run(
     // Set while the run on the devices is not to be computed.
     let withdrawn = Arc::new(AtomicBool::new(false));
     let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), working.subscribe(), withdrawn.clone()));
-    let devices = project::spawn(&shared.config, loaded, outputs_sender, shutdown.clone(), withdrawn, working);
+    let config = shared.config.clone();
+    let thread = project::Thread { config, outputs: outputs_sender, shutdown: shutdown.clone(), withdrawn, working };
+    let devices = thread.spawn(loaded);
     let publish = async {
         let published = publish::run(&shared, outputs).await;
         if published.is_err() {

@@ -25,7 +25,6 @@ use crate::{Config, metrics};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Working {
     pub run: String,
-    /// Images in the batch.
     pub images: usize,
     /// Mean over the images of the last loss.
     pub loss: f64,
@@ -35,7 +34,6 @@ pub struct Working {
     pub resumed: u64,
 }
 
-/// What leaves the devices.
 pub enum Output {
     Solved(Box<Solved>),
     /// The image stays on the devices. `attempt` is a name.
@@ -59,47 +57,13 @@ pub struct Solved {
     pub solution: Result<Solution, Diverged>,
 }
 
-/// Starts the thread. It ends when `loaded` closes, a shutdown is requested, or a device fails.
-pub fn spawn(
-    config: &Config,
-    mut loaded: mpsc::Receiver<Batch>,
-    outputs: mpsc::Sender<Output>,
-    shutdown: CancellationToken,
-    withdrawn: Arc<AtomicBool>,
-    working: watch::Sender<Working>,
-) -> JoinHandle<Result<(), DeviceError>> {
-    let mut thread = Thread { config: config.clone(), outputs, shutdown, withdrawn, working, computed: 0, resumed: 0 };
-    let body = move || {
-        let mut on_devices: Option<(LoadedModel, Finder, Lanes)> = None;
-        let devices = thread.config.devices.0.clone();
-        while let Some(Batch { model, mut images, begin }) = loaded.blocking_recv() {
-            if let Some(model) = model {
-                // The old model leaves the devices before the new one comes.
-                drop(on_devices.take());
-                let lanes = Lanes::new(&model.model, &devices);
-                let finder = model.finder.replicate(devices.first().copied().unwrap_or(Device::Cpu));
-                on_devices = Some((model, finder, lanes));
-            }
-            let (model, finder, lanes) = on_devices.as_ref().expect("the first batch brings a model");
-            begin();
-            images.iter_mut().for_each(|image| look(model, finder, image));
-            thread.project(lanes, model, images)?;
-            thread.working.send_modify(|w| w.images = 0);
-        }
-        Ok(())
-    };
-    std::thread::Builder::new().name("project".into()).spawn(body).expect("a thread can be started")
-}
-
-struct Thread {
-    config: Config,
-    outputs: mpsc::Sender<Output>,
-    shutdown: CancellationToken,
-    withdrawn: Arc<AtomicBool>,
-    working: watch::Sender<Working>,
-    /// Lane-steps since the start.
-    computed: u64,
-    resumed: u64,
+/// The thread that drives the devices.
+pub struct Thread {
+    pub config: Config,
+    pub outputs: mpsc::Sender<Output>,
+    pub shutdown: CancellationToken,
+    pub withdrawn: Arc<AtomicBool>,
+    pub working: watch::Sender<Working>,
 }
 
 /// A batch on the devices. `spans` and `searched` have an entry for each image.
@@ -117,13 +81,36 @@ struct Work {
 }
 
 impl Thread {
-    fn project(&mut self, lanes: &Lanes, model: &LoadedModel, images: Vec<Loaded>) -> Result<(), DeviceError> {
+    /// Starts the thread. It ends when `loaded` closes, a shutdown is requested, or a device fails.
+    pub fn spawn(self, mut loaded: mpsc::Receiver<Batch>) -> JoinHandle<Result<(), DeviceError>> {
+        let body = move || {
+            let mut on_devices: Option<(LoadedModel, Finder, Lanes)> = None;
+            let devices = &self.config.devices.0;
+            while let Some(Batch { model, mut images, begin }) = loaded.blocking_recv() {
+                if let Some(model) = model {
+                    // The old model leaves the devices before the new one comes.
+                    drop(on_devices.take());
+                    let lanes = Lanes::new(&model.model, devices);
+                    let finder = model.finder.replicate(devices.first().copied().unwrap_or(Device::Cpu));
+                    on_devices = Some((model, finder, lanes));
+                }
+                let (model, finder, lanes) = on_devices.as_ref().expect("the first batch brings a model");
+                begin();
+                images.iter_mut().for_each(|image| look(model, finder, image));
+                self.project(lanes, model, images)?;
+                self.working.send_modify(|w| w.images = 0);
+            }
+            Ok(())
+        };
+        std::thread::Builder::new().name("project".into()).spawn(body).expect("a thread can be started")
+    }
+
+    fn project(&self, lanes: &Lanes, model: &LoadedModel, images: Vec<Loaded>) -> Result<(), DeviceError> {
         let mut work = Work::begin(model, images);
         self.withdrawn.store(false, Ordering::SeqCst);
-        self.resumed += work.done;
         let (images, lane_steps) = (work.images.len(), work.projection.progress().total);
         tracing::info!(run = work.run, images, lane_steps, resumed = work.done, "projecting");
-        self.show(&work);
+        self.show(&work, 0, work.done);
         let images = work.images.iter().map(|image| (image.attempt.job.image.as_str(), image.frame.pixels.as_slice()));
         let mut recorder = self.config.record.as_ref().map(|dir| Recorder::new(dir, model.reference.resolution, images));
         while !work.projection.finished() {
@@ -149,7 +136,7 @@ impl Thread {
         Ok(())
     }
 
-    fn step(&mut self, lanes: &Lanes, work: &mut Work, recorder: Option<&mut Recorder>) -> Result<(), DeviceError> {
+    fn step(&self, lanes: &Lanes, work: &mut Work, recorder: Option<&mut Recorder>) -> Result<(), DeviceError> {
         let begun = Instant::now();
         let progress = work.projection.step(lanes)?;
         if let Some(recorder) = recorder {
@@ -163,10 +150,10 @@ impl Thread {
             let (loss, stage) = (work.projection.loss(i), work.projection.stage(i));
             spans.stepped(&mut image.attempt.span, seconds / active as f64, loss, stage);
         }
-        self.computed += steps;
         work.done = progress.done;
-        tracing::debug!(computed = self.computed, done = progress.done, of = progress.total, loss = progress.loss, "step");
-        self.show(work);
+        self.show(work, steps, 0);
+        let computed = self.working.borrow().lane_steps;
+        tracing::debug!(computed, done = progress.done, of = progress.total, loss = progress.loss, "step");
         Ok(())
     }
 
@@ -201,13 +188,14 @@ impl Thread {
         let _ = self.outputs.blocking_send(output);
     }
 
-    fn show(&self, work: &Work) {
-        self.working.send_replace(Working {
-            run: work.run.clone(),
-            images: work.images.len(),
-            loss: work.projection.progress().loss,
-            lane_steps: self.computed,
-            resumed: self.resumed,
+    /// Shows the batch, after more lane-steps that were `computed` or found in checkpoints.
+    fn show(&self, work: &Work, computed: u64, resumed: u64) {
+        self.working.send_modify(|now| {
+            now.run.clone_from(&work.run);
+            now.images = work.images.len();
+            now.loss = work.projection.progress().loss;
+            now.lane_steps += computed;
+            now.resumed += resumed;
         });
     }
 }

@@ -155,7 +155,6 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
     Ok(())
 }
 
-/// What an object holds.
 enum Content {
     Bytes(Bytes),
     /// Encoded while it is uploaded: stored without loss, it is as large as the generator.
@@ -263,7 +262,6 @@ fn fine_tuned(outcome: &Result<Tuned, Dropped>) -> FineTuned {
     }
 }
 
-/// All objects of the attempt.
 fn objects(target: &Decoded, solution: Solution, record: &ResultRecord) -> Vec<(Item, Content)> {
     let png = |pixels: &[f32]| codec::encode_png(pixels, record.model.resolution);
     let history = serde_json::to_vec(&solution.history).expect("curves serialise");

@@ -20,7 +20,6 @@ fn cache(home: &Home) -> Cache {
     Cache { dir: home.dir.path().join("cache"), max_bytes: 1 << 30 }
 }
 
-/// A worker.
 async fn work(home: &Home, queue: &Queue, shutdown: CancellationToken) -> Result<(), Error> {
     let config = Config { name: "worker".into(), devices: "cpu".parse().unwrap(), checkpoint_every: LIMIT, ..Config::default() };
     let models = Models::Home { home: home.store.clone(), cache: cache(home) };

@@ -147,12 +147,9 @@ pub fn encode_png(pixels: &[f32], size: u32) -> Vec<u8> {
 pub(crate) fn bytes(pixels: &[f32], size: u32) -> Vec<u8> {
     let plane = size as usize * size as usize;
     assert_eq!(pixels.len(), CHANNELS * plane, "pixels of a {size} x {size} RGB image");
-    let mut rgb = Vec::with_capacity(pixels.len());
-    for i in 0..plane {
-        // The cast saturates, and takes NaN to 0.
-        rgb.extend((0..CHANNELS).map(|c| ((pixels[c * plane + i] + 1.0) * 127.5).round() as u8));
-    }
-    rgb
+    // The cast saturates, and takes NaN to 0.
+    let byte = |value: f32| ((value + 1.0) * 127.5).round() as u8;
+    (0..plane).flat_map(|i| (0..CHANNELS).map(move |c| byte(pixels[c * plane + i]))).collect()
 }
 
 /// The pixels of an image file.

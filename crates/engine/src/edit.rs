@@ -1,6 +1,7 @@
 //! Edits of projected images (*io*): reads a result, changes its latents, renders, inverts and blends (paper, "Image Edits").
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::Cursor;
 
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use store::{ErrorKind, Store};
 use tch::{Device, Kind, Tensor};
 
 use crate::LoadedModel;
-use crate::codec;
+use crate::codec::{self, Bitmap};
+use crate::find::bitmap;
 use crate::supply::SupplyError;
 
 /// Principal directions that have a name: `pc1` to `pc16`.
@@ -115,11 +117,11 @@ pub(crate) async fn read_record(results: &Store, image: &str) -> Result<ResultRe
         ErrorKind::NotFound => EditError::NoResult { image: image.to_owned(), place: results.url() },
         _ => EditError::Store { image: image.to_owned(), source },
     })?;
-    serde_json::from_slice(&bytes).map_err(|e| EditError::Damaged {
-        image: image.to_owned(),
-        file: Marker::Result.file(),
-        problem: e.to_string(),
-    })
+    serde_json::from_slice(&bytes).map_err(|e| damaged(image, Marker::Result.file(), &e))
+}
+
+fn damaged(image: &str, file: &'static str, problem: &dyn Display) -> EditError {
+    EditError::Damaged { image: image.to_owned(), file, problem: problem.to_string() }
 }
 
 /// Directions that requests may name: the model's own, then the principal ones.
@@ -144,7 +146,6 @@ impl Stored {
     /// Reads what belongs to a record of this model.
     pub(crate) async fn read(record: &ResultRecord, results: &Store, model: &LoadedModel) -> Result<Stored, EditError> {
         let image = record.image.as_str();
-        let damaged = |file, problem: String| EditError::Damaged { image: image.to_owned(), file, problem };
         if record.model.digest != model.reference.digest {
             let name = |m: &proto::ModelRef| format!("{} ({})", m.name, m.digest.get(..12).unwrap_or(&m.digest));
             let (theirs, ours) = (name(&record.model), name(&model.reference));
@@ -153,14 +154,14 @@ impl Stored {
         let r = model.reference.resolution;
         let picture = async |item: Item| {
             let decoded = codec::decode(&read_item(record, results, item).await?, None, r);
-            decoded.map(|decoded| decoded.pixels).map_err(|error| damaged(item.file(), error.to_string()))
+            decoded.map(|decoded| decoded.pixels).map_err(|error| damaged(image, item.file(), &error))
         };
         let target = picture(Item::Target).await?;
         let projection = read_item(record, results, Item::Projection).await?;
         let (generator, seeds) = (&*model.model.generator, record.seeds.len());
         let latents = rows(&projection, "z", seeds, generator.latent_dim())
             .and_then(|z| Ok((z, rows(&projection, "c", seeds, generator.embed_dim())?)));
-        let (z, c) = latents.map_err(|problem| damaged(Item::Projection.file(), problem))?;
+        let (z, c) = latents.map_err(|problem| damaged(image, Item::Projection.file(), &problem))?;
         let inside = match record.mask {
             true => {
                 let mask = picture(Item::Mask).await?;
@@ -175,8 +176,7 @@ impl Stored {
 
 /// Reads an object of a result, whole.
 async fn read_item(record: &ResultRecord, results: &Store, item: Item) -> Result<Bytes, EditError> {
-    let damaged =
-        |problem: &str| EditError::Damaged { image: record.image.clone(), file: item.file(), problem: problem.to_owned() };
+    let damaged = |problem: &str| damaged(&record.image, item.file(), &problem);
     let bytes = results.get(&keys::item(&record.image, &record.attempt, item)).await.map_err(|source| match source.kind() {
         ErrorKind::NotFound => damaged("it is missing"),
         _ => EditError::Store { image: record.image.clone(), source },
@@ -237,11 +237,11 @@ impl Projected {
             None => generated.shallow_clone(),
         };
         let inverted = floats(&inverted);
-        let covered = covered(&stored.inside, transform, align_corners);
-        let mask = Vec::<bool>::try_from(covered.flatten(0, -1).gt(0.5)).expect("a row of flags");
+        let r = model.reference.resolution as usize;
+        let covered = bitmap(&covered(&stored.inside, transform, align_corners).gt(0.5).view([r as i64; 2]));
+        let mask: Vec<bool> = covered.inside.iter().map(|&v| v != 0).collect();
         // Without a mask the object is a rectangle.
         let region = if record.mask { Region::Mask(&mask) } else { rectangle(&covered) };
-        let r = model.reference.resolution as usize;
         let blended = blend::blend(&stored.target, &inverted, &region, r, r)?;
         Ok(Edited { generated: floats(&generated), inverted, blended })
     }
@@ -284,14 +284,10 @@ fn covered(inside: &Tensor, transform: Option<&Transform>, align_corners: bool) 
     inside * seen.gt(COVERED)
 }
 
-/// The smallest rectangle that holds the pixels of `covered`; it is empty if there are none.
-fn rectangle(covered: &Tensor) -> Region<'static> {
-    let extent = |dim: i64| {
-        let any = Vec::<bool>::try_from(covered.squeeze().amax(&[dim][..], false).gt(0.5)).expect("a row of flags");
-        let end = any.iter().rposition(|x| *x).map_or(0, |last| last + 1);
-        (any.iter().position(|x| *x).unwrap_or(end), end)
-    };
-    let ((left, right), (top, bottom)) = (extent(0), extent(1));
+/// The smallest rectangle that holds what is inside; it is empty if nothing is.
+fn rectangle(inside: &Bitmap) -> Region<'static> {
+    let sides = inside.extent().map_or([0.0; 4], |b| [b.x, b.y, b.x + b.width, b.y + b.height]);
+    let [left, top, right, bottom] = sides.map(|side| side as usize);
     Region::Rectangle { left, top, right, bottom }
 }
 

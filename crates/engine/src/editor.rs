@@ -18,11 +18,8 @@ const KEPT: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
-    /// Blended into the image.
     Blended,
-    /// In the image's frame.
     Inverted,
-    /// As the generator made it.
     Generated,
 }
 
@@ -73,7 +70,6 @@ impl Editor {
         self.serve(async move |bench| bench.picture(&run, &image, &request, view).await).await
     }
 
-    /// The edits that an image allows.
     pub async fn options(&self, run: String, image: String) -> Result<Options, EditError> {
         self.serve(async move |bench| bench.options(&run, &image).await).await
     }
@@ -91,7 +87,6 @@ impl Editor {
     }
 }
 
-/// What stays between requests.
 struct Bench {
     /// The source of models; `None`: the loaded one is the only one.
     home: Option<(Store, Cache)>,

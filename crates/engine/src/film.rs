@@ -26,7 +26,6 @@ use shiguredo_mp4::mux::{Mp4FileMuxer, Mp4FileMuxerOptions, Sample, estimate_max
 
 use crate::codec;
 
-/// An 8-bit RGB picture.
 pub type Frame = RgbImage;
 
 /// Pixels that the longer side of a film is enlarged to, or a little less.
@@ -121,9 +120,8 @@ fn gif(frames: Vec<Frame>, millis: u32) -> Result<Vec<u8>, ImageError> {
     let mut encoder = GifEncoder::new_with_speed(&mut film, 10);
     encoder.set_repeat(Repeat::Infinite)?;
     let delay = Delay::from_numer_denom_ms(millis, 1);
-    encoder.encode_frames(
-        frames.into_iter().map(|frame| image::Frame::from_parts(DynamicImage::ImageRgb8(frame).into_rgba8(), 0, 0, delay)),
-    )?;
+    let timed = |frame| image::Frame::from_parts(DynamicImage::ImageRgb8(frame).into_rgba8(), 0, 0, delay);
+    encoder.encode_frames(frames.into_iter().map(timed))?;
     drop(encoder);
     Ok(film)
 }

@@ -26,10 +26,8 @@ impl Classifier {
             Classifier::Perceptual => {
                 let head = model.head.as_ref().expect("loading checked that the model has one");
                 let size = i64::from(model.reference.resolution);
-                head.logits(
-                    &model.model.lpips,
-                    &image.to_device(Device::Cpu).internal_upsample_bilinear2d_aa([size; 2], false, None, None),
-                )
+                let image = image.to_device(Device::Cpu).internal_upsample_bilinear2d_aa([size; 2], false, None, None);
+                head.logits(&model.model.lpips, &image)
             }
         }
     }

@@ -40,10 +40,6 @@ impl Judge {
     /// LPIPS of every seed of a result inside its object, as `SeedResult::lpips` is that of the model's own network.
     pub async fn measure(&self, record: &ResultRecord, results: &Store, model: &LoadedModel) -> Result<Vec<f64>, EditError> {
         let stored = Stored::read(record, results, model).await?;
-        Ok(self.distances(record, &stored))
-    }
-
-    fn distances(&self, record: &ResultRecord, stored: &Stored) -> Vec<f64> {
         let _no_grad = tch::no_grad_guard();
         let r = self.generator.resolution();
         let target = Tensor::from_slice(&stored.target).view([1, 3, r, r]).to_device(self.device);
@@ -61,6 +57,6 @@ impl Judge {
             let distance = target.terms(&self.lpips, &inverted).1;
             Vec::<f64>::try_from(distance.to_kind(Kind::Double).to_device(Device::Cpu)).expect("a vector of numbers")
         });
-        distances.collect()
+        Ok(distances.collect())
     }
 }

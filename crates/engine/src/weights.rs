@@ -21,7 +21,6 @@ use crate::finder::Finder;
 pub struct LoadedModel {
     /// The networks, on the CPU.
     pub model: Model,
-    /// Name, digest and size.
     pub reference: ModelRef,
     pub manifest: ModelManifest,
     /// Where the generator puts its objects.
@@ -30,7 +29,6 @@ pub struct LoadedModel {
     pub directions: BTreeMap<String, Vec<f32>>,
     /// Class predictor on top of the perceptual network, if it has one.
     pub head: Option<Head>,
-    /// The networks that look for class and object; only those that were needed are loaded.
     pub finder: Finder,
     /// Its folder in this machine's cache, if it comes from there.
     pub(crate) _held: Option<Held>,

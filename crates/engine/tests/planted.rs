@@ -1,14 +1,10 @@
 //! The short form of `make validate`: an image that the generator made itself, made smaller and moved, is found where it is.
 
 use engine::LoadedModel;
-use engine::codec::Bitmap;
+use engine::calibrate::extent;
 use projector::{Lanes, Projection, Solution, Target, transform};
 use proto::{Box2d, LatentSearch, Params, Transform, TransformSearch};
 use tch::{Device, Kind, Tensor};
-
-fn model() -> LoadedModel {
-    engine::load(&harness::root().join("models/fashion32")).expect("the bundled model")
-}
 
 /// T^-1(G(z, c)), and black where there is nothing.
 fn planted(model: &LoadedModel, truth: &Transform) -> Tensor {
@@ -34,14 +30,12 @@ fn project(model: &LoadedModel, params: &Params, image: &Tensor, bbox: Box2d) ->
 
 #[test]
 fn a_planted_image_is_found_where_it_is_and_better_than_without_a_transform() {
-    let model = model();
+    let model = engine::load(&harness::root().join("models/fashion32")).expect("the bundled model");
     // Smaller by 1.3, and moved by (0.15, -0.1) half widths.
     let truth = Transform { scale: [1.3, 1.3], shift: [0.15, -0.1], colour: vec![] };
     let image = planted(&model, &truth);
     // The box around what is brighter than the background.
-    let bright = image.mean_dim(&[0i64][..], false, Kind::Float).gt(-0.8).to_kind(Kind::Uint8).flatten(0, -1);
-    let bright = Bitmap { width: 32, height: 32, inside: Vec::try_from(bright).expect("bytes") };
-    let bbox = bright.extent().expect("it is seen");
+    let bbox = extent(&image.mean_dim(&[0i64][..], false, Kind::Float).gt(-0.8)).expect("it is seen");
 
     let paper = Params::paper();
     let search = paper.transform.clone().map(|t| TransformSearch { generations: 12, steps: 20, ..t });

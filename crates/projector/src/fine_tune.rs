@@ -102,8 +102,7 @@ impl Leaves {
         let mut tensors: Vec<Tensor> = generator.weights().into_iter().map(|(_, weight)| weight).collect();
         let theta = tensors.len();
         let space = params.transform.as_ref().map(Space::new);
-        tensors.push(rows(std::slice::from_ref(&tuning.z), device));
-        tensors.push(rows(std::slice::from_ref(&tuning.c), device));
+        tensors.extend([&tuning.z, &tuning.c].map(|row| rows([row], device)));
         if let (Some(space), Some(transform)) = (&space, &tuning.transform) {
             tensors.push(Tensor::from_slice(&space.vector(transform)).to_device(device));
         }
@@ -297,9 +296,9 @@ mod tests {
     /// The reference's generator, and any perceptual network: it has no weight here.
     fn model(tensors: &HashMap<String, Tensor>) -> Model {
         let weights = tensors.iter().filter(|(name, _)| !name.starts_with("test."));
-        let mut weights = Weights::new(weights.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
+        let weights = Weights::new(weights.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
         let config = serde_json::from_str(include_str!("../tests/golden/biggan_deep.config.json")).expect("config");
-        let generator = BigganDeep::load(&config, &mut weights, 1.0).expect("loads");
+        let generator = weights.build(|weights| BigganDeep::load(&config, weights, 1.0)).expect("loads");
         let layers = vec![Layer::Conv { index: 0, channels: 2, kernel: 3, stride: 1, padding: 1, tap: true }];
         let ones = |name: &str, shape: &[i64]| (name.to_owned(), Tensor::ones(shape, (Kind::Float, Device::Cpu)));
         let mut weights = Weights::new([

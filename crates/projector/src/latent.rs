@@ -26,11 +26,8 @@ pub fn mean_clamped(rows: &[Vec<f32>], limit: f32) -> Vec<f32> {
 
 /// The smallest finite value and its index; infinity and 0 if no value is finite.
 pub fn least(values: &[f64]) -> (f64, usize) {
-    values
-        .iter()
-        .enumerate()
-        .filter(|(_, v)| v.is_finite())
-        .fold((f64::INFINITY, 0), |best, (i, &v)| if v < best.0 { (v, i) } else { best })
+    let finite = values.iter().enumerate().filter(|(_, v)| v.is_finite());
+    finite.fold((f64::INFINITY, 0), |best, (i, &v)| if v < best.0 { (v, i) } else { best })
 }
 
 /// f64 rows as f32 rows.

@@ -96,21 +96,14 @@ pub struct Diverged;
 #[error("the checkpoint does not fit this model and these parameters")]
 pub struct Mismatch;
 
-/// The best lane of an image's last step.
-struct Glimpse {
-    z: Vec<f32>,
-    c: Vec<f32>,
-    transforms: Transforms,
-}
-
 /// An image and how far it is.
 struct Image {
     target: Target,
     /// Embedding of its class.
     embedding: Vec<f32>,
     search: Checkpoint,
-    /// State of the search, for previews.
-    glimpse: Option<Glimpse>,
+    /// Renders the best lane of the last step of the search.
+    glimpse: Option<Request>,
     /// Fine-tuning, once the search is finished.
     tuning: Option<Tuning>,
 }
@@ -214,7 +207,7 @@ impl Projection {
         self.tune(lanes, &asked)?;
         for (((i, passes), response), transforms) in asked.into_iter().zip(responses).zip(transforms) {
             let Image { search, embedding, glimpse, .. } = &mut self.images[i];
-            *glimpse = Some(Glimpse::of(&response, transforms));
+            *glimpse = Some(best_lane(&response, transforms, &self.params));
             search.tell(&self.params, embedding, &response, passes);
         }
         Ok(self.progress())
@@ -223,11 +216,7 @@ impl Projection {
     /// A preview of each image: the inverted image of the last step's best lane, `[3, r, r]` flat in [-1, 1]; `None` before the first
     /// step.
     pub fn look(&self, lanes: &Lanes) -> Result<Vec<Option<Vec<f32>>>, DeviceError> {
-        let requests = self.images.iter().filter_map(|image| {
-            let Glimpse { z, c, transforms } = image.glimpse.as_ref()?;
-            let (z, c) = (clamped(std::slice::from_ref(z), &self.params), Some(vec![c.clone()]));
-            Some((&image.target, Request { z, c, transforms: transforms.clone(), work: Work::Render, adam: None, exact: true }))
-        });
+        let requests = self.images.iter().filter_map(|image| Some((&image.target, image.glimpse.clone()?)));
         let mut responses = lanes.run(&self.params, requests.collect())?.into_iter();
         let mut inverted = || responses.next().map(|response| response.rendered.into_iter().next().expect("one lane").inverted);
         Ok(self.images.iter().map(|image| image.glimpse.as_ref().and_then(|_| inverted())).collect())
@@ -316,16 +305,16 @@ impl Image {
     }
 }
 
-impl Glimpse {
-    fn of(response: &Response, transforms: Transforms) -> Glimpse {
-        let losses = if response.inverted.is_empty() { &response.loss } else { &response.inverted };
-        let best = latent::least(losses).1;
-        let transforms = match transforms {
-            Transforms::Each(each) => Transforms::Shared(each[best].clone()),
-            other => other,
-        };
-        Glimpse { z: response.z[best].clone(), c: response.c[best].clone(), transforms }
-    }
+/// A request that renders the best lane of a response.
+fn best_lane(response: &Response, transforms: Transforms, params: &Params) -> Request {
+    let losses = if response.inverted.is_empty() { &response.loss } else { &response.inverted };
+    let best = latent::least(losses).1;
+    let transforms = match transforms {
+        Transforms::Each(each) => Transforms::Shared(each[best].clone()),
+        other => other,
+    };
+    let (z, c) = (clamped(&response.z[best..=best], params), Some(vec![response.c[best].clone()]));
+    Request { z, c, transforms, work: Work::Render, adam: None, exact: true }
 }
 
 /// Lane-steps of one image: one forward (and backward) pass of one lane each.

@@ -4,12 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Rows of equal length as `[n, length]`, float.
 pub(crate) fn rows<'a>(rows: impl IntoIterator<Item = &'a Vec<f32>>, device: Device) -> Tensor {
-    let (mut flat, mut count) = (Vec::<f32>::new(), 0);
-    for row in rows {
-        flat.extend(row);
-        count += 1;
-    }
-    Tensor::from_slice(&flat).view([count, -1]).to_device(device)
+    let rows: Vec<&[f32]> = rows.into_iter().map(Vec::as_slice).collect();
+    Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]).to_device(device)
 }
 
 /// The rows of a float tensor `[n, length]`.

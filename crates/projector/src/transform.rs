@@ -30,12 +30,7 @@ impl Space {
 
     /// Length of a vector.
     pub fn dim(&self) -> usize {
-        let spatial = match self.spatial {
-            SpatialTransform::None => 0,
-            SpatialTransform::Isotropic => 3,
-            SpatialTransform::Anisotropic => 4,
-        };
-        spatial + self.colour.len()
+        self.vector(&self.identity()).len()
     }
 
     /// The transform that changes nothing.
@@ -283,10 +278,8 @@ fn turn_hue(x: &Tensor, turns: &Tensor) -> Tensor {
     let divisor = chroma.where_self(&chroma.gt(0.0), &chroma.ones_like());
     let [from_r, from_g, from_b] = [&r, &g, &b].map(|channel| (&value - channel) / &divisor);
     // In sixths of a turn, from red.
-    let hue = (&from_b - &from_g).where_self(
-        &r.eq_tensor(&value),
-        &(&from_r - &from_b + 2.0).where_self(&g.eq_tensor(&value), &(&from_g - &from_r + 4.0)),
-    );
+    let not_red = (&from_r - &from_b + 2.0).where_self(&g.eq_tensor(&value), &(&from_g - &from_r + 4.0));
+    let hue = (&from_b - &from_g).where_self(&r.eq_tensor(&value), &not_red);
     let hue = hue + turns * 6.0;
     let turned = [5.0, 3.0, 1.0].map(|offset| {
         let k = (&hue + offset).remainder(6.0);

@@ -84,6 +84,17 @@ impl Pair {
             .fold(0.0, f32::max)
     }
 
+    /// Both solvers' blends of a box are the expected one, and the target outside.
+    fn assert_box(&self, sides: [usize; 4], expected: &[f32]) {
+        let mask = self.mask(within(sides));
+        for (solver, region) in [("sine", rectangle(sides)), ("multigrid", Region::Mask(&mask))] {
+            let (blended, size) = (self.blend(region), (self.width, self.height));
+            let error = distance(&blended, expected);
+            assert!(error < EXACT, "{solver} is {error} from the blend of the box {sides:?} in {size:?}");
+            self.keeps_the_target_outside(&blended, &mask);
+        }
+    }
+
     fn keeps_the_target_outside(&self, blended: &[f32], mask: &[bool]) {
         for (i, (blended, target)) in blended.iter().zip(&self.target).enumerate() {
             let inside = mask[i % mask.len()];
@@ -117,14 +128,7 @@ fn boxes(w: usize, h: usize) -> Vec<[usize; 4]> {
 fn both_solvers_equal_elimination_on_boxes_touching_any_edges() {
     let pair = Pair::noise(13, 10);
     for sides in boxes(13, 10) {
-        let mask = pair.mask(within(sides));
-        let expected = pair.direct(&mask);
-        for (solver, region) in [("sine", rectangle(sides)), ("multigrid", Region::Mask(&mask))] {
-            let blended = pair.blend(region);
-            let error = distance(&blended, &expected);
-            assert!(error < EXACT, "{solver} is {error} from elimination on the box {sides:?}");
-            pair.keeps_the_target_outside(&blended, &mask);
-        }
+        pair.assert_box(sides, &pair.direct(&pair.mask(within(sides))));
     }
 }
 
@@ -158,12 +162,7 @@ fn pictures_of_one_row_or_column_are_pictures() {
         let pair = Pair::noise(width, height);
         for sides in [[2, 7], [0, 4], [3, 9]] {
             let sides = if height == 1 { [sides[0], 0, sides[1], 1] } else { [0, sides[0], 1, sides[1]] };
-            let mask = pair.mask(within(sides));
-            let expected = pair.direct(&mask);
-            for region in [rectangle(sides), Region::Mask(&mask)] {
-                let error = distance(&pair.blend(region), &expected);
-                assert!(error < EXACT, "{error} on {sides:?} of {width} x {height}");
-            }
+            pair.assert_box(sides, &pair.direct(&pair.mask(within(sides))));
         }
     }
 }
@@ -195,12 +194,7 @@ fn a_difference_without_curvature_leaves_nothing_of_the_source() {
             pair.source[at] = pair.target[at] + x * x - y * y + 2.0 * x * y - x + 0.3 * channel as f32;
         }
     }
-    let sides = [10, 1, 159, 101];
-    let mask = pair.mask(within(sides));
-    for region in [rectangle(sides), Region::Mask(&mask)] {
-        let error = distance(&pair.blend(region), &pair.target);
-        assert!(error < EXACT, "{error} from the target");
-    }
+    pair.assert_box([10, 1, 159, 101], &pair.target);
 }
 
 #[test]
@@ -211,10 +205,7 @@ fn a_source_that_differs_by_a_constant_is_shifted_onto_the_target() {
     let expected = pair.source.clone();
     pair.target = expected.iter().enumerate().map(|(i, v)| if mask[i % mask.len()] { 9.0 } else { *v }).collect();
     pair.source.iter_mut().for_each(|v| *v -= 0.25);
-    for region in [rectangle(sides), Region::Mask(&mask)] {
-        let error = distance(&pair.blend(region), &expected);
-        assert!(error < EXACT, "{error}");
-    }
+    pair.assert_box(sides, &expected);
 }
 
 #[test]
@@ -237,10 +228,8 @@ fn what_is_no_picture_is_refused_by_name() {
     assert_eq!(message(&pair.target[1..], &pair.source, whole), "the target has 143 values, not 144");
     assert_eq!(message(&pair.target, &[], whole), "the source has 0 values, not 144");
     assert_eq!(message(&pair.target, &pair.source, Region::Mask(&[true; 47])), "the mask has 47 values, not 48");
-    assert_eq!(
-        message(&pair.target, &pair.source, rectangle([2, 0, 9, 6])),
-        "the rectangle ends at (9, 6), beyond the picture of 8 x 6 pixels"
-    );
+    let beyond = message(&pair.target, &pair.source, rectangle([2, 0, 9, 6]));
+    assert_eq!(beyond, "the rectangle ends at (9, 6), beyond the picture of 8 x 6 pixels");
     for (value, channel, x, y) in [(f32::NAN, 1, 3, 2), (f32::NEG_INFINITY, 2, 7, 5)] {
         let mut source = pair.source.clone();
         source[channel * 48 + y * 8 + x] = value;

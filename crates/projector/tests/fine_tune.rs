@@ -99,11 +99,8 @@ fn it_ends_at_the_goal_and_what_is_no_help_is_dropped() {
     let model = model();
     let whole = solve(&model, tune());
     let early = solve(&model, FineTune { lpips_goal: 0.8 * whole.seeds[whole.best].lpips, ..tune() });
-    assert!(
-        kept(&early).steps < 60 && kept(&early).rendered.distances.loss > kept(&whole).rendered.distances.loss,
-        "{} steps",
-        kept(&early).steps
-    );
+    let (whole, early) = (kept(&whole), kept(&early));
+    assert!(early.steps < 60 && early.rendered.distances.loss > whole.rendered.distances.loss, "{} steps", early.steps);
     let needless = solve(&model, FineTune { lpips_goal: 1.0, ..tune() });
     assert_eq!(needless.fine_tuned.expect("asked for").err(), Some(Dropped::Needless));
     let solution = solve(&model, FineTune { lr: 1.0, steps: 3, ..tune() });

@@ -21,6 +21,12 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
+fn assert_near(what: &str, a: &Tensor, b: &Tensor, limit: f64) {
+    let error = largest_difference(a, b);
+    println!("{what}: {error:.1e}");
+    assert!(error <= limit, "{what}: {error}");
+}
+
 fn spatial(scale: [f64; 2], shift: [f64; 2]) -> Transform {
     Transform { scale, shift, colour: vec![] }
 }
@@ -29,12 +35,12 @@ fn coloured(colour: &[(ColourTransform, f64)]) -> Transform {
     Transform { colour: colour.to_vec(), ..spatial([1.0; 2], [0.0; 2]) }
 }
 
-/// How much an image differs after it was changed and changed back.
-fn undone(image: &Tensor, transform: Transform) -> f64 {
+/// The image that is changed and changed back is the same.
+fn assert_undone(image: &Tensor, transform: Transform) {
     let transform = [transform];
     let changed = transform::apply(image, &transform, true);
     assert!(largest_difference(&changed, image) > 1e-3, "{transform:?} does nothing");
-    largest_difference(&transform::invert(&changed, &transform, true), image)
+    assert_near(&format!("{transform:?}"), &transform::invert(&changed, &transform, true), image, 1e-5);
 }
 
 fn search() -> TransformSearch {
@@ -58,15 +64,11 @@ fn sampling_equals_torch() {
     let rows: Vec<Vec<f64>> = Vec::try_from(&golden["parameters"].to_kind(Kind::Double)).expect("a matrix");
     let transforms: Vec<Transform> = rows.iter().map(|p| spatial([p[0], p[1]], [p[2], p[3]])).collect();
     for (corners, name) in [(true, "align_corners"), (false, "align_edges")] {
-        let forward = transform::apply(&golden["image"], &transforms, corners);
-        let inverse = transform::invert(&golden["image"], &transforms, corners);
+        let (forward, inverse) = (format!("forward.{name}"), format!("inverse.{name}"));
+        assert_near(&forward, &transform::apply(&golden["image"], &transforms, corners), &golden[&forward], 1e-5);
+        assert_near(&inverse, &transform::invert(&golden["image"], &transforms, corners), &golden[&inverse], 1e-5);
         let mask = transform::apply_to_mask(&golden["image"].narrow(1, 0, 1), &transforms, corners);
-        let expected = &golden[&format!("forward.{name}")];
-        let forward = largest_difference(&forward, expected);
-        let inverse = largest_difference(&inverse, &golden[&format!("inverse.{name}")]);
-        println!("{name}: forward {forward:.1e}, inverse {inverse:.1e}");
-        assert!(forward <= 1e-5 && inverse <= 1e-5, "{name}: {forward}, {inverse}");
-        assert!(largest_difference(&mask, &expected.narrow(1, 0, 1)) <= 1e-5);
+        assert_near("mask", &mask, &golden[&forward].narrow(1, 0, 1), 1e-5);
     }
 }
 
@@ -76,14 +78,11 @@ fn colours_equal_torchvision() {
     let image = &golden["image"];
     for (name, kind) in COLOURS {
         let factors: Vec<f32> = Vec::try_from(&golden[&format!("{name}.factors")]).expect("a vector");
-        let mut worst = 0.0f64;
         for (i, factor) in factors.into_iter().enumerate() {
             let ours = transform::apply(&(image * 2.0 - 1.0), &[coloured(&[(kind, f64::from(factor))])], true);
             let theirs = golden[&format!("{name}")].get(i as i64);
-            worst = worst.max(largest_difference(&((ours + 1.0) / 2.0), &theirs));
+            assert_near(&format!("{name} {factor}"), &((ours + 1.0) / 2.0), &theirs, 2e-5);
         }
-        println!("{name}: {worst:.1e}");
-        assert!(worst <= 2e-5, "{name}: {worst}");
     }
 }
 
@@ -91,11 +90,9 @@ fn colours_equal_torchvision() {
 fn undoing_a_colour_is_exact_where_nothing_is_clipped() {
     // Between 0.3 and 0.7 in [0, 1], far from both ends.
     let image = waves(32);
-    for (name, kind) in COLOURS {
+    for (_, kind) in COLOURS {
         for parameter in if kind == ColourTransform::Hue { [-0.4, 0.1, 0.5] } else { [0.7, 1.1, 1.4] } {
-            let error = undone(&image, coloured(&[(kind, parameter)]));
-            println!("{name} {parameter}: {error:.1e}");
-            assert!(error <= 1e-5, "{name} {parameter}: {error}");
+            assert_undone(&image, coloured(&[(kind, parameter)]));
         }
     }
 }
@@ -109,7 +106,7 @@ fn undoing_all_colours_is_exact_where_nothing_is_clipped() {
         (ColourTransform::Brightness, 0.9),
         (ColourTransform::Saturation, 0.8),
     ];
-    assert!(undone(&waves(32), coloured(&colours)) <= 1e-5);
+    assert_undone(&waves(32), coloured(&colours));
 }
 
 #[test]
@@ -125,10 +122,9 @@ fn undoing_scale_and_shift_restores_what_stayed_in_the_frame() {
                 let there = transform::apply(&image, &transform, corners);
                 let back = transform::invert(&there, &transform, corners);
                 let inner = |t: &Tensor| t.narrow(2, resolution / 4, resolution / 2).narrow(3, resolution / 4, resolution / 2);
-                let error = largest_difference(&inner(&back), &inner(&image));
-                println!("{resolution} {corners} {transform:?}: {error:.1e}");
                 // Linear interpolation twice: proportional to the squared pixel.
-                assert!(error <= 5.0 / (resolution * resolution) as f64, "{resolution} {transform:?}: {error}");
+                let limit = 5.0 / (resolution * resolution) as f64;
+                assert_near(&format!("{resolution} {corners} {transform:?}"), &inner(&back), &inner(&image), limit);
             }
         }
     }
@@ -145,9 +141,7 @@ fn colours_do_not_change_what_undoing_scale_and_shift_gives() {
         let t = [t];
         transform::invert(&transform::apply(&image, &t, true), &t, true).narrow(2, 16, 32).narrow(3, 16, 32)
     };
-    let error = largest_difference(&round(phi), &round(psi));
-    println!("{error:.1e}");
-    assert!(error <= 1e-5, "{error}");
+    assert_near("both", &round(phi), &round(psi), 1e-5);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Cuts requests into blocks, puts blocks into batches, and undoes both.
+//! Cuts requests into blocks, puts blocks into batches, and joins the responses of blocks.
 
 use super::request::{Request, Response, Transforms};
 use crate::target::Target;
@@ -59,11 +59,6 @@ pub(super) fn join(blocks: Vec<Response>, lanes: usize) -> Response {
     all.take(lanes)
 }
 
-/// Cuts the response of a batch into those of its pieces, given the lanes of each.
-pub(super) fn split(mut all: Response, lanes: &[usize]) -> Vec<Response> {
-    lanes.iter().map(|&lanes| all.take(lanes)).collect()
-}
-
 impl Response {
     fn extend(&mut self, other: Response) {
         self.z.extend(other.z);
@@ -80,7 +75,7 @@ impl Response {
     }
 
     /// Takes off the first lanes.
-    fn take(&mut self, lanes: usize) -> Response {
+    pub(super) fn take(&mut self, lanes: usize) -> Response {
         fn front<T>(rows: &mut Vec<T>, lanes: usize) -> Vec<T> {
             rows.drain(..lanes.min(rows.len())).collect()
         }

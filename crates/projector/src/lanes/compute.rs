@@ -3,7 +3,7 @@
 use proto::{Params, Precision};
 use tch::{Device, Tensor};
 
-use super::blocks::{Piece, split};
+use super::blocks::Piece;
 use super::devices::Local;
 use super::request::{Response, Work};
 use super::view::View;
@@ -16,16 +16,15 @@ use crate::rows::{rows, to_numbers, to_rows};
 /// Computes pieces that do the same work. The responses come in the order of the pieces.
 pub(super) fn compute(local: &Local, params: &Params, pieces: &[Piece]) -> Vec<Response> {
     let _no_grad = tch::no_grad_guard();
-    let counts: Vec<usize> = pieces.iter().map(|piece| piece.request.z.len()).collect();
     let batch = Batch::new(local, params, pieces);
-    let response = match pieces[0].request.work {
+    let mut response = match pieces[0].request.work {
         Work::Descend { steps, track_inverted, record } => batch.descend(steps, moments(pieces), track_inverted, record),
         Work::Evaluate => batch.evaluate(),
         Work::Gradient => batch.gradient(),
         Work::Render => batch.render(),
         Work::Encode => batch.encode(),
     };
-    split(response, &counts)
+    pieces.iter().map(|piece| response.take(piece.request.z.len())).collect()
 }
 
 /// The moments that the lanes of all pieces continue with; `None`: they start at zero.

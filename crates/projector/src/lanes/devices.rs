@@ -96,7 +96,10 @@ impl Devices {
             let body = move || {
                 // Sums that are split over threads are added in another order: one thread for each device, more devices for more cores.
                 tch::set_num_threads(1);
-                serve(&local, &queue);
+                let next = || queue.lock().expect("no thread panics while it holds the lock").recv();
+                while let Ok(job) = next() {
+                    job(&local);
+                }
             };
             std::thread::Builder::new().name(format!("device-{i}")).spawn(body).expect("a thread can be started")
         };
@@ -150,11 +153,4 @@ fn failed(device: Device, panic: &(dyn Any + Send)) -> DeviceError {
     let text = panic.downcast_ref::<String>().cloned();
     let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
     DeviceError { device: format!("{device:?}"), message: text.unwrap_or_else(|| "unknown error".into()) }
-}
-
-fn serve(local: &Local, queue: &Mutex<mpsc::Receiver<Job>>) {
-    let next = || queue.lock().expect("no thread panics while it holds the lock").recv();
-    while let Ok(job) = next() {
-        job(local);
-    }
 }

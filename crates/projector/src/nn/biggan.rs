@@ -125,24 +125,17 @@ pub struct Biggan {
 }
 
 impl Biggan {
-    /// Builds the network from a public checkpoint.
-    ///
-    /// Fails on a missing, spare or misshapen tensor and on values that are not finite. The `sv0` of a checkpoint that was trained
-    /// with the reference are left aside.
+    /// Builds the network from a public checkpoint. The `sv0` of one that was trained with the reference are left aside.
     pub fn load(config: &Config, weights: &mut Weights) -> Result<Biggan, LoadError> {
         Biggan::load_folded(config, &mut Weights::new(fold(config, weights)?))
     }
 
     /// Builds the network from what [`Biggan::folded`] gave.
-    ///
-    /// Fails on a missing, spare or misshapen tensor and on values that are not finite.
     pub fn load_folded(config: &Config, weights: &mut Weights) -> Result<Biggan, LoadError> {
         Ok(Biggan { config: config.clone(), folded: Folded::load(weights, config.layout()?)? })
     }
 
-    /// The folded tensors by name, for [`Biggan::load_folded`]: those of `weights`, `embeddings` `[classes, embed]`,
-    /// `norms.{weight,bias}` `[2 * channels, z + embed]` and `[2 * channels]` (of all conditional normalisations in their order, all a,
-    /// then all b, `x -> a x + b`) and `output_layer.0.{weight,bias}` `[ch]` of the last normalisation. Handles, not copies.
+    /// All folded tensors by name, for [`Biggan::load_folded`]. Handles, not copies.
     pub fn folded(&self) -> Vec<(String, Tensor)> {
         self.folded.tensors()
     }

@@ -117,22 +117,16 @@ pub struct BigganDeep {
 
 impl BigganDeep {
     /// Builds the network from a public checkpoint, with the statistics of `truncation` in (0, 1].
-    ///
-    /// Fails on a missing, spare or misshapen tensor and on values that are not finite.
     pub fn load(config: &Config, weights: &mut Weights, truncation: f64) -> Result<BigganDeep, LoadError> {
         BigganDeep::load_folded(config, &mut Weights::new(fold(config, weights, truncation)?))
     }
 
     /// Builds the network from what [`BigganDeep::folded`] gave.
-    ///
-    /// Fails on a missing, spare or misshapen tensor and on values that are not finite.
     pub fn load_folded(config: &Config, weights: &mut Weights) -> Result<BigganDeep, LoadError> {
         Ok(BigganDeep { config: config.clone(), folded: Folded::load(weights, config.layout()?)? })
     }
 
-    /// The folded tensors by name, for [`BigganDeep::load_folded`]: those of `weights`, `embeddings` `[classes, embed]`,
-    /// `norms.{weight,bias}` `[2 * channels, z + embed]` and `[2 * channels]` (of all conditional normalisations in their order, all a,
-    /// then all b, `x -> a x + b`) and `bn.{weight,bias}` `[ch]` of the last normalisation. Handles, not copies.
+    /// All folded tensors by name, for [`BigganDeep::load_folded`]. Handles, not copies.
     pub fn folded(&self) -> Vec<(String, Tensor)> {
         self.folded.tensors()
     }
@@ -194,7 +188,8 @@ fn fold(config: &Config, weights: &mut Weights, truncation: f64) -> Result<Vec<(
     let _no_grad = tch::no_grad_guard();
     let layout = config.layout()?;
     let [_, cond] = layout.first;
-    let statistics = Statistics { truncation, n: config.n_stats };
+    let take_moments =
+        |weights: &mut Weights, name: &str, channels| take_moments(weights, name, [config.n_stats, channels], truncation);
     let embeddings = weights.take("embeddings.weight", &[config.class_embed_dim, config.num_classes])?;
     let mut folded = vec![("embeddings".to_owned(), embeddings.tr().contiguous())];
     let layer = |weights: &mut Weights, name: &str, shape: &[i64]| -> Result<Layer, LoadError> {
@@ -206,7 +201,7 @@ fn fold(config: &Config, weights: &mut Weights, truncation: f64) -> Result<Vec<(
     let mut norms = Vec::new();
     for (name, shape) in &layout.convs {
         let (bn, channels) = (format!("generator.{}", name.replace("conv", "bn")), shape[1]);
-        let moments = statistics.take(weights, &bn, channels)?;
+        let moments = take_moments(weights, &bn, channels)?;
         let scale = weights.take_spectral(&format!("{bn}.scale"), &[channels, cond])?;
         let offset = weights.take_spectral(&format!("{bn}.offset"), &[channels, cond])?;
         norms.push(Unfolded { moments, scale, offset });
@@ -219,7 +214,7 @@ fn fold(config: &Config, weights: &mut Weights, truncation: f64) -> Result<Vec<(
     }
 
     let ch = config.channel_width;
-    let moments = statistics.take(weights, "generator.bn", ch)?;
+    let moments = take_moments(weights, "generator.bn", ch)?;
     let Layer { weight: scale, bias: offset } = Layer::load(weights, "generator.bn", &[ch])?;
     folded.extend(Unfolded { moments, scale, offset }.fold(config.eps).named("bn"));
     // Upstream computes all output channels and drops all but three.
@@ -229,27 +224,20 @@ fn fold(config: &Config, weights: &mut Weights, truncation: f64) -> Result<Vec<(
     Ok(folded)
 }
 
-/// Which row of the statistics is used.
-struct Statistics {
-    truncation: f64,
-    n: i64,
-}
-
-impl Statistics {
-    /// Mean and variance for the truncation. Between two rows upstream mixes them with the two weights exchanged; so do we.
-    fn take(&self, weights: &mut Weights, name: &str, channels: i64) -> Result<(Tensor, Tensor), LoadError> {
-        let step = 1.0 / (self.n - 1) as f64;
-        let position = self.truncation / step;
-        let row = position.floor();
-        let fraction = position - row;
-        let mut pick = |part: &str| -> Result<Tensor, LoadError> {
-            let table = weights.take(&format!("{name}.{part}"), &[self.n, channels])?;
-            // Upstream tests `coef != 0.0`; what rounding leaves of a whole number counts as none here.
-            if !(1e-9..=1.0 - 1e-9).contains(&fraction) {
-                return Ok(table.get(position.round() as i64));
-            }
-            Ok(table.get(row as i64) * fraction + table.get(row as i64 + 1) * (1.0 - fraction))
-        };
-        Ok((pick("running_means")?, pick("running_vars")?))
-    }
+/// Mean and variance for the truncation, of statistics of `shape`. Between two rows upstream mixes them with the two weights exchanged;
+/// so do we.
+fn take_moments(weights: &mut Weights, name: &str, shape: [i64; 2], truncation: f64) -> Result<(Tensor, Tensor), LoadError> {
+    let step = 1.0 / (shape[0] - 1) as f64;
+    let position = truncation / step;
+    let row = position.floor();
+    let fraction = position - row;
+    let mut pick = |part: &str| -> Result<Tensor, LoadError> {
+        let table = weights.take(&format!("{name}.{part}"), &shape)?;
+        // Upstream tests `coef != 0.0`; what rounding leaves of a whole number counts as none here.
+        if !(1e-9..=1.0 - 1e-9).contains(&fraction) {
+            return Ok(table.get(position.round() as i64));
+        }
+        Ok(table.get(row as i64) * fraction + table.get(row as i64 + 1) * (1.0 - fraction))
+    };
+    Ok((pick("running_means")?, pick("running_vars")?))
 }

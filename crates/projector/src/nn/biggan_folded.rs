@@ -73,7 +73,6 @@ pub(super) struct Folded {
 }
 
 impl Folded {
-    /// Fails on a missing or misshapen tensor and on values that are not finite.
     pub fn load(weights: &mut Weights, layout: Layout) -> Result<Folded, LoadError> {
         let _no_grad = tch::no_grad_guard();
         let Layout { names: [first, bn, to_rgb], classes, embed, latent, last, .. } = layout;
@@ -140,7 +139,8 @@ impl Folded {
         self.first.named(first).into_iter().chain(blocks).chain(self.to_rgb.named(to_rgb)).collect()
     }
 
-    /// `weights`, and the tensors that fine-tuning leaves as they are. Handles, not copies.
+    /// `weights`, and what fine-tuning leaves as it is: `embeddings` `[classes, embed]`, `norms.{weight,bias}` (all conditional
+    /// normalisations in their order, as in `norms`), and `{weight,bias}` `[last]` of the last normalisation. Handles, not copies.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let bn = Layer { weight: self.bn.weight.flatten(0, -1), bias: self.bn.bias.flatten(0, -1) };
         let mut tensors = self.weights();

@@ -159,8 +159,7 @@ impl Pyramid {
             before += h * w;
             entry
         });
-        let sizes: Vec<_> = sizes.collect();
-        Pyramid { cells: Tensor::cat(&flat, 0), maps: sizes, finest }
+        Pyramid { cells: Tensor::cat(&flat, 0), maps: sizes.collect(), finest }
     }
 
     /// The map that each box is read from, `[n]`.

@@ -57,8 +57,6 @@ pub struct EfficientNetLite {
 
 impl EfficientNetLite {
     /// Builds the network from the published state_dict; its `num_batches_tracked` may be there or not.
-    ///
-    /// Fails on a missing or misshapen tensor and on values that are not finite; spare ones are left in `weights`.
     pub fn load(weights: &mut Weights) -> Result<EfficientNetLite, LoadError> {
         let _no_grad = tch::no_grad_guard();
         let conv = |weights: &mut Weights, names: (&str, &str), [output, input, kernel]: [i64; 3], stride: i64| {

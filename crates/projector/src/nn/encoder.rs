@@ -81,8 +81,6 @@ pub struct Encoder {
 
 impl Encoder {
     /// Builds the network from the tensors of [`Config::layout`], whose storage it shares.
-    ///
-    /// Fails on a missing or misshapen tensor and on values that are not finite; spare ones are left in `weights`.
     pub fn load(config: &Config, weights: &mut Weights) -> Result<Encoder, LoadError> {
         let mut tensors = config.layout()?.into_iter().map(|(name, shape)| weights.take(&name, &shape));
         let mut layers = Vec::new();

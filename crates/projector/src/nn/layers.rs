@@ -82,8 +82,6 @@ pub(crate) struct Convolution {
 
 impl Convolution {
     /// `{conv}.weight` of `shape`, and the normalisation's tensors under `bn`; its `num_batches_tracked` may be there or not.
-    ///
-    /// Fails on a missing or misshapen tensor and on values that are not finite, before or after folding.
     pub fn load(
         weights: &mut Weights,
         (conv, bn): (&str, &str),

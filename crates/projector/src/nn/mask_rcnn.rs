@@ -123,8 +123,6 @@ pub struct MaskRcnn {
 
 impl MaskRcnn {
     /// Builds the network from the keys of torchvision's checkpoint, those of 2019 or of newer versions.
-    ///
-    /// Fails on a missing or misshapen tensor and on values that are not finite, before or after folding.
     pub fn load(config: &Config, weights: &mut Weights) -> Result<MaskRcnn, LoadError> {
         config.check()?;
         let _no_grad = tch::no_grad_guard();

@@ -18,7 +18,8 @@ use tch::{Kind, Tensor};
 /// Largest size in a configuration: no network comes near, and products of sizes do not overflow.
 const LARGEST: i64 = 1 << 15;
 
-/// Why tensors do not make the network.
+/// Why tensors do not make the network. Every `load` refuses a missing or misshapen tensor and values that are not finite, before or after
+/// folding; [`Weights::finish`] refuses the spare ones that it leaves.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A tensor is missing.

@@ -83,8 +83,6 @@ pub struct ResNet {
 impl ResNet {
     /// Builds the body from `{prefix}conv1.weight`, `{prefix}layer1.0.bn1.running_var` and so on; `eps` is that of the batch
     /// normalisation. `num_batches_tracked` is taken and dropped where it is there.
-    ///
-    /// Fails on a missing or misshapen tensor and on values that are not finite, before or after folding.
     pub fn load(config: &Config, weights: &mut Weights, prefix: &str, eps: f64) -> Result<ResNet, LoadError> {
         config.check()?;
         let _no_grad = tch::no_grad_guard();
@@ -146,8 +144,6 @@ pub struct Classifier {
 
 impl Classifier {
     /// Builds the classifier from the keys of torchvision's checkpoint, with `classes` classes.
-    ///
-    /// Fails on a missing or misshapen tensor and on values that are not finite.
     pub fn load(config: &Config, classes: i64, weights: &mut Weights) -> Result<Classifier, LoadError> {
         let body = ResNet::load(config, weights, "", BATCH_NORM_EPS)?;
         let fc = Layer::load(weights, "fc", &[classes, config.channels()[3]])?;
