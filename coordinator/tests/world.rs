@@ -9,8 +9,8 @@ use coordinator::http::auth::Gate;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{
-    Control, Event, Failure, FailureReason, History, Job, ObjectRef, Params, ResultRecord, RunState, SeedResult, What,
-    hex_sha256, keys, sample,
+    Event, Failure, FailureReason, History, Job, ObjectRef, Params, ResultRecord, RunState, SeedResult, What, hex_sha256, keys,
+    sample,
 };
 use queue::{Channel, Queue};
 use results::run::{read_json, write_failure};
@@ -122,10 +122,6 @@ impl World {
     pub fn request(&self) -> RunRequest {
         let data = self.path("data");
         RunRequest { params: Some(Params::fast()), ..RunRequest::new("r", data.to_str().unwrap(), "fashion32") }
-    }
-
-    pub async fn order(&self, control: Control) {
-        self.home.put(&keys::control("r"), serde_json::to_vec(&control).unwrap()).await.unwrap();
     }
 
     pub fn results(&self) -> Store {

@@ -6,6 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A cold start takes 6 s on an idle machine of 2 cores.
@@ -40,6 +42,19 @@ impl RabbitMq {
         let mut broker = RabbitMq { directory, port, dist_port, epmd_port, _epmd: epmd, node: None, settings };
         broker.start_again();
         broker
+    }
+
+    /// A URL of queues that no other test has, at a broker for all tests of a program that do not disturb it.
+    pub fn own_url(options: &str) -> String {
+        static TESTS: AtomicU32 = AtomicU32::new(0);
+        let test = TESTS.fetch_add(1, Ordering::Relaxed);
+        RabbitMq::shared().url(&format!("prefix=test{test}&{options}"))
+    }
+
+    /// The broker of [`RabbitMq::own_url`].
+    pub fn shared() -> &'static RabbitMq {
+        static BROKER: OnceLock<RabbitMq> = OnceLock::new();
+        BROKER.get_or_init(RabbitMq::start)
     }
 
     /// Its URL; `options` are those of the URL, as `a=b&c=d`.

@@ -235,7 +235,7 @@ fn super_classes_have_their_own_table_and_are_known_again_from_the_summary() {
         assert!(section.contains(&format!("<bdi>{name}</bdi></th><td>{images}</td>")), "{section}");
     }
     // As `basin report` reads it.
-    let earlier: Summary = serde_json::from_slice(&run.summary().to_json()).expect("our own file");
+    let earlier: Summary = serde_json::from_slice(&crate::format::json(&run.summary())).expect("our own file");
     assert_eq!(earlier.super_class_of(), of_class.into());
 }
 
