@@ -137,9 +137,7 @@ async fn hear(socket: &mut TcpStream, heard: &mut String, wanted: &str) {
 async fn pages_show_runs_classes_images_and_failures_before_and_after_a_restart() {
     let world = World::new(9).await;
     world.add(HOSTILE);
-    let mut acting = world.submitted().await;
-    world.work(10, true).await;
-    acting.finished().await;
+    let mut acting = world.finish(10, true).await;
     let image = "/runs/r/image?key=Bag/%3Cimg%20src=x%20onerror=alert(1)%3E%E2%80%AE.png";
     for _ in 0..2 {
         let site = Site::open(&acting).await;
@@ -183,9 +181,7 @@ async fn errors_are_shown_by_super_class_and_images_found_by_it_before_and_after
     let world = World::new(4).await;
     world.add("Dress/9.png");
     world.group(|class| if class == "Coat" { "worn <outside>" } else { "other things" }).await;
-    let mut acting = world.submitted().await;
-    world.work(5, true).await;
-    acting.finished().await;
+    let mut acting = world.finish(5, true).await;
     for _ in 0..2 {
         let site = Site::open(&acting).await;
         let run = site.json("/v1/runs/r").await;
@@ -226,9 +222,7 @@ async fn errors_are_shown_by_super_class_and_images_found_by_it_before_and_after
     // Without super-classes in the model, no page names them.
     let world = World::new(2).await;
     world.edit_model(|model| drop(model.as_object_mut().unwrap().remove("super_classes"))).await;
-    let acting = world.submitted().await;
-    world.work(2, false).await;
-    acting.finished().await;
+    let acting = world.finish(2, false).await;
     let site = Site::open(&acting).await;
     for path in ["/runs/r?by=super-class", "/runs/r/images", "/runs/r/report.html"] {
         let page = site.get(path, VIEW).await.body;
@@ -379,9 +373,7 @@ async fn one_image_is_retried_whatever_its_name_is() {
     let world = World::new(0).await;
     let names = ["Coat/a*.png", "Coat/ab.png", "Coat/a\",b.png"];
     names.iter().for_each(|name| world.add(name));
-    let acting = world.submitted().await;
-    world.work(3, true).await;
-    acting.finished().await;
+    let acting = world.finish(3, true).await;
     let site = Site::open(&acting).await;
     let key = site.form_key().await;
     for (i, name) in names.into_iter().enumerate() {

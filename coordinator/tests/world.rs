@@ -72,10 +72,16 @@ impl World {
     /// A home whose run has finished, and its coordinator. With `coats_fail` every second image has a failure.
     pub async fn finished(images: usize, coats_fail: bool) -> (World, Acting) {
         let world = World::new(images).await;
-        let acting = world.submitted().await;
-        world.work(images, coats_fail).await;
-        acting.finished().await;
+        let acting = world.finish(images, coats_fail).await;
         (world, acting)
+    }
+
+    /// The coordinator of the run, whose `images` are all done.
+    pub async fn finish(&self, images: usize, coats_fail: bool) -> Acting {
+        let acting = self.submitted().await;
+        self.work(images, coats_fail).await;
+        acting.finished().await;
+        acting
     }
 
     /// Edits `model.json`.

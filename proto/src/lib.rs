@@ -32,7 +32,7 @@ pub use params::{
     TransformChoice, TransformSearch, TransformStart,
 };
 pub use result::{
-    Detected, Failure, FailureReason, FineTuned, Found, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain,
+    Detected, Failure, FailureReason, FineTuned, Found, ModelRef, ObjectRef, ResultRecord, SeedResult, Transform, chain, clipped,
 };
 pub use run::{Control, RedriveRecord, RunRecord, RunState};
 pub use snapshot::{Errors, KnownResult, Snapshot};

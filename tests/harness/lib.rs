@@ -170,11 +170,10 @@ pub fn large_run_job(number: usize) -> Job {
         class: (number % 80) as u32,
         class_name: "traffic light".into(),
         bbox: Some(Box2d { x: 12.5, y: 73.25, width: 200.0, height: 145.5 }),
-        mask: None,
-        category: None,
         model: "biggan-deep-256".into(),
         model_digest: format!("{number:064x}"),
         params: Params::paper(),
         seed: number as u64,
+        ..job()
     }
 }

@@ -20,8 +20,9 @@ pub struct RabbitMq {
     port: u16,
     dist_port: u16,
     epmd_port: u16,
-    _epmd: Group,
     node: Option<Group>,
+    /// Below the node, so that it ends after it: its end takes the directory along.
+    _epmd: Group,
     /// More lines of its configuration.
     settings: String,
 }
@@ -39,7 +40,7 @@ impl RabbitMq {
         let mut epmd = Command::new("epmd");
         epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]);
         let epmd = Group::start(&mut epmd, Some(&directory));
-        let mut broker = RabbitMq { directory, port, dist_port, epmd_port, _epmd: epmd, node: None, settings };
+        let mut broker = RabbitMq { directory, port, dist_port, epmd_port, node: None, _epmd: epmd, settings };
         broker.start_again();
         broker
     }
@@ -93,7 +94,7 @@ impl RabbitMq {
 
     /// Kills it as a power cut would; what it had on disk stays.
     pub fn kill9(&mut self) {
-        self.node.take().expect("the node runs").kill();
+        drop(self.node.take().expect("the node runs"));
     }
 
     /// Stops its process in the middle of what it does: connections stay open and nothing answers.
@@ -163,15 +164,6 @@ impl RabbitMq {
     }
 }
 
-impl Drop for RabbitMq {
-    fn drop(&mut self) {
-        if let Some(node) = self.node.take() {
-            node.kill();
-        }
-        // The end of epmd takes the directory along.
-    }
-}
-
 /// The program where Debian has it, or where `BASIN_TEST_RABBITMQ` says.
 fn server() -> PathBuf {
     let server = std::env::var_os("BASIN_TEST_RABBITMQ").map_or("/usr/lib/rabbitmq/bin/rabbitmq-server".into(), PathBuf::from);
@@ -209,8 +201,6 @@ impl Group {
         let sent = Command::new("kill").args([&format!("-{signal}"), "--", &format!("-{}", self.leader.id())]).status();
         assert!(sent.expect("there is kill").success(), "cannot send {signal}");
     }
-
-    fn kill(self) {}
 }
 
 impl Drop for Group {

@@ -297,9 +297,8 @@ impl S3 for Memory {
         let content_range = range.as_ref().map(|r| format!("bytes {}-{}/{}", r.start, r.end - 1, content.len()));
         let content = range.map_or_else(|| content.clone(), |r| content.slice(r.start as usize..r.end as usize));
         let (content_length, e_tag) = (Some(content.len() as i64), Some(e_tag.clone()));
-        let body = if state.broken_reads > 0 { broken(&content) } else { Body::from(content).into() };
+        let body = Some(if state.broken_reads > 0 { broken(&content) } else { Body::from(content).into() });
         state.broken_reads = state.broken_reads.saturating_sub(1);
-        let body = Some(body);
         Ok(S3Response::new(GetObjectOutput { body, content_length, content_range, e_tag, checksum_crc32, ..Default::default() }))
     }
 

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use proto::{Box2d, FailureReason, MaskSource, Object};
+use proto::{Box2d, FailureReason, MaskSource, Object, clipped};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::entries::{Annotated, Entries, Listing, Problem, check_box, needs_object};
-use crate::{Dataset, DatasetError, SharedStr, clip, segmentation, unusable};
+use crate::{CLIP, Dataset, DatasetError, SharedStr, segmentation, unusable};
 
 /// The parts of COCO's JSON that are read. All values are raw: a value of a wrong type makes only its own entry bad, and outlines are
 /// skipped without being stored.
@@ -211,7 +211,7 @@ fn read_object(annotation: &CocoAnnotation, image: &CocoImage, class_names: &Cla
         }
         _ => None,
     }
-    .ok_or_else(|| Problem::new(FailureReason::BadBox, format!("bbox is {}, not four numbers", clip(bbox))));
+    .ok_or_else(|| Problem::new(FailureReason::BadBox, format!("bbox is {}, not four numbers", clipped(bbox, CLIP))));
     let bbox = bbox.and_then(|bbox| check_box(bbox, size(image))).map_err(|problem| problem.of_class(class_name.clone()))?;
     Ok((class_name.clone(), bbox))
 }

@@ -55,12 +55,10 @@ async fn a_killed_broker_loses_nothing_and_work_goes_on() {
     queue.publish(Channel::Jobs, u32::MAX.to_le_bytes().to_vec()).await.unwrap();
     let stale = next(&mut jobs).await;
 
-    let publisher = tokio::spawn({
-        let queue = queue.clone();
-        async move {
-            for number in 0..MESSAGES {
-                queue.publish(Channel::Jobs, number.to_le_bytes().to_vec()).await.unwrap();
-            }
+    let other = queue.clone();
+    let publisher = tokio::spawn(async move {
+        for number in 0..MESSAGES {
+            other.publish(Channel::Jobs, number.to_le_bytes().to_vec()).await.unwrap();
         }
     });
     let mut seen = HashSet::new();
@@ -123,10 +121,8 @@ async fn a_frozen_broker_is_noticed_and_work_goes_on_after_it() {
     assert!(matches!(within("giving up", hasty_jobs.next()).await, Err(Error::Unreachable { .. })));
     assert!(matches!(within("giving up", hasty.publish(Channel::Jobs, Parcel::default())).await, Err(Error::Unreachable { .. })));
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
-    let publishing = tokio::spawn({
-        let queue = queue.clone();
-        async move { queue.publish(Channel::Jobs, b"a".to_vec()).await }
-    });
+    let other = queue.clone();
+    let publishing = tokio::spawn(async move { other.publish(Channel::Jobs, b"a".to_vec()).await });
     broker.thaw();
     within("the publication", publishing).await.unwrap().unwrap();
     next(&mut jobs).await.ack().await.unwrap();

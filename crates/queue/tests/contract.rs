@@ -163,10 +163,9 @@ async fn prefetch_bounds_the_unsettled(queue: Queue) {
 async fn a_dropped_wait_loses_nothing(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     for round in 0..200u32 {
-        let publisher = tokio::spawn({
-            let queue = queue.clone();
-            async move { queue.publish(Channel::Jobs, round.to_string().into_bytes()).await.unwrap() }
-        });
+        let other = queue.clone();
+        let publish = async move { other.publish(Channel::Jobs, round.to_string().into_bytes()).await.unwrap() };
+        let publisher = tokio::spawn(publish);
         let got = loop {
             // Gives up waiting at once, again and again, while the message arrives.
             tokio::select! {
@@ -362,10 +361,8 @@ async fn purge_forgets_what_waits_and_leaves_what_is_held(queue: Queue) {
 async fn one_leads_at_a_time(queue: Queue) {
     let mut first = queue.lead("a").await.unwrap();
     let _of_another_name = within("the other leadership", queue.lead("b")).await.unwrap();
-    let second = tokio::spawn({
-        let queue = queue.clone();
-        async move { queue.lead("a").await.unwrap() }
-    });
+    let other = queue.clone();
+    let second = tokio::spawn(async move { other.lead("a").await.unwrap() });
     assert!(tokio::time::timeout(QUIET, first.lost()).await.is_err(), "nothing is lost");
     assert!(!second.is_finished());
     drop(first);

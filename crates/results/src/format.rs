@@ -1,5 +1,6 @@
 //! Numbers, times and texts as people read them, in reports, pages, the terminal and studies. Pure.
 
+pub use proto::clipped;
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -103,14 +104,6 @@ pub fn json(value: &impl Serialize) -> Vec<u8> {
 /// A name of JSON as words: `bad_image` is `bad image`.
 pub fn words(name: &str) -> String {
     name.replace('_', " ")
-}
-
-/// The first `characters` of a text; `…` stands for the rest.
-pub fn clipped(text: &str, characters: usize) -> String {
-    match text.char_indices().nth(characters) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]
