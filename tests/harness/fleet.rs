@@ -13,7 +13,6 @@ use proto::{LatentSearch, sample};
 
 use crate::{Process, Proxy, RabbitMq, S3, expect, files, free_ports, losses, output_text, program, root, sample_images, tail};
 
-/// The coordinator's token.
 pub const TOKEN: &str = "a token of the tests";
 
 /// A broker, a home and a coordinator.

@@ -64,7 +64,7 @@ pub struct Otlp {
     grpc: u16,
     http: u16,
     heard: Arc<Mutex<Heard>>,
-    runtime: Option<tokio::runtime::Runtime>,
+    _runtime: tokio::runtime::Runtime,
 }
 
 impl Otlp {
@@ -84,7 +84,7 @@ impl Otlp {
             .route("/v1/traces", post(async move |body: Bytes| taken(body, |request| traces.spans(request))))
             .route("/v1/metrics", post(async move |body: Bytes| taken(body, |request| metrics.metrics(request))));
         runtime.spawn(async move { axum::serve(listener, router).await });
-        Otlp { grpc, http, heard, runtime: Some(runtime) }
+        Otlp { grpc, http, heard, _runtime: runtime }
     }
 
     /// Variables of a process that speaks to it over gRPC.
@@ -99,14 +99,6 @@ impl Otlp {
 
     pub fn heard<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
         look(&self.heard.lock().expect("no thread panics"))
-    }
-}
-
-impl Drop for Otlp {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

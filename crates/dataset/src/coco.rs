@@ -144,8 +144,7 @@ fn largest_objects(
     class_names: &ClassNames,
     by_id: &ById,
 ) -> (Vec<Option<Largest>>, usize) {
-    let mut objects: Vec<Option<Largest>> = Vec::new();
-    objects.resize_with(images.len(), || None);
+    let mut objects: Vec<Option<Largest>> = images.iter().map(|_| None).collect();
     let mut strays = BTreeSet::new();
     let no_crowd = |(_, a): &(usize, &CocoAnnotation)| !matches!(a.iscrowd.map(RawValue::get), Some("1" | "true"));
     for (index, annotation) in annotations.iter().enumerate().filter(no_crowd) {

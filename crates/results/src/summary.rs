@@ -204,21 +204,17 @@ impl Summary {
         for record in results {
             classes.entry((record.class, &record.class_name)).or_default().push(record);
         }
+        let class = |((class, name), records): ((u32, &str), Vec<&ResultRecord>)| {
+            let (name, images, error) = (name.to_owned(), records.len() as u64, spreads(&records));
+            ClassSummary { class, name, images, error }
+        };
         Summary {
             format: 1,
             run: run.into(),
             images: Counts { planned: planned.map(|n| n as u64), total: succeeded + failed, succeeded, failed },
             failures: reasons,
             overall: SeedMetric::ALL.into_iter().map(|metric| (metric, MetricSummary::over(metric, results))).collect(),
-            classes: classes
-                .into_iter()
-                .map(|((class, name), records)| ClassSummary {
-                    class,
-                    name: name.to_owned(),
-                    images: records.len() as u64,
-                    error: spreads(&records),
-                })
-                .collect(),
+            classes: classes.into_iter().map(class).collect(),
             super_classes: by_super_class(super_classes, results),
             lane_steps: results.iter().map(|r| r.lane_steps).sum(),
             seconds: sorted_sum(results.iter().map(|r| r.seconds)),
