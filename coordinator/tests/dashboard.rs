@@ -11,6 +11,7 @@ use coordinator::http::auth::Gate;
 use coordinator::http::connections::{self, Limits};
 use coordinator::http::other_services::{Edits, OtherServices};
 use coordinator::http::router;
+use harness::exchange;
 use proto::keys::{self, Item};
 use proto::{FineTuned, ResultRecord, RunState};
 use serde_json::Value;
@@ -75,17 +76,13 @@ impl Site {
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
-        let mut socket = TcpStream::connect(self.address).await.unwrap();
         let host =
             if headers.iter().any(|h| h.starts_with("Host:")) { String::new() } else { format!("Host: {}\r\n", self.address) };
         let headers: String = headers.iter().map(|h| format!("{h}\r\n")).collect();
         let length = body.len();
         let request =
             format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
-        socket.write_all(request.as_bytes()).await.unwrap();
-        let mut bytes = Vec::new();
-        socket.read_to_end(&mut bytes).await.unwrap();
-        let text = String::from_utf8_lossy(&bytes);
+        let text = tokio::task::block_in_place(|| exchange(&self.address.to_string(), &request));
         let (head, body) = text.split_once("\r\n\r\n").expect("head and body");
         Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
     }
@@ -359,13 +356,11 @@ async fn forms_change_a_run_and_pages_are_updated() {
         assert!(!shown.body.contains("class=\"note") && shown.cookie().is_none(), "{strange}");
     }
     assert!(!site.get("/runs/r?done=Call+us&refused=Call+us", OPERATE).await.body.contains("Call us"));
-    world.work(4, true).await;
-    acting.finished().await;
+    world.done(&acting, 4, true).await;
     until(r#""state":"finished""#).await;
     let done = act("/runs/r/redrive", "where=reason%3Ddiverged&seed=").await;
     assert!(done.cookie().is_some_and(|note| note.contains(".done/run")), "{}", done.head);
-    world.work(2, false).await;
-    assert_eq!(acting.finished().await.failed, 0);
+    assert_eq!(world.done(&acting, 2, false).await.failed, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -384,8 +379,7 @@ async fn one_image_is_retried_whatever_its_name_is() {
         assert_eq!(site.post("/runs/r/redrive", OPERATE, &format!("form_key={key}&where={condition}")).await.status, 303);
         let left = acting.until("its plan", |s| s.queued + s.waiting + s.started > 0).await;
         assert_eq!(left.queued + left.waiting + left.started, 1, "{name}");
-        world.work(1, false).await;
-        assert_eq!(acting.finished().await.failed, 2 - i);
+        assert_eq!(world.done(&acting, 1, false).await.failed, 2 - i);
         assert_eq!(world.record(name).await.image, name);
     }
 }

@@ -92,8 +92,7 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     assert!(world.results().exists(keys::MANIFEST).await.unwrap());
     // Some of the failures, as they are.
     assert_contains(&redrive(&acting, &["image=Coat/1*", "image=Coat/3*"], None).await.unwrap(), &[" 2 to be projected"]);
-    world.work(2, false).await;
-    let status = acting.finished().await;
+    let status = world.done(&acting, 2, false).await;
     assert_eq!((status.skipped + status.succeeded, status.failed), (5, 1));
     assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 2.0)]);
     assert_eq!(world.record("Coat/1.png").await.seed, image_seed(0, "Coat/1.png"));
@@ -106,8 +105,7 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     assert!(!results.exists(&keys::marker("Bag/2.png", Marker::Result)).await.unwrap());
     let acting = acting.restart(&world).await;
     acting.until("the plan", |s| s.images == 6 && s.queued + s.waiting == 2).await;
-    world.work(2, false).await;
-    let status = acting.finished().await;
+    let status = world.done(&acting, 2, false).await;
     let record = world.record("Bag/2.png").await;
     assert_eq!((record.seed, record.best_seed().loss), (image_seed(5, "Bag/2.png"), 100.0));
     assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 200.0 / 3.0)]);
@@ -120,8 +118,7 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
 
     // A failure with another seed; and nothing of this without the record of it.
     assert_contains(&redrive(&acting, &["reason=diverged"], Some(6)).await.unwrap(), &[" 1 to be projected"]);
-    world.work(1, false).await;
-    acting.finished().await;
+    world.done(&acting, 1, false).await;
     assert_eq!(world.record("Coat/5.png").await.seed, image_seed(6, "Coat/5.png"));
     assert_eq!(verify(&results, true).await.unwrap().problems, Vec::<String>::new());
     results.delete(&keys::redrive(1)).await.unwrap();
@@ -142,8 +139,7 @@ async fn a_redrive_that_was_written_down_is_ended_by_the_next_start() {
 
     let acting = world.start().await;
     acting.until("the plan", |s| s.images == 4 && s.queued + s.waiting == 2 && s.failed == 1).await;
-    world.work(2, false).await;
-    acting.finished().await;
+    world.done(&acting, 2, false).await;
     for image in ["Bag/0.png", "Coat/1.png"] {
         assert_eq!(world.record(image).await.seed, image_seed(7, image));
     }

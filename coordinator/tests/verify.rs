@@ -127,8 +127,7 @@ async fn results_are_compared_with_the_tables() {
     let again = RedriveRequest { wheres: vec!["image=Coat/1.png".into()], seed: None };
     acting.handle.redrive("r".into(), again).await.unwrap();
     assert!(!problems(&results, true).await.iter().any(|p| p.contains("tables")));
-    world.work(2, false).await;
-    acting.finished().await;
+    world.done(&acting, 2, false).await;
     acting.stop().await;
     assert_eq!(problems(&results, true).await, Vec::<String>::new());
     for (key, bytes) in tables {

@@ -79,9 +79,14 @@ impl World {
     /// The coordinator of the run, whose `images` are all done.
     pub async fn finish(&self, images: usize, coats_fail: bool) -> Acting {
         let acting = self.submitted().await;
-        self.work(images, coats_fail).await;
-        acting.finished().await;
+        self.done(&acting, images, coats_fail).await;
         acting
+    }
+
+    /// Does the last `n` jobs and waits for the end of the run.
+    pub async fn done(&self, acting: &Acting, n: usize, coats_fail: bool) -> RunStatus {
+        self.work(n, coats_fail).await;
+        acting.finished().await
     }
 
     /// Edits `model.json`.
