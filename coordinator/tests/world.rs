@@ -76,19 +76,6 @@ impl World {
         (world, acting)
     }
 
-    /// The coordinator of the run, whose `images` are all done.
-    pub async fn finish(&self, images: usize, coats_fail: bool) -> Acting {
-        let acting = self.submitted().await;
-        self.done(&acting, images, coats_fail).await;
-        acting
-    }
-
-    /// Does the last `n` jobs and waits for the end of the run.
-    pub async fn done(&self, acting: &Acting, n: usize, coats_fail: bool) -> RunStatus {
-        self.work(n, coats_fail).await;
-        acting.finished().await
-    }
-
     /// Edits `model.json`.
     pub async fn edit_model(&self, edit: impl FnOnce(&mut serde_json::Value)) {
         let key = "models/fashion32/model.json";
@@ -119,6 +106,19 @@ impl World {
         let acting = self.start().await;
         acting.handle.submit(self.request()).await.unwrap();
         acting
+    }
+
+    /// The coordinator of the run, whose `images` are all done.
+    pub async fn finish(&self, images: usize, coats_fail: bool) -> Acting {
+        let acting = self.submitted().await;
+        self.done(&acting, images, coats_fail).await;
+        acting
+    }
+
+    /// Does the last `n` jobs and waits for the end of the run.
+    pub async fn done(&self, acting: &Acting, n: usize, coats_fail: bool) -> RunStatus {
+        self.work(n, coats_fail).await;
+        acting.finished().await
     }
 
     pub async fn start(&self) -> Acting {
