@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::world::{Acting, World, config, lines, wait_for};
+use crate::world::{Acting, World, config, content, lines, wait_for};
 use client::api::{Change, ClassStatus, RedriveRequest, RunRequest};
 use coordinator::service::{Refusal, Service};
 use harness::{Server, assert_contains};
@@ -206,8 +206,7 @@ async fn an_invalid_request_is_refused_before_anything_is_written() {
     for (request, why) in bad {
         assert_contains(&invalid(acting.handle.submit(request).await), &[why]);
     }
-    let kept: Vec<String> = world.home.list("").unwrap().all().await.unwrap().into_iter().map(|o| o.key).collect();
-    assert_eq!(kept, ["models/fashion32/model.json"]);
+    assert_eq!(content(&world.home).await.keys().collect::<Vec<_>>(), ["models/fashion32/model.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

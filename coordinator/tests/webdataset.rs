@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use crate::world::{World, lines};
+use crate::world::{World, content, lines};
 use harness::{Auth, Server, assert_contains};
 use proto::keys::Item;
 use proto::{ResultRecord, hex_sha256, keys};
@@ -26,14 +26,6 @@ async fn scene() -> (World, Store) {
     acting.stop().await;
     let out = open(&world, "export").await;
     (world, out)
-}
-
-async fn content(store: &Store) -> BTreeMap<String, Vec<u8>> {
-    let mut content = BTreeMap::new();
-    for object in store.list("").unwrap().all().await.unwrap() {
-        content.insert(object.key.clone(), store.get(&object.key).await.unwrap().to_vec());
-    }
-    content
 }
 
 fn members(shard: &[u8]) -> BTreeMap<String, Vec<u8>> {

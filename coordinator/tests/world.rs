@@ -1,5 +1,6 @@
 //! A home with a model and a data set, a coordinator, and workers that compute nothing: they write what a worker writes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -179,7 +180,7 @@ fn png(grey: impl Fn(u32, u32) -> u8) -> Vec<u8> {
 }
 
 /// A picture whose grey tells the loss, curves, or some text.
-fn content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
+fn item_content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
     if item == Item::History {
         let curve = |from: f64| (0..20).map(|step| loss + from / f64::from(step + 1)).collect::<Vec<_>>();
         let (transform, latent, descent) = (curve(3.0), curve(2.0), vec![curve(1.0)]);
@@ -199,7 +200,7 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
     let mut objects = Vec::new();
     // As without fine-tuning, of an object that is a rectangle.
     for item in Item::ALL.into_iter().filter(|item| !matches!(item, Item::Mask | Item::Tuned | Item::Delta)) {
-        let bytes = content(item, job, loss);
+        let bytes = item_content(item, job, loss);
         objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
         results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();
     }
@@ -234,6 +235,15 @@ impl Acting {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
     }
+}
+
+/// All objects, by key.
+pub async fn content(store: &Store) -> BTreeMap<String, Vec<u8>> {
+    let mut content = BTreeMap::new();
+    for object in store.list("").unwrap().all().await.unwrap() {
+        content.insert(object.key.clone(), store.get(&object.key).await.unwrap().to_vec());
+    }
+    content
 }
 
 /// The lines of `objects.jsonl.gz`.

@@ -98,7 +98,6 @@ pub fn expect(code: i32, command: &mut Command) -> String {
     text
 }
 
-/// Asserts that a text has all these parts.
 #[track_caller]
 pub fn assert_contains(text: &str, parts: &[&str]) {
     for part in parts {
@@ -144,7 +143,6 @@ pub fn losses(run: &str) -> BTreeMap<String, Vec<f64>> {
     records(run).into_iter().map(|record| (record.image, record.seeds.iter().map(|seed| seed.loss).collect())).collect()
 }
 
-/// Copies the files of a folder to a new one.
 pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("writable");
     for file in files(from) {

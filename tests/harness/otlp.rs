@@ -53,7 +53,6 @@ pub struct HeardMetric {
 #[derive(Default)]
 pub struct Heard {
     pub spans: Vec<Span>,
-    /// Metrics by name.
     pub metrics: BTreeMap<String, HeardMetric>,
     /// Attributes of the process, by the name of the service.
     pub resources: BTreeMap<String, HeardAttributes>,

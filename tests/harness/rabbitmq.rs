@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 const START: Duration = Duration::from_secs(120);
 const HELP: &str = "apt-get install rabbitmq-server, or let BASIN_TEST_RABBITMQ name the `rabbitmq-server` of another one";
 
-/// A running broker.
 pub struct RabbitMq {
     directory: PathBuf,
     port: u16,

@@ -24,7 +24,6 @@ fn a_long_run_survives_whatever_happens_to_its_fleet() {
     chaos(1000, 300, 1);
 }
 
-/// What happens to a fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
 enum Fault {
     WorkerKilled,

@@ -75,7 +75,6 @@ impl Scene {
         expect(code, &mut self.command(out, more))
     }
 
-    /// Losses of all seeds, by image.
     fn losses(&self, out: &str) -> BTreeMap<String, Vec<f64>> {
         losses(&self.text(out))
     }
@@ -94,7 +93,6 @@ fn bundled() -> PathBuf {
     root().join("models/fashion32")
 }
 
-/// The manifest of a model's folder.
 fn manifest(folder: &Path) -> ModelManifest {
     ModelManifest::parse(&fs::read(folder.join("model.json")).expect("readable")).expect("a model").0
 }
