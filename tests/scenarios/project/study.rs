@@ -57,10 +57,8 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
         assert!((vgg - lpips).abs() > 0.01 * lpips, "{row}: {vgg} and {lpips}");
     }
     let text = scene.read("out/table1.md");
-    assert_contains(
-        &text,
-        &["BasinCMA + spatial + colour + encoder", "| 8 x 4 |", "average vgg", "## What the paper says", "halving"],
-    );
+    let parts = ["BasinCMA + spatial + colour + encoder", "| 8 x 4 |", "average vgg", "## What the paper says", "halving"];
+    assert_contains(&text, &parts);
 
     // The numbers in the margin and two images; targets and eighteen rows.
     let grid = image::open(scene.path("out/table1-grid.png")).expect("a picture");
