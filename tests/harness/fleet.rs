@@ -215,11 +215,9 @@ impl LocalFleet {
 
     /// Lane-steps that workers have computed, as far as they lived to tell.
     pub fn computed(&self) -> u64 {
-        let mut of_each: BTreeMap<PathBuf, u64> = BTreeMap::new();
-        for (log, line) in self.logged("step") {
-            of_each.insert(log, line["computed"].as_u64().expect("a number"));
-        }
-        of_each.values().sum()
+        let computed = |(log, line): (PathBuf, serde_json::Value)| (log, line["computed"].as_u64().expect("a number"));
+        let last: BTreeMap<PathBuf, u64> = self.logged("step").into_iter().map(computed).collect();
+        last.values().sum()
     }
 }
 

@@ -97,8 +97,7 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) ->
         let object = if image.id.is_none() {
             Err(Problem::new(FailureReason::BadAnnotation, "the image has no id"))
         } else if duplicates > 1 {
-            let message = format!("{duplicates} images have the id {id_text}");
-            Err(Problem::new(FailureReason::BadAnnotation, message))
+            Err(Problem::new(FailureReason::BadAnnotation, format!("{duplicates} images have the id {id_text}")))
         } else if !needs_object(wanted) {
             let class_name = largest.and_then(Result::ok).map(|(class_name, ..)| class_name);
             Ok(Annotated { class_name: class_name.unwrap_or_else(|| "".into()), bbox: None, mask: None })
@@ -195,10 +194,7 @@ fn read_object(annotation: &CocoAnnotation, image: &CocoImage, class_names: &Cla
     let class_name = match class_names.get(category) {
         Some(Ok(name)) => name,
         Some(Err(problem)) => return Err(Problem::new(FailureReason::BadAnnotation, problem)),
-        None => {
-            let message = format!("the categories have no id {category}");
-            return Err(Problem::new(FailureReason::UnknownClass, message));
-        }
+        None => return Err(Problem::new(FailureReason::UnknownClass, format!("the categories have no id {category}"))),
     };
     let bbox = annotation.bbox.map_or("none", RawValue::get);
     let values: Vec<Option<&RawValue>> = serde_json::from_str(bbox).unwrap_or_default();

@@ -184,20 +184,16 @@ async fn a_category_that_is_listed_twice_names_no_class() {
 #[tokio::test]
 async fn a_file_that_gives_nothing_is_an_error_that_says_what_to_do() {
     let advice = "name COCO's instances file with --annotations, or use class folders or a manifest.csv";
+    let image = r#"{"id": 1, "file_name": "a.png"}"#;
     let cases = [
-        (r#"{"annotations": [], "categories": []}"#.into(), format!("annotations.json has no images: {advice}")),
-        (coco("", ""), format!("annotations.json has no images: {advice}")),
-        (r#"{"images": [{"id": 1, "file_name": "a.png"}]}"#.into(), format!("annotations.json has no annotations: {advice}")),
-        (
-            r#"{"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}"#.into(),
-            format!("annotations.json has no categories: {advice}"),
-        ),
-        (
-            coco(r#"{"id": 1, "file_name": "a.png"}"#, ""),
-            "annotations.json has no annotation for any of its images: name another file with --annotations".into(),
-        ),
+        (r#"{"annotations": [], "categories": []}"#.into(), "images", advice),
+        (coco("", ""), "images", advice),
+        (r#"{"images": [{"id": 1, "file_name": "a.png"}]}"#.into(), "annotations", advice),
+        (r#"{"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}"#.into(), "categories", advice),
+        (coco(image, ""), "annotation for any of its images", "name another file with --annotations"),
     ];
-    for (json, expected) in cases {
+    for (json, missing, advice) in cases {
+        let expected = format!("annotations.json has no {missing}: {advice}");
         assert_eq!(refusal(&folder(&["a.png"], &[("annotations.json", &json)]), "auto").await, expected);
     }
     for json in ["not JSON", "{\"images\": [", "[1, 2]", "", "{\"images\": 3}"] {
