@@ -2,10 +2,10 @@
 
 use std::fmt::Debug;
 
-use crate::world::{Acting, World, config, lines, wait_for};
+use crate::world::{Acting, World, config, content, lines, wait_for};
 use client::api::{Change, ClassStatus, RedriveRequest, RunRequest};
 use coordinator::service::{Refusal, Service};
-use harness::Server;
+use harness::{Server, assert_contains};
 use proto::keys::Marker;
 use proto::{Control, KnownResult, RedriveRecord, RunState, Snapshot, keys};
 use queue::Queue;
@@ -25,14 +25,6 @@ async fn redrive(acting: &Acting, wheres: &[&str], seed: Option<u64>) -> Result<
 fn invalid<T: Debug>(answer: Result<T, Refusal>) -> String {
     match answer {
         Err(Refusal::Invalid(why)) => why,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Why the request contradicts the state of the run.
-fn conflict<T: Debug>(answer: Result<T, Refusal>) -> String {
-    match answer {
-        Err(Refusal::Conflict(why)) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -92,45 +84,41 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     invalid(redrive(&acting, &[], None).await);
     // Nothing has changed by that, nor by what selects nothing.
     std::fs::rename(world.path("away"), world.path("data")).unwrap();
-    let why = conflict(redrive(&acting, &["image=Bag/*"], None).await);
-    assert!(why.contains("no image of run r matches; nothing changed"), "{why}");
+    let refusal = redrive(&acting, &["image=Bag/*"], None).await.unwrap_err();
+    let nothing = "no image of run r matches; nothing changed";
+    assert!(matches!(&refusal, Refusal::Conflict(why) if why.contains(nothing)), "{refusal:?}");
     let acting = acting.restart(&world).await;
     assert_eq!(acting.status().await.unwrap().state, RunState::Finished);
     assert!(world.results().exists(keys::MANIFEST).await.unwrap());
     // Some of the failures, as they are.
-    let note = redrive(&acting, &["image=Coat/1*", "image=Coat/3*"], None).await.unwrap();
-    assert!(note.contains(" 2 to be projected"), "{note}");
-    world.work(2, false).await;
-    let status = acting.finished().await;
+    assert_contains(&redrive(&acting, &["image=Coat/1*", "image=Coat/3*"], None).await.unwrap(), &[" 2 to be projected"]);
+    let status = world.done(&acting, 2, false).await;
     assert_eq!((status.skipped + status.succeeded, status.failed), (5, 1));
     assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 2.0)]);
     assert_eq!(world.record("Coat/1.png").await.seed, image_seed(0, "Coat/1.png"));
 
     // Results, with another seed. The coordinator dies before a worker starts, and the next one plans the same.
-    let note = redrive(&acting, &["class=Bag,loss>=2"], Some(5)).await.unwrap();
-    assert!(note.contains(" 2 to be projected"), "{note}");
+    assert_contains(&redrive(&acting, &["class=Bag,loss>=2"], Some(5)).await.unwrap(), &[" 2 to be projected"]);
     let results = world.results();
     let record: RedriveRecord = read_json(&results, &keys::redrive(1)).await.unwrap();
     assert_eq!((record.seed, record.images), (5, vec!["Bag/2.png".to_owned(), "Bag/4.png".to_owned()]));
     assert!(!results.exists(&keys::marker("Bag/2.png", Marker::Result)).await.unwrap());
     let acting = acting.restart(&world).await;
     acting.until("the plan", |s| s.images == 6 && s.queued + s.waiting == 2).await;
-    world.work(2, false).await;
-    let status = acting.finished().await;
+    let status = world.done(&acting, 2, false).await;
     let record = world.record("Bag/2.png").await;
     assert_eq!((record.seed, record.best_seed().loss), (image_seed(5, "Bag/2.png"), 100.0));
     assert_eq!(losses(&status.classes), [("Coat", 2, 2.0), ("Bag", 3, 200.0 / 3.0)]);
 
     // The same once more changes nothing: they have that seed.
-    conflict(redrive(&acting, &["class=Bag,loss>=2"], Some(5)).await);
+    let refusal = redrive(&acting, &["class=Bag,loss>=2"], Some(5)).await.unwrap_err();
+    assert!(matches!(refusal, Refusal::Conflict(_)), "{refusal:?}");
     let found = verify(&results, true).await.unwrap();
     assert_eq!((found.succeeded, found.failed, found.problems), (5, 1, vec![]));
 
     // A failure with another seed; and nothing of this without the record of it.
-    let note = redrive(&acting, &["reason=diverged"], Some(6)).await.unwrap();
-    assert!(note.contains(" 1 to be projected"), "{note}");
-    world.work(1, false).await;
-    acting.finished().await;
+    assert_contains(&redrive(&acting, &["reason=diverged"], Some(6)).await.unwrap(), &[" 1 to be projected"]);
+    world.done(&acting, 1, false).await;
     assert_eq!(world.record("Coat/5.png").await.seed, image_seed(6, "Coat/5.png"));
     assert_eq!(verify(&results, true).await.unwrap().problems, Vec::<String>::new());
     results.delete(&keys::redrive(1)).await.unwrap();
@@ -147,12 +135,11 @@ async fn a_redrive_that_was_written_down_is_ended_by_the_next_start() {
     let images = ["Bag/0.png", "Coat/1.png"].map(String::from).to_vec();
     let record = RedriveRecord { format: 1, wheres: vec!["loss>=0".into()], seed: 7, images };
     results.put(&keys::redrive(1), serde_json::to_vec(&record).unwrap()).await.unwrap();
-    world.order(Control::default()).await;
+    world.home.put(&keys::control("r"), serde_json::to_vec(&Control::default()).unwrap()).await.unwrap();
 
     let acting = world.start().await;
     acting.until("the plan", |s| s.images == 4 && s.queued + s.waiting == 2 && s.failed == 1).await;
-    world.work(2, false).await;
-    acting.finished().await;
+    world.done(&acting, 2, false).await;
     for image in ["Bag/0.png", "Coat/1.png"] {
         assert_eq!(world.record(image).await.seed, image_seed(7, image));
     }
@@ -195,8 +182,7 @@ async fn a_run_without_its_data_set_is_shown_tried_again_and_can_be_cancelled() 
     acting.stop().await;
     std::fs::rename(world.path("data"), world.path("away")).unwrap();
     let acting = world.start().await;
-    let problem = acting.until("the problem", |s| s.problem.is_some()).await.problem.unwrap();
-    assert!(problem.contains("data"), "{problem}");
+    assert_contains(&acting.until("the problem", |s| s.problem.is_some()).await.problem.unwrap(), &["data"]);
     let cancel = Change { state: Some(RunState::Cancelled), ..Change::default() };
     assert_eq!(acting.handle.change("r".into(), cancel).await.unwrap().state, RunState::Cancelled);
     acting.stop().await;
@@ -218,11 +204,9 @@ async fn an_invalid_request_is_refused_before_anything_is_written() {
         (RunRequest { dataset: world.path("home").to_str().unwrap().into(), ..good.clone() }, "lies inside"),
     ];
     for (request, why) in bad {
-        let refusal = invalid(acting.handle.submit(request).await);
-        assert!(refusal.contains(why), "{refusal}");
+        assert_contains(&invalid(acting.handle.submit(request).await), &[why]);
     }
-    let kept: Vec<String> = world.home.list("").unwrap().all().await.unwrap().into_iter().map(|o| o.key).collect();
-    assert_eq!(kept, ["models/fashion32/model.json"]);
+    assert_eq!(content(&world.home).await.keys().collect::<Vec<_>>(), ["models/fashion32/model.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,8 +215,7 @@ async fn a_model_whose_super_classes_are_not_one_for_each_class_is_refused() {
     let acting = world.start().await;
     for (names, why) in [(vec!["thing"; 9], "has 9 names for 10 classes"), (vec![""; 10], "has an empty name")] {
         world.edit_model(|model| model["super_classes"] = names.into()).await;
-        let refusal = invalid(acting.handle.submit(world.request()).await);
-        assert!(refusal.contains("super_classes") && refusal.contains(why), "{refusal}");
+        assert_contains(&invalid(acting.handle.submit(world.request()).await), &["super_classes", why]);
     }
 }
 
@@ -262,8 +245,7 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
     let control = home.get(&keys::control("r")).await.unwrap();
     home.put(&keys::control("r"), r#"{"state":"canc"#).await.unwrap();
     let acting = world.start().await;
-    let problem = acting.status().await.unwrap().problem.unwrap();
-    assert!(problem.contains("control/r.json is damaged"), "{problem}");
+    assert_contains(&acting.status().await.unwrap().problem.unwrap(), &["control/r.json is damaged"]);
     acting.stop().await;
     home.put(&keys::control("r"), control).await.unwrap();
 
@@ -279,6 +261,6 @@ async fn a_home_where_two_can_create_a_key_is_refused() {
     let (service, handle) = Service::new(config(&home, &queue));
     let error = service.run(CancellationToken::new()).await.unwrap_err().to_string();
     assert!(!handle.leads());
-    assert!(error.contains("bucket/home") && error.contains("basin doctor"), "{error}");
+    assert_contains(&error, &["bucket/home", "basin doctor"]);
     assert_eq!(home.list("").unwrap().all().await.unwrap(), []);
 }

@@ -1,6 +1,6 @@
 //! What `basin verify` finds in runs that were whole once.
 
-use crate::world::{Acting, World};
+use crate::world::{Acting, World, content};
 use client::api::RedriveRequest;
 use harness::{Auth, Server};
 use proto::keys::{Item, Marker};
@@ -117,18 +117,13 @@ async fn results_are_compared_with_the_tables() {
     results.put(&key, bytes).await.unwrap();
 
     // Results that came after the tables: in the place of a failure, and of an image that they do not know.
-    let mut tables = Vec::new();
-    for object in results.list("").unwrap().all().await.unwrap() {
-        if !object.key.contains('/') {
-            tables.push((object.key.clone(), results.get(&object.key).await.unwrap()));
-        }
-    }
+    let mut tables = content(&results).await;
+    tables.retain(|key, _| !key.contains('/'));
     world.add("Bag/6.png");
     let again = RedriveRequest { wheres: vec!["image=Coat/1.png".into()], seed: None };
     acting.handle.redrive("r".into(), again).await.unwrap();
     assert!(!problems(&results, true).await.iter().any(|p| p.contains("tables")));
-    world.work(2, false).await;
-    acting.finished().await;
+    world.done(&acting, 2, false).await;
     acting.stop().await;
     assert_eq!(problems(&results, true).await, Vec::<String>::new());
     for (key, bytes) in tables {

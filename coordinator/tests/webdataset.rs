@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use crate::world::{World, lines};
-use harness::{Auth, Server};
+use crate::world::{World, content, lines};
+use harness::{Auth, Server, assert_contains};
 use proto::keys::Item;
 use proto::{ResultRecord, hex_sha256, keys};
 use results::manifest::{Manifest, ObjectEntry};
@@ -26,14 +26,6 @@ async fn scene() -> (World, Store) {
     acting.stop().await;
     let out = open(&world, "export").await;
     (world, out)
-}
-
-async fn content(store: &Store) -> BTreeMap<String, Vec<u8>> {
-    let mut content = BTreeMap::new();
-    for object in store.list("").unwrap().all().await.unwrap() {
-        content.insert(object.key.clone(), store.get(&object.key).await.unwrap().to_vec());
-    }
-    content
 }
 
 fn members(shard: &[u8]) -> BTreeMap<String, Vec<u8>> {
@@ -74,18 +66,10 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
 
     let shards: BTreeMap<&str, BTreeMap<String, Vec<u8>>> =
         first.iter().filter(|(key, _)| key.ends_with(".tar")).map(|(key, bytes)| (key.as_str(), members(bytes))).collect();
-    assert_eq!(
-        shards["shard-000002.tar"].keys().collect::<Vec<_>>(),
-        [
-            "Coat/3.generated.png",
-            "Coat/3.inverted.png",
-            "Coat/3.json",
-            "Coat/3.safetensors",
-            "Coat/3.target.png",
-            "Coat/3.transformed.png"
-        ]
-    );
-    let record: ResultRecord = serde_json::from_slice(&shards["shard-000002.tar"]["Coat/3.json"]).unwrap();
+    let last = &shards["shard-000002.tar"];
+    let ends = ["generated.png", "inverted.png", "json", "safetensors", "target.png", "transformed.png"];
+    assert_eq!(last.keys().cloned().collect::<Vec<_>>(), ends.map(|end| format!("Coat/3.{end}")));
+    let record: ResultRecord = serde_json::from_slice(&last["Coat/3.json"]).unwrap();
     assert_eq!(record, world.record("Coat/3.png").await);
     let lines: Vec<Line> = lines(&out).await;
     assert_eq!(lines.len(), 5 * 6);
@@ -110,8 +94,7 @@ async fn an_export_holds_every_result_and_is_the_same_each_time() {
     // No foreign object is replaced.
     let taken = open(&world, "taken").await;
     taken.put("shard-000007.tar", "foreign").await.unwrap();
-    let error = export(&results, &taken, pairs).await.unwrap_err().to_string();
-    assert!(error.contains("taken") && error.contains("empty"), "{error}");
+    assert_contains(&export(&results, &taken, pairs).await.unwrap_err().to_string(), &["taken", "empty"]);
     assert_eq!(content(&taken).await.len(), 1);
 }
 
@@ -125,17 +108,14 @@ async fn a_damaged_object_is_named_and_the_export_is_not_called_whole() {
     let mut bytes = results.get(&key).await.unwrap().to_vec();
     bytes[0] ^= 1;
     results.put(&key, bytes).await.unwrap();
-    let error = export(&results, &out, Cut::default()).await.unwrap_err().to_string();
-    assert!(error.contains(&key), "{error}");
+    assert_contains(&export(&results, &out, Cut::default()).await.unwrap_err().to_string(), &[&key]);
     assert!(!out.exists(keys::MANIFEST).await.unwrap());
     let inside = results.with_prefix("export").unwrap();
     assert!(export(&results, &inside, Cut::default()).await.unwrap_err().to_string().contains("inside the run"));
 
     results.delete(&key).await.unwrap();
     let error = export(&results, &out, Cut::default()).await.unwrap_err().to_string();
-    for part in [key.as_str(), "\"Bag/2.png\"", "missing", "basin verify"] {
-        assert!(error.contains(part), "{error}");
-    }
+    assert_contains(&error, &[key.as_str(), "\"Bag/2.png\"", "missing", "basin verify"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,7 +169,7 @@ async fn a_place_that_is_not_there_is_not_taken_for_an_empty_one() {
     ] {
         let (run, out) = (Store::open(&place).await.unwrap(), Store::open(&folder("export")).await.unwrap());
         let error = proto::chain(&export(&run, &out, Cut::default()).await.unwrap_err());
-        assert!(error.contains(why) && error.contains(place.split('?').next().unwrap()), "{error}");
+        assert_contains(&error, &[why, place.split('?').next().unwrap()]);
         match results::verify::verify(&run, false).await {
             Ok(found) => {
                 assert!(why == "holds no run" && found.problems.len() == 1 && found.problems[0].contains(why), "{found:?}")

@@ -1,5 +1,6 @@
 //! A home with a model and a data set, a coordinator, and workers that compute nothing: they write what a worker writes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,8 @@ use coordinator::http::auth::Gate;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{
-    Control, Event, Failure, FailureReason, History, Job, ObjectRef, Params, ResultRecord, RunState, SeedResult, What,
-    hex_sha256, keys, sample,
+    Event, Failure, FailureReason, History, Job, ObjectRef, Params, ResultRecord, RunState, SeedResult, What, hex_sha256, keys,
+    sample,
 };
 use queue::{Channel, Queue};
 use results::run::{read_json, write_failure};
@@ -71,9 +72,7 @@ impl World {
     /// A home whose run has finished, and its coordinator. With `coats_fail` every second image has a failure.
     pub async fn finished(images: usize, coats_fail: bool) -> (World, Acting) {
         let world = World::new(images).await;
-        let acting = world.submitted().await;
-        world.work(images, coats_fail).await;
-        acting.finished().await;
+        let acting = world.finish(images, coats_fail).await;
         (world, acting)
     }
 
@@ -108,6 +107,19 @@ impl World {
         acting
     }
 
+    /// The coordinator of the run, whose `images` are all done.
+    pub async fn finish(&self, images: usize, coats_fail: bool) -> Acting {
+        let acting = self.submitted().await;
+        self.done(&acting, images, coats_fail).await;
+        acting
+    }
+
+    /// Does the last `n` jobs and waits for the end of the run.
+    pub async fn done(&self, acting: &Acting, n: usize, coats_fail: bool) -> RunStatus {
+        self.work(n, coats_fail).await;
+        acting.finished().await
+    }
+
     pub async fn start(&self) -> Acting {
         let (service, handle) = Service::new(config(&self.home, &self.queue));
         let stop = CancellationToken::new();
@@ -120,10 +132,6 @@ impl World {
     pub fn request(&self) -> RunRequest {
         let data = self.path("data");
         RunRequest { params: Some(Params::fast()), ..RunRequest::new("r", data.to_str().unwrap(), "fashion32") }
-    }
-
-    pub async fn order(&self, control: Control) {
-        self.home.put(&keys::control("r"), serde_json::to_vec(&control).unwrap()).await.unwrap();
     }
 
     pub fn results(&self) -> Store {
@@ -170,7 +178,7 @@ fn png(grey: impl Fn(u32, u32) -> u8) -> Vec<u8> {
 }
 
 /// A picture whose grey tells the loss, curves, or some text.
-fn content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
+fn item_content(item: Item, job: &Job, loss: f64) -> Vec<u8> {
     if item == Item::History {
         let curve = |from: f64| (0..20).map(|step| loss + from / f64::from(step + 1)).collect::<Vec<_>>();
         let (transform, latent, descent) = (curve(3.0), curve(2.0), vec![curve(1.0)]);
@@ -190,7 +198,7 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
     let mut objects = Vec::new();
     // As without fine-tuning, of an object that is a rectangle.
     for item in Item::ALL.into_iter().filter(|item| !matches!(item, Item::Mask | Item::Tuned | Item::Delta)) {
-        let bytes = content(item, job, loss);
+        let bytes = item_content(item, job, loss);
         objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
         results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();
     }
@@ -225,6 +233,15 @@ impl Acting {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
     }
+}
+
+/// All objects, by key.
+pub async fn content(store: &Store) -> BTreeMap<String, Vec<u8>> {
+    let mut content = BTreeMap::new();
+    for object in store.list("").unwrap().all().await.unwrap() {
+        content.insert(object.key.clone(), store.get(&object.key).await.unwrap().to_vec());
+    }
+    content
 }
 
 /// The lines of `objects.jsonl.gz`.

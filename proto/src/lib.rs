@@ -31,7 +31,9 @@ pub use params::{
     LatentSearch, LatentStart, Loss, MaskMode, MaskSource, Object, Params, Precision, Regulariser, SpatialTransform, Told,
     TransformChoice, TransformSearch, TransformStart,
 };
-pub use result::{Detected, Failure, FailureReason, FineTuned, Found, ObjectRef, ResultRecord, SeedResult, Transform, chain};
+pub use result::{
+    Detected, Failure, FailureReason, FineTuned, Found, ObjectRef, ResultRecord, SeedResult, Transform, chain, clipped,
+};
 pub use run::{Control, RedriveRecord, RunRecord, RunState};
 pub use snapshot::{Errors, KnownResult, Snapshot};
 pub use stage::Stage;

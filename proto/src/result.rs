@@ -229,6 +229,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The first `characters` of a text; `…` stands for the rest.
+pub fn clipped(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Kinds of failures, by which reports group them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]

@@ -37,7 +37,6 @@ pub struct S3 {
 struct State {
     weather: Weather,
     rng: ChaCha8Rng,
-    /// Failures by kind.
     failures: BTreeMap<&'static str, u64>,
 }
 

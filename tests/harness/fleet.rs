@@ -13,7 +13,6 @@ use proto::{LatentSearch, sample};
 
 use crate::{Process, Proxy, RabbitMq, S3, expect, files, free_ports, losses, output_text, program, root, sample_images, tail};
 
-/// The coordinator's token.
 pub const TOKEN: &str = "a token of the tests";
 
 /// A broker, a home and a coordinator.
@@ -216,11 +215,9 @@ impl LocalFleet {
 
     /// Lane-steps that workers have computed, as far as they lived to tell.
     pub fn computed(&self) -> u64 {
-        let mut of_each: BTreeMap<PathBuf, u64> = BTreeMap::new();
-        for (log, line) in self.logged("step") {
-            of_each.insert(log, line["computed"].as_u64().expect("a number"));
-        }
-        of_each.values().sum()
+        let computed = |(log, line): (PathBuf, serde_json::Value)| (log, line["computed"].as_u64().expect("a number"));
+        let last: BTreeMap<PathBuf, u64> = self.logged("step").into_iter().map(computed).collect();
+        last.values().sum()
     }
 }
 

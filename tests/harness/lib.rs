@@ -98,7 +98,6 @@ pub fn expect(code: i32, command: &mut Command) -> String {
     text
 }
 
-/// Asserts that a text has all these parts.
 #[track_caller]
 pub fn assert_contains(text: &str, parts: &[&str]) {
     for part in parts {
@@ -144,7 +143,6 @@ pub fn losses(run: &str) -> BTreeMap<String, Vec<f64>> {
     records(run).into_iter().map(|record| (record.image, record.seeds.iter().map(|seed| seed.loss).collect())).collect()
 }
 
-/// Copies the files of a folder to a new one.
 pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("writable");
     for file in files(from) {
@@ -170,11 +168,10 @@ pub fn large_run_job(number: usize) -> Job {
         class: (number % 80) as u32,
         class_name: "traffic light".into(),
         bbox: Some(Box2d { x: 12.5, y: 73.25, width: 200.0, height: 145.5 }),
-        mask: None,
-        category: None,
         model: "biggan-deep-256".into(),
         model_digest: format!("{number:064x}"),
         params: Params::paper(),
         seed: number as u64,
+        ..job()
     }
 }

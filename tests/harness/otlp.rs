@@ -53,7 +53,6 @@ pub struct HeardMetric {
 #[derive(Default)]
 pub struct Heard {
     pub spans: Vec<Span>,
-    /// Metrics by name.
     pub metrics: BTreeMap<String, HeardMetric>,
     /// Attributes of the process, by the name of the service.
     pub resources: BTreeMap<String, HeardAttributes>,
@@ -64,7 +63,7 @@ pub struct Otlp {
     grpc: u16,
     http: u16,
     heard: Arc<Mutex<Heard>>,
-    runtime: Option<tokio::runtime::Runtime>,
+    _runtime: tokio::runtime::Runtime,
 }
 
 impl Otlp {
@@ -84,7 +83,7 @@ impl Otlp {
             .route("/v1/traces", post(async move |body: Bytes| taken(body, |request| traces.spans(request))))
             .route("/v1/metrics", post(async move |body: Bytes| taken(body, |request| metrics.metrics(request))));
         runtime.spawn(async move { axum::serve(listener, router).await });
-        Otlp { grpc, http, heard, runtime: Some(runtime) }
+        Otlp { grpc, http, heard, _runtime: runtime }
     }
 
     /// Variables of a process that speaks to it over gRPC.
@@ -99,14 +98,6 @@ impl Otlp {
 
     pub fn heard<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
         look(&self.heard.lock().expect("no thread panics"))
-    }
-}
-
-impl Drop for Otlp {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

@@ -72,17 +72,14 @@ fn forward(mut from: &TcpStream, mut to: &TcpStream, began: u64, state: &State) 
     let _ = from.set_read_timeout(Some(LOOK));
     while state.cuts.load(Ordering::SeqCst) == began {
         let flow = *state.flow.lock().expect("no thread panics");
-        let most = match flow {
-            Flow::Free => buffer.len(),
-            Flow::Slow => SLOW,
-            Flow::Silent => 0,
-        };
         if flow != Flow::Free {
             std::thread::sleep(LOOK);
         }
-        if most == 0 {
-            continue;
-        }
+        let most = match flow {
+            Flow::Free => buffer.len(),
+            Flow::Slow => SLOW,
+            Flow::Silent => continue,
+        };
         match from.read(&mut buffer[..most]) {
             Ok(0) => break,
             Ok(n) if to.write_all(&buffer[..n]).is_err() => break,

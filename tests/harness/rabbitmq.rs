@@ -6,20 +6,22 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A cold start takes 6 s on an idle machine of 2 cores.
 const START: Duration = Duration::from_secs(120);
 const HELP: &str = "apt-get install rabbitmq-server, or let BASIN_TEST_RABBITMQ name the `rabbitmq-server` of another one";
 
-/// A running broker.
 pub struct RabbitMq {
     directory: PathBuf,
     port: u16,
     dist_port: u16,
     epmd_port: u16,
-    _epmd: Group,
     node: Option<Group>,
+    /// Below the node, so that it ends after it: its end takes the directory along.
+    _epmd: Group,
     /// More lines of its configuration.
     settings: String,
 }
@@ -37,9 +39,22 @@ impl RabbitMq {
         let mut epmd = Command::new("epmd");
         epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]);
         let epmd = Group::start(&mut epmd, Some(&directory));
-        let mut broker = RabbitMq { directory, port, dist_port, epmd_port, _epmd: epmd, node: None, settings };
+        let mut broker = RabbitMq { directory, port, dist_port, epmd_port, node: None, _epmd: epmd, settings };
         broker.start_again();
         broker
+    }
+
+    /// A URL of queues that no other test has, at a broker for all tests of a program that do not disturb it.
+    pub fn own_url(options: &str) -> String {
+        static TESTS: AtomicU32 = AtomicU32::new(0);
+        let test = TESTS.fetch_add(1, Ordering::Relaxed);
+        RabbitMq::shared().url(&format!("prefix=test{test}&{options}"))
+    }
+
+    /// The broker of [`RabbitMq::own_url`].
+    pub fn shared() -> &'static RabbitMq {
+        static BROKER: OnceLock<RabbitMq> = OnceLock::new();
+        BROKER.get_or_init(RabbitMq::start)
     }
 
     /// Its URL; `options` are those of the URL, as `a=b&c=d`.
@@ -78,7 +93,7 @@ impl RabbitMq {
 
     /// Kills it as a power cut would; what it had on disk stays.
     pub fn kill9(&mut self) {
-        self.node.take().expect("the node runs").kill();
+        drop(self.node.take().expect("the node runs"));
     }
 
     /// Stops its process in the middle of what it does: connections stay open and nothing answers.
@@ -148,15 +163,6 @@ impl RabbitMq {
     }
 }
 
-impl Drop for RabbitMq {
-    fn drop(&mut self) {
-        if let Some(node) = self.node.take() {
-            node.kill();
-        }
-        // The end of epmd takes the directory along.
-    }
-}
-
 /// The program where Debian has it, or where `BASIN_TEST_RABBITMQ` says.
 fn server() -> PathBuf {
     let server = std::env::var_os("BASIN_TEST_RABBITMQ").map_or("/usr/lib/rabbitmq/bin/rabbitmq-server".into(), PathBuf::from);
@@ -194,8 +200,6 @@ impl Group {
         let sent = Command::new("kill").args([&format!("-{signal}"), "--", &format!("-{}", self.leader.id())]).status();
         assert!(sent.expect("there is kill").success(), "cannot send {signal}");
     }
-
-    fn kill(self) {}
 }
 
 impl Drop for Group {

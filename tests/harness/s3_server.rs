@@ -159,8 +159,9 @@ impl Memory {
     }
 }
 
-fn check_bucket(bucket: &str) -> S3Result<()> {
-    if bucket == BUCKET { Ok(()) } else { Err(s3_error!(NoSuchBucket)) }
+/// The input of a request, which must be about our bucket.
+fn ours<T>(request: S3Request<T>, bucket: impl Fn(&T) -> &String) -> S3Result<T> {
+    if bucket(&request.input) == BUCKET { Ok(request.input) } else { Err(s3_error!(NoSuchBucket)) }
 }
 
 async fn whole(body: Option<StreamingBlob>) -> S3Result<Bytes> {
@@ -177,8 +178,7 @@ fn broken(content: &Bytes) -> StreamingBlob {
 #[async_trait::async_trait]
 impl S3 for Memory {
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> Reply<PutObjectOutput> {
-        let input = request.input;
-        check_bucket(&input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         let content = whole(input.body).await?;
         let new = input.if_none_match.is_some();
         self.state().encrypt(input.server_side_encryption, input.ssekms_key_id);
@@ -202,8 +202,7 @@ impl S3 for Memory {
         &self,
         request: S3Request<CreateMultipartUploadInput>,
     ) -> Reply<CreateMultipartUploadOutput> {
-        let input = request.input;
-        check_bucket(&input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         let mut state = self.state();
         state.encrypt(input.server_side_encryption, input.ssekms_key_id);
         state.begun += 1;
@@ -213,8 +212,7 @@ impl S3 for Memory {
     }
 
     async fn upload_part(&self, request: S3Request<UploadPartInput>) -> Reply<UploadPartOutput> {
-        let input = request.input;
-        check_bucket(&input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         let content = whole(input.body).await?;
         let mut state = self.state();
         if state.full && input.part_number > 1 {
@@ -231,8 +229,7 @@ impl S3 for Memory {
         &self,
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> Reply<CompleteMultipartUploadOutput> {
-        let input = request.input;
-        check_bucket(&input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         let name = (input.key, input.upload_id);
         let mut state = self.state();
         let upload = state.uploads.get(&name).ok_or_else(|| s3_error!(NoSuchUpload))?;
@@ -250,16 +247,14 @@ impl S3 for Memory {
     }
 
     async fn abort_multipart_upload(&self, request: S3Request<AbortMultipartUploadInput>) -> Reply<AbortMultipartUploadOutput> {
-        let input = request.input;
-        check_bucket(&input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         self.state().uploads.remove(&(input.key, input.upload_id)).ok_or_else(|| s3_error!(NoSuchUpload))?;
         Ok(S3Response::new(AbortMultipartUploadOutput::default()))
     }
 
     /// Pages of two.
     async fn list_multipart_uploads(&self, request: S3Request<ListMultipartUploadsInput>) -> Reply<ListMultipartUploadsOutput> {
-        let input = request.input;
-        check_bucket(&input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         let prefix = input.prefix.unwrap_or_default();
         let after = input.key_marker.map(|key| (key, input.upload_id_marker.unwrap_or_default()));
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -284,8 +279,7 @@ impl S3 for Memory {
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> Reply<GetObjectOutput> {
-        let input = request.input;
-        check_bucket(&input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         let mut state = self.state();
         let Stored { content, e_tag } = state.objects.get(&input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
         if input.if_match.is_some_and(|condition| condition.as_etag() != Some(e_tag)) {
@@ -297,29 +291,27 @@ impl S3 for Memory {
         let content_range = range.as_ref().map(|r| format!("bytes {}-{}/{}", r.start, r.end - 1, content.len()));
         let content = range.map_or_else(|| content.clone(), |r| content.slice(r.start as usize..r.end as usize));
         let (content_length, e_tag) = (Some(content.len() as i64), Some(e_tag.clone()));
-        let body = if state.broken_reads > 0 { broken(&content) } else { Body::from(content).into() };
+        let body = Some(if state.broken_reads > 0 { broken(&content) } else { Body::from(content).into() });
         state.broken_reads = state.broken_reads.saturating_sub(1);
-        let body = Some(body);
         Ok(S3Response::new(GetObjectOutput { body, content_length, content_range, e_tag, checksum_crc32, ..Default::default() }))
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> Reply<HeadObjectOutput> {
-        check_bucket(&request.input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         let state = self.state();
-        let object = state.objects.get(&request.input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        let object = state.objects.get(&input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
         let (content_length, e_tag) = (Some(object.content.len() as i64), Some(object.e_tag.clone()));
         Ok(S3Response::new(HeadObjectOutput { content_length, e_tag, ..Default::default() }))
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> Reply<DeleteObjectOutput> {
-        check_bucket(&request.input.bucket)?;
-        self.state().objects.remove(&request.input.key);
+        let input = ours(request, |input| &input.bucket)?;
+        self.state().objects.remove(&input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
     async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> Reply<ListObjectsV2Output> {
-        let input = request.input;
-        check_bucket(&input.bucket)?;
+        let input = ours(request, |input| &input.bucket)?;
         let prefix = input.prefix.unwrap_or_default();
         let size = usize::try_from(input.max_keys.unwrap_or(1000)).map_err(|_| s3_error!(InvalidArgument))?;
         // The token is the last key of the page before.

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use proto::{Box2d, FailureReason, MaskSource, Object};
+use proto::{Box2d, FailureReason, MaskSource, Object, clipped};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::entries::{Annotated, Entries, Listing, Problem, check_box, needs_object};
-use crate::{Dataset, DatasetError, SharedStr, clip, segmentation, unusable};
+use crate::{CLIP, Dataset, DatasetError, SharedStr, segmentation, unusable};
 
 /// The parts of COCO's JSON that are read. All values are raw: a value of a wrong type makes only its own entry bad, and outlines are
 /// skipped without being stored.
@@ -97,8 +97,7 @@ pub fn read_coco(file: &str, json: &[u8], listing: &Listing, wanted: &Object) ->
         let object = if image.id.is_none() {
             Err(Problem::new(FailureReason::BadAnnotation, "the image has no id"))
         } else if duplicates > 1 {
-            let message = format!("{duplicates} images have the id {id_text}");
-            Err(Problem::new(FailureReason::BadAnnotation, message))
+            Err(Problem::new(FailureReason::BadAnnotation, format!("{duplicates} images have the id {id_text}")))
         } else if !needs_object(wanted) {
             let class_name = largest.and_then(Result::ok).map(|(class_name, ..)| class_name);
             Ok(Annotated { class_name: class_name.unwrap_or_else(|| "".into()), bbox: None, mask: None })
@@ -144,8 +143,7 @@ fn largest_objects(
     class_names: &ClassNames,
     by_id: &ById,
 ) -> (Vec<Option<Largest>>, usize) {
-    let mut objects: Vec<Option<Largest>> = Vec::new();
-    objects.resize_with(images.len(), || None);
+    let mut objects: Vec<Option<Largest>> = images.iter().map(|_| None).collect();
     let mut strays = BTreeSet::new();
     let no_crowd = |(_, a): &(usize, &CocoAnnotation)| !matches!(a.iscrowd.map(RawValue::get), Some("1" | "true"));
     for (index, annotation) in annotations.iter().enumerate().filter(no_crowd) {
@@ -196,10 +194,7 @@ fn read_object(annotation: &CocoAnnotation, image: &CocoImage, class_names: &Cla
     let class_name = match class_names.get(category) {
         Some(Ok(name)) => name,
         Some(Err(problem)) => return Err(Problem::new(FailureReason::BadAnnotation, problem)),
-        None => {
-            let message = format!("the categories have no id {category}");
-            return Err(Problem::new(FailureReason::UnknownClass, message));
-        }
+        None => return Err(Problem::new(FailureReason::UnknownClass, format!("the categories have no id {category}"))),
     };
     let bbox = annotation.bbox.map_or("none", RawValue::get);
     let values: Vec<Option<&RawValue>> = serde_json::from_str(bbox).unwrap_or_default();
@@ -211,7 +206,7 @@ fn read_object(annotation: &CocoAnnotation, image: &CocoImage, class_names: &Cla
         }
         _ => None,
     }
-    .ok_or_else(|| Problem::new(FailureReason::BadBox, format!("bbox is {}, not four numbers", clip(bbox))));
+    .ok_or_else(|| Problem::new(FailureReason::BadBox, format!("bbox is {}, not four numbers", clipped(bbox, CLIP))));
     let bbox = bbox.and_then(|bbox| check_box(bbox, size(image))).map_err(|problem| problem.of_class(class_name.clone()))?;
     Ok((class_name.clone(), bbox))
 }

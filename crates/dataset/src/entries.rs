@@ -174,8 +174,7 @@ pub(crate) fn check_box(bbox: Box2d, size: Option<(f64, f64)>) -> Result<Box2d, 
             _ => return Ok(bbox),
         }
     };
-    let message = format!("box (x {x}, y {y}, width {width}, height {height}) {problem}");
-    Err(Problem::new(FailureReason::BadBox, message))
+    Err(Problem::new(FailureReason::BadBox, format!("box (x {x}, y {y}, width {width}, height {height}) {problem}")))
 }
 
 /// Whether the class must be in the data set.

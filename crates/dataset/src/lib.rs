@@ -12,7 +12,7 @@ mod folders;
 mod segmentation;
 mod shared_str;
 
-use proto::{Box2d, FailureReason, Mask, Object};
+use proto::{Box2d, FailureReason, Mask, Object, clipped};
 use store::{Skipped, Store};
 
 pub use class_index::ClassIndex;
@@ -131,7 +131,7 @@ pub async fn read(store: &Store, annotations: &str, object: &Object) -> Result<D
             // Without annotations every image belongs to the data set, also one that cannot be read.
             read.entries.push(bad(name.clone(), Problem::new(FailureReason::BadName, format!("the file is skipped: {why}"))));
         } else {
-            read.notes.push(format!("{:?} is skipped: {why}", clip(name)));
+            read.notes.push(format!("{:?} is skipped: {why}", clipped(name, CLIP)));
         }
     }
     read.entries.sort_by(|a, b| a.image().cmp(b.image()));
@@ -189,12 +189,4 @@ fn has_extension(key: &str, extensions: &[&str]) -> bool {
 
 fn unusable(file: &str, problem: impl Into<String>, advice: impl Into<String>) -> DatasetError {
     DatasetError::Unusable { file: file.to_owned(), problem: problem.into(), advice: advice.into() }
-}
-
-/// The start of a text that may be of any length.
-fn clip(text: &str) -> String {
-    match text.char_indices().nth(CLIP) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }

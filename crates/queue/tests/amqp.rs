@@ -4,26 +4,12 @@ mod wait;
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{select_all, try_join_all};
 use harness::RabbitMq;
 use queue::{Channel, Consumer, Delivery, Error, Parcel, Queue};
-use wait::{next, within};
-
-/// The broker of all tests that do not disturb it.
-fn shared() -> &'static RabbitMq {
-    static BROKER: OnceLock<RabbitMq> = OnceLock::new();
-    BROKER.get_or_init(RabbitMq::start)
-}
-
-/// A URL with queues of its own.
-fn own_url(options: &str) -> String {
-    static TESTS: AtomicU32 = AtomicU32::new(0);
-    let test = TESTS.fetch_add(1, Ordering::Relaxed);
-    shared().url(&format!("prefix=test{test}&{options}"))
-}
+use wait::{expect, next, within};
 
 async fn next_of_any(consumers: &mut [Consumer]) -> Delivery {
     select_all(consumers.iter_mut().map(|consumer| Box::pin(next(consumer)))).await.0
@@ -69,12 +55,10 @@ async fn a_killed_broker_loses_nothing_and_work_goes_on() {
     queue.publish(Channel::Jobs, u32::MAX.to_le_bytes().to_vec()).await.unwrap();
     let stale = next(&mut jobs).await;
 
-    let publisher = tokio::spawn({
-        let queue = queue.clone();
-        async move {
-            for number in 0..MESSAGES {
-                queue.publish(Channel::Jobs, number.to_le_bytes().to_vec()).await.unwrap();
-            }
+    let other = queue.clone();
+    let publisher = tokio::spawn(async move {
+        for number in 0..MESSAGES {
+            other.publish(Channel::Jobs, number.to_le_bytes().to_vec()).await.unwrap();
         }
     });
     let mut seen = HashSet::new();
@@ -137,10 +121,8 @@ async fn a_frozen_broker_is_noticed_and_work_goes_on_after_it() {
     assert!(matches!(within("giving up", hasty_jobs.next()).await, Err(Error::Unreachable { .. })));
     assert!(matches!(within("giving up", hasty.publish(Channel::Jobs, Parcel::default())).await, Err(Error::Unreachable { .. })));
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
-    let publishing = tokio::spawn({
-        let queue = queue.clone();
-        async move { queue.publish(Channel::Jobs, b"a".to_vec()).await }
-    });
+    let other = queue.clone();
+    let publishing = tokio::spawn(async move { other.publish(Channel::Jobs, b"a".to_vec()).await });
     broker.thaw();
     within("the publication", publishing).await.unwrap().unwrap();
     next(&mut jobs).await.ack().await.unwrap();
@@ -151,19 +133,19 @@ async fn a_frozen_broker_is_noticed_and_work_goes_on_after_it() {
 #[tokio::test]
 async fn a_wrong_password_is_an_error_at_once_that_does_not_tell_it() {
     for (user, password) in [("guest", "s3cret"), ("us3r", "s3cret")] {
-        let url = shared().url_of(user, password, "give_up=60");
+        let url = RabbitMq::shared().url_of(user, password, "give_up=60");
         let error = within("the refusal", Queue::open(&url)).await.unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{error:?}");
         for text in [error.to_string(), format!("{error:?}")] {
             assert!(!text.contains("s3cret") && !text.contains("us3r"), "{text}");
-            assert!(text.contains(&shared().port().to_string()), "{text}");
+            assert!(text.contains(&RabbitMq::shared().port().to_string()), "{text}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_missing_virtual_host_is_an_error_at_once() {
-    let url = shared().url("").replace("/?", "/nowhere?");
+    let url = RabbitMq::shared().url("").replace("/?", "/nowhere?");
     let error = within("the refusal", Queue::open(&url)).await.unwrap_err();
     assert!(matches!(&error, Error::Refused(_, reason) if reason.contains("nowhere")), "{error:?}");
 }
@@ -172,7 +154,7 @@ async fn a_missing_virtual_host_is_an_error_at_once() {
 async fn the_password_can_come_from_a_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "guest\n").unwrap();
-    let port = shared().port();
+    let port = RabbitMq::shared().port();
     let url = format!("amqp://guest@127.0.0.1:{port}?prefix=file&password_file={}", file.path().display());
     let queue = Queue::open(&url).await.unwrap();
     assert!(queue.server().unwrap().starts_with("RabbitMQ "), "{:?}", queue.server());
@@ -229,7 +211,7 @@ async fn malformed_urls_are_refused_without_their_secrets() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_shows_the_password() {
-    let queue = Queue::open(&own_url("")).await.unwrap();
+    let queue = Queue::open(&RabbitMq::own_url("")).await.unwrap();
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     queue.publish(Channel::Jobs, b"a".to_vec()).await.unwrap();
     let delivery = next(&mut jobs).await;
@@ -242,7 +224,7 @@ async fn nothing_shows_the_password() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_settings_of_a_queue_are_an_error_and_reset_is_the_way_out() {
-    let url = own_url("delivery_limit=");
+    let url = RabbitMq::own_url("delivery_limit=");
     Queue::open(&format!("{url}3")).await.unwrap().close().await;
     let error = within("the refusal", Queue::open(&format!("{url}4"))).await.unwrap_err();
     assert!(matches!(error, Error::Mismatch { .. }), "{error:?}");
@@ -267,7 +249,7 @@ async fn die_with_a_delivery(url: &str) -> u32 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_kills_its_workers_becomes_a_dead_letter() {
-    let url = own_url("delivery_limit=3");
+    let url = RabbitMq::own_url("delivery_limit=3");
     let queue = Queue::open(&url).await.unwrap();
     queue.publish(Channel::Jobs, b"poison".to_vec()).await.unwrap();
     for attempt in 1..=3 {
@@ -300,8 +282,7 @@ async fn what_the_broker_took_back_comes_again_and_settles_once() {
     let mut events = queue.consume(Channel::Events, 2).await.unwrap();
     queue.publish(Channel::Events, b"slow".to_vec()).await.unwrap();
     let stale = next(&mut events).await;
-    let again = next(&mut events).await;
-    assert_eq!((again.payload(), again.attempt()), (&b"slow"[..], 2));
+    let again = expect(&mut events, b"slow", 2).await;
     within("the settlement of a stale delivery", stale.reject("too late")).await.unwrap();
     // The broker may take this one back too, on a slow machine.
     let mut last = again;
@@ -340,8 +321,7 @@ async fn a_job_that_takes_longer_than_the_broker_waits_is_delivered_once() {
     other.publish(Channel::Events, Parcel::default()).await.unwrap();
     let _held = [next(&mut events).await, next(&mut events).await, next(&mut events).await];
     queue.publish(Channel::Jobs, b"short".to_vec()).await.unwrap();
-    let short = next(&mut jobs).await;
-    assert_eq!((short.payload(), short.attempt()), (&b"short"[..], 1));
+    let short = expect(&mut jobs, b"short", 1).await;
     long.ack().await.unwrap();
     short.release().await.unwrap();
     queue.close().await;
@@ -352,7 +332,7 @@ async fn a_job_that_takes_longer_than_the_broker_waits_is_delivered_once() {
 
 /// Takes the only message of a queue with the client library alone, and puts it back, as long as it is there.
 async fn play_as_a_stranger(name: &str) {
-    let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", shared().port());
+    let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", RabbitMq::shared().port());
     let connection = lapin::Connection::connect(&url, Default::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     while let Some(got) = channel.basic_get(name.into(), Default::default()).await.unwrap() {
@@ -363,7 +343,7 @@ async fn play_as_a_stranger(name: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_letter_that_the_broker_made_is_understood() {
-    let url = own_url("delivery_limit=1");
+    let url = RabbitMq::own_url("delivery_limit=1");
     let prefix = url.split("prefix=").nth(1).unwrap().split('&').next().unwrap();
     let queue = Queue::open(&url).await.unwrap();
     queue.publish(Channel::Jobs, b"poison".to_vec()).await.unwrap();
@@ -374,8 +354,7 @@ async fn a_dead_letter_that_the_broker_made_is_understood() {
     })
     .await;
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
-    let letter = next(&mut dead).await;
-    assert_eq!((letter.payload(), letter.attempt()), (&b"poison"[..], 1));
+    let letter = expect(&mut dead, b"poison", 1).await;
     let why = letter.dead_letter().unwrap();
     assert_eq!((why.channel, why.attempts), (Channel::Jobs, 1));
     assert!(why.reason.contains("broker"), "{}", why.reason);
@@ -384,7 +363,7 @@ async fn a_dead_letter_that_the_broker_made_is_understood() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_passes_between_processes() {
-    let url = own_url("");
+    let url = RabbitMq::own_url("");
     let (first, second) = (Queue::open(&url).await.unwrap(), Queue::open(&url).await.unwrap());
     let leadership = first.lead("coordinator").await.unwrap();
     let mut waiting = tokio::spawn(async move { second.lead("coordinator").await.unwrap() });
@@ -396,14 +375,12 @@ async fn leadership_passes_between_processes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_queue_is_found_again_by_consumers_of_other_processes() {
-    let url = own_url("");
+    let url = RabbitMq::own_url("");
     let (here, there) = (Queue::open(&url).await.unwrap(), Queue::open(&url).await.unwrap());
     let mut jobs = there.consume(Channel::Jobs, 1).await.unwrap();
     here.reset(Channel::Jobs).await.unwrap();
     here.publish(Channel::Jobs, b"after".to_vec()).await.unwrap();
-    let delivery = next(&mut jobs).await;
-    assert_eq!(delivery.payload(), b"after");
-    delivery.ack().await.unwrap();
+    expect(&mut jobs, b"after", 1).await.ack().await.unwrap();
 }
 
 /// A certificate for `localhost`, signed by itself: its file and that of its key.

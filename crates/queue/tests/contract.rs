@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use queue::{Channel, Consumer, DEFAULT_DELIVERY_LIMIT as DEFAULT, DeadLetter, Delivery, Error, Parcel, Queue};
 use tokio::task::JoinSet;
-use wait::{next, within};
+use wait::{expect, next, within};
 
 /// How long nothing must happen before we believe that it does not.
 const QUIET: Duration = Duration::from_millis(100);
@@ -59,23 +59,15 @@ macro_rules! contract {
 contract! { embedded amqp }
 
 mod open {
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
+    use super::Queue;
     use ::harness::RabbitMq;
 
     pub async fn embedded(delivery_limit: u32) -> Queue {
         Queue::open(&format!("embedded:?delivery_limit={delivery_limit}")).await.unwrap()
     }
 
-    /// One broker for all cases; each has its own queues.
     pub async fn amqp(delivery_limit: u32) -> Queue {
-        static BROKER: OnceLock<RabbitMq> = OnceLock::new();
-        static CASES: AtomicU32 = AtomicU32::new(0);
-        let case = CASES.fetch_add(1, Ordering::Relaxed);
-        let options = format!("prefix=case{case}&delivery_limit={delivery_limit}&give_up=60");
-        Queue::open(&BROKER.get_or_init(RabbitMq::start).url(&options)).await.unwrap()
+        Queue::open(&RabbitMq::own_url(&format!("delivery_limit={delivery_limit}&give_up=60"))).await.unwrap()
     }
 }
 
@@ -92,15 +84,15 @@ async fn assert_depth(queue: &Queue, channel: Channel, expected: usize) {
     .await;
 }
 
-async fn publish(queue: &Queue, payload: &str) {
-    queue.publish(Channel::Jobs, payload.as_bytes().to_vec()).await.unwrap();
+async fn publish(queue: &Queue, payloads: &[&str]) {
+    for payload in payloads {
+        queue.publish(Channel::Jobs, payload.as_bytes().to_vec()).await.unwrap();
+    }
 }
 
 async fn published_messages_arrive_once_and_are_gone_after_ack(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 10).await.unwrap();
-    for payload in ["a", "b", "c"] {
-        publish(&queue, payload).await;
-    }
+    publish(&queue, &["a", "b", "c"]).await;
     let mut seen = Vec::new();
     for _ in 0..3 {
         let delivery = next(&mut jobs).await;
@@ -123,15 +115,14 @@ async fn channels_are_apart(queue: Queue) {
 
 async fn clones_share_the_queue(queue: Queue) {
     let mut jobs = queue.clone().consume(Channel::Jobs, 1).await.unwrap();
-    publish(&queue, "a").await;
+    publish(&queue, &["a"]).await;
     next(&mut jobs).await.ack().await.unwrap();
 }
 
 async fn consumers_share_the_work(queue: Queue) {
     let mut first = queue.consume(Channel::Jobs, 1).await.unwrap();
     let mut second = queue.consume(Channel::Jobs, 1).await.unwrap();
-    publish(&queue, "a").await;
-    publish(&queue, "b").await;
+    publish(&queue, &["a", "b"]).await;
     let (a, b) = (next(&mut first).await, next(&mut second).await);
     assert_ne!(a.payload(), b.payload());
     a.ack().await.unwrap();
@@ -142,15 +133,13 @@ async fn a_consumer_waits_for_what_is_published_later(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let waiting = tokio::spawn(async move { next(&mut jobs).await.payload().to_vec() });
     tokio::task::yield_now().await;
-    publish(&queue, "late").await;
+    publish(&queue, &["late"]).await;
     assert_eq!(within("the delivery", waiting).await.unwrap(), b"late");
 }
 
 async fn prefetch_bounds_the_unsettled(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 2).await.unwrap();
-    for payload in ["a", "b", "c", "d", "e"] {
-        publish(&queue, payload).await;
-    }
+    publish(&queue, &["a", "b", "c", "d", "e"]).await;
     let first = next(&mut jobs).await;
     let second = next(&mut jobs).await;
     assert_quiet(&mut jobs).await;
@@ -174,10 +163,9 @@ async fn prefetch_bounds_the_unsettled(queue: Queue) {
 async fn a_dropped_wait_loses_nothing(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     for round in 0..200u32 {
-        let publisher = tokio::spawn({
-            let queue = queue.clone();
-            async move { queue.publish(Channel::Jobs, round.to_string().into_bytes()).await.unwrap() }
-        });
+        let other = queue.clone();
+        let publish = async move { other.publish(Channel::Jobs, round.to_string().into_bytes()).await.unwrap() };
+        let publisher = tokio::spawn(publish);
         let got = loop {
             // Gives up waiting at once, again and again, while the message arrives.
             tokio::select! {
@@ -195,14 +183,11 @@ async fn a_dropped_wait_loses_nothing(queue: Queue) {
 async fn retry_counts_and_ends_among_the_dead_letters(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
-    publish(&queue, "poison").await;
+    publish(&queue, &["poison"]).await;
     for attempt in 1..=3 {
-        let delivery = next(&mut jobs).await;
-        assert_eq!(delivery.attempt(), attempt);
-        delivery.retry().await.unwrap();
+        expect(&mut jobs, b"poison", attempt).await.retry().await.unwrap();
     }
-    let letter = next(&mut dead).await;
-    assert_eq!(letter.payload(), b"poison");
+    let letter = expect(&mut dead, b"poison", 1).await;
     let DeadLetter { channel, reason, attempts } = letter.dead_letter().unwrap().clone();
     assert_eq!((channel, attempts), (Channel::Jobs, 3));
     assert!(!reason.is_empty());
@@ -212,38 +197,29 @@ async fn retry_counts_and_ends_among_the_dead_letters(queue: Queue) {
 
 async fn release_does_not_count(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
-    publish(&queue, "a").await;
+    publish(&queue, &["a"]).await;
     for _ in 0..10 {
-        let delivery = next(&mut jobs).await;
-        assert_eq!((delivery.payload(), delivery.attempt()), (&b"a"[..], 1));
-        delivery.release().await.unwrap();
+        expect(&mut jobs, b"a", 1).await.release().await.unwrap();
     }
     next(&mut jobs).await.retry().await.unwrap();
-    let delivery = next(&mut jobs).await;
-    assert_eq!(delivery.attempt(), 2);
-    delivery.release().await.unwrap();
-    let delivery = next(&mut jobs).await;
-    assert_eq!(delivery.attempt(), 2);
-    delivery.ack().await.unwrap();
+    expect(&mut jobs, b"a", 2).await.release().await.unwrap();
+    expect(&mut jobs, b"a", 2).await.ack().await.unwrap();
     assert_depth(&queue, Channel::DeadLetters, 0).await;
 }
 
 async fn a_dropped_delivery_comes_back_and_counts(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
-    publish(&queue, "a").await;
+    publish(&queue, &["a"]).await;
     drop(next(&mut jobs).await);
     let crash = tokio::spawn({
-        let delivery = next(&mut jobs).await;
-        assert_eq!(delivery.attempt(), 2);
+        let delivery = expect(&mut jobs, b"a", 2).await;
         async move {
             let _held = delivery;
             panic!("the consumer of this delivery crashes, as the test wants");
         }
     });
     assert!(crash.await.is_err());
-    let last = next(&mut jobs).await;
-    assert_eq!(last.attempt(), 3);
-    drop(last);
+    drop(expect(&mut jobs, b"a", 3).await);
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
     assert_eq!(next(&mut dead).await.dead_letter().unwrap().attempts, 3);
 }
@@ -251,11 +227,10 @@ async fn a_dropped_delivery_comes_back_and_counts(queue: Queue) {
 async fn a_rejected_message_carries_its_reason(queue: Queue) {
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
-    publish(&queue, "a").await;
+    publish(&queue, &["a"]).await;
     next(&mut jobs).await.retry().await.unwrap();
     next(&mut jobs).await.reject("cannot decode images/ü.jpg\nsecond line").await.unwrap();
-    let letter = next(&mut dead).await;
-    assert_eq!((letter.payload(), letter.attempt()), (&b"a"[..], 1));
+    let letter = expect(&mut dead, b"a", 1).await;
     let expected = DeadLetter { channel: Channel::Jobs, reason: "cannot decode images/ü.jpg\nsecond line".into(), attempts: 2 };
     assert_eq!(letter.dead_letter(), Some(&expected));
     letter.ack().await.unwrap();
@@ -316,14 +291,12 @@ async fn a_context_stays_with_its_message(queue: Queue) {
     assert_eq!(*letter.context(), trace);
     letter.ack().await.unwrap();
 
-    publish(&queue, "b").await;
+    publish(&queue, &["b"]).await;
     assert!(next(&mut jobs).await.context().is_empty());
 }
 
 async fn depth_counts_what_waits(queue: Queue) {
-    for payload in ["a", "b", "c"] {
-        publish(&queue, payload).await;
-    }
+    publish(&queue, &["a", "b", "c"]).await;
     assert_depth(&queue, Channel::Jobs, 3).await;
     let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
     let delivery = next(&mut jobs).await;
@@ -351,10 +324,9 @@ async fn what_a_dropped_consumer_did_not_take_comes_back_uncounted(queue: Queue)
     queue.publish_all(Channel::Jobs, vec![b"job".to_vec(); 5]).await.unwrap();
     for _ in 0..5 {
         let mut jobs = queue.consume(Channel::Jobs, 5).await.unwrap();
-        let taken = next(&mut jobs).await;
+        let taken = expect(&mut jobs, b"job", 1).await;
         drop(jobs);
         // What was taken before can still be settled.
-        assert_eq!(taken.attempt(), 1);
         taken.release().await.unwrap();
         assert_depth(&queue, Channel::Jobs, 5).await;
     }
@@ -370,10 +342,8 @@ async fn reset_empties_a_channel(queue: Queue) {
     held.ack().await.unwrap();
     assert_depth(&queue, Channel::Jobs, 0).await;
     assert_depth(&queue, Channel::Events, 1).await;
-    publish(&queue, "after").await;
-    let delivery = next(&mut jobs).await;
-    assert_eq!(delivery.payload(), b"after");
-    delivery.ack().await.unwrap();
+    publish(&queue, &["after"]).await;
+    expect(&mut jobs, b"after", 1).await.ack().await.unwrap();
 }
 
 async fn purge_forgets_what_waits_and_leaves_what_is_held(queue: Queue) {
@@ -384,19 +354,15 @@ async fn purge_forgets_what_waits_and_leaves_what_is_held(queue: Queue) {
     queue.purge(Channel::Jobs).await.unwrap();
     assert_depth(&queue, Channel::Jobs, 0).await;
     held.release().await.unwrap();
-    let again = next(&mut jobs).await;
-    assert_eq!((again.payload(), again.attempt()), (b"before".as_slice(), 1));
-    again.ack().await.unwrap();
+    expect(&mut jobs, b"before", 1).await.ack().await.unwrap();
     assert_depth(&queue, Channel::Jobs, 0).await;
 }
 
 async fn one_leads_at_a_time(queue: Queue) {
     let mut first = queue.lead("a").await.unwrap();
     let _of_another_name = within("the other leadership", queue.lead("b")).await.unwrap();
-    let second = tokio::spawn({
-        let queue = queue.clone();
-        async move { queue.lead("a").await.unwrap() }
-    });
+    let other = queue.clone();
+    let second = tokio::spawn(async move { other.lead("a").await.unwrap() });
     assert!(tokio::time::timeout(QUIET, first.lost()).await.is_err(), "nothing is lost");
     assert!(!second.is_finished());
     drop(first);
@@ -405,7 +371,7 @@ async fn one_leads_at_a_time(queue: Queue) {
 
 async fn close_ends_consumers_and_refuses_the_rest(queue: Queue) {
     let mut held = queue.consume(Channel::Jobs, 1).await.unwrap();
-    publish(&queue, "a").await;
+    publish(&queue, &["a"]).await;
     let delivery = next(&mut held).await;
     // One waits for a message, the other for a place.
     let mut idle = queue.consume(Channel::Jobs, 1).await.unwrap();

@@ -10,7 +10,6 @@ use flate2::write::{GzDecoder, GzEncoder};
 use proto::{ResultRecord, RunRecord, hex_sha256, keys};
 use serde::{Deserialize, Serialize};
 
-use crate::format;
 use crate::summary::Counts;
 
 /// `manifest.json`.
@@ -28,10 +27,6 @@ pub struct Manifest {
 impl Manifest {
     pub fn new(run: RunRecord, images: Counts, objects: Vec<ObjectEntry>) -> Manifest {
         Manifest { format: 1, basin: env!("CARGO_PKG_VERSION").into(), run, images, objects }
-    }
-
-    pub fn to_json(&self) -> Vec<u8> {
-        format::json(self)
     }
 }
 

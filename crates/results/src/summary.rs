@@ -8,8 +8,6 @@ use std::collections::BTreeMap;
 use proto::{Failure, FailureReason, ModelRef, Params, ResultRecord, RunRecord, SeedResult};
 use serde::{Deserialize, Serialize};
 
-use crate::format;
-
 /// `run` in `summary.json`: the part of a [`RunRecord`] that describes the run to people.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunDescription {
@@ -206,21 +204,17 @@ impl Summary {
         for record in results {
             classes.entry((record.class, &record.class_name)).or_default().push(record);
         }
+        let class = |((class, name), records): ((u32, &str), Vec<&ResultRecord>)| {
+            let (name, images, error) = (name.to_owned(), records.len() as u64, spreads(&records));
+            ClassSummary { class, name, images, error }
+        };
         Summary {
             format: 1,
             run: run.into(),
             images: Counts { planned: planned.map(|n| n as u64), total: succeeded + failed, succeeded, failed },
             failures: reasons,
             overall: SeedMetric::ALL.into_iter().map(|metric| (metric, MetricSummary::over(metric, results))).collect(),
-            classes: classes
-                .into_iter()
-                .map(|((class, name), records)| ClassSummary {
-                    class,
-                    name: name.to_owned(),
-                    images: records.len() as u64,
-                    error: spreads(&records),
-                })
-                .collect(),
+            classes: classes.into_iter().map(class).collect(),
             super_classes: by_super_class(super_classes, results),
             lane_steps: results.iter().map(|r| r.lane_steps).sum(),
             seconds: sorted_sum(results.iter().map(|r| r.seconds)),
@@ -231,10 +225,6 @@ impl Summary {
     pub fn super_class_of(&self) -> SuperClasses {
         let of = |s: &SuperClassSummary| s.classes.iter().map(|class| (class.clone(), s.name.clone())).collect::<Vec<_>>();
         self.super_classes.iter().flat_map(of).collect()
-    }
-
-    pub fn to_json(&self) -> Vec<u8> {
-        format::json(self)
     }
 }
 
@@ -286,9 +276,11 @@ fn sorted_sum(values: impl Iterator<Item = f64>) -> f64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    pub use proto::sample::failure;
     use proto::{Job, sample};
 
     use super::*;
+    use crate::format;
 
     pub fn seed(loss: f64, l1: f64, lpips: f64) -> SeedResult {
         SeedResult { loss, inverted_loss: 2.0 * loss, l1, l2: l1 / 2.0, lpips }
@@ -299,16 +291,8 @@ pub(crate) mod tests {
         ResultRecord { best, ..sample::result(&job, seeds) }
     }
 
-    pub fn failure(image: &str, reason: FailureReason, message: &str) -> Failure {
-        Failure { format: 1, job: None, image: image.into(), reason, message: message.into(), class_name: None }
-    }
-
-    fn model() -> ModelRef {
-        ModelRef { name: "fashion32".into(), digest: "ab".repeat(32), resolution: 32 }
-    }
-
     pub fn run(name: &str) -> RunRecord {
-        RunRecord::new(name, "file:///samples".into(), model(), Params::fast())
+        RunRecord::new(name, "file:///samples".into(), sample::model(), Params::fast())
     }
 
     fn summarise(planned: Option<usize>, results: &[ResultRecord], failures: &[Failure]) -> Summary {
@@ -362,7 +346,7 @@ pub(crate) mod tests {
         ];
         let summary = summarise(None, &[record("a", 0, "bag", 0, vec![seed(1.0, 1.0, 1.0)])], &failures);
         assert_eq!(summary.images, Counts { planned: None, total: 4, succeeded: 1, failed: 3 });
-        let json: serde_json::Value = serde_json::from_slice(&summary.to_json()).expect("JSON");
+        let json: serde_json::Value = serde_json::from_slice(&format::json(&summary)).expect("JSON");
         assert_eq!(json["failures"], serde_json::json!({ "bad_image": 2, "unknown_class": 1 }));
     }
 
@@ -379,7 +363,7 @@ pub(crate) mod tests {
         let out_of_range = record("short", 0, "bag", 9, vec![]);
         for results in [vec![], vec![odd, out_of_range]] {
             let summary = summarise(None, &results, &[]);
-            let json = String::from_utf8(summary.to_json()).expect("UTF-8");
+            let json = String::from_utf8(format::json(&summary)).expect("UTF-8");
             assert!(!json.contains("NaN") && !json.contains("inf,") && !json.contains("-0"), "{json}");
             let lpips = &summary.overall[&SeedMetric::Lpips];
             assert_eq!(lpips.best_seed, Spread::default());
@@ -396,8 +380,8 @@ pub(crate) mod tests {
                 ResultRecord { seconds: x / 11.0, ..record(&i.to_string(), i as u32 % 3, "c", 0, seeds) }
             })
             .collect();
-        let forward = summarise(None, &results, &[]).to_json();
+        let forward = format::json(&summarise(None, &results, &[]));
         results.reverse();
-        assert_eq!(summarise(None, &results, &[]).to_json(), forward);
+        assert_eq!(format::json(&summarise(None, &results, &[])), forward);
     }
 }

@@ -8,6 +8,7 @@ use proto::{RunRecord, keys};
 use store::{ErrorKind, Store};
 
 use crate::export::{results_csv, results_parquet};
+use crate::format;
 use crate::manifest::{Lines, Manifest, ObjectEntry};
 use crate::report::{PICTURES, Pictures, report_html, shown};
 use crate::run::{AT_ONCE, Records, RunError, redrives};
@@ -39,7 +40,7 @@ pub async fn write_tables(
         objects.push(ObjectEntry::new(key.into(), &bytes));
         results.put(key, bytes).await?;
     }
-    results.put(keys::MANIFEST, Manifest::new(run.clone(), summary.images, objects).to_json()).await?;
+    results.put(keys::MANIFEST, format::json(&Manifest::new(run.clone(), summary.images, objects))).await?;
     Ok(summary)
 }
 
@@ -54,7 +55,7 @@ fn make(summary: &Summary, records: &Records, pictures: &HashMap<String, Picture
     [
         (keys::RESULTS_CSV, results_csv(results, failures)),
         (keys::RESULTS_PARQUET, results_parquet(results, failures)),
-        (keys::SUMMARY, summary.to_json()),
+        (keys::SUMMARY, format::json(summary)),
         (keys::REPORT, report_html(summary, results, failures, pictures).into_bytes()),
         (keys::OBJECTS, lines.finish()),
     ]

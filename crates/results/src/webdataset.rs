@@ -12,6 +12,7 @@ use proto::{ResultRecord, RunRecord, hex_sha256, keys};
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
 
+use crate::format;
 use crate::manifest::{Lines, Manifest, ObjectEntry};
 use crate::run::{self, AT_ONCE, Markers, if_present, read_json, read_run};
 use crate::summary::Counts;
@@ -155,7 +156,7 @@ pub async fn export(results: &Store, out: &Store, cut: Cut) -> Result<Exported, 
     let lines = lines.finish();
     objects.push(ObjectEntry::new(keys::OBJECTS.into(), &lines));
     out.put(keys::OBJECTS, lines).await?;
-    out.put(keys::MANIFEST, Manifest::new(run, images, objects).to_json()).await?;
+    out.put(keys::MANIFEST, format::json(&Manifest::new(run, images, objects))).await?;
     Ok(exported)
 }
 

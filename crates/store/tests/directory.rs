@@ -2,20 +2,20 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use store::{ErrorKind, PutNew, Store};
 use tempfile::TempDir;
 
-/// A store in `root` of a temporary directory, beside a directory `outside`.
-async fn open() -> (Store, TempDir) {
+/// A store, its root, a directory beside it, and the temporary directory of both.
+async fn open() -> (Store, PathBuf, PathBuf, TempDir) {
     let temporary = tempfile::tempdir().unwrap();
-    for name in ["root", "outside"] {
-        fs::create_dir(temporary.path().join(name)).unwrap();
-    }
-    (Store::open(temporary.path().join("root").to_str().unwrap()).await.unwrap(), temporary)
+    let [root, outside] = ["root", "outside"].map(|name| temporary.path().join(name));
+    fs::create_dir(&root).unwrap();
+    fs::create_dir(&outside).unwrap();
+    (Store::open(root.to_str().unwrap()).await.unwrap(), root, outside, temporary)
 }
 
 async fn keys(store: &Store) -> Vec<String> {
@@ -30,8 +30,7 @@ fn file_names(directory: &Path) -> Vec<String> {
 
 #[tokio::test]
 async fn no_link_leads_out() {
-    let (store, temporary) = open().await;
-    let (root, outside) = (temporary.path().join("root"), temporary.path().join("outside"));
+    let (store, root, outside, _temporary) = open().await;
     fs::write(outside.join("secret"), "secret").unwrap();
     symlink(&outside, root.join("link")).unwrap();
     symlink("../outside", root.join("relative")).unwrap();
@@ -63,8 +62,7 @@ async fn no_link_leads_out() {
 
 #[tokio::test]
 async fn links_that_stay_inside_are_followed_and_loops_are_not() {
-    let (store, temporary) = open().await;
-    let root = temporary.path().join("root");
+    let (store, root, _, _temporary) = open().await;
     store.put("pool/a", "a").await.unwrap();
     fs::create_dir(root.join("train")).unwrap();
     symlink("../pool/a", root.join("train/a")).unwrap();
@@ -77,19 +75,18 @@ async fn links_that_stay_inside_are_followed_and_loops_are_not() {
 
 #[tokio::test]
 async fn the_root_may_be_a_link() {
-    let (_, temporary) = open().await;
+    let (_, _, outside, temporary) = open().await;
     let link = temporary.path().join("link");
-    symlink(temporary.path().join("outside"), &link).unwrap();
+    symlink(&outside, &link).unwrap();
     let store = Store::open(link.to_str().unwrap()).await.unwrap();
     store.put("a/b", "x").await.unwrap();
     assert_eq!(keys(&store).await, ["a/b"]);
-    assert_eq!(store.local_path("a/b"), Some(temporary.path().join("outside/a/b")));
+    assert_eq!(store.local_path("a/b"), Some(outside.join("a/b")));
 }
 
 #[tokio::test]
 async fn temporary_files_are_no_objects_and_do_not_disturb() {
-    let (store, temporary) = open().await;
-    let root = temporary.path().join("root");
+    let (store, root, _, _temporary) = open().await;
     fs::write(root.join(".basin-123.tmp"), "half").unwrap();
     store.put("a", "whole").await.unwrap();
     let _ = store.put_new("a", "other").await.unwrap();
@@ -99,8 +96,7 @@ async fn temporary_files_are_no_objects_and_do_not_disturb() {
 
 #[tokio::test]
 async fn old_temporary_files_are_swept_and_nothing_else() {
-    let (store, temporary) = open().await;
-    let (root, outside) = (temporary.path().join("root"), temporary.path().join("outside"));
+    let (store, root, outside, _temporary) = open().await;
     let day_ago = SystemTime::now() - Duration::from_secs(24 * 3600);
     fs::create_dir(root.join("dir")).unwrap();
     for (file, old) in [
@@ -128,8 +124,8 @@ async fn old_temporary_files_are_swept_and_nothing_else() {
 
 #[tokio::test]
 async fn a_file_that_is_written_into_while_it_is_read_is_an_error() {
-    let (store, temporary) = open().await;
-    let file = temporary.path().join("root/file");
+    let (store, root, _, _temporary) = open().await;
+    let file = root.join("file");
     for change in [|file: &fs::File| file.set_len(3), |file: &fs::File| file.set_len(20 << 20)] {
         fs::write(&file, vec![1; 10 << 20]).unwrap();
         let mut download = store.download("file").await.unwrap();
@@ -142,16 +138,16 @@ async fn a_file_that_is_written_into_while_it_is_read_is_an_error() {
 
 #[tokio::test]
 async fn other_people_can_read_what_is_written() {
-    let (store, temporary) = open().await;
+    let (store, root, _, temporary) = open().await;
     store.put("a", "").await.unwrap();
-    let by_us = fs::metadata(temporary.path().join("root/a")).unwrap().permissions().mode();
+    let by_us = fs::metadata(root.join("a")).unwrap().permissions().mode();
     fs::write(temporary.path().join("b"), "").unwrap();
     assert_eq!(by_us, fs::metadata(temporary.path().join("b")).unwrap().permissions().mode());
 }
 
 #[tokio::test]
 async fn a_directory_that_is_not_there_is_not_an_empty_one() {
-    let (_, temporary) = open().await;
+    let (.., temporary) = open().await;
     let store = Store::open(temporary.path().join("tpyo").to_str().unwrap()).await.unwrap();
     let error = store.list("").unwrap().all().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
@@ -163,7 +159,7 @@ async fn a_directory_that_is_not_there_is_not_an_empty_one() {
 
 #[tokio::test]
 async fn what_cannot_be_written_says_so() {
-    let (_, temporary) = open().await;
+    let (.., temporary) = open().await;
     fs::write(temporary.path().join("file"), "").unwrap();
     for path in ["file", "file/below"] {
         let store = Store::open(temporary.path().join(path).to_str().unwrap()).await.unwrap();
@@ -171,7 +167,7 @@ async fn what_cannot_be_written_says_so() {
         assert!(error.to_string().starts_with("cannot write to file:///"), "{error}");
         assert!(store.put("a", "").await.is_err());
     }
-    let (store, _temporary) = open().await;
+    let (store, _, _, _temporary) = open().await;
     store.put("a/b", "").await.unwrap();
     for key in ["a", "a/b/c"] {
         assert_eq!(store.put(key, "").await.unwrap_err().kind(), ErrorKind::Other, "{key}");
@@ -220,8 +216,7 @@ async fn child_that_writes_until_killed() {
 
 #[tokio::test]
 async fn a_killed_process_leaves_whole_objects() {
-    let (store, temporary) = open().await;
-    let root = temporary.path().join("root");
+    let (store, root, _, _temporary) = open().await;
     for round in 0..5 {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "child_that_writes_until_killed"]).env(CHILD, &root).stdout(Stdio::null());

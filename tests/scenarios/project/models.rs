@@ -56,8 +56,7 @@ fn an_outline_of_coco_is_the_mask() {
     let json = r#"{"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "Bag"}], "annotations": [
         {"image_id": 1, "category_id": 1, "bbox": [4, 3, 24, 24], "segmentation": [[16, 3, 28, 15, 16, 27, 4, 15]]}]}"#;
     let scene = Scene::new().file("a.png", sample("bag_00_centred.png")).file("annotations.json", json);
-    let boxed = scene.expect(0, "box", &[]);
-    assert!(boxed.contains("1 succeeded"), "{boxed}");
+    assert_contains(&scene.expect(0, "box", &[]), &["1 succeeded"]);
     scene.expect(0, "outline", &["--mask-from", "outline"]);
     let (boxed, outlined) = (records(&scene.text("box")).remove(0), records(&scene.text("outline")).remove(0));
     assert!(!boxed.mask && outlined.mask && boxed.job != outlined.job);

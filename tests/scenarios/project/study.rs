@@ -1,29 +1,10 @@
 //! `basin study`: the paper's tables as runs.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-
-use harness::{assert_contains, copy_folder, expect, files, output_text, program, root, signal, wait_for};
-use proto::ModelManifest;
+use super::*;
 
 /// A study of two images with a tiny budget.
-struct Study {
-    dir: tempfile::TempDir,
-    model: PathBuf,
-}
-
-impl Study {
-    fn new() -> Study {
-        Study { dir: tempfile::tempdir().expect("a temporary folder"), model: root().join("models/fashion32") }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, what: &str, data: &str, out: &str, more: &[&str]) -> Command {
+impl Scene {
+    fn study_command(&self, what: &str, data: &str, out: &str, more: &[&str]) -> Command {
         let mut command = Command::new(program("basin"));
         command.arg("study").arg(what).arg(root().join("benchmarks/data").join(data));
         command.arg("--model").arg(&self.model).arg("--out").arg(self.path(out));
@@ -33,8 +14,8 @@ impl Study {
         command
     }
 
-    fn expect(&self, code: i32, what: &str, data: &str, out: &str, more: &[&str]) -> String {
-        expect(code, &mut self.command(what, data, out, more))
+    fn study(&self, code: i32, what: &str, data: &str, out: &str, more: &[&str]) -> String {
+        expect(code, &mut self.study_command(what, data, out, more))
     }
 
     fn read(&self, file: &str) -> String {
@@ -63,11 +44,11 @@ fn judge(name: &str, folder: &str) -> String {
 
 #[test]
 fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
-    let study = Study::new();
+    let scene = Scene::new();
     let (vgg, own) = (judge("vgg", "models/fashion32-vgg"), judge("own", "models/fashion32"));
     let more = ["--evaluations", "8", "--judge", &vgg, "--judge", &own];
-    study.expect(0, "table1", "centred", "out", &more);
-    let rows = study.best("out", "table1");
+    scene.study(0, "table1", "centred", "out", &more);
+    let rows = scene.best("out", "table1");
     assert_eq!(rows.len(), 18, "{rows:?}");
     for (row, means) in &rows {
         let [.., lpips, vgg, own] = means[..] else { panic!("{row} has {means:?}") };
@@ -75,37 +56,35 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
         assert!((own - lpips).abs() < 1e-4 * lpips, "{row}: {own} and {lpips}");
         assert!((vgg - lpips).abs() > 0.01 * lpips, "{row}: {vgg} and {lpips}");
     }
-    let text = study.read("out/table1.md");
-    assert_contains(
-        &text,
-        &["BasinCMA + spatial + colour + encoder", "| 8 x 4 |", "average vgg", "## What the paper says", "halving"],
-    );
+    let text = scene.read("out/table1.md");
+    let parts = ["BasinCMA + spatial + colour + encoder", "| 8 x 4 |", "average vgg", "## What the paper says", "halving"];
+    assert_contains(&text, &parts);
 
     // The numbers in the margin and two images; targets and eighteen rows.
-    let grid = image::open(study.path("out/table1-grid.png")).expect("a picture");
+    let grid = image::open(scene.path("out/table1-grid.png")).expect("a picture");
     assert_eq!((grid.width(), grid.height()), (30 + 2 * 68, 4 + 19 * 68));
     assert_contains(&text, &["; 2 Adam; 3 L-BFGS;", "](table1-grid.png)"]);
-    assert_contains(&study.read("out/table1.html"), &["<h2>Differences</h2>", "src=\"data:image/png;base64,"]);
+    assert_contains(&scene.read("out/table1.html"), &["<h2>Differences</h2>", "src=\"data:image/png;base64,"]);
 
-    let before = study.read("out/judges/vgg/adam.json");
-    assert_contains(&study.expect(0, "table2", "centred", "out", &more), &["row 4 of 4, adam", "nothing is left to project"]);
-    assert_eq!(study.best("out", "table2")["adam"], rows["adam"]);
-    assert_eq!(study.read("out/judges/vgg/adam.json"), before);
+    let before = scene.read("out/judges/vgg/adam.json");
+    assert_contains(&scene.study(0, "table2", "centred", "out", &more), &["row 4 of 4, adam", "nothing is left to project"]);
+    assert_eq!(scene.best("out", "table2")["adam"], rows["adam"]);
+    assert_eq!(scene.read("out/judges/vgg/adam.json"), before);
 
-    let pictures = files(&study.path("out/class-random/images"));
+    let pictures = files(&scene.path("out/class-random/images"));
     for picture in pictures.iter().filter(|path| path.ends_with("inverted.png")) {
         fs::remove_file(picture).expect("it is there");
     }
-    assert_contains(&study.expect(0, "table2", "centred", "out", &more), &["no pictures are shown: row class-random"]);
-    assert_eq!(study.best("out", "table2").len(), 4);
+    assert_contains(&scene.study(0, "table2", "centred", "out", &more), &["no pictures are shown: row class-random"]);
+    assert_eq!(scene.best("out", "table2").len(), 4);
 
     // Two images decide nothing, whatever they say.
-    let orderings = study.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
+    let orderings = scene.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
     assert!(orderings.len() > 8 && orderings.iter().all(|ordering| ordering["verdict"] == "undecided"), "{orderings:?}");
 
-    study.expect(0, "table1", "centred", "out", &[&more[..], &["--rows", "lbfgs,adam"]].concat());
-    assert_eq!(study.best("out", "table1").into_keys().collect::<Vec<_>>(), ["adam", "lbfgs"]);
-    let orderings = study.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
+    scene.study(0, "table1", "centred", "out", &[&more[..], &["--rows", "lbfgs,adam"]].concat());
+    assert_eq!(scene.best("out", "table1").into_keys().collect::<Vec<_>>(), ["adam", "lbfgs"]);
+    let orderings = scene.page("out", "table1")["orderings"].as_array().expect("orderings").clone();
     assert_eq!(orderings.len(), 1, "{orderings:?}");
 
     // What contradicts is found before there is any work.
@@ -115,91 +94,85 @@ fn a_study_makes_the_papers_tables_and_shares_a_row_between_two() {
         (&["--evaluations", "8", "--limit", "1"][..], "has 2 images, and 1 are asked for"),
         (&["--judge", &vgg, "--judge", &vgg][..], "two judges have the same name"),
     ] {
-        assert_contains(&study.expect(1, "table2", "centred", "out", asked), &[problem]);
+        assert_contains(&scene.study(1, "table2", "centred", "out", asked), &[problem]);
     }
-    fs::remove_dir_all(study.path("out/class-gaussian")).expect("it is there");
-    let text = study.expect(1, "table2", "centred", "out", &["--evaluations", "16"]);
-    assert!(text.contains("latent.steps = 8") && !study.path("out/class-gaussian").exists(), "{text}");
+    fs::remove_dir_all(scene.path("out/class-gaussian")).expect("it is there");
+    let text = scene.study(1, "table2", "centred", "out", &["--evaluations", "16"]);
+    assert!(text.contains("latent.steps = 8") && !scene.path("out/class-gaussian").exists(), "{text}");
 }
 
 #[test]
 fn images_that_fail_or_change_or_cannot_be_judged_are_told() {
-    let study = Study::new();
     let mut images = files(&root().join("benchmarks/data/centred/images"));
     images.sort();
-    let image = |i: usize| &images[i];
-    let data = study.path("data");
-    for (i, name) in ["Bag/a.png", "Coat/b.png", "Coat/c.png"].into_iter().enumerate() {
-        fs::create_dir_all(data.join(name).parent().expect("a folder")).expect("writable");
-        fs::copy(image(i), data.join(name)).expect("writable");
-    }
-    fs::write(data.join("Coat/c.png"), b"").expect("writable");
-    let url = data.to_string_lossy().into_owned();
+    let image = |i: usize| fs::read(&images[i]).expect("an image");
+    let scene = Scene::new().file("Bag/a.png", image(0)).file("Coat/b.png", image(1)).file("Coat/c.png", []);
+    let (data, url) = (scene.path("data"), scene.text("data"));
     let more = ["--evaluations", "8", "--limit", "3"];
-    let measured = || study.page("out", "table2")["images"].as_array().map(Vec::len);
+    let measured = || scene.page("out", "table2")["images"].as_array().map(Vec::len);
 
-    let text = study.expect(2, "table2", &url, "out", &more);
+    let text = scene.study(2, "table2", &url, "out", &more);
     assert!(text.contains("run again with --retry-failed") && measured() == Some(2), "{text}");
-    assert_contains(&study.read("out/table2.md"), &["In 2 images there is no box"]);
-    fs::copy(image(2), data.join("Coat/c.png")).expect("writable");
-    study.expect(0, "table2", &url, "out", &[&more[..], &["--retry-failed"]].concat());
+    assert_contains(&scene.read("out/table2.md"), &["In 2 images there is no box"]);
+    fs::write(data.join("Coat/c.png"), image(2)).expect("writable");
+    scene.study(0, "table2", &url, "out", &[&more[..], &["--retry-failed"]].concat());
     assert_eq!(measured(), Some(3));
 
-    let mut projections = files(&study.path("out/class-random/images"));
+    let mut projections = files(&scene.path("out/class-random/images"));
     projections.retain(|path| path.ends_with("projection.safetensors"));
     fs::write(&projections[0], b"damaged").expect("writable");
     let vgg = judge("vgg", "models/fashion32-vgg");
-    let text = study.expect(2, "table2", &url, "out", &[&more[..], &["--judge", &vgg]].concat());
+    let text = scene.study(2, "table2", &url, "out", &[&more[..], &["--judge", &vgg]].concat());
     assert!(text.contains("is left out: judge vgg cannot measure it in row class-random") && measured() == Some(2), "{text}");
 
-    fs::copy(image(5), data.join("Bag/a.png")).expect("writable");
-    assert_contains(&study.expect(1, "table2", &url, "out", &more), &["of another file, class or box"]);
+    fs::write(data.join("Bag/a.png"), image(5)).expect("writable");
+    assert_contains(&scene.study(1, "table2", &url, "out", &more), &["of another file, class or box"]);
 }
 
 #[test]
 fn errors_by_class_stand_in_a_table_and_a_drawing() {
-    let study = Study::new();
+    let scene = Scene::new();
     let vgg = judge("vgg", "models/fashion32-vgg");
-    study.expect(0, "per-class", "centred", "out", &["--evaluations", "8", "--judge", &vgg, "--limit", "5"]);
-    let page = study.page("out", "per-class");
+    scene.study(0, "per-class", "centred", "out", &["--evaluations", "8", "--judge", &vgg, "--limit", "5"]);
+    let page = scene.page("out", "per-class");
     let classes = page["classes"].as_array().expect("classes");
     let images: u64 = classes.iter().map(|class| class["images"].as_u64().expect("a number")).sum();
     assert_eq!(images, 5);
     let means: Vec<f64> = classes.iter().map(|class| class["errors"][3]["mean"].as_f64().expect("a mean")).collect();
     assert!(means.len() > 1 && means.is_sorted_by(|a, b| a >= b), "{means:?}");
-    let svg = study.read("out/per-class.svg");
+    let svg = scene.read("out/per-class.svg");
     assert_eq!(svg.matches("class=\"bar\"").count(), classes.len(), "{svg}");
-    assert_contains(&study.read("out/per-class.html"), &[svg.trim(), "<h2>By super-class</h2>"]);
+    assert_contains(&scene.read("out/per-class.html"), &[svg.trim(), "<h2>By super-class</h2>"]);
     let kinds = page["super_classes"].as_array().expect("super-classes");
     assert_eq!(kinds.iter().map(|kind| kind["images"].as_u64().expect("a number")).sum::<u64>(), 5);
     assert!(kinds.iter().all(|kind| classes.iter().all(|class| class["class"] != kind["class"])), "{kinds:?}");
-    assert!(study.path("out/per-super-class.svg").exists());
-    assert_contains(&study.read("out/per-class.md"), &["](per-class.svg)"]);
+    assert!(scene.path("out/per-super-class.svg").exists());
+    assert_contains(&scene.read("out/per-class.md"), &["](per-class.svg)"]);
 }
 
 #[test]
 fn a_data_sets_objects_are_compared_with_the_generators() {
-    let study = Study::new();
+    let scene = Scene::new();
     let measure = |code: i32, data: &str, more: &[&str]| {
         let mut command = Command::new(program("basin"));
         command.args(["study", "bias"]).arg(root().join("benchmarks/data").join(data));
-        command.arg("--model").arg(&study.model).arg("--out").arg(study.path(data));
+        command.arg("--model").arg(&scene.model).arg("--out").arg(scene.path(data));
         expect(code, command.args(["--samples", "40", "--devices", "cpu"]).args(more))
     };
     let overlap = |data: &str| {
         measure(0, data, &[]);
-        let page = study.page(data, "bias");
+        let page = scene.page(data, "bias");
         assert_eq!(page["objects"][0], 64);
         page["axes"].as_array().expect("axes").iter().map(|axis| axis["overlap"].as_f64().expect("a number")).collect::<Vec<_>>()
     };
     let (centred, offcentre) = (overlap("centred"), overlap("offcentre"));
     // Centres, across and down.
     assert!(offcentre[0] < 0.8 * centred[0] && offcentre[1] < 0.8 * centred[1], "{centred:?} {offcentre:?}");
-    let svg = study.read("centred/bias.svg");
-    assert_contains(&study.read("centred/bias.md"), &["| centre x |", "](bias.svg)"]);
-    assert!(study.read("centred/bias.html").len() > svg.len());
+    let svg = scene.read("centred/bias.svg");
+    assert_contains(&scene.read("centred/bias.md"), &["| centre x |", "](bias.svg)"]);
+    assert!(scene.read("centred/bias.html").len() > svg.len());
     measure(0, "centred", &[]);
-    assert_eq!(study.read("centred/bias.svg"), svg);
+    assert_eq!(scene.read("centred/bias.svg"), svg);
 
     for (asked, problem) in [(["--mask-from", "detector-box"], "has no detector"), (["--annotations", "none"], "no image of")] {
         assert_contains(&measure(1, "centred", &asked), &[problem]);
@@ -208,50 +181,50 @@ fn a_data_sets_objects_are_compared_with_the_generators() {
 
 #[test]
 fn a_killed_study_goes_on_to_the_same_numbers() {
-    let study = Study::new();
+    let scene = Scene::new();
     let more = ["--evaluations", "24"];
-    study.expect(0, "table3", "offcentre", "whole", &more);
-    let mut child = study.command("table3", "offcentre", "out", &more).spawn().expect("basin starts");
-    wait_for("the second row", 120, || study.path("out/ood-adam-transform/run.json").exists());
+    scene.study(0, "table3", "offcentre", "whole", &more);
+    let mut child = scene.study_command("table3", "offcentre", "out", &more).spawn().expect("basin starts");
+    wait_for("the second row", 120, || scene.path("out/ood-adam-transform/run.json").exists());
     signal(child.id(), "KILL");
     child.wait().expect("it was started");
-    let mut first = files(&study.path("out/ood-adam/images"));
+    let mut first = files(&scene.path("out/ood-adam/images"));
     first.retain(|path| path.ends_with("result.json"));
     let attempts = || first.iter().map(|path| fs::read(path).expect("a result")).collect::<Vec<_>>();
     let before = attempts();
     assert_eq!(before.len(), 2);
-    assert_contains(&study.expect(0, "table3", "offcentre", "out", &more), &["nothing is left to project"]);
+    assert_contains(&scene.study(0, "table3", "offcentre", "out", &more), &["nothing is left to project"]);
     assert_eq!(attempts(), before);
-    assert_eq!(study.best("out", "table3"), study.best("whole", "table3"));
+    assert_eq!(scene.best("out", "table3"), scene.best("whole", "table3"));
 
-    let text = study.expect(1, "table3", "offcentre", "out", &["--evaluations", "25"]);
+    let text = scene.study(1, "table3", "offcentre", "out", &["--evaluations", "25"]);
     assert_contains(&text, &["row ood-adam", "latent.steps = 24"]);
 }
 
 #[test]
 fn an_interrupted_study_writes_what_it_has_and_says_so() {
-    let study = Study::new();
-    let child = study.command("table2", "centred", "out", &["--evaluations", "4000"]).spawn().expect("basin starts");
-    wait_for("work", 120, || !files(&study.path("out/class-gaussian/attempts")).is_empty());
+    let scene = Scene::new();
+    let child = scene.study_command("table2", "centred", "out", &["--evaluations", "4000"]).spawn().expect("basin starts");
+    wait_for("work", 120, || !files(&scene.path("out/class-gaussian/attempts")).is_empty());
     signal(child.id(), "INT");
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(130));
     assert_contains(&output_text(&output), &["run the same command again"]);
-    assert_eq!(study.page("out", "table2")["rows"].as_array().map(Vec::len), Some(0));
+    assert_eq!(scene.page("out", "table2")["rows"].as_array().map(Vec::len), Some(0));
 }
 
 #[test]
 fn rows_that_a_model_cannot_run_are_left_out_with_the_reason() {
-    let mut study = Study::new();
-    let folder = study.path("plain");
-    copy_folder(&study.model, &folder);
-    let manifest = ModelManifest { encoder: None, classifier: None, ..super::manifest(&folder) };
-    fs::write(folder.join("model.json"), serde_json::to_vec(&manifest).expect("a manifest serialises")).expect("writable");
-    study.model = folder;
+    let mut scene = Scene::new();
+    let folder = scene.path("plain");
+    copy_folder(&scene.model, &folder);
+    let plain = ModelManifest { encoder: None, classifier: None, ..manifest(&folder) };
+    fs::write(folder.join("model.json"), serde_json::to_vec(&plain).expect("a manifest serialises")).expect("writable");
+    scene.model = folder;
 
-    study.expect(0, "table2", "centred", "out", &["--evaluations", "8"]);
-    assert_contains(&study.read("out/table2.md"), &["Predicted is left out: model fashion32 has no classifier"]);
-    assert_eq!(study.best("out", "table2").len(), 3);
-    assert_contains(&study.expect(1, "table3", "offcentre", "other", &["--evaluations", "8"]), &["no row could be run"]);
-    assert_contains(&study.expect(1, "table2", "centred", "out", &["--judge", "x=nowhere"]), &["cannot load judge x", "nowhere"]);
+    scene.study(0, "table2", "centred", "out", &["--evaluations", "8"]);
+    assert_contains(&scene.read("out/table2.md"), &["Predicted is left out: model fashion32 has no classifier"]);
+    assert_eq!(scene.best("out", "table2").len(), 3);
+    assert_contains(&scene.study(1, "table3", "offcentre", "other", &["--evaluations", "8"]), &["no row could be run"]);
+    assert_contains(&scene.study(1, "table2", "centred", "out", &["--judge", "x=nowhere"]), &["cannot load judge x", "nowhere"]);
 }

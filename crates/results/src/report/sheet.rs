@@ -48,8 +48,12 @@ pub fn sheet(lines: &[Vec<Vec<u8>>]) -> Vec<u8> {
             }
         }
     }
+    png(&sheet)
+}
+
+pub(super) fn png(image: &RgbImage) -> Vec<u8> {
     let mut png = Cursor::new(Vec::new());
-    sheet.write_to(&mut png, ImageFormat::Png).expect("a Vec takes every write");
+    image.write_to(&mut png, ImageFormat::Png).expect("a Vec takes every write");
     png.into_inner()
 }
 
@@ -84,15 +88,14 @@ fn number(sheet: &mut RgbImage, number: u32, middle: u32) {
 mod tests {
     use super::*;
 
-    fn png(side: u32, grey: u8) -> Vec<u8> {
-        let mut png = Cursor::new(Vec::new());
-        RgbImage::from_pixel(side, side, Rgb([grey; 3])).write_to(&mut png, ImageFormat::Png).expect("writable");
-        png.into_inner()
+    fn square(side: u32, grey: u8) -> Vec<u8> {
+        png(&RgbImage::from_pixel(side, side, Rgb([grey; 3])))
     }
 
     #[test]
     fn pictures_stand_in_lines_with_their_numbers() {
-        let lines: Vec<Vec<Vec<u8>>> = (0..12).map(|line| vec![png(32, 10 * line), png(32, 200), b"none".to_vec()]).collect();
+        let lines: Vec<Vec<Vec<u8>>> =
+            (0..12).map(|line| vec![square(32, 10 * line), square(32, 200), b"none".to_vec()]).collect();
         let drawn = image::load_from_memory(&sheet(&lines)).expect("a PNG").to_rgb8();
         assert_eq!(drawn.dimensions(), (MARGIN + 3 * 68, GAP + 12 * 68));
         let at = |line: u32, column: u32| drawn.get_pixel(MARGIN + column * 68 + 32, GAP + line * 68 + 32).0[0];
@@ -107,7 +110,7 @@ mod tests {
 
     #[test]
     fn large_pictures_are_scaled_down() {
-        let drawn = image::load_from_memory(&sheet(&[vec![png(256, 7)]])).expect("a PNG");
+        let drawn = image::load_from_memory(&sheet(&[vec![square(256, 7)]])).expect("a PNG");
         assert_eq!((drawn.width(), drawn.height()), (MARGIN + 132, GAP + 132));
     }
 }

@@ -1,14 +1,14 @@
 //! A run made up of hostile names and drawn garments. The page is left in the folder for temporary files (`basin-report.html`): open
 //! it after changing the style.
 
-use std::io::Cursor;
 use std::sync::LazyLock;
 
-use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
+use image::{DynamicImage, Luma, Rgb, RgbImage};
 use proto::{ColourTransform, FailureReason, RunRecord, SeedResult, Transform};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::sheet::png;
 use super::*;
 use crate::summary::SuperClasses;
 use crate::summary::tests::{failure, record, run};
@@ -42,12 +42,6 @@ impl Run {
     }
 }
 
-fn png(image: DynamicImage) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    image.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).expect("a Vec takes every write");
-    bytes
-}
-
 /// Something like a garment: a trunk with sleeves, grey on black.
 fn garment(centre: (f64, f64), size: f64, tone: f64, noise: f64, random: &mut ChaCha8Rng) -> Vec<u8> {
     let image = image::GrayImage::from_fn(32, 32, |x, y| {
@@ -57,7 +51,7 @@ fn garment(centre: (f64, f64), size: f64, tone: f64, noise: f64, random: &mut Ch
         let value = if inside { tone + fold + noise * (random.random::<f64>() - 0.5) } else { 0.0 };
         Luma([(255.0 * value.clamp(0.0, 1.0)) as u8])
     });
-    png(DynamicImage::ImageLuma8(image).to_rgb8().into())
+    png(&DynamicImage::ImageLuma8(image).to_rgb8())
 }
 
 fn history(seeds: &[SeedResult], random: &mut ChaCha8Rng) -> History {
@@ -235,7 +229,7 @@ fn super_classes_have_their_own_table_and_are_known_again_from_the_summary() {
         assert!(section.contains(&format!("<bdi>{name}</bdi></th><td>{images}</td>")), "{section}");
     }
     // As `basin report` reads it.
-    let earlier: Summary = serde_json::from_slice(&run.summary().to_json()).expect("our own file");
+    let earlier: Summary = serde_json::from_slice(&crate::format::json(&run.summary())).expect("our own file");
     assert_eq!(earlier.super_class_of(), of_class.into());
 }
 
@@ -243,7 +237,7 @@ fn super_classes_have_their_own_table_and_are_known_again_from_the_summary() {
 fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let noise = RgbImage::from_fn(256, 256, |_, _| Rgb([(); 3].map(|()| (256.0 * random.random::<f64>()) as u8)));
-    let picture = png(noise.into());
+    let picture = png(&noise);
     let run = run_of(400, |_, record, random| Pictures {
         png: PICTURES[..4].iter().map(|(_, item)| (*item, picture.clone())).collect(),
         history: Some(history(&record.seeds, random)),

@@ -64,9 +64,7 @@ mod tests {
             colour: vec![(ColourTransform::Brightness, brightness), (ColourTransform::Hue, -0.5)],
         };
         let marks = |t: &Transform| list(t).into_string().matches("limit</span>").count();
-        assert_eq!(
-            [transform(0.1, 1.2), transform(0.1, 0.667), transform(-1.0, 1.5)].map(|t| (marks(&t), has_limit(&t))),
-            [(0, false), (1, true), (2, true)]
-        );
+        let transforms = [transform(0.1, 1.2), transform(0.1, 0.667), transform(-1.0, 1.5)];
+        assert_eq!(transforms.map(|t| (marks(&t), has_limit(&t))), [(0, false), (1, true), (2, true)]);
     }
 }
