@@ -67,11 +67,8 @@ const NETWORKS: [Row; 10] = [
 /// The task of one process.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum NetworkTask {
-    /// Writes the files.
     Make,
-    /// Loads the public checkpoint.
     Load,
-    /// Loads the folded file.
     LoadFolded,
     /// The network on its images.
     Forward,

@@ -22,7 +22,6 @@ const SHIFT: f64 = 0.25;
 const BRIGHTNESS: (f64, f64) = (0.8, 1.25);
 /// Brightness above which a pixel belongs to the object, in [-1, 1].
 const OBJECT_THRESHOLD: f64 = -0.8;
-/// Images side by side.
 const BATCH: usize = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -17,7 +17,6 @@ use crate::cases::{Cases, mean, project};
 use crate::page::Record;
 use crate::samples::targets;
 
-/// Images side by side.
 const BATCH: usize = 4;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -13,7 +13,6 @@ use tch::{Device, Kind, Tensor};
 
 pub type NamedTensors = Vec<(String, Tensor)>;
 
-/// Classes of ImageNet.
 pub const CLASSES: i64 = 1000;
 
 /// BigGAN-deep of `resolution` pixels and LPIPS-Alex.

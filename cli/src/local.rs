@@ -56,7 +56,6 @@ pub struct Local {
 
 pub struct LocalRun<'a> {
     pub spec: RunSpec,
-    /// Images to project again.
     pub redrive: Option<Redrive>,
     pub dataset: &'a Store,
     pub results: &'a Store,

@@ -108,7 +108,6 @@ impl Driver {
         })
     }
 
-    /// Events from now on.
     pub fn listen(&self) -> broadcast::Receiver<Event> {
         self.listeners.subscribe()
     }
@@ -224,7 +223,6 @@ impl Driver {
         let _ = self.listeners.send(event);
     }
 
-    /// With errors by class.
     pub fn status(&self, run: &str) -> Option<RunStatus> {
         self.fleet.status(run, self.now())
     }

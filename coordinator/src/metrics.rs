@@ -187,7 +187,6 @@ pub(crate) fn watch() {
 mod tests {
     use super::*;
 
-    /// With an image left.
     fn run(name: &str, state: RunState) -> RunStatus {
         RunStatus { name: name.into(), state, waiting: 1, ..RunStatus::default() }
     }

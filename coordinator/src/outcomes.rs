@@ -46,9 +46,7 @@ impl<'a> Finished<'a> {
 /// All finished images of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcomes<'a> {
-    /// In no particular order.
     pub results: Vec<&'a Succeeded>,
-    /// By key.
     pub failures: Vec<(&'a str, &'a Failed)>,
     /// Names of the model's classes.
     pub classes: &'a [String],

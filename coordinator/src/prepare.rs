@@ -28,7 +28,6 @@ pub struct Seen {
     stale: HashSet<String>,
     /// Keys of failures that are retried, or whose image the data set does not have.
     again: Vec<String>,
-    /// Failures that stay.
     failures: Vec<Failure>,
     notes: Vec<String>,
 }

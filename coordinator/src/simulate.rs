@@ -26,9 +26,7 @@ pub struct Simulated {
     pub planning: Duration,
     /// Time to publish all jobs and take in all events.
     pub driving: Duration,
-    /// Jobs and events.
     pub messages: u64,
-    /// Bytes of all messages.
     pub bytes: u64,
     /// Seconds that the run would take.
     pub run_seconds: f64,

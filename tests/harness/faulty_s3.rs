@@ -14,7 +14,6 @@ use tokio::net::TcpListener;
 
 use crate::s3_server::{accept, bucket};
 
-/// How requests fail.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Weather {
     /// Two of a hundred requests fail.
@@ -23,7 +22,6 @@ pub enum Weather {
     Busy,
     /// Requests are refused: the credentials have expired.
     Expired,
-    /// Writes fail.
     Full,
 }
 

@@ -197,7 +197,6 @@ impl LocalFleet {
         self.hostile.as_ref().map_or(0, |(_, s3)| s3.failures().values().sum())
     }
 
-    /// Whether the coordinator acts.
     pub fn acts(&self) -> bool {
         http(self.port, "GET", "/readyz", None, "").ends_with("acting\n")
     }

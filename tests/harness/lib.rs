@@ -85,7 +85,6 @@ pub fn signal(id: u32, name: &str) {
     assert!(sent.success());
 }
 
-/// What a command printed.
 pub fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

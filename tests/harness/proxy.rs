@@ -6,10 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// How bytes go through.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
-    /// At once.
     Free,
     /// Some kilobytes a second.
     Slow,
@@ -56,7 +54,6 @@ impl Proxy {
         Proxy { port, state }
     }
 
-    /// Closes every connection.
     pub fn cut(&self) {
         self.state.cuts.fetch_add(1, Ordering::SeqCst);
     }

@@ -70,7 +70,6 @@ impl RabbitMq {
         self.port
     }
 
-    /// Ids of its processes.
     pub fn processes(&self) -> Vec<u32> {
         let group = self.node.as_ref().map(|node| node.leader.id().to_string());
         let of_node = |id: &u32| {

@@ -93,7 +93,6 @@ impl Drop for Server {
     }
 }
 
-/// Serves every connection.
 pub async fn accept<S>(listener: TcpListener, service: S)
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,

@@ -17,7 +17,6 @@ pub type Stack = &'static [Conv];
 
 /// A 3x3 convolution of a stack.
 pub struct Conv {
-    /// Output channels.
     pub channels: i64,
     /// Whether a 2x2 max-pooling follows.
     pub pool: bool,

@@ -35,7 +35,6 @@ const SAVE_EVERY: u64 = 200;
 /// Samples of the measurement, a multiple of the batch.
 pub const MEASURED: usize = 1024;
 
-/// Sizes for a generator.
 fn config(generator: &dyn Generator) -> Config {
     let resolution = generator.resolution();
     let blocks = (resolution / 4).ilog2();

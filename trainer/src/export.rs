@@ -41,7 +41,6 @@ pub struct ModelMeasurements {
     pub classifier_accuracy: f64,
     /// Share of generated samples that get their intended class.
     pub intended_class: f64,
-    /// The same by class.
     pub intended_by_class: Vec<f64>,
     /// Variance within a class of generated pixels over that of real test pixels.
     pub variance_ratio: f64,

@@ -8,7 +8,6 @@ use tch::{Tensor, no_grad};
 
 use crate::vars::{Vars, matrix};
 
-/// The bundled 32x32 generator.
 pub fn fashion32() -> Config {
     Config {
         output_dim: 32,

@@ -10,7 +10,6 @@ const MAGIC: &str = "basin checkpoint 3 ";
 #[derive(Clone, Debug)]
 pub struct JobCheckpoint {
     pub state: Checkpoint,
-    /// Device work so far.
     pub seconds: f64,
     /// Digest of class, pixels and mask. When another class or object is found in the image, the checkpoint does not fit any more.
     pub target: String,

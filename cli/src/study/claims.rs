@@ -24,9 +24,7 @@ pub struct Claim {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// The first is lower.
     Lower,
-    /// Their difference is small.
     Close,
 }
 

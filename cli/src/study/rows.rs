@@ -112,7 +112,6 @@ pub fn stage_one(params: &Params) -> Option<(u64, u64)> {
     Some((each, (engine::lane_steps(params) - stage_two(params)) / each))
 }
 
-/// Lane-steps of stage two.
 pub fn stage_two(params: &Params) -> u64 {
     engine::lane_steps(&Params { transform: None, ..params.clone() })
 }

@@ -123,7 +123,6 @@ impl Handle {
         self.ask(Request::Backlog).await
     }
 
-    /// Events from now on.
     pub async fn listen(&self) -> Result<broadcast::Receiver<Event>, Refusal> {
         self.ask(Request::Listen).await
     }

@@ -63,7 +63,6 @@ struct Saved {
     at: Instant,
     /// Results that count in it.
     counted: usize,
-    /// Another is being written.
     writing: bool,
 }
 

@@ -59,7 +59,6 @@ impl Models {
     }
 }
 
-/// Finds models by digest.
 pub struct Supply {
     /// The model that is loaded already, until it is taken.
     one: Option<Box<LoadedModel>>,

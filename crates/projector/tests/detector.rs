@@ -9,7 +9,7 @@ use seeded::detector::{noise, tensors};
 use tch::{Device, Kind, Tensor};
 
 mod harness;
-use harness::{FLOAT, Tensors, assert_close, assert_contradictions, assert_within, build, golden, photograph};
+use harness::{FLOAT, NamedTensors, assert_close, assert_contradictions, assert_within, build, golden, photograph};
 
 type Keys = Vec<(String, Vec<i64>)>;
 
@@ -29,14 +29,14 @@ fn resnext_gives_the_scores_of_torchvision_for_images_of_two_sizes() {
 }
 
 /// Weights of a detector that takes more for background.
-fn shy(config: &mask_rcnn::Config, background: f64) -> Tensors {
+fn shy(config: &mask_rcnn::Config, background: f64) -> NamedTensors {
     let tensors = tensors(seeded::detector::mask_rcnn(config));
     let (_, bias) = tensors.iter().find(|(name, _)| name == "roi_heads.box_predictor.cls_score.bias").expect("is there");
     let _ = bias.get(0).fill_(background);
     tensors
 }
 
-fn detector(config: &mask_rcnn::Config, tensors: Tensors) -> MaskRcnn {
+fn detector(config: &mask_rcnn::Config, tensors: NamedTensors) -> MaskRcnn {
     build(tensors, |weights| MaskRcnn::load(config, weights))
 }
 
@@ -108,8 +108,8 @@ fn a_detector_or_classifier_with_any_one_key_missing_or_misshapen_or_one_too_man
     let cases: [(Keys, Load); 2] =
         [(seeded::detector::mask_rcnn(&config), &detector), (seeded::detector::classifier(&config.body, 5), &classifier)];
     for (keys, load) in cases {
-        let refused = |change: &dyn Fn(&mut Tensors)| -> String {
-            let mut tensors: Tensors = keys.iter().map(|(n, s)| (n.clone(), Tensor::ones(s, FLOAT))).collect();
+        let refused = |change: &dyn Fn(&mut NamedTensors)| -> String {
+            let mut tensors: NamedTensors = keys.iter().map(|(n, s)| (n.clone(), Tensor::ones(s, FLOAT))).collect();
             change(&mut tensors);
             Weights::new(tensors).build(load).expect_err("must be refused").to_string()
         };
@@ -141,7 +141,7 @@ fn old_name(name: &str) -> String {
 fn the_key_names_of_2019_and_counts_of_batches_are_accepted() {
     let config = thin();
     let image = noise("image", &[3, 40, 60]);
-    let find = |tensors: Tensors| detector(&config, tensors).detect(&image).found;
+    let find = |tensors: NamedTensors| detector(&config, tensors).detect(&image).found;
     let new = tensors(seeded::detector::mask_rcnn(&config));
     let mut old: Vec<_> = new.iter().map(|(name, t)| (old_name(name), t.shallow_clone())).collect();
     assert!(old.iter().zip(&new).filter(|(old, new)| old.0 != new.0).count() == 2 * (8 + 1 + 4));

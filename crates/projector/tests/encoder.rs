@@ -5,13 +5,13 @@ use projector::nn::encoder::{Config, Encoder};
 use tch::{Device, Kind, Tensor};
 
 mod harness;
-use harness::{Tensors, assert_contradictions, assert_strict, build};
+use harness::{NamedTensors, assert_contradictions, assert_strict, build};
 
 fn config() -> Config {
     Config { resolution: 16, embed_dim: 5, latent_dim: 6, channels: vec![8, 12], groups: 4 }
 }
 
-fn tensors() -> Tensors {
+fn tensors() -> NamedTensors {
     let layout = config().layout().expect("fits");
     layout.into_iter().enumerate().map(|(k, (name, shape))| (name, seeded::noise(k as u32, &shape) * 0.3)).collect()
 }

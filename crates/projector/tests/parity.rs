@@ -9,7 +9,7 @@ use proto::{L1Scale, MaskMode};
 use tch::{Kind, Tensor};
 
 mod harness;
-use harness::{FLOAT, Tensors, assert_close, assert_contradictions, assert_generates, assert_strict, build, golden};
+use harness::{FLOAT, NamedTensors, assert_close, assert_contradictions, assert_generates, assert_strict, build, golden};
 
 fn config() -> biggan_deep::Config {
     serde_json::from_str(include_str!("golden/biggan_deep.config.json")).expect("config")
@@ -67,7 +67,7 @@ fn a_configuration_that_contradicts_itself_is_refused() {
 const PERCEPTUAL: [&str; 3] = ["alex", "vgg16", "squeeze"];
 
 /// With the published heads, and trunks that are not stored.
-fn lpips_tensors(name: &str) -> (Tensors, HashMap<String, Tensor>) {
+fn lpips_tensors(name: &str) -> (NamedTensors, HashMap<String, Tensor>) {
     let (mut tensors, tests) = golden(&format!("lpips_{name}"));
     tensors.extend(seeded::seeded(name));
     (tensors, tests)

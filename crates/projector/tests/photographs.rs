@@ -6,10 +6,10 @@ use projector::nn::efficientnet_lite::{EfficientNetLite, prepare};
 use tch::{Kind, Tensor};
 
 mod harness;
-use harness::{Tensors, build, photograph, published, relative};
+use harness::{NamedTensors, build, photograph, published, relative};
 
 /// The tensors of a published checkpoint.
-fn checkpoint(name: &str) -> Tensors {
+fn checkpoint(name: &str) -> NamedTensors {
     let arrays = state_dict::read(&published().join(format!("{name}.pth"))).expect("weights");
     let tensor = |array: &state_dict::Array| {
         let shape: Vec<i64> = array.shape.iter().map(|&n| n as i64).collect();

@@ -9,21 +9,21 @@ use projector::nn::efficientnet_lite::EfficientNetLite;
 use tch::Tensor;
 
 mod harness;
-use harness::{FLOAT, Tensors, assert_close, assert_contradictions, assert_generates, assert_strict, build, golden};
+use harness::{FLOAT, NamedTensors, assert_close, assert_contradictions, assert_generates, assert_strict, build, golden};
 
 fn config() -> biggan::Config {
     serde_json::from_str(include_str!("golden/biggan.config.json")).expect("config")
 }
 
 /// What is stored, and the large weights.
-fn biggan_tensors() -> (Tensors, HashMap<String, Tensor>) {
+fn biggan_tensors() -> (NamedTensors, HashMap<String, Tensor>) {
     let (stored, tests) = golden("biggan");
     let mut tensors: HashMap<_, _> = seeded::seeded("biggan").into_iter().collect();
     tensors.extend(stored);
     (tensors.into_iter().collect(), tests)
 }
 
-fn biggan(tensors: Tensors) -> Biggan {
+fn biggan(tensors: NamedTensors) -> Biggan {
     build(tensors, |weights| Biggan::load(&config(), weights))
 }
 

@@ -10,9 +10,7 @@ use opentelemetry::{KeyValue, global};
 pub enum Instrument {
     /// A sum that only grows.
     Counter,
-    /// The present value.
     Gauge,
-    /// A distribution of values.
     Histogram,
 }
 

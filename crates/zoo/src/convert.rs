@@ -64,7 +64,6 @@ pub struct Names {
     pub super_classes: Vec<String>,
 }
 
-/// Why a conversion failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
     #[error(transparent)]

@@ -30,7 +30,6 @@ pub struct Fetched {
     pub verified: bool,
 }
 
-/// Progress of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownloadProgress<'a> {
     /// Another process fetches the same file.
@@ -60,7 +59,6 @@ impl Default for Patience {
     }
 }
 
-/// Why a fetch failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
     #[error("{name} is not published as one file: {advice}")]
@@ -170,7 +168,6 @@ struct Part<'p> {
     progress: &'p mut dyn FnMut(DownloadProgress),
 }
 
-/// Why an attempt ended.
 enum Failure {
     /// Another attempt may succeed.
     Passing(String),

@@ -52,7 +52,6 @@ pub enum Address {
 /// A file's SHA-256 in lower-case hex digits, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hash {
-    /// The publisher states it.
     Stated(&'static str),
     /// The publisher states its first digits, in the file's name.
     Begins(&'static str),

@@ -13,10 +13,10 @@ use tch::{Device, Kind, Tensor};
 
 pub const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
-pub type Tensors = Vec<(String, Tensor)>;
+pub type NamedTensors = Vec<(String, Tensor)>;
 
 /// Weights, and inputs and outputs without their `test.`.
-pub fn golden(name: &str) -> (Tensors, HashMap<String, Tensor>) {
+pub fn golden(name: &str) -> (NamedTensors, HashMap<String, Tensor>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.safetensors"));
     let tensors = Tensor::read_safetensors(path).expect("golden");
     let (tests, weights): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(n, _)| n.starts_with("test."));
@@ -40,7 +40,7 @@ pub fn photograph(name: &str) -> Tensor {
 }
 
 /// The network that `load` makes of all `tensors`.
-pub fn build<T>(tensors: Tensors, load: impl FnOnce(&mut Weights) -> Result<T, LoadError>) -> T {
+pub fn build<T>(tensors: NamedTensors, load: impl FnOnce(&mut Weights) -> Result<T, LoadError>) -> T {
     Weights::new(tensors).build(load).expect("loads")
 }
 
@@ -75,7 +75,7 @@ pub fn assert_generates(generator: &dyn Generator, tests: &HashMap<String, Tenso
 }
 
 /// `load` takes all `tensors`, and refuses a spare one, and each of them missing, misshapen or infinite, by name.
-pub fn assert_strict(tensors: &Tensors, load: &dyn Fn(&mut Weights) -> Result<(), LoadError>) {
+pub fn assert_strict(tensors: &NamedTensors, load: &dyn Fn(&mut Weights) -> Result<(), LoadError>) {
     let load = |change: &dyn Fn(&mut HashMap<String, Tensor>)| {
         let mut map: HashMap<_, _> = tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
         change(&mut map);
