@@ -1,8 +1,9 @@
 //! Checks that a run is complete (*io*).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use proto::keys::{Kind, Marker};
 use proto::{Failure, RedriveRecord, ResultRecord, chain, hex_sha256, keys};
 use store::{ErrorKind, Store};
@@ -58,7 +59,9 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Verification, RunErro
         }
         _ => found.problems.push(format!("{} is not an object of a run", object.key)),
     });
-    let Markers { results: succeeded, failures: failed } = markers.await?;
+    let Markers { results: mut succeeded, failures: mut failed } = markers.await?;
+    succeeded.sort();
+    failed.sort();
     let expected: BTreeMap<String, &str> = entries.iter().map(|e| (keys::place(e.image()), e.image())).collect();
     let marked: BTreeSet<&String> = succeeded.iter().chain(&failed).collect();
     for (place, image) in &expected {
@@ -109,8 +112,7 @@ async fn read_failures(places: Vec<String>, results: &Store, problems: &mut Vec<
     let checks = failures.map(|(read, place)| {
         read.map(|(failure, object)| (misplaced(&failure.image, place, &object.key).into_iter().collect(), object))
     });
-    let checks = checks.collect().await;
-    gather(places, checks, problems)
+    gather(&places, checks, problems).await
 }
 
 /// Removes the objects of the attempts that count from `objects`.
@@ -141,24 +143,23 @@ async fn check_results(
             Ok::<_, RunError>((problems, object))
         }
     });
-    let checks = checks.buffered(AT_ONCE).collect().await;
-    let read = gather(places, checks, problems)?;
+    let read = gather(&places, checks.buffered(AT_ONCE), problems).await?;
     // A damaged result does not tell which attempt counts.
     objects.retain(|(place, _), _| !matches!(read.get(place), Some(None)));
     Ok(read)
 }
 
 /// The markers at `places`, each with the problems of its image.
-fn gather(
-    places: Vec<String>,
-    checks: Vec<Result<(Vec<String>, ObjectEntry), RunError>>,
+async fn gather(
+    places: &[String],
+    checks: impl Stream<Item = Result<(Vec<String>, ObjectEntry), RunError>>,
     problems: &mut Vec<String>,
 ) -> Result<Read, RunError> {
-    let mut read = Read::new();
-    for (place, checked) in places.into_iter().zip(checks) {
+    let (mut read, mut checks) = (Read::new(), pin!(checks.zip(stream::iter(places))));
+    while let Some((checked, place)) = checks.next().await {
         let (its, object) = sound(checked, problems)?.unzip();
         problems.extend(its.into_iter().flatten());
-        read.insert(place, object);
+        read.insert(place.clone(), object);
     }
     Ok(read)
 }

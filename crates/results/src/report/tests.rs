@@ -1,5 +1,5 @@
-//! A run made up of hostile names and drawn garments. The page is left in the folder for temporary files (`basin-report.html`): open
-//! it after changing the style.
+//! A run made up of hostile names and drawn garments. The page is left beside the test program (`basin-report.html`): open it after
+//! changing the style.
 
 use std::sync::LazyLock;
 
@@ -135,7 +135,8 @@ fn garments(index: usize, record: &ResultRecord, random: &mut ChaCha8Rng) -> Pic
 static SMALL: LazyLock<(Run, String)> = LazyLock::new(|| {
     let run = run_of(24, garments);
     let html = run.html();
-    std::fs::write(std::env::temp_dir().join("basin-report.html"), &html).expect("the folder can be written");
+    let page = std::env::current_exe().expect("a path").with_file_name("basin-report.html");
+    std::fs::write(page, &html).expect("the folder can be written");
     (run, html)
 });
 

@@ -24,7 +24,7 @@ fn parts(Transform { scale, shift, colour }: &Transform) -> Vec<Part<'_>> {
     let scales = if scale[0] == scale[1] { &scale[..1] } else { &scale[..] };
     let mut parts = vec![("scale", scales, Some(Transform::SCALE_LIMITS)), ("shift", &shift[..], Some(Transform::SHIFT_LIMITS))];
     parts.extend(colour.iter().map(|(colour, value)| {
-        let name = COLOURS.iter().find(|(_, known)| known == colour).map_or("", |(name, _)| name);
+        let name = COLOURS.iter().find(|(_, known)| known == colour).expect("every colour has a name").0;
         // A hue is a turn and has no ends.
         let limits = (*colour != ColourTransform::Hue).then_some(Transform::FACTOR_LIMITS);
         (name, std::slice::from_ref(value), limits)
