@@ -117,7 +117,7 @@ fn entries(images: usize, classes: &[SharedStr]) -> Vec<Entry> {
 }
 
 /// The record of a run with the paper's parameters.
-pub fn record() -> RunRecord {
+fn record() -> RunRecord {
     let model = ModelRef { name: "model".into(), digest: "0".repeat(64), resolution: 256 };
     RunRecord::new("simulation", "s3://bucket/imagenet".into(), model, Params::paper())
 }

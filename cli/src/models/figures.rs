@@ -41,14 +41,14 @@ fn centres(name: &str, resolution: u32, boxes: &[Box2d]) -> String {
         @for (row, line) in counts.iter().enumerate() {
             @for (column, &count) in line.iter().enumerate().filter(|(_, count)| **count > 0) {
                 rect x=(at(column)) y=(at(row)) width=(pixels(size)) height=(pixels(size))
-                    fill="#1f4e8c" fill-opacity=(shade(count)) {}
+                    class="bar" fill-opacity=(shade(count)) {}
             }
         }
         rect x=(MARGIN) y=(MARGIN) width=(SIDE) height=(SIDE) fill="none" stroke="#555" {}
         path d={ "M" (middle) " " (MARGIN) "V" (end) "M" (MARGIN) " " (middle) "H" (end) }
             stroke="#999" stroke-dasharray="4 4" {}
         text x=(MARGIN) y=(end + 18.0) { "0" }
-        text.end x=(end) y=(end + 18.0) { (resolution) " pixels; darkest: " (most) }
+        text.end x=(end) y=(end + 18.0) { (resolution) " pixels; strongest colour: " (most) }
     };
     let side = (SIDE + 2.0 * MARGIN) as usize;
     figure((side, side), &format!("{name}: centres of {} objects", boxes.len()), &content)
@@ -75,7 +75,7 @@ fn panel(what: &str, values: Vec<f64>, resolution: u32, left: f64) -> Markup {
         @for (i, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             @let high = SIDE * f64::from(count) / f64::from(most);
             @let x = pixels(left + i as f64 * step);
-            rect x=(x) y=(pixels(bottom - high)) width=(pixels(step - 1.0)) height=(pixels(high)) fill="#1f4e8c" {}
+            rect x=(x) y=(pixels(bottom - high)) width=(pixels(step - 1.0)) height=(pixels(high)) class="bar" {}
         }
         path d={ "M" (left) " " (MARGIN) "V" (bottom) "H" (end) } fill="none" stroke="#555" {}
         path d={ "M" (at) " " (MARGIN) "V" (bottom) } stroke="#b3261e" stroke-dasharray="4 4" {}

@@ -109,15 +109,15 @@ impl Distribution {
 
 /// The distributions of boxes in a frame that is `side` wide and high; neither list may be empty.
 fn axes(dataset: &[Box2d], generator: &[Box2d], side: f64) -> [Axis; 4] {
-    type Number = fn(&Box2d) -> f64;
+    type Number = fn(&Box2d, f64) -> f64;
     let numbers: [(_, Number); 4] = [
-        ("centre x", |b| b.x + b.width / 2.0),
-        ("centre y", |b| b.y + b.height / 2.0),
-        ("width", |b| b.width),
-        ("height", |b| b.height),
+        ("centre x", |b, side| b.x / side + b.width / side / 2.0),
+        ("centre y", |b, side| b.y / side + b.height / side / 2.0),
+        ("width", |b, side| b.width / side),
+        ("height", |b, side| b.height / side),
     ];
     numbers.map(|(name, of)| {
-        let distribution = |boxes: &[Box2d]| Distribution::of(&boxes.iter().map(|b| of(b) / side).collect::<Vec<_>>());
+        let distribution = |boxes: &[Box2d]| Distribution::of(&boxes.iter().map(|b| of(b, side)).collect::<Vec<_>>());
         let (dataset, generator) = (distribution(dataset), distribution(generator));
         Axis { name, overlap: dataset.overlap(&generator), dataset, generator }
     })
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn a_box_counts_once_on_each_axis() {
         let square = |x: f64, side: f64| Box2d { x, y: 0.0, width: side, height: side };
-        let found = axes(&[square(0.0, 0.5), square(0.5, 0.5)], &[square(0.0, 1.0), square(0.0, 0.5)], 1.0);
+        let found = axes(&[square(0.0, 1.0), square(1.0, 1.0)], &[square(0.0, 2.0), square(0.0, 1.0)], 2.0);
         assert_eq!(found.each_ref().map(|axis| axis.overlap), [0.5, 0.5, 0.5, 0.5]);
         let [x, .., height] = &found;
         assert_eq!((x.dataset.mean, x.dataset.deviation), (0.5, 0.25));

@@ -74,8 +74,8 @@ impl Tables {
     }
 
     pub(super) fn put(&self, run: &str, table: &Arc<Table>) {
-        self.forget(run);
         let mut tables = self.known();
+        tables.retain(|(name, _)| name != run);
         tables.truncate(Self::MOST - 1);
         tables.push_front((run.to_owned(), table.clone()));
     }

@@ -218,10 +218,14 @@ impl HomeRuns {
 
     /// The outcome of work beside the loop. Loses nothing when dropped.
     pub(super) async fn done(&mut self) -> Done {
-        match self.beside.join_next().await {
-            Some(done) => done.expect("no work beside the loop panics"),
-            None => std::future::pending().await,
+        while let Some(done) = self.beside.join_next().await {
+            match done {
+                Ok(done) => return done,
+                // It concerns one run, and must not stop the others.
+                Err(error) => tracing::error!(%error, "work beside the loop ended without an outcome"),
+            }
         }
+        std::future::pending().await
     }
 
     pub(super) async fn take(&mut self, driver: &mut Driver, done: Done) {

@@ -1,4 +1,5 @@
-//! The pages: one file each for those of a session. Pure: data in, HTML out. Names of images, runs and workers may be hostile.
+//! The pages. Each has a file of its own, except the login and the page of a refusal. Pure: data in, HTML out. Names of images, runs and
+//! workers may be hostile.
 
 pub mod failures;
 pub mod fleet;
