@@ -131,7 +131,7 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
         JobError::Dataset { .. } => Fate::Release,
         JobError::Mask { source, .. } => match source.kind() {
             ErrorKind::Unavailable => retry(Unavailable::Image),
-            // As for the image.
+            // The last four, as for the image, deserve a fate of their own.
             ErrorKind::NotFound
             | ErrorKind::InvalidKey
             | ErrorKind::TooLarge

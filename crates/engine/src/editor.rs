@@ -7,7 +7,7 @@ use proto::Object;
 use serde::Serialize;
 use store::{Runs, Store};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 
 use crate::edit::{EditError, EditRequest, Edited, Projected, directions, read_record};
 use crate::supply::{self, Models};
@@ -82,7 +82,13 @@ impl Editor {
         // A request whose client has gone is dropped while it waits here.
         let mut bench = self.0.clone().lock_owned().await;
         let runtime = Handle::current();
-        let served = tokio::task::spawn_blocking(move || runtime.block_on(work(&mut bench)));
+        let (reply, served) = oneshot::channel();
+        // A thread of its own, so that the end of the program does not wait for an edit.
+        std::thread::spawn(move || {
+            let answer = runtime.block_on(work(&mut bench));
+            drop(bench);
+            let _ = reply.send(answer);
+        });
         served.await.map_err(|_| EditError::Ended)?
     }
 }

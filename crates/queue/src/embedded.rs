@@ -26,6 +26,12 @@ struct Shared {
     leaderships: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
+}
+
 #[derive(Debug)]
 struct List {
     messages: Mutex<VecDeque<Message>>,

@@ -242,12 +242,18 @@ async fn a_dead_letter_waits_until_acked(queue: Queue) {
     let mut dead = queue.consume(Channel::DeadLetters, 1).await.unwrap();
     queue.publish(Channel::Events, b"e".to_vec()).await.unwrap();
     next(&mut events).await.retry().await.unwrap();
+    let letter = next(&mut dead).await;
+    let first = letter.dead_letter().cloned();
+    assert!(first.is_some());
+    letter.release().await.unwrap();
     for _ in 0..15 {
         next(&mut dead).await.retry().await.unwrap();
         drop(next(&mut dead).await);
         next(&mut dead).await.release().await.unwrap();
     }
-    next(&mut dead).await.reject("still bad").await.unwrap();
+    let letter = next(&mut dead).await;
+    assert_eq!(letter.dead_letter().cloned(), first);
+    letter.reject("still bad").await.unwrap();
     let letter = next(&mut dead).await;
     let expected = DeadLetter { channel: Channel::Events, reason: "still bad".into(), attempts: 1 };
     assert_eq!(letter.dead_letter(), Some(&expected));

@@ -189,7 +189,7 @@ impl Folder {
 /// Writes the generator; returns the number of its classes, too.
 fn generator(parts: &Parts, folder: &mut Folder) -> Result<(GeneratorManifest, i64), ConvertError> {
     let file = parts.generator.display().to_string();
-    let tensors = tensors(&parts.generator)?;
+    let tensors = tensors(&parts.generator, |_| true)?;
     let (generator, folded, config, truncation): (Box<dyn Generator>, _, _, _) = match parts.kind {
         GeneratorKind::BigganDeep => {
             let path = parts.config.as_ref().ok_or_else(|| ConvertError::Model("a BigGAN-deep needs its config.json".into()))?;
@@ -223,9 +223,8 @@ fn generator(parts: &Parts, folder: &mut Folder) -> Result<(GeneratorManifest, i
 fn perceptual(parts: &Parts, folder: &mut Folder) -> Result<PerceptualManifest, ConvertError> {
     let file = format!("{} with {}", parts.features.display(), parts.heads.display());
     // torchvision's files hold the classifier on top, too; a saved LPIPS its layers under other names.
-    let mut all = tensors(&parts.features)?;
-    all.retain(|(name, _)| name.starts_with("features."));
-    all.extend(tensors(&parts.heads)?);
+    let mut all = tensors(&parts.features, |name| name.starts_with("features."))?;
+    all.extend(tensors(&parts.heads, |_| true)?);
     whole(file, "perceptual network", &all, |w| Lpips::load(&parts.trunk, w))?;
     let config = serde_json::to_vec_pretty(&parts.trunk).expect("layers serialise");
     Ok(PerceptualManifest {
@@ -263,7 +262,7 @@ fn copy(
     folder: &mut Folder,
     load: impl FnOnce(&mut Weights) -> Result<(), LoadError>,
 ) -> Result<String, ConvertError> {
-    let all = tensors(path)?;
+    let all = tensors(path, |_| true)?;
     whole(path.display().to_string(), what, &all, load)?;
     folder.add_tensors(file, &all)
 }
@@ -279,12 +278,13 @@ fn whole<T>(
     weights.build(load).map_err(|source| ConvertError::Network { file, what, source })
 }
 
-/// The tensors of a checkpoint; floats become float32. A `state_dict.` in front of all names is dropped.
-fn tensors(path: &Path) -> Result<Vec<(String, Tensor)>, ConvertError> {
+/// The tensors of a checkpoint that `keep` selects by name; floats become float32. A `state_dict.` in front of all names is dropped.
+fn tensors(path: &Path, keep: impl Fn(&str) -> bool) -> Result<Vec<(String, Tensor)>, ConvertError> {
     const WRAPPER: &str = "state_dict.";
     let dict = read(path)?;
     let start = if dict.keys().all(|name| name.starts_with(WRAPPER)) { WRAPPER.len() } else { 0 };
-    Ok(dict.into_iter().map(|(name, array)| (name[start..].to_owned(), tensor(&array))).collect())
+    let named = dict.into_iter().map(|(name, array)| (name[start..].to_owned(), array));
+    Ok(named.filter(|(name, _)| keep(name)).map(|(name, array)| (name, tensor(&array))).collect())
 }
 
 fn tensor(array: &Array) -> Tensor {
