@@ -20,7 +20,6 @@ pub fn best_seconds<T, E: Into<anyhow::Error>>(turns: usize, work: impl Fn() -> 
     Ok(best)
 }
 
-/// Turns that count.
 const TURNS: usize = 5;
 
 #[derive(Clone, Copy)]

@@ -79,15 +79,18 @@ pub fn write<R: Record>(record: &R, folder: Option<&Path>) -> Result<()> {
         record: &'a R,
     }
     let machine = &MeasuredOn::here()?;
-    let page = page(record, machine)?;
-    if let Some(folder) = folder {
-        let json = serde_json::to_string_pretty(&File { machine, record })? + "\n";
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        for (end, text) in [("json", &json), ("md", &page)] {
+    let write = |end: &str, text: &str| match folder {
+        Some(folder) => {
             let path = folder.join(format!("{}.{end}", R::NAME));
-            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, text));
+            written.with_context(|| format!("cannot write {}", path.display()))
         }
-    }
+        None => Ok(()),
+    };
+    // The record first: its page can be made again.
+    write("json", &(serde_json::to_string_pretty(&File { machine, record })? + "\n"))?;
+    let page = page(record, machine)?;
+    write("md", &page)?;
     print!("{page}");
     Ok(())
 }

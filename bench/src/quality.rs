@@ -31,7 +31,6 @@ struct Case {
 struct Variant {
     name: &'static str,
     params: Params,
-    /// Lanes in a batch.
     block: usize,
 }
 

@@ -84,7 +84,11 @@ impl Coordinator {
     pub async fn listen(&self) -> Result<Events> {
         let mut socket = TcpStream::connect(("127.0.0.1", self.port)).await?;
         socket.write_all(b"GET /v1/events HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").await?;
-        Ok(Events(BufReader::new(socket).lines()))
+        let mut lines = BufReader::new(socket).lines();
+        // The answer begins when the coordinator listens.
+        let status = lines.next_line().await?.unwrap_or_default();
+        ensure!(status.contains(" 200 "), "the answer to /v1/events is {status}");
+        Ok(Events(lines))
     }
 
     pub fn id(&self) -> u32 {

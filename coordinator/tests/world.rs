@@ -235,7 +235,6 @@ impl Acting {
     }
 }
 
-/// All objects, by key.
 pub async fn content(store: &Store) -> BTreeMap<String, Vec<u8>> {
     let mut content = BTreeMap::new();
     for object in store.list("").unwrap().all().await.unwrap() {

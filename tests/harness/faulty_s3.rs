@@ -25,7 +25,6 @@ pub enum Weather {
     Full,
 }
 
-/// Serves until dropped.
 pub struct S3 {
     port: u16,
     state: Arc<Mutex<State>>,

@@ -100,7 +100,6 @@ impl RabbitMq {
         self.node.as_ref().expect("the node runs").signal("STOP");
     }
 
-    /// Resumes it after [`RabbitMq::freeze`].
     pub fn thaw(&self) {
         self.node.as_ref().expect("the node runs").signal("CONT");
     }

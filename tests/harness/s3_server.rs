@@ -36,7 +36,6 @@ pub enum Auth {
     Keys(&'static str, &'static str),
 }
 
-/// Runs until dropped.
 pub struct Server {
     address: String,
     accepting: JoinHandle<()>,

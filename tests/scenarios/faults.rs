@@ -29,7 +29,6 @@ enum Fault {
     WorkerKilled,
     /// An old holder of jobs wakes up after others have taken them.
     WorkerStopped,
-    /// SIGTERM.
     WorkerLeaves,
     CoordinatorKilled,
     /// An old leader wakes up.

@@ -285,6 +285,8 @@ fn write(dir: &Path, mut manifest: ModelManifest, kept: &[(String, Tensor)], sec
     if let Some(former) = manifest.directions.take() {
         manifest.sha256.remove(&former);
     }
+    // Until the files are whole, the model has none; so a stop in between leaves a model that can be read.
+    write_json(&dir.join("model.json"), &manifest)?;
     remove(&dir.join(FILE))?;
     if !kept.is_empty() {
         write_safetensors(&dir.join(FILE), kept)?;

@@ -182,6 +182,10 @@ pub fn run(dir: &Path, (minutes, measured): (f64, usize), work: &Path, seed: u64
 
 /// Puts an encoder into a model folder and replaces an earlier one. `model.json` is written last.
 fn write(dir: &Path, mut manifest: ModelManifest, config: &Config, tensors: &[(String, Tensor)], section: &str) -> Result<()> {
+    if manifest.encoder.take().is_some() {
+        FILES.iter().for_each(|file| drop(manifest.sha256.remove(*file)));
+        write_json(&dir.join("model.json"), &manifest)?;
+    }
     write_json(&dir.join(FILES[0]), config)?;
     write_safetensors(&dir.join(FILES[1]), tensors)?;
     manifest.sha256.extend(digests(dir, &FILES)?);

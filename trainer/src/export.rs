@@ -9,7 +9,8 @@ use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::{Weights, lpips};
 use projector::{Generator as _, nn::lpips::Lpips};
 use proto::{
-    ClassifierKind, ClassifierManifest, GeneratorKind, GeneratorManifest, ModelManifest, ObjectsManifest, PerceptualManifest,
+    Box2d, ClassifierKind, ClassifierManifest, GeneratorKind, GeneratorManifest, ModelManifest, ObjectsManifest,
+    PerceptualManifest,
 };
 use tch::kind::{FLOAT_CPU, INT64_CPU};
 use tch::{Kind, Tensor, no_grad};
@@ -225,7 +226,9 @@ fn frechet(a: &Tensor, b: &Tensor) -> f64 {
 /// Mean centre and size of the boxes around the bright pixels of generated images.
 fn objects(images: &Tensor) -> Option<ObjectsManifest> {
     let bright = images.mean_dim(&[1i64][..], false, Kind::Float).gt(OBJECT_THRESHOLD);
-    let boxes: Vec<_> = bright.unbind(0).iter().filter_map(calibrate::extent).collect();
+    // A picture without a bright pixel counts as a whole frame.
+    let frame = Box2d { x: 0.0, y: 0.0, width: images.size()[3] as f64, height: images.size()[2] as f64 };
+    let boxes: Vec<_> = bright.unbind(0).iter().map(|inside| calibrate::extent(inside).unwrap_or(frame)).collect();
     calibrate::mean(&boxes)
 }
 

@@ -27,7 +27,6 @@ const EMA_DECAY: f64 = 0.998;
 const DECAY_SHARE: f64 = 0.4;
 const SAVE_EVERY: u64 = 250;
 
-/// For the model card.
 pub const HOW: &str = "Hinge loss, projection discriminator with spectral norm and the deviation within groups of four samples of \
 one class as a feature, two discriminator steps of batch 48 + 48 for each generator step of batch 48, Adam (0, 0.99) at 4e-4 and \
 6e-4 falling to zero over the last 40 %, moving average (0.998) of the folded weights, statistics measured for each truncation.";

@@ -91,6 +91,14 @@ pub enum JobError {
 pub fn fate(error: &JobError, attempt: u32) -> Fate {
     // An image that fails for want of its data is retried with its run; what is wrong with the results' store cannot be recorded there.
     let retry = |what| if attempt >= RETRIES { Fate::Reject(FailureReason::Unavailable) } else { Fate::Retry(what) };
+    let unread = |source: &store::Error, [missing, name, bytes]: [FailureReason; 3]| match source.kind() {
+        ErrorKind::Unavailable => retry(Unavailable::Image),
+        ErrorKind::NotFound => Fate::Reject(missing),
+        ErrorKind::InvalidKey => Fate::Reject(name),
+        ErrorKind::TooLarge | ErrorKind::Other => Fate::Reject(bytes),
+        // These say nothing about the bytes: they deserve a fate of their own.
+        ErrorKind::InvalidUrl | ErrorKind::Denied | ErrorKind::NoSpace | ErrorKind::Changed => Fate::Reject(bytes),
+    };
     match error {
         JobError::Message(_) | JobError::Lacks(_) => Fate::Reject(FailureReason::BadJob),
         JobError::Model(error) => match error {
@@ -116,31 +124,11 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
         JobError::Changed { .. } => Fate::Reject(FailureReason::ChangedImage),
         JobError::Quarantined { .. } => Fate::Reject(FailureReason::Quarantined),
         JobError::Class { .. } => Fate::Reject(FailureReason::UnknownClass),
-        JobError::Image { source, .. } => match source.kind() {
-            ErrorKind::Unavailable => retry(Unavailable::Image),
-            ErrorKind::NotFound => Fate::Reject(FailureReason::MissingImage),
-            ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadName),
-            // Only the first two say something about the image's bytes: the others deserve a fate of their own.
-            ErrorKind::TooLarge
-            | ErrorKind::Other
-            | ErrorKind::InvalidUrl
-            | ErrorKind::Denied
-            | ErrorKind::NoSpace
-            | ErrorKind::Changed => Fate::Reject(FailureReason::BadImage),
-        },
+        JobError::Image { source, .. } => {
+            unread(source, [FailureReason::MissingImage, FailureReason::BadName, FailureReason::BadImage])
+        }
         JobError::Dataset { .. } => Fate::Release,
-        JobError::Mask { source, .. } => match source.kind() {
-            ErrorKind::Unavailable => retry(Unavailable::Image),
-            // The last four, as for the image, deserve a fate of their own.
-            ErrorKind::NotFound
-            | ErrorKind::InvalidKey
-            | ErrorKind::TooLarge
-            | ErrorKind::Other
-            | ErrorKind::InvalidUrl
-            | ErrorKind::Denied
-            | ErrorKind::NoSpace
-            | ErrorKind::Changed => Fate::Reject(FailureReason::BadMask),
-        },
+        JobError::Mask { source, .. } => unread(source, [FailureReason::BadMask; 3]),
         JobError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
         JobError::Decode { source, .. } => Fate::Reject(source.reason()),
         JobError::Results(source) if passes(source) => Fate::Retry(Unavailable::Results),

@@ -17,7 +17,6 @@ pub const FEWEST_IMAGES: usize = 8;
 pub struct Claim {
     pub text: &'static str,
     pub metric: usize,
-    /// Slugs of the rows.
     pub rows: (&'static str, &'static str),
     pub order: Order,
 }

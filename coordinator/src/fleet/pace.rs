@@ -48,7 +48,6 @@ impl Pace {
         }
     }
 
-    /// Images an hour.
     pub(super) fn per_hour(&self, now: f64) -> Option<f64> {
         let from = now - LATELY;
         let since = self.marks.iter().find(|(when, _)| *when >= from).or(self.marks.back());

@@ -253,7 +253,6 @@ pub struct ImageQuery {
 impl ImageQuery {
     /// Default of [`ImageQuery::limit`].
     pub const LIMIT: usize = 100;
-    /// Largest page.
     pub const MOST: usize = 1000;
 }
 

@@ -314,6 +314,6 @@ fn an_image_that_diverges_leaves_the_others_alone() {
     assert!(solutions[1].is_err());
     for i in [0, 2] {
         let solution = solutions[i].as_ref().expect("converges");
-        assert_eq!((&solution.seeds, &solution.z), (&good[i].seeds, &good[i].z));
+        assert_eq!((&solution.seeds, &solution.z, &solution.c), (&good[i].seeds, &good[i].z, &good[i].c));
     }
 }

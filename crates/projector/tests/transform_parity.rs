@@ -80,7 +80,7 @@ fn colours_equal_torchvision() {
         let factors: Vec<f32> = Vec::try_from(&golden[&format!("{name}.factors")]).expect("a vector");
         for (i, factor) in factors.into_iter().enumerate() {
             let ours = transform::apply(&(image * 2.0 - 1.0), &[coloured(&[(kind, f64::from(factor))])], true);
-            let theirs = golden[&format!("{name}")].get(i as i64);
+            let theirs = golden[name].get(i as i64);
             assert_near(&format!("{name} {factor}"), &((ours + 1.0) / 2.0), &theirs, 2e-5);
         }
     }

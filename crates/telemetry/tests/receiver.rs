@@ -11,7 +11,6 @@ use axum::http::StatusCode;
 use harness::{Process, wait_for};
 use tempfile::NamedTempFile;
 
-/// The program of `programs/speaker.rs`.
 struct Speaker {
     process: Process,
     log: NamedTempFile,
