@@ -98,17 +98,9 @@ enum Command {
     /// Measure a Poisson blend and print milliseconds.
     Blend,
     /// Compare queue and store with the client libraries alone: throughput.md. Needs RabbitMQ.
-    Fleet {
-        /// Do a small part of everything and write nothing.
-        #[arg(long)]
-        quick: bool,
-    },
+    Fleet(Quick),
     /// Plan and publish ImageNet, start onto 120,000 results, take in events: coordinator-speed.md. Needs RabbitMQ.
-    Coordinator {
-        /// Do a small part of everything and write nothing.
-        #[arg(long)]
-        quick: bool,
-    },
+    Coordinator(Quick),
     /// Measure the cost of a fleet for one image: fleet-overhead.md. Needs RabbitMQ.
     Overhead(Box<overhead::Workload>),
     /// Measure the pages of a large run, and twenty open pages: dashboard-speed.md.
@@ -137,6 +129,13 @@ enum Command {
     },
 }
 
+#[derive(clap::Args)]
+struct Quick {
+    /// Do a small part of everything and write nothing.
+    #[arg(long)]
+    quick: bool,
+}
+
 fn main() -> Result<()> {
     let Args { model: folder, samples, work, out, command } = Args::parse();
     let model = || engine::load(&folder).context("cannot load the model");
@@ -158,8 +157,8 @@ fn main() -> Result<()> {
             None => page::write(&gpu::run(&args)?, Some(&out)),
         },
         Command::Blend => blend::run(),
-        Command::Fleet { quick } => page::write(&throughput::run(quick)?, (!quick).then_some(&*out)),
-        Command::Coordinator { quick } => page::write(&coordination::run(quick)?, (!quick).then_some(&*out)),
+        Command::Fleet(Quick { quick }) => page::write(&throughput::run(quick)?, (!quick).then_some(&*out)),
+        Command::Coordinator(Quick { quick }) => page::write(&coordination::run(quick)?, (!quick).then_some(&*out)),
         Command::Overhead(workload) => page::write(&overhead::run(&model()?, &samples, &workload)?, Some(&out)),
         Command::Dashboard { images, seconds } => page::write(&dashboard::run(images, Duration::from_secs(seconds))?, Some(&out)),
         Command::Networks => page::write(&networks::run(Path::new(NETWORKS))?, Some(&out)),

@@ -24,7 +24,7 @@ pub struct EditArgs {
     /// Folder of the model that the run used.
     #[arg(long, env = "BASIN_MODEL")]
     model: PathBuf,
-    /// Change the class. Give the option several times for a row of the sheet each, or `all` for every class. Default: the class stays.
+    /// Change the class; `all`: every class. Can be repeated: the sheet has a row for each class. Default: the class stays.
     #[arg(long, value_name = "NAME")]
     class: Vec<String>,
     /// How far to move towards the class: 0 not at all, 1 all the way, more exaggerates.
@@ -51,7 +51,7 @@ pub struct EditArgs {
     /// Write N pictures on the way from no edit to the whole edit. Default: only the whole edit, or 7 pictures for a film.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "7", value_parser = clap::value_parser!(u16).range(2..=240))]
     sweep: Option<u16>,
-    /// File to write: .png for a sheet of all pictures; .webp, .gif or .mp4 for a film of the sweep. May be given several times.
+    /// File to write: .png for a sheet of all pictures; .webp, .gif or .mp4 for a film of the sweep. Can be repeated.
     #[arg(long, value_name = "FILE", default_value = "edit.png")]
     out: Vec<PathBuf>,
     /// Print the model's classes and directions, and edit nothing.

@@ -79,45 +79,56 @@ enum Action {
     /// List all runs (the default).
     List,
     /// Show a run and its errors by class.
-    Show { run: String },
+    Show(RunName),
     /// Wait until a run is finished and print its progress. If the coordinator goes away, wait for it up to five minutes.
-    Wait { run: String },
+    Wait(RunName),
     /// Pause a run: no more jobs are published, and workers save and release the jobs that they have.
-    Pause { run: String },
+    Pause(RunName),
     /// Resume a paused run.
-    Resume { run: String },
+    Resume(RunName),
     /// Cancel a run permanently. Its results stay.
-    Cancel { run: String },
+    Cancel(RunName),
     /// Change a run's priority. Jobs of runs with a higher one are published first.
     Priority {
+        /// Name of the run.
         run: String,
+        /// The new priority; 0 is the default.
         #[arg(allow_hyphen_values = true)]
         priority: i32,
     },
     /// Limit how many jobs of a run are started each minute; 0 removes the limit.
     Rate {
+        /// Name of the run.
         run: String,
+        /// Jobs a minute.
         #[arg(value_parser = rate)]
         per_minute: f64,
     },
     /// Retry failures of a finished run. `basin redrive` does the same with any conditions.
     Retry {
+        /// Name of the run.
         run: String,
-        /// Retry only images of this class. May be given several times.
+        /// Retry only images of this class. Can be repeated.
         #[arg(long)]
         class: Vec<String>,
-        /// Retry only failures with this reason, such as `bad_image`. May be given several times.
+        /// Retry only failures with this reason, such as `bad_image`. Can be repeated.
         #[arg(long)]
         reason: Vec<String>,
     },
 }
 
 #[derive(clap::Args)]
+struct RunName {
+    /// Name of the run.
+    run: String,
+}
+
+#[derive(clap::Args)]
 pub struct RedriveArgs {
     /// Name of the run, which must be finished.
     run: String,
-    /// Conditions joined by commas, all of which an image must meet. Give the option several times to select images that meet one
-    /// of the lists. Fields: class, reason, image (`*` matches any text, `\*` a star), loss, inverted_loss, l1, l2, lpips.
+    /// Conditions joined by commas, all of which an image must meet. Can be repeated: an image is selected if it meets
+    /// one of the lists. Fields: class, reason, image (`*` matches any text, `\*` a star), loss, inverted_loss, l1, l2, lpips.
     /// Operators: = != < <= > >=. Put a value with a comma in double quotes, as in JSON. Default: all failures. Example:
     /// `--where 'class=Bag,lpips>0.4'`.
     #[arg(long = "where", value_name = "CONDITIONS")]
@@ -142,15 +153,15 @@ pub fn run(args: RunsArgs) -> anyhow::Result<ExitCode> {
     let state = |state| Change { state: Some(state), ..Change::default() };
     match args.action.unwrap_or(Action::List) {
         Action::List => print_runs(&client.runs()?),
-        Action::Show { run } => {
+        Action::Show(RunName { run }) => {
             let status = client.run(&run)?;
             print_runs(std::slice::from_ref(&status));
             print_classes(&status);
         }
-        Action::Wait { run } => return wait(&args.connection, &[run]),
-        Action::Pause { run } => return change(&run, state(RunState::Paused)),
-        Action::Resume { run } => return change(&run, state(RunState::Running)),
-        Action::Cancel { run } => return change(&run, state(RunState::Cancelled)),
+        Action::Wait(RunName { run }) => return wait(&args.connection, &[run]),
+        Action::Pause(RunName { run }) => return change(&run, state(RunState::Paused)),
+        Action::Resume(RunName { run }) => return change(&run, state(RunState::Running)),
+        Action::Cancel(RunName { run }) => return change(&run, state(RunState::Cancelled)),
         Action::Priority { run, priority } => return change(&run, Change { priority: Some(priority), ..Change::default() }),
         Action::Rate { run, per_minute } => return change(&run, Change { per_minute: Some(per_minute), ..Change::default() }),
         Action::Retry { run, class, reason } => {

@@ -28,7 +28,7 @@ use worker::shutdown::on_signals;
 pub struct ServeEditsArgs {
     /// Folder or bucket that is a fleet's home; with --model, folder or bucket of one run.
     #[arg(env = "BASIN_HOME_URL")]
-    place: String,
+    store: String,
     /// Folder of the model that the run used. Without it, models come from the fleet's home.
     #[arg(long, env = "BASIN_MODEL")]
     model: Option<PathBuf>,
@@ -56,15 +56,15 @@ pub async fn run(args: ServeEditsArgs) -> anyhow::Result<ExitCode> {
             bail!("--listen {} is open to other machines, so a token is required: set BASIN_TOKEN or --token-file", args.listen)
         }
     };
-    let place = Store::open(&args.place).await.context("cannot open the home or run")?;
+    let store = Store::open(&args.store).await.context("cannot open the home or run")?;
     let (models, runs) = match args.model {
         Some(dir) => {
             let model = tokio::task::spawn_blocking(move || engine::load(&dir)).await?.context("cannot load the model")?;
-            (Models::One(Box::new(model)), Runs::One(place))
+            (Models::One(Box::new(model)), Runs::One(store))
         }
         None => {
             let dir = args.model_cache.unwrap_or_else(|| std::env::temp_dir().join("basin-models"));
-            (Models::Home { home: place.clone(), cache: Cache { dir, max_bytes: args.model_cache_bytes } }, Runs::Home(place))
+            (Models::Home { home: store.clone(), cache: Cache { dir, max_bytes: args.model_cache_bytes } }, Runs::Home(store))
         }
     };
     let editor = Editor::new(models, runs);

@@ -24,7 +24,8 @@ pub use history::History;
 pub use job::{Job, JobId, Mask, OPEN_CLASS};
 pub use model::{
     ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest, Lack,
-    ModelManifest, ModelRef, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256, relaxed,
+    ModelManifest, ModelRef, NetworkFiles, NetworkManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256,
+    relaxed,
 };
 pub use params::{
     ClassSource, ClassStart, ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LastDescent,

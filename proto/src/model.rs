@@ -76,14 +76,7 @@ pub enum GeneratorKind {
 }
 
 /// The classifier's file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClassifierManifest {
-    /// Which network it is.
-    pub kind: ClassifierKind,
-    /// safetensors with the public names.
-    pub weights: String,
-}
+pub type ClassifierManifest = NetworkManifest<ClassifierKind>;
 
 /// Which classifier. Its classes are the model's, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,11 +93,14 @@ pub enum ClassifierKind {
 }
 
 /// The detector's file.
+pub type DetectorManifest = NetworkManifest<DetectorKind>;
+
+/// A published network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DetectorManifest {
+pub struct NetworkManifest<Kind> {
     /// Which network it is.
-    pub kind: DetectorKind,
+    pub kind: Kind,
     /// safetensors with the public names.
     pub weights: String,
 }
@@ -118,22 +114,18 @@ pub enum DetectorKind {
 }
 
 /// The encoder's files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EncoderManifest {
-    /// Sizes of the network, JSON.
-    pub config: String,
-    /// safetensors with our names.
-    pub weights: String,
-}
+pub type EncoderManifest = NetworkFiles;
 
-/// The perceptual network's files.
+/// The perceptual network's files; tensors `features.*` and `lin*`, and `classifier.*` if it predicts classes.
+pub type PerceptualManifest = NetworkFiles;
+
+/// A network that its configuration describes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PerceptualManifest {
-    /// Description of the layers, JSON.
+pub struct NetworkFiles {
+    /// Sizes and layers, JSON.
     pub config: String,
-    /// safetensors: `features.*` and `lin*`, and `classifier.*` if it predicts classes.
+    /// safetensors.
     pub weights: String,
 }
 

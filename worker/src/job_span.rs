@@ -13,7 +13,6 @@ use crate::metrics;
 /// Lives as long as the worker holds the job.
 pub struct JobSpan {
     pub span: Span,
-    /// Seconds of this attempt.
     seconds: BTreeMap<Stage, f64>,
 }
 

@@ -20,7 +20,7 @@ pub struct FleetArgs {
     /// URL of a coordinator, whose fleet runs all rows at the same time instead of this machine. The model must be in its home.
     #[arg(long, value_name = "URL", requires = "home")]
     coordinator: Option<String>,
-    /// File with the coordinator's token. BASIN_TOKEN holds the token itself.
+    /// File with the coordinator's token. Without it, BASIN_TOKEN holds the token itself.
     #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Folder or bucket of the fleet's home, from which the results are read.

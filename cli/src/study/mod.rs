@@ -46,7 +46,7 @@ pub struct StudyArgs {
 
 #[derive(Subcommand)]
 enum What {
-    /// Compare the methods, with and without transform, colour and encoder; also free batches and two own proposals (Table 1)
+    /// Compare the methods, with and without transform, colour and encoder; also free batches and two proposals of ours (Table 1)
     Table1(Study),
     /// Compare starts of the class vector (Table 2)
     Table2(Study),
@@ -70,13 +70,13 @@ struct Study {
     /// two studies is run once.
     #[arg(long, env = "BASIN_OUT")]
     out: String,
-    /// COCO JSON or CSV manifest with classes and boxes; `auto` searches for one, `none` uses the folders' names as classes.
+    /// COCO JSON or CSV manifest with classes and boxes; `auto` looks for one, `none` uses the folders' names as classes.
     #[arg(long, default_value = "auto")]
     annotations: String,
-    /// Generator evaluations of each seed in stage two, the same for all rows (the paper: 1200).
+    /// Generator evaluations of each seed in the latent search, the same for all rows (the paper: 1200).
     #[arg(long, default_value_t = 1200, value_name = "N", value_parser = clap::value_parser!(u32).range(8..=100_000))]
     evaluations: u32,
-    /// Run only these rows, by the names of their folders. A wrong name lists all.
+    /// Run only these rows, by the names of their folders. An unknown name prints all names.
     #[arg(long, value_name = "ROW,...", value_delimiter = ',')]
     rows: Vec<String>,
     /// Number of seeds of an image.

@@ -69,7 +69,6 @@ pub struct StudyPage {
 
 #[derive(Clone, Debug, Serialize)]
 pub struct RowNumbers {
-    /// Name of its run.
     pub slug: String,
     pub name: String,
     /// Whether it has a spatial transform, a colour transform, the encoder's start.

@@ -20,7 +20,6 @@ pub struct Budget {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct StudyRow {
-    /// Name of its run.
     pub slug: &'static str,
     pub name: &'static str,
     pub params: Params,

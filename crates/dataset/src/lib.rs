@@ -49,7 +49,6 @@ pub enum Entry {
         /// Its key, or its name in the annotations.
         image: SharedStr,
         reason: FailureReason,
-        /// For people.
         message: Box<str>,
         class_name: Option<SharedStr>,
     },

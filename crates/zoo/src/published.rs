@@ -8,7 +8,6 @@
 pub struct Published {
     /// Its name on the command line.
     pub name: &'static str,
-    /// One line for people.
     pub what: &'static str,
     pub files: &'static [File],
     /// The licence that its publisher states.

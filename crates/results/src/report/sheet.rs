@@ -9,7 +9,6 @@ use image::{ImageFormat, ImageReader, Rgb, RgbImage};
 const SIDE: u32 = 64;
 /// Pixels above which it is scaled down.
 const MOST: u32 = 128;
-/// Between pictures.
 const GAP: u32 = 4;
 /// Left of them, for the number of the line.
 const MARGIN: u32 = 30;
@@ -28,7 +27,6 @@ const DIGITS: [[u8; 5]; 10] = [
     [7, 5, 7, 5, 7],
     [7, 5, 7, 1, 7],
 ];
-/// Pixels of a dot.
 const DOT: u32 = 2;
 
 /// A PNG of the pictures (PNG, square and all of one size) of each line, the lines numbered from 1. What cannot be decoded is left
