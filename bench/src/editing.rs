@@ -50,7 +50,6 @@ struct Start {
     agreed: [usize; 2],
     /// Images whose weighted LPIPS falls by at least half.
     halved: usize,
-    /// Over all deltas.
     bytes: usize,
 }
 

@@ -28,7 +28,6 @@ struct Sides {
     /// Declares, fills and purges the queues of the other side.
     keeper: Queue,
     alone: Connection,
-    /// A channel of `alone`.
     publisher: lapin::Channel,
     effort: Effort,
 }

@@ -86,7 +86,6 @@ pub fn run(model: &LoadedModel, samples: &Path, load: &Workload) -> Result<Overh
     Ok(Overhead { images: load.images, devices: load.devices.to_string(), alone, fleet: turns })
 }
 
-/// Seconds of an image.
 fn project_alone(model: &LoadedModel, lanes: &Lanes, params: &Params, targets: &[Target]) -> Result<f64> {
     let started = Instant::now();
     for target in targets {

@@ -21,8 +21,6 @@ use zoo::published::{File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Si
 /// Number of objects below which their mean is unreliable.
 const FEW: usize = 100;
 const LAYOUTS: [(&str, GeneratorKind); 2] = [("biggan-deep", GeneratorKind::BigganDeep), ("biggan", GeneratorKind::Biggan)];
-const TRUNKS: [(&str, fn() -> lpips::Config); 3] =
-    [("alex", lpips::Config::alex), ("vgg16", lpips::Config::vgg16), ("squeeze", lpips::Config::squeeze)];
 const CLASSIFIERS: [(&str, ClassifierKind); 2] =
     [("resnext101", ClassifierKind::ResNext101), ("efficientnet-lite0", ClassifierKind::EfficientNetLite0)];
 /// How to find the object in a generated image.
@@ -109,8 +107,8 @@ struct ConvertArgs {
     #[arg(long, default_value_t = 1.0)]
     truncation: f64,
     /// The perceptual network of the loss.
-    #[arg(long, value_parser = one_of(TRUNKS), default_value = "alex")]
-    perceptual: fn() -> lpips::Config,
+    #[arg(long, value_parser = ["alex", "vgg16", "squeeze"], default_value = "alex")]
+    perceptual: String,
     /// The perceptual network's weights file, in torchvision's layout.
     #[arg(long, value_name = "FILE")]
     features: PathBuf,
@@ -362,7 +360,7 @@ fn convert_files(args: &ConvertArgs) -> anyhow::Result<()> {
         config: args.config.clone(),
         truncation: args.truncation,
         resolution: args.resolution,
-        trunk: (args.perceptual)(),
+        trunk: lpips::Config::named(&args.perceptual).expect("clap allows known names only"),
         features: args.features.clone(),
         heads: args.heads.clone(),
         classifier: args.classifier.clone().map(|path| (args.classifier_kind, path)),

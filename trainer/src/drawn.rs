@@ -6,6 +6,8 @@ use projector::Generator;
 use tch::kind::FLOAT_CPU;
 use tch::{Device, Kind, Tensor};
 
+type Draw = dyn Fn(&Tensor, &Tensor) -> Tensor + Send + Sync;
+
 #[derive(Clone)]
 pub struct Drawn {
     pub latent_dim: i64,
@@ -13,7 +15,7 @@ pub struct Drawn {
     pub classes: i64,
     pub resolution: i64,
     /// z and c -> images, as `Generator::generate`.
-    pub draw: Arc<dyn Fn(&Tensor, &Tensor) -> Tensor + Send + Sync>,
+    pub draw: Arc<Draw>,
 }
 
 impl Generator for Drawn {

@@ -238,7 +238,6 @@ struct Opinions {
 struct Opinion {
     /// The attempt whose latents were judged.
     attempt: String,
-    /// For each seed.
     lpips: Vec<Option<f64>>,
 }
 

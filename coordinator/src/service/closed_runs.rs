@@ -55,17 +55,19 @@ async fn read_summary(results: &Store) -> Option<Summary> {
     run::read_json(results, keys::SUMMARY).await.ok()
 }
 
+type Known = (String, Arc<Table>);
+
 /// The tables that were read last.
 #[derive(Clone, Default)]
 pub(super) struct Tables {
-    known: Arc<Mutex<VecDeque<(String, Arc<Table>)>>>,
+    known: Arc<Mutex<VecDeque<Known>>>,
     pub(super) reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Tables {
     const MOST: usize = 4;
 
-    fn known(&self) -> MutexGuard<'_, VecDeque<(String, Arc<Table>)>> {
+    fn known(&self) -> MutexGuard<'_, VecDeque<Known>> {
         self.known.lock().expect("no holder of the lock panics")
     }
 

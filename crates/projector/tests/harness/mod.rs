@@ -96,10 +96,13 @@ pub fn assert_strict(tensors: &NamedTensors, load: &dyn Fn(&mut Weights) -> Resu
     }
 }
 
-/// `load` refuses each change of `config`, for a reason with the text beside it.
+/// A change of a configuration, and a part of the reason for which it is refused.
+type Case<C> = (fn(&mut C), &'static str);
+
+/// `load` refuses each change of `config`.
 pub fn assert_contradictions<C: Clone, T>(
     config: &C,
-    cases: &[(fn(&mut C), &str)],
+    cases: &[Case<C>],
     load: impl Fn(&C, &mut Weights) -> Result<T, LoadError>,
 ) {
     for (change, part) in cases {
