@@ -35,8 +35,8 @@ fn one_two_or_three_devices_and_one_or_many_images_give_the_same_bits() {
 /// what that does to a loss below this; lanes that are exchanged, or moments, change it by parts in a hundred.
 const ROUNDING: f64 = 1e-4;
 
-fn assert_near(a: f64, b: f64) {
-    assert!((a - b).abs() <= ROUNDING * a.abs(), "{a} and {b}");
+fn assert_near(a: f64, b: f64, rounding: f64) {
+    assert!((a - b).abs() <= rounding * a.abs(), "{a} and {b}");
 }
 
 /// One descent in steps so small that it does not carry rounding on. CMA-ES would, from one generation to the next (docs/src/adr/0003).
@@ -52,7 +52,7 @@ fn smaller_batches_give_the_same_losses_up_to_rounding() {
     for block in [1, 2, 4] {
         println!("blocks of {block}");
         let cut = run(&model, &Lanes::with_block(&model, &[Device::Cpu], block), &slow(10), targets(&model, 2));
-        losses(&whole).concat().into_iter().zip(losses(&cut).concat()).for_each(|(a, b)| assert_near(a, b));
+        losses(&whole).concat().into_iter().zip(losses(&cut).concat()).for_each(|(a, b)| assert_near(a, b, ROUNDING));
     }
 }
 
@@ -60,9 +60,11 @@ fn smaller_batches_give_the_same_losses_up_to_rounding() {
 fn lanes_of_several_images_in_one_batch_give_the_same_losses_up_to_rounding() {
     let (model, one) = one_core();
     // Without and with transforms, which differ between the images; 13 lanes are one image's six, and six and one of the next two.
-    // The first goes on with Adam's moments after 50 steps.
+    // The first goes on with Adam's moments after 50 steps. On eight kinds of kernels 60 steps carry rounding to 3.3e-4 of a loss;
+    // exchanged moments change it by 6.7e-3.
     let transform = short(LatentSearch::Start).transform;
-    for (params, block) in [(slow(60), 64), (slow(10), 13), (Params { transform, ..slow(10) }, 64)] {
+    let cases = [(slow(60), 64, 10.0 * ROUNDING), (slow(10), 13, ROUNDING), (Params { transform, ..slow(10) }, 64, ROUNDING)];
+    for (params, block, rounding) in cases {
         let apart = run_fixed(&model, &one, &params);
         for devices in [1, 2] {
             let lanes = Lanes::shared(&model, &vec![Device::Cpu; devices], block);
@@ -71,10 +73,10 @@ fn lanes_of_several_images_in_one_batch_give_the_same_losses_up_to_rounding() {
             for (a, b) in apart.iter().zip(&together) {
                 assert_eq!((a.seeds.len(), a.history.descent.len()), (b.seeds.len(), b.history.descent.len()));
                 for (a, b) in a.seeds.iter().zip(&b.seeds) {
-                    assert_near(a.loss, b.loss);
-                    assert_near(a.inverted_loss, b.inverted_loss);
+                    assert_near(a.loss, b.loss, rounding);
+                    assert_near(a.inverted_loss, b.inverted_loss, rounding);
                     // LPIPS is a small difference of features of length one. So its rounding is measured by the loss that it is part of.
-                    assert_near(a.loss, a.loss + params.loss.beta * (b.lpips - a.lpips));
+                    assert_near(a.loss, a.loss + params.loss.beta * (b.lpips - a.lpips), rounding);
                 }
             }
         }
@@ -131,7 +133,7 @@ fn a_batch_that_is_too_large_for_the_memory_is_halved() {
     let found = losses(&run(&model, &lanes, &params, images));
     // Six lanes of one image fit, those of two do not.
     assert_eq!(lanes.block(), 8);
-    expected.concat().into_iter().zip(found.concat()).for_each(|(a, b)| assert_near(a, b));
+    expected.concat().into_iter().zip(found.concat()).for_each(|(a, b)| assert_near(a, b, ROUNDING));
 }
 
 #[test]
