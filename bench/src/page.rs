@@ -109,7 +109,7 @@ fn page<R: Record>(record: &R, machine: &MeasuredOn) -> Result<String> {
     Ok(blocks.collect::<Vec<_>>().join("\n\n") + "\n")
 }
 
-/// A number with `digits` behind the point; `-` where there is none.
+/// A number with `digits` behind the point; `-` without a value.
 fn number(value: Option<f64>, digits: usize) -> String {
     value.filter(|value| !value.is_nan()).map_or("-".into(), |value| format!("{value:.digits$}"))
 }

@@ -300,7 +300,7 @@ fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Of `width` cells: images that succeeded, that failed, and that are left.
+/// A bar of `width` cells: images that succeeded, that failed, and that are left.
 fn progress_bar(state: &Screen, run: &RunStatus, width: usize) -> Line<'static> {
     let cells = |images: usize| (images.min(run.images) as f64 / run.images.max(1) as f64 * width as f64) as usize;
     let done = cells(succeeded(run));

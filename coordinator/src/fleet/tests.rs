@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::ledger::tests::{about, failed, planned, succeeded};
 use crate::plan::tests::spec;
+use proto::sample;
 
 /// The timer: an outcome that the store has counts, and a job without one is published again.
 fn look_for_silent(fleet: &mut Fleet, now: f64, outcome: impl Fn(&Silent) -> Option<Option<Failure>>) {
@@ -136,11 +137,9 @@ fn every_image_is_settled_once_under_any_schedule_of_faults() {
                 fleet.set_control("r", Control::default());
             }
             if step % 50 == 0 {
-                let failure =
-                    |image: &str| Failure::without_job(image, FailureReason::BadImage, "as the store says".into(), None);
                 look_for_silent(&mut fleet, now, |silent| {
-                    let how = store.get(&silent.job)?;
-                    Some((*how == Settled::Failed).then(|| failure(&silent.image)))
+                    let failed = *store.get(&silent.job)? == Settled::Failed;
+                    Some(failed.then(|| sample::failure(&silent.image, FailureReason::BadImage, "as the store says")))
                 });
             }
             if fleet.settled("r") {

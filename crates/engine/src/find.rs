@@ -1,8 +1,8 @@
 //! Finds the class and the object in an image before it is projected (paper, Section 3.4). Computes; no I/O.
 //!
-//! The rule is that of the authors' first code (branch `legacy`, `demo.py`): the detections by falling score, of each the crop of
-//! its box is classified, and the first one whose class is a kind of what the detector calls it is the object. If there is none,
-//! the image is: all of it, with its own class. Where the class is known already, the first detection of that kind is the object.
+//! The rule is that of the authors' first code (branch `legacy`, `demo.py`): the detections come by falling score, the crop of
+//! each box is classified, and the first one whose class is a kind of what the detector calls it is the object. Without such a
+//! detection the object is the whole image, with its own class. Where the class is known already, the first detection of that kind is the object.
 
 use projector::ObjectStatistics;
 use projector::nn::efficientnet_lite;

@@ -197,7 +197,7 @@ impl Store {
         .await
     }
 
-    /// Deletes an object. Succeeds if there is none.
+    /// Deletes an object. Succeeds if it does not exist.
     pub async fn delete(&self, key: &str) -> Result<(), Error> {
         self.run("delete", key, async |full| match &self.backend {
             Backend::Directory(directory) => directory.run(move |d| d.delete(&full)).await,

@@ -27,7 +27,7 @@ pub struct File {
 }
 
 impl File {
-    /// The publisher's address; if there is none, what to do instead.
+    /// The publisher's address, or what to do where a file has no address.
     pub fn url(&self) -> Result<String, &'static str> {
         match self.address {
             Address::At(url) => Ok(url.into()),

@@ -121,7 +121,7 @@ pub fn overall(summary: &Summary) -> Markup {
                 }
             }
             p.remark {
-                "The best seed is the one with the smallest loss, and the answer; beside it "
+                "The best seed is the one with the smallest loss; beside it "
                 span.wide { "the standard error (±) and " }
                 "the median. Best of seeds is the minimum of each metric on its own. Loss is measured on the transformed target, all \
                  other numbers after inverting the transform, inside the object’s box. Lower is better."

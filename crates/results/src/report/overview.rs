@@ -32,7 +32,7 @@ pub fn header(summary: &Summary) -> Markup {
                     dt { "Profile" }
                     dd { (Untrusted(&run.params.described())) ", " (counted(run.params.seeds.into(), "seed")) " per image" }
                 }
-                div { dt { "Random seed" } dd { (run.seed) } }
+                div { dt { "Run seed" } dd { (run.seed) } }
                 div { dt { "Version" } dd { "basin " (Untrusted(&run.version)) } }
             }
             details { summary { "All parameters" } pre tabindex="0" { (UntrustedLines(&params)) } }

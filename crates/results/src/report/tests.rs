@@ -205,7 +205,7 @@ fn everything_a_person_asks_for_is_there() {
     for text in ["3f9a3f9a3f9a", "18 seeds per image", "basin 0.1.0", "file:///home/someone/basin/samples", "15 min 00 s"] {
         assert!(html.contains(text), "{text}");
     }
-    for text in ["Random seed</dt><dd>41<", "fast, 18 seeds", "(columns); shown is its mean", "n = 3", "centred/<wbr>00005.png"] {
+    for text in ["Run seed</dt><dd>41<", "fast, 18 seeds", "(columns); shown is its mean", "n = 3", "centred/<wbr>00005.png"] {
         assert!(html.contains(text), "{text}");
     }
     for text in ["unknown class", "cannot read empty.png: the file is empty", "(no name)", "17.2 % of all"] {
