@@ -17,7 +17,7 @@ pub fn show(frame: &PageFrame, workers: &[WorkerStatus], backlog: usize) -> Mark
                 div { dt { "backlog" } dd { (backlog) } }
             }
             @if workers.is_empty() {
-                p.card { "No worker was heard of in the last minute. Start one with " code { "basin-worker" } "." }
+                p.card { "No worker has sent a heartbeat in the last minute. Start one with " code { "basin-worker" } "." }
             } @else {
                 div.scroll tabindex="0" role="region" aria-label="Workers" {
                     table #workers-table data-sortable {
