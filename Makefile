@@ -139,7 +139,7 @@ bench-gpu: ## Measure BigGAN-deep-256 on this machine's GPU; without one, infra/
 bench-parts: setup ## Time the parts one by one: CMA-ES, transforms, codecs, deltas, blending, queue, ledger
 	@$(CARGO) bench --locked --profile dev -p bench --bench parts
 
-bench-quality: setup ## Losses of bfloat16 and of cheaper schedules, paired over 32 images (half an hour)
+bench-quality: setup ## The profiles against the paper's, and their ingredients, on 128 images (many hours; what is done stays done)
 	@$(CARGO) $(BENCH)
 	@target/debug/basin-bench quality
 

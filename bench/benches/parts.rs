@@ -38,6 +38,7 @@ fn transforms() -> Vec<Transform> {
         scale: [1.0 + 0.05 * i as f64; 2],
         shift: [0.1, -0.02 * i as f64],
         colour: vec![(ColourTransform::Brightness, 0.9)],
+        ..Transform::IDENTITY
     };
     (0..9).map(one).collect()
 }

@@ -43,6 +43,18 @@ impl<T: Serialize + DeserializeOwned> Cases<T> {
         Ok(())
     }
 
+    /// Appends a case.
+    pub fn push(&mut self, case: T) -> Result<()> {
+        let index = self.done.last_key_value().map_or(0, |(last, _)| last + 1);
+        writeln!(self.file, "{}", serde_json::to_string(&(index, &case))?)?;
+        self.done.insert(index, case);
+        Ok(())
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.done.values()
+    }
+
     pub fn first(self, n: usize) -> Vec<T> {
         self.done.into_iter().take_while(|(i, _)| *i < n).map(|(_, case)| case).collect()
     }

@@ -101,7 +101,7 @@ pub fn measure_biggan_256() -> Result<Vec<Codec>> {
     let model = Model { lpips: random::small_lpips()?, ..model };
     let z = Tensor::randn([1, 128], (Kind::Float, Device::Cpu)).fmod(2.0);
     let image = tch::no_grad(|| model.generator.generate(&z, &model.generator.embed(1).unsqueeze(0)));
-    let target = Target { image: image.squeeze_dim(0), bbox: None, mask: None, class: 2, seed: 0 };
+    let target = Target { image: image.squeeze_dim(0), bbox: None, mask: None, class: 2, likely: vec![], seed: 0 };
     let tune = FineTune { steps: STEPS, delta: DeltaCodec::Float32, ..FineTune::default() };
     let latent = LatentSearch::Adam { steps: 1 };
     let params = Params { transform: None, latent, seeds: 1, fine_tune: Some(tune), ..Params::paper() };

@@ -70,7 +70,7 @@ pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, tune: &Fi
             let saved = work.join(format!("{name}-{image}"));
             let solution = tuned(model, &lanes, &params, target, &saved)?;
             start.add(model, &params, target, &solution)?;
-            let lpips = solution.fine_tuned.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.rendered.distances.lpips);
+            let lpips = solution.fine_tuned.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.distances.lpips);
             eprintln!("{name} {image}: LPIPS {:.4} -> {lpips:.4?}", solution.seeds[solution.best].lpips);
             if name == STARTS[0] {
                 // Stored without loss, for the codecs to be measured against.
@@ -122,7 +122,7 @@ impl Start {
     fn add(&mut self, model: &LoadedModel, params: &Params, target: &Target, solution: &Solution) -> Result<()> {
         let best = &solution.seeds[solution.best];
         let tuned: Option<&Tuned> = solution.fine_tuned.as_ref().and_then(|tuned| tuned.as_ref().ok());
-        let after = tuned.map_or((best.l1, best.lpips), |t| (t.rendered.distances.l1, t.rendered.distances.lpips));
+        let after = tuned.map_or((best.l1, best.lpips), |t| (t.distances.l1, t.distances.lpips));
         self.images += 1;
         self.l1 = [self.l1[0] + best.l1, self.l1[1] + after.0];
         self.lpips = [self.lpips[0] + best.lpips, self.lpips[1] + after.1];

@@ -141,7 +141,7 @@ fn descend(model: &Model, lanes: &Lanes, precision: Precision, images: u32, seed
     let targets: Vec<Target> = (0..images)
         .map(|i| {
             let image = (Tensor::arange(3 * size * size, (Kind::Float, Device::Cpu)) * (0.001 + 1e-5 * f64::from(i))).sin();
-            Target { image: image.view([3, size, size]), bbox: None, mask: None, class: i64::from(i), seed: 0 }
+            Target { image: image.view([3, size, size]), bbox: None, mask: None, class: i64::from(i), likely: vec![], seed: 0 }
         })
         .collect();
     let start = |lane: u32| (0..model.generator.latent_dim()).map(|d| ((lane + 1) as f32 * (d as f32 + 0.5)).sin()).collect();
@@ -149,7 +149,7 @@ fn descend(model: &Model, lanes: &Lanes, precision: Precision, images: u32, seed
         z: (0..seeds).map(start).collect(),
         c: None,
         transforms: Transforms::None,
-        work: Work::Descend { steps, track_inverted: false, record: false },
+        work: Work::Descend { steps, total: steps, track_inverted: false, record: false },
         adam: None,
         exact: false,
     };

@@ -23,12 +23,15 @@ mod planted;
 mod process;
 mod quality;
 mod random;
+mod rounding;
 mod samples;
 mod services;
 mod simulated;
 mod speed;
 mod throughput;
 mod validation;
+mod variants;
+mod yardstick;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,8 +67,8 @@ struct Args {
 enum Command {
     /// Search planted transforms and compare the methods: validation.md.
     Validate {
-        /// Number of planted targets.
-        #[arg(long, default_value_t = 20)]
+        /// Most planted targets of a kind.
+        #[arg(long, default_value_t = 40)]
         planted: usize,
         /// Number of real images.
         #[arg(long, default_value_t = 32)]
@@ -84,14 +87,26 @@ enum Command {
     },
     /// Compare seconds per image and final losses with the authors' own code: authors.md.
     Authors(Box<authors::AuthorsArgs>),
-    /// Compare losses of bfloat16 and of cheaper schedules with float32 and the paper's, paired over real images: quality.md.
+    /// Compare the profiles with the paper's, and each without one of its ingredients, paired over real images: quality.md.
     Quality {
-        /// Number of real images.
-        #[arg(long, default_value_t = 32)]
+        /// Most images of each kind.
+        #[arg(long, default_value_t = 64)]
         real: usize,
+        /// Folder with a data set for each kind of images, which nothing is tuned on.
+        #[arg(long, default_value = "benchmarks/data")]
+        held_out: PathBuf,
+        /// Folder of a perceptual network that no search minimises.
+        #[arg(long, default_value = "models/fashion32-vgg")]
+        judge: PathBuf,
         /// Measure nothing; write the page of the variants that are complete.
         #[arg(long)]
         as_it_is: bool,
+    },
+    /// Compare losses of bfloat16 with those of float32, paired over real images: rounding.md.
+    Rounding {
+        /// Number of real images.
+        #[arg(long, default_value_t = 32)]
+        real: usize,
     },
     /// Measure BigGAN-deep-256 with random weights by precision and lanes, and the share of the device's best rate: gpu.md.
     Gpu(Box<gpu::GpuArgs>),
@@ -149,9 +164,11 @@ fn main() -> Result<()> {
             page::write(&editing::run(&model()?, &samples, Path::new(EDITING), real, &tune)?, Some(&out))
         }
         Command::Authors(args) => page::write(&authors::run(&model()?, &folder, &samples, &args)?, Some(&out)),
-        Command::Quality { real, as_it_is } => {
-            page::write(&quality::run(&model()?, &samples, &work, real, as_it_is)?, Some(&out))
+        Command::Quality { real, held_out, judge, as_it_is } => {
+            let images = quality::Images { tuning: &samples, held_out: &held_out, most: real };
+            page::write(&quality::run(&model()?, &judge, &images, &work, as_it_is)?, Some(&out))
         }
+        Command::Rounding { real } => page::write(&rounding::run(&model()?, &samples, &work, real)?, Some(&out)),
         Command::Gpu(args) => match &args.folder {
             Some(folder) => random::folder(args.resolution, &samples::classes(&samples)?, folder),
             None => page::write(&gpu::run(&args)?, Some(&out)),

@@ -89,7 +89,7 @@ pub fn run(model: &LoadedModel, samples: &Path, load: &Workload) -> Result<Overh
 fn project_alone(model: &LoadedModel, lanes: &Lanes, params: &Params, targets: &[Target]) -> Result<f64> {
     let started = Instant::now();
     for target in targets {
-        let target = Target { image: target.image.copy(), mask: None, ..*target };
+        let target = Target { image: target.image.copy(), mask: None, ..target.shallow_clone() };
         project(model, lanes, params, vec![target], None)?;
     }
     Ok(started.elapsed().as_secs_f64() / targets.len() as f64)

@@ -162,6 +162,7 @@ mod tests {
         check::<crate::networks::Networks>();
         check::<crate::overhead::Overhead>();
         check::<crate::quality::Quality>();
+        check::<crate::rounding::Rounding>();
         check::<crate::speed::Speed>();
         check::<Throughput>();
         check::<crate::validation::Validation>();

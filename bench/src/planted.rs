@@ -7,22 +7,73 @@ use anyhow::Result;
 use engine::LoadedModel;
 use engine::calibrate::extent;
 use projector::{Lanes, Solution, Target, transform};
-use proto::{ColourTransform, Params, Transform};
+use proto::{ColourTransform, Descent, Params, Transform, TransformSearch};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use results::bootstrap::interval;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Cases, median, project};
 
-const SCALE: (f64, f64) = (0.75, 1.5);
 const SHIFT: f64 = 0.25;
 const BRIGHTNESS: (f64, f64) = (0.8, 1.25);
 /// Brightness above which a pixel belongs to the object, in [-1, 1].
 const OBJECT_THRESHOLD: f64 = -0.8;
 const BATCH: usize = 2;
+
+/// Planted targets, and the search that must find their transforms.
+pub struct Planting {
+    pub title: &'static str,
+    /// Name of the cases' file.
+    file: &'static str,
+    params: Params,
+    scale: (f64, f64),
+    /// Largest rotation in degrees.
+    rotation: f64,
+    /// Number of targets.
+    pub targets: usize,
+    /// Added to the index of a target.
+    seed: u64,
+}
+
+/// All of them.
+pub fn plantings() -> Vec<Planting> {
+    let balanced = Params::balanced();
+    let rotation = Some(30.0);
+    let turned = Params { transform: balanced.transform.clone().map(|t| TransformSearch { rotation, ..t }), ..balanced.clone() };
+    let paper = Planting {
+        title: "The paper's search",
+        file: "planted",
+        params: Params::paper(),
+        scale: (0.75, 1.5),
+        rotation: 0.0,
+        targets: 20,
+        seed: 0,
+    };
+    let ours = Planting {
+        title: "Profile `balanced`",
+        file: "planted-balanced",
+        params: balanced,
+        scale: (0.4, 1.6),
+        targets: 40,
+        seed: 1000,
+        ..paper
+    };
+    let turned = Planting {
+        title: "Profile `balanced`, rotated targets",
+        file: "planted-rotated",
+        params: turned,
+        rotation: 45.0,
+        scale: (0.75, 1.5),
+        targets: 20,
+        seed: 2000,
+        ..paper
+    };
+    vec![paper, ours, turned]
+}
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlantedCase {
@@ -35,6 +86,16 @@ pub struct PlantedCase {
     without: f64,
 }
 
+/// The cases of one planting.
+#[derive(Serialize, Deserialize)]
+pub struct Planted {
+    title: String,
+    profile: String,
+    scale: (f64, f64),
+    rotation: f64,
+    cases: Vec<PlantedCase>,
+}
+
 impl PlantedCase {
     fn scale_error(&self) -> f64 {
         (self.found.scale[0] / self.truth.scale[0] - 1.0).abs()
@@ -43,19 +104,27 @@ impl PlantedCase {
     fn shift_error(&self) -> f64 {
         (0..2).map(|i| (self.found.shift[i] - self.truth.shift[i]).abs()).fold(0.0, f64::max)
     }
+
+    /// In degrees.
+    fn rotation_error(&self) -> f64 {
+        let difference = (self.found.rotation - self.truth.rotation).rem_euclid(360.0);
+        difference.min(360.0 - difference)
+    }
 }
 
 /// Target `index` and the transform that takes it back to the generator's image.
-fn plant(model: &LoadedModel, index: usize) -> (Target, Transform) {
-    let mut rng = ChaCha8Rng::seed_from_u64(0x9e37_0000 + index as u64);
+fn plant(model: &LoadedModel, planting: &Planting, index: usize) -> (Target, Transform) {
+    let mut rng = ChaCha8Rng::seed_from_u64(0x9e37_0000 + planting.seed + index as u64);
     let generator = &model.model.generator;
     let class = (index as i64) % generator.num_classes();
     loop {
         let z: Vec<f32> = (0..generator.latent_dim()).map(|_| rng.sample::<f32, _>(StandardNormal) % 2.0).collect();
         let truth = Transform {
-            scale: [rng.random_range(SCALE.0..SCALE.1); 2],
+            scale: [rng.random_range(planting.scale.0..planting.scale.1); 2],
             shift: [rng.random_range(-SHIFT..SHIFT), rng.random_range(-SHIFT..SHIFT)],
             colour: vec![(ColourTransform::Brightness, rng.random_range(BRIGHTNESS.0..BRIGHTNESS.1))],
+            rotation: if planting.rotation > 0.0 { rng.random_range(-planting.rotation..planting.rotation) } else { 0.0 },
+            ..Transform::IDENTITY
         };
         let z = Tensor::from_slice(&z).unsqueeze(0);
         let image = tch::no_grad(|| generator.generate(&z, &generator.embed(class).unsqueeze(0)));
@@ -67,20 +136,24 @@ fn plant(model: &LoadedModel, index: usize) -> (Target, Transform) {
         let y = y.squeeze_dim(0);
         let bright = y.mean_dim(&[0i64][..], false, Kind::Float).gt(OBJECT_THRESHOLD);
         if let Some(bbox) = extent(&bright) {
-            return (Target { image: y, bbox: Some(bbox), mask: None, class, seed: index as u64 }, truth);
+            return (Target { image: y, bbox: Some(bbox), mask: None, class, likely: vec![], seed: index as u64 }, truth);
         }
     }
 }
 
-pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<Vec<PlantedCase>> {
-    let mut cases = Cases::open(work, "planted", model)?;
-    let params = Params::paper();
-    let plain = Params { transform: None, ..params.clone() };
+/// Runs the cases that are left, at most `most`.
+pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, planting: &Planting, most: usize) -> Result<Planted> {
+    let n = planting.targets.min(most);
+    let mut cases = Cases::open(work, planting.file, model)?;
+    let Planting { title, params, scale, rotation, .. } = planting;
+    let plain = Params { transform: None, descent: Descent { lr_transform: 0.0, ..params.descent.clone() }, ..params.clone() };
+    // The true transform stays as it is.
+    let told = Params { descent: Descent { lr_transform: 0.0, ..params.descent.clone() }, ..params.clone() };
     cases.complete(n, BATCH, |batch| {
-        let planted = || batch.iter().map(|&i| plant(model, i)).unzip::<_, _, Vec<_>, Vec<_>>();
+        let planted = || batch.iter().map(|&i| plant(model, planting, i)).unzip::<_, _, Vec<_>, Vec<_>>();
         let (targets, truths) = planted();
-        let searched = project(model, lanes, &params, targets, None)?;
-        let told = project(model, lanes, &params, planted().0, Some(&truths))?;
+        let searched = project(model, lanes, params, targets, None)?;
+        let told = project(model, lanes, &told, planted().0, Some(&truths))?;
         let without = project(model, lanes, &plain, planted().0, None)?;
         let loss = |s: &Solution| s.seeds[s.best].inverted_loss;
         let measured = batch.iter().enumerate().map(|(k, &i)| {
@@ -92,27 +165,39 @@ pub fn run(model: &LoadedModel, lanes: &Lanes, work: &Path, n: usize) -> Result<
                 told: loss(&told[k]),
                 without: loss(&without[k]),
             };
-            let (scale, shift) = (100.0 * case.scale_error(), case.shift_error());
+            let (scale, shift, angle) = (100.0 * case.scale_error(), case.shift_error(), case.rotation_error());
             let PlantedCase { searched, told, without, .. } = &case;
             let losses = format!("{searched:.3} (told {told:.3}, without {without:.3})");
-            eprintln!("planted {i}: scale error {scale:.1} %, shift error {shift:.3}, loss {losses}");
+            eprintln!("{title} {i}: scale error {scale:.1} %, shift error {shift:.3}, angle {angle:.1}, loss {losses}");
             case
         });
         Ok(measured.collect())
     })?;
-    Ok(cases.first(n))
+    let (title, profile, cases) = ((*title).into(), params.profile.clone(), cases.first(n));
+    Ok(Planted { title, profile, scale: *scale, rotation: *rotation, cases })
 }
 
 /// What the page says of the cases: how they were made, and how many reach each bar.
-pub fn derived(cases: &[PlantedCase]) -> Value {
+pub fn derived(Planted { cases, .. }: &Planted) -> Value {
     let count = |holds: &dyn Fn(&PlantedCase) -> bool| cases.iter().filter(|case| holds(case)).count();
+    let bias = |of: &dyn Fn(f64) -> bool| {
+        let some: Vec<f64> = cases
+            .iter()
+            .filter(|case| of(case.truth.scale[0]))
+            .map(|case| 100.0 * (case.found.scale[0] / case.truth.scale[0]).ln())
+            .collect();
+        interval(&some)
+    };
     json!({
-        "scale": SCALE,
         "shift": SHIFT,
         "brightness": BRIGHTNESS,
         "found": count(&|c| c.scale_error() <= 0.05 && c.shift_error() <= 0.06),
         "scale_error": 100.0 * median(cases.iter().map(PlantedCase::scale_error).collect()),
+        "turned": count(&|c| c.rotation_error() <= 5.0),
         "as_told": count(&|c| c.searched <= 1.1 * c.told),
         "better": count(&|c| c.searched < c.without),
+        "enlarged": bias(&|scale| scale < 1.0),
+        "reduced": bias(&|scale| scale > 1.2),
+        "told": median(cases.iter().map(|c| c.told).collect()),
     })
 }

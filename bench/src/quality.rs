@@ -1,14 +1,14 @@
-//! What a cheaper or rounder search costs in loss: variants against a reference, paired over real images. Cases are kept: a second start
-//! resumes.
+//! Profiles against the paper's, and each of their ingredients left out, paired over real images, by one yardstick. Cases are kept: a
+//! second start resumes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use engine::{Devices, LoadedModel};
-use projector::lanes::CPU_BLOCK;
-use projector::projection::lane_steps;
-use projector::{Lanes, Target};
-use proto::{LastDescent, LatentSearch, Params, Precision, SeedResult};
+use projector::{Lanes, Solution, Target};
+use proto::Transform;
 use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,118 +16,182 @@ use serde_json::{Value, json};
 use crate::cases::{Cases, mean, project};
 use crate::page::Record;
 use crate::samples::targets;
+use crate::variants::{Comparison, Variant};
+use crate::yardstick::{Distances, Yardstick};
 
 const BATCH: usize = 4;
+/// Images of the last comparison, which takes times.
+const TIMED: usize = 4;
 
+/// The kinds of images, as their file names have them.
+const KINDS: [&str; 2] = ["centred", "offcentre"];
+
+/// The answer of a search: the seed that the method itself chose.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Case {
     image: String,
-    /// Loss of each seed, in the generator's frame.
-    losses: Vec<f64>,
-    /// Loss of each seed's inverted image inside the box.
-    inverted: Vec<f64>,
+    transform: Option<Transform>,
+    z: Vec<f32>,
+    c: Vec<f32>,
+    lane_steps: u64,
 }
 
-struct Variant {
-    name: &'static str,
-    params: Params,
-    block: usize,
-}
-
-/// Titles, and variants of which the first is the reference.
-fn comparisons() -> [(&'static str, Vec<Variant>); 2] {
-    let adam = Params { transform: None, latent: LatentSearch::Adam { steps: 300 }, ..Params::paper() };
-    let variant = |name, params| Variant { name, params, block: CPU_BLOCK };
-    let profiles = vec![
-        variant("paper", Params::paper()),
-        variant("fast", Params::fast()),
-        variant("fast, last descent from the best refined points", ending(LastDescent::Refined)),
-        variant("fast, last descent halved twice", ending(LastDescent::Halving)),
-        variant("fast, one generation in three for a longer last descent", shifted()),
-    ];
-    let rounding = vec![
-        variant("Adam, 300 steps, fp32", adam.clone()),
-        variant("Adam, 300 steps, bf16", Params { precision: Precision::Bf16, ..adam.clone() }),
-        // The control: only the order of sums differs.
-        Variant { block: 2 * CPU_BLOCK, ..variant("Adam, 300 steps, fp32 in other batches", adam) },
-    ];
-    [("Precision", rounding), ("Profiles", profiles)]
-}
-
-fn ending(with: LastDescent) -> Params {
-    let mut params = Params::fast();
-    if let LatentSearch::BasinCma { last, .. } = &mut params.latent {
-        *last = with;
+impl Case {
+    fn new(image: &str, solution: &Solution) -> Case {
+        let Solution { transform, best, z, c, lane_steps, .. } = solution;
+        let (transform, lane_steps) = (transform.clone(), *lane_steps);
+        Case { image: image.into(), transform, z: z[*best].clone(), c: c[*best].clone(), lane_steps }
     }
-    params
 }
 
-/// The same lane-steps as `fast`, fewer of them in CMA-ES' generations.
-fn shifted() -> Params {
-    let mut params = Params::fast();
-    if let LatentSearch::BasinCma { generations, final_steps, steps, .. } = &mut params.latent {
-        *final_steps += *steps * 4;
-        *generations -= 4;
-    }
-    params
+/// Where images come from, and how many of each kind are taken.
+pub struct Images<'a> {
+    /// Images that were used for tuning.
+    pub tuning: &'a Path,
+    /// A folder with a data set for each kind; none of them was used for tuning.
+    pub held_out: &'a Path,
+    /// Of each kind.
+    pub most: usize,
 }
 
 #[derive(Serialize, Deserialize)]
 pub struct Quality {
     model: String,
-    images: usize,
-    comparisons: Vec<Comparison>,
+    judge: String,
+    tables: Vec<Table>,
+    times: Vec<Time>,
 }
 
-/// Variants that are complete; the first is the reference.
+/// A comparison on one kind of images.
 #[derive(Serialize, Deserialize)]
-struct Comparison {
+struct Table {
     title: String,
-    variants: Vec<Measured>,
+    about: String,
+    kind: String,
+    images: usize,
+    /// The first is the reference.
+    rows: Vec<Row>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Measured {
+struct Row {
     name: String,
-    lane_steps: u64,
-    cases: Vec<Case>,
+    /// Mean of the images.
+    lane_steps: f64,
+    distances: Vec<Distances>,
 }
 
-/// Runs the cases that are left, unless `as_it_is`.
-pub fn run(model: &LoadedModel, samples: &Path, work: &Path, n: usize, as_it_is: bool) -> Result<Quality> {
-    let mut all = targets(model, samples, |file| file.contains("offcentre"))?;
-    all.truncate(n);
-    let measure = |variant: Variant| -> Result<Measured> {
-        let cases = measured(model, work, &variant, if as_it_is { &[] } else { &all }, all.len())?;
-        Ok(Measured { name: variant.name.into(), lane_steps: lane_steps(&variant.params), cases })
-    };
-    let comparisons = comparisons().into_iter().map(|(title, variants)| {
-        let mut variants = variants.into_iter().map(&measure).collect::<Result<Vec<_>>>()?;
-        variants.retain(|variant| variant.cases.len() == all.len());
-        Ok(Comparison { title: title.into(), variants })
-    });
-    let comparisons = comparisons.collect::<Result<_>>()?;
-    Ok(Quality { model: model.reference.name.clone(), images: all.len(), comparisons })
+/// Seconds for an image, all variants in turns on the same images.
+#[derive(Serialize, Deserialize)]
+struct Time {
+    name: String,
+    seconds: f64,
 }
 
-/// The first `n` cases; runs those of `all` that are not there.
-fn measured(model: &LoadedModel, work: &Path, variant: &Variant, all: &[(String, Target)], n: usize) -> Result<Vec<Case>> {
-    // Other parameters have another file.
-    let digest = proto::hex_sha256(variant.params.to_json().as_bytes());
-    let block = if variant.block == CPU_BLOCK { String::new() } else { format!("-{}", variant.block) };
-    let mut cases = Cases::open(work, &format!("quality-{}{block}", &digest[..8]), model)?;
-    let lanes = Lanes::with_block(&model.model, &Devices::automatic().0, variant.block);
-    cases.complete(all.len(), BATCH, |batch| {
-        let targets = batch.iter().map(|&i| all[i].1.shallow_clone()).collect();
-        let solutions = project(model, &lanes, &variant.params, targets, None)?;
-        let measured = batch.iter().zip(solutions).map(|(&i, solution)| {
-            let rounded = |of: &dyn Fn(&SeedResult) -> f64| solution.seeds.iter().map(|s| (of(s) * 1e5).round() / 1e5).collect();
-            Case { image: all[i].0.clone(), losses: rounded(&|s| s.loss), inverted: rounded(&|s| s.inverted_loss) }
-        });
-        eprintln!("{}: {} of {} images", variant.name, batch[batch.len() - 1] + 1, all.len());
-        Ok(measured.collect())
-    })?;
-    Ok(cases.first(n))
+/// Everything that a measurement needs.
+struct Bench<'a> {
+    model: &'a LoadedModel,
+    lanes: Lanes,
+    yardstick: Yardstick<'a>,
+    work: &'a Path,
+    as_it_is: bool,
+}
+
+/// Runs the cases that are left, unless `as_it_is`. Rows without all of their cases are left out.
+pub fn run(model: &LoadedModel, judge: &Path, images: &Images, work: &Path, as_it_is: bool) -> Result<Quality> {
+    let lanes = Lanes::new(&model.model, &Devices::automatic().0);
+    let bench = Bench { model, lanes, yardstick: Yardstick::new(model, judge)?, work, as_it_is };
+    let mut tables = Vec::new();
+    for comparison in crate::variants::comparisons() {
+        for kind in KINDS {
+            let all = load(model, images, &comparison, kind)?;
+            let mut rows = Vec::new();
+            for variant in &comparison.variants {
+                rows.extend(bench.row(&comparison, variant, kind, &all)?);
+            }
+            let Comparison { title, about, .. } = &comparison;
+            let (title, about, kind) = ((*title).into(), (*about).into(), kind.into());
+            tables.push(Table { title, about, kind, images: all.len(), rows });
+        }
+    }
+    let times = if as_it_is { vec![] } else { bench.times(images)? };
+    let judge = judge.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok(Quality { model: model.reference.name.clone(), judge, tables, times })
+}
+
+fn load(model: &LoadedModel, images: &Images, comparison: &Comparison, kind: &str) -> Result<Vec<(String, Target)>> {
+    let held_out = images.held_out.join(kind);
+    let folder = if comparison.tuning { images.tuning } else { &held_out };
+    let all = targets(model, folder, |file| file.contains(&format!("_{kind}")))?;
+    // Evenly over the classes, by which the names are sorted.
+    let most = images.most.min(comparison.most).min(all.len());
+    let wanted: Vec<usize> = (0..most).map(|k| k * all.len() / most).collect();
+    Ok(all.into_iter().enumerate().filter(|(i, _)| wanted.contains(i)).map(|(_, image)| image).collect())
+}
+
+impl Bench<'_> {
+    /// `None`: a case is missing.
+    fn row(&self, comparison: &Comparison, variant: &Variant, kind: &str, all: &[(String, Target)]) -> Result<Option<Row>> {
+        let cases = self.cases(comparison, variant, kind, all)?;
+        if cases.len() < all.len() {
+            return Ok(None);
+        }
+        let measure = |(case, (_, target)): (&Case, &(String, Target))| {
+            self.yardstick.measure(target, case.transform.as_ref(), &case.z, &case.c)
+        };
+        let distances = cases.iter().zip(all).map(measure).collect();
+        let lane_steps = mean(&cases.iter().map(|case| case.lane_steps as f64).collect::<Vec<_>>());
+        Ok(Some(Row { name: variant.name.clone(), lane_steps, distances }))
+    }
+
+    /// The cases of `all` in their order; those that are not there are run first.
+    fn cases(&self, comparison: &Comparison, variant: &Variant, kind: &str, all: &[(String, Target)]) -> Result<Vec<Case>> {
+        // Other parameters have another file.
+        let digest = proto::hex_sha256(variant.key().as_bytes());
+        let mut cases = Cases::<Case>::open(self.work, &format!("quality-{}", &digest[..8]), self.model)?;
+        if !self.as_it_is {
+            let fixed = variant.transforms_of.as_deref().map(|of| self.cases(comparison, of, kind, all)).transpose()?;
+            let transforms: Option<BTreeMap<&str, Transform>> = fixed.as_ref().map(|fixed| {
+                let pairs = fixed.iter().filter_map(|case| Some((case.image.as_str(), case.transform.clone()?)));
+                pairs.collect()
+            });
+            let known: Vec<&str> = cases.values().map(|case| case.image.as_str()).collect();
+            let left: Vec<&(String, Target)> = all.iter().filter(|(name, _)| !known.contains(&name.as_str())).collect();
+            for (done, batch) in left.chunks(BATCH).enumerate() {
+                let fixed = transforms.as_ref().map(|each| {
+                    let of = |(name, _): &&(String, Target)| each.get(name.as_str()).cloned().context("a transform is missing");
+                    batch.iter().map(of).collect::<Result<Vec<_>>>()
+                });
+                let targets = batch.iter().map(|(_, target)| target.shallow_clone()).collect();
+                let solutions = project(self.model, &self.lanes, &variant.params, targets, fixed.transpose()?.as_deref())?;
+                for ((name, _), solution) in batch.iter().zip(&solutions) {
+                    cases.push(Case::new(name, solution))?;
+                }
+                eprintln!("{} ({kind}): {} of {} images", variant.name, (done * BATCH + batch.len()).min(left.len()), left.len());
+            }
+        }
+        let found = |(name, _): &(String, Target)| cases.values().find(|case| case.image == *name).cloned();
+        Ok(all.iter().filter_map(found).collect())
+    }
+
+    /// Times the profiles in turns on a few images, one batch after the other.
+    fn times(&self, images: &Images) -> Result<Vec<Time>> {
+        let Some(profiles) = crate::variants::comparisons().into_iter().next() else { return Ok(vec![]) };
+        let few = Images { most: TIMED, ..*images };
+        let each = KINDS.iter().map(|kind| load(self.model, &few, &profiles, kind)).collect::<Result<Vec<_>>>()?;
+        let all: Vec<(String, Target)> = each.into_iter().flatten().collect();
+        let mut seconds = vec![0.0; profiles.variants.len()];
+        for batch in all.chunks(BATCH) {
+            for (seconds, variant) in seconds.iter_mut().zip(&profiles.variants) {
+                let begun = Instant::now();
+                let targets = batch.iter().map(|(_, target)| target.shallow_clone()).collect();
+                project(self.model, &self.lanes, &variant.params, targets, None)?;
+                *seconds += begun.elapsed().as_secs_f64();
+            }
+        }
+        let time = |(variant, seconds): (&Variant, f64)| Time { name: variant.name.clone(), seconds: seconds / all.len() as f64 };
+        Ok(profiles.variants.iter().zip(seconds).map(time).collect())
+    }
 }
 
 impl Record for Quality {
@@ -135,30 +199,26 @@ impl Record for Quality {
     const PAGE: &'static str = include_str!("../pages/quality.md");
 
     fn derived(&self) -> Value {
-        let rows = |variants: &[Measured]| variants.iter().map(|variant| variant.row(&variants[0])).collect::<Vec<_>>();
-        let tables = self.comparisons.iter().map(|comparison| (&comparison.title, rows(&comparison.variants)));
-        json!({ "tables": tables.collect::<Vec<_>>() })
+        let table = |table: &Table| {
+            let first = table.rows.first();
+            let rows: Vec<Value> = table.rows.iter().filter_map(|row| Some(row.against(first?))).collect();
+            let Table { title, about, kind, images, .. } = table;
+            json!({ "title": title, "about": about, "kind": kind, "images": images, "rows": rows })
+        };
+        json!({ "filled": self.tables.iter().map(table).collect::<Vec<_>>() })
     }
 }
 
-impl Measured {
-    fn row(&self, first: &Measured) -> Value {
-        let pairs = self.cases.iter().zip(&first.cases).filter(|(case, first)| case.losses.len() == first.losses.len());
-        let correlations: Vec<f64> = pairs.map(|(case, first)| rank_correlation(&case.losses, &first.losses)).collect();
-        let measures: [&dyn Fn(&Case) -> f64; 3] =
-            [&|case| mean(&case.losses), &|case| least(&case.losses).1, &|case| case.inverted[least(&case.losses).0]];
+impl Row {
+    fn against(&self, first: &Row) -> Value {
+        let measures: [fn(&Distances) -> f64; 3] = [|d| d.inverted, |d| d.l1, |d| d.judge];
         let losses = measures.map(|measure| {
-            let values: Vec<f64> = self.cases.iter().map(measure).collect();
-            let reference: Vec<f64> = first.cases.iter().map(measure).collect();
+            let values: Vec<f64> = self.distances.iter().map(measure).collect();
+            let reference: Vec<f64> = first.distances.iter().map(measure).collect();
             (mean(&values), relative(&values, &reference))
         });
-        json!({
-            "name": self.name,
-            "lane_steps": self.lane_steps,
-            "ratio": self.lane_steps as f64 / first.lane_steps as f64,
-            "losses": losses,
-            "correlation": mean(&correlations),
-        })
+        let class_moved = mean(&self.distances.iter().map(|d| d.class_moved).collect::<Vec<_>>());
+        json!({ "name": self.name, "lane_steps": self.lane_steps, "losses": losses, "class_moved": class_moved })
     }
 }
 
@@ -166,43 +226,4 @@ impl Measured {
 fn relative(values: &[f64], reference: &[f64]) -> Option<Interval> {
     let scale = 100.0 / mean(reference);
     interval(&values.iter().zip(reference).map(|(a, b)| scale * (a - b)).collect::<Vec<_>>())
-}
-
-fn least(values: &[f64]) -> (usize, f64) {
-    let (i, value) = values.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1)).expect("there are seeds");
-    (i, *value)
-}
-
-/// Spearman's, without ties.
-fn rank_correlation(a: &[f64], b: &[f64]) -> f64 {
-    let ranks = |values: &[f64]| {
-        let mut index: Vec<usize> = (0..values.len()).collect();
-        index.sort_by(|&i, &j| values[i].total_cmp(&values[j]));
-        let mut ranks = vec![0.0; values.len()];
-        index.into_iter().enumerate().for_each(|(rank, i)| ranks[i] = rank as f64);
-        ranks
-    };
-    let n = a.len() as f64;
-    let squares: f64 = ranks(a).iter().zip(ranks(b)).map(|(x, y)| (x - y).powi(2)).sum();
-    1.0 - 6.0 * squares / (n * (n * n - 1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranks_that_agree_are_one_and_reversed_ones_minus_one() {
-        assert_eq!(rank_correlation(&[1.0, 5.0, 2.0], &[10.0, 30.0, 20.0]), 1.0);
-        assert_eq!(rank_correlation(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), -1.0);
-    }
-
-    #[test]
-    fn every_variant_is_valid_and_the_fast_ones_cost_the_same() {
-        let [_, (_, profiles)] = comparisons();
-        assert!(profiles.iter().all(|variant| variant.params.validate().is_ok()));
-        let fast = lane_steps(&Params::fast());
-        assert!(profiles[1..].iter().all(|variant| lane_steps(&variant.params).abs_diff(fast) <= 18));
-        assert!(fast * 4 <= lane_steps(&Params::paper()));
-    }
 }

@@ -18,7 +18,9 @@ pub fn targets(model: &LoadedModel, samples: &Path, wanted: impl Fn(&str) -> boo
     let classes = ClassIndex::new(&model.manifest.classes);
     let images = read(samples)?.entries.into_iter().map(|entry| match entry {
         Entry::Image(image) => Ok(image),
-        Entry::Bad { image, message, .. } => anyhow::bail!("cannot use {} of {}: {message}", &*image, samples.display()),
+        Entry::Bad { image, message, .. } => {
+            anyhow::bail!("cannot use {} of {}: {message}", &*image, samples.display())
+        }
     });
     let images = images.collect::<Result<Vec<_>>>()?;
     let name = |key: &str| key.strip_prefix(IMAGES).unwrap_or(key).to_owned();
@@ -31,7 +33,8 @@ pub fn targets(model: &LoadedModel, samples: &Path, wanted: impl Fn(&str) -> boo
             let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             let decoded = engine::codec::decode(&bytes, image.bbox.as_deref().copied(), r)?;
             let pixels = Tensor::from_slice(&decoded.pixels).view([3, i64::from(r), i64::from(r)]);
-            let target = Target { image: pixels, bbox: decoded.bbox, mask: None, class: class.into(), seed: seed as u64 };
+            let target =
+                Target { image: pixels, bbox: decoded.bbox, mask: None, class: class.into(), likely: vec![], seed: seed as u64 };
             Ok((name(&image.key), target))
         })
         .collect()

@@ -25,7 +25,7 @@ fn target(model: &LoadedModel, i: i64) -> Target {
     let class = i % generator.num_classes();
     let z = Tensor::full([1, generator.latent_dim()], 0.3 + 0.1 * i as f64, (Kind::Float, Device::Cpu));
     let image = tch::no_grad(|| generator.generate(&z, &generator.embed(class).unsqueeze(0))).squeeze_dim(0);
-    Target { image, bbox: None, mask: None, class, seed: i as u64 }
+    Target { image, bbox: None, mask: None, class, likely: vec![], seed: i as u64 }
 }
 
 /// Lane-steps per second of `images` side by side.

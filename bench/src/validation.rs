@@ -15,17 +15,20 @@ use crate::{ordering, planted};
 pub struct Validation {
     model: String,
     digest: String,
-    planted: Vec<planted::PlantedCase>,
+    planted: Vec<planted::Planted>,
     ordering: Vec<ordering::OrderingCase>,
 }
 
-/// Runs the cases that are left of `planted` targets and `real` images; finished ones are kept in `work`.
+/// Runs the cases that are left of at most `planted` targets of each kind and `real` images; finished ones are kept in `work`.
 pub fn run(model: &LoadedModel, samples: &Path, work: &Path, planted: usize, real: usize) -> Result<Validation> {
     let lanes = Lanes::new(&model.model, &Devices::automatic().0);
     Ok(Validation {
         model: model.reference.name.clone(),
         digest: model.reference.digest[..12].into(),
-        planted: planted::run(model, &lanes, work, planted)?,
+        planted: planted::plantings()
+            .iter()
+            .map(|planting| planted::run(model, &lanes, work, planting, planted))
+            .collect::<Result<_>>()?,
         ordering: ordering::run(model, &lanes, samples, work, real)?,
     })
 }
@@ -35,6 +38,7 @@ impl Record for Validation {
     const PAGE: &'static str = include_str!("../pages/validation.md");
 
     fn derived(&self) -> Value {
-        json!({ "planting": planted::derived(&self.planted), "ranking": ordering::derived(&self.ordering) })
+        let planting: Vec<Value> = self.planted.iter().map(planted::derived).collect();
+        json!({ "planting": planting, "ranking": ordering::derived(&self.ordering) })
     }
 }

@@ -109,7 +109,7 @@ enum Command {
     /// Print the parameters of a profile as JSON; change them and pass the file to `basin project --params`.
     Params {
         /// Name of the profile.
-        #[arg(value_parser = Params::PROFILES, default_value = "paper")]
+        #[arg(value_parser = Params::PROFILES, default_value = Params::DEFAULT_PROFILE)]
         profile: String,
     },
     /// Print completions for a shell.

@@ -20,11 +20,12 @@ Which parameters does the method have, and what are their values in each profile
 `make reference`. [Change the search](../how-to/parameters.md) says how to set them.
 
 The paper is Huh et al. 2020. `paper` follows the authors' first code (branch `legacy` of minyoungg/pix2latent), `pix2latent` their second
-(branch `master`), and `fast` is `paper` with a shorter schedule. A dash means that the field is missing in a profile and has its default.
+(branch `master`). `balanced` is ours; `best` and `fast` differ from it in `latent` alone. A dash means that the field is missing in a profile
+and has its default.
 ";
 
 /// The profiles, as the columns show them.
-const PROFILES: [&str; 3] = ["paper", "fast", "pix2latent"];
+const PROFILES: [&str; 3] = ["balanced", "paper", "pix2latent"];
 
 pub fn write(command: &Command, dir: &Path) -> anyhow::Result<()> {
     for (name, text) in pages(command) {

@@ -13,10 +13,16 @@ pub struct RunOptions {
     /// as classes.
     #[arg(long, default_value = "auto")]
     pub annotations: String,
-    /// Profile, a named set of parameters: the paper's method (`paper`), the authors' second code (`pix2latent`), or a short search
-    /// (`fast`).
-    #[arg(long, value_parser = Params::PROFILES, default_value = "paper", conflicts_with = "params")]
+    /// Profile, a named set of parameters: a search with a quarter of the paper's work (`balanced`), the same with all of it (`best`) or
+    /// a tenth (`fast`), the paper's method (`paper`), or the authors' second code (`pix2latent`).
+    #[arg(long, value_parser = Params::PROFILES, default_value = Params::DEFAULT_PROFILE, conflicts_with = "params")]
     profile: String,
+    /// Turn the objects, too. The seeds start at angles with this standard deviation. Not with `paper` and `pix2latent`.
+    #[arg(long, value_name = "DEGREES", num_args = 0..=1, default_missing_value = "30")]
+    rotate: Option<f64>,
+    /// See the objects at an angle, too. Not with `paper` and `pix2latent`.
+    #[arg(long)]
+    perspective: bool,
     /// Read all parameters from a JSON file instead (see `basin params`).
     #[arg(long, value_name = "FILE")]
     params: Option<PathBuf>,
@@ -63,6 +69,10 @@ impl RunOptions {
         };
         if self.fine_tune {
             params.fine_tune.get_or_insert_default();
+        }
+        if let Some(transform) = &mut params.transform {
+            transform.rotation = self.rotate.or(transform.rotation);
+            transform.perspective |= self.perspective;
         }
         params.object.class = self.class_from.clone().unwrap_or(params.object.class);
         params.object.mask = self.mask_from.clone().unwrap_or(params.object.mask);

@@ -202,7 +202,8 @@ pub async fn commit(results: &Store, job: &Job) -> ResultRecord {
         objects.push(ObjectRef { file: item.file().into(), size: bytes.len() as u64, sha256: hex_sha256(&bytes) });
         results.put(&keys::item(&job.image, attempt, item), bytes).await.unwrap();
     }
-    let seed = SeedResult { loss, inverted_loss: loss, l1: loss / 2.0, l2: loss / 4.0, lpips: loss / 8.0 };
+    let seed =
+        SeedResult { loss, inverted_loss: loss, l1: loss / 2.0, l2: loss / 4.0, lpips: loss / 8.0, class: None, transform: None };
     let result = sample::result(job, vec![seed]);
     let record = ResultRecord { lane_steps: 1, seconds: 1.0, attempt: attempt.into(), objects, ..result };
     let bytes = serde_json::to_vec_pretty(&record).unwrap();

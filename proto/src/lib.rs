@@ -28,9 +28,9 @@ pub use model::{
     relaxed,
 };
 pub use params::{
-    ClassSource, ClassStart, ColourTransform, DeltaCodec, Descent, FineTune, Fitness, InitialTransform, L1Scale, LastDescent,
-    LatentSearch, LatentStart, Loss, MaskMode, MaskSource, Object, Params, Precision, Regulariser, SpatialTransform, Told,
-    TransformChoice, TransformSearch, TransformStart,
+    ClassSource, ClassStart, ColourTransform, Converged, DeltaCodec, Descent, FineTune, Fitness, Frame, InitialTransform,
+    L1Scale, LastDescent, LatentSearch, LatentStart, Loss, MaskMode, MaskSource, Object, Params, Precision, Regulariser,
+    SpatialTransform, Surround, Told, TransformChoice, TransformSearch, TransformStart,
 };
 pub use result::{
     Detected, Failure, FailureReason, FineTuned, Found, ObjectRef, ResultRecord, SeedResult, Transform, chain, clipped,

@@ -34,8 +34,8 @@ pub struct Params {
     /// Where the search for z starts (`--start-from`). Missing: `random`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub start: LatentStart,
-    /// Where the search for c starts. Missing: `class`. The others are for the paper's Table 2, without a transform search and
-    /// with a random start of z.
+    /// Where the search for c starts. Missing: `class`. `random_class` and `gaussian` are for the paper's Table 2, without a transform
+    /// search and with a random start of z.
     #[serde(default, skip_serializing_if = "is_default")]
     pub class_start: ClassStart,
     /// How generator and perceptual network round during the search (`--precision`). Missing: `fp32`. z, c, norms, losses, Adam,
@@ -159,6 +159,9 @@ pub enum ClassStart {
     RandomClass,
     /// A draw from N(0, I) for each seed.
     Gaussian,
+    /// The embeddings of the classes that the classifier finds most likely: each class has a share of the seeds in proportion to its
+    /// probability, and the result says whose seed won. Where the class is known, as `class`. Ours.
+    Likely,
 }
 
 /// Equation 4: masked L1 plus beta times masked LPIPS.
@@ -173,6 +176,22 @@ pub struct Loss {
     pub mask: MaskMode,
     /// Weight of pixels outside the object; inside it is 1. 0 to 1.
     pub background: f64,
+    /// What the perceptual network sees where one of the two frames does not reach. Missing: `grey`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub surround: Surround,
+}
+
+/// What the perceptual network sees where one of the two frames does not reach. Such pixels have no weight of their own, but the
+/// network looks at the surroundings of every pixel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Surround {
+    /// Middle grey (the authors' code). The step between grey and image counts as an error, which biases the scale.
+    #[default]
+    Grey,
+    /// The target: its own pixels around the object in the inverted image, and its border repeated in the transformed target.
+    /// Ours.
+    Target,
 }
 
 /// L1 over the colour channels.
@@ -202,6 +221,13 @@ pub enum MaskMode {
 pub struct TransformSearch {
     /// Spatial part of the transform.
     pub spatial: SpatialTransform,
+    /// Turns the object, too: the standard deviation of the seeds' first angles in degrees. 0 to 180. It needs 0 generations. Missing:
+    /// no rotation. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<f64>,
+    /// Sees the object at an angle, too. It needs 0 generations. Missing: false. Ours.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub perspective: bool,
     /// Colour part: a list of `brightness`, `contrast`, `saturation`, `hue` and `gamma`, each at most once. They are applied
     /// after the spatial part, in this order.
     pub colour: Vec<ColourTransform>,
@@ -209,7 +235,8 @@ pub struct TransformSearch {
     pub initial: InitialTransform,
     /// Whether -1 and 1 are the centres of the corner pixels, or their outer edges (torch's `align_corners`).
     pub align_corners: bool,
-    /// Generations of CMA-ES (n). 1 to 100,000.
+    /// Generations of CMA-ES (n). 0 to 100,000; 0: each seed starts at a transform of its own, drawn with deviation `sigma` around
+    /// the initial one, and `descent.lr_transform` moves it.
     pub generations: u32,
     /// Gradient steps on z and c in each generation, for each candidate (m). 1 to 100,000.
     pub steps: u32,
@@ -344,6 +371,25 @@ pub enum LatentSearch {
         #[serde(default, skip_serializing_if = "is_default")]
         last: LastDescent,
     },
+    /// Adam from random starts; after each part the better half of the seeds goes on (successive halving). The result has only the
+    /// survivors. Ours.
+    Halving {
+        /// Gradient steps of each part. 1 to 32 parts of 1 to 1,000,000.
+        steps: Vec<u32>,
+        /// When the last part ends early. Missing: never.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        converged: Option<Converged>,
+    },
+}
+
+/// A descent has converged when its last steps lowered the smallest loss by less than a share of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Converged {
+    /// The share. 0 to 1.
+    pub improvement: f64,
+    /// The steps. 1 to 1,000,000.
+    pub steps: u32,
 }
 
 impl LatentSearch {
@@ -388,6 +434,36 @@ pub struct Descent {
     pub lr_c: f64,
     /// z is clamped to [-limit, limit] (Equation 2). 1e-3 to 1e3.
     pub limit: f64,
+    /// Where the loss compares generator and target. Missing: `generator`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub frame: Frame,
+    /// Learning rate of the transform, as the vector of the search; needs the frame `target`. 0 to 1. Missing: 0.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub lr_transform: f64,
+    /// The learning rates fall along a half cosine to this share of themselves at the end of a descent. 0 to 1. Missing: 1, which
+    /// keeps them as they are.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub lr_end: f64,
+}
+
+/// The frame in which a descent compares generator and target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Frame {
+    /// The generator's: G(z, c) against the transformed target (Equation 4).
+    #[default]
+    Generator,
+    /// The target's: the inverted image against the target, inside the object. Nothing is gained by zooming into something flat,
+    /// because the target stays as it is; so the transform has a gradient, too. Ours.
+    Target,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }
 
 /// Equation 6: fits the generator's weights to the image, and a regulariser keeps them near the model's.

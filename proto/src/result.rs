@@ -98,6 +98,9 @@ pub struct Found {
     /// The classifier's probability of the class, if it was to say one; after `category` among the classes of that kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probability: Option<f64>,
+    /// The classes that the seeds started from where several were likely, with their probabilities.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub likely: Vec<(String, f64)>,
     /// The detection that was taken; `None`: the whole image, since no detection fits the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detection: Option<Detected>,
@@ -136,13 +139,20 @@ pub enum FineTuned {
     },
 }
 
-/// phi*: maps the image into the generator's frame. Output to input coordinates in [-1, 1]: `x_in = scale * x_out + shift`.
+/// phi*: maps the image into the generator's frame. Output to input coordinates in [-1, 1], y downwards:
+/// `x_in = (R scale x_out + shift) / (1 + perspective . x_out)`, with the rotation R by `rotation`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Transform {
     /// (x, y); above 1 the object becomes smaller.
     pub scale: [f64; 2],
     /// (x, y) in half widths.
     pub shift: [f64; 2],
+    /// How far the object in the image is turned clockwise from the generator's, in degrees.
+    #[serde(default)]
+    pub rotation: f64,
+    /// (x, y): how much smaller the image is at the right and lower edge of the generator's frame than in its centre; 0: not at all.
+    #[serde(default)]
+    pub perspective: [f64; 2],
     /// Colour transforms and their parameters (1 or, for hue, 0 changes nothing).
     pub colour: Vec<(ColourTransform, f64)>,
 }
@@ -153,17 +163,25 @@ impl Transform {
     pub const SCALE_LIMITS: (f64, f64) = (0.02, 10.0);
     /// Shifts in half widths. Within them the frame's centre lies in the source, so that no weight map becomes all zero.
     pub const SHIFT_LIMITS: (f64, f64) = (-1.0, 1.0);
+    /// Rotations in degrees: half a turn.
+    pub const ROTATION_LIMITS: (f64, f64) = (-180.0, 180.0);
+    /// Perspective. The whole frame stays in front of the eye.
+    pub const PERSPECTIVE_LIMITS: (f64, f64) = (-0.4, 0.4);
     /// Factors of brightness (the authors' branch `legacy`), contrast, saturation and gamma.
     pub const FACTOR_LIMITS: (f64, f64) = (0.667, 1.5);
     /// Hue in turns: a whole turn.
     pub const HUE_LIMITS: (f64, f64) = (-0.5, 0.5);
+
+    /// The transform that changes nothing, without colours.
+    pub const IDENTITY: Transform =
+        Transform { scale: [1.0, 1.0], shift: [0.0, 0.0], rotation: 0.0, perspective: [0.0, 0.0], colour: vec![] };
 }
 
 /// One seed at the end of the search. All distances but `loss` are of the inverted image inside the box, in [-1, 1]
 /// (method: the authors' Benchmark).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeedResult {
-    /// Training loss: transformed target, weights 1 and background.
+    /// Training loss: of the transformed target with weights 1 and background, or in the target's frame `inverted_loss`.
     #[serde(deserialize_with = "null_as_nan")]
     pub loss: f64,
     /// The same loss of the inverted image inside the box.
@@ -178,6 +196,12 @@ pub struct SeedResult {
     /// LPIPS under the model's perceptual network, mean over the box's pixels.
     #[serde(deserialize_with = "null_as_nan")]
     pub lpips: f64,
+    /// Index of the class that the seed started from; missing: the result's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<u32>,
+    /// The seed's own transform; missing: the result's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<Transform>,
 }
 
 /// JSON has no NaN: a seed that diverged has `null`, and its image has an answer from the others.
@@ -286,7 +310,15 @@ mod tests {
 
     #[test]
     fn a_seed_that_diverged_can_be_read_back() {
-        let seed = SeedResult { loss: f64::NAN, inverted_loss: f64::INFINITY, l1: 1.5, l2: 0.0, lpips: 0.25 };
+        let seed = SeedResult {
+            loss: f64::NAN,
+            inverted_loss: f64::INFINITY,
+            l1: 1.5,
+            l2: 0.0,
+            lpips: 0.25,
+            class: None,
+            transform: None,
+        };
         let json = serde_json::to_string(&seed).expect("plain numbers serialise");
         let read: SeedResult = serde_json::from_str(&json).expect("our own record");
         assert!(read.loss.is_nan() && read.inverted_loss.is_nan() && read.l1 == 1.5, "{json}");

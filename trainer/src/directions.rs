@@ -72,7 +72,7 @@ impl Edit {
             Edit::ShiftY => (1.0, [0.0, -WIDTH * SHIFT * a]),
             Edit::Zoom => (ZOOM.powf(-a), [0.0, 0.0]),
         };
-        Transform { scale: [scale, scale], shift, colour: vec![] }
+        Transform { scale: [scale, scale], shift, ..Transform::IDENTITY }
     }
 
     /// Where images `[n, 3, r, r]` stand on the way of the edit, in units of strength from an arbitrary start: by their centre of

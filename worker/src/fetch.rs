@@ -39,6 +39,8 @@ pub struct Loaded {
     pub photo: Option<Photo>,
     /// What was found in the image, if anything was looked for.
     pub found: Option<Found>,
+    /// The classes that the classifier finds likely, with their probabilities; empty: it was not asked.
+    pub likely: Vec<(u32, f64)>,
     pub checkpoint: Option<JobCheckpoint>,
     /// Seconds of device work in earlier attempts.
     pub seconds: f64,
@@ -221,7 +223,7 @@ impl Fetcher {
                 attempt.tell(&self.shared, What::Started).await?;
                 CrashPoint::StartTold.pass();
                 let suspect = unended >= SUSPECT;
-                Ok(Some(Loaded { attempt, model, frame, photo, found: None, checkpoint, seconds: 0.0, suspect }))
+                Ok(Some(Loaded { attempt, model, frame, photo, found: None, likely: vec![], checkpoint, seconds: 0.0, suspect }))
             }
             Ok(None) => {
                 attempt.tell(&self.shared, What::found()).await?;

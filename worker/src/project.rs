@@ -84,6 +84,8 @@ impl Thread {
     /// Starts the thread. It ends when `loaded` closes, a shutdown is requested, or a device fails.
     pub fn spawn(self, mut loaded: mpsc::Receiver<Batch>) -> JoinHandle<Result<(), DeviceError>> {
         let body = move || {
+            // The finder computes here: sums that are split over threads are added in another order, and boxes would depend on the cores.
+            tch::set_num_threads(1);
             let mut on_devices: Option<(LoadedModel, Finder, Lanes)> = None;
             let devices = &self.config.devices.0;
             while let Some(Batch { model, mut images, begin }) = loaded.blocking_recv() {
@@ -131,6 +133,12 @@ impl Thread {
         let batch_seconds = started.elapsed().as_secs_f64() / images.len() as f64;
         for (mut image, solution) in images.into_iter().zip(solutions) {
             image.seconds += batch_seconds;
+            if let Ok(solution) = &solution {
+                // The class whose seed won, where several were likely.
+                let job = &mut image.attempt.job;
+                job.class = solution.class as u32;
+                job.class_name = model.manifest.classes[job.class as usize].clone();
+            }
             self.send(Output::Solved(Box::new(Solved { image, solution })));
         }
         Ok(())
@@ -235,7 +243,7 @@ impl Work {
 fn look(model: &LoadedModel, finder: &Finder, image: &mut Loaded) {
     let Some(photo) = image.photo.take() else { return };
     let begun = Instant::now();
-    let Sighting { class, found, frame } = find::find(model, finder, &image.attempt.job, &photo, &image.frame);
+    let Sighting { class, likely, found, frame } = find::find(model, finder, &image.attempt.job, &photo, &image.frame);
     let Attempt { job, span, .. } = &mut image.attempt;
     job.class = class;
     job.class_name = model.manifest.classes[class as usize].clone();
@@ -246,12 +254,16 @@ fn look(model: &LoadedModel, finder: &Finder, image: &mut Loaded) {
     span.add_seconds(Stage::Find, begun.elapsed().as_secs_f64());
     span.end_stage(Stage::Find);
     tracing::info!(run = job.run, image = job.image, class = job.class_name, ?found, "found");
-    image.found = Some(found);
+    (image.found, image.likely) = (Some(found), likely);
 }
 
 fn target_digest(image: &Loaded) -> String {
     let mut digest = RunningSha256::default();
     digest.update(&image.attempt.job.class.to_be_bytes());
+    for (class, probability) in &image.likely {
+        digest.update(&class.to_be_bytes());
+        digest.update(&probability.to_le_bytes());
+    }
     for values in [Some(&image.frame.pixels), image.frame.mask.as_ref()].into_iter().flatten() {
         values.iter().for_each(|v| digest.update(&v.to_le_bytes()));
     }
@@ -267,6 +279,7 @@ fn start(model: &LoadedModel, batch: &[Loaded], params: &Params) -> Projection {
             bbox: image.frame.bbox,
             mask: image.frame.mask.as_ref().map(|mask| Tensor::from_slice(mask).view([r, r])),
             class: i64::from(image.attempt.job.class),
+            likely: image.likely.iter().map(|&(class, probability)| (i64::from(class), probability)).collect(),
             seed: image.attempt.job.seed,
         })
         .collect();

@@ -253,7 +253,7 @@ fn fine_tuned(outcome: &Result<Tuned, Dropped>) -> FineTuned {
     match outcome {
         Ok(tuned) => FineTuned::Kept {
             steps: tuned.steps,
-            distances: tuned.rendered.distances.clone(),
+            distances: tuned.distances.clone(),
             lpips: tuned.lpips,
             psnr: Some(tuned.psnr).filter(|psnr| psnr.is_finite()),
             codes: tuned.delta.codes().into_iter().map(|(code, layers)| (code.to_owned(), layers)).collect(),
@@ -279,7 +279,7 @@ fn objects(target: &Decoded, solution: Solution, record: &ResultRecord) -> Vec<(
     }
     let tuned = solution.fine_tuned.and_then(Result::ok);
     if let Some(tuned) = &tuned {
-        objects.push((Item::Tuned, png(&tuned.rendered.inverted)));
+        objects.push((Item::Tuned, png(&tuned.pictures.inverted)));
     }
     let objects = objects.into_iter().map(|(item, bytes)| (item, Content::Bytes(bytes.into())));
     objects.chain(tuned.map(|tuned| (Item::Delta, Content::Delta(Arc::new(Mutex::new(tuned.delta)))))).collect()
@@ -356,11 +356,12 @@ mod tests {
         let pixels = vec![(number % 7) as f32 / 7.0; 3 * 4 * 4];
         let history = History { latent: vec![loss], descent: vec![vec![loss]], ..History::default() };
         let solution = Solution {
+            class: 0,
             transform: None,
             best: 0,
             z: vec![vec![loss as f32]],
             c: vec![vec![0.0]],
-            seeds: vec![SeedResult { loss, inverted_loss: loss, l1: loss, l2: loss, lpips: loss }],
+            seeds: vec![SeedResult { loss, inverted_loss: loss, l1: loss, l2: loss, lpips: loss, class: None, transform: None }],
             generated: pixels.clone(),
             inverted: pixels.clone(),
             transformed: pixels.clone(),

@@ -51,7 +51,7 @@ pub(super) async fn submitted(home: &Store, version: String, request: RunRequest
         (Some(_), Some(_)) => return Err(invalid("give profile or params, not both".into())),
         (None, Some(params)) => Params::from_json(&params.to_json()).map_err(|e| invalid(chain(&e)))?,
         (profile, None) => {
-            let profile = profile.as_deref().unwrap_or("paper");
+            let profile = profile.as_deref().unwrap_or(Params::DEFAULT_PROFILE);
             let unknown = || invalid(format!("there is no profile {profile:?}: use one of {}", Params::PROFILES.join(", ")));
             Params::profile(profile).ok_or_else(unknown)?
         }

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
 use crate::LoadedModel;
-use crate::find::most_likely;
+use crate::find::likely;
 
 /// Samples that a check generates.
 const CHECKED: i64 = 4;
@@ -44,7 +44,7 @@ impl LoadedModel {
 /// Looks at an image `[1, 3, r, r]`: a line for each network.
 fn look(model: &LoadedModel, image: &Tensor) -> Vec<String> {
     let class = model.finder.classifier.as_ref().map(|classifier| {
-        let (class, probability) = most_likely(&classifier.logits(model, image), None);
+        let (class, probability) = likely(&classifier.logits(model, image), None)[0];
         let name = &model.manifest.classes[class as usize];
         format!("classifier: takes the image of class 0 for {name} (probability {probability:.3})")
     });

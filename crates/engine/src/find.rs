@@ -33,8 +33,13 @@ impl Classifier {
     }
 }
 
+/// A class counts as likely from this probability on, and no more than so many are taken.
+const LIKELY: (f64, usize) = (0.05, 5);
+
 pub struct Sighting {
     pub class: u32,
+    /// The classes that the classifier finds likely, the first one first; empty: it was not asked.
+    pub likely: Vec<(u32, f64)>,
     pub found: Found,
     /// The image around a detection; `None`: as it was framed without one.
     pub frame: Option<Decoded>,
@@ -53,30 +58,50 @@ pub fn find(model: &LoadedModel, finder: &Finder, job: &Job, photo: &Photo, fram
             Classifier::Perceptual => usual(photo, bbox, &model.statistics),
             _ => tensor(photo, bbox),
         };
-        let (class, probability) =
-            most_likely(&classifier.logits(model, &image.unsqueeze(0).to_device(finder.device)), among.as_deref());
-        (class, Some(probability))
+        Guess::new(likely(&classifier.logits(model, &image.unsqueeze(0).to_device(finder.device)), among.as_deref()))
     };
     if !object.mask.is_detected() {
-        let (class, probability) = classify(framed.object);
-        return Sighting { class, found: Found { probability, detection: None }, frame: None };
+        return classify(framed.object).sighting(model, None, None);
     }
     let detector = finder.detector.as_ref().expect("the job was checked against the model");
     let detections = detector.detect(&tensor(photo, None).to_device(finder.device));
     let boxes: Vec<(&str, Box2d)> = detections.found.iter().map(|d| (COCO_CATEGORIES[d.label], d.bbox)).collect();
     let known = (!open).then_some(job.class);
-    let (chosen, class, probability) = match choose(&boxes, &model.manifest.categories, known, |bbox| classify(Some(bbox))) {
-        Some(Choice { detection, class, probability }) => (Some(detection), class, probability),
-        None => {
-            let (class, probability) = if open { classify(None) } else { (job.class, None) };
-            (None, class, probability)
-        }
+    let (chosen, guess) = match choose(&boxes, &model.manifest.categories, known, |bbox| classify(Some(bbox))) {
+        Some((detection, guess)) => (Some(detection), guess),
+        None if open => (None, classify(None)),
+        None => (None, Guess::known(job.class)),
     };
     let framed = chosen.and_then(|i| frame(job, detector, &detections, i, photo, model.reference.resolution));
     let detection = chosen
         .filter(|_| framed.is_some())
         .map(|i| Detected { label: boxes[i].0.to_owned(), score: f64::from(detections.found[i].score) });
-    Sighting { class, found: Found { probability, detection }, frame: framed }
+    guess.sighting(model, detection, framed)
+}
+
+/// What is known about the class.
+struct Guess {
+    class: u32,
+    /// As [`Sighting::likely`].
+    likely: Vec<(u32, f64)>,
+}
+
+impl Guess {
+    fn new(likely: Vec<(u32, f64)>) -> Guess {
+        Guess { class: likely[0].0, likely }
+    }
+
+    fn known(class: u32) -> Guess {
+        Guess { class, likely: vec![] }
+    }
+
+    fn sighting(self, model: &LoadedModel, detection: Option<Detected>, frame: Option<Decoded>) -> Sighting {
+        let Guess { class, likely } = self;
+        let name = |&(class, probability): &(u32, f64)| (model.manifest.classes[class as usize].clone(), probability);
+        let names = if likely.len() > 1 { likely.iter().map(name).collect() } else { vec![] };
+        let probability = likely.first().map(|(_, probability)| *probability);
+        Sighting { class, likely, found: Found { probability, likely: names, detection }, frame }
+    }
 }
 
 /// The pixels that are true in a mask `[h, w]`.
@@ -102,24 +127,19 @@ fn frame(
     codec::frame(photo, Some(detections.found[index].bbox), mask.as_ref(), resolution).ok()
 }
 
-/// The detection that is the object, and its class.
-struct Choice {
-    detection: usize,
-    class: u32,
-    probability: Option<f64>,
-}
-
 /// The first detection that fits, of label and box by falling score: the class is `known`, or `classify` finds it in the crop.
 fn choose(
     detections: &[(&str, Box2d)],
     categories: &[String],
     known: Option<u32>,
-    classify: impl Fn(Box2d) -> (u32, Option<f64>),
-) -> Option<Choice> {
+    classify: impl Fn(Box2d) -> Guess,
+) -> Option<(usize, Guess)> {
     detections.iter().enumerate().find_map(|(detection, (label, bbox))| {
-        let (class, probability) = known.map_or_else(|| classify(*bbox), |class| (class, None));
-        let category = categories.get(class as usize)?;
-        category.eq_ignore_ascii_case(label).then_some(Choice { detection, class, probability })
+        let mut guess = known.map_or_else(|| classify(*bbox), Guess::known);
+        let fits = |class: u32| categories.get(class as usize).is_some_and(|category| category.eq_ignore_ascii_case(label));
+        // Another class may be likely, too, but not another kind of thing.
+        guess.likely.retain(|(class, _)| fits(*class));
+        fits(guess.class).then_some((detection, guess))
     })
 }
 
@@ -130,16 +150,23 @@ fn kinds(model: &LoadedModel, job: &Job) -> Vec<i64> {
     (0..).zip(&model.manifest.categories).filter(is_kind).map(|(i, _)| i).collect()
 }
 
-/// The class of the largest of the logits `[1, classes]`, and its probability; if `among` is given, of those classes only.
-pub(crate) fn most_likely(logits: &Tensor, among: Option<&[i64]>) -> (u32, f64) {
+/// The likely classes by the logits `[1, classes]`, most likely first, with their probabilities; if `among` is given, of those classes
+/// only. At least one.
+pub(crate) fn likely(logits: &Tensor, among: Option<&[i64]>) -> Vec<(u32, f64)> {
     let logits = logits.to_device(Device::Cpu).flatten(0, -1);
     let asked = match among {
         Some(classes) => logits.index_select(0, &Tensor::from_slice(classes)),
         None => logits,
     };
-    let (probability, index) = asked.softmax(0, Kind::Double).max_dim(0, false);
-    let index = index.int64_value(&[]);
-    (among.map_or(index, |classes| classes[index as usize]) as u32, probability.double_value(&[]))
+    let probabilities = Vec::<f64>::try_from(asked.softmax(0, Kind::Double)).expect("a vector of numbers");
+    let mut index: Vec<usize> = (0..probabilities.len()).collect();
+    index.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+    let (least, most) = LIKELY;
+    let mut likely: Vec<(u32, f64)> =
+        index.iter().map(|&i| (among.map_or(i as i64, |classes| classes[i]) as u32, probabilities[i])).take(most).collect();
+    let kept = likely.iter().skip(1).take_while(|(_, probability)| *probability >= least).count();
+    likely.truncate(1 + kept);
+    likely
 }
 
 /// The image with its object where the generator has its own, `[3, r, r]`: what a network saw that was trained on such images.
@@ -217,9 +244,10 @@ mod tests {
         let detections = [("person", at(0.0)), ("cat", at(1.0)), ("dog", at(2.0)), ("cat", at(3.0))];
         // What the classifier says of each crop: nothing of a category, a dog, the other dog, a cat.
         let classes = [3, 0, 1, 2];
-        let classify = |bbox: Box2d| (classes[bbox.x as usize], Some(0.5));
-        let choice = choose(&detections, &categories(), None, classify).expect("one fits");
-        assert_eq!((choice.detection, choice.class, choice.probability), (2, 1, Some(0.5)));
+        // Each time something else is nearly as likely.
+        let classify = |bbox: Box2d| Guess::new(vec![(classes[bbox.x as usize], 0.5), (0, 0.3), (2, 0.2)]);
+        let (detection, guess) = choose(&detections, &categories(), None, classify).expect("one fits");
+        assert_eq!((detection, guess.class, guess.likely), (2, 1, vec![(1, 0.5), (0, 0.3)]), "a cat is no kind of dog");
         assert!(choose(&detections[..2], &categories(), None, classify).is_none(), "a cat that looks like a dog is neither");
     }
 
@@ -227,8 +255,8 @@ mod tests {
     fn a_known_class_takes_the_best_detection_of_its_kind_and_asks_nobody() {
         let detections = [("dog", at(0.0)), ("cat", at(1.0)), ("cat", at(2.0))];
         let never = |_| unreachable!("the class is known");
-        let choice = choose(&detections, &categories(), Some(2), never).expect("there is a cat");
-        assert_eq!((choice.detection, choice.class, choice.probability), (1, 2, None));
+        let (detection, guess) = choose(&detections, &categories(), Some(2), never).expect("there is a cat");
+        assert_eq!((detection, guess.class, guess.likely), (1, 2, vec![]));
         assert!(choose(&detections, &categories(), Some(3), never).is_none(), "no label is its category");
     }
 
@@ -274,10 +302,10 @@ mod tests {
     #[test]
     fn within_a_category_the_likeliest_of_its_classes_is_taken() {
         let logits = Tensor::from_slice(&[1.0f32, 3.0, 9.0, 2.0]).view([1, 4]);
-        assert_eq!(most_likely(&logits, None).0, 2);
-        let (class, probability) = most_likely(&logits, Some(&[0, 1]));
-        assert_eq!(class, 1);
-        assert!((probability - 1.0 / (1.0 + (-2.0f64).exp())).abs() < 1e-6, "{probability}");
+        assert_eq!(likely(&logits, None).iter().map(|(class, _)| *class).collect::<Vec<_>>(), [2], "it is sure");
+        let both = likely(&logits, Some(&[0, 1]));
+        assert_eq!(both.iter().map(|(class, _)| *class).collect::<Vec<_>>(), [1, 0]);
+        assert!((both[0].1 - 1.0 / (1.0 + (-2.0f64).exp())).abs() < 1e-6, "{both:?}");
     }
 
     #[test]

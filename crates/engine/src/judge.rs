@@ -5,7 +5,7 @@ use std::path::Path;
 use projector::loss::LossTarget;
 use projector::nn::lpips::{self, Lpips};
 use projector::{Generator, lanes, transform};
-use proto::{ResultRecord, hex_sha256};
+use proto::{ResultRecord, Surround, Transform, hex_sha256};
 use store::Store;
 use tch::{Device, Kind, Tensor};
 
@@ -44,17 +44,27 @@ impl Judge {
         let r = self.generator.resolution();
         let target = Tensor::from_slice(&stored.target).view([1, 3, r, r]).to_device(self.device);
         let inside = stored.inside.to_device(self.device);
-        let target = LossTarget::new(&self.lpips, &record.params.loss, &target, &inside);
+        // As the search compared them.
+        let surrounded = |inverted: &Tensor| match record.params.loss.surround {
+            Surround::Grey => inverted.shallow_clone(),
+            Surround::Target => inverted * &inside + &target * (1.0 - &inside),
+        };
+        let judged = LossTarget::new(&self.lpips, &record.params.loss, &target, &inside);
         let align_corners = record.params.align_corners();
         let rows = |rows: &[Vec<f32>]| Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]).to_device(self.device);
-        let blocks = stored.z.chunks(lanes::CPU_BLOCK).zip(stored.c.chunks(lanes::CPU_BLOCK));
-        let distances = blocks.flat_map(|(z, c)| {
+        let own = |seed: usize| record.seeds[seed].transform.clone().or_else(|| record.transform.clone());
+        let transforms: Option<Vec<Transform>> = (0..stored.z.len()).map(own).collect();
+        let blocks = stored.z.chunks(lanes::CPU_BLOCK).zip(stored.c.chunks(lanes::CPU_BLOCK)).enumerate();
+        let distances = blocks.flat_map(|(block, (z, c))| {
             let generated = self.generator.generate(&rows(z), &rows(c));
-            let inverted = match &record.transform {
-                Some(t) => transform::invert(&generated, std::slice::from_ref(t), align_corners),
+            let inverted = match &transforms {
+                Some(each) => {
+                    let first = block * lanes::CPU_BLOCK;
+                    transform::invert(&generated, &each[first..first + z.len()], align_corners)
+                }
                 None => generated,
             };
-            let distance = target.terms(&self.lpips, &inverted).1;
+            let distance = judged.terms(&self.lpips, &surrounded(&inverted)).1;
             Vec::<f64>::try_from(distance.to_kind(Kind::Double).to_device(Device::Cpu)).expect("a vector of numbers")
         });
         Ok(distances.collect())

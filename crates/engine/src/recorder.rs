@@ -53,7 +53,7 @@ impl Recorder {
             let Some(solution) = solution else { continue };
             film.add(&solution.inverted, self.size, LAST);
             if let Some(Ok(tuned)) = &solution.fine_tuned {
-                film.add(&tuned.rendered.inverted, self.size, LAST);
+                film.add(&tuned.pictures.inverted, self.size, LAST);
             }
             let parent = film.path.parent().unwrap_or(&self.dir);
             let written = std::fs::create_dir_all(parent).map_err(anyhow::Error::from);

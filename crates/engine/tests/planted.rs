@@ -20,7 +20,7 @@ const COAT: i64 = 4;
 
 fn project(model: &LoadedModel, params: &Params, image: &Tensor, bbox: Box2d) -> Solution {
     let lanes = Lanes::new(&model.model, &[Device::Cpu, Device::Cpu]);
-    let target = Target { image: image.shallow_clone(), bbox: Some(bbox), mask: None, class: COAT, seed: 3 };
+    let target = Target { image: image.shallow_clone(), bbox: Some(bbox), mask: None, class: COAT, likely: vec![], seed: 3 };
     let mut projection = Projection::new(params, &model.model, &model.statistics, vec![target]);
     while !projection.finished() {
         projection.step(&lanes).expect("the devices work");
@@ -32,7 +32,7 @@ fn project(model: &LoadedModel, params: &Params, image: &Tensor, bbox: Box2d) ->
 fn a_planted_image_is_found_where_it_is_and_better_than_without_a_transform() {
     let model = engine::load(&harness::root().join("models/fashion32")).expect("the bundled model");
     // Smaller by 1.3, and moved by (0.15, -0.1) half widths.
-    let truth = Transform { scale: [1.3, 1.3], shift: [0.15, -0.1], colour: vec![] };
+    let truth = Transform { scale: [1.3, 1.3], shift: [0.15, -0.1], ..Transform::IDENTITY };
     let image = planted(&model, &truth);
     // The box around what is brighter than the background.
     let bbox = extent(&image.mean_dim(&[0i64][..], false, Kind::Float).gt(-0.8)).expect("it is seen");

@@ -1,4 +1,5 @@
-//! Gradient steps on z and c (Algorithm 1, lines 8-9 and 19-20): Adam with one learning rate for each.
+//! Gradient steps on z and c (Algorithm 1, lines 8-9 and 19-20): Adam with one learning rate for each. In the target's frame the
+//! transform may move, too.
 //!
 //! All lanes are rows of one tensor, so that a step is a handful of element-wise operations. Rows do not touch each other: unlike
 //! in the authors' code, a lane's steps do not depend on the lanes beside it.
@@ -7,20 +8,17 @@ use proto::Descent;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::generator::Generator;
-use crate::loss::LossTarget;
-use crate::nn::lpips::Lpips;
 use crate::rows::{rows, to_rows};
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
 
-/// Adam's moments as plain numbers, one row for each lane: `[z | c]`.
+/// Adam's moments as plain numbers, one row for each lane: `[z | c]` or `[z | c | phi]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamState {
-    /// Steps done.
-    pub(crate) steps: u32,
+    /// Steps that each lane has done.
+    steps: Vec<u32>,
     m: Vec<Vec<f32>>,
     v: Vec<Vec<f32>>,
 }
@@ -28,83 +26,123 @@ pub struct AdamState {
 impl AdamState {
     pub(crate) fn select(&self, index: &[usize]) -> AdamState {
         let pick = |rows: &[Vec<f32>]| index.iter().map(|&i| rows[i].clone()).collect();
-        AdamState { steps: self.steps, m: pick(&self.m), v: pick(&self.v) }
+        AdamState { steps: index.iter().map(|&i| self.steps[i]).collect(), m: pick(&self.m), v: pick(&self.v) }
     }
 
     pub(crate) fn extend(&mut self, other: AdamState) {
+        self.steps.extend(other.steps);
         self.m.extend(other.m);
         self.v.extend(other.v);
     }
 
     /// Takes off the first lanes.
     pub(crate) fn take(&mut self, lanes: usize) -> AdamState {
-        AdamState { steps: self.steps, m: self.m.drain(..lanes).collect(), v: self.v.drain(..lanes).collect() }
+        let front = |rows: &mut Vec<Vec<f32>>| rows.drain(..lanes).collect();
+        AdamState { steps: self.steps.drain(..lanes).collect(), m: front(&mut self.m), v: front(&mut self.v) }
     }
 }
 
-/// Adam (Kingma and Ba 2015, Algorithm 1) on `[z | c]`.
+/// What a descent moves, one row for each lane.
+pub(crate) struct Point {
+    /// `[n, latent_dim]`
+    pub z: Tensor,
+    /// `[n, embed_dim]`
+    pub c: Tensor,
+    /// Vectors of the transforms, `[n, dim]`; `None`: the transforms stay.
+    pub phi: Option<Tensor>,
+}
+
+impl Point {
+    fn variables(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.z, &self.c].into_iter().chain(&self.phi)
+    }
+
+    /// The same numbers as leaves of a new graph, z within [-limit, limit] (Equation 2).
+    ///
+    /// z is clamped *before* the loss, as the authors' hook does: a coordinate at the limit keeps its gradient and can come back.
+    pub fn leaves(&self, limit: f64) -> Point {
+        let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
+        Point { z: leaf(&clamp(&self.z, limit)), c: leaf(&self.c), phi: self.phi.as_ref().map(leaf) }
+    }
+
+    /// Gradient `[z | c | phi]` of the lanes' losses `[n]` at these leaves.
+    pub fn gradient(&self, loss: &Tensor) -> Tensor {
+        let sum = tch::with_grad(|| loss.sum(Kind::Float));
+        Tensor::cat(&Tensor::run_backward(&[sum], &self.variables().collect::<Vec<_>>(), false, false), 1)
+    }
+}
+
+/// Adam (Kingma and Ba 2015, Algorithm 1) on the rows of a point.
 pub(crate) struct Adam {
-    steps: u32,
+    steps: Vec<u32>,
     m: Tensor,
     v: Tensor,
 }
 
 impl Adam {
-    pub fn new(z: &Tensor, c: &Tensor) -> Adam {
-        let m = Tensor::zeros([z.size()[0], z.size()[1] + c.size()[1]], (Kind::Float, z.device()));
-        Adam { steps: 0, v: m.zeros_like(), m }
+    pub fn new(point: &Point) -> Adam {
+        let (lanes, width) = (point.z.size()[0], point.variables().map(|t| t.size()[1]).sum());
+        let m = Tensor::zeros([lanes, width], (Kind::Float, point.z.device()));
+        Adam { steps: vec![0; lanes as usize], v: m.zeros_like(), m }
     }
 
     pub fn restore(state: &AdamState, device: Device) -> Adam {
-        Adam { steps: state.steps, m: rows(&state.m, device), v: rows(&state.v, device) }
+        Adam { steps: state.steps.clone(), m: rows(&state.m, device), v: rows(&state.v, device) }
     }
 
     pub fn save(&self) -> AdamState {
-        AdamState { steps: self.steps, m: to_rows(&self.m), v: to_rows(&self.v) }
+        AdamState { steps: self.steps.clone(), m: to_rows(&self.m), v: to_rows(&self.v) }
     }
 
-    pub fn step(&mut self, z: &mut Tensor, c: &mut Tensor, gradient: &Tensor, params: &Descent) {
-        self.steps += 1;
-        let update = update(&mut self.m, &mut self.v, gradient, self.steps);
-        let width = z.size()[1];
-        *z = &*z - update.narrow(1, 0, width) * params.lr_z;
-        *c = &*c - update.narrow(1, width, c.size()[1]) * params.lr_c;
+    /// One step of a descent of `total` steps.
+    pub fn step(&mut self, point: &mut Point, gradient: &Tensor, params: &Descent, total: u32) {
+        self.steps.iter_mut().for_each(|steps| *steps += 1);
+        let device = gradient.device();
+        let column = |of: &dyn Fn(u32) -> f64| {
+            let values: Vec<f32> = self.steps.iter().map(|&steps| of(steps) as f32).collect();
+            Tensor::from_slice(&values).view([-1, 1]).to_device(device)
+        };
+        let corrections = [BETA1, BETA2].map(|beta| column(&|steps| correction(beta, steps)));
+        let mut update = update(&mut self.m, &mut self.v, gradient, &corrections);
+        if params.lr_end < 1.0 {
+            update *= column(&|steps| rate(params.lr_end, steps, total));
+        }
+        let (z, c) = (point.z.size()[1], point.c.size()[1]);
+        point.z = &point.z - update.narrow(1, 0, z) * params.lr_z;
+        point.c = &point.c - update.narrow(1, z, c) * params.lr_c;
+        if let Some(phi) = &mut point.phi {
+            *phi = &*phi - update.narrow(1, z + c, phi.size()[1]) * params.lr_transform;
+        }
     }
 }
 
-/// Takes a gradient into the moments; returns what a step of rate one subtracts. `steps` counts this one.
-pub(crate) fn update(m: &mut Tensor, v: &mut Tensor, gradient: &Tensor, steps: u32) -> Tensor {
+/// What a learning rate is multiplied with at a step from 1 to `total`: a half cosine from 1 to `end` (Loshchilov and Hutter 2017,
+/// Equation 5, without restarts).
+fn rate(end: f64, step: u32, total: u32) -> f64 {
+    let done = f64::from(step.saturating_sub(1)) / f64::from(total.max(1));
+    end + (1.0 - end) * 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
+}
+
+/// The bias correction of a moment after `steps` steps.
+pub(crate) fn correction(beta: f64, steps: u32) -> f64 {
+    1.0 - beta.powi(steps as i32)
+}
+
+/// Takes a gradient into the moments; returns what a step of rate one subtracts. `corrections` are those of both moments.
+pub(crate) fn update(m: &mut Tensor, v: &mut Tensor, gradient: &Tensor, corrections: &[Tensor; 2]) -> Tensor {
     let _ = m.lerp_(gradient, 1.0 - BETA1);
     let _ = v.g_mul_scalar_(BETA2).addcmul_(&(gradient * (1.0 - BETA2)), gradient);
-    let correction1 = 1.0 - BETA1.powi(steps as i32);
-    let correction2 = 1.0 - BETA2.powi(steps as i32);
-    (&*m / correction1) / ((&*v / correction2).sqrt() + EPS)
+    (&*m / &corrections[0]) / ((&*v / &corrections[1]).sqrt() + EPS)
+}
+
+/// Corrections for a tensor all of whose numbers have done `steps` steps.
+pub(crate) fn corrections(steps: u32) -> [Tensor; 2] {
+    [BETA1, BETA2].map(|beta| Tensor::from(correction(beta, steps)))
 }
 
 /// z within [-limit, limit] (Equation 2).
 pub(crate) fn clamp(z: &Tensor, limit: f64) -> Tensor {
     z.clamp(-limit, limit)
-}
-
-/// Gradient `[z | c]` of the loss, the loss `[n]`, and the images, all detached.
-///
-/// The caller clamps z *before*, as the authors' hook does: a coordinate at the limit keeps its gradient and can come back.
-pub(crate) fn gradient(
-    generator: &dyn Generator,
-    lpips: &Lpips,
-    target: &LossTarget,
-    z: &Tensor,
-    c: &Tensor,
-) -> (Tensor, Tensor, Tensor) {
-    let z = z.detach().set_requires_grad(true);
-    let c = c.detach().set_requires_grad(true);
-    let (sum, loss, images) = tch::with_grad(|| {
-        let images = generator.generate(&z, &c);
-        let loss = target.loss(lpips, &images);
-        (loss.sum(Kind::Float), loss, images)
-    });
-    let gradients = Tensor::run_backward(&[sum], &[&z, &c], false, false);
-    (Tensor::cat(&gradients, 1), loss.detach(), images.detach())
 }
 
 #[cfg(test)]
@@ -118,12 +156,12 @@ mod tests {
         tch::manual_seed(5);
         let float = (Kind::Float, Device::Cpu);
         let (start_z, start_c) = (Tensor::randn([3, 8], float), Tensor::randn([3, 4], float));
-        let params = Descent { lr_z: 0.05, lr_c: 1e-2, limit: 2.0 };
+        let params = Descent { lr_z: 0.05, lr_c: 1e-2, ..proto::Params::paper().descent };
         // A gradient that turns and shrinks, different in every coordinate.
         let gradient = |x: &Tensor| (x * 3.0).sin() * x.abs();
 
-        let (mut z, mut c) = (start_z.shallow_clone(), start_c.shallow_clone());
-        let mut ours = Adam::new(&z, &c);
+        let mut point = Point { z: start_z.shallow_clone(), c: start_c.shallow_clone(), phi: None };
+        let mut ours = Adam::new(&point);
         // One optimiser for each learning rate.
         let mut theirs = [(&start_z, params.lr_z), (&start_c, params.lr_c)].map(|(start, lr)| {
             let store = nn::VarStore::new(Device::Cpu);
@@ -131,15 +169,26 @@ mod tests {
             (variable, nn::Adam::default().build(&store, lr).expect("libtorch's own"), store)
         });
         for _ in 0..20 {
-            let (gz, gc) = (gradient(&z), gradient(&c));
-            ours.step(&mut z, &mut c, &Tensor::cat(&[gz, gc], 1), &params);
+            let gradients = [&point.z, &point.c].map(gradient);
+            ours.step(&mut point, &Tensor::cat(&gradients, 1), &params, 20);
             for (variable, optimiser, _) in &mut theirs {
                 optimiser.backward_step(&(&*variable * gradient(variable).detach()).sum(Kind::Float));
             }
         }
-        for (ours, (theirs, ..)) in [&z, &c].into_iter().zip(&theirs) {
+        for (ours, (theirs, ..)) in [&point.z, &point.c].into_iter().zip(&theirs) {
             let error = (ours - theirs).abs().max().double_value(&[]);
             assert!(error < 1e-5, "{error}");
         }
+    }
+
+    #[test]
+    fn the_rate_falls_along_a_half_cosine() {
+        let rates: Vec<f64> = (1..=5).map(|step| rate(0.1, step, 4)).collect();
+        let half = 0.1 + 0.9 * 0.5;
+        let quarter = 0.9 * 0.5 * 0.5f64.sqrt();
+        for (rate, expected) in rates.iter().zip([1.0, half + quarter, half, half - quarter, 0.1]) {
+            assert!((rate - expected).abs() < 1e-12, "{rates:?}");
+        }
+        assert_eq!(rate(1.0, 3, 4), 1.0);
     }
 }

@@ -4,17 +4,16 @@
 //! can change, too. Only this module takes gradients of weights; each image has a copy of them, on the CPU between two parts, so
 //! that any device can continue.
 
-use proto::{DeltaCodec, FineTune, Params, Regulariser, Transform};
+use proto::{DeltaCodec, FineTune, Params, Regulariser, SeedResult, Transform};
 use tch::{Device, Kind, Tensor};
 
 use crate::delta::Delta;
 use crate::descent;
 use crate::generator::Generator;
-use crate::lanes::{Model, Rendered, View};
-use crate::loss::LossTarget;
+use crate::lanes::{Model, Pictures, Rendered, View};
 use crate::rows::{rows, to_rows};
 use crate::target::Target;
-use crate::transform::{self, Space};
+use crate::transform::Space;
 
 /// First relative error of each layer with `auto`. It is halved while the image is worse.
 const TOLERANCE: f64 = 0.4;
@@ -30,8 +29,10 @@ pub struct Tuned {
     pub steps: u32,
     /// LPIPS of the transformed target, weighted as in the loss: after the search, and with the stored delta.
     pub lpips: (f64, f64),
-    /// Pictures and distances of the generator with the stored delta.
-    pub rendered: Rendered,
+    /// Distances of the generator with the stored delta.
+    pub distances: SeedResult,
+    /// Its pictures.
+    pub pictures: Pictures,
     /// PSNR between its image and the one before the delta was stored, in dB; infinite if they are the same.
     pub psnr: f64,
 }
@@ -147,8 +148,8 @@ pub(crate) fn advance(model: &Model, device: Device, params: &Params, target: &T
         let (total, lpips) = tch::with_grad(|| {
             let images = leaves.generator.generate(z, c);
             let (l1, lpips) = match (&space, phi) {
-                (Some(space), Some(phi)) => moved(model, params, &view, &space.tensors(phi)).terms(&model.lpips, &images),
-                _ => view.forward.terms(&model.lpips, &images),
+                (Some(space), Some(phi)) => view.terms_under(&model.lpips, params, &images, &space.tensors(phi)),
+                _ => view.terms(&model.lpips, &images),
             };
             let penalty = penalty(tune.regulariser, &leaves.tensors, &base);
             ((l1 + &lpips * params.loss.beta).sum(Kind::Float) + penalty * tune.lambda, lpips)
@@ -167,7 +168,7 @@ pub(crate) fn advance(model: &Model, device: Device, params: &Params, target: &T
         tuning.steps += 1;
         for (&i, gradient) in moving.iter().zip(gradients) {
             let [m, v] = &mut moments[i];
-            let update = descent::update(m, v, &gradient, tuning.steps);
+            let update = descent::update(m, v, &gradient, &descent::corrections(tuning.steps));
             let _ = leaves.tensors[i].detach().g_sub_(&(update * leaves.rates[i]));
         }
         if tuning.steps >= tune.steps {
@@ -200,7 +201,7 @@ pub(crate) fn finish(model: &Model, device: Device, params: &Params, target: &Ta
     let (z, c, _) = leaves.latents(&base);
     let z = descent::clamp(z, params.descent.limit);
     let exact = leaves.generator.generate(&z, c);
-    let render = |images: &Tensor| view.render(&model.lpips, params, images).rendered.remove(0);
+    let render = |images: &Tensor| view.render(&model.lpips, params, images, &[1]).rendered.remove(0);
     let after = render(&exact).distances.loss;
     // NaN is not an improvement.
     if !matches!(after.partial_cmp(&tuning.before), Some(std::cmp::Ordering::Less)) {
@@ -209,11 +210,12 @@ pub(crate) fn finish(model: &Model, device: Device, params: &Params, target: &Ta
     let differences: Vec<(String, Tensor)> =
         base.into_iter().zip(&leaves.tensors).map(|((n, old), new)| (n, new - old)).collect();
     let Packed { mut delta, images, psnr } = pack(&*model.generator, &differences, (&z, c), &exact, &tune(params).delta);
-    let rendered = render(&images);
+    let Rendered { distances, pictures } = render(&images);
+    let pictures = pictures.expect("one lane has the least loss");
     let first = |t: &Tensor| to_rows(t).remove(0);
     (delta.z, delta.c, delta.transform) = (first(&z), first(c), tuning.transform.clone());
-    let lpips = (tuning.lpips_before, view.forward.terms(&model.lpips, &images).1.double_value(&[0]));
-    Ok(Tuned { delta, steps: tuning.steps, lpips, rendered, psnr })
+    let lpips = (tuning.lpips_before, view.terms(&model.lpips, &images).1.double_value(&[0]));
+    Ok(Tuned { delta, steps: tuning.steps, lpips, distances, pictures, psnr })
 }
 
 /// A change of weights as it is stored, and what it does.
@@ -251,13 +253,6 @@ pub fn pack(
     }
 }
 
-/// The target under a transform that has gradients.
-fn moved(model: &Model, params: &Params, view: &View, transform: &transform::Tensors) -> LossTarget {
-    let image = transform::apply_tensors(&view.image, transform, params.align_corners());
-    let weights = transform::apply_tensors_to_mask(&view.weights, transform, params.align_corners());
-    LossTarget::new(&model.lpips, &params.loss, &image, &weights)
-}
-
 /// The regulariser R(theta - theta_0).
 fn penalty(regulariser: Regulariser, theta: &[Tensor], base: &[(String, Tensor)]) -> Tensor {
     let squares = theta.iter().zip(base).map(|(new, (_, old))| {
@@ -280,8 +275,6 @@ fn psnr(a: &Tensor, b: &Tensor) -> f64 {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-
-    use proto::{L1Scale, MaskMode};
 
     use super::*;
     use crate::nn::Weights;
@@ -314,12 +307,12 @@ mod tests {
     fn steps_of_equation_6_are_those_of_torch() {
         let (tests, expected) = (golden("biggan_deep"), golden("fine_tune"));
         let model = model(&tests);
-        let loss = proto::Loss { beta: 0.0, l1: L1Scale::ChannelSum, mask: MaskMode::UpsampleFeatures, background: 1.0 };
+        let loss = proto::Loss { beta: 0.0, background: 1.0, ..Params::paper().loss };
         let fine_tune = Some(FineTune { steps: 6, lr: 1e-3, ..FineTune::default() });
         let params = Params { loss, transform: None, fine_tune, ..Params::paper() };
         let row = |tensor: &Tensor| Vec::<f32>::try_from(tensor.get(0)).expect("floats");
         let image = tests["test.output"].get(1);
-        let target = Target { image, bbox: None, mask: None, class: 0, seed: 0 };
+        let target = Target { image, bbox: None, mask: None, class: 0, likely: vec![], seed: 0 };
         let mut tuning = Tuning::new(row(&expected["test.z"]), row(&tests["test.c"]), None, f64::INFINITY);
         // In two parts, as between two checkpoints.
         tuning = advance(&model, Device::Cpu, &params, &target, tuning, 2);
@@ -333,7 +326,7 @@ mod tests {
             assert!(error < 2e-6, "step {step}: {ours} and {theirs}");
         }
         let tuned = finish(&model, Device::Cpu, &params, &target, &tuning).expect("it is closer");
-        let ours = Tensor::from_slice(&tuned.rendered.generated).view([1, 3, 32, 32]);
+        let ours = Tensor::from_slice(&tuned.pictures.generated).view([1, 3, 32, 32]);
         let noise = psnr(&ours, &expected["test.image"]);
         println!("image: {noise:.1} dB, stored with {:.1} dB", tuned.psnr);
         assert!(noise > tuned.psnr.min(45.0) - 1.0, "only what storing loses: {noise} dB");

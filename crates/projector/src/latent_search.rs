@@ -3,7 +3,7 @@
 //! All are the same two phases: *explore* (CMA-ES over z, with or without a short descent) and *descend* (a long descent from what
 //! was found). Adam and L-BFGS have no first phase, CMA has no second.
 
-use proto::{LastDescent, LatentSearch as Params, LatentStart, Told};
+use proto::{Converged, LastDescent, LatentSearch as Params, LatentStart, Told, Transform};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -29,6 +29,8 @@ pub(crate) struct LatentSearch {
     seeds: usize,
     /// Class vectors that the lanes start with; `None`: that of the image's class.
     starts: Option<Rows>,
+    /// Transforms that the lanes start with; `None`: phi*.
+    transforms: Option<Vec<Transform>>,
     /// Smallest inverted loss of each generation.
     pub history: Vec<f64>,
     /// Loss of every step of the long descent, by seed.
@@ -47,6 +49,10 @@ enum Phase {
     Descend {
         z: Rows,
         c: Option<Rows>,
+        /// Those of the lanes; `None`: phi*.
+        transforms: Option<Vec<Transform>>,
+        /// Which of the first lanes these are; `None`: all.
+        survivors: Option<Vec<usize>>,
         adam: Option<AdamState>,
         done: u32,
     },
@@ -58,10 +64,7 @@ enum Phase {
         class_rate: f64,
         done: u32,
     },
-    Finished {
-        z: Rows,
-        c: Option<Rows>,
-    },
+    Finished(Found),
     /// The encoder guesses where to start.
     Encode {
         latent_dim: usize,
@@ -69,6 +72,19 @@ enum Phase {
         class_rate: f64,
         sigma: f64,
     },
+}
+
+/// What the search found, one for each seed that is left.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Found {
+    /// `[seed][latent_dim]`
+    pub z: Rows,
+    /// `[seed][embed_dim]`; `None`: the embedding of the image's class.
+    pub c: Option<Rows>,
+    /// `None`: phi*.
+    pub transforms: Option<Vec<Transform>>,
+    /// Which of the first seeds each one was, if they are not all of them.
+    pub survivors: Option<Vec<usize>>,
 }
 
 /// A point after its short descent.
@@ -99,6 +115,7 @@ impl LatentSearch {
         seeds: usize,
         latent_dim: usize,
         c: ClassVectors,
+        transforms: Option<Vec<Transform>>,
         rng: &mut ChaCha8Rng,
     ) -> LatentSearch {
         let phase = match start {
@@ -106,32 +123,36 @@ impl LatentSearch {
             LatentStart::Random => {
                 let mut random = || (0..seeds).map(|_| latent::truncated(latent_dim, rng)).collect();
                 let sigma = if let Params::BasinCma { sigma, .. } = params { *sigma } else { 1.0 };
-                begin(params, &mut random, (&vec![0.0; latent_dim], sigma), seeds, c)
+                begin(params, &mut random, (&vec![0.0; latent_dim], sigma), seeds, c, transforms.clone())
             }
         };
-        LatentSearch { phase, seeds, starts: c.each.cloned(), history: vec![], curves: vec![] }
+        LatentSearch { phase, seeds, starts: c.each.cloned(), transforms, history: vec![], curves: vec![] }
     }
 
     /// The next work under phi*; `None` when finished.
     pub fn ask(&mut self, params: &Params, transforms: Transforms, rng: &mut ChaCha8Rng) -> Option<Request> {
+        let transforms = self.transforms.clone().map_or(transforms, Transforms::Each);
         let request = |z, c, work, exact| Request { z, c, transforms, work, adam: None, exact };
-        let descend = |steps, record| Work::Descend { steps, track_inverted: false, record };
+        let descend = |steps, total, record| Work::Descend { steps, total, track_inverted: false, record };
         Some(match &mut self.phase {
             Phase::Explore { cma, asked, .. } => {
                 *asked = cma.ask(rng);
                 let work = match params {
-                    Params::BasinCma { steps, .. } => descend(*steps, false),
+                    Params::BasinCma { steps, .. } => descend(*steps, *steps, false),
                     _ => Work::Evaluate,
                 };
                 request(latent::to_f32(asked), self.starts.clone(), work, false)
             }
-            Phase::Descend { z, c, adam, done } => {
+            Phase::Descend { z, c, transforms, adam, done, .. } => {
                 let rungs = rungs(params, self.seeds);
                 let next = rungs.iter().map(|rung| rung.until).find(|until| until > done);
                 let steps = (next.expect("an unfinished descent has steps left") - *done).min(DESCENT_CHUNK);
+                let total = rungs.last().expect("it has a next part").until;
                 // The end of a descent is reported, so it is computed in float32.
-                let last = rungs.last().is_some_and(|rung| rung.until == *done + steps);
-                Request { adam: adam.clone(), ..request(z.clone(), c.clone(), descend(steps, true), last) }
+                let last = total == *done + steps;
+                let request = request(z.clone(), c.clone(), descend(steps, total, true), last);
+                let transforms = transforms.clone().map_or(request.transforms, Transforms::Each);
+                Request { adam: adam.clone(), transforms, ..request }
             }
             Phase::Lbfgs { lanes, latent_dim, origins, class_rate, .. } => {
                 let points = lanes.iter().map(Lbfgs::point).zip(&*origins);
@@ -139,8 +160,15 @@ impl LatentSearch {
                 // A line search compares losses of points that are close.
                 request(z, Some(c), Work::Gradient, true)
             }
-            Phase::Finished { .. } => return None,
-            Phase::Encode { latent_dim, .. } => request(vec![vec![0.0; *latent_dim]], None, Work::Encode, true),
+            Phase::Finished(_) => return None,
+            Phase::Encode { latent_dim, .. } => {
+                let mut request = request(vec![vec![0.0; *latent_dim]], None, Work::Encode, true);
+                // One guess, from the image under the first seed's transform.
+                if let Transforms::Each(each) = &mut request.transforms {
+                    each.truncate(1);
+                }
+                request
+            }
         })
     }
 
@@ -167,12 +195,12 @@ impl LatentSearch {
                         (latent::to_f32(&cma.ask(rng)), self.starts.clone())
                     };
                     self.phase = match rungs(params, self.seeds).is_empty() {
-                        true => Phase::Finished { z, c },
-                        false => Phase::Descend { z, c, adam: None, done: 0 },
+                        true => Phase::Finished(Found { z, c, transforms: None, survivors: None }),
+                        false => Phase::Descend { z, c, transforms: None, survivors: None, adam: None, done: 0 },
                     };
                 }
             }
-            Phase::Descend { z, c, adam, done } => {
+            Phase::Descend { z, c, transforms, survivors, adam, done } => {
                 self.curves.resize(z.len(), vec![]);
                 for (curve, new) in self.curves.iter_mut().zip(&response.curves) {
                     curve.extend(new);
@@ -180,16 +208,28 @@ impl LatentSearch {
                 *z = response.z.clone();
                 *c = Some(response.c.clone());
                 *adam = response.adam.clone();
+                if !response.transforms.is_empty() {
+                    *transforms = Some(response.transforms.clone());
+                }
                 *done += response.curves.first().map_or(0, |c| c.len() as u32);
                 let rungs = rungs(params, self.seeds);
-                match rungs.iter().find(|rung| rung.until > *done) {
-                    None => self.phase = Phase::Finished { z: std::mem::take(z), c: c.take() },
+                match rungs.iter().find(|rung| rung.until > *done).filter(|_| !converged(params, &rungs, &self.curves, *done)) {
+                    None => {
+                        let (z, c) = (std::mem::take(z), c.take());
+                        let (transforms, survivors) = (transforms.take(), survivors.take());
+                        self.phase = Phase::Finished(Found { z, c, transforms, survivors });
+                    }
                     Some(next) if next.lanes < z.len() => {
-                        let index = survivors(&response.loss, next.lanes);
+                        let index = best_lanes(&response.loss, next.lanes);
                         let pick = |rows: &Rows| index.iter().map(|&i| rows[i].clone()).collect::<Rows>();
                         self.curves = pick(&self.curves);
                         *c = c.as_ref().map(pick);
                         *adam = adam.as_ref().map(|adam| adam.select(&index));
+                        *survivors = Some(match survivors.take() {
+                            Some(first) => index.iter().map(|&i| first[i]).collect(),
+                            None => index.clone(),
+                        });
+                        *transforms = transforms.as_ref().map(|each| index.iter().map(|&i| each[i].clone()).collect());
                         *z = pick(z);
                     }
                     Some(_) => {}
@@ -207,17 +247,17 @@ impl LatentSearch {
                 if *done >= rounds(params) {
                     let best = lanes.iter().map(Lbfgs::best).zip(&*origins);
                     let (z, c) = best.map(|(best, origin)| latents(best, *latent_dim, origin, *class_rate)).unzip();
-                    self.phase = Phase::Finished { z, c: Some(c) };
+                    self.phase = Phase::Finished(Found { z, c: Some(c), transforms: None, survivors: None });
                 }
             }
-            Phase::Finished { .. } => {}
+            Phase::Finished(_) => {}
             Phase::Encode { latent_dim, c0, class_rate, sigma } => {
                 let (mean, spread) = (&response.z[0], *sigma);
                 let mut draw =
                     || (0..*latent_dim).map(|d| mean[d] + spread as f32 * rng.sample::<f32, _>(StandardNormal)).collect();
                 let mut around = || (0..self.seeds).map(|_| draw()).collect();
                 let c = ClassVectors { own: c0, each: self.starts.as_ref(), rate: *class_rate };
-                self.phase = begin(params, &mut around, (mean, spread), self.seeds, c);
+                self.phase = begin(params, &mut around, (mean, spread), self.seeds, c, self.transforms.clone());
             }
         }
     }
@@ -227,20 +267,37 @@ impl LatentSearch {
         matches!(self.phase, Phase::Explore { .. } | Phase::Encode { .. })
     }
 
-    /// z and c of all seeds, when finished. c is `None` where it is that of the class.
-    pub fn result(&self) -> Option<(&Rows, Option<&Rows>)> {
+    /// Lanes that the next request has.
+    pub fn lanes(&self) -> usize {
         match &self.phase {
-            Phase::Finished { z, c } => Some((z, c.as_ref())),
+            Phase::Descend { z, .. } => z.len(),
+            _ => self.seeds,
+        }
+    }
+
+    /// What was found, when finished.
+    pub fn result(&self) -> Option<&Found> {
+        match &self.phase {
+            Phase::Finished(found) => Some(found),
             _ => None,
         }
     }
 }
 
 /// The first phase of a method. CMA-ES starts around `mean` with step size `sigma`; the other methods with what `draw` returns.
-fn begin(params: &Params, draw: &mut dyn FnMut() -> Rows, (mean, sigma): (&[f32], f64), seeds: usize, c: ClassVectors) -> Phase {
+fn begin(
+    params: &Params,
+    draw: &mut dyn FnMut() -> Rows,
+    (mean, sigma): (&[f32], f64),
+    seeds: usize,
+    c: ClassVectors,
+    transforms: Option<Vec<Transform>>,
+) -> Phase {
     match params {
-        Params::Start => Phase::Finished { z: draw(), c: c.each.cloned() },
-        Params::Adam { .. } => Phase::Descend { z: draw(), c: c.each.cloned(), adam: None, done: 0 },
+        Params::Start => Phase::Finished(Found { z: draw(), c: c.each.cloned(), transforms, survivors: None }),
+        Params::Adam { .. } | Params::Halving { .. } => {
+            Phase::Descend { z: draw(), c: c.each.cloned(), transforms, survivors: None, adam: None, done: 0 }
+        }
         Params::Lbfgs { .. } => {
             let moved = || std::iter::repeat_n(0.0, c.own.len());
             let lanes: Vec<Lbfgs> =
@@ -273,13 +330,24 @@ fn keep_best(best: &mut Vec<Refined>, response: &Response, seeds: usize) {
 }
 
 /// The lanes with the smallest losses, in their order.
-fn survivors(losses: &[f64], lanes: usize) -> Vec<usize> {
+fn best_lanes(losses: &[f64], lanes: usize) -> Vec<usize> {
     let mut index: Vec<usize> = (0..losses.len()).collect();
     let rank = |i: usize| if losses[i].is_finite() { losses[i] } else { f64::INFINITY };
     index.sort_by(|&a, &b| rank(a).total_cmp(&rank(b)));
     index.truncate(lanes);
     index.sort_unstable();
     index
+}
+
+/// Whether the last part of a descent may end early.
+fn converged(params: &Params, rungs: &[Rung], curves: &[Vec<f32>], done: u32) -> bool {
+    let Params::Halving { converged: Some(Converged { improvement, steps }), .. } = params else { return false };
+    let begun = rungs.iter().rev().nth(1).map_or(0, |rung| rung.until);
+    if done < begun + steps + 1 {
+        return false;
+    }
+    let smallest = |step: u32| latent::least(&curves.iter().map(|curve| f64::from(curve[step as usize])).collect::<Vec<_>>()).0;
+    smallest(done - 1) > smallest(done - 1 - steps) * (1.0 - improvement)
 }
 
 /// A part of the last descent.
@@ -293,6 +361,15 @@ struct Rung {
 /// The parts of the last descent; empty: the method has none.
 fn rungs(params: &Params, seeds: usize) -> Vec<Rung> {
     let (steps, halving) = match params {
+        Params::Halving { steps, .. } => {
+            let (mut lanes, mut until) = (seeds, 0);
+            let rung = |&steps: &u32| {
+                until += steps;
+                let half = lanes.div_ceil(2);
+                Rung { lanes: std::mem::replace(&mut lanes, half), until }
+            };
+            return steps.iter().map(rung).collect();
+        }
         Params::Adam { steps } | Params::CmaAdam { steps, .. } => (*steps, false),
         Params::BasinCma { final_steps, last, .. } => (*final_steps, *last == LastDescent::Halving),
         Params::Start | Params::Lbfgs { .. } | Params::Cma { .. } => return vec![],
@@ -319,7 +396,7 @@ fn rounds(params: &Params) -> u32 {
     match params {
         Params::Cma { generations } | Params::CmaAdam { generations, .. } | Params::BasinCma { generations, .. } => *generations,
         Params::Lbfgs { evaluations } => *evaluations,
-        Params::Start | Params::Adam { .. } => 0,
+        Params::Start | Params::Adam { .. } | Params::Halving { .. } => 0,
     }
 }
 
@@ -356,8 +433,24 @@ mod tests {
     }
 
     #[test]
+    fn a_descent_that_has_converged_ends_in_its_last_part_only() {
+        let params = |improvement| Params::Halving { steps: vec![4, 8], converged: Some(Converged { improvement, steps: 3 }) };
+        // Two lanes, of which now one and now the other has the smallest loss: it falls by a tenth with every step.
+        let curve = |late: u32| (0..12u32).map(|step| if step % 2 == late { 9.0 } else { 0.9f32.powi(step as i32) }).collect();
+        let curves: Vec<Vec<f32>> = vec![curve(0), curve(1)];
+        let ends = |improvement, done| {
+            let params = params(improvement);
+            converged(&params, &rungs(&params, 4), &curves, done)
+        };
+        // Three steps lower it by 27.1 %.
+        assert!(!ends(0.27, 9) && ends(0.272, 9));
+        assert!((1..8).all(|done| !ends(1.0, done)), "the last part has not had three steps to compare");
+        assert!(!converged(&Params::Adam { steps: 12 }, &[], &curves, 9));
+    }
+
+    #[test]
     fn the_better_half_goes_on_in_its_order() {
-        assert_eq!(survivors(&[3.0, f64::NAN, 1.0, 2.0, f64::INFINITY], 3), [0, 2, 3]);
+        assert_eq!(best_lanes(&[3.0, f64::NAN, 1.0, 2.0, f64::INFINITY], 3), [0, 2, 3]);
     }
 
     #[test]

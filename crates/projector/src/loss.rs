@@ -21,7 +21,16 @@ impl LossTarget {
     ///
     /// `image` `[k, 3, r, r]` in [-1, 1], `weights` `[k, 1, r, r]` not negative; k is 1 or the number of lanes.
     pub fn new(lpips: &Lpips, params: &proto::Loss, image: &Tensor, weights: &Tensor) -> LossTarget {
-        let features = lpips.features(image);
+        LossTarget::of_features(lpips, params, image, lpips.features(image), weights)
+    }
+
+    /// The same image under other parameters or weights.
+    pub(crate) fn weighted(&self, lpips: &Lpips, params: &proto::Loss, weights: &Tensor) -> LossTarget {
+        let features = Features(self.features.0.iter().map(Tensor::shallow_clone).collect());
+        LossTarget::of_features(lpips, params, &self.image, features, weights)
+    }
+
+    fn of_features(lpips: &Lpips, params: &proto::Loss, image: &Tensor, features: Features, weights: &Tensor) -> LossTarget {
         let map_weights = lpips.map_weights(weights, &features, params.mask);
         let channels = match params.l1 {
             L1Scale::ChannelSum => 1.0,

@@ -88,7 +88,7 @@ pub fn initial_transform(
         InitialTransform::Authors => authors(extent(bbox, resolution), &usual),
         InitialTransform::Exact => exact(bbox, search.align_corners, &usual),
     };
-    let initial = Transform { scale: [scale, scale], shift: [x, y], colour: vec![] };
+    let initial = Transform { scale: [scale, scale], shift: [x, y], ..Transform::IDENTITY };
     space.transform(&space.vector(&initial))
 }
 

@@ -3,7 +3,7 @@
 //! Images advance side by side and never influence each other: each has its own state and its own random numbers, so the projection
 //! of an image does not depend on the others. Between two steps the caller may stop, save or preview.
 
-use proto::{ClassStart, Descent, History, Params, SeedResult, Stage, Transform};
+use proto::{ClassStart, Descent, History, Params, SeedResult, Stage, Transform, TransformSearch as TransformParams};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cma::Cma;
 use crate::fine_tune::{self, Dropped, Tuned, Tuning};
-use crate::lanes::{DeviceError, Lanes, Model, Request, Response, Transforms, Work};
-use crate::latent_search::{self, ClassVectors, LatentSearch, Rows};
+use crate::lanes::{DeviceError, Lanes, Model, Pictures, Request, Response, Transforms, Work};
+use crate::latent_search::{self, ClassVectors, Found, LatentSearch, Rows};
 use crate::mask::{self, ObjectStatistics};
 use crate::target::Target;
+use crate::transform::Space;
 use crate::transform_search::TransformSearch;
 use crate::{latent, transform};
 
@@ -45,7 +46,7 @@ pub struct Checkpoint {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Search {
     Transform(Box<TransformSearch>),
-    Latent(LatentSearch),
+    Latent(Box<LatentSearch>),
 }
 
 /// How far a projection has come.
@@ -62,6 +63,8 @@ pub struct ProjectionProgress {
 /// The projection of one image.
 #[derive(Debug)]
 pub struct Solution {
+    /// The class that the answer's seed started from.
+    pub class: i64,
     /// phi*; `None` without stage one.
     pub transform: Option<Transform>,
     /// The seed with the smallest training loss (Algorithm 1, line 23).
@@ -154,7 +157,7 @@ impl Projection {
         assert_eq!(search.lane_steps, 0, "the image has been stepped");
         search.transform = Some(transform);
         let c = class_vectors(&self.params, embedding, None);
-        search.stage = Search::Latent(latent_search(&self.params, search.shape, c, &mut search.rng));
+        search.stage = Search::Latent(latent_search(&self.params, search.shape, c, None, &mut search.rng));
     }
 
     /// Whether every image is finished.
@@ -192,11 +195,14 @@ impl Projection {
         self.images[image].loss()
     }
 
-    /// Advances every unfinished image by one generation, or one part of the long descent or of fine-tuning.
+    /// Advances the images that have been started by one generation, or one part of the long descent or of fine-tuning. Images are
+    /// started in their order, as soon as the lanes of the others leave room for theirs.
     pub fn step(&mut self, lanes: &Lanes) -> Result<ProjectionProgress, DeviceError> {
         let mut asked = Vec::new();
         let (mut requests, mut transforms) = (Vec::new(), Vec::new());
-        for (i, image) in self.images.iter_mut().enumerate() {
+        let appetites: Vec<Appetite> = self.images.iter().map(|image| image.search.appetite()).collect();
+        let admitted = admitted(&appetites, lanes.room());
+        for (i, image) in self.images.iter_mut().enumerate().filter(|(i, _)| admitted.contains(i)) {
             if let Some(request) = image.search.ask(&self.params) {
                 asked.push((i, passes(&request)));
                 transforms.push(request.transforms.clone());
@@ -204,7 +210,7 @@ impl Projection {
             }
         }
         let responses = lanes.run(&self.params, requests)?;
-        self.tune(lanes, &asked)?;
+        self.tune(lanes)?;
         for (((i, passes), response), transforms) in asked.into_iter().zip(responses).zip(transforms) {
             let Image { search, embedding, glimpse, .. } = &mut self.images[i];
             *glimpse = Some(best_lane(&response, transforms, &self.params));
@@ -218,16 +224,16 @@ impl Projection {
     pub fn look(&self, lanes: &Lanes) -> Result<Vec<Option<Vec<f32>>>, DeviceError> {
         let requests = self.images.iter().filter_map(|image| Some((&image.target, image.glimpse.clone()?)));
         let mut responses = lanes.run(&self.params, requests.collect())?.into_iter();
-        let mut inverted = || responses.next().map(|response| response.rendered.into_iter().next().expect("one lane").inverted);
+        let mut inverted = || responses.next().map(|mut response| pictures(&mut response, 0).inverted);
         Ok(self.images.iter().map(|image| image.glimpse.as_ref().and_then(|_| inverted())).collect())
     }
 
-    /// Advances fine-tuning of the images that are neither `searching` nor finished.
-    fn tune(&mut self, lanes: &Lanes, searching: &[(usize, u64)]) -> Result<(), DeviceError> {
+    /// Advances fine-tuning of the images whose search had ended before this step.
+    fn tune(&mut self, lanes: &Lanes) -> Result<(), DeviceError> {
         if self.params.fine_tune.is_none() {
             return Ok(());
         }
-        let due = |i: &usize| !self.images[*i].finished(&self.params) && !searching.iter().any(|(s, _)| s == i);
+        let due = |i: &usize| self.images[*i].search.finished() && !self.images[*i].finished(&self.params);
         let images: Vec<usize> = (0..self.images.len()).filter(due).collect();
         let begins: Vec<usize> = images.iter().copied().filter(|i| self.images[*i].tuning.is_none()).collect();
         let answers = begins.iter().map(|&i| self.images[i].answer(&self.params)).collect();
@@ -236,7 +242,7 @@ impl Projection {
             let (before, best) = latent::least(&response.loss);
             if before.is_finite() {
                 let (z, c) = (response.z[best].clone(), response.c[best].clone());
-                *tuning = Some(Tuning::new(z, c, search.transform.clone(), before));
+                *tuning = Some(Tuning::new(z, c, search.transform_of(best), before));
             } else {
                 search.diverged = true;
             }
@@ -274,7 +280,7 @@ impl Projection {
                 return Err(Diverged);
             }
             let response = responses.next().expect("one response for each image that has not diverged");
-            let solution = solution(image, response, self.params.align_corners())?;
+            let solution = solution(&self.params, image, response)?;
             let history = History { fine_tune, ..solution.history };
             Ok(Solution { fine_tuned: tuned.next(), history, lane_steps, ..solution })
         });
@@ -299,9 +305,10 @@ impl Image {
 
     /// A request that renders all seeds of the search, z within the limit.
     fn answer(&self, params: &Params) -> (&Target, Request) {
-        let (z, c) = self.search.result().expect("a finished image that has not diverged has a result");
-        let (z, transforms) = (clamped(z, params), self.search.transform.clone().into());
-        (&self.target, Request { z, c: c.cloned(), transforms, work: Work::Render, adam: None, exact: true })
+        let Found { z, c, transforms, .. } = self.search.result().expect("a finished image that has not diverged has a result");
+        let transforms = transforms.clone().map_or(self.search.transform.clone().into(), Transforms::Each);
+        let request = Request { z: clamped(z, params), c: c.clone(), transforms, work: Work::Render, adam: None, exact: true };
+        (&self.target, request)
     }
 }
 
@@ -309,12 +316,18 @@ impl Image {
 fn best_lane(response: &Response, transforms: Transforms, params: &Params) -> Request {
     let losses = if response.inverted.is_empty() { &response.loss } else { &response.inverted };
     let best = latent::least(losses).1;
-    let transforms = match transforms {
-        Transforms::Each(each) => Transforms::Shared(each[best].clone()),
-        other => other,
+    let transforms = match (response.transforms.get(best), transforms) {
+        (Some(moved), _) => Transforms::Shared(moved.clone()),
+        (None, Transforms::Each(each)) => Transforms::Shared(each[best].clone()),
+        (None, other) => other,
     };
     let (z, c) = (clamped(&response.z[best..=best], params), Some(vec![response.c[best].clone()]));
     Request { z, c, transforms, work: Work::Render, adam: None, exact: true }
+}
+
+/// Takes a lane's pictures out of a response. The lane has the least loss.
+fn pictures(response: &mut Response, lane: usize) -> Pictures {
+    response.rendered[lane].pictures.take().expect("the lane with the least loss of its block has pictures")
 }
 
 /// Lane-steps of one image: one forward (and backward) pass of one lane each.
@@ -328,6 +341,33 @@ pub fn lane_steps(params: &Params) -> u64 {
     stage_one + latent_search::lane_steps(&params.latent, u64::from(params.seeds)) + tuning
 }
 
+/// What an image's search asks for.
+#[derive(Clone, Copy, Debug)]
+struct Appetite {
+    /// Lanes of its next request; 0: it is finished.
+    lanes: usize,
+    started: bool,
+}
+
+/// Indices of the images that may compute: those that have been started, and as many others as there is room for, in their order. At
+/// least one.
+fn admitted(images: &[Appetite], room: usize) -> Vec<usize> {
+    let mut used: usize = images.iter().filter(|image| image.started).map(|image| image.lanes).sum();
+    let mut admitted = Vec::new();
+    let mut full = false;
+    for (i, image) in images.iter().enumerate().filter(|(_, image)| image.lanes > 0) {
+        if !image.started {
+            full |= used > 0 && used + image.lanes > room;
+            if full {
+                continue;
+            }
+            used += image.lanes;
+        }
+        admitted.push(i);
+    }
+    admitted
+}
+
 /// Passes of one lane in a request.
 fn passes(request: &Request) -> u64 {
     match &request.work {
@@ -339,12 +379,14 @@ fn passes(request: &Request) -> u64 {
 
 fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &Target, c: ClassVectors) -> Checkpoint {
     let mut rng = ChaCha8Rng::seed_from_u64(target.seed);
+    let initial = |t| mask::initial_transform(target.bbox, shape.resolution as i64, statistics, t);
     let stage = match &params.transform {
+        Some(t) if t.generations > 0 => Search::Transform(Box::new(TransformSearch::new(t, &initial(t)))),
         Some(t) => {
-            let initial = mask::initial_transform(target.bbox, shape.resolution as i64, statistics, t);
-            Search::Transform(Box::new(TransformSearch::new(t, &initial)))
+            let transforms = transform_starts(t, &initial(t), params.seeds, target.seed);
+            Search::Latent(latent_search(params, shape, c, Some(transforms), &mut rng))
         }
-        None => Search::Latent(latent_search(params, shape, c, &mut rng)),
+        None => Search::Latent(latent_search(params, shape, c, None, &mut rng)),
     };
     Checkpoint {
         shape,
@@ -358,8 +400,33 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
     }
 }
 
-fn latent_search(params: &Params, shape: Shape, c: ClassVectors, rng: &mut ChaCha8Rng) -> LatentSearch {
-    LatentSearch::new(&params.latent, params.start, params.seeds as usize, shape.latent_dim, c, rng)
+fn latent_search(
+    params: &Params,
+    shape: Shape,
+    c: ClassVectors,
+    transforms: Option<Vec<Transform>>,
+    rng: &mut ChaCha8Rng,
+) -> Box<LatentSearch> {
+    Box::new(LatentSearch::new(&params.latent, params.start, params.seeds as usize, shape.latent_dim, c, transforms, rng))
+}
+
+/// Transforms that the seeds start with, where no search comes before: the first is phi_0, the others are draws around it. They have
+/// random numbers of their own, as class vectors have.
+fn transform_starts(search: &TransformParams, initial: &Transform, seeds: u32, seed: u64) -> Vec<Transform> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(2);
+    let space = Space::new(search);
+    let mut start = |k: u32| {
+        let mut vector = space.vector(initial);
+        for (i, value) in vector.iter_mut().enumerate() {
+            let angle = search.rotation.filter(|_| space.rotation() == Some(i));
+            let deviation = angle.map_or(search.sigma, f64::to_radians);
+            let draw: f64 = rng.sample(StandardNormal);
+            *value += if k == 0 { 0.0 } else { deviation * draw };
+        }
+        space.transform(&vector)
+    };
+    (0..seeds).map(&mut start).collect()
 }
 
 fn class_vectors<'a>(params: &Params, own: &'a [f32], each: Option<&'a Rows>) -> ClassVectors<'a> {
@@ -371,11 +438,16 @@ fn class_vectors<'a>(params: &Params, own: &'a [f32], each: Option<&'a Rows>) ->
 /// Class vectors that the seeds start with; `None`: that of the image's class. They have random numbers of their own, so that z starts
 /// the same with and without them.
 fn class_starts(params: &Params, model: &Model, target: &Target) -> Option<Rows> {
+    if params.class_start == ClassStart::Likely {
+        let embed = |class: i64| Vec::try_from(model.generator.embed(class)).expect("an embedding is a vector of floats");
+        let classes = classes_of(params, target);
+        return (!classes.is_empty()).then(|| classes.into_iter().map(embed).collect());
+    }
     let mut rng = ChaCha8Rng::seed_from_u64(target.seed);
     rng.set_stream(1);
     let (classes, width) = (model.generator.num_classes(), model.generator.embed_dim());
     let mut draw = || match params.class_start {
-        ClassStart::Class => None,
+        ClassStart::Class | ClassStart::Likely => None,
         ClassStart::RandomClass => {
             let other = (target.class + rng.random_range(1..classes.max(2))) % classes;
             Some(Vec::try_from(model.generator.embed(other)).expect("an embedding is a vector of floats"))
@@ -383,6 +455,27 @@ fn class_starts(params: &Params, model: &Model, target: &Target) -> Option<Rows>
         ClassStart::Gaussian => Some((0..width).map(|_| rng.sample::<f32, _>(StandardNormal)).collect()),
     };
     (0..params.seeds).map(|_| draw()).collect()
+}
+
+/// The class that each seed starts from; empty: the image's class.
+fn classes_of(params: &Params, target: &Target) -> Vec<i64> {
+    match params.class_start {
+        ClassStart::Likely if target.likely.len() > 1 => shared_out(&target.likely, params.seeds as usize),
+        _ => vec![],
+    }
+}
+
+/// Shares seeds out over classes in proportion to their probabilities, by the largest remainders (Hamilton's method). The seeds of a
+/// class stand together, those of the most likely class first.
+fn shared_out(likely: &[(i64, f64)], seeds: usize) -> Vec<i64> {
+    let total: f64 = likely.iter().map(|(_, probability)| probability).sum();
+    let quotas: Vec<f64> = likely.iter().map(|(_, probability)| probability / total * seeds as f64).collect();
+    let mut shares: Vec<usize> = quotas.iter().map(|quota| quota.floor() as usize).collect();
+    let mut by_remainder: Vec<usize> = (0..likely.len()).collect();
+    by_remainder.sort_by(|&a, &b| (quotas[b] - quotas[b].floor()).total_cmp(&(quotas[a] - quotas[a].floor())));
+    let left = seeds - shares.iter().sum::<usize>();
+    by_remainder.iter().cycle().take(left).for_each(|&i| shares[i] += 1);
+    likely.iter().zip(shares).flat_map(|(&(class, _), share)| std::iter::repeat_n(class, share)).collect()
 }
 
 /// z within the limit.
@@ -396,11 +489,26 @@ impl Checkpoint {
         self.diverged || self.result().is_some()
     }
 
-    fn result(&self) -> Option<(&Rows, Option<&Rows>)> {
+    fn result(&self) -> Option<&Found> {
         match &self.stage {
             Search::Latent(search) => search.result(),
             Search::Transform(_) => None,
         }
+    }
+
+    /// The transform of a seed of the result.
+    fn transform_of(&self, seed: usize) -> Option<Transform> {
+        let own = self.result().and_then(|found| found.transforms.as_ref());
+        own.map_or(self.transform.clone(), |each| Some(each[seed].clone()))
+    }
+
+    fn appetite(&self) -> Appetite {
+        let lanes = match &self.stage {
+            _ if self.finished() => 0,
+            Search::Transform(search) => search.lanes(),
+            Search::Latent(search) => search.lanes(),
+        };
+        Appetite { lanes, started: self.lane_steps > 0 }
     }
 
     fn ask(&mut self, params: &Params) -> Option<Request> {
@@ -418,7 +526,7 @@ impl Checkpoint {
 
     fn tell(&mut self, params: &Params, c0: &[f32], response: &Response, passes: u64) {
         self.lane_steps += passes * response.z.len() as u64;
-        // `Work::Gradient` has no inverted loss.
+        // `Work::Gradient` has no inverted loss, and a candidate of stage one no other.
         let losses = if response.inverted.is_empty() { &response.loss } else { &response.inverted };
         // The encoder's response has no loss.
         if !losses.is_empty() {
@@ -436,7 +544,7 @@ impl Checkpoint {
                     self.transform = Some(search.transform(t));
                     self.transform_history = std::mem::take(&mut search.history);
                     self.stage =
-                        Search::Latent(latent_search(params, self.shape, class_vectors(params, c0, None), &mut self.rng));
+                        Search::Latent(latent_search(params, self.shape, class_vectors(params, c0, None), None, &mut self.rng));
                 }
             }
             Search::Latent(search) => search.tell(&params.latent, response, &mut self.rng),
@@ -444,16 +552,24 @@ impl Checkpoint {
     }
 }
 
-fn solution(image: Image, response: Response, align_corners: bool) -> Result<Solution, Diverged> {
+fn solution(params: &Params, image: Image, mut response: Response) -> Result<Solution, Diverged> {
     let (least, best) = latent::least(&response.loss);
     if !least.is_finite() {
         return Err(Diverged);
     }
+    let Pictures { generated, inverted } = pictures(&mut response, best);
     let Image { target, search, .. } = image;
-    let transformed = match &search.transform {
-        Some(t) => transform::apply(&target.image.unsqueeze(0), std::slice::from_ref(t), align_corners),
-        None => target.image,
+    let transform = search.transform_of(best);
+    let transformed = match &transform {
+        Some(t) => transform::apply(&target.image.unsqueeze(0), std::slice::from_ref(t), params.align_corners()),
+        None => target.image.shallow_clone(),
     };
+    let classes = classes_of(params, &target);
+    let found = search.result();
+    let transforms = found.and_then(|found| found.transforms.clone());
+    let survivors = found.and_then(|found| found.survivors.clone());
+    // The class that a seed of the result started from.
+    let class_of = |seed: usize| classes.get(survivors.as_ref().map_or(seed, |first| first[seed])).copied();
     let Search::Latent(latent) = search.stage else { unreachable!("a finished image is in stage two") };
     let history = History {
         transform: search.transform_history,
@@ -461,17 +577,57 @@ fn solution(image: Image, response: Response, align_corners: bool) -> Result<Sol
         descent: latent.curves.into_iter().map(|c| c.into_iter().map(f64::from).collect()).collect(),
         fine_tune: vec![],
     };
+    let mut seeds: Vec<SeedResult> = response.rendered.into_iter().map(|rendered| rendered.distances).collect();
+    for (seed, transform) in seeds.iter_mut().zip(transforms.into_iter().flatten()) {
+        seed.transform = Some(transform);
+    }
+    for (i, seed) in seeds.iter_mut().enumerate() {
+        seed.class = class_of(i).map(|class| class as u32);
+    }
     Ok(Solution {
-        transform: search.transform,
+        class: class_of(best).unwrap_or(target.class),
+        transform,
         best,
         z: response.z,
         c: response.c,
-        seeds: response.rendered.iter().map(|rendered| rendered.distances.clone()).collect(),
-        generated: response.rendered[best].generated.clone(),
-        inverted: response.rendered[best].inverted.clone(),
+        seeds,
+        generated,
+        inverted,
         transformed: Vec::try_from(transformed.contiguous().flatten(0, -1)).expect("a float tensor"),
         fine_tuned: None,
         history,
         lane_steps: search.lane_steps,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_shared_out_in_proportion_to_the_probabilities() {
+        let shares = |likely: &[(i64, f64)], seeds| {
+            let classes = shared_out(likely, seeds);
+            assert_eq!(classes.len(), seeds);
+            likely.iter().map(|(class, _)| classes.iter().filter(|c| *c == class).count()).collect::<Vec<_>>()
+        };
+        assert_eq!(shares(&[(7, 0.5), (2, 0.3), (4, 0.2)], 18), [9, 5, 4]);
+        assert_eq!(shares(&[(7, 0.6), (2, 0.1)], 18), [15, 3], "the probabilities need not add up to one");
+        assert_eq!(shares(&[(7, 0.9), (2, 0.05), (4, 0.05)], 3), [3, 0, 0]);
+        assert_eq!(shared_out(&[(7, 0.5), (2, 0.5)], 4), [7, 7, 2, 2]);
+    }
+
+    #[test]
+    fn images_are_started_in_their_order_as_lanes_become_free() {
+        let image = |lanes, started| Appetite { lanes, started };
+        let waiting = image(18, false);
+        assert_eq!(admitted(&[waiting; 4], 36), [0, 1], "two fit");
+        assert_eq!(admitted(&[waiting; 4], 5), [0], "one always computes");
+        // The first has halved its seeds twice, the second once: a third fits.
+        assert_eq!(admitted(&[image(5, true), image(9, true), waiting, waiting], 36), [0, 1, 2]);
+        // A finished image needs nothing, and nobody overtakes one that has to wait.
+        assert_eq!(admitted(&[image(0, true), image(18, true), waiting, image(2, false)], 30), [1]);
+        // What has been started goes on, even if there is less room now.
+        assert_eq!(admitted(&[image(18, true), image(18, true)], 10), [0, 1]);
+    }
 }

@@ -14,6 +14,8 @@ pub struct Target {
     pub mask: Option<Tensor>,
     /// Index of the class.
     pub class: i64,
+    /// The classes that it may be, most likely first, with their probabilities; empty: `class` is known.
+    pub likely: Vec<(i64, f64)>,
     /// Seed of all random numbers of this image's projection.
     pub seed: u64,
 }
@@ -22,6 +24,7 @@ impl Target {
     /// Another handle to the same image.
     pub fn shallow_clone(&self) -> Target {
         let mask = self.mask.as_ref().map(Tensor::shallow_clone);
-        Target { image: self.image.shallow_clone(), bbox: self.bbox, mask, class: self.class, seed: self.seed }
+        let Target { bbox, class, seed, .. } = *self;
+        Target { image: self.image.shallow_clone(), bbox, mask, class, likely: self.likely.clone(), seed }
     }
 }

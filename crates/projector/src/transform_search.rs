@@ -47,6 +47,11 @@ impl TransformSearch {
         }
     }
 
+    /// Candidates of a generation.
+    pub fn lanes(&self) -> usize {
+        self.cma.population()
+    }
+
     /// Lines 4-9: the next candidates, each with its start.
     pub fn ask(&mut self, params: &Params, latent_dim: usize, rng: &mut ChaCha8Rng) -> Request {
         self.asked = self.cma.ask(rng);
@@ -56,7 +61,12 @@ impl TransformSearch {
             z,
             c: None,
             transforms: Transforms::Each(self.asked.iter().map(|v| space.transform(v)).collect()),
-            work: Work::Descend { steps: params.steps, track_inverted: params.fitness == Fitness::Minimum, record: false },
+            work: Work::Descend {
+                steps: params.steps,
+                total: params.steps,
+                track_inverted: params.fitness == Fitness::Minimum,
+                record: false,
+            },
             adam: None,
             exact: false,
         }
@@ -78,8 +88,13 @@ impl TransformSearch {
         z
     }
 
-    /// Lines 10-11: updates the distribution by the inverted losses.
+    /// Lines 10-11: updates the distribution by the inverted losses. Where the descent moved the candidates, CMA-ES is told where they
+    /// are now.
     pub fn tell(&mut self, params: &Params, response: &Response) {
+        if !response.transforms.is_empty() {
+            let space = Space::new(params);
+            self.asked = response.transforms.iter().map(|t| space.vector(t)).collect();
+        }
         self.cma.tell(&self.asked, &response.inverted);
         let (least, index) = latent::least(&response.inverted);
         if least < self.best.0 {

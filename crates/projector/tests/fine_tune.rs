@@ -49,12 +49,12 @@ fn it_lowers_the_loss_and_stays_near_the_model() {
     let model = model();
     let solution = solve(&model, tune());
     let (before, after) = (&solution.seeds[solution.best], kept(&solution));
-    let found = &after.rendered.distances;
+    let found = &after.distances;
     println!("loss {:.4} -> {:.4}, LPIPS {:.4} -> {:.4}", before.loss, found.loss, before.lpips, found.lpips);
     assert!(found.loss < 0.8 * before.loss && after.steps == 60);
     assert_eq!(solution.history.fine_tune.len(), 60);
     assert!((solution.history.fine_tune[0] - before.loss).abs() < 1e-5, "the first step starts at the search's answer");
-    assert!(after.rendered.generated != solution.generated, "the search's answer is kept beside it");
+    assert!(after.pictures.generated != solution.generated, "the search's answer is kept beside it");
 
     let strict = solve(&model, FineTune { lambda: 1e5, ..tune() });
     let far = |solution: &Solution| {
@@ -67,12 +67,12 @@ fn it_lowers_the_loss_and_stays_near_the_model() {
 #[test]
 fn every_reading_of_the_regulariser_holds_the_weights_back() {
     let model = model();
-    let free = kept(&solve(&model, FineTune { lambda: 0.0, ..tune() })).rendered.distances.loss;
+    let free = kept(&solve(&model, FineTune { lambda: 0.0, ..tune() })).distances.loss;
     for regulariser in [Regulariser::MeanSquares, Regulariser::Norm, Regulariser::SquaredNorm] {
         let lambda = if regulariser == Regulariser::MeanSquares { 1e6 } else { 10.0 };
         let held = solve(&model, FineTune { lambda, regulariser, ..tune() });
         // A strict one may leave nothing that helps.
-        let held = held.fine_tuned.expect("asked for").map_or(f64::INFINITY, |tuned| tuned.rendered.distances.loss);
+        let held = held.fine_tuned.expect("asked for").map_or(f64::INFINITY, |tuned| tuned.distances.loss);
         assert!(held > free, "{regulariser:?}: {held} and {free}");
     }
 }
@@ -91,7 +91,7 @@ fn latents_and_transform_move_if_they_are_given_a_rate() {
     let transform = kept(&moved).delta.transform.as_ref().expect("there is one");
     assert_ne!(Some(transform), moved.transform.as_ref());
     assert_eq!(transform.scale[0], transform.scale[1], "the search was isotropic");
-    assert!(kept(&moved).rendered.distances.loss < fixed.seeds[fixed.best].loss);
+    assert!(kept(&moved).distances.loss < fixed.seeds[fixed.best].loss);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn it_ends_at_the_goal_and_what_is_no_help_is_dropped() {
     let whole = solve(&model, tune());
     let early = solve(&model, FineTune { lpips_goal: 0.8 * whole.seeds[whole.best].lpips, ..tune() });
     let (whole, early) = (kept(&whole), kept(&early));
-    assert!(early.steps < 60 && early.rendered.distances.loss > whole.rendered.distances.loss, "{} steps", early.steps);
+    assert!(early.steps < 60 && early.distances.loss > whole.distances.loss, "{} steps", early.steps);
     let needless = solve(&model, FineTune { lpips_goal: 1.0, ..tune() });
     assert_eq!(needless.fine_tuned.expect("asked for").err(), Some(Dropped::Needless));
     let solution = solve(&model, FineTune { lr: 1.0, steps: 3, ..tune() });
@@ -143,7 +143,7 @@ fn every_codec_gives_the_image_back_that_was_measured() {
         let bytes = written(&tuned.delta);
         let delta = Delta::read(bytes.as_slice(), "a model", &*model.generator).expect("ours");
         println!("{codec:?}: {} bytes, {:.1} dB, {:?}", bytes.len(), tuned.psnr, tuned.delta.codes());
-        assert!(image(&model, &delta) == tuned.rendered.generated, "{codec:?}");
+        assert!(image(&model, &delta) == tuned.pictures.generated, "{codec:?}");
         assert_eq!((&delta.z, &delta.transform), (&tuned.delta.z, &tuned.delta.transform));
         assert!(written(&delta) == bytes, "{codec:?}: written again it is another");
         match codec {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use projector::nn::biggan_deep::{self, BigganDeep};
 use projector::nn::lpips::{self, Lpips};
 use projector::{Generator, loss::LossTarget};
-use proto::{L1Scale, MaskMode};
+use proto::{MaskMode, Params};
 use tch::{Kind, Tensor};
 
 mod harness;
@@ -80,7 +80,7 @@ fn lpips(name: &str) -> (Lpips, HashMap<String, Tensor>) {
 }
 
 fn loss(mask: MaskMode) -> proto::Loss {
-    proto::Loss { beta: 10.0, l1: L1Scale::ChannelSum, mask, background: 0.3 }
+    proto::Loss { mask, ..Params::paper().loss }
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! The method through its front door, with a tiny random generator: the same answer however the work is cut.
 
+use projector::lanes::{Request, Transforms, Work};
 use projector::{Generator, Lanes, Model, Solution};
-use proto::{ClassStart, ColourTransform, LastDescent, LatentSearch, Params, Precision, SpatialTransform, Told, Transform};
+use proto::{
+    ClassStart, ColourTransform, LastDescent, LatentSearch, Params, Precision, SpatialTransform, Surround, Told, Transform,
+};
 use tch::{Device, Kind, Tensor};
 
 mod harness;
-use harness::{FLOAT, basin_cma, converged, ending_in, finish, one_core, plain, projection, resumed, run, short, solve, targets};
+use harness::{
+    FLOAT, basin_cma, converged, ending_in, finish, moving, one_core, plain, projection, resumed, run, short, solve, targets,
+};
 
 fn losses(solutions: &[Solution]) -> Vec<Vec<f64>> {
     solutions.iter().map(|s| s.seeds.iter().map(|s| s.loss).collect()).collect()
@@ -14,21 +19,22 @@ fn losses(solutions: &[Solution]) -> Vec<Vec<f64>> {
 #[test]
 fn one_two_or_three_devices_and_one_or_many_images_give_the_same_bits() {
     let (model, one) = one_core();
-    let params = short(basin_cma());
-    let together = run(&model, &one, &params, targets(&model, 4));
-    for devices in [2, 3] {
-        let lanes = Lanes::new(&model, &vec![Device::Cpu; devices]);
-        let other = run(&model, &lanes, &params, targets(&model, 4));
-        assert_eq!(losses(&together), losses(&other), "{devices} devices");
-        assert!(
-            together
-                .iter()
-                .zip(&other)
-                .all(|(a, b)| (&a.seeds, &a.z, &a.c) == (&b.seeds, &b.z, &b.c) && a.transform == b.transform)
-        );
+    for params in [short(basin_cma()), moving()] {
+        let together = run(&model, &one, &params, targets(&model, 4));
+        for devices in [2, 3] {
+            let lanes = Lanes::new(&model, &vec![Device::Cpu; devices]);
+            let other = run(&model, &lanes, &params, targets(&model, 4));
+            assert_eq!(losses(&together), losses(&other), "{devices} devices");
+            assert!(
+                together
+                    .iter()
+                    .zip(&other)
+                    .all(|(a, b)| (&a.seeds, &a.z, &a.c) == (&b.seeds, &b.z, &b.c) && a.transform == b.transform)
+            );
+        }
+        let alone: Vec<Solution> = targets(&model, 4).into_iter().flat_map(|t| run(&model, &one, &params, vec![t])).collect();
+        assert_eq!(losses(&together), losses(&alone), "one by one");
     }
-    let alone: Vec<Solution> = targets(&model, 4).into_iter().flat_map(|t| run(&model, &one, &params, vec![t])).collect();
-    assert_eq!(losses(&together), losses(&alone), "one by one");
 }
 
 /// Where a batch of another shape rounds otherwise, a ReLU near its corner may turn: a part in a thousand of a gradient. `slow` keeps
@@ -89,7 +95,7 @@ fn run_fixed(model: &Model, lanes: &Lanes, params: &Params) -> Vec<Solution> {
     for i in (0..3).filter(|_| params.transform.is_some()) {
         let scale = 1.1 + 0.2 * i as f64;
         let colour = vec![(ColourTransform::Brightness, 0.9)];
-        projection.fix_transform(i, Transform { scale: [scale; 2], shift: [0.1, -0.05], colour });
+        projection.fix_transform(i, Transform { scale: [scale; 2], shift: [0.1, -0.05], colour, ..Transform::IDENTITY });
     }
     converged(finish(projection, lanes))
 }
@@ -165,8 +171,7 @@ fn interrupted_at_any_step_and_resumed_gives_the_same_bits() {
     let (model, lanes) = one_core();
     let ours = [LastDescent::Refined, LastDescent::Halving].map(ending_in);
     let others = [basin_cma(), LatentSearch::CmaAdam { generations: 3, steps: 8 }, LatentSearch::Lbfgs { evaluations: 6 }];
-    for latent in others.into_iter().chain(ours) {
-        let params = short(latent);
+    for params in others.into_iter().chain(ours).map(short).chain([moving()]) {
         let undisturbed = run(&model, &lanes, &params, targets(&model, 2));
         let mut projection = projection(&model, &params, targets(&model, 2));
         while !projection.finished() {
@@ -200,6 +205,74 @@ fn halving_leaves_the_survivors_with_their_curves() {
     for curve in &halved.history.descent {
         assert!(whole.history.descent.iter().any(|other| other[..2] == curve[..2]), "it began as one of the six");
     }
+}
+
+#[test]
+fn each_seed_has_a_transform_of_its_own_that_moves() {
+    let (model, lanes) = one_core();
+    let mut params = moving();
+    let moved = solve(&model, &lanes, &params);
+    // 6 seeds with 4 steps, 3 with 3, 2 with 6.
+    assert_eq!((moved.seeds.len(), moved.lane_steps), (2, 24 + 9 + 12));
+    assert_eq!(moved.transform, moved.seeds[moved.best].transform);
+    assert_ne!(moved.seeds[0].transform, moved.seeds[1].transform);
+    assert!(moved.seeds.iter().all(|seed| seed.loss == seed.inverted_loss), "the loss is that of the target's frame");
+    let Some(Transform { rotation, perspective, .. }) = &moved.transform else { panic!("it has a transform") };
+    assert!(*rotation != 0.0 && perspective.iter().all(|p| *p != 0.0));
+    // Without a gradient they stay where they were drawn: the first seed at the first guess.
+    params.descent.lr_transform = 0.0;
+    params.latent = LatentSearch::Adam { steps: 2 };
+    let drawn = solve(&model, &lanes, &params);
+    let first = drawn.seeds[0].transform.as_ref().expect("it has a transform");
+    assert_eq!((first.rotation, first.perspective), (0.0, [0.0, 0.0]));
+    let angles: Vec<f64> = drawn.seeds[1..].iter().map(|seed| seed.transform.as_ref().expect("it has one").rotation).collect();
+    assert!(angles.iter().all(|angle| *angle != 0.0) && angles.iter().any(|angle| angle.abs() > 5.0), "{angles:?}");
+}
+
+#[test]
+fn what_surrounds_the_object_has_no_influence_unless_it_is_grey() {
+    let (model, lanes) = one_core();
+    let z = |i: usize| Vec::<f32>::try_from((Tensor::arange(8, FLOAT) * (0.9 + i as f64)).sin()).expect("a vector");
+    let inverted = |surround, transform: &Transform, noise: f64| {
+        let mut target = targets(&model, 1).remove(0);
+        let inside = projector::mask::binary(target.bbox, 32).squeeze_dim(0);
+        let around = (Tensor::arange(3 * 32 * 32, FLOAT) * 1.3).sin().view([3, 32, 32]) * noise;
+        target.image = &target.image * &inside + (&target.image + around) * (1.0 - inside);
+        let mut params = Params::paper();
+        params.loss.surround = surround;
+        let transforms = Transforms::Shared(transform.clone());
+        let request = Request { z: vec![z(0)], c: None, transforms, work: Work::Evaluate, adam: None, exact: true };
+        lanes.run(&params, vec![(&target, request)]).expect("device works").remove(0).inverted[0]
+    };
+    let whole = Transform { colour: vec![(ColourTransform::Brightness, 1.0)], ..Transform::IDENTITY };
+    // The object is exactly right, and other things are around it.
+    let [grey, target] = [Surround::Grey, Surround::Target].map(|surround| inverted(surround, &whole, 0.5));
+    assert!(target < 1e-5 && grey > 100.0 * target, "{target} and {grey}");
+    // Nothing is around it that the generator did not make, but its frame ends near the object's box.
+    let smaller = Transform { scale: [0.98; 2], ..whole };
+    let [grey, target] = [Surround::Grey, Surround::Target].map(|surround| inverted(surround, &smaller, 0.0));
+    assert!(target < grey, "{target} and {grey}");
+}
+
+#[test]
+fn where_z_is_at_its_limit_no_gradient_points_outwards() {
+    let (model, lanes) = one_core();
+    let target = targets(&model, 1).remove(0);
+    let params = plain(LatentSearch::Lbfgs { evaluations: 6 });
+    let outside: Vec<f32> = (0..8).map(|i| if i % 2 == 0 { 2.5 } else { -2.5 }).collect();
+    let rows: Vec<Vec<f32>> = (0..4).map(|k| outside.iter().map(|v| if k % 2 == 0 { *v } else { -v }).collect()).collect();
+    let request =
+        Request { z: rows.clone(), c: None, transforms: Transforms::None, work: Work::Gradient, adam: None, exact: true };
+    let response = lanes.run(&params, vec![(&target, request)]).expect("device works").remove(0);
+    let mut inward = 0;
+    for (z, gradient) in rows.iter().zip(&response.gradient) {
+        for (z, gradient) in z.iter().zip(gradient) {
+            // A step goes against the gradient.
+            assert!(z * gradient >= 0.0, "{gradient} at {z} leads further out");
+            inward += usize::from(*gradient != 0.0);
+        }
+    }
+    assert!(inward > 0, "gradients that lead back stay");
 }
 
 #[test]
@@ -252,6 +325,7 @@ fn every_method_lowers_the_loss_and_keeps_z_within_the_limit() {
         basin_cma(),
         ending_in(LastDescent::Refined),
         ending_in(LastDescent::Halving),
+        LatentSearch::Halving { steps: vec![10, 10, 10], converged: None },
     ];
     let start = solve(&model, &lanes, &plain(LatentSearch::Cma { generations: 1 }));
     let start = start.seeds.iter().map(|s| s.loss).sum::<f64>() / 6.0;

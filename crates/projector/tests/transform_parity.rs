@@ -28,7 +28,85 @@ fn assert_near(what: &str, a: &Tensor, b: &Tensor, limit: f64) {
 }
 
 fn spatial(scale: [f64; 2], shift: [f64; 2]) -> Transform {
-    Transform { scale, shift, colour: vec![] }
+    Transform { scale, shift, ..Transform::IDENTITY }
+}
+
+/// A turned and slanted transform, far from the limits.
+fn slanted() -> Transform {
+    Transform { rotation: 30.0, perspective: [0.15, -0.1], ..spatial([0.9, 0.9], [0.1, -0.05]) }
+}
+
+#[test]
+fn rotation_and_perspective_are_where_the_formula_says() {
+    // x_in = (R s x_out + t) / (1 + p . x_out), in coordinates of the picture: a bright pixel is found again.
+    let (x, y) = (9.0, 21.0);
+    let size = 64.0;
+    let image = Tensor::zeros([1, 3, 64, 64], FLOAT);
+    let coordinate = |pixel: f64| 2.0 * pixel / (size - 1.0) - 1.0;
+    let pixel = |coordinate: f64| (coordinate + 1.0) * (size - 1.0) / 2.0;
+    for transform in [slanted(), Transform { rotation: -75.0, ..spatial([1.2, 1.2], [0.0, 0.1]) }] {
+        let (px, py) = (coordinate(x), coordinate(y));
+        let (sin, cos) = transform.rotation.to_radians().sin_cos();
+        let s = transform.scale[0];
+        let w = 1.0 + transform.perspective[0] * px + transform.perspective[1] * py;
+        let to = [(s * (cos * px - sin * py) + transform.shift[0]) / w, (s * (sin * px + cos * py) + transform.shift[1]) / w];
+        let [column, row] = to.map(|c| pixel(c).round() as i64);
+        let source = image.shallow_clone().detach().copy();
+        let _ = source.narrow(2, row - 1, 3).narrow(3, column - 1, 3).fill_(1.0);
+        let seen = transform::apply(&source, &[transform], true);
+        let value = seen.double_value(&[0, 0, y as i64, x as i64]);
+        assert!(value > 0.9, "{value} at the place");
+    }
+}
+
+#[test]
+fn rotation_and_perspective_are_undone() {
+    let middle = |t: &Tensor| t.narrow(2, 22, 20).narrow(3, 22, 20);
+    for transform in [slanted(), Transform { perspective: [0.0, 0.0], ..slanted() }, Transform { rotation: 0.0, ..slanted() }] {
+        let smooth = (Tensor::arange(64, FLOAT) / 9.0).sin().view([1, 1, 1, 64])
+            * (Tensor::arange(64, FLOAT) / 7.0).cos().view([1, 1, 64, 1]);
+        let smooth = smooth.repeat([1, 3, 1, 1]);
+        let transforms = [transform];
+        let there = transform::apply(&smooth, &transforms, true);
+        let back = transform::invert(&there, &transforms, true);
+        assert_near(&format!("{transforms:?}"), &middle(&back), &middle(&smooth), 0.02);
+        let back = transform::apply(&transform::invert(&smooth, &transforms, true), &transforms, true);
+        assert_near(&format!("{transforms:?}, the other way"), &middle(&back), &middle(&smooth), 0.02);
+    }
+}
+
+#[test]
+fn a_space_with_rotation_and_perspective_has_gradients_for_each_number() {
+    let search = TransformSearch { rotation: Some(20.0), perspective: true, ..search() };
+    let space = Space::new(&search);
+    let transform = Transform { colour: vec![(ColourTransform::Brightness, 1.1)], ..slanted() };
+    let vector = space.vector(&transform);
+    assert_eq!((space.dim(), vector.len()), (7, 7));
+    let again = space.transform(&vector);
+    assert!((again.rotation - 30.0).abs() < 1e-9 && again.perspective == transform.perspective, "{again:?}");
+    let image = ((Tensor::arange(64, FLOAT) / 9.0).sin().view([1, 1, 1, 64])
+        * (Tensor::arange(64, FLOAT) / 7.0).cos().view([1, 1, 64, 1]))
+    .repeat([1, 3, 1, 1])
+    .to_kind(Kind::Double)
+        * 0.5;
+    let weights = (Tensor::arange(64 * 64, FLOAT) / 300.0).cos().view([1, 1, 64, 64]).to_kind(Kind::Double);
+    let at = |vector: &Tensor| (transform::invert_tensors(&image, &space.tensors(vector), true) * &weights).mean(Kind::Double);
+    let leaf = Tensor::from_slice(&vector).set_requires_grad(true);
+    let gradient = Tensor::run_backward(&[at(&leaf)], &[&leaf], false, false).remove(0);
+    for i in 0..7 {
+        let moved = |step: f64| {
+            let mut moved = vector.clone();
+            moved[i] += step;
+            at(&Tensor::from_slice(&moved)).double_value(&[])
+        };
+        let (ours, numeric) = (gradient.double_value(&[i as i64]), (moved(1e-5) - moved(-1e-5)) / 2e-5);
+        println!("{i}: {ours:.6} {numeric:.6}");
+        assert!((ours - numeric).abs() < 0.02 * numeric.abs().max(1e-3), "{i}: {ours} and {numeric}");
+    }
+    // Rows are transforms beside each other.
+    let rows = Tensor::stack(&[Tensor::from_slice(&vector), Tensor::from_slice(&space.vector(&space.identity()))], 0);
+    let both = transform::invert_tensors(&image, &space.tensors(&rows), true);
+    assert_near("the second row is the identity", &both.narrow(0, 1, 1), &image, 1e-6);
 }
 
 fn coloured(colour: &[(ColourTransform, f64)]) -> Transform {
@@ -207,7 +285,7 @@ fn a_vector_is_the_transform_with_stretched_colours() {
 #[test]
 fn a_wild_vector_still_gives_a_transform_with_an_inverse() {
     let t = Space::new(&search()).transform(&[-3.0, 7.0, -7.0, 9.0]);
-    assert_eq!(t, Transform { scale: [0.02; 2], shift: [1.0, -1.0], colour: vec![(ColourTransform::Brightness, 1.5)] });
+    assert_eq!(t, Transform { scale: [0.02; 2], shift: [1.0, -1.0], ..coloured(&[(ColourTransform::Brightness, 1.5)]) });
     let weights = transform::apply_to_mask(&Tensor::ones([1, 1, 32, 32], FLOAT), &[t], true);
     assert!(weights.sum(Kind::Float).double_value(&[]) > 100.0, "a part of the image stays in the frame");
 }

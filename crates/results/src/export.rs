@@ -197,8 +197,12 @@ mod tests {
     fn run() -> (Vec<ResultRecord>, Vec<Failure>) {
         let mut shirt = record(HOSTILE, 6, "shirt", 1, vec![seed(2.0, 0.5, 0.3), seed(1.0, 0.75, 1e-300)]);
         shirt.bbox = Some(Box2d { x: 1.0, y: 2.5, width: 3.0, height: 4.0 });
-        shirt.transform =
-            Some(Transform { scale: [1.25, 1.5], shift: [-0.125, 0.1 + 0.2], colour: vec![(ColourTransform::Brightness, 0.9)] });
+        shirt.transform = Some(Transform {
+            scale: [1.25, 1.5],
+            shift: [-0.125, 0.1 + 0.2],
+            colour: vec![(ColourTransform::Brightness, 0.9)],
+            ..Transform::IDENTITY
+        });
         let odd = record("a.png", 0, "bag", 0, vec![seed(f64::NAN, 1.0, f64::INFINITY)]);
         (vec![shirt, odd], vec![failure("a/empty.png", FailureReason::BadImage, "cannot read \"a/empty.png\"\nempty")])
     }

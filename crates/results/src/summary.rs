@@ -283,7 +283,7 @@ pub(crate) mod tests {
     use crate::format;
 
     pub fn seed(loss: f64, l1: f64, lpips: f64) -> SeedResult {
-        SeedResult { loss, inverted_loss: 2.0 * loss, l1, l2: l1 / 2.0, lpips }
+        SeedResult { loss, inverted_loss: 2.0 * loss, l1, l2: l1 / 2.0, lpips, class: None, transform: None }
     }
 
     pub fn record(image: &str, class: u32, class_name: &str, best: usize, seeds: Vec<SeedResult>) -> ResultRecord {

@@ -24,13 +24,21 @@ impl Params {
         format!("{}{}", self.profile, if changed { " (changed)" } else { "" })
     }
 
-    /// The paper's method in the semantics of the authors' first code (branch `legacy`). The default.
+    /// The paper's method in the semantics of the authors' first code (branch `legacy`).
     pub fn paper() -> Params {
         Params {
             profile: "paper".into(),
-            loss: Loss { beta: 10.0, l1: L1Scale::ChannelSum, mask: MaskMode::UpsampleFeatures, background: 0.3 },
+            loss: Loss {
+                beta: 10.0,
+                l1: L1Scale::ChannelSum,
+                mask: MaskMode::UpsampleFeatures,
+                background: 0.3,
+                surround: Surround::Grey,
+            },
             transform: Some(TransformSearch {
                 spatial: SpatialTransform::Isotropic,
+                rotation: None,
+                perspective: false,
                 colour: vec![ColourTransform::Brightness],
                 initial: InitialTransform::Authors,
                 align_corners: true,
@@ -44,7 +52,7 @@ impl Params {
             }),
             latent: LatentSearch::basin_cma(30, 30, 300),
             seeds: 18,
-            descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0 },
+            descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0, frame: Frame::Generator, lr_transform: 0.0, lr_end: 1.0 },
             object: Object::default(),
             start: LatentStart::Random,
             class_start: ClassStart::Class,
@@ -77,13 +85,38 @@ impl Params {
         }
     }
 
-    /// The paper's method with a shorter schedule, for a first look.
+    /// Halving in the target's frame with a quarter of the paper's lane-steps. The default.
+    pub fn balanced() -> Params {
+        Params::halving("balanced", 18, &[100, 150, 250, 800])
+    }
+
+    /// The same with as many lane-steps as the paper's method.
+    pub fn best() -> Params {
+        Params::halving("best", 18, &[300, 500, 1000, 3500])
+    }
+
+    /// The same with a tenth of them, for a first look.
     pub fn fast() -> Params {
+        Params::halving("fast", 18, &[50, 70, 100, 270])
+    }
+
+    /// Each seed starts with a transform of its own, and moves z, c and its transform together, by the loss of the inverted image. After
+    /// each part of `steps` the better half of the seeds goes on. `make bench-quality` says what each ingredient is worth.
+    fn halving(profile: &str, seeds: u32, steps: &[u32]) -> Params {
         let paper = Params::paper();
         Params {
-            profile: "fast".into(),
-            transform: paper.transform.map(|t| TransformSearch { generations: 20, steps: 10, ..t }),
-            latent: LatentSearch::basin_cma(12, 15, 100),
+            profile: profile.into(),
+            loss: Loss { surround: Surround::Target, ..paper.loss },
+            transform: paper.transform.map(|t| TransformSearch {
+                initial: InitialTransform::Exact,
+                generations: 0,
+                steps: 1,
+                ..t
+            }),
+            latent: LatentSearch::Halving { steps: steps.to_vec(), converged: None },
+            seeds,
+            class_start: ClassStart::Likely,
+            descent: Descent { lr_z: 0.1, lr_c: 0.005, frame: Frame::Target, lr_transform: 0.01, lr_end: 0.05, ..paper.descent },
             ..paper
         }
     }
@@ -91,13 +124,18 @@ impl Params {
     /// The profile of this name.
     pub fn profile(name: &str) -> Option<Params> {
         match name {
+            "balanced" => Some(Params::balanced()),
+            "best" => Some(Params::best()),
+            "fast" => Some(Params::fast()),
             "paper" => Some(Params::paper()),
             "pix2latent" => Some(Params::pix2latent()),
-            "fast" => Some(Params::fast()),
             _ => None,
         }
     }
 
+    /// The profile of a run that names none.
+    pub const DEFAULT_PROFILE: &str = "balanced";
+
     /// Names that `profile` knows.
-    pub const PROFILES: [&str; 3] = ["paper", "pix2latent", "fast"];
+    pub const PROFILES: [&str; 5] = ["balanced", "best", "fast", "paper", "pix2latent"];
 }

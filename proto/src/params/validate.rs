@@ -2,7 +2,10 @@
 
 use std::fmt::Display;
 
-use super::{ClassSource, ClassStart, DeltaCodec, LastDescent, LatentSearch, LatentStart, MaskSource, Params, SpatialTransform};
+use super::{
+    ClassSource, ClassStart, Converged, DeltaCodec, Frame, LastDescent, LatentSearch, LatentStart, MaskSource, Params,
+    SpatialTransform,
+};
 use crate::DecodeError;
 
 impl Params {
@@ -13,6 +16,13 @@ impl Params {
         in_range("descent.lr_z", self.descent.lr_z, 0.0, 10.0)?;
         in_range("descent.lr_c", self.descent.lr_c, 0.0, 10.0)?;
         in_range("descent.limit", self.descent.limit, 1e-3, 1e3)?;
+        in_range("descent.lr_transform", self.descent.lr_transform, 0.0, 1.0)?;
+        in_range("descent.lr_end", self.descent.lr_end, 0.0, 1.0)?;
+        let descends = matches!(self.latent, LatentSearch::Adam { .. } | LatentSearch::Halving { .. });
+        if self.descent.lr_transform > 0.0 && !(descends && self.transform.is_some() && self.descent.frame == Frame::Target) {
+            let needs = "needs a transform search, the frame `target`, and `adam` or `halving` as the search for z and c";
+            return Err(problem("descent.lr_transform", needs.into()));
+        }
         in_range("seeds", self.seeds, 1, 4096)?;
         if let LatentStart::Encoder { sigma } = self.start {
             in_range("start.sigma", sigma, 0.0, 10.0)?;
@@ -28,10 +38,21 @@ impl Params {
         }
         if let Some(t) = &self.transform {
             in_range("transform.sigma", t.sigma, 1e-6, 10.0)?;
-            in_range("transform.generations", t.generations, 1, 100_000)?;
+            in_range("transform.generations", t.generations, 0, 100_000)?;
+            if t.generations == 0 && !descends {
+                let needs = "is 0, which needs `adam` or `halving` as the search for z and c";
+                return Err(problem("transform.generations", needs.into()));
+            }
             in_range("transform.steps", t.steps, 1, 100_000)?;
             if let Some(population) = t.population {
                 in_range("transform.population", population, 3, 4096)?;
+            }
+            if let Some(rotation) = t.rotation {
+                in_range("transform.rotation", rotation, 0.0, 180.0)?;
+            }
+            if (t.rotation.is_some() || t.perspective) && (t.spatial == SpatialTransform::None || t.generations > 0) {
+                let needs = "rotation and perspective need a spatial part and 0 generations: try --profile balanced";
+                return Err(problem("transform", needs.into()));
             }
             if t.spatial == SpatialTransform::None && t.colour.is_empty() {
                 return Err(problem("transform", "has neither a spatial nor a colour part: use null".into()));
@@ -59,12 +80,33 @@ impl Params {
             }
         }
         // Stage one and the encoder have no seeds, and need a class vector.
-        if self.class_start != ClassStart::Class && (self.transform.is_some() || self.start != LatentStart::Random) {
-            return Err(problem("class_start", "needs a random start of z, and no transform".into()));
+        let searched = self.transform.as_ref().is_some_and(|t| t.generations > 0);
+        match self.class_start {
+            ClassStart::Class => {}
+            ClassStart::Likely if !searched && descends => {}
+            ClassStart::Likely => {
+                let needs =
+                    "is `likely`, which needs 0 generations of a transform search, and `adam` or `halving` as the latent search";
+                return Err(problem("class_start", needs.into()));
+            }
+            ClassStart::RandomClass | ClassStart::Gaussian => {
+                if self.transform.is_some() || self.start != LatentStart::Random {
+                    return Err(problem("class_start", "needs a random start of z, and no transform".into()));
+                }
+            }
         }
         match &self.latent {
             LatentSearch::Start => Ok(()),
             LatentSearch::Adam { steps } => in_range("latent.steps", *steps, 1, 1_000_000),
+            LatentSearch::Halving { steps, converged } => {
+                in_range("latent.steps", steps.len(), 1, 32)?;
+                steps.iter().try_for_each(|part| in_range("latent.steps", *part, 1, 1_000_000))?;
+                if let Some(Converged { improvement, steps }) = converged {
+                    in_range("latent.converged.improvement", *improvement, 0.0, 1.0)?;
+                    in_range("latent.converged.steps", *steps, 1, 1_000_000)?;
+                }
+                Ok(())
+            }
             LatentSearch::Lbfgs { evaluations } => in_range("latent.evaluations", *evaluations, 1, 1_000_000),
             LatentSearch::Cma { generations } => {
                 in_range("latent.generations", *generations, 1, 1_000_000)?;

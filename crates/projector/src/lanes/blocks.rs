@@ -63,6 +63,7 @@ impl Response {
     fn extend(&mut self, other: Response) {
         self.z.extend(other.z);
         self.c.extend(other.c);
+        self.transforms.extend(other.transforms);
         self.loss.extend(other.loss);
         self.inverted.extend(other.inverted);
         self.curves.extend(other.curves);
@@ -82,6 +83,7 @@ impl Response {
         Response {
             z: front(&mut self.z, lanes),
             c: front(&mut self.c, lanes),
+            transforms: front(&mut self.transforms, lanes),
             loss: front(&mut self.loss, lanes),
             inverted: front(&mut self.inverted, lanes),
             curves: front(&mut self.curves, lanes),

@@ -23,7 +23,7 @@ use self::devices::{Devices, Local};
 use crate::target::Target;
 
 pub use self::devices::{DeviceError, Model};
-pub use self::request::{Rendered, Request, Response, Transforms, Work};
+pub use self::request::{Pictures, Rendered, Request, Response, Transforms, Work};
 pub(crate) use self::view::View;
 
 /// Lanes in one batch on a CPU core, where larger batches are not faster.
@@ -68,6 +68,11 @@ impl Lanes {
     /// Number of devices.
     pub fn devices(&self) -> usize {
         self.devices.len()
+    }
+
+    /// Lanes that keep all devices busy: twice as many as they compute at a time, so that none waits for the last batch of another.
+    pub fn room(&self) -> usize {
+        2 * self.devices() * self.block()
     }
 
     /// Computes all requests and returns their responses in order.

@@ -35,13 +35,15 @@ pub enum Transforms {
 /// A computation from z and c.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Work {
-    /// Adam on z and c.
+    /// Adam on z and c, and on the transforms if the parameters give these a learning rate.
     Descend {
         /// Gradient steps.
         steps: u32,
+        /// Steps of the whole descent that these are a part of. The moments know how many are done.
+        total: u32,
         /// Takes the inverted loss at every step and returns its minimum.
         track_inverted: bool,
-        /// Returns the loss of every step.
+        /// Returns the loss of every step, and that after the last one.
         record: bool,
     },
     /// The losses at z and c.
@@ -61,7 +63,9 @@ pub struct Response {
     pub z: Vec<Vec<f32>>,
     /// c after the work.
     pub c: Vec<Vec<f32>>,
-    /// Loss against the transformed target at these z (clamped) and c.
+    /// The transforms after a descent that moved them.
+    pub transforms: Vec<Transform>,
+    /// What a descent minimises, at these z (clamped) and c.
     pub loss: Vec<f64>,
     /// Inverted loss inside the box at these z and c; with `track_inverted` its minimum over the steps.
     pub inverted: Vec<f64>,
@@ -75,23 +79,29 @@ pub struct Response {
     pub rendered: Vec<Rendered>,
 }
 
-/// A lane's pictures and distances.
+/// A lane's distances and pictures.
 #[derive(Debug)]
 pub struct Rendered {
-    /// G(z, c): `[3, r, r]` flat, in [-1, 1].
-    pub generated: Vec<f32>,
-    /// The inverted image, `[3, r, r]` flat, in [-1, 1].
-    pub inverted: Vec<f32>,
     /// Distances from the target.
     pub distances: SeedResult,
+    /// Pictures. Only the lane with the least loss of its block has them: copies of the others would be thrown away.
+    pub pictures: Option<Pictures>,
+}
+
+/// A lane's pictures: `[3, r, r]` flat, in [-1, 1].
+#[derive(Debug)]
+pub struct Pictures {
+    /// G(z, c).
+    pub generated: Vec<f32>,
+    /// The inverted image.
+    pub inverted: Vec<f32>,
 }
 
 impl Request {
     /// Whether lanes of both can be rows of one batch.
     pub(super) fn fits_with(&self, other: &Request) -> bool {
         let plain = |transforms: &Transforms| matches!(transforms, Transforms::None);
-        let age = |request: &Request| request.adam.as_ref().map(|adam| adam.steps);
-        let same = self.work == other.work && self.work != Work::Encode && age(self) == age(other);
+        let same = self.work == other.work && self.work != Work::Encode && self.adam.is_some() == other.adam.is_some();
         same && self.exact == other.exact && plain(&self.transforms) == plain(&other.transforms)
     }
 }

@@ -146,7 +146,7 @@ pub fn targets(model: &Model, n: usize) -> Vec<Target> {
         let class = i as i64 % model.generator.num_classes();
         let image = model.generator.generate(&z, &model.generator.embed(class).unsqueeze(0)).squeeze_dim(0);
         let bbox = Some(Box2d { x: 4.0 + i as f64, y: 6.0, width: 20.0, height: 18.0 });
-        Target { image, bbox, mask: None, class, seed: 100 + i as u64 }
+        Target { image, bbox, mask: None, class, likely: vec![], seed: 100 + i as u64 }
     };
     (0..n).map(target).collect()
 }
@@ -168,6 +168,13 @@ pub fn basin_cma() -> LatentSearch {
 
 pub fn ending_in(last: LastDescent) -> LatentSearch {
     LatentSearch::BasinCma { generations: 3, steps: 3, final_steps: 8, told: Told::Refined, sigma: 1.0, last }
+}
+
+/// Halving in the target's frame, with everything that can move.
+pub fn moving() -> Params {
+    let fast = Params::fast();
+    let transform = fast.transform.map(|t| proto::TransformSearch { rotation: Some(20.0), perspective: true, ..t });
+    Params { transform, latent: LatentSearch::Halving { steps: vec![4, 3, 6], converged: None }, seeds: 6, ..fast }
 }
 
 /// The tiny model on one CPU core.

@@ -75,7 +75,15 @@ fn garment_record(index: usize, image: &str, random: &mut ChaCha8Rng) -> ResultR
     let seeds: Vec<SeedResult> = (0..18)
         .map(|_| {
             let h = hardness * random.random_range(1.0..1.5);
-            SeedResult { loss: 1.3 * h, inverted_loss: 1.45 * h, l1: 0.42 * h, l2: 0.19 * h, lpips: 0.12 * h }
+            SeedResult {
+                loss: 1.3 * h,
+                inverted_loss: 1.45 * h,
+                l1: 0.42 * h,
+                l2: 0.19 * h,
+                lpips: 0.12 * h,
+                class: None,
+                transform: None,
+            }
         })
         .collect();
     let best = (0..18).min_by(|a, b| seeds[*a].loss.total_cmp(&seeds[*b].loss)).expect("18 seeds");
@@ -83,6 +91,7 @@ fn garment_record(index: usize, image: &str, random: &mut ChaCha8Rng) -> ResultR
         scale: [random.random_range(0.75..1.5); 2],
         shift: [random.random_range(-0.3..0.3), random.random_range(-0.3..0.3)],
         colour: vec![(ColourTransform::Brightness, random.random_range(0.8..1.2))],
+        ..Transform::IDENTITY
     };
     ResultRecord {
         transform: (index % 9 != 4).then_some(transform),

@@ -20,9 +20,16 @@ pub fn has_limit(transform: &Transform) -> bool {
     parts(transform).iter().any(|(_, values, limits)| reached(values, *limits).is_some())
 }
 
-fn parts(Transform { scale, shift, colour }: &Transform) -> Vec<Part<'_>> {
+fn parts(Transform { scale, shift, rotation, perspective, colour }: &Transform) -> Vec<Part<'_>> {
     let scales = if scale[0] == scale[1] { &scale[..1] } else { &scale[..] };
     let mut parts = vec![("scale", scales, Some(Transform::SCALE_LIMITS)), ("shift", &shift[..], Some(Transform::SHIFT_LIMITS))];
+    if *rotation != 0.0 {
+        // An angle has no ends.
+        parts.push(("rotation in degrees", std::slice::from_ref(rotation), None));
+    }
+    if *perspective != [0.0, 0.0] {
+        parts.push(("perspective", &perspective[..], Some(Transform::PERSPECTIVE_LIMITS)));
+    }
     parts.extend(colour.iter().map(|(colour, value)| {
         let name = COLOURS.iter().find(|(_, known)| known == colour).expect("every colour has a name").0;
         // A hue is a turn and has no ends.
@@ -62,6 +69,7 @@ mod tests {
             scale: [1.0, 1.0],
             shift: [shift, 0.0],
             colour: vec![(ColourTransform::Brightness, brightness), (ColourTransform::Hue, -0.5)],
+            ..Transform::IDENTITY
         };
         let marks = |t: &Transform| list(t).into_string().matches("limit</span>").count();
         let transforms = [transform(0.1, 1.2), transform(0.1, 0.667), transform(-1.0, 1.5)];
