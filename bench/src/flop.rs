@@ -37,12 +37,17 @@ pub fn perceptual(config: &lpips::Config, mut size: i64) -> f64 {
     let (mut input, mut products) = (3, 0);
     for layer in &config.layers {
         match *layer {
-            Layer::Conv { channels, kernel, stride, padding, .. } => {
+            Layer::Conv { channels, kernel, stride, padding, .. } | Layer::BareConv { channels, kernel, stride, padding, .. } => {
                 size = (size + 2 * padding - kernel) / stride + 1;
                 products += size * size * channels * input * kernel * kernel;
                 input = channels;
             }
             Layer::MaxPool { kernel, stride, ceil } => size = (size - kernel + if ceil { stride - 1 } else { 0 }) / stride + 1,
+            Layer::Relu { .. } => {}
+            Layer::Blur { kernel, stride, padding, .. } => {
+                size = (size + 2 * padding - kernel) / stride + 1;
+                products += size * size * input * kernel * kernel;
+            }
             Layer::Fire { squeeze, channels, .. } => {
                 products += size * size * squeeze * (input + channels / 2 * 10);
                 input = channels;

@@ -218,7 +218,10 @@ impl Row {
             (mean(&values), relative(&values, &reference))
         });
         let class_moved = mean(&self.distances.iter().map(|d| d.class_moved).collect::<Vec<_>>());
-        json!({ "name": self.name, "lane_steps": self.lane_steps, "losses": losses, "class_moved": class_moved })
+        let kept: Option<Vec<f64>> = self.distances.iter().map(|d| d.class_kept.map(|kept| f64::from(u8::from(kept)))).collect();
+        let class_kept = kept.map(|kept| 100.0 * mean(&kept));
+        let Row { name, lane_steps, .. } = self;
+        json!({ "name": name, "lane_steps": lane_steps, "losses": losses, "class_moved": class_moved, "class_kept": class_kept })
     }
 }
 

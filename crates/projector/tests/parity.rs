@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 
+use projector::Generator;
 use projector::nn::biggan_deep::{self, BigganDeep};
 use projector::nn::lpips::{self, Lpips};
-use projector::{Generator, loss::LossTarget};
-use proto::{MaskMode, Params};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 mod harness;
-use harness::{FLOAT, NamedTensors, assert_close, assert_contradictions, assert_generates, assert_strict, build, golden};
+use harness::{
+    NamedTensors, assert_close, assert_contradictions, assert_generates, assert_masked, assert_perceptual, assert_strict, build,
+    golden,
+};
 
 fn config() -> biggan_deep::Config {
     serde_json::from_str(include_str!("golden/biggan_deep.config.json")).expect("config")
@@ -79,38 +81,11 @@ fn lpips(name: &str) -> (Lpips, HashMap<String, Tensor>) {
     (build(tensors, |weights| Lpips::load(&config, weights)), tests)
 }
 
-fn loss(mask: MaskMode) -> proto::Loss {
-    proto::Loss { mask, ..Params::paper().loss }
-}
-
 #[test]
 fn lpips_gives_the_distances_and_gradients_of_the_reference() {
     for name in PERCEPTUAL {
         let (lpips, tests) = lpips(name);
-        let (x, y) = (&tests["x"], &tests["y"]);
-        assert_close(&format!("{name}: map"), &lpips.map(x, y), &tests["map"]);
-
-        // With equal weights everywhere the masked distance is the mean of the map.
-        let ones = Tensor::ones([1, 1, x.size()[2], x.size()[3]], FLOAT);
-        let ones = ones.expand([y.size()[0], -1, -1, -1], false);
-        let target = LossTarget::new(&lpips, &loss(MaskMode::UpsampleFeatures), y, &ones);
-        let mean = tests["map"].mean_dim(&[1i64, 2, 3][..], false, Kind::Float);
-        assert_close(&format!("{name}: mean of the map"), &target.terms(&lpips, x).1, &mean);
-
-        // The down-sampled mask of ones gives LPIPS without `spatial`.
-        let target = LossTarget::new(&lpips, &loss(MaskMode::DownsampleMask), y, &ones);
-        let gradient = |x: &Tensor| {
-            let x = x.detach().set_requires_grad(true);
-            let distance = target.terms(&lpips, &x).1;
-            let gradient = Tensor::run_backward(&[distance.sum(Kind::Float)], &[&x], false, false).remove(0);
-            (distance.detach(), gradient)
-        };
-        let (distance, gradient_of_x) = gradient(x);
-        assert_close(&format!("{name}: distance"), &distance, &tests["distance"].flatten(0, -1));
-        assert_close(&format!("{name}: gradient"), &gradient_of_x, &tests["grad_x"]);
-        let flat = x.copy();
-        let _ = flat.narrow(2, 0, flat.size()[2] / 2).fill_(0.25);
-        assert!(gradient(&flat).1.isfinite().all().int64_value(&[]) == 1, "a flat region makes the gradient infinite");
+        assert_perceptual(name, &lpips, &tests);
     }
 }
 
@@ -126,12 +101,5 @@ fn a_perceptual_network_with_a_missing_spare_or_misshapen_tensor_is_refused_by_n
 #[test]
 fn the_adjoint_on_the_weights_gives_the_masked_mean_of_the_up_sampled_map() {
     let (lpips, tests) = lpips("alex");
-    let (x, y) = (&tests["x"], &tests["y"]);
-    let size = x.size();
-    let mask = Tensor::full([size[0], 1, size[2], size[3]], 0.3, FLOAT);
-    let _ = mask.narrow(2, 10, 31).narrow(3, 5, 40).fill_(1.0);
-    let target = LossTarget::new(&lpips, &loss(MaskMode::UpsampleFeatures), y, &mask);
-    let sum = |t: &Tensor| t.sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float);
-    let expected = sum(&(&tests["map"] * &mask)) / sum(&mask);
-    assert_close("masked distance", &target.terms(&lpips, x).1, &expected);
+    assert_masked("alex", &lpips, &tests);
 }

@@ -45,9 +45,9 @@ pub struct Parts {
     /// The network whose feature maps LPIPS compares: AlexNet is the authors' choice for the search; VGG16 is better, and half as
     /// slow again (paper, Section 3.2).
     pub trunk: lpips::Config,
-    /// The trunk's checkpoint, in torchvision's layout.
+    /// The trunk's checkpoint, in torchvision's layout or in that of a saved LPIPS.
     pub features: PathBuf,
-    /// LPIPS' heads for the trunk.
+    /// LPIPS' heads for the trunk; of ST-LPIPS the same file.
     pub heads: PathBuf,
     pub classifier: Option<(ClassifierKind, PathBuf)>,
     pub detector: Option<PathBuf>,
@@ -222,15 +222,25 @@ fn generator(parts: &Parts, folder: &mut Folder) -> Result<(GeneratorManifest, i
 
 fn perceptual(parts: &Parts, folder: &mut Folder) -> Result<PerceptualManifest, ConvertError> {
     let file = format!("{} with {}", parts.features.display(), parts.heads.display());
-    // torchvision's files hold the classifier on top, too; a saved LPIPS its layers under other names.
-    let mut all = tensors(&parts.features, |name| name.starts_with("features."))?;
-    all.extend(tensors(&parts.heads, |_| true)?);
+    // torchvision's files hold the classifier on top, too.
+    let trunk = tensors(&parts.features, |name| layer(name).is_some())?;
+    let mut all: Vec<(String, Tensor)> = trunk.into_iter().filter_map(|(name, t)| Some((layer(&name)?, t))).collect();
+    // ST-LPIPS is one file with layers, heads, and the scaling that is in the configuration.
+    all.extend(tensors(&parts.heads, |name| layer(name).is_none() && !name.starts_with("scaling_layer."))?);
     whole(file, "perceptual network", &all, |w| Lpips::load(&parts.trunk, w))?;
     let config = serde_json::to_vec_pretty(&parts.trunk).expect("layers serialise");
     Ok(PerceptualManifest {
         config: folder.add("perceptual.json", &config)?,
         weights: folder.add_tensors("perceptual.safetensors", &all)?,
     })
+}
+
+/// The name in torchvision's layout if it is that of a layer of the trunk. A saved LPIPS calls it `net.slice{k}.{index}`.
+fn layer(name: &str) -> Option<String> {
+    match name.strip_prefix("net.slice") {
+        Some(rest) => rest.split_once('.').map(|(_, layer)| format!("features.{layer}")),
+        None => name.starts_with("features.").then(|| name.to_owned()),
+    }
 }
 
 fn classifier(kind: ClassifierKind, path: &Path, classes: i64, folder: &mut Folder) -> Result<ClassifierManifest, ConvertError> {

@@ -406,7 +406,7 @@ fn local(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Download
 }
 
 /// The SHA-256 of the rest of `from`, as 64 hexadecimal digits.
-pub(crate) fn sha256(from: &mut dyn Read) -> io::Result<String> {
+pub fn sha256(from: &mut dyn Read) -> io::Result<String> {
     let mut digest = RunningSha256::default();
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {

@@ -97,6 +97,9 @@ const TORCHVISION_LICENCE: &str = "BSD-3-Clause (the library, which warns that w
 const TORCHVISION_FILES: Address = Address::Under("https://download.pytorch.org/models");
 const LPIPS: &str = "https://github.com/richzhang/PerceptualSimilarity";
 const LPIPS_WHEEL: &str = "the wheel lpips 0.1.4 on PyPI; the same in a copy of the repository at the address's commit";
+const ST_LPIPS: &str = "https://github.com/abhijay9/ShiftTolerant-LPIPS";
+const ST_LPIPS_WHEEL: &str =
+    "the wheel stlpips-pytorch 0.0.2 on PyPI; the repository at the address's commit has a file of the same Git hash";
 
 const fn biggan_deep(name: &'static str, what: &'static str, files: &'static [File]) -> Published {
     Published { name, what, files, licence: HUGGING_FACE_LICENCE, page: HUGGING_FACE }
@@ -121,6 +124,14 @@ const fn heads(name: &'static str, what: &'static str, files: &'static [File]) -
 
 const fn heads_weights(name: &'static str, address: &'static str, digits: &'static str, bytes: u64) -> File {
     File { name, address: Address::At(address), hash: Hash::Measured(digits, LPIPS_WHEEL), size: Size::Exactly(bytes) }
+}
+
+const fn st_lpips(name: &'static str, what: &'static str, files: &'static [File]) -> Published {
+    Published { name, what, files, licence: "BSD-2-Clause", page: ST_LPIPS }
+}
+
+const fn st_lpips_weights(name: &'static str, address: &'static str, digits: &'static str, bytes: u64) -> File {
+    File { name, address: Address::At(address), hash: Hash::Measured(digits, ST_LPIPS_WHEEL), size: Size::Exactly(bytes) }
 }
 
 pub const BIGGAN_DEEP_128: Published = biggan_deep(
@@ -222,6 +233,28 @@ pub const LPIPS_SQUEEZE: Published = heads(
     )],
 );
 
+pub const ST_LPIPS_ALEX: Published = st_lpips(
+    "st-lpips-alex",
+    "ST-LPIPS, AlexNet with its heads",
+    &[st_lpips_weights(
+        "st-lpips-alex.pth",
+        "https://raw.githubusercontent.com/abhijay9/ShiftTolerant-LPIPS/9a53cd5a2a3bc837c9a6e4445cc1ffb302127a74/stlpips/weights/vST0.0/alex_shift_tolerant.pth",
+        "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
+        9_899_296,
+    )],
+);
+
+pub const ST_LPIPS_VGG: Published = st_lpips(
+    "st-lpips-vgg",
+    "ST-LPIPS, VGG16 with its heads",
+    &[st_lpips_weights(
+        "st-lpips-vgg.pth",
+        "https://raw.githubusercontent.com/abhijay9/ShiftTolerant-LPIPS/9a53cd5a2a3bc837c9a6e4445cc1ffb302127a74/stlpips/weights/vST0.0/vgg_shift_tolerant.pth",
+        "44597da68f49c1837c100ff52299050f274d102eb102e5837178c79be6f0e250",
+        58_907_298,
+    )],
+);
+
 pub const EFFICIENTNET_LITE0: Published = Published {
     name: "efficientnet-lite0",
     what: "EfficientNet-Lite0, ImageNet: a light classifier",
@@ -250,6 +283,8 @@ pub const PUBLISHED: &[&Published] = &[
     &LPIPS_ALEX,
     &LPIPS_VGG,
     &LPIPS_SQUEEZE,
+    &ST_LPIPS_ALEX,
+    &ST_LPIPS_VGG,
     &RESNEXT101_32X8D,
     &MASKRCNN_RESNET50_FPN,
     &EFFICIENTNET_LITE0,
@@ -312,6 +347,12 @@ pub fn published(name: &str) -> Option<&'static Published> {
     PUBLISHED.iter().copied().find(|network| network.name == name)
 }
 
+/// The network that has a file of this SHA-256, by as many digits as the register knows.
+pub fn network_of(sha256: &str) -> Option<&'static Published> {
+    let has = |file: &File| file.hash.digits().is_some_and(|digits| sha256.starts_with(digits));
+    PUBLISHED.iter().copied().find(|network| network.files.iter().any(has))
+}
+
 /// The recipe of that name.
 pub fn recipe_of(name: &str) -> Option<&'static Recipe> {
     RECIPES.iter().find(|recipe| recipe.name == name)
@@ -366,6 +407,15 @@ mod tests {
                 assert!(file.name.ends_with(&format!("-{digits}.pth")) && url.ends_with(&format!("/{}", file.name)), "{url}");
             }
         }
+    }
+
+    #[test]
+    fn a_network_is_known_by_the_hash_of_its_file() {
+        let name = |sha256: &str| network_of(sha256).map(|network| network.name);
+        assert_eq!(name("b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee"), Some("st-lpips-alex"));
+        // torchvision states the first digits.
+        assert_eq!(name(&format!("397923af{}", "0".repeat(56))), Some("vgg16"));
+        assert_eq!(name(&"0".repeat(64)), None);
     }
 
     #[test]

@@ -87,17 +87,17 @@ impl Params {
 
     /// Halving in the target's frame with a quarter of the paper's lane-steps. The default.
     pub fn balanced() -> Params {
-        Params::halving("balanced", 18, &[100, 150, 250, 800])
+        Params::halving("balanced", 18, &[60, 100, 200, 350, 700, 1000])
     }
 
     /// The same with as many lane-steps as the paper's method.
     pub fn best() -> Params {
-        Params::halving("best", 18, &[300, 500, 1000, 3500])
+        Params::halving("best", 64, &[100, 150, 250, 400, 700, 900, 1200])
     }
 
     /// The same with a tenth of them, for a first look.
     pub fn fast() -> Params {
-        Params::halving("fast", 18, &[50, 70, 100, 270])
+        Params::halving("fast", 18, &[25, 40, 70, 130, 300, 400])
     }
 
     /// Each seed starts with a transform of its own, and moves z, c and its transform together, by the loss of the inverted image. After
@@ -111,12 +111,13 @@ impl Params {
                 initial: InitialTransform::Exact,
                 generations: 0,
                 steps: 1,
+                sigma: 0.1,
                 ..t
             }),
             latent: LatentSearch::Halving { steps: steps.to_vec(), converged: None },
             seeds,
             class_start: ClassStart::Likely,
-            descent: Descent { lr_z: 0.1, lr_c: 0.005, frame: Frame::Target, lr_transform: 0.01, lr_end: 0.05, ..paper.descent },
+            descent: Descent { lr_z: 0.2, lr_c: 0.01, frame: Frame::Target, lr_transform: 0.02, lr_end: 0.05, ..paper.descent },
             ..paper
         }
     }

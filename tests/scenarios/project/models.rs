@@ -229,6 +229,27 @@ fn published(name: &str) -> PathBuf {
     prepared(&format!("published/{name}"), "infra/published/setup.sh")
 }
 
+/// The published file becomes the perceptual network of a tiny generator.
+#[test]
+fn st_lpips_is_fetched_converted_and_searched_with() {
+    let mut scene = Scene::new();
+    let [generator, config, _, _, classes] = checkpoints(&scene);
+    let (mirror, downloads, out) = (published("").display().to_string(), scene.text("downloads"), scene.text("tiny"));
+    let text = basin(0, &["models", "fetch", "st-lpips-alex", "--mirror", &mirror, "--downloads", &downloads]);
+    assert_contains(&text, &["st-lpips-alex.pth", "b356b382", "verified"]);
+    let weights = format!("{downloads}/st-lpips-alex.pth");
+    convert(0, &out, &[generator, config, weights.clone(), weights, classes], &["--perceptual", "st-alex"]);
+    assert_contains(&basin(0, &["models", "verify", &out]), &["tiny is complete"]);
+    let card = fs::read_to_string(scene.path("tiny/README.md")).expect("a card");
+    let source = "Licence: BSD-2-Clause. Source: <https://github.com/abhijay9/ShiftTolerant-LPIPS>";
+    assert_contains(&card, &[&format!("- st-lpips-alex.pth: ST-LPIPS, AlexNet with its heads. {source}")]);
+    assert_eq!(card.matches("st-lpips-alex.pth").count(), 1, "{card}");
+
+    scene.params.seeds = 3;
+    let scene = scene.file("a/1.png", sample("bag_00_centred.png"));
+    assert_contains(&scene.expect(0, "out", &["--model", &out]), &["1 succeeded"]);
+}
+
 /// A tiny generator with random weights and ImageNet's classes, and the real EfficientNet-Lite0.
 #[test]
 fn a_real_classifier_gives_real_photographs_their_classes() {

@@ -40,6 +40,13 @@ impl Layer {
         Layer::load(weights, name, shape).map(Layer::channels_last)
     }
 
+    /// Square filters, one for each channel: `{name}.filt` `[channels, 1, kernel, kernel]`, with biases of 0.
+    pub fn load_filters(weights: &mut Weights, name: &str, [channels, kernel]: [i64; 2]) -> Result<Layer, LoadError> {
+        let weight = weights.take(&format!("{name}.filt"), &[channels, 1, kernel, kernel])?;
+        let bias = Tensor::zeros([channels], (Kind::Float, Device::Cpu));
+        Ok(Layer { weight, bias }.channels_last())
+    }
+
     /// The same convolution for maps that have their channels last in memory.
     pub fn channels_last(self) -> Layer {
         Layer { weight: channels_last(&self.weight), bias: self.bias }

@@ -1,8 +1,9 @@
 //! LPIPS (Zhang et al. 2018, version 0.1): distances between feature maps of a convolutional network.
 //!
 //! The network is a stack of convolution, ReLU and max-pooling, in torchvision's naming (`features.{i}`), with heads
-//! `lin{k}.model.1.weight`. AlexNet and VGG16 are such stacks; so is the small classifier of the bundled model, and SqueezeNet with
-//! its Fire modules.
+//! `lin{k}.model.1.weight`. AlexNet and VGG16 are such stacks; so are the small classifier of the bundled model, SqueezeNet with its
+//! Fire modules, and AlexNet and VGG16 of ST-LPIPS (Ghildyal and Liu 2022), whose distances change little with a shift of a pixel,
+//! because a map is blurred before it is made smaller.
 //!
 //! Two properties of the search are used: target features are computed once, and since the weight map of a target is fixed, the
 //! up-sampling of the distance maps is replaced by its adjoint on the weights, `<w, up(d)> = <up^T(w), d>`: the same number
@@ -27,7 +28,7 @@ pub struct Config {
     pub shift: [f64; 3],
     /// The image is divided by it, by channel.
     pub scale: [f64; 3],
-    /// The stack. Every convolution is followed by a ReLU.
+    /// The stack, from the image on.
     pub layers: Vec<Layer>,
 }
 
@@ -71,6 +72,35 @@ pub enum Layer {
         /// Whether the output is compared.
         tap: bool,
     },
+    /// Convolution without a ReLU.
+    BareConv {
+        /// Index in `features.{index}`.
+        index: usize,
+        /// Output channels.
+        channels: i64,
+        /// Width and height of the kernel.
+        kernel: i64,
+        /// Step in pixels.
+        stride: i64,
+        /// Zeros added at each side, in pixels.
+        padding: i64,
+    },
+    /// ReLU.
+    Relu {
+        /// Whether the output is compared.
+        tap: bool,
+    },
+    /// Blur of each channel for itself (Zhang 2019), the filters being weights. The map must be larger than `padding`.
+    Blur {
+        /// Index in `features.{index}.filt`.
+        index: usize,
+        /// Width and height of the filters.
+        kernel: i64,
+        /// Step in pixels.
+        stride: i64,
+        /// Pixels added at each side, mirrored at the outermost ones.
+        padding: i64,
+    },
 }
 
 impl Config {
@@ -81,9 +111,12 @@ impl Config {
         }
         for layer in &self.layers {
             let (sizes, padding) = match *layer {
-                Layer::Conv { channels, kernel, stride, padding, .. } => ([channels, kernel, stride], padding),
+                Layer::Conv { channels, kernel, stride, padding, .. }
+                | Layer::BareConv { channels, kernel, stride, padding, .. } => ([channels, kernel, stride], padding),
                 Layer::MaxPool { kernel, stride, .. } => ([1, kernel, stride], 0),
                 Layer::Fire { squeeze, channels, .. } => ([squeeze, channels, channels / 2], 0),
+                Layer::Relu { .. } => continue,
+                Layer::Blur { kernel, stride, padding, .. } => ([1, kernel, stride], padding),
             };
             if matches!(layer, Layer::Fire { channels, .. } if channels % 2 != 0) {
                 return fail(format!("a Fire module has two halves, so an even number of channels: {layer:?}"));
@@ -95,12 +128,14 @@ impl Config {
         Ok(())
     }
 
-    /// LPIPS' own configurations: `alex`, `vgg16` or `squeeze`.
+    /// LPIPS' own configurations, `alex`, `vgg16` or `squeeze`, and ST-LPIPS', `st-alex` or `st-vgg16`.
     pub fn named(name: &str) -> Option<Config> {
         match name {
             "alex" => Some(Config::alex()),
             "vgg16" => Some(Config::vgg16()),
             "squeeze" => Some(Config::squeeze()),
+            "st-alex" => Some(Config::st_alex()),
+            "st-vgg16" => Some(Config::st_vgg16()),
             _ => None,
         }
     }
@@ -120,13 +155,43 @@ impl Config {
         ])
     }
 
+    /// ST-LPIPS' AlexNet (reference: `alexnet` in `invariant_networks.py`). Only its blurs have a step above 1.
+    pub fn st_alex() -> Config {
+        let conv = |index, channels, kernel, padding| Layer::Conv { index, channels, kernel, stride: 1, padding, tap: true };
+        let pool = Layer::MaxPool { kernel: 3, stride: 1, ceil: false };
+        Config::scaled(vec![
+            Layer::BareConv { index: 0, channels: 64, kernel: 11, stride: 1, padding: 2 },
+            Config::blur(1),
+            Layer::Relu { tap: true },
+            pool.clone(),
+            Config::blur(4),
+            conv(5, 192, 5, 2),
+            pool,
+            Config::blur(8),
+            conv(9, 384, 3, 1),
+            conv(11, 256, 3, 1),
+            conv(13, 256, 3, 1),
+        ])
+    }
+
     /// torchvision's VGG16 under LPIPS' input scaling. Its last pooling is not reached.
     pub fn vgg16() -> Config {
+        Config::vgg(|_| vec![Layer::MaxPool { kernel: 2, stride: 2, ceil: false }])
+    }
+
+    /// ST-LPIPS' VGG16 (reference: `vggnet` in `invariant_networks.py` and `make_layers` in `models_lpf/vgg.py`).
+    pub fn st_vgg16() -> Config {
+        Config::vgg(|index| vec![Layer::MaxPool { kernel: 2, stride: 1, ceil: false }, Config::blur(index + 1)])
+    }
+
+    /// VGG16 with the layers that `pool` puts between two stages, given the index of the first.
+    fn vgg(pool: impl Fn(usize) -> Vec<Layer>) -> Config {
         let (mut layers, mut index) = (Vec::new(), 0);
         for (stage, (channels, convs)) in [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)].into_iter().enumerate() {
             if stage > 0 {
-                layers.push(Layer::MaxPool { kernel: 2, stride: 2, ceil: false });
-                index += 1;
+                let pool = pool(index);
+                index += pool.len();
+                layers.extend(pool);
             }
             for i in 1..=convs {
                 layers.push(Layer::Conv { index, channels, kernel: 3, stride: 1, padding: 1, tap: i == convs });
@@ -156,6 +221,11 @@ impl Config {
         ])
     }
 
+    /// ST-LPIPS' blur (reference: `Downsample` in `models_lpf/downsample.py`, with `pad_more`).
+    fn blur(index: usize) -> Layer {
+        Layer::Blur { index, kernel: 3, stride: 2, padding: 2 }
+    }
+
     fn scaled(layers: Vec<Layer>) -> Config {
         Config { shift: [-0.030, -0.088, -0.188], scale: [0.458, 0.448, 0.450], layers }
     }
@@ -165,7 +235,7 @@ impl Config {
 pub struct Lpips {
     scaling: Scaling,
     stack: Vec<Layer>,
-    /// Convolutions of the stack, in order.
+    /// Convolutions and blurs of the stack, in order.
     convs: Vec<layers::Layer>,
     /// `[1, channels, 1, 1]` for each tap.
     heads: Vec<Tensor>,
@@ -178,7 +248,7 @@ pub struct Features(pub(crate) Vec<Tensor>);
 pub struct MapWeights(pub(crate) Vec<Tensor>);
 
 impl Lpips {
-    /// Builds the network; heads are `lin{k}.model.1.weight`.
+    /// Builds the network; filters of a blur are `features.{index}.filt`, heads `lin{k}.model.1.weight`.
     pub fn load(config: &Config, weights: &mut Weights) -> Result<Lpips, LoadError> {
         let _no_grad = tch::no_grad_guard();
         config.check()?;
@@ -194,7 +264,16 @@ impl Lpips {
                     conv(format!("features.{index}"), [channels, input, kernel])?;
                     (channels, tap)
                 }
+                Layer::BareConv { index, channels, kernel, .. } => {
+                    conv(format!("features.{index}"), [channels, input, kernel])?;
+                    (channels, false)
+                }
                 Layer::MaxPool { .. } => (input, false),
+                Layer::Relu { tap } => (input, tap),
+                Layer::Blur { index, kernel, .. } => {
+                    convs.push(layers::Layer::load_filters(weights, &format!("features.{index}"), [input, kernel])?);
+                    (input, false)
+                }
                 Layer::Fire { index, squeeze, channels, tap } => {
                     let half = channels / 2;
                     conv(format!("features.{index}.squeeze"), [squeeze, input, 1])?;
@@ -212,8 +291,8 @@ impl Lpips {
             }
             input = channels;
         }
-        if heads.is_empty() {
-            return Err(LoadError::Config("no layer of the perceptual network is compared".into()));
+        if convs.is_empty() || heads.is_empty() {
+            return Err(LoadError::Config("no convolution of the perceptual network is compared".into()));
         }
         Ok(Lpips { scaling: Scaling::new(config.shift, config.scale), stack: config.layers.clone(), convs, heads })
     }
@@ -233,18 +312,21 @@ impl Lpips {
         let mut x = self.scaling.apply(images).to_kind(self.convs[0].weight.kind());
         let mut taps = Vec::with_capacity(self.heads.len());
         let mut convs = self.convs.iter();
-        let mut conv = |x: &Tensor, stride, padding| {
+        let mut conv = |x: &Tensor, stride, padding, groups| {
             let conv = convs.next().expect("loading gave each layer its convolutions");
-            conv.convolve_by(x, stride, padding, 1).relu_()
+            conv.convolve_by(x, stride, padding, groups)
         };
         for layer in &self.stack {
             let compared;
             (x, compared) = match *layer {
-                Layer::Conv { stride, padding, tap, .. } => (conv(&x, stride, padding), tap),
+                Layer::Conv { stride, padding, tap, .. } => (conv(&x, stride, padding, 1).relu_(), tap),
+                Layer::BareConv { stride, padding, .. } => (conv(&x, stride, padding, 1), false),
+                Layer::Relu { tap } => (x.relu(), tap),
+                Layer::Blur { stride, padding, .. } => (conv(&x.reflection_pad2d([padding; 4]), stride, 0, x.size()[1]), false),
                 Layer::MaxPool { kernel, stride, ceil } => (x.max_pool2d([kernel; 2], [stride; 2], [0, 0], [1, 1], ceil), false),
                 Layer::Fire { tap, .. } => {
-                    let h = conv(&x, 1, 0);
-                    (Tensor::cat(&[conv(&h, 1, 0), conv(&h, 1, 1)], 1), tap)
+                    let h = conv(&x, 1, 0, 1).relu_();
+                    (Tensor::cat(&[conv(&h, 1, 0, 1), conv(&h, 1, 1, 1)], 1).relu_(), tap)
                 }
             };
             if compared {

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # So far inputs keep away: float32 rounds a value by some 1e-6 of the deviation of those around it.
 AWAY = 2e-5
+# So near to each other float64 computes one value in two orders.
+EQUAL = 1e-12
 
 
 class Corners(TorchDispatchMode):
@@ -50,12 +52,13 @@ def far(difference):
 
 
 def gaps(x, kernel, stride=None):
-    """The largest value of each window less the one after it. Infinite where both are equal in float64: zeros behind a ReLU, or copies
-    of one up-sampled value, whose gradient goes to the same place. A last window that the kernel does not fill is left out."""
+    """The largest value of each window less the one after it. Infinite where both are equal up to float64's rounding: zeros behind a
+    ReLU, copies of one up-sampled value, or blurred values at a mirrored border, whose gradient goes to the same place. A last window
+    that the kernel does not fill is left out."""
     windows = F.unfold(x.flatten(0, 1).unsqueeze(1), kernel, stride=stride or kernel)
     first, second = windows.topk(2, dim=1).values.unbind(1)
-    gap = torch.where(first == second, torch.inf, first - second)
-    return gap.unflatten(0, x.shape[:2]) / x.std()
+    gap = (first - second) / x.std()
+    return torch.where(gap < EQUAL, torch.inf, gap).unflatten(0, x.shape[:2])
 
 
 def away(forward, samples):

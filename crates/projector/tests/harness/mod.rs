@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use projector::loss::LossTarget;
 use projector::nn::biggan_deep::BigganDeep;
 use projector::nn::lpips::{Config, Layer, Lpips};
 use projector::nn::{LoadError, Weights};
 use projector::{Diverged, Generator, Lanes, Model, ObjectStatistics, Projection, Solution, Target};
-use proto::{Box2d, LastDescent, LatentSearch, Params, Told};
+use proto::{Box2d, LastDescent, LatentSearch, MaskMode, Params, Told};
 use tch::{Device, Kind, Tensor};
 
 pub const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -72,6 +73,55 @@ pub fn assert_generates(generator: &dyn Generator, tests: &HashMap<String, Tenso
     let gradients = Tensor::run_backward(&[sum], &[&z, &c], false, false);
     assert_close("gradient of z", &gradients[0], &tests["grad_z"]);
     assert_close("gradient of c", &gradients[1], &tests["grad_c"]);
+}
+
+pub fn loss(mask: MaskMode) -> proto::Loss {
+    proto::Loss { mask, ..Params::paper().loss }
+}
+
+/// The distance `[n]` of images to a target, and the gradient of its sum.
+pub fn distance_and_gradient(lpips: &Lpips, target: &LossTarget, images: &Tensor) -> (Tensor, Tensor) {
+    let images = images.detach().set_requires_grad(true);
+    let distance = target.terms(lpips, &images).1;
+    let gradient = Tensor::run_backward(&[distance.sum(Kind::Float)], &[&images], false, false).remove(0);
+    (distance.detach(), gradient)
+}
+
+/// The golden's distance maps, distances and gradients.
+pub fn assert_perceptual(name: &str, lpips: &Lpips, tests: &HashMap<String, Tensor>) {
+    let (x, y) = (&tests["x"], &tests["y"]);
+    let map = lpips.map(x, y);
+    assert_close(&format!("{name}: map"), &map, &tests["map"]);
+    assert!(lpips.replicate(Device::Cpu, Kind::Float).map(x, y) == map, "{name}: the copy gives another map");
+
+    // With equal weights everywhere the masked distance is the mean of the map.
+    let ones = Tensor::ones([1, 1, x.size()[2], x.size()[3]], FLOAT);
+    let ones = ones.expand([y.size()[0], -1, -1, -1], false);
+    let target = LossTarget::new(lpips, &loss(MaskMode::UpsampleFeatures), y, &ones);
+    let mean = tests["map"].mean_dim(&[1i64, 2, 3][..], false, Kind::Float);
+    assert_close(&format!("{name}: mean of the map"), &target.terms(lpips, x).1, &mean);
+
+    // The down-sampled mask of ones gives LPIPS without `spatial`.
+    let target = LossTarget::new(lpips, &loss(MaskMode::DownsampleMask), y, &ones);
+    let (distance, gradient) = distance_and_gradient(lpips, &target, x);
+    assert_close(&format!("{name}: distance"), &distance, &tests["distance"].flatten(0, -1));
+    assert_close(&format!("{name}: gradient"), &gradient, &tests["grad_x"]);
+    let flat = x.copy();
+    let _ = flat.narrow(2, 0, flat.size()[2] / 2).fill_(0.25);
+    let (_, gradient) = distance_and_gradient(lpips, &target, &flat);
+    assert!(gradient.isfinite().all().int64_value(&[]) == 1, "{name}: a flat region makes the gradient infinite");
+}
+
+/// The masked distance is the masked mean of the golden's up-sampled map.
+pub fn assert_masked(name: &str, lpips: &Lpips, tests: &HashMap<String, Tensor>) {
+    let (x, y) = (&tests["x"], &tests["y"]);
+    let size = x.size();
+    let mask = Tensor::full([size[0], 1, size[2], size[3]], 0.3, FLOAT);
+    let _ = mask.narrow(2, size[2] / 6, size[2] / 2).narrow(3, size[3] / 12, size[3] * 5 / 8).fill_(1.0);
+    let target = LossTarget::new(lpips, &loss(MaskMode::UpsampleFeatures), y, &mask);
+    let sum = |t: &Tensor| t.sum_dim_intlist(&[1i64, 2, 3][..], false, Kind::Float);
+    let expected = sum(&(&tests["map"] * &mask)) / sum(&mask);
+    assert_close(&format!("{name}: masked distance"), &target.terms(lpips, x).1, &expected);
 }
 
 /// `load` takes all `tensors`, and refuses a spare one, and each of them missing, misshapen or infinite, by name.
