@@ -13,7 +13,7 @@ MDBOOK := 0.5.4
 PROGRAMS := build --locked --workspace --bin basin --bin basin-coordinator --bin basin-worker
 BENCH := build --locked --workspace --bin basin-bench
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test test-cpus check docs reference helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test test-cpus check docs reference helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-rounding bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -135,6 +135,10 @@ bench-authors: setup ## Measure against the authors' own code (PIX2LATENT=checko
 
 bench-gpu: ## Measure BigGAN-deep-256 on this machine's GPU; without one, infra/gpu/bench.sh --pack
 	@infra/gpu/bench.sh
+
+bench-rounding: setup ## Losses of bfloat16, paired over 32 images (half an hour)
+	@$(CARGO) $(BENCH)
+	@target/debug/basin-bench rounding
 
 bench-parts: setup ## Time the parts one by one: CMA-ES, transforms, codecs, deltas, blending, queue, ledger
 	@$(CARGO) bench --locked --profile dev -p bench --bench parts

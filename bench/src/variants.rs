@@ -1,7 +1,7 @@
 //! What `quality` compares: the profiles; the balanced one with each of its ingredients left out; and searches that take the transforms of
 //! another.
 
-use proto::{Frame, LatentSearch, Params, Surround, TransformSearch};
+use proto::{ClassStart, Frame, LatentSearch, Params, Surround, TransformSearch};
 
 /// Parameters of a search, and where its transforms come from.
 #[derive(Clone)]
@@ -70,12 +70,40 @@ pub fn comparisons() -> Vec<Comparison> {
             most: 32,
         },
         Comparison {
+            title: "Options of `balanced`",
+            about: "What an option costs, or saves, where nothing asks for it.",
+            variants: options(&balanced),
+            tuning: false,
+            most: 32,
+        },
+        Comparison {
             title: "Which stage the difference comes from",
             about: "Each latent search under its own transforms, and under those that the other search found, which stay as they are.",
             variants: crossed,
             tuning: false,
             most: 16,
         },
+    ]
+}
+
+/// A profile, and the same with options.
+fn options(profile: &Params) -> Vec<Variant> {
+    let with = |name: &str, change: &dyn Fn(&mut Params)| {
+        let mut params = profile.clone();
+        change(&mut params);
+        Variant::new(name, params)
+    };
+    vec![
+        with(&profile.profile, &|_| {}),
+        with("with rotation", &|params| search(params).rotation = Some(30.0)),
+        with("with rotation and perspective", &|params| {
+            search(params).rotation = Some(30.0);
+            search(params).perspective = true;
+        }),
+        with("without an early end", &|params| {
+            let LatentSearch::Halving { converged, .. } = &mut params.latent else { return };
+            *converged = None;
+        }),
     ]
 }
 
@@ -90,9 +118,7 @@ fn without_each(profile: &Params) -> Vec<Variant> {
         change(&mut params);
         Variant::new(name, params)
     };
-    let LatentSearch::Halving { steps, .. } = &profile.latent else { panic!("the profile halves its seeds") };
     let all_seeds = (projector::projection::lane_steps(profile) / u64::from(profile.seeds)) as u32;
-    let total: u32 = steps.iter().sum();
     let paper = Params::paper();
     vec![
         with(&profile.profile, &|_| {}),
@@ -108,6 +134,7 @@ fn without_each(profile: &Params) -> Vec<Variant> {
             let steps = (20, 10);
             let left = projector::projection::lane_steps(params) - 8 * steps.0 * steps.1;
             let shorter = left as f64 / projector::projection::lane_steps(params) as f64;
+            params.class_start = ClassStart::Class;
             params.transform = paper.transform.clone().map(|t| TransformSearch {
                 generations: steps.0 as u32,
                 steps: steps.1 as u32,
@@ -121,10 +148,11 @@ fn without_each(profile: &Params) -> Vec<Variant> {
         }),
         with("BasinCMA in place of halving", &|params| {
             // As `fast` had it before: a third of the work finds the transform.
+            params.class_start = ClassStart::Class;
             params.transform = paper.transform.clone().map(|t| TransformSearch { generations: 20, steps: 10, ..t });
             params.descent.lr_transform = 0.0;
-            let final_steps = total.min(130);
-            params.latent = LatentSearch::basin_cma(12, 15, final_steps);
+            params.seeds = paper.seeds;
+            params.latent = LatentSearch::basin_cma(12, 15, 110);
         }),
     ]
 }

@@ -172,6 +172,14 @@ impl Transform {
     /// Hue in turns: a whole turn.
     pub const HUE_LIMITS: (f64, f64) = (-0.5, 0.5);
 
+    /// Where a point of the generator's frame lies in the image, both in [-1, 1].
+    pub fn point(&self, [x, y]: [f64; 2]) -> [f64; 2] {
+        let (sin, cos) = self.rotation.to_radians().sin_cos();
+        let (sx, sy) = (self.scale[0] * x, self.scale[1] * y);
+        let depth = 1.0 + self.perspective[0] * x + self.perspective[1] * y;
+        [(cos * sx - sin * sy + self.shift[0]) / depth, (sin * sx + cos * sy + self.shift[1]) / depth]
+    }
+
     /// The transform that changes nothing, without colours.
     pub const IDENTITY: Transform =
         Transform { scale: [1.0, 1.0], shift: [0.0, 0.0], rotation: 0.0, perspective: [0.0, 0.0], colour: vec![] };

@@ -138,6 +138,10 @@ impl Thread {
                 let job = &mut image.attempt.job;
                 job.class = solution.class as u32;
                 job.class_name = model.manifest.classes[job.class as usize].clone();
+                let won = image.likely.iter().find(|(class, _)| *class == job.class).map(|(_, probability)| *probability);
+                if let (Some(found), Some(won)) = (&mut image.found, won) {
+                    found.probability = Some(won);
+                }
             }
             self.send(Output::Solved(Box::new(Solved { image, solution })));
         }

@@ -230,6 +230,28 @@ fn each_seed_has_a_transform_of_its_own_that_moves() {
 }
 
 #[test]
+fn seeds_start_from_the_likely_classes_and_the_result_says_which_won() {
+    let (model, lanes) = one_core();
+    let descent = proto::Descent { lr_z: 0.0, lr_c: 0.0, ..moving().descent };
+    let params = Params { class_start: ClassStart::Likely, descent, ..moving() };
+    let embedding = |class| Vec::<f32>::try_from(model.generator.embed(class)).expect("a vector");
+    let likely = |likely: Vec<(i64, f64)>| {
+        let target = projector::Target { likely, ..targets(&model, 1).remove(0) };
+        run(&model, &lanes, &params, vec![target]).remove(0)
+    };
+    let several = likely(vec![(2, 0.5), (0, 0.3), (1, 0.2)]);
+    for (seed, c) in several.seeds.iter().zip(&several.c) {
+        assert_eq!(*c, embedding(seed.class.expect("several classes are likely").into()), "the class that it says");
+    }
+    assert_eq!(several.seeds[several.best].class, Some(several.class as u32));
+    // A class that is known, or the only likely one, is that of the image.
+    for one in [likely(vec![]), likely(vec![(0, 0.9)])] {
+        assert!(one.class == 0 && one.seeds.iter().all(|seed| seed.class.is_none()));
+        assert!(one.c.iter().all(|c| *c == embedding(0)));
+    }
+}
+
+#[test]
 fn what_surrounds_the_object_has_no_influence_unless_it_is_grey() {
     let (model, lanes) = one_core();
     let z = |i: usize| Vec::<f32>::try_from((Tensor::arange(8, FLOAT) * (0.9 + i as f64)).sin()).expect("a vector");

@@ -38,18 +38,14 @@ fn slanted() -> Transform {
 
 #[test]
 fn rotation_and_perspective_are_where_the_formula_says() {
-    // x_in = (R s x_out + t) / (1 + p . x_out), in coordinates of the picture: a bright pixel is found again.
+    // A bright pixel is found again.
     let (x, y) = (9.0, 21.0);
     let size = 64.0;
     let image = Tensor::zeros([1, 3, 64, 64], FLOAT);
     let coordinate = |pixel: f64| 2.0 * pixel / (size - 1.0) - 1.0;
     let pixel = |coordinate: f64| (coordinate + 1.0) * (size - 1.0) / 2.0;
     for transform in [slanted(), Transform { rotation: -75.0, ..spatial([1.2, 1.2], [0.0, 0.1]) }] {
-        let (px, py) = (coordinate(x), coordinate(y));
-        let (sin, cos) = transform.rotation.to_radians().sin_cos();
-        let s = transform.scale[0];
-        let w = 1.0 + transform.perspective[0] * px + transform.perspective[1] * py;
-        let to = [(s * (cos * px - sin * py) + transform.shift[0]) / w, (s * (sin * px + cos * py) + transform.shift[1]) / w];
+        let to = transform.point([coordinate(x), coordinate(y)]);
         let [column, row] = to.map(|c| pixel(c).round() as i64);
         let source = image.shallow_clone().detach().copy();
         let _ = source.narrow(2, row - 1, 3).narrow(3, column - 1, 3).fill_(1.0);
@@ -57,6 +53,14 @@ fn rotation_and_perspective_are_where_the_formula_says() {
         let value = seen.double_value(&[0, 0, y as i64, x as i64]);
         assert!(value > 0.9, "{value} at the place");
     }
+}
+
+#[test]
+fn a_point_moves_by_scale_rotation_shift_and_perspective_in_this_order() {
+    let transform = Transform { rotation: 90.0, perspective: [0.5, 0.25], ..spatial([2.0, 3.0], [0.1, 0.2]) };
+    // (1, 1) becomes (2, 3), (-3, 2), (-2.9, 2.2), and is divided by 1.75.
+    let [x, y] = transform.point([1.0, 1.0]);
+    assert!((x + 2.9 / 1.75).abs() < 1e-12 && (y - 2.2 / 1.75).abs() < 1e-12, "{x}, {y}");
 }
 
 #[test]

@@ -115,6 +115,9 @@ fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Colu
     table.real("scale_y", |r| r.transform.as_ref().map(|t| t.scale[1]));
     table.real("shift_x", |r| r.transform.as_ref().map(|t| t.shift[0]));
     table.real("shift_y", |r| r.transform.as_ref().map(|t| t.shift[1]));
+    table.real("rotation", |r| r.transform.as_ref().map(|t| t.rotation));
+    table.real("perspective_x", |r| r.transform.as_ref().map(|t| t.perspective[0]));
+    table.real("perspective_y", |r| r.transform.as_ref().map(|t| t.perspective[1]));
     for (name, colour) in COLOURS {
         table.real(name, move |r| r.transform.as_ref()?.colour.iter().find(|(c, _)| *c == colour).map(|(_, v)| *v));
     }

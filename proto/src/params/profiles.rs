@@ -87,12 +87,12 @@ impl Params {
 
     /// Halving in the target's frame with a quarter of the paper's lane-steps. The default.
     pub fn balanced() -> Params {
-        Params::halving("balanced", 18, &[60, 100, 200, 350, 700, 1000])
+        Params::halving("balanced", 36, &[35, 60, 100, 150, 300, 500, 1000])
     }
 
     /// The same with as many lane-steps as the paper's method.
     pub fn best() -> Params {
-        Params::halving("best", 64, &[100, 150, 250, 400, 700, 900, 1200])
+        Params::halving("best", 96, &[60, 100, 160, 250, 400, 600, 900, 1200])
     }
 
     /// The same with a tenth of them, for a first look.
@@ -114,7 +114,10 @@ impl Params {
                 sigma: 0.1,
                 ..t
             }),
-            latent: LatentSearch::Halving { steps: steps.to_vec(), converged: None },
+            latent: LatentSearch::Halving {
+                steps: steps.to_vec(),
+                converged: Some(Converged { improvement: 0.002, steps: 100 }),
+            },
             seeds,
             class_start: ClassStart::Likely,
             descent: Descent { lr_z: 0.2, lr_c: 0.01, frame: Frame::Target, lr_transform: 0.02, lr_end: 0.05, ..paper.descent },

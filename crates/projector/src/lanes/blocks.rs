@@ -3,10 +3,13 @@
 use super::request::{Request, Response, Transforms};
 use crate::target::Target;
 
+/// From this number of lanes on a request has two blocks at least, so that one image alone keeps two cores busy.
+const TWO_BLOCKS: usize = 6;
+
 /// Cuts a request into blocks of at most `max` lanes and of equal size, the last one padded with its last lane.
 pub(super) fn cut(request: &Request, max: usize) -> Vec<Request> {
     let lanes = request.z.len();
-    let blocks = lanes.div_ceil(max).max(1);
+    let blocks = lanes.div_ceil(max).max(if lanes < TWO_BLOCKS { 1 } else { 2 });
     let size = lanes.div_ceil(blocks);
     (0..blocks)
         .map(|b| {

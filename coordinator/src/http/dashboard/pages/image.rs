@@ -66,10 +66,13 @@ fn only(image: &str) -> String {
 }
 
 fn pictures(at: &str, key: &str, record: &ResultRecord) -> Markup {
-    // A point of the transformed picture shows the point scale × point + shift of the target, whose sides are [-1, 1].
+    // The corners of the transformed picture, in percent of the target's sides.
     let seen = record.transform.as_ref().map(|t| {
-        let [x, y] = [0, 1].map(|i| (50.0 * (1.0 + t.shift[i] - t.scale[i]), 100.0 * t.scale[i]));
-        (x.0, y.0, x.1, y.1)
+        let corners = [[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]].map(|corner| {
+            let [x, y] = t.point(corner).map(|v| 50.0 * (1.0 + v));
+            format!("{x},{y}")
+        });
+        corners.join(" ")
     });
     let items = [
         ("target", "target"),
@@ -84,9 +87,9 @@ fn pictures(at: &str, key: &str, record: &ResultRecord) -> Markup {
                 figure {
                     div.box {
                         img.pixels src={ (at) "/picture?key=" (key) "&item=" (item) } alt=(label);
-                        @if let (Some((x, y, width, height)), "target") = (seen, item) {
+                        @if let (Some(points), "target") = (&seen, item) {
                             svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-label="part of the target that the transform shows" role="img" {
-                                rect x=(x) y=(y) width=(width) height=(height) {}
+                                polygon points=(points) {}
                             }
                         }
                     }
@@ -178,13 +181,25 @@ fn curves(history: &History, best: usize) -> Markup {
 }
 
 fn origin_of(record: &ResultRecord, trace: Option<&str>) -> Markup {
-    let transform = record
-        .transform
-        .as_ref()
-        .map(|t| format!("scale {:.3} × {:.3}, shift {:.3}, {:.3}", t.scale[0], t.scale[1], t.shift[0], t.shift[1]));
+    let transform = record.transform.as_ref().map(|t| {
+        let mut text = format!("scale {:.3} × {:.3}, shift {:.3}, {:.3}", t.scale[0], t.scale[1], t.shift[0], t.shift[1]);
+        if t.rotation != 0.0 {
+            text += &format!(", rotation {:.1}°", t.rotation);
+        }
+        if t.perspective != [0.0, 0.0] {
+            text += &format!(", perspective {:.3}, {:.3}", t.perspective[0], t.perspective[1]);
+        }
+        text
+    });
+    let likely = record.found.iter().flat_map(|found| &found.likely).map(|(name, p)| format!("{name} {:.0} %", 100.0 * p));
+    let likely: Vec<String> = likely.collect();
+    let class = match likely.is_empty() {
+        true => format!("{} ({})", record.class_name, record.class),
+        false => format!("{} ({}); likely were {}", record.class_name, record.class, likely.join(", ")),
+    };
     let bbox = record.bbox.map(|b| format!("{:.1}, {:.1}, {:.1} × {:.1} pixels", b.x, b.y, b.width, b.height));
     let fields = [
-        ("class", format!("{} ({})", record.class_name, record.class)),
+        ("class", class),
         ("box", bbox.unwrap_or_else(|| "whole image".into())),
         ("transform", transform.unwrap_or_else(|| "none".into())),
         ("model", format!("{} ({})", record.model.name, record.model.digest)),
