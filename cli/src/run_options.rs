@@ -130,3 +130,44 @@ fn start(text: &str) -> Result<LatentStart, String> {
         _ => Err("expected random, encoder or encoder:SIGMA".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Args {
+        #[command(flatten)]
+        options: RunOptions,
+    }
+
+    fn params(args: &[&str]) -> anyhow::Result<Params> {
+        Args::try_parse_from([&["basin"], args].concat())?.options.params()
+    }
+
+    #[test]
+    fn without_options_the_profile_is_the_default_one() {
+        assert_eq!(params(&[]).unwrap(), Params::balanced());
+    }
+
+    #[test]
+    fn objects_are_turned_by_thirty_degrees_unless_another_number_is_given() {
+        let rotation = |args: &[&str]| params(args).unwrap().transform.unwrap().rotation;
+        assert_eq!(rotation(&[]), None);
+        assert_eq!(rotation(&["--rotate"]), Some(30.0));
+        assert_eq!(rotation(&["--rotate", "12.5", "--profile", "fast"]), Some(12.5));
+        assert!(params(&["--perspective"]).unwrap().transform.unwrap().perspective);
+    }
+
+    #[test]
+    fn a_profile_that_cannot_turn_objects_says_which_one_can() {
+        for option in ["--rotate", "--perspective"] {
+            let error = params(&["--profile", "paper", option]).unwrap_err().to_string();
+            assert!(error.contains("rotation") && error.contains("--profile balanced"), "{error}");
+        }
+        let error = params(&["--rotate", "-5"]).err().map(|error| error.to_string());
+        assert!(error.is_some(), "a negative angle is refused");
+    }
+}

@@ -230,6 +230,24 @@ fn each_seed_has_a_transform_of_its_own_that_moves() {
 }
 
 #[test]
+fn a_search_that_has_converged_ends_early_whatever_is_beside_it() {
+    let (model, lanes) = one_core();
+    let with = |improvement| {
+        let converged = Some(proto::Converged { improvement, steps: 10 });
+        Params { latent: LatentSearch::Halving { steps: vec![4, 3, 120], converged }, ..moving() }
+    };
+    // Nothing lowers a loss by all of it: the first look, after 50 steps of the last part, ends the search.
+    let ended = solve(&model, &lanes, &with(1.0));
+    assert_eq!(ended.lane_steps, 24 + 9 + 2 * 50);
+    let whole = solve(&model, &lanes, &with(0.0));
+    assert_eq!(whole.lane_steps, 24 + 9 + 2 * 120);
+    assert!(whole.seeds[whole.best].loss < ended.seeds[ended.best].loss);
+    // Another image neither delays nor hastens it.
+    let beside = run(&model, &lanes, &with(1.0), targets(&model, 3)).remove(0);
+    assert_eq!((beside.lane_steps, beside.seeds), (ended.lane_steps, ended.seeds));
+}
+
+#[test]
 fn seeds_start_from_the_likely_classes_and_the_result_says_which_won() {
     let (model, lanes) = one_core();
     let descent = proto::Descent { lr_z: 0.0, lr_c: 0.0, ..moving().descent };
