@@ -228,6 +228,10 @@ pub struct TransformSearch {
     /// Sees the object at an angle, too. It needs 0 generations. Missing: false. Ours.
     #[serde(default, skip_serializing_if = "is_default")]
     pub perspective: bool,
+    /// Where the object's box touches the border of the image, the object may go on beyond it: with 0 generations the seeds' first scales
+    /// are drawn between the initial one and this multiple of it. 1 to 100. Missing: 1. Ours.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub truncated: f64,
     /// Colour part: a list of `brightness`, `contrast`, `saturation`, `hue` and `gamma`, each at most once. They are applied
     /// after the spatial part, in this order.
     pub colour: Vec<ColourTransform>,
@@ -432,6 +436,10 @@ pub struct Descent {
     pub lr_z: f64,
     /// Learning rate of the class vector c. 0 to 10.
     pub lr_c: f64,
+    /// The rate of c grows from 0 to `lr_c` in proportion to the steps done, so that z settles within the class before c leaves it.
+    /// Missing: false. Ours.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub late_c: bool,
     /// z is clamped to [-limit, limit] (Equation 2). 1e-3 to 1e3.
     pub limit: f64,
     /// Where the loss compares generator and target. Missing: `generator`.

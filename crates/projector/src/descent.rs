@@ -109,7 +109,11 @@ impl Adam {
         }
         let (z, c) = (point.z.size()[1], point.c.size()[1]);
         point.z = &point.z - update.narrow(1, 0, z) * params.lr_z;
-        point.c = &point.c - update.narrow(1, z, c) * params.lr_c;
+        let mut of_c = update.narrow(1, z, c) * params.lr_c;
+        if params.late_c {
+            of_c *= column(&|steps| (f64::from(steps) / f64::from(total)).min(1.0));
+        }
+        point.c = &point.c - of_c;
         if let Some(phi) = &mut point.phi {
             *phi = &*phi - update.narrow(1, z + c, phi.size()[1]) * params.lr_transform;
         }
@@ -179,6 +183,21 @@ mod tests {
             let error = (ours - theirs).abs().max().double_value(&[]);
             assert!(error < 1e-5, "{error}");
         }
+    }
+
+    #[test]
+    fn a_late_class_vector_moves_in_proportion_to_the_steps_done() {
+        let float = (Kind::Float, Device::Cpu);
+        let mut point = Point { z: Tensor::zeros([1, 2], float), c: Tensor::zeros([1, 2], float), phi: None };
+        let mut adam = Adam::new(&point);
+        let params = Descent { lr_z: 1.0, lr_c: 1.0, late_c: true, ..proto::Params::paper().descent };
+        // Adam moves by the whole rate while the gradient stays the same.
+        for expected in [0.25, 0.75, 1.5, 2.5, 3.5] {
+            adam.step(&mut point, &Tensor::ones([1, 4], float), &params, 4);
+            let moved = -point.c.double_value(&[0, 0]);
+            assert!((moved - expected).abs() < 1e-4, "{moved}, not {expected}");
+        }
+        assert!((point.z.double_value(&[0, 0]) + 5.0).abs() < 1e-4);
     }
 
     #[test]

@@ -32,6 +32,9 @@ impl ObjectStatistics {
     }
 }
 
+/// A box that ends less than this many pixels from the border of the image touches it.
+const BORDER: f64 = 0.75;
+
 /// One inside the box and zero outside, `[1, 1, r, r]`, float on the CPU. No box: all ones.
 ///
 /// A pixel is inside if its centre is; of two that share an edge the centre belongs to the right or lower one. A box that
@@ -90,6 +93,38 @@ pub fn initial_transform(
     };
     let initial = Transform { scale: [scale, scale], shift: [x, y], ..Transform::IDENTITY };
     space.transform(&space.vector(&initial))
+}
+
+/// phi_0 of an object that goes on beyond the image where its box touches the border: with a multiple of the scales of
+/// `initial`, and with the sides that do not touch it where they are. `None`: the box touches no border.
+pub fn truncated_transform(
+    initial: &Transform,
+    bbox: Option<Box2d>,
+    resolution: i64,
+    statistics: &ObjectStatistics,
+    multiple: f64,
+) -> Option<Transform> {
+    let r = resolution as f64;
+    let Box2d { x, y, width, height } = bbox?;
+    let usual = statistics.at(r);
+    let sides = [(x, width, usual.center.1, usual.size.1), (y, height, usual.center.0, usual.size.0)];
+    let touches = sides.map(|(start, length, ..)| [start < BORDER, start + length > r - BORDER]);
+    if touches == [[false; 2]; 2] {
+        return None;
+    }
+    let mut transform = initial.clone();
+    for (axis, (_, _, center, size)) in sides.into_iter().enumerate() {
+        let [from, to] = [center - size / 2.0, center + size / 2.0].map(|pixels| 2.0 * pixels / r - 1.0);
+        // The point of the generator's frame that stays where it is in the image.
+        let fixed = match touches[axis] {
+            [true, false] => to,
+            [false, true] => from,
+            _ => (from + to) / 2.0,
+        };
+        transform.scale[axis] *= multiple;
+        transform.shift[axis] += initial.scale[axis] * (1.0 - multiple) * fixed;
+    }
+    Some(transform)
 }
 
 /// Branch `legacy`: a box's size is one less than its pixels, its centre a whole number, and the shift forgets the scale.

@@ -383,7 +383,11 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
     let stage = match &params.transform {
         Some(t) if t.generations > 0 => Search::Transform(Box::new(TransformSearch::new(t, &initial(t)))),
         Some(t) => {
-            let transforms = transform_starts(t, &initial(t), params.seeds, target.seed);
+            let truncated = |multiple| {
+                mask::truncated_transform(&initial(t), target.bbox, shape.resolution as i64, statistics, multiple)
+                    .filter(|_| t.truncated > 1.0)
+            };
+            let transforms = transform_starts(t, &initial(t), truncated, params.seeds, target.seed);
             Search::Latent(latent_search(params, shape, c, Some(transforms), &mut rng))
         }
         None => Search::Latent(latent_search(params, shape, c, None, &mut rng)),
@@ -410,14 +414,22 @@ fn latent_search(
     Box::new(LatentSearch::new(&params.latent, params.start, params.seeds as usize, shape.latent_dim, c, transforms, rng))
 }
 
-/// Transforms that the seeds start with, where no search comes before: the first is phi_0, the others are draws around it. They have
-/// random numbers of their own, as class vectors have.
-fn transform_starts(search: &TransformParams, initial: &Transform, seeds: u32, seed: u64) -> Vec<Transform> {
+/// Transforms that the seeds start with, where no search comes before: the first is phi_0, the others are draws around it, every other
+/// one around that of a truncated object where the box touches the border. They have random numbers of their own, as class vectors have.
+fn transform_starts(
+    search: &TransformParams,
+    initial: &Transform,
+    truncated: impl Fn(f64) -> Option<Transform>,
+    seeds: u32,
+    seed: u64,
+) -> Vec<Transform> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(2);
     let space = Space::new(search);
     let mut start = |k: u32| {
-        let mut vector = space.vector(initial);
+        let multiple = search.truncated.powf(rng.random::<f64>());
+        let around = if k % 2 == 0 { None } else { truncated(multiple) };
+        let mut vector = space.vector(around.as_ref().unwrap_or(initial));
         for (i, value) in vector.iter_mut().enumerate() {
             let angle = search.rotation.filter(|_| space.rotation() == Some(i));
             let deviation = angle.map_or(search.sigma, f64::to_radians);

@@ -64,6 +64,29 @@ fn a_point_moves_by_scale_rotation_shift_and_perspective_in_this_order() {
 }
 
 #[test]
+fn an_object_that_is_cut_off_goes_on_beyond_the_border() {
+    let statistics = ObjectStatistics { resolution: 32.0, center: (16.0, 16.0), size: (24.0, 24.0) };
+    // The usual box of the generator, from -0.75 to 0.75, in the image.
+    let edges = |t: &Transform| [t.point([-0.75, -0.75]), t.point([0.75, 0.75])];
+    let search = TransformSearch { initial: InitialTransform::Exact, align_corners: false, ..search() };
+    let double = |bbox: Box2d| {
+        let initial = mask::initial_transform(Some(bbox), 32, &statistics, &search);
+        let cut = mask::truncated_transform(&initial, Some(bbox), 32, &statistics, 2.0);
+        cut.map(|cut| (edges(&initial), edges(&cut)))
+    };
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} and {b}");
+    assert!(double(Box2d { x: 8.0, y: 8.0, width: 16.0, height: 16.0 }).is_none(), "nothing is cut off");
+    // Cut off above: the lower side stays, the object is twice as high as its box, and its middle across stays.
+    let (before, after) = double(Box2d { x: 8.0, y: 0.0, width: 16.0, height: 16.0 }).expect("it touches the upper border");
+    near(after[1][1], before[1][1]);
+    near(after[1][1] - after[0][1], 2.0 * (before[1][1] - before[0][1]));
+    near(after[0][0] + after[1][0], before[0][0] + before[1][0]);
+    // Cut off on both sides: the middle stays.
+    let (before, after) = double(Box2d { x: 0.0, y: 4.0, width: 32.0, height: 20.0 }).expect("it touches two borders");
+    near(after[0][0] + after[1][0], before[0][0] + before[1][0]);
+}
+
+#[test]
 fn rotation_and_perspective_are_undone() {
     let middle = |t: &Tensor| t.narrow(2, 22, 20).narrow(3, 22, 20);
     for transform in [slanted(), Transform { perspective: [0.0, 0.0], ..slanted() }, Transform { rotation: 0.0, ..slanted() }] {

@@ -39,6 +39,7 @@ impl Params {
                 spatial: SpatialTransform::Isotropic,
                 rotation: None,
                 perspective: false,
+                truncated: 1.0,
                 colour: vec![ColourTransform::Brightness],
                 initial: InitialTransform::Authors,
                 align_corners: true,
@@ -52,7 +53,15 @@ impl Params {
             }),
             latent: LatentSearch::basin_cma(30, 30, 300),
             seeds: 18,
-            descent: Descent { lr_z: 0.05, lr_c: 1e-4, limit: 2.0, frame: Frame::Generator, lr_transform: 0.0, lr_end: 1.0 },
+            descent: Descent {
+                lr_z: 0.05,
+                lr_c: 1e-4,
+                late_c: false,
+                limit: 2.0,
+                frame: Frame::Generator,
+                lr_transform: 0.0,
+                lr_end: 1.0,
+            },
             object: Object::default(),
             start: LatentStart::Random,
             class_start: ClassStart::Class,
@@ -112,6 +121,7 @@ impl Params {
                 generations: 0,
                 steps: 1,
                 sigma: 0.1,
+                truncated: 2.0,
                 ..t
             }),
             latent: LatentSearch::Halving {
@@ -120,7 +130,15 @@ impl Params {
             },
             seeds,
             class_start: ClassStart::Likely,
-            descent: Descent { lr_z: 0.2, lr_c: 0.01, frame: Frame::Target, lr_transform: 0.02, lr_end: 0.05, ..paper.descent },
+            descent: Descent {
+                lr_z: 0.2,
+                lr_c: 0.01,
+                late_c: true,
+                frame: Frame::Target,
+                lr_transform: 0.02,
+                lr_end: 0.05,
+                ..paper.descent
+            },
             ..paper
         }
     }

@@ -47,6 +47,7 @@ impl Params {
             if let Some(population) = t.population {
                 in_range("transform.population", population, 3, 4096)?;
             }
+            in_range("transform.truncated", t.truncated, 1.0, 100.0)?;
             if let Some(rotation) = t.rotation {
                 in_range("transform.rotation", rotation, 0.0, 180.0)?;
             }
