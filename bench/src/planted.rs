@@ -70,7 +70,6 @@ pub fn plantings() -> Vec<Planting> {
         scale: (0.75, 1.5),
         targets: 20,
         seed: 2000,
-        ..paper
     };
     vec![paper, ours, turned]
 }

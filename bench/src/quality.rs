@@ -107,7 +107,7 @@ pub fn run(model: &LoadedModel, judge: &Path, images: &Images, work: &Path, as_i
             let all = load(model, images, &comparison, kind)?;
             let mut rows = Vec::new();
             for variant in &comparison.variants {
-                rows.extend(bench.row(&comparison, variant, kind, &all)?);
+                rows.extend(bench.row(variant, kind, &all)?);
             }
             let Comparison { title, about, .. } = &comparison;
             let (title, about, kind) = ((*title).into(), (*about).into(), kind.into());
@@ -131,8 +131,8 @@ fn load(model: &LoadedModel, images: &Images, comparison: &Comparison, kind: &st
 
 impl Bench<'_> {
     /// `None`: a case is missing.
-    fn row(&self, comparison: &Comparison, variant: &Variant, kind: &str, all: &[(String, Target)]) -> Result<Option<Row>> {
-        let cases = self.cases(comparison, variant, kind, all)?;
+    fn row(&self, variant: &Variant, kind: &str, all: &[(String, Target)]) -> Result<Option<Row>> {
+        let cases = self.cases(variant, kind, all)?;
         if cases.len() < all.len() {
             return Ok(None);
         }
@@ -145,12 +145,12 @@ impl Bench<'_> {
     }
 
     /// The cases of `all` in their order; those that are not there are run first.
-    fn cases(&self, comparison: &Comparison, variant: &Variant, kind: &str, all: &[(String, Target)]) -> Result<Vec<Case>> {
+    fn cases(&self, variant: &Variant, kind: &str, all: &[(String, Target)]) -> Result<Vec<Case>> {
         // Other parameters have another file.
         let digest = proto::hex_sha256(variant.key().as_bytes());
         let mut cases = Cases::<Case>::open(self.work, &format!("quality-{}", &digest[..8]), self.model)?;
         if !self.as_it_is {
-            let fixed = variant.transforms_of.as_deref().map(|of| self.cases(comparison, of, kind, all)).transpose()?;
+            let fixed = variant.transforms_of.as_deref().map(|of| self.cases(of, kind, all)).transpose()?;
             let transforms: Option<BTreeMap<&str, Transform>> = fixed.as_ref().map(|fixed| {
                 let pairs = fixed.iter().filter_map(|case| Some((case.image.as_str(), case.transform.clone()?)));
                 pairs.collect()

@@ -200,41 +200,7 @@ impl LatentSearch {
                     };
                 }
             }
-            Phase::Descend { z, c, transforms, survivors, adam, done } => {
-                self.curves.resize(z.len(), vec![]);
-                for (curve, new) in self.curves.iter_mut().zip(&response.curves) {
-                    curve.extend(new);
-                }
-                *z = response.z.clone();
-                *c = Some(response.c.clone());
-                *adam = response.adam.clone();
-                if !response.transforms.is_empty() {
-                    *transforms = Some(response.transforms.clone());
-                }
-                *done += response.curves.first().map_or(0, |c| c.len() as u32);
-                let rungs = rungs(params, self.seeds);
-                match rungs.iter().find(|rung| rung.until > *done).filter(|_| !converged(params, &rungs, &self.curves, *done)) {
-                    None => {
-                        let (z, c) = (std::mem::take(z), c.take());
-                        let (transforms, survivors) = (transforms.take(), survivors.take());
-                        self.phase = Phase::Finished(Found { z, c, transforms, survivors });
-                    }
-                    Some(next) if next.lanes < z.len() => {
-                        let index = best_lanes(&response.loss, next.lanes);
-                        let pick = |rows: &Rows| index.iter().map(|&i| rows[i].clone()).collect::<Rows>();
-                        self.curves = pick(&self.curves);
-                        *c = c.as_ref().map(pick);
-                        *adam = adam.as_ref().map(|adam| adam.select(&index));
-                        *survivors = Some(match survivors.take() {
-                            Some(first) => index.iter().map(|&i| first[i]).collect(),
-                            None => index.clone(),
-                        });
-                        *transforms = transforms.as_ref().map(|each| index.iter().map(|&i| each[i].clone()).collect());
-                        *z = pick(z);
-                    }
-                    Some(_) => {}
-                }
-            }
+            Phase::Descend { .. } => self.descended(params, response),
             Phase::Lbfgs { lanes, latent_dim, origins, class_rate, done } => {
                 self.curves.resize(lanes.len(), vec![]);
                 for (i, lane) in lanes.iter_mut().enumerate() {
@@ -259,6 +225,44 @@ impl LatentSearch {
                 let c = ClassVectors { own: c0, each: self.starts.as_ref(), rate: *class_rate };
                 self.phase = begin(params, &mut around, (mean, spread), self.seeds, c, self.transforms.clone());
             }
+        }
+    }
+
+    /// Takes in a part of the long descent.
+    fn descended(&mut self, params: &Params, response: &Response) {
+        let Phase::Descend { z, c, transforms, survivors, adam, done } = &mut self.phase else { return };
+        self.curves.resize(z.len(), vec![]);
+        for (curve, new) in self.curves.iter_mut().zip(&response.curves) {
+            curve.extend(new);
+        }
+        *z = response.z.clone();
+        *c = Some(response.c.clone());
+        *adam = response.adam.clone();
+        if !response.transforms.is_empty() {
+            *transforms = Some(response.transforms.clone());
+        }
+        *done += response.curves.first().map_or(0, |c| c.len() as u32);
+        let rungs = rungs(params, self.seeds);
+        match rungs.iter().find(|rung| rung.until > *done).filter(|_| !converged(params, &rungs, &self.curves, *done)) {
+            None => {
+                let (z, c) = (std::mem::take(z), c.take());
+                let (transforms, survivors) = (transforms.take(), survivors.take());
+                self.phase = Phase::Finished(Found { z, c, transforms, survivors });
+            }
+            Some(next) if next.lanes < z.len() => {
+                let index = best_lanes(&response.loss, next.lanes);
+                let pick = |rows: &Rows| index.iter().map(|&i| rows[i].clone()).collect::<Rows>();
+                self.curves = pick(&self.curves);
+                *c = c.as_ref().map(pick);
+                *adam = adam.as_ref().map(|adam| adam.select(&index));
+                *survivors = Some(match survivors.take() {
+                    Some(first) => index.iter().map(|&i| first[i]).collect(),
+                    None => index.clone(),
+                });
+                *transforms = transforms.as_ref().map(|each| index.iter().map(|&i| each[i].clone()).collect());
+                *z = pick(z);
+            }
+            Some(_) => {}
         }
     }
 

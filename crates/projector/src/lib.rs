@@ -24,6 +24,7 @@ pub mod mask;
 pub mod nn;
 pub mod projection;
 mod rows;
+mod starts;
 pub mod target;
 pub mod transform;
 mod transform_search;

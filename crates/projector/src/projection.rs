@@ -3,10 +3,9 @@
 //! Images advance side by side and never influence each other: each has its own state and its own random numbers, so the projection
 //! of an image does not depend on the others. Between two steps the caller may stop, save or preview.
 
-use proto::{ClassStart, Descent, History, Params, SeedResult, Stage, Transform, TransformSearch as TransformParams};
-use rand::{RngExt, SeedableRng};
+use proto::{Descent, History, Params, SeedResult, Stage, Transform};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
 use crate::cma::Cma;
@@ -15,9 +14,8 @@ use crate::lanes::{DeviceError, Lanes, Model, Pictures, Request, Response, Trans
 use crate::latent_search::{self, ClassVectors, Found, LatentSearch, Rows};
 use crate::mask::{self, ObjectStatistics};
 use crate::target::Target;
-use crate::transform::Space;
 use crate::transform_search::TransformSearch;
-use crate::{latent, transform};
+use crate::{latent, starts, transform};
 
 /// Sizes that a checkpoint must match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +124,7 @@ impl Projection {
             Shape { latent_dim: model.generator.latent_dim() as usize, resolution: model.generator.resolution() as usize };
         let image = |target: Target| {
             let embedding = Vec::try_from(model.generator.embed(target.class)).expect("an embedding is a vector of floats");
-            let each = class_starts(params, model, &target);
+            let each = starts::classes(params, model, &target);
             let search = start(params, statistics, shape, &target, class_vectors(params, &embedding, each.as_ref()));
             Image { target, embedding, search, glimpse: None, tuning: None }
         };
@@ -387,7 +385,7 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
                 mask::truncated_transform(&initial(t), target.bbox, shape.resolution as i64, statistics, multiple)
                     .filter(|_| t.truncated > 1.0)
             };
-            let transforms = transform_starts(t, &initial(t), truncated, params.seeds, target.seed);
+            let transforms = starts::transforms(t, &initial(t), truncated, params.seeds, target.seed);
             Search::Latent(latent_search(params, shape, c, Some(transforms), &mut rng))
         }
         None => Search::Latent(latent_search(params, shape, c, None, &mut rng)),
@@ -414,80 +412,10 @@ fn latent_search(
     Box::new(LatentSearch::new(&params.latent, params.start, params.seeds as usize, shape.latent_dim, c, transforms, rng))
 }
 
-/// Transforms that the seeds start with, where no search comes before: the first is phi_0, the others are draws around it, every other
-/// one around that of a truncated object where the box touches the border. They have random numbers of their own, as class vectors have.
-fn transform_starts(
-    search: &TransformParams,
-    initial: &Transform,
-    truncated: impl Fn(f64) -> Option<Transform>,
-    seeds: u32,
-    seed: u64,
-) -> Vec<Transform> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(2);
-    let space = Space::new(search);
-    let mut start = |k: u32| {
-        let multiple = search.truncated.powf(rng.random::<f64>());
-        let around = if k % 2 == 0 { None } else { truncated(multiple) };
-        let mut vector = space.vector(around.as_ref().unwrap_or(initial));
-        for (i, value) in vector.iter_mut().enumerate() {
-            let angle = search.rotation.filter(|_| space.rotation() == Some(i));
-            let deviation = angle.map_or(search.sigma, f64::to_radians);
-            let draw: f64 = rng.sample(StandardNormal);
-            *value += if k == 0 { 0.0 } else { deviation * draw };
-        }
-        space.transform(&vector)
-    };
-    (0..seeds).map(&mut start).collect()
-}
-
 fn class_vectors<'a>(params: &Params, own: &'a [f32], each: Option<&'a Rows>) -> ClassVectors<'a> {
     let Descent { lr_z, lr_c, .. } = params.descent;
     // Without a rate for z there is nothing to compare with.
     ClassVectors { own, each, rate: if lr_z > 0.0 { (lr_c / lr_z).sqrt() } else { 1.0 } }
-}
-
-/// Class vectors that the seeds start with; `None`: that of the image's class. They have random numbers of their own, so that z starts
-/// the same with and without them.
-fn class_starts(params: &Params, model: &Model, target: &Target) -> Option<Rows> {
-    if params.class_start == ClassStart::Likely {
-        let embed = |class: i64| Vec::try_from(model.generator.embed(class)).expect("an embedding is a vector of floats");
-        let classes = classes_of(params, target);
-        return (!classes.is_empty()).then(|| classes.into_iter().map(embed).collect());
-    }
-    let mut rng = ChaCha8Rng::seed_from_u64(target.seed);
-    rng.set_stream(1);
-    let (classes, width) = (model.generator.num_classes(), model.generator.embed_dim());
-    let mut draw = || match params.class_start {
-        ClassStart::Class | ClassStart::Likely => None,
-        ClassStart::RandomClass => {
-            let other = (target.class + rng.random_range(1..classes.max(2))) % classes;
-            Some(Vec::try_from(model.generator.embed(other)).expect("an embedding is a vector of floats"))
-        }
-        ClassStart::Gaussian => Some((0..width).map(|_| rng.sample::<f32, _>(StandardNormal)).collect()),
-    };
-    (0..params.seeds).map(|_| draw()).collect()
-}
-
-/// The class that each seed starts from; empty: the image's class.
-fn classes_of(params: &Params, target: &Target) -> Vec<i64> {
-    match params.class_start {
-        ClassStart::Likely if target.likely.len() > 1 => shared_out(&target.likely, params.seeds as usize),
-        _ => vec![],
-    }
-}
-
-/// Shares seeds out over classes in proportion to their probabilities, by the largest remainders (Hamilton's method). The seeds of a
-/// class stand together, those of the most likely class first.
-fn shared_out(likely: &[(i64, f64)], seeds: usize) -> Vec<i64> {
-    let total: f64 = likely.iter().map(|(_, probability)| probability).sum();
-    let quotas: Vec<f64> = likely.iter().map(|(_, probability)| probability / total * seeds as f64).collect();
-    let mut shares: Vec<usize> = quotas.iter().map(|quota| quota.floor() as usize).collect();
-    let mut by_remainder: Vec<usize> = (0..likely.len()).collect();
-    by_remainder.sort_by(|&a, &b| (quotas[b] - quotas[b].floor()).total_cmp(&(quotas[a] - quotas[a].floor())));
-    let left = seeds - shares.iter().sum::<usize>();
-    by_remainder.iter().cycle().take(left).for_each(|&i| shares[i] += 1);
-    likely.iter().zip(shares).flat_map(|(&(class, _), share)| std::iter::repeat_n(class, share)).collect()
 }
 
 /// z within the limit.
@@ -576,7 +504,7 @@ fn solution(params: &Params, image: Image, mut response: Response) -> Result<Sol
         Some(t) => transform::apply(&target.image.unsqueeze(0), std::slice::from_ref(t), params.align_corners()),
         None => target.image.shallow_clone(),
     };
-    let classes = classes_of(params, &target);
+    let classes = starts::classes_of(params, &target);
     let found = search.result();
     let transforms = found.and_then(|found| found.transforms.clone());
     let survivors = found.and_then(|found| found.survivors.clone());
@@ -615,19 +543,6 @@ fn solution(params: &Params, image: Image, mut response: Response) -> Result<Sol
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn seeds_are_shared_out_in_proportion_to_the_probabilities() {
-        let shares = |likely: &[(i64, f64)], seeds| {
-            let classes = shared_out(likely, seeds);
-            assert_eq!(classes.len(), seeds);
-            likely.iter().map(|(class, _)| classes.iter().filter(|c| *c == class).count()).collect::<Vec<_>>()
-        };
-        assert_eq!(shares(&[(7, 0.5), (2, 0.3), (4, 0.2)], 18), [9, 5, 4]);
-        assert_eq!(shares(&[(7, 0.6), (2, 0.1)], 18), [15, 3], "the probabilities need not add up to one");
-        assert_eq!(shares(&[(7, 0.9), (2, 0.05), (4, 0.05)], 3), [3, 0, 0]);
-        assert_eq!(shared_out(&[(7, 0.5), (2, 0.5)], 4), [7, 7, 2, 2]);
-    }
 
     #[test]
     fn images_are_started_in_their_order_as_lanes_become_free() {
