@@ -93,8 +93,8 @@ pub fn overall(summary: &Summary) -> Markup {
         section #errors aria-labelledby="errors-title" {
             h2 #errors-title { "Error over all images" }
             p.lead {
-                "For each image its " (counted(summary.run.params.seeds.into(), "seed"))
-                " give one number (columns); shown is its mean over all images."
+                "For each image its seeds give one number (columns); shown is its mean over all images. The search began with "
+                (counted(summary.run.params.seeds.into(), "seed")) "; those that were left at its end count."
             }
             table.numbers {
                 thead {
@@ -123,8 +123,8 @@ pub fn overall(summary: &Summary) -> Markup {
             p.remark {
                 "The best seed is the one with the smallest loss; beside it "
                 span.wide { "the standard error (±) and " }
-                "the median. Best of seeds is the minimum of each metric on its own. Loss is measured on the transformed target, all \
-                 other numbers after inverting the transform, inside the object’s box. Lower is better."
+                "the median. Best of seeds is the minimum of each metric on its own. Loss is what the search made small, and all \
+                 other numbers are measured after inverting the transform, inside the object’s box. Lower is better."
             }
         }
     }

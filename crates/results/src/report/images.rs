@@ -24,8 +24,8 @@ pub fn section(results: &[ResultRecord], pictures: &HashMap<String, Pictures>) -
         section #images aria-labelledby="images-title" {
             h2 #images-title { "Images" }
             p.lead {
-                "Each with its best seed, the largest loss first. Transformed is the target under the transform that was found: what \
-                 the projection was compared with. Inverted is the projection moved back into the target’s frame. Grey there is what \
+                "Each with its best seed, the largest loss first. Transformed is the target under the transform that was found. \
+                 Inverted is the projection moved back into the target’s frame. Grey there is what \
                  lies outside of the picture that was moved. The curve is the loss of every seed in the final descent, the best seed \
                  on top."
                 @if rows.iter().filter_map(|r| r.transform.as_ref()).any(transform::has_limit) {
