@@ -1,9 +1,9 @@
 //! Finished cases on disk, and a projection from start to end.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use engine::LoadedModel;
@@ -14,21 +14,21 @@ use serde::de::DeserializeOwned;
 
 /// Cases by number; a file of JSON lines.
 pub struct Cases<T> {
-    file: File,
+    path: PathBuf,
     done: BTreeMap<usize, T>,
 }
 
 impl<T: Serialize + DeserializeOwned> Cases<T> {
-    /// Opens or creates the file `name` of this model; another model has another file.
+    /// Reads the file `name` of this model, if it is there; another model has another file.
     pub fn open(work: &Path, name: &str, model: &LoadedModel) -> Result<Cases<T>> {
-        std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
         let path = work.join(format!("{name}-{}.jsonl", &model.reference.digest[..12]));
-        let context = || format!("cannot open {}", path.display());
-        let file = OpenOptions::new().create(true).append(true).read(true).open(&path).with_context(context)?;
+        let lines = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            lines => lines.with_context(|| format!("cannot read {}", path.display()))?,
+        };
         // A line that a kill cut off is measured again.
-        let lines = std::fs::read_to_string(&path).with_context(context)?;
         let done = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        Ok(Cases { file, done })
+        Ok(Cases { path, done })
     }
 
     /// Measures the cases below `n` that are left, `batch` at a time, and appends them to the file.
@@ -36,8 +36,7 @@ impl<T: Serialize + DeserializeOwned> Cases<T> {
         let left: Vec<usize> = (0..n).filter(|i| !self.done.contains_key(i)).collect();
         for batch in left.chunks(batch) {
             for (&index, case) in batch.iter().zip(measure(batch)?) {
-                writeln!(self.file, "{}", serde_json::to_string(&(index, &case))?)?;
-                self.done.insert(index, case);
+                self.insert(index, case)?;
             }
         }
         Ok(())
@@ -46,7 +45,15 @@ impl<T: Serialize + DeserializeOwned> Cases<T> {
     /// Appends a case.
     pub fn push(&mut self, case: T) -> Result<()> {
         let index = self.done.last_key_value().map_or(0, |(last, _)| last + 1);
-        writeln!(self.file, "{}", serde_json::to_string(&(index, &case))?)?;
+        self.insert(index, case)
+    }
+
+    /// Keeps a case, on disk first.
+    fn insert(&mut self, index: usize, case: T) -> Result<()> {
+        let context = || format!("cannot write {}", self.path.display());
+        self.path.parent().map_or(Ok(()), std::fs::create_dir_all).with_context(context)?;
+        let mut file = OpenOptions::new().create(true).append(true).open(&self.path).with_context(context)?;
+        writeln!(file, "{}", serde_json::to_string(&(index, &case))?).with_context(context)?;
         self.done.insert(index, case);
         Ok(())
     }

@@ -165,7 +165,7 @@ fn main() -> Result<()> {
         }
         Command::Authors(args) => page::write(&authors::run(&model()?, &folder, &samples, &args)?, Some(&out)),
         Command::Quality { real, held_out, judge, as_it_is } => {
-            let images = quality::Images { tuning: &samples, held_out: &held_out, most: real };
+            let images = quality::Images { held_out: &held_out, most: real };
             page::write(&quality::run(&model()?, &judge, &images, &work, as_it_is)?, Some(&out))
         }
         Command::Rounding { real } => page::write(&rounding::run(&model()?, &samples, &work, real)?, Some(&out)),

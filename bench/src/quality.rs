@@ -20,7 +20,7 @@ use crate::variants::{Comparison, Variant};
 use crate::yardstick::{Distances, Yardstick};
 
 const BATCH: usize = 4;
-/// Images of the last comparison, which takes times.
+/// Images of each kind on which the profiles are timed.
 const TIMED: usize = 4;
 
 /// The kinds of images, as their file names have them.
@@ -46,11 +46,9 @@ impl Case {
 
 /// Where images come from, and how many of each kind are taken.
 pub struct Images<'a> {
-    /// Images that were used for tuning.
-    pub tuning: &'a Path,
     /// A folder with a data set for each kind; none of them was used for tuning.
     pub held_out: &'a Path,
-    /// Of each kind.
+    /// Most images of each kind.
     pub most: usize,
 }
 
@@ -120,9 +118,7 @@ pub fn run(model: &LoadedModel, judge: &Path, images: &Images, work: &Path, as_i
 }
 
 fn load(model: &LoadedModel, images: &Images, comparison: &Comparison, kind: &str) -> Result<Vec<(String, Target)>> {
-    let held_out = images.held_out.join(kind);
-    let folder = if comparison.tuning { images.tuning } else { &held_out };
-    let all = targets(model, folder, |file| file.contains(&format!("_{kind}")))?;
+    let all = targets(model, &images.held_out.join(kind), |file| file.contains(&format!("_{kind}")))?;
     // Evenly over the classes, by which the names are sorted.
     let most = images.most.min(comparison.most).min(all.len());
     let wanted: Vec<usize> = (0..most).map(|k| k * all.len() / most).collect();

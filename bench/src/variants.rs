@@ -38,8 +38,6 @@ pub struct Comparison {
     pub title: &'static str,
     pub about: &'static str,
     pub variants: Vec<Variant>,
-    /// On the images for tuning; else on images that nothing was tuned on.
-    pub tuning: bool,
     /// Images of each kind.
     pub most: usize,
 }
@@ -55,32 +53,23 @@ pub fn comparisons() -> Vec<Comparison> {
         Variant::new("balanced", balanced.clone()),
     ];
     vec![
-        Comparison {
-            title: "Profiles",
-            about: "Images that nothing was tuned on.",
-            variants: profiles.to_vec(),
-            tuning: false,
-            most: 64,
-        },
+        Comparison { title: "Profiles", about: "Images that nothing was tuned on.", variants: profiles.to_vec(), most: 64 },
         Comparison {
             title: "Ingredients of `balanced`",
             about: "Each row leaves one ingredient out, at the same lane-steps. A positive difference means that the ingredient helps.",
             variants: without_each(&balanced),
-            tuning: false,
             most: 32,
         },
         Comparison {
             title: "Options of `balanced`",
             about: "What an option costs, or saves, where nothing asks for it.",
             variants: options(&balanced),
-            tuning: false,
             most: 32,
         },
         Comparison {
             title: "Which stage the difference comes from",
             about: "Each latent search under its own transforms, and under those that the other search found, which stay as they are.",
             variants: crossed,
-            tuning: false,
             most: 16,
         },
     ]
@@ -128,6 +117,8 @@ fn without_each(profile: &Params) -> Vec<Variant> {
         with("constant learning rates", &|params| params.descent.lr_end = 1.0),
         with("the paper's rate of z", &|params| params.descent.lr_z = paper.descent.lr_z),
         with("the paper's rate of c", &|params| params.descent.lr_c = paper.descent.lr_c),
+        with("c moves from the first step on", &|params| params.descent.late_c = false),
+        with("no larger scales for truncated objects", &|params| search(params).truncated = 1.0),
         with("all seeds start at the same transform", &|params| search(params).sigma = 1e-6),
         with("the paper's first transform", &|params| search(params).initial = search(&mut Params::paper()).initial),
         with("the transform by CMA-ES, in the generator's frame (E1 alone)", &|params| {

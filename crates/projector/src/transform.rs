@@ -158,13 +158,13 @@ pub struct Tensors {
 
 /// The spatial part of n transforms.
 struct Spatial {
-    /// Of x and y, `[n, 2]`.
+    /// Scales of x and y, `[n, 2]`.
     scale: Tensor,
-    /// Of x and y, `[n, 2]`.
+    /// Shifts of x and y, `[n, 2]`.
     shift: Tensor,
     /// In radians, `[n]`; `None`: no rotation.
     rotation: Option<Tensor>,
-    /// Of x and y, `[n, 2]`; `None`: none.
+    /// Perspective of x and y, `[n, 2]`; `None`: none.
     perspective: Option<Tensor>,
 }
 
