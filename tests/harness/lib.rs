@@ -63,10 +63,10 @@ pub fn program(name: &str) -> PathBuf {
     dir.join(name)
 }
 
-/// All files below `dir`; none if it is not there.
+/// All files below `dir`, without those that are being written or were when their program was killed; none if it is not there.
 pub fn files(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return vec![] };
-    let paths = entries.map(|e| e.expect("readable").path());
+    let paths = entries.map(|e| e.expect("readable").path()).filter(|path| path.extension().is_none_or(|e| e != "tmp"));
     paths.flat_map(|p| if p.is_dir() { files(&p) } else { vec![p] }).collect()
 }
 
