@@ -101,6 +101,9 @@ enum Command {
         /// Measure nothing; write the page of the variants that are complete.
         #[arg(long)]
         as_it_is: bool,
+        /// Measure only this variant. The page has all that are complete.
+        #[arg(long, conflicts_with = "as_it_is")]
+        only: Option<String>,
     },
     /// Compare losses of bfloat16 with those of float32, paired over real images: rounding.md.
     Rounding {
@@ -164,9 +167,14 @@ fn main() -> Result<()> {
             page::write(&editing::run(&model()?, &samples, Path::new(EDITING), real, &tune)?, Some(&out))
         }
         Command::Authors(args) => page::write(&authors::run(&model()?, &folder, &samples, &args)?, Some(&out)),
-        Command::Quality { real, held_out, judge, as_it_is } => {
+        Command::Quality { real, held_out, judge, as_it_is, only } => {
             let images = quality::Images { held_out: &held_out, most: real };
-            page::write(&quality::run(&model()?, &judge, &images, &work, as_it_is)?, Some(&out))
+            let measured = match (as_it_is, only) {
+                (true, _) => quality::Measured::Nothing,
+                (false, Some(only)) => quality::Measured::Only(only),
+                (false, None) => quality::Measured::Everything,
+            };
+            page::write(&quality::run(&model()?, &judge, &images, &work, measured)?, Some(&out))
         }
         Command::Rounding { real } => page::write(&rounding::run(&model()?, &samples, &work, real)?, Some(&out)),
         Command::Gpu(args) => match &args.folder {

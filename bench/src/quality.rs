@@ -52,6 +52,15 @@ pub struct Images<'a> {
     pub most: usize,
 }
 
+/// What is measured before the page is written.
+#[derive(PartialEq)]
+pub enum Measured {
+    Everything,
+    /// One variant, without the times.
+    Only(String),
+    Nothing,
+}
+
 #[derive(Serialize, Deserialize)]
 pub struct Quality {
     model: String,
@@ -92,13 +101,13 @@ struct Bench<'a> {
     lanes: Lanes,
     yardstick: Yardstick<'a>,
     work: &'a Path,
-    as_it_is: bool,
+    measured: Measured,
 }
 
-/// Runs the cases that are left, unless `as_it_is`. Rows without all of their cases are left out.
-pub fn run(model: &LoadedModel, judge: &Path, images: &Images, work: &Path, as_it_is: bool) -> Result<Quality> {
+/// Runs the cases that are left of what is `measured`. Rows without all of their cases are left out.
+pub fn run(model: &LoadedModel, judge: &Path, images: &Images, work: &Path, measured: Measured) -> Result<Quality> {
     let lanes = Lanes::new(&model.model, &Devices::automatic().0);
-    let bench = Bench { model, lanes, yardstick: Yardstick::new(model, judge)?, work, as_it_is };
+    let bench = Bench { model, lanes, yardstick: Yardstick::new(model, judge)?, work, measured };
     let mut tables = Vec::new();
     for comparison in crate::variants::comparisons() {
         for kind in KINDS {
@@ -112,7 +121,7 @@ pub fn run(model: &LoadedModel, judge: &Path, images: &Images, work: &Path, as_i
             tables.push(Table { title, about, kind, images: all.len(), rows });
         }
     }
-    let times = if as_it_is { vec![] } else { bench.times(images)? };
+    let times = if bench.measured == Measured::Everything { bench.times(images)? } else { vec![] };
     let judge = judge.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     Ok(Quality { model: model.reference.name.clone(), judge, tables, times })
 }
@@ -145,7 +154,12 @@ impl Bench<'_> {
         // Other parameters have another file.
         let digest = proto::hex_sha256(variant.key().as_bytes());
         let mut cases = Cases::<Case>::open(self.work, &format!("quality-{}", &digest[..8]), self.model)?;
-        if !self.as_it_is {
+        let measured = match &self.measured {
+            Measured::Everything => true,
+            Measured::Only(name) => *name == variant.name,
+            Measured::Nothing => false,
+        };
+        if measured {
             let fixed = variant.transforms_of.as_deref().map(|of| self.cases(of, kind, all)).transpose()?;
             let transforms: Option<BTreeMap<&str, Transform>> = fixed.as_ref().map(|fixed| {
                 let pairs = fixed.iter().filter_map(|case| Some((case.image.as_str(), case.transform.clone()?)));

@@ -58,13 +58,13 @@ pub fn comparisons() -> Vec<Comparison> {
             title: "Ingredients of `balanced`",
             about: "Each row leaves one ingredient out, at the same lane-steps. A positive difference means that the ingredient helps.",
             variants: without_each(&balanced),
-            most: 32,
+            most: 16,
         },
         Comparison {
             title: "Options of `balanced`",
             about: "What an option costs, or saves, where nothing asks for it.",
             variants: options(&balanced),
-            most: 32,
+            most: 16,
         },
         Comparison {
             title: "Which stage the difference comes from",
@@ -111,6 +111,7 @@ fn without_each(profile: &Params) -> Vec<Variant> {
     let paper = Params::paper();
     vec![
         with(&profile.profile, &|_| {}),
+        with("no weight for the background", &|params| params.loss.background = 0.0),
         with("grey around the object", &|params| params.loss.surround = Surround::Grey),
         with("the transforms have no gradient", &|params| params.descent.lr_transform = 0.0),
         with("all seeds to the end", &|params| params.latent = LatentSearch::Adam { steps: all_seeds }),
@@ -133,6 +134,7 @@ fn without_each(profile: &Params) -> Vec<Variant> {
                 ..t
             });
             params.descent.frame = Frame::Generator;
+            params.loss.background = paper.loss.background;
             params.descent.lr_transform = 0.0;
             let LatentSearch::Halving { steps, .. } = &mut params.latent else { return };
             steps.iter_mut().for_each(|part| *part = (f64::from(*part) * shorter) as u32);

@@ -174,7 +174,7 @@ pub struct Loss {
     pub l1: L1Scale,
     /// How the mask weighs LPIPS.
     pub mask: MaskMode,
-    /// Weight of pixels outside the object; inside it is 1. 0 to 1.
+    /// Weight of pixels outside the object, as far as both frames reach; inside it is 1. 0 to 1.
     pub background: f64,
     /// What the perceptual network sees where one of the two frames does not reach. Missing: `grey`.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -189,7 +189,7 @@ impl Transform {
 /// (method: the authors' Benchmark).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeedResult {
-    /// Training loss: of the transformed target with weights 1 and background, or in the target's frame `inverted_loss`.
+    /// Training loss, with weights 1 and background: of the transformed target, or in the target's frame of the inverted image.
     #[serde(deserialize_with = "null_as_nan")]
     pub loss: f64,
     /// The same loss of the inverted image inside the box.

@@ -277,6 +277,16 @@ pub(crate) fn apply_tensors(images: &Tensor, transforms: &Tensors, align_corners
     from_unit(&x)
 }
 
+/// The pixels of inverted images `[n, 3, h, w]` that the generator's frame reaches, `[n, 1, h, w]`, bool, without gradients.
+pub(crate) fn reached(inverted: &Tensor, transforms: &Tensors, align_corners: bool) -> Tensor {
+    // A pixel at the frame's edge is a mixture with the padding; rounding must not make one of the others.
+    const WHOLE: f64 = 0.999;
+    tch::no_grad(|| {
+        let ones = inverted.narrow(1, 0, 1).ones_like();
+        warp(&ones, transforms, align_corners, true, Padding::Zero).ge(WHOLE)
+    })
+}
+
 /// The spatial part of T for weights `[n, 1, h, w]`; zero outside of the source.
 pub fn apply_to_mask(mask: &Tensor, transforms: &[Transform], align_corners: bool) -> Tensor {
     apply_tensors_to_mask(mask, &Tensors::new(transforms, mask), align_corners)

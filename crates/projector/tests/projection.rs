@@ -211,6 +211,7 @@ fn halving_leaves_the_survivors_with_their_curves() {
 fn each_seed_has_a_transform_of_its_own_that_moves() {
     let (model, lanes) = one_core();
     let mut params = moving();
+    params.loss.background = 0.0;
     let moved = solve(&model, &lanes, &params);
     // 6 seeds with 4 steps, 3 with 3, 2 with 6.
     assert_eq!((moved.seeds.len(), moved.lane_steps), (2, 24 + 9 + 12));
@@ -292,6 +293,40 @@ fn what_surrounds_the_object_has_no_influence_unless_it_is_grey() {
     let smaller = Transform { scale: [0.98; 2], ..whole };
     let [grey, target] = [Surround::Grey, Surround::Target].map(|surround| inverted(surround, &smaller, 0.0));
     assert!(target < grey, "{target} and {grey}");
+}
+
+#[test]
+fn in_the_targets_frame_the_background_counts_as_far_as_the_generators_frame_reaches() {
+    let (model, lanes) = one_core();
+    let generated = targets(&model, 1).remove(0);
+    let z: Vec<f32> = Vec::try_from((Tensor::arange(8, FLOAT) * 0.9).sin()).expect("a vector");
+    // Losses of the descent: nothing is wrong but the rows of the target from `first` on.
+    let loss = |background: f64, scale: f64, first: i64| {
+        let transform = Transform { scale: [scale; 2], colour: vec![(ColourTransform::Brightness, 1.0)], ..Transform::IDENTITY };
+        let request = |work| {
+            let transforms = Transforms::Shared(transform.clone());
+            Request { z: vec![z.clone()], c: None, transforms, work, adam: None, exact: true }
+        };
+        let mut params = moving();
+        params.loss = proto::Loss { background, surround: Surround::Target, ..params.loss };
+        let inverted = {
+            let mut response = lanes.run(&params, vec![(&generated, request(Work::Render))]).expect("device works").remove(0);
+            let pictures = response.rendered.remove(0).pictures.expect("a single lane is the best");
+            Tensor::from_slice(&pictures.inverted).view([3, 32, 32])
+        };
+        let bbox = Some(proto::Box2d { x: 8.0, y: 8.0, width: 12.0, height: 8.0 });
+        let mut target = projector::Target { image: inverted, bbox, ..targets(&model, 1).remove(0) };
+        let _ = target.image.narrow(1, first, 32 - first).neg_();
+        let response = lanes.run(&params, vec![(&target, request(Work::Evaluate))]).expect("device works").remove(0);
+        (response.loss[0], response.inverted[0])
+    };
+    let (without, inside) = loss(0.0, 1.0, 28);
+    assert!(without < 1e-5 && inside < 1e-5, "no background: {without}, {inside}");
+    let (all, inside) = loss(0.1, 1.0, 28);
+    assert!(all > 0.01 && inside < 1e-5, "the last rows count, and not as the object: {all}, {inside}");
+    // The generator's frame ends at row 24.
+    let (beyond, _) = loss(0.1, 0.5, 26);
+    assert!(beyond < 1e-5, "beyond the generator's frame there is nothing to compare: {beyond}");
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Params {
         let paper = Params::paper();
         Params {
             profile: profile.into(),
-            loss: Loss { surround: Surround::Target, ..paper.loss },
+            loss: Loss { background: 0.1, surround: Surround::Target, ..paper.loss },
             transform: paper.transform.map(|t| TransformSearch {
                 initial: InitialTransform::Exact,
                 generations: 0,

@@ -148,7 +148,7 @@ impl<'a> Batch<'a> {
         response.inverted = to_numbers(&least.unwrap_or_else(|| self.inverted_loss(&images)));
         if record {
             response.loss = match self.moving(&self.point) {
-                Some(_) => response.inverted.clone(),
+                Some(transforms) => to_numbers(&self.view.loss_under(self.lpips, &images, &transforms)),
                 None => to_numbers(&self.view.loss(self.lpips, &images)),
             };
             response.curves = to_rows(&Tensor::stack(&losses, 1));
@@ -158,17 +158,14 @@ impl<'a> Batch<'a> {
 
     /// The inverted loss under the transforms as they are now.
     fn inverted_loss(&self, images: &Tensor) -> Tensor {
-        match self.moving(&self.point) {
-            Some(transforms) => self.view.loss_under(self.lpips, images, &transforms),
-            None => self.view.inverted_loss(self.lpips, images),
-        }
+        self.view.inverted_loss(self.lpips, images, self.moving(&self.point).as_ref())
     }
 
     fn evaluate(&self) -> Response {
         let images = self.images();
         Response {
             loss: to_numbers(&self.view.loss(self.lpips, &images)),
-            inverted: to_numbers(&self.view.inverted_loss(self.lpips, &images)),
+            inverted: to_numbers(&self.view.inverted_loss(self.lpips, &images, None)),
             ..self.latents()
         }
     }

@@ -15,6 +15,8 @@ use crate::{latent, mask};
 /// The inverted loss: T^-1 of the generated images against the original, inside the object only (method: binarised weights).
 struct Inverse {
     target: LossTarget,
+    /// With the background's weight around the object, for a descent in the target's frame; `None`: nothing weighs the background.
+    around: Option<LossTarget>,
     /// `[1 or n, 1, r, r]`: one inside the object.
     binary: Tensor,
     transforms: Option<Tensors>,
@@ -37,6 +39,16 @@ impl Inverse {
             Surround::Grey => inverted.shallow_clone(),
             Surround::Target => inverted * &self.binary + &self.target.image * (1.0 - &self.binary),
         }
+    }
+
+    /// What a descent in the target's frame minimises, `[n]`.
+    fn descended(&self, lpips: &Lpips, images: &Tensor, transforms: Option<&Tensors>) -> Tensor {
+        let inverted = self.images(images, transforms);
+        let Some(around) = &self.around else { return self.target.loss(lpips, &self.compared(&inverted)) };
+        let Some(transforms) = transforms else { return around.loss(lpips, &inverted) };
+        // Where the generator's frame does not reach there is nothing to compare.
+        let reached = transform::reached(&inverted, transforms, self.align_corners);
+        around.loss(lpips, &self.target.image.where_self(&reached.logical_not(), &inverted))
     }
 }
 
@@ -73,7 +85,8 @@ impl View {
                 LossTarget::new(lpips, &params.loss, &transformed, &weights)
             }
         });
-        let inverse = Inverse { target, binary, transforms, surround, align_corners };
+        let around = (forward.is_none() && params.loss.background > 0.0).then(|| target.weighted(lpips, &params.loss, &weights));
+        let inverse = Inverse { target, around, binary, transforms, surround, align_corners };
         View { image, weights, transformed, forward, inverse }
     }
 
@@ -97,6 +110,8 @@ impl View {
             forward: first.forward.is_some().then(|| targets(&|view| view.forward.as_ref().expect("as the first"))),
             inverse: Inverse {
                 target: targets(&|view| &view.inverse.target),
+                around: (first.inverse.around.is_some())
+                    .then(|| targets(&|view| view.inverse.around.as_ref().expect("as the first"))),
                 binary: rows(&|view| &view.inverse.binary),
                 transforms: transforms.map(|each| Tensors::new(&each, &first.image)),
                 surround: first.inverse.surround,
@@ -133,19 +148,18 @@ impl View {
     pub(super) fn loss(&self, lpips: &Lpips, images: &Tensor) -> Tensor {
         match &self.forward {
             Some(forward) => forward.loss(lpips, images),
-            None => self.inverted_loss(lpips, images),
+            None => self.inverse.descended(lpips, images, self.inverse.transforms.as_ref()),
         }
     }
 
     /// What a descent in the target's frame minimises under other transforms, which have gradients.
     pub(super) fn loss_under(&self, lpips: &Lpips, images: &Tensor, transforms: &Tensors) -> Tensor {
-        let inverted = self.inverse.images(images, Some(transforms));
-        self.inverse.target.loss(lpips, &self.inverse.compared(&inverted))
+        self.inverse.descended(lpips, images, Some(transforms))
     }
 
-    /// The inverted loss, `[n]`.
-    pub(super) fn inverted_loss(&self, lpips: &Lpips, images: &Tensor) -> Tensor {
-        let inverted = self.inverse.images(images, self.inverse.transforms.as_ref());
+    /// The inverted loss, `[n]`, under other transforms than the view's if there are any.
+    pub(super) fn inverted_loss(&self, lpips: &Lpips, images: &Tensor, transforms: Option<&Tensors>) -> Tensor {
+        let inverted = self.inverse.images(images, transforms.or(self.inverse.transforms.as_ref()));
         self.inverse.target.loss(lpips, &self.inverse.compared(&inverted))
     }
 
