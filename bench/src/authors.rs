@@ -10,14 +10,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use engine::{Devices, LoadedModel};
 use harness::Process;
-use projector::{Lanes, Target, mask};
+use projector::{Lanes, Projection, Target, mask};
 use proto::{LastDescent, LatentSearch, Params, Precision, Told};
 use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-use crate::cases::{mean, project};
+use crate::cases::{mean, median, project};
 use crate::flop::{self, matrix_rate};
 use crate::page::Record;
 use crate::process::peak_megabytes;
@@ -34,6 +34,9 @@ pub struct AuthorsArgs {
     /// Devices of both sides: `auto`, or a list such as `cpu,cpu` or `cuda:0`. The authors' code takes one thread for each CPU device.
     #[arg(long, default_value = "auto")]
     devices: Devices,
+    /// Folder with a data set for each kind of images, which nothing is tuned on.
+    #[arg(long, default_value = "benchmarks/data")]
+    held_out: PathBuf,
     /// Number of images.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     images: u16,
@@ -82,6 +85,19 @@ pub struct Comparison {
     /// Peak memory of the process; on a GPU only theirs is known.
     peak_megabytes: Sides<Option<f64>>,
     images: Vec<(String, Sides<Run>)>,
+    /// Profile `balanced` on the same images, under the same loss.
+    balanced: Vec<Passing>,
+}
+
+/// How soon a search is as good as the authors' code in the end.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Passing {
+    /// Seconds until the inverted loss of the best seed was below the final one of the authors' best seed; `None`: it never was.
+    passed: Option<f64>,
+    /// Seconds of the whole search.
+    seconds: f64,
+    /// The best seed's inverted loss in the end.
+    loss: f64,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -91,11 +107,11 @@ struct Sides<T> {
 }
 
 /// Measures both sides in turns, one image at a time, with the model of `folder`.
-pub fn run(model: &LoadedModel, folder: &Path, samples: &Path, args: &AuthorsArgs) -> Result<Comparison> {
+pub fn run(model: &LoadedModel, folder: &Path, args: &AuthorsArgs) -> Result<Comparison> {
     let devices = &args.devices.0;
     let gpu = devices.iter().any(|device| matches!(device, Device::Cuda(_)));
     let params = params(model, args);
-    let all = chosen(model, samples, args.images.into())?;
+    let all = chosen(model, &args.held_out, args.images.into())?;
 
     let file = std::env::temp_dir().join(format!("basin-authors-{}.safetensors", std::process::id()));
     write_targets(model, &params, &all, &file)?;
@@ -104,7 +120,7 @@ pub fn run(model: &LoadedModel, folder: &Path, samples: &Path, args: &AuthorsArg
     let warm_up = Params { latent: LatentSearch::Adam { steps: 2 }, ..params.clone() };
     project(model, &lanes, &warm_up, vec![all[0].1.shallow_clone()], None)?;
 
-    let mut images = Vec::new();
+    let (mut images, mut balanced) = (Vec::new(), Vec::new());
     let (mut torch, mut their_peak) = (String::new(), 0.0);
     for (i, (name, target)) in all.iter().enumerate() {
         let other = theirs.project(i)?;
@@ -116,6 +132,9 @@ pub fn run(model: &LoadedModel, folder: &Path, samples: &Path, args: &AuthorsArg
         let (their_seeds, seeds) = (other.run.losses.len(), params.seeds);
         ensure!(ours.losses.len() == their_seeds, "the authors' code has {their_seeds} seeds, basin {seeds}");
         eprintln!("{name}: theirs {:.1} s, ours {:.1} s", other.run.seconds, ours.seconds);
+        let passing = pass(model, &lanes, &as_balanced(&params), target, best(&other.run))?;
+        eprintln!("    balanced: passes theirs after {:.1?} s, ends after {:.1} s", passing.passed, passing.seconds);
+        balanced.push(passing);
         (torch, their_peak) = (other.torch, other.peak / 1e6);
         images.push((name.clone(), Sides { theirs: other.run, ours }));
     }
@@ -132,7 +151,35 @@ pub fn run(model: &LoadedModel, folder: &Path, samples: &Path, args: &AuthorsArg
         matrix_gflops: matrix_rate(devices, Precision::Fp32)? / 1e9,
         peak_megabytes: Sides { theirs: Some(their_peak), ours: our_peak },
         images,
+        balanced,
     })
+}
+
+/// Loss of the best seed.
+fn best(run: &Run) -> f64 {
+    run.losses.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// `balanced` with the weights of `params` in its loss, so that the two can be compared.
+fn as_balanced(params: &Params) -> Params {
+    let balanced = Params::balanced();
+    Params { loss: proto::Loss { surround: balanced.loss.surround, ..params.loss.clone() }, ..balanced }
+}
+
+/// Projects one image and looks when its loss passes `bar`. The target's box is the whole image.
+fn pass(model: &LoadedModel, lanes: &Lanes, params: &Params, target: &Target, bar: f64) -> Result<Passing> {
+    let began = Instant::now();
+    let mut projection = Projection::new(params, &model.model, &model.statistics, vec![target.shallow_clone()]);
+    let mut passed = None;
+    while !projection.finished() {
+        projection.step(lanes)?;
+        if passed.is_none() && projection.loss(0) < bar {
+            passed = Some(began.elapsed().as_secs_f64());
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let solution = projection.finish(lanes)?.remove(0).context("the search diverged")?;
+    Ok(Passing { passed, seconds, loss: solution.seeds[solution.best].inverted_loss })
 }
 
 fn params(model: &LoadedModel, args: &AuthorsArgs) -> Params {
@@ -144,12 +191,15 @@ fn params(model: &LoadedModel, args: &AuthorsArgs) -> Params {
     Params { transform: None, latent, seeds, ..Params::pix2latent() }
 }
 
-/// Images evenly spread over classes, and over centred and off-centre ones.
-fn chosen(model: &LoadedModel, samples: &Path, count: usize) -> Result<Vec<(String, Target)>> {
-    let all = targets(model, samples, |_| true)?;
-    let every = (all.len() / count).max(1);
-    let mut chosen: Vec<_> = all.into_iter().step_by(every).take(count).collect();
-    ensure!(chosen.len() == count, "{} has only {} images", samples.display(), chosen.len());
+/// Images evenly spread over classes, half of them centred. Nothing was tuned on them.
+fn chosen(model: &LoadedModel, held_out: &Path, count: usize) -> Result<Vec<(String, Target)>> {
+    let mut chosen = Vec::new();
+    for (kind, count) in [("centred", count.div_ceil(2)), ("offcentre", count / 2)] {
+        let all = targets(model, &held_out.join(kind), |_| true)?;
+        ensure!(count <= all.len(), "{} has only {} images of this kind", held_out.join(kind).display(), all.len());
+        let wanted: Vec<usize> = (0..count).map(|k| k * all.len() / count).collect();
+        chosen.extend(all.into_iter().enumerate().filter(|(i, _)| wanted.contains(i)).map(|(_, image)| image));
+    }
     // With a box the authors' code tells CMA-ES the loss with the background, and basin the loss inside the box.
     chosen.iter_mut().for_each(|(_, target)| target.bbox = None);
     Ok(chosen)
@@ -215,7 +265,6 @@ impl Record for Comparison {
 
     fn derived(&self) -> Value {
         let all = |run: &Run| mean(&run.losses);
-        let best = |run: &Run| run.losses.iter().copied().fold(f64::INFINITY, f64::min);
         let difference = |of: &dyn Fn(&Run) -> f64| self.paired(&|sides| of(&sides.ours) - of(&sides.theirs));
         json!({
             "seconds": self.average(&|run| run.seconds),
@@ -225,11 +274,23 @@ impl Record for Comparison {
             "faster": self.paired(&|sides| sides.theirs.seconds / sides.ours.seconds),
             "mean_difference": difference(&all),
             "best_difference": difference(&best),
+            "passed": self.balanced.iter().filter(|passing| passing.passed.is_some()).count(),
+            "passing": median(self.balanced.iter().map(|passing| passing.passed.unwrap_or(f64::INFINITY)).collect()),
+            "sooner": median(self.sooner()),
+            "least_sooner": self.sooner().into_iter().fold(f64::INFINITY, f64::min),
+            "balanced_seconds": mean(&self.balanced.iter().map(|passing| passing.seconds).collect::<Vec<_>>()),
+            "balanced_loss": mean(&self.balanced.iter().map(|passing| passing.loss).collect::<Vec<_>>()),
         })
     }
 }
 
 impl Comparison {
+    /// Their seconds over ours until ours is as good; 0 where it never is.
+    fn sooner(&self) -> Vec<f64> {
+        let pairs = self.images.iter().zip(&self.balanced);
+        pairs.map(|((_, sides), passing)| passing.passed.map_or(0.0, |seconds| sides.theirs.seconds / seconds)).collect()
+    }
+
     fn average(&self, of: &dyn Fn(&Run) -> f64) -> Sides<f64> {
         let side = |pick: fn(&Sides<Run>) -> &Run| mean(&self.images.iter().map(|(_, s)| of(pick(s))).collect::<Vec<_>>());
         Sides { theirs: side(|sides| &sides.theirs), ours: side(|sides| &sides.ours) }

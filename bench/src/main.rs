@@ -166,7 +166,7 @@ fn main() -> Result<()> {
             let tune = fine_tune.unwrap_or_default();
             page::write(&editing::run(&model()?, &samples, Path::new(EDITING), real, &tune)?, Some(&out))
         }
-        Command::Authors(args) => page::write(&authors::run(&model()?, &folder, &samples, &args)?, Some(&out)),
+        Command::Authors(args) => page::write(&authors::run(&model()?, &folder, &args)?, Some(&out)),
         Command::Quality { real, held_out, judge, as_it_is, only } => {
             let images = quality::Images { held_out: &held_out, most: real };
             let measured = match (as_it_is, only) {
