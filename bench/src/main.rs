@@ -98,6 +98,9 @@ enum Command {
         /// Folder of a perceptual network that no search minimises.
         #[arg(long, default_value = "models/fashion32-vgg")]
         judge: PathBuf,
+        /// Folder of another one, such as ST-LPIPS (`basin models fetch st-lpips-alex`). A table has searches that minimise it.
+        #[arg(long, value_name = "FOLDER")]
+        second_judge: Option<PathBuf>,
         /// Measure nothing; write the page of the variants that are complete.
         #[arg(long)]
         as_it_is: bool,
@@ -167,14 +170,15 @@ fn main() -> Result<()> {
             page::write(&editing::run(&model()?, &samples, Path::new(EDITING), real, &tune)?, Some(&out))
         }
         Command::Authors(args) => page::write(&authors::run(&model()?, &folder, &args)?, Some(&out)),
-        Command::Quality { real, held_out, judge, as_it_is, only } => {
+        Command::Quality { real, held_out, judge, second_judge, as_it_is, only } => {
             let images = quality::Images { held_out: &held_out, most: real };
             let measured = match (as_it_is, only) {
                 (true, _) => quality::Measured::Nothing,
                 (false, Some(only)) => quality::Measured::Only(only),
                 (false, None) => quality::Measured::Everything,
             };
-            page::write(&quality::run(&model()?, &judge, &images, &work, measured)?, Some(&out))
+            let judges = quality::Judges { first: &judge, second: second_judge.as_deref() };
+            page::write(&quality::run(&model()?, &judges, &images, &work, measured)?, Some(&out))
         }
         Command::Rounding { real } => page::write(&rounding::run(&model()?, &samples, &work, real)?, Some(&out)),
         Command::Gpu(args) => match &args.folder {

@@ -7,17 +7,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use engine::{Devices, LoadedModel};
+use projector::lanes::Model;
 use projector::{Lanes, Solution, Target};
 use proto::Transform;
 use results::bootstrap::{Interval, interval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tch::Device;
 
 use crate::cases::{Cases, mean, project};
 use crate::page::Record;
 use crate::samples::targets;
 use crate::variants::{Comparison, Variant};
-use crate::yardstick::{Distances, Yardstick};
+use crate::yardstick::{Distances, Yardstick, network};
 
 const BATCH: usize = 4;
 /// Images of each kind on which the profiles are timed.
@@ -52,6 +54,12 @@ pub struct Images<'a> {
     pub most: usize,
 }
 
+/// Folders of perceptual networks that no profile minimises.
+pub struct Judges<'a> {
+    pub first: &'a Path,
+    pub second: Option<&'a Path>,
+}
+
 /// What is measured before the page is written.
 #[derive(PartialEq)]
 pub enum Measured {
@@ -65,6 +73,8 @@ pub enum Measured {
 pub struct Quality {
     model: String,
     judge: String,
+    /// A second judge, which searches of a table of their own minimise; `None`: there was none.
+    second_judge: Option<String>,
     tables: Vec<Table>,
     times: Vec<Time>,
 }
@@ -95,21 +105,40 @@ struct Time {
     seconds: f64,
 }
 
+/// The generator with the second judge as the perceptual network of the loss.
+struct BySecondJudge {
+    lanes: Lanes,
+    /// Digest of the judge's weights.
+    digest: String,
+}
+
+impl BySecondJudge {
+    fn new(model: &LoadedModel, judge: &Path) -> Result<BySecondJudge> {
+        let model = Model { lpips: network(judge)?, ..model.model.replicate(Device::Cpu) };
+        let weights = std::fs::read(judge.join("perceptual.safetensors"))?;
+        Ok(BySecondJudge { lanes: Lanes::new(&model, &Devices::automatic().0), digest: proto::hex_sha256(&weights) })
+    }
+}
+
 /// Everything that a measurement needs.
 struct Bench<'a> {
     model: &'a LoadedModel,
     lanes: Lanes,
+    by_second_judge: Option<BySecondJudge>,
     yardstick: Yardstick<'a>,
     work: &'a Path,
     measured: Measured,
 }
 
 /// Runs the cases that are left of what is `measured`. Rows without all of their cases are left out.
-pub fn run(model: &LoadedModel, judge: &Path, images: &Images, work: &Path, measured: Measured) -> Result<Quality> {
+pub fn run(model: &LoadedModel, judges: &Judges, images: &Images, work: &Path, measured: Measured) -> Result<Quality> {
     let lanes = Lanes::new(&model.model, &Devices::automatic().0);
-    let bench = Bench { model, lanes, yardstick: Yardstick::new(model, judge)?, work, measured };
+    let by_second_judge = judges.second.map(|judge| BySecondJudge::new(model, judge)).transpose()?;
+    let yardstick = Yardstick::new(model, judges.first, judges.second)?;
+    let bench = Bench { model, lanes, by_second_judge, yardstick, work, measured };
     let mut tables = Vec::new();
-    for comparison in crate::variants::comparisons() {
+    let can = |variant: &Variant| !variant.by_second_judge || bench.by_second_judge.is_some();
+    for comparison in crate::variants::comparisons().into_iter().filter(|all| all.variants.iter().all(can)) {
         for kind in KINDS {
             let all = load(model, images, &comparison, kind)?;
             let mut rows = Vec::new();
@@ -122,8 +151,9 @@ pub fn run(model: &LoadedModel, judge: &Path, images: &Images, work: &Path, meas
         }
     }
     let times = if bench.measured == Measured::Everything { bench.times(images)? } else { vec![] };
-    let judge = judge.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok(Quality { model: model.reference.name.clone(), judge, tables, times })
+    let name = |folder: &Path| folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let (judge, second_judge) = (name(judges.first), judges.second.map(name));
+    Ok(Quality { model: model.reference.name.clone(), judge, second_judge, tables, times })
 }
 
 fn load(model: &LoadedModel, images: &Images, comparison: &Comparison, kind: &str) -> Result<Vec<(String, Target)>> {
@@ -152,7 +182,10 @@ impl Bench<'_> {
     /// The cases of `all` in their order; those that are not there are run first.
     fn cases(&self, variant: &Variant, kind: &str, all: &[(String, Target)]) -> Result<Vec<Case>> {
         // Other parameters have another file.
-        let digest = proto::hex_sha256(variant.key().as_bytes());
+        let second = self.by_second_judge.as_ref().filter(|_| variant.by_second_judge);
+        let key = variant.key() + second.map_or("", |second| &second.digest);
+        let lanes = second.map_or(&self.lanes, |second| &second.lanes);
+        let digest = proto::hex_sha256(key.as_bytes());
         let mut cases = Cases::<Case>::open(self.work, &format!("quality-{}", &digest[..8]), self.model)?;
         let measured = match &self.measured {
             Measured::Everything => true,
@@ -173,7 +206,7 @@ impl Bench<'_> {
                     batch.iter().map(of).collect::<Result<Vec<_>>>()
                 });
                 let targets = batch.iter().map(|(_, target)| target.shallow_clone()).collect();
-                let solutions = project(self.model, &self.lanes, &variant.params, targets, fixed.transpose()?.as_deref())?;
+                let solutions = project(self.model, lanes, &variant.params, targets, fixed.transpose()?.as_deref())?;
                 for ((name, _), solution) in batch.iter().zip(&solutions) {
                     cases.push(Case::new(name, solution))?;
                 }
@@ -221,12 +254,14 @@ impl Record for Quality {
 
 impl Row {
     fn against(&self, first: &Row) -> Value {
-        let measures: [fn(&Distances) -> f64; 3] = [|d| d.inverted, |d| d.l1, |d| d.judge];
-        let losses = measures.map(|measure| {
-            let values: Vec<f64> = self.distances.iter().map(measure).collect();
-            let reference: Vec<f64> = first.distances.iter().map(measure).collect();
-            (mean(&values), relative(&values, &reference))
+        let measures: [fn(&Distances) -> Option<f64>; 4] =
+            [|d| Some(d.inverted), |d| Some(d.l1), |d| Some(d.judge), |d| d.second_judge];
+        let losses = measures.iter().filter_map(|measure| {
+            let of = |row: &Row| row.distances.iter().map(measure).collect::<Option<Vec<f64>>>();
+            let (values, reference) = (of(self)?, of(first)?);
+            Some((mean(&values), relative(&values, &reference)))
         });
+        let losses: Vec<_> = losses.collect();
         let class_moved = mean(&self.distances.iter().map(|d| d.class_moved).collect::<Vec<_>>());
         let kept: Option<Vec<f64>> = self.distances.iter().map(|d| d.class_kept.map(|kept| f64::from(u8::from(kept)))).collect();
         let class_kept = kept.map(|kept| 100.0 * mean(&kept));

@@ -1,7 +1,7 @@
 //! What `quality` compares: the profiles; the balanced one with each of its ingredients left out; and searches that take the transforms of
 //! another.
 
-use proto::{ClassStart, Frame, LatentSearch, Params, Surround, TransformSearch};
+use proto::{ClassStart, Frame, LatentSearch, Loss, Params, Surround, TransformSearch};
 
 /// Parameters of a search, and where its transforms come from.
 #[derive(Clone)]
@@ -10,11 +10,13 @@ pub struct Variant {
     pub params: Params,
     /// The search whose transforms this one takes as they are; `None`: it finds them itself.
     pub transforms_of: Option<Box<Variant>>,
+    /// The second judge is the perceptual network of its loss, in place of the model's own.
+    pub by_second_judge: bool,
 }
 
 impl Variant {
     fn new(name: &str, params: Params) -> Variant {
-        Variant { name: name.into(), params, transforms_of: None }
+        Variant { name: name.into(), params, transforms_of: None, by_second_judge: false }
     }
 
     /// Its latent search under the transforms of another.
@@ -65,6 +67,20 @@ pub fn comparisons() -> Vec<Comparison> {
             about: "What an option costs, or saves, where nothing asks for it.",
             variants: options(&balanced),
             most: 16,
+        },
+        Comparison {
+            title: "Perceptual network of the loss",
+            about: "The loss has the second judge in place of the model's own network.",
+            variants: std::iter::once(Variant::new("balanced", balanced.clone()))
+                .chain([10.0, 30.0].map(|beta| Variant {
+                    by_second_judge: true,
+                    ..Variant::new(
+                        &format!("balanced by the second judge, beta {beta}"),
+                        Params { loss: Loss { beta, ..balanced.loss.clone() }, ..balanced.clone() },
+                    )
+                }))
+                .collect(),
+            most: 8,
         },
         Comparison {
             title: "Which stage the difference comes from",

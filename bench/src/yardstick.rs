@@ -22,6 +22,8 @@ pub struct Distances {
     pub l1: f64,
     /// LPIPS under a network that no search minimises.
     pub judge: f64,
+    /// LPIPS under another such network, if there is one.
+    pub second_judge: Option<f64>,
     /// How far the class vector is from that of the image's class.
     pub class_moved: f64,
     /// Whether the model's classifier takes the generated image for the image's class; `None`: the model has none.
@@ -32,25 +34,31 @@ pub struct Distances {
 pub struct Yardstick<'a> {
     model: &'a LoadedModel,
     judge: Lpips,
+    second_judge: Option<Lpips>,
     loss: proto::Loss,
     limit: f64,
     align_corners: bool,
 }
 
+/// Loads `perceptual.json` and `perceptual.safetensors` of a folder.
+pub fn network(folder: &Path) -> Result<Lpips> {
+    let path = folder.join("perceptual.json");
+    let layers = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let config = serde_json::from_slice(&layers).with_context(|| format!("cannot parse {}", path.display()))?;
+    let path = folder.join("perceptual.safetensors");
+    let tensors = Tensor::read_safetensors(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Weights::new(tensors)
+        .build(|weights| Lpips::load(&config, weights))
+        .with_context(|| format!("cannot load {}", path.display()))
+}
+
 impl Yardstick<'_> {
-    /// `judge` is a folder with a perceptual network.
-    pub fn new<'a>(model: &'a LoadedModel, judge: &Path) -> Result<Yardstick<'a>> {
-        let read = |name: &str| {
-            let path = judge.join(name);
-            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
-        };
-        let config = serde_json::from_slice(&read("perceptual.json")?).context("cannot read the judge's layers")?;
-        let tensors =
-            Tensor::read_safetensors(judge.join("perceptual.safetensors")).context("cannot read the judge's weights")?;
-        let judge = Weights::new(tensors).build(|weights| Lpips::load(&config, weights)).context("cannot load the judge")?;
+    /// The judges are folders with a perceptual network.
+    pub fn new<'a>(model: &'a LoadedModel, judge: &Path, second_judge: Option<&Path>) -> Result<Yardstick<'a>> {
+        let (judge, second_judge) = (network(judge)?, second_judge.map(network).transpose()?);
         let paper = Params::paper();
         let align_corners = paper.align_corners();
-        Ok(Yardstick { model, judge, loss: paper.loss, limit: paper.descent.limit, align_corners })
+        Ok(Yardstick { model, judge, second_judge, loss: paper.loss, limit: paper.descent.limit, align_corners })
     }
 
     /// Measures z and c under a transform; without one the image is as the generator made it.
@@ -75,8 +83,10 @@ impl Yardstick<'_> {
             (l1.double_value(&[0]), lpips.double_value(&[0]))
         };
         let ((l1, lpips), (_, judge)) = (terms(&self.model.model.lpips), terms(&self.judge));
+        let second_judge = self.second_judge.as_ref().map(|network| terms(network).1);
         let class_moved = (row(c) - generator.embed(target.class).to_device(Device::Cpu)).square().sum(tch::Kind::Double).sqrt();
-        Distances { inverted: l1 + self.loss.beta * lpips, l1, judge, class_moved: class_moved.double_value(&[]), class_kept }
+        let class_moved = class_moved.double_value(&[]);
+        Distances { inverted: l1 + self.loss.beta * lpips, l1, judge, second_judge, class_moved, class_kept }
     }
 }
 
@@ -89,7 +99,7 @@ mod tests {
     #[test]
     fn only_the_object_counts() {
         let model = engine::load(&harness::root().join("models/fashion32")).unwrap();
-        let yardstick = Yardstick::new(&model, &harness::root().join("models/fashion32-vgg")).unwrap();
+        let yardstick = Yardstick::new(&model, &harness::root().join("models/fashion32-vgg"), None).unwrap();
         let generator = &*model.model.generator;
         let (z, class) = (vec![0.3; generator.latent_dim() as usize], 4);
         let c: Vec<f32> = Vec::try_from(generator.embed(class)).unwrap();

@@ -52,6 +52,8 @@ enum Command {
     },
     /// Fetch a published network's files, or all networks of a model, and make the model folder.
     ///
+    /// ST-LPIPS becomes a folder that `basin study --judge` takes.
+    ///
     /// An interrupted download resumes where it stopped. Files are checked against the hashes that their publishers state.
     Fetch(FetchArgs),
     /// Make a model folder from weights files: torch's pickles (old and new), npz or safetensors.
@@ -275,17 +277,9 @@ fn name(kind: impl serde::Serialize) -> String {
 
 fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
     let Some(recipe) = recipe_of(&args.name) else {
-        let network = published(&args.name).with_context(|| unknown(&args.name))?;
-        for file in network.files {
-            let fetched = fetch_one(file, args)?;
-            say!("{}", fetched.path.display());
-        }
-        return Ok(());
+        return fetch_network(published(&args.name).with_context(|| unknown(&args.name))?, args);
     };
-    let out = args.into.join(recipe.name);
-    if out.exists() {
-        bail!("{} is there already: choose another place with --into, or delete it", out.display());
-    }
+    let out = new_folder(args, recipe.name)?;
     let mut fetched: Vec<(Part, &Published, Vec<Fetched>)> = Vec::new();
     for (part, network) in &recipe.parts {
         let files = network.files.iter().map(|file| fetch_one(file, args)).collect::<anyhow::Result<_>>()?;
@@ -318,6 +312,38 @@ fn fetch_all(args: &FetchArgs) -> anyhow::Result<()> {
         detector: weights(Part::Detector),
     };
     make(&parts, &imagenet_names(recipe.name, &args.labels), &recipe_card(recipe, &fetched), &out)
+}
+
+/// Fetches the files of one network. If they are a whole perceptual network, it makes the folder that `basin study --judge` takes.
+fn fetch_network(network: &Published, args: &FetchArgs) -> anyhow::Result<()> {
+    let judge = match network.name {
+        "st-lpips-alex" => Some(lpips::Config::st_alex()),
+        "st-lpips-vgg" => Some(lpips::Config::st_vgg16()),
+        _ => None,
+    };
+    let judge = judge.map(|config| anyhow::Ok((config, new_folder(args, network.name)?))).transpose()?;
+    let fetched = network.files.iter().map(|file| fetch_one(file, args)).collect::<anyhow::Result<Vec<_>>>()?;
+    for file in &fetched {
+        say!("{}", file.path.display());
+    }
+    if let Some((config, out)) = judge {
+        let card = format!(
+            "# {}\n\n{}. A judge for `basin study --judge`.\n\nLicence: {}. Source: <{}>.\n",
+            network.name, network.what, network.licence, network.page
+        );
+        convert::judge(&config, &fetched[0].path, &card, &out)?;
+        say!("{}: a judge for `basin study --judge NAME={0}`", out.display());
+    }
+    Ok(())
+}
+
+/// The folder that is to be made, which must not be there.
+fn new_folder(args: &FetchArgs, name: &str) -> anyhow::Result<PathBuf> {
+    let out = args.into.join(name);
+    if out.exists() {
+        bail!("{} is there already: choose another place with --into, or delete it", out.display());
+    }
+    Ok(out)
 }
 
 fn fetch_one(file: &File, args: &FetchArgs) -> anyhow::Result<Fetched> {

@@ -23,6 +23,7 @@ use proto::{
 };
 use state_dict::{Array, Dtype, StateDict};
 use tch::{Kind, Tensor};
+use tempfile::TempDir;
 use zip::ZipArchive;
 use zip::result::ZipError;
 
@@ -95,16 +96,7 @@ pub fn convert(
     if !(parts.truncation > 0.0 && parts.truncation <= 1.0) {
         return Err(ConvertError::Model(format!("truncation is {}; it must be above 0 and at most 1", parts.truncation)));
     }
-    if into.exists() {
-        return Err(ConvertError::Exists(into.display().to_string()));
-    }
-    let parent = match into.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(io("write", into))?;
-    let blank = tempfile::Builder::new().prefix(".converting-").tempdir_in(parent).map_err(io("write", into))?;
-    let mut folder = Folder { dir: blank.path().to_owned(), sha256: BTreeMap::new() };
+    let mut folder = Folder::new(into)?;
 
     note("reading the generator");
     let (generator, have) = generator(parts, &mut folder)?;
@@ -113,7 +105,7 @@ pub fn convert(
         return Err(ConvertError::Model(format!("the generator has {have} classes, and {classes} are named")));
     }
     note("reading the perceptual network");
-    let perceptual = perceptual(parts, &mut folder)?;
+    let perceptual = perceptual(&parts.trunk, &parts.features, &parts.heads, &mut folder)?;
     let classifier = parts.classifier.as_ref().map(|(kind, path)| {
         note("reading the classifier");
         classifier(*kind, path, classes, &mut folder)
@@ -145,10 +137,17 @@ pub fn convert(
     ModelManifest::parse(&json).map_err(|error| ConvertError::Model(proto::chain(&error)))?;
     folder.write("README.md", card.as_bytes())?;
     folder.write(proto::keys::MODEL, &json)?;
-    fs::rename(&folder.dir, into).map_err(io("write", into))?;
-    // The folder was renamed, so there is nothing to delete.
-    let _ = blank.keep();
+    folder.finish(into)?;
     Ok(model)
+}
+
+/// Writes the folder `into`, which must not exist, with the perceptual network that `weights` holds with its heads. It is a judge, not a
+/// model. `card` is its README.
+pub fn judge(trunk: &lpips::Config, weights: &Path, card: &str, into: &Path) -> Result<(), ConvertError> {
+    let mut folder = Folder::new(into)?;
+    perceptual(trunk, weights, weights, &mut folder)?;
+    folder.write("README.md", card.as_bytes())?;
+    folder.finish(into)
 }
 
 fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ConvertError {
@@ -157,13 +156,35 @@ fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Conver
 
 /// A folder that is being written.
 struct Folder {
-    dir: PathBuf,
+    blank: TempDir,
     sha256: BTreeMap<String, String>,
 }
 
 impl Folder {
+    /// Begins the folder `into`, which must not exist.
+    fn new(into: &Path) -> Result<Folder, ConvertError> {
+        if into.exists() {
+            return Err(ConvertError::Exists(into.display().to_string()));
+        }
+        let parent = match into.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).map_err(io("write", into))?;
+        let blank = tempfile::Builder::new().prefix(".converting-").tempdir_in(parent).map_err(io("write", into))?;
+        Ok(Folder { blank, sha256: BTreeMap::new() })
+    }
+
+    /// Makes it appear.
+    fn finish(self, into: &Path) -> Result<(), ConvertError> {
+        fs::rename(self.blank.path(), into).map_err(io("write", into))?;
+        // The folder was renamed, so there is nothing to delete.
+        let _ = self.blank.keep();
+        Ok(())
+    }
+
     fn write(&self, file: &str, bytes: &[u8]) -> Result<(), ConvertError> {
-        let path = self.dir.join(file);
+        let path = self.blank.path().join(file);
         fs::write(&path, bytes).map_err(io("write", &path))
     }
 
@@ -176,7 +197,7 @@ impl Folder {
 
     /// Writes tensors that the manifest names.
     fn add_tensors(&mut self, file: &str, tensors: &[(String, Tensor)]) -> Result<String, ConvertError> {
-        let path = self.dir.join(file);
+        let path = self.blank.path().join(file);
         let tensors: Vec<(&str, Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t.contiguous())).collect();
         Tensor::write_safetensors(&tensors, &path)
             .map_err(|source| ConvertError::Tensors { file: path.display().to_string(), source })?;
@@ -220,15 +241,20 @@ fn generator(parts: &Parts, folder: &mut Folder) -> Result<(GeneratorManifest, i
     Ok((manifest, generator.num_classes()))
 }
 
-fn perceptual(parts: &Parts, folder: &mut Folder) -> Result<PerceptualManifest, ConvertError> {
-    let file = format!("{} with {}", parts.features.display(), parts.heads.display());
+fn perceptual(
+    config: &lpips::Config,
+    features: &Path,
+    heads: &Path,
+    folder: &mut Folder,
+) -> Result<PerceptualManifest, ConvertError> {
+    let file = format!("{} with {}", features.display(), heads.display());
     // torchvision's files hold the classifier on top, too.
-    let trunk = tensors(&parts.features, |name| layer(name).is_some())?;
+    let trunk = tensors(features, |name| layer(name).is_some())?;
     let mut all: Vec<(String, Tensor)> = trunk.into_iter().filter_map(|(name, t)| Some((layer(&name)?, t))).collect();
     // ST-LPIPS is one file with layers, heads, and the scaling that is in the configuration.
-    all.extend(tensors(&parts.heads, |name| layer(name).is_none() && !name.starts_with("scaling_layer."))?);
-    whole(file, "perceptual network", &all, |w| Lpips::load(&parts.trunk, w))?;
-    let config = serde_json::to_vec_pretty(&parts.trunk).expect("layers serialise");
+    all.extend(tensors(heads, |name| layer(name).is_none() && !name.starts_with("scaling_layer."))?);
+    whole(file, "perceptual network", &all, |w| Lpips::load(config, w))?;
+    let config = serde_json::to_vec_pretty(config).expect("layers serialise");
     Ok(PerceptualManifest {
         config: folder.add("perceptual.json", &config)?,
         weights: folder.add_tensors("perceptual.safetensors", &all)?,

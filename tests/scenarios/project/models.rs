@@ -235,8 +235,15 @@ fn st_lpips_is_fetched_converted_and_searched_with() {
     let mut scene = Scene::new();
     let [generator, config, _, _, classes] = checkpoints(&scene);
     let (mirror, downloads, out) = (published("").display().to_string(), scene.text("downloads"), scene.text("tiny"));
-    let text = basin(0, &["models", "fetch", "st-lpips-alex", "--mirror", &mirror, "--downloads", &downloads]);
-    assert_contains(&text, &["st-lpips-alex.pth", "b356b382", "verified"]);
+    let into = scene.text("judges");
+    let fetch = ["models", "fetch", "st-lpips-alex", "--mirror", &mirror, "--downloads", &downloads, "--into", &into];
+    assert_contains(&basin(0, &fetch), &["st-lpips-alex.pth", "b356b382", "verified", "basin study --judge"]);
+    let judge = scene.path("judges/st-lpips-alex");
+    assert_eq!(fs::read_dir(&judge).expect("a judge").count(), 3, "layers, weights and a card");
+    assert_contains(&fs::read_to_string(judge.join("README.md")).expect("a card"), &["ST-LPIPS, AlexNet", "BSD-2-Clause"]);
+    // It is no model, and nothing is overwritten.
+    assert_contains(&basin(1, &["models", "verify", &judge.display().to_string()]), &["model.json"]);
+    assert_contains(&basin(1, &fetch), &["is there already"]);
     let weights = format!("{downloads}/st-lpips-alex.pth");
     convert(0, &out, &[generator, config, weights.clone(), weights, classes], &["--perceptual", "st-alex"]);
     assert_contains(&basin(0, &["models", "verify", &out]), &["tiny is complete"]);
