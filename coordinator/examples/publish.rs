@@ -36,7 +36,9 @@ async fn main() -> Result<()> {
     driver.fleet.add(spec, plan, Control::default(), Tally::default());
     let (started, mut told) = (Instant::now(), Instant::now());
     while !driver.fleet.settled(&run) {
-        driver.top_up().await?;
+        driver.top_up();
+        let happening = driver.wait().await?;
+        driver.take(happening)?;
         let now = driver.now();
         finish_all(&mut driver.fleet, now);
         if told.elapsed() >= TELL_EVERY {

@@ -1,14 +1,12 @@
 //! Keeps a window of jobs on the queue and takes in events and dead letters (*io*). [`Fleet`] decides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use futures_util::{FutureExt, StreamExt, stream};
-use proto::keys::Marker;
-use proto::{Alive, CrashPoint, Event, Failure, FailureReason, Job, What, chain, hex_sha256, keys};
-use queue::{Channel, Consumer, DeadLetter, Delivery, Parcel, Queue};
-use results::RunError;
-use store::{Runs, Store};
+use futures_util::FutureExt;
+use proto::{Alive, CrashPoint, Event, Job, What, chain, keys};
+use queue::{Channel, Consumer, Delivery, Parcel, Queue};
+use store::Runs;
 use telemetry::trace::{self, Message};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -16,10 +14,10 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{Instrument, Span};
 
 use crate::Error;
-use crate::fleet::{Fleet, Silent};
+use crate::beside::{self, Done, Looked, Outgoing};
+use crate::fleet::Fleet;
 use crate::metrics::{self, Standing};
 use client::api::RunStatus;
-use results::run::{self, write_failure};
 
 /// Most jobs that are published and not finished. The queue is not the plan: a lost queue costs nothing.
 pub const WINDOW: usize = 1000;
@@ -31,8 +29,6 @@ const TAKE: usize = PUBLISH;
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// Seconds without an event after which a job is silent.
 const SILENT: f64 = 30.0;
-/// Reads of the store at a time.
-const READS: usize = 32;
 /// Seconds without a heartbeat after which a worker is gone.
 const GONE: f64 = 60.0;
 /// How often the gauges are updated.
@@ -58,6 +54,8 @@ pub enum Happening {
     Check,
     /// Time to update the gauges.
     Measure,
+    /// Something was done beside the loop.
+    Done(Result<Done, Error>),
 }
 
 pub struct Driver {
@@ -73,6 +71,17 @@ pub struct Driver {
     published: HashMap<String, Instant>,
     /// Measures the depths of the queues.
     _depths: JoinSet<()>,
+    /// Work that waits for store or broker.
+    beside: JoinSet<Result<Done, Error>>,
+    /// Acknowledgements, whose ends need no turn of the loop.
+    acks: JoinSet<Result<(), queue::Error>>,
+    outbox: VecDeque<Outgoing>,
+    /// Something of the outbox is being sent.
+    sending: bool,
+    /// The store is being asked for silent jobs.
+    looking: bool,
+    /// When a standby said last that it reaches the store.
+    standby_heard: Option<f64>,
     /// By name of the worker.
     heartbeats: BTreeMap<String, Heartbeat>,
     listeners: broadcast::Sender<Event>,
@@ -102,7 +111,13 @@ impl Driver {
             check: every(CHECK_EVERY),
             measure: every(MEASURE_EVERY),
             published: HashMap::new(),
+            standby_heard: None,
             _depths: depths,
+            beside: JoinSet::new(),
+            acks: JoinSet::new(),
+            outbox: VecDeque::new(),
+            sending: false,
+            looking: false,
             heartbeats: BTreeMap::new(),
             listeners: broadcast::channel(LAG).0,
         })
@@ -117,26 +132,66 @@ impl Driver {
         self.clock.elapsed().as_secs_f64()
     }
 
-    pub async fn top_up(&mut self) -> Result<(), Error> {
-        loop {
-            let now = self.now();
-            let jobs: Vec<Job> = std::iter::from_fn(|| self.fleet.next(now)).take(PUBLISH).collect();
-            if jobs.is_empty() {
-                return Ok(());
-            }
-            let begin = |job: &Job| {
-                let id = job.id().to_string();
-                let span = trace::publish(None, &self.message(Channel::Jobs, &id, &job.run, &job.image));
-                (Parcel { payload: job.encode(), context: trace::context(&span) }, (id, span))
-            };
-            let (parcels, begun): (Vec<Parcel>, Vec<(String, Span)>) = jobs.iter().map(begin).unzip();
-            self.queue.publish_all(Channel::Jobs, parcels).await?;
-            metrics::PUBLISHED.record(begun.len() as f64, &[]);
-            if telemetry::measures() {
-                self.published.extend(begun.into_iter().map(|(id, _)| (id, Instant::now())));
-            }
-            CrashPoint::JobsPublished.pass();
+    /// Has the next jobs published, unless some are being published already.
+    pub fn top_up(&mut self) {
+        if self.sending || !self.outbox.is_empty() {
+            return;
         }
+        let now = self.now();
+        let jobs: Vec<Job> = std::iter::from_fn(|| self.fleet.next(now)).take(PUBLISH).collect();
+        if jobs.is_empty() {
+            return;
+        }
+        let begin = |job: &Job| {
+            let id = job.id().to_string();
+            let span = trace::publish(None, &self.message(Channel::Jobs, &id, &job.run, &job.image));
+            (Parcel { payload: job.encode(), context: trace::context(&span) }, (id, span))
+        };
+        let (parcels, begun) = jobs.iter().map(begin).unzip();
+        self.send(Outgoing::Jobs(parcels, begun));
+    }
+
+    fn send(&mut self, outgoing: Outgoing) {
+        self.outbox.push_back(outgoing);
+        self.send_next();
+    }
+
+    fn send_next(&mut self) {
+        if self.sending {
+            return;
+        }
+        if let Some(outgoing) = self.outbox.pop_front() {
+            self.sending = true;
+            self.beside.spawn(beside::send(self.queue.clone(), outgoing));
+        }
+    }
+
+    /// Takes in what was done beside the loop.
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Sent(begun) => {
+                self.sending = false;
+                if !begun.is_empty() {
+                    metrics::PUBLISHED.record(begun.len() as f64, &[]);
+                    if telemetry::measures() {
+                        self.published.extend(begun.into_iter().map(|(id, _)| (id, Instant::now())));
+                    }
+                    CrashPoint::JobsPublished.pass();
+                }
+                self.send_next();
+            }
+            Done::Buried(event, delivery) => {
+                self.apply(*event);
+                CrashPoint::DeadLetterTaken.pass();
+                self.acknowledge(delivery, Span::none());
+            }
+            Done::Kept(delivery) => self.acknowledge(delivery, Span::none()),
+            Done::Looked(looked) => self.looked(looked),
+        }
+    }
+
+    fn acknowledge(&mut self, delivery: Delivery, span: Span) {
+        self.acks.spawn(delivery.ack().instrument(span));
     }
 
     /// Waits for the next thing that happens. Loses nothing when dropped.
@@ -146,28 +201,33 @@ impl Driver {
             letter = self.dead_letters.next() => Happening::DeadLetter(letter?),
             _ = self.check.tick() => Happening::Check,
             _ = self.measure.tick(), if telemetry::measures() => Happening::Measure,
+            Some(done) = self.beside.join_next() => Happening::Done(done.expect("work beside the loop does not panic")),
         })
     }
 
     /// `false`: the queue was closed.
-    pub async fn take(&mut self, happening: Happening) -> Result<bool, Error> {
+    pub fn take(&mut self, happening: Happening) -> Result<bool, Error> {
+        while let Some(acknowledged) = self.acks.try_join_next() {
+            acknowledged.expect("acknowledging does not panic")?;
+        }
         match happening {
-            Happening::Event(Some(delivery)) => return self.take_events(delivery).await,
-            Happening::DeadLetter(Some(delivery)) => self.bury(delivery).await?,
+            Happening::Event(Some(delivery)) => return self.take_events(delivery),
+            Happening::DeadLetter(Some(delivery)) => self.bury(delivery),
             Happening::Event(None) | Happening::DeadLetter(None) => return Ok(false),
-            Happening::Check => self.look_for_silent().await?,
+            Happening::Check => self.look_for_silent(),
             Happening::Measure => self.measure(),
+            Happening::Done(done) => self.done(done?),
         }
         Ok(true)
     }
 
     /// Takes in an event and those that wait behind it: the jobs that they make room for are then published together. `false`: the
     /// queue was closed.
-    async fn take_events(&mut self, first: Delivery) -> Result<bool, Error> {
-        self.take_event(first).await?;
+    fn take_events(&mut self, first: Delivery) -> Result<bool, Error> {
+        self.take_event(first);
         for _ in 1..TAKE {
             match self.events.next().now_or_never().transpose()? {
-                Some(Some(waiting)) => self.take_event(waiting).await?,
+                Some(Some(waiting)) => self.take_event(waiting),
                 Some(None) => return Ok(false),
                 None => break,
             }
@@ -175,7 +235,7 @@ impl Driver {
         Ok(true)
     }
 
-    async fn take_event(&mut self, delivery: Delivery) -> Result<(), Error> {
+    fn take_event(&mut self, delivery: Delivery) {
         match Event::decode(delivery.payload()) {
             Ok(event) => {
                 let message = self.message(Channel::Events, &event.job, &event.run, &event.image);
@@ -183,15 +243,21 @@ impl Driver {
                 let traced = !delivery.context().is_empty();
                 let span = if traced { trace::process(delivery.context(), &message) } else { Span::none() };
                 span.in_scope(|| self.apply(event));
-                delivery.ack().instrument(span).await?;
+                self.acknowledge(delivery, span);
             }
-            Err(error) => delivery.reject(&error.to_string()).await?,
+            Err(error) => {
+                let reason = error.to_string();
+                self.acks.spawn(async move { delivery.reject(&reason).await });
+            }
         }
-        Ok(())
     }
 
     fn apply(&mut self, event: Event) {
         let now = self.now();
+        if event.what == What::Standby {
+            self.standby_heard = Some(now);
+            return;
+        }
         if let What::Alive(alive) = &event.what {
             if alive.leaving {
                 self.heartbeats.remove(&event.worker);
@@ -242,100 +308,78 @@ impl Driver {
         });
     }
 
+    /// Whether a standby has said within the last `seconds` that it reaches the store.
+    pub fn hears_standby(&self, seconds: f64) -> bool {
+        self.standby_heard.is_some_and(|heard| self.now() - heard < seconds)
+    }
+
     /// Workers whose heartbeats came lately, in the order of their names.
     pub fn present(&self) -> impl Iterator<Item = (&String, &Heartbeat)> {
         let now = self.now();
         self.heartbeats.iter().filter(move |(_, last)| now - last.heard < GONE)
     }
 
-    /// Writes a failure for a dead letter, unless its worker wrote one or there is a result, and takes in the event that the worker
-    /// could not send.
-    async fn bury(&mut self, delivery: Delivery) -> Result<(), Error> {
-        let Some(letter) = delivery.dead_letter().cloned() else { return Ok(delivery.ack().await?) };
+    /// Has the end of a dead letter recorded, with the event that its worker could not send.
+    fn bury(&mut self, delivery: Delivery) {
+        let Some(letter) = delivery.dead_letter().cloned() else { return self.acknowledge(delivery, Span::none()) };
         metrics::DEAD_LETTERS.record(1.0, &[]);
-        let job = match Job::decode(delivery.payload()) {
-            Ok(job) if letter.channel == Channel::Jobs && keys::check_run(&job.run).is_ok() => job,
-            _ => return self.keep_unreadable(delivery, &letter.reason).await,
-        };
-        let id = job.id().to_string();
-        let message = self.message(Channel::DeadLetters, &id, &job.run, &job.image);
-        let span = trace::process(delivery.context(), &message);
-        self.bury_job(delivery, letter, job).instrument(span).await
-    }
-
-    async fn bury_job(&mut self, delivery: Delivery, letter: DeadLetter, job: Job) -> Result<(), Error> {
-        let results = self.runs.of(&job.run)?;
-        let failure = match marked(&results, &job.image).await? {
-            Some(marked) => marked.err(),
-            None => {
-                let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
-                let failure = Failure::of(&job, FailureReason::Quarantined, message);
-                write_failure(&results, &failure).await?;
-                Some(failure)
+        let runs = self.runs.clone();
+        match Job::decode(delivery.payload()) {
+            Ok(job) if letter.channel == Channel::Jobs && keys::check_run(&job.run).is_ok() => {
+                let id = job.id().to_string();
+                let message = self.message(Channel::DeadLetters, &id, &job.run, &job.image);
+                let span = trace::process(delivery.context(), &message);
+                self.beside.spawn(beside::bury(runs, delivery, letter, job).instrument(span));
             }
-        };
-        let failed = |failure: Failure| What::Failed { reason: failure.reason.as_str().into(), message: failure.message };
-        let what = failure.map_or_else(What::found, failed);
-        self.apply(Event::about(&job, "coordinator", what));
-        CrashPoint::DeadLetterTaken.pass();
-        delivery.ack().await?;
-        Ok(())
-    }
-
-    /// A message that cannot be read belongs to no run: it is kept beside the runs, for a person to look at.
-    async fn keep_unreadable(&self, delivery: Delivery, reason: &str) -> Result<(), Error> {
-        let (Runs::One(place) | Runs::Home(place)) = &self.runs;
-        let digest = hex_sha256(delivery.payload());
-        tracing::warn!(reason, digest, "a message on the queue cannot be read; it is kept in unreadable/");
-        place.put(&format!("unreadable/{}", &digest[..16]), delivery.payload().to_vec()).await?;
-        place.put(&format!("unreadable/{}.txt", &digest[..16]), reason.as_bytes().to_vec()).await?;
-        delivery.ack().await?;
-        Ok(())
-    }
-
-    /// Reads the outcomes of silent jobs from the store, so that a lost event loses nothing, and publishes jobs again that the queue
-    /// lost.
-    async fn look_for_silent(&mut self) -> Result<(), Error> {
-        let now = self.now();
-        let silent = self.fleet.silent(now - SILENT);
-        if silent.is_empty() {
-            return Ok(());
+            _ => drop(self.beside.spawn(beside::keep_unreadable(runs, delivery, letter.reason))),
         }
-        let empty = self.queue.depth(Channel::Jobs).await? == 0;
-        // While the queue is not empty, jobs that no worker has started are on it.
-        let (asked, waiting): (Vec<Silent>, Vec<Silent>) = silent.into_iter().partition(|s| s.worker.is_some() || empty);
+    }
+
+    /// Asks the store for the outcomes of silent jobs, so that a lost event loses nothing.
+    fn look_for_silent(&mut self) {
+        let before = self.now() - SILENT;
+        let silent = self.fleet.silent(before);
+        if silent.is_empty() || std::mem::replace(&mut self.looking, true) {
+            return;
+        }
+        self.beside.spawn(beside::look(self.queue.clone(), self.runs.clone(), silent, before));
+    }
+
+    /// Takes in what queue and store say about silent jobs. Those that the queue lost are published again.
+    fn looked(&mut self, Looked { before, empty, waiting, asked }: Looked) {
+        self.looking = false;
+        let now = self.now();
         waiting.iter().for_each(|s| self.fleet.hear(&s.run, &s.job, now));
-        let runs = &self.runs;
-        let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image).await);
-        let markers: Vec<Result<Option<Marked>, Error>> = stream::iter(asks).buffered(READS).collect().await;
-        for (silent, marker) in asked.iter().zip(markers) {
-            let Silent { run, job, image, worker } = silent;
-            let present = worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
-            match marker? {
-                Some(marked) => {
+        for (silent, marker) in asked {
+            let (run, job) = (&silent.run, &silent.job);
+            let present = silent.worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
+            match marker {
+                Ok(Some(marked)) => {
                     let failure = marked.err();
                     metrics::settled(failure.as_ref().map(|failure| failure.reason.as_str()));
                     self.published.remove(job);
-                    self.fleet.settle(silent, failure, now);
+                    self.fleet.settle(&silent, failure, now);
                 }
-                None if present || !empty => self.fleet.hear(run, job, now),
-                None => {
-                    tracing::warn!(run, image, "the job is neither on the queue nor with a worker; it is published again");
+                Ok(None) if present || !empty => self.fleet.hear(run, job, now),
+                // An event may have come since the store was asked.
+                Ok(None) if !self.fleet.is_silent(&silent, before) => {}
+                Ok(None) => {
+                    tracing::warn!(run, image = silent.image, "the job is neither on the queue nor with a worker; it is published again");
                     metrics::REPUBLISHED.record(1.0, &[("reason", "lost")]);
                     self.published.remove(job);
                     self.fleet.take_back(run, job);
                 }
+                // The next check asks again.
+                Err(error) => tracing::debug!(run, error = chain(&error), "the store cannot be asked for a silent job"),
             }
         }
-        Ok(())
     }
 
     /// Takes all waiting jobs off the queue, so that the window can be filled in another order.
-    pub async fn withdraw(&mut self) -> Result<(), Error> {
-        self.queue.purge(Channel::Jobs).await?;
+    pub fn withdraw(&mut self) {
         self.fleet.withdraw();
         self.published.clear();
-        Ok(())
+        self.send(Outgoing::Purge);
     }
 }
 
@@ -353,23 +397,6 @@ async fn watch_depths(queue: Queue) {
     }
 }
 
-/// What the commit marker of an image says: it has a result, or this failure.
-type Marked = Result<(), Failure>;
-
-async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
-    if results.exists(&keys::marker(image, Marker::Result)).await? {
-        return Ok(Some(Ok(())));
-    }
-    match run::read_json(results, &keys::marker(image, Marker::Failure)).await {
-        Ok(failure) => Ok(Some(Err(failure))),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error @ RunError::Damaged { .. }) => {
-            Ok(Some(Err(Failure::without_job(image, FailureReason::BadJob, chain(&error), None))))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,20 +406,20 @@ mod tests {
     #[tokio::test]
     async fn events_that_wait_are_taken_in_together() {
         let dir = tempfile::tempdir().expect("a folder");
-        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a store");
+        let results = store::Store::open(&dir.path().to_string_lossy()).await.expect("a store");
         let queue = Queue::open("embedded:").await.expect("a queue");
         let mut driver = Driver::new(queue.clone(), Runs::One(results), 100).await.expect("a driver");
         driver.fleet = fleet(100, &[("r", 10, 0)]);
-        driver.top_up().await.expect("the jobs are published");
+        driver.top_up();
         for job in driver.fleet.silent(f64::INFINITY) {
             queue.publish(Channel::Events, event("r", &job.job, succeeded()).encode()).await.expect("the event is published");
         }
         let first = loop {
             match driver.wait().await.expect("the queue is there") {
                 first @ Happening::Event(_) => break first,
-                other => assert!(driver.take(other).await.expect("the store is there")),
+                other => assert!(driver.take(other).expect("the store is there")),
             }
         };
-        assert!(driver.take(first).await.expect("all are taken in") && driver.fleet.settled("r"));
+        assert!(driver.take(first).expect("all are taken in") && driver.fleet.settled("r"));
     }
 }

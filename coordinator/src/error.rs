@@ -19,6 +19,8 @@ pub enum Error {
     NoMatch { run: String },
     #[error("the queue's connection is lost, and with it the lead: another coordinator may act now")]
     LostLead,
+    #[error("the store has been away for {seconds} s and a standby reaches it: this coordinator gives up its lead")]
+    GivesUp { seconds: u64 },
     #[error(
         "{url} lets two writers create the same key, so that two workers could both commit an image: use a store that honours \
         If-None-Match. basin doctor shows details"

@@ -236,6 +236,12 @@ impl Fleet {
         self.runs.iter().flat_map(of).collect()
     }
 
+    /// Whether a job that was silent still is: published, with the same worker, and without an event since `before`.
+    pub fn is_silent(&self, silent: &Silent, before: f64) -> bool {
+        let open = self.runs.get(&silent.run).and_then(|run| run.ledger.open.get(&silent.job));
+        open.is_some_and(|open| open.worker == silent.worker && open.heard < before)
+    }
+
     /// Whether every image of the run is finished.
     pub fn settled(&self, run: &str) -> bool {
         self.runs.get(run).is_some_and(|r| r.left() == 0)

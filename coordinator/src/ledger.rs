@@ -63,7 +63,7 @@ impl Ledger {
             }
             What::Succeeded { .. } => return self.settle(&event.job, Settled::Succeeded),
             What::Failed { .. } => return self.settle(&event.job, Settled::Failed),
-            What::Alive(_) => {}
+            What::Alive(_) | What::Standby => {}
         }
         false
     }

@@ -5,6 +5,7 @@
 //! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`] reads a run before it is
 //! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results.
 
+mod beside;
 pub mod drive;
 mod error;
 pub mod fleet;

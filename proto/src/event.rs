@@ -62,6 +62,8 @@ pub enum What {
     },
     /// The heartbeat of a worker, which belongs to no job.
     Alive(Alive),
+    /// A coordinator that does not act reaches the store. It belongs to no job.
+    Standby,
 }
 
 impl What {
@@ -91,6 +93,11 @@ impl Event {
         Event { job, run, image, class: 0, worker: worker.to_owned(), what: What::Alive(alive) }
     }
 
+    /// `coordinator` stands by, and reaches the store.
+    pub fn standby(coordinator: &str) -> Event {
+        Event { what: What::Standby, ..Event::alive(coordinator, Alive::default()) }
+    }
+
     /// The message.
     pub fn encode(&self) -> Vec<u8> {
         let what = match self.what.clone() {
@@ -101,6 +108,7 @@ impl Event {
             What::Failed { reason, message } => Wire::Failed(wire::Failed { reason, message }),
             What::Released { queued } => Wire::Released(wire::Released { queued }),
             What::Alive(alive) => Wire::Alive(alive),
+            What::Standby => Wire::Standby(wire::Standby {}),
         };
         wire::Event {
             version: VERSION,
@@ -123,7 +131,7 @@ impl Event {
         }
         let missing = |field| DecodeError::Field { message, field, problem: "is missing".into() };
         let what = wire.what.ok_or_else(|| missing("what"))?;
-        if wire.job.is_empty() && !matches!(what, Wire::Alive(_)) {
+        if wire.job.is_empty() && !matches!(what, Wire::Alive(_) | Wire::Standby(_)) {
             return Err(missing("job"));
         }
         let what = match what {
@@ -134,6 +142,7 @@ impl Event {
             Wire::Failed(wire::Failed { reason, message }) => What::Failed { reason, message },
             Wire::Released(wire::Released { queued }) => What::Released { queued },
             Wire::Alive(alive) => What::Alive(alive),
+            Wire::Standby(_) => What::Standby,
         };
         Ok(Event { job: wire.job, run: wire.run, image: wire.image, class: wire.class, worker: wire.worker, what })
     }

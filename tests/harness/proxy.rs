@@ -13,6 +13,8 @@ pub enum Flow {
     Slow,
     /// Not at all; connections stay open.
     Silent,
+    /// Of each answer only the first bytes; connections stay open.
+    Half,
 }
 
 /// Forwards until the test process ends.
@@ -31,6 +33,8 @@ struct State {
 const LOOK: Duration = Duration::from_millis(20);
 /// Bytes per look of a slow connection.
 const SLOW: usize = 128;
+/// Bytes of an answer that still come.
+const HALF: usize = 16;
 
 impl Proxy {
     /// A proxy in front of a port of this machine.
@@ -45,9 +49,9 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 let began = shared.cuts.load(Ordering::SeqCst);
                 let (Ok(client2), Ok(server2)) = (client.try_clone(), server.try_clone()) else { continue };
-                for (from, to) in [(client, server2), (server, client2)] {
+                for (from, to, answers) in [(client, server2, false), (server, client2, true)] {
                     let shared = shared.clone();
-                    std::thread::spawn(move || forward(&from, &to, began, &shared));
+                    std::thread::spawn(move || forward(&from, &to, answers, began, &shared));
                 }
             }
         });
@@ -64,25 +68,36 @@ impl Proxy {
     }
 }
 
-fn forward(mut from: &TcpStream, mut to: &TcpStream, began: u64, state: &State) {
+fn forward(mut from: &TcpStream, mut to: &TcpStream, answers: bool, began: u64, state: &State) {
     let mut buffer = [0; 16384];
     let _ = from.set_read_timeout(Some(LOOK));
-    while state.cuts.load(Ordering::SeqCst) == began {
-        let flow = *state.flow.lock().expect("no thread panics");
-        if flow != Flow::Free {
+    let flow = || *state.flow.lock().expect("no thread panics");
+    let is_cut = || state.cuts.load(Ordering::SeqCst) != began;
+    while !is_cut() {
+        if flow() != Flow::Free {
             std::thread::sleep(LOOK);
         }
-        let most = match flow {
+        let most = match flow() {
             Flow::Free => buffer.len(),
             Flow::Slow => SLOW,
+            Flow::Half => HALF,
             Flow::Silent => continue,
         };
-        match from.read(&mut buffer[..most]) {
+        let read = match from.read(&mut buffer[..most]) {
             Ok(0) => break,
-            Ok(n) if to.write_all(&buffer[..n]).is_err() => break,
-            Ok(_) => {}
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+            Ok(read) => read,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => continue,
             Err(_) => break,
+        };
+        // What came while the flow was changed waits, too.
+        while flow() == Flow::Silent && !is_cut() {
+            std::thread::sleep(LOOK);
+        }
+        if is_cut() || to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+        while answers && flow() == Flow::Half && !is_cut() {
+            std::thread::sleep(LOOK);
         }
     }
     let _ = from.shutdown(Shutdown::Both);

@@ -62,6 +62,10 @@ impl Server {
         self.memory.state()
     }
 
+    pub fn port(&self) -> u16 {
+        self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("an address has a port")
+    }
+
     /// A store on this server, without credentials.
     pub async fn store(&self, options: &str) -> Store {
         Store::open(&self.url("bucket/some/prefix", &format!("anonymous=true&{options}"))).await.unwrap()

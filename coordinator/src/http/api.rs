@@ -22,7 +22,7 @@ use super::door::{self, Door};
 use crate::outcomes::Outcomes;
 use crate::service::Refusal;
 use client::api::{
-    Backlog, Change, ErrorAnswer, FailureGroup, ImagePage, ImageQuery, Note, RedriveRequest, RunRequest, RunStatus, WorkerStatus,
+    Backlog, Change, ErrorAnswer, FailureGroup, ImagePage, ImageQuery, Note, Outage, RedriveRequest, RunRequest, RunStatus, WorkerStatus,
 };
 
 /// Failures of a reason that are shown.
@@ -75,6 +75,7 @@ fn guarded_routes() -> OpenApiRouter<Door> {
         .routes(routes!(failures))
         .routes(routes!(workers))
         .routes(routes!(backlog))
+        .routes(routes!(outages))
         .routes(routes!(events))
 }
 
@@ -99,10 +100,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
-/// Say that the process runs
-#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "Running", content_type = "text/plain", body = str)))]
-async fn healthz() -> &'static str {
-    "alive\n"
+/// Say whether this process makes progress
+#[utoipa::path(
+    get, path = "/healthz",
+    responses(
+        (status = 200, description = "It makes progress, or stands by", content_type = "text/plain", body = str),
+        (status = 503, description = "It is stuck and must be restarted", content_type = "text/plain", body = str)
+    )
+)]
+async fn healthz(State(door): State<Door>) -> (StatusCode, String) {
+    match door.handle.stuck() {
+        None => (StatusCode::OK, "alive\n".into()),
+        Some(since) => (StatusCode::SERVICE_UNAVAILABLE, format!("stuck: no turn of the main loop for {} s\n", since.as_secs())),
+    }
 }
 
 /// Say whether this coordinator is active or the standby: `acting` or `standby`
@@ -235,6 +245,15 @@ async fn workers(State(door): State<Door>) -> Answer<Vec<WorkerStatus>> {
 )]
 async fn backlog(State(door): State<Door>) -> Answer<Backlog> {
     Ok(Json(Backlog { backlog: door.handle.backlog().await? }))
+}
+
+/// List outages of store and broker, which the coordinator waits out
+#[utoipa::path(
+    get, path = "/v1/outages", security(("token" = [])),
+    responses((status = 200, description = "The outages that go on", body = Vec<Outage>), Refused)
+)]
+async fn outages(State(door): State<Door>) -> Answer<Vec<Outage>> {
+    Ok(Json(door.handle.outages()))
 }
 
 /// Listen to events as server-sent events: started, succeeded, failed, released, alive

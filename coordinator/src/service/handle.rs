@@ -1,18 +1,27 @@
 //! How clients send requests to the service.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use proto::{Event, keys};
 use store::{Runs, Store};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::outages::{Ongoing, store_away};
 use super::refusal::Refusal;
 use crate::outcomes::Outcomes;
-use client::api::{Change, Origin, RedriveRequest, RunRequest, RunStatus, WorkerStatus};
+use client::api::{Change, Origin, Outage, RedriveRequest, RunRequest, RunStatus, WorkerStatus};
 use results::run;
 
 /// Requests that wait for the loop.
 pub(super) const REQUESTS: usize = 64;
+
+/// Longest wait for an answer that needs no store.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// Longest wait for an answer that needs the store, while it is there.
+const WITH_STORE: Duration = Duration::from_secs(60);
+/// A loop that has not turned for this long is stuck.
+const STUCK: Duration = Duration::from_secs(60);
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
@@ -30,6 +39,24 @@ pub(super) enum Request {
     Listen(Reply<broadcast::Receiver<Event>>),
 }
 
+/// The time of the loop's last turn; `None`: it does not act.
+#[derive(Clone, Default)]
+pub(super) struct Pulse(Arc<Mutex<Option<Instant>>>);
+
+impl Pulse {
+    pub(super) fn turn(&self) {
+        *self.0.lock().expect("no holder of the lock panics") = Some(Instant::now());
+    }
+
+    pub(super) fn rest(&self) {
+        *self.0.lock().expect("no holder of the lock panics") = None;
+    }
+
+    fn since(&self) -> Option<Duration> {
+        self.0.lock().expect("no holder of the lock panics").map(|last| last.elapsed())
+    }
+}
+
 /// Sends requests to a [`Service`](super::Service).
 #[derive(Clone)]
 pub struct Handle {
@@ -37,12 +64,29 @@ pub struct Handle {
     pub(super) leads: watch::Receiver<bool>,
     pub(super) live: watch::Sender<Arc<str>>,
     pub(super) runs: Runs,
+    pub(super) pulse: Pulse,
+    pub(super) outages: watch::Receiver<Vec<Ongoing>>,
 }
 
 impl Handle {
     /// Whether this coordinator acts; a standby does not.
     pub fn leads(&self) -> bool {
         *self.leads.borrow()
+    }
+
+    /// For how long the loop has not turned, if that is too long.
+    pub fn stuck(&self) -> Option<Duration> {
+        self.pulse.since().filter(|since| *since > STUCK)
+    }
+
+    /// What is waited for now.
+    pub fn outages(&self) -> Vec<Outage> {
+        self.outages.borrow().iter().map(Ongoing::show).collect()
+    }
+
+    /// Longest wait for an answer that needs the store.
+    fn patience(&self) -> Duration {
+        if store_away(&self.outages.borrow()).is_some() { AT_ONCE } else { WITH_STORE }
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {
@@ -54,13 +98,18 @@ impl Handle {
         answer.await.map_err(|_| standby())?
     }
 
+    /// [`Handle::ask`] for what the loop knows.
+    async fn ask_soon<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {
+        within(AT_ONCE, self.ask(request)).await
+    }
+
     /// Returns a note for people.
     pub async fn submit(&self, request: RunRequest) -> Result<String, Refusal> {
         self.ask(|reply| Request::Submit(Box::new(request), reply)).await
     }
 
     pub async fn runs(&self) -> Result<Vec<RunStatus>, Refusal> {
-        self.ask(Request::Runs).await
+        self.ask_soon(Request::Runs).await
     }
 
     pub async fn run(&self, run: String) -> Result<RunStatus, Refusal> {
@@ -75,13 +124,13 @@ impl Handle {
         run: String,
         look: impl FnOnce(&Outcomes) -> T + Send + 'static,
     ) -> Result<(RunStatus, T), Refusal> {
-        self.ask(|reply: Reply<(RunStatus, T)>| {
+        let looked = self.ask(|reply: Reply<(RunStatus, T)>| {
             let look = move |seen: Result<(RunStatus, &Outcomes), Refusal>| {
                 let _ = reply.send(seen.map(|(status, outcomes)| (status, look(outcomes))));
             };
             Request::Look(run, Box::new(look))
-        })
-        .await
+        });
+        within(self.patience(), looked).await
     }
 
     /// The store of the run's objects.
@@ -92,10 +141,13 @@ impl Handle {
 
     pub async fn origin(&self, run: &str) -> Result<Origin, Refusal> {
         let results = self.results(run)?;
-        Ok(match &self.runs {
-            Runs::Home(home) => run::read_json(home, &keys::index(run)).await?,
-            Runs::One(_) => run::read_json(&results, keys::RUN).await?,
-        })
+        let read = async {
+            Ok(match &self.runs {
+                Runs::Home(home) => run::read_json(home, &keys::index(run)).await?,
+                Runs::One(_) => run::read_json(&results, keys::RUN).await?,
+            })
+        };
+        within(self.patience(), read).await
     }
 
     /// Numbers of runs and workers as JSON, whenever they change.
@@ -115,16 +167,16 @@ impl Handle {
 
     /// Workers whose heartbeats came lately.
     pub async fn workers(&self) -> Result<Vec<WorkerStatus>, Refusal> {
-        self.ask(Request::Workers).await
+        self.ask_soon(Request::Workers).await
     }
 
     /// Images of running runs that are not finished.
     pub async fn backlog(&self) -> Result<usize, Refusal> {
-        self.ask(Request::Backlog).await
+        self.ask_soon(Request::Backlog).await
     }
 
     pub async fn listen(&self) -> Result<broadcast::Receiver<Event>, Refusal> {
-        self.ask(Request::Listen).await
+        self.ask_soon(Request::Listen).await
     }
 }
 
@@ -147,6 +199,11 @@ impl Live {
             }
         }
     }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let late = || Refusal::Unavailable("the coordinator or its store is busy or away: try again in a moment".into());
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late()))
 }
 
 fn standby() -> Refusal {

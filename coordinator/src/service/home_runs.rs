@@ -56,6 +56,14 @@ pub(super) enum Done {
     SnapshotSaved(String, Option<usize>),
     /// It is time to plan a run in trouble again.
     PlanAgain(String),
+    ControlWritten(String, Control, Result<(), Error>, Then),
+}
+
+/// What follows when a run's control is written.
+pub(super) enum Then {
+    Answer(Reply<RunStatus>),
+    /// The run has finished.
+    Finish,
 }
 
 /// The last snapshot of a run.
@@ -71,6 +79,8 @@ pub(super) struct HomeRuns {
     beside: JoinSet<Done>,
     /// Runs that are being read and planned.
     pub(super) preparing: HashSet<String>,
+    /// Runs whose control is being written.
+    changing: HashSet<String>,
     /// Runs whose tables are being written.
     finishing: HashSet<String>,
     /// Runs that the driver does not have: closed before this start, or in trouble.
@@ -91,6 +101,7 @@ impl HomeRuns {
             config,
             beside: JoinSet::new(),
             preparing: HashSet::new(),
+            changing: HashSet::new(),
             finishing: HashSet::new(),
             closed: BTreeMap::new(),
             cancelled: HashMap::new(),
@@ -173,37 +184,15 @@ impl HomeRuns {
         }
     }
 
-    /// An error says that the queue failed; a refusal goes to `reply`.
-    pub(super) async fn change(
-        &mut self,
-        driver: &mut Driver,
-        name: &str,
-        change: Change,
-        reply: Reply<RunStatus>,
-    ) -> Result<(), Error> {
-        let control = match self.write_change(driver, name, change).await {
-            Ok(control) => control,
-            Err(refusal) => {
-                let _ = reply.send(Err(refusal));
-                return Ok(());
-            }
-        };
-        driver.fleet.set_control(name, control);
-        driver.withdraw().await?;
-        tracing::info!(run = name, state = ?control.state, priority = control.priority, "run changed");
-        let status = match self.closed.get_mut(name) {
-            Some(status) => {
-                (status.state, status.priority, status.per_minute) = (control.state, control.priority, control.per_minute);
-                status.clone()
-            }
-            None => driver.status(name).expect("its control was read from the fleet"),
-        };
-        let _ = reply.send(Ok(status));
-        Ok(())
+    /// Has a change written; the reply follows when it is.
+    pub(super) fn change(&mut self, driver: &Driver, name: &str, change: Change, reply: Reply<RunStatus>) {
+        match self.control_after(driver, name, change) {
+            Ok(control) => self.write(name, control, Then::Answer(reply)),
+            Err(refusal) => drop(reply.send(Err(refusal))),
+        }
     }
 
-    /// Nothing has changed when it is refused.
-    async fn write_change(&self, driver: &Driver, name: &str, change: Change) -> Result<Control, Refusal> {
+    fn control_after(&self, driver: &Driver, name: &str, change: Change) -> Result<Control, Refusal> {
         let preparing = self.preparing.contains(name);
         let in_trouble = self.closed.get(name).filter(|s| s.problem.is_some() && !preparing);
         let before = driver.fleet.control(name).or(in_trouble.map(control_of));
@@ -211,9 +200,48 @@ impl HomeRuns {
             true => Refusal::Conflict(format!("run {name} has ended, or is being read: it cannot be changed")),
             false => Refusal::no_run(name),
         })?;
-        let control = changed(name, before, change)?;
-        write_control(&self.config.home, name, control).await?;
-        Ok(control)
+        if self.changing.contains(name) {
+            return Err(Refusal::Conflict(format!("run {name} is being changed: try again in a moment")));
+        }
+        changed(name, before, change)
+    }
+
+    /// Writes a run's control beside the loop.
+    fn write(&mut self, name: &str, control: Control, then: Then) {
+        self.changing.insert(name.to_owned());
+        let (home, name) = (self.config.home.clone(), name.to_owned());
+        self.beside.spawn(async move {
+            let written = write_control(&home, &name, control).await;
+            Done::ControlWritten(name, control, written, then)
+        });
+    }
+
+    /// A run's control has been written, or could not be: then nothing has changed.
+    fn written(&mut self, driver: &mut Driver, name: &str, control: Control, written: Result<(), Error>, then: Then) {
+        self.changing.remove(name);
+        match (written, then) {
+            (Ok(()), Then::Answer(reply)) => drop(reply.send(self.changed(driver, name, control))),
+            (Err(error), Then::Answer(reply)) => drop(reply.send(Err(error.into()))),
+            (Ok(()), Then::Finish) => {
+                CrashPoint::RunFinished.pass();
+                driver.fleet.set_control(name, control);
+                tracing::info!(run = name, "run finished");
+            }
+            (Err(error), Then::Finish) => self.trouble(name.to_owned(), "the run's end cannot be written", &chain(&error)),
+        }
+    }
+
+    fn changed(&mut self, driver: &mut Driver, name: &str, control: Control) -> Result<RunStatus, Refusal> {
+        driver.fleet.set_control(name, control);
+        driver.withdraw();
+        tracing::info!(run = name, state = ?control.state, priority = control.priority, "run changed");
+        match self.closed.get_mut(name) {
+            Some(status) => {
+                (status.state, status.priority, status.per_minute) = (control.state, control.priority, control.per_minute);
+                Ok(status.clone())
+            }
+            None => driver.status(name).ok_or_else(|| Refusal::no_run(name)),
+        }
     }
 
     /// The outcome of work beside the loop. Loses nothing when dropped.
@@ -228,7 +256,7 @@ impl HomeRuns {
         std::future::pending().await
     }
 
-    pub(super) async fn take(&mut self, driver: &mut Driver, done: Done) {
+    pub(super) fn take(&mut self, driver: &mut Driver, done: Done) {
         match done {
             Done::Prepared(name, prepared, reply) => {
                 let planned = match prepared {
@@ -242,7 +270,7 @@ impl HomeRuns {
             Done::TablesWritten(name, outcome) => {
                 self.finishing.remove(&name);
                 match outcome {
-                    Ok(()) => self.finish(driver, name).await,
+                    Ok(()) => self.finish(driver, &name),
                     Err(error) => {
                         self.cancelled.remove(&name);
                         self.trouble(name, "the run's tables cannot be written", &error);
@@ -260,6 +288,7 @@ impl HomeRuns {
                 }
             }
             Done::PlanAgain(name) => self.plan_again(name),
+            Done::ControlWritten(name, control, written, then) => self.written(driver, &name, control, written, then),
         }
     }
 
@@ -290,21 +319,14 @@ impl HomeRuns {
         refusal
     }
 
-    /// Writes down that the run has finished. A cancelled run stays cancelled.
-    async fn finish(&mut self, driver: &mut Driver, name: String) {
-        self.problems.remove(&name);
-        let control = driver.fleet.control(&name).unwrap_or_default();
+    /// Has the run's end written. A cancelled run stays cancelled.
+    fn finish(&mut self, driver: &Driver, name: &str) {
+        self.problems.remove(name);
+        let control = driver.fleet.control(name).unwrap_or_default();
         if control.state == RunState::Cancelled {
-            tracing::info!(run = name, "tables of the cancelled run written");
-            return;
+            return tracing::info!(run = name, "tables of the cancelled run written");
         }
-        let control = Control { state: RunState::Finished, ..control };
-        if let Err(error) = write_control(&self.config.home, &name, control).await {
-            return self.trouble(name, "the run's end cannot be written", &chain(&error));
-        }
-        CrashPoint::RunFinished.pass();
-        driver.fleet.set_control(&name, control);
-        tracing::info!(run = name, "run finished");
+        self.write(name, Control { state: RunState::Finished, ..control }, Then::Finish);
     }
 
     fn trouble(&mut self, run: String, what: &str, error: &str) {
@@ -394,7 +416,7 @@ impl HomeRuns {
                 Some(RunState::Cancelled) => driver.fleet.at_rest(&name) && self.cancelled.get(&name) != Some(&images()),
                 _ => false,
             };
-            if !over || self.preparing.contains(&name) || !self.finishing.insert(name.clone()) {
+            if !over || self.preparing.contains(&name) || self.changing.contains(&name) || !self.finishing.insert(name.clone()) {
                 continue;
             }
             if state == Some(RunState::Cancelled) {

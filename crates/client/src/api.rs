@@ -205,6 +205,17 @@ pub struct WorkerStatus {
     pub alive: Alive,
 }
 
+/// Something that the coordinator waits for. Nothing that it holds up counts as failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Outage {
+    /// `store` or `broker`.
+    pub what: String,
+    /// For people.
+    pub why: String,
+    /// Seconds since it began.
+    pub seconds: f64,
+}
+
 /// Origin of a run: its entry in the index of the home.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {

@@ -6,7 +6,7 @@ pub mod api;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use api::{Change, FailureGroup, Note, RedriveRequest, RunRequest, RunStatus, SAME_SETTINGS, WorkerStatus};
+use api::{Change, FailureGroup, Note, Outage, RedriveRequest, RunRequest, RunStatus, SAME_SETTINGS, WorkerStatus};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -122,6 +122,11 @@ impl Client {
     /// The workers whose heartbeats the coordinator has received lately.
     pub fn workers(&self) -> Result<Vec<WorkerStatus>, ClientError> {
         self.get("/v1/workers")
+    }
+
+    /// What the coordinator waits for now; none from an older coordinator.
+    pub fn outages(&self) -> Result<Vec<Outage>, ClientError> {
+        self.get("/v1/outages")
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -315,7 +315,7 @@ fn in_the_targets_frame_the_background_counts_as_far_as_the_generators_frame_rea
             Tensor::from_slice(&pictures.inverted).view([3, 32, 32])
         };
         let bbox = Some(proto::Box2d { x: 8.0, y: 8.0, width: 12.0, height: 8.0 });
-        let mut target = projector::Target { image: inverted, bbox, ..targets(&model, 1).remove(0) };
+        let target = projector::Target { image: inverted, bbox, ..targets(&model, 1).remove(0) };
         let _ = target.image.narrow(1, first, 32 - first).neg_();
         let response = lanes.run(&params, vec![(&target, request(Work::Evaluate))]).expect("device works").remove(0);
         (response.loss[0], response.inverted[0])

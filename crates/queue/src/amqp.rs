@@ -128,15 +128,25 @@ impl Broker {
         loop {
             let link = self.link(doing, patience.deadline).await?;
             let failure = tokio::select! {
-                done = work(link) => match done {
+                done = work(Arc::clone(&link)) => match done {
                     Ok(done) => return Ok(done),
                     Err(failure) => failure,
                 },
-                () = tokio::time::sleep_until(patience.deadline) => Failure::Lost("the broker does not accept the operation".into()),
+                () = refused_until(&link, patience.deadline) => Failure::Lost("the broker does not accept the operation".into()),
             };
             if matches!(failure, Failure::Lasting(_)) || !patience.pause().await {
                 return Err(failed(&self.0.options, doing, self.0.options.give_up, failure));
             }
+        }
+    }
+
+    pub(crate) fn trouble(&self) -> Option<String> {
+        match &*self.0.state.borrow() {
+            State::Up(link) if link.is_blocked() => Some("the broker accepts no messages: it is short of memory or disk".into()),
+            State::Up(link) if !link.is_lost() => None,
+            State::Up(_) => Some("the connection to the broker is lost".into()),
+            State::Down(why) => Some(why.clone()),
+            State::Refused(error) => Some(error.to_string()),
         }
     }
 
@@ -184,21 +194,17 @@ impl Broker {
     }
 
     async fn stand_for(&self, queue: String) -> Result<Arc<Link>, Error> {
-        let mut link = connect_patiently(&self.0.options, "lead").await?;
         loop {
-            match link.take(&queue).await {
-                Ok(true) => {
+            let link = connect_patiently(&self.0.options, "lead").await?;
+            match link.stand(&queue, CANDIDATE_PAUSE).await {
+                Ok(()) => {
                     link.watch(queue);
                     return Ok(link);
                 }
-                Ok(false) => {}
                 Err(Failure::Lasting(error)) => return Err(error),
                 Err(failure) => debug!(?failure, queue, "lost the connection while waiting for the leadership"),
             }
             tokio::time::sleep(CANDIDATE_PAUSE).await;
-            if link.is_lost() {
-                link = connect_patiently(&self.0.options, "lead").await?;
-            }
         }
     }
 
@@ -211,6 +217,14 @@ impl Broker {
         if let State::Up(link) = state {
             link.close().await;
         }
+    }
+}
+
+/// Waits until the deadline, and on while the broker says that it is short of memory or disk.
+async fn refused_until(link: &Link, deadline: Instant) {
+    tokio::time::sleep_until(deadline).await;
+    while link.is_blocked() && !link.is_lost() {
+        tokio::time::sleep(link::NEWS).await;
     }
 }
 

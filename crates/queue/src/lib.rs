@@ -12,7 +12,8 @@
 //! No back-end guarantees order, or that a message is delivered only once: consumers must be able to do the same work twice.
 //! The queue can be lost: the store is the truth, and the coordinator plans again from it.
 //!
-//! No operation waits forever: operations and consumers fail when the broker cannot be reached for `give_up`.
+//! No operation waits forever for a broker that is away: operations and consumers fail when it cannot be reached for `give_up`. A broker
+//! that says that it is short of memory or disk is waited for ([`Queue::trouble`]).
 
 #![warn(missing_docs)]
 
@@ -177,6 +178,15 @@ impl Queue {
         match &self.backend {
             Backend::Embedded(_) => None,
             Backend::Amqp(broker) => Some(broker.server()),
+        }
+    }
+
+    /// Why the queue cannot be used now: the broker is away, or accepts no messages because it is short of memory or disk. `None`: it
+    /// can. Operations wait meanwhile; a broker that is away makes them fail after `give_up`, a full one does not.
+    pub fn trouble(&self) -> Option<String> {
+        match &self.backend {
+            Backend::Embedded(_) => None,
+            Backend::Amqp(broker) => broker.trouble(),
         }
     }
 

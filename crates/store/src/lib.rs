@@ -102,7 +102,8 @@ impl Store {
     ///
     /// Options of a bucket, all optional: `endpoint`; `region`; `path_style=true|false` (default: true with an endpoint, else
     /// false); `anonymous=true` sends no credentials; `checksums=when_required` is for servers that do not support the optional
-    /// checksums; `sse=AES256` or `sse=aws:kms` (with `kms_key`) makes the server encrypt objects.
+    /// checksums; `sse=AES256` or `sse=aws:kms` (with `kms_key`) makes the server encrypt objects; `timeout` is the number of seconds
+    /// until the server must have answered a request (default 30; more for large objects).
     pub async fn open(url: &str) -> Result<Store, Error> {
         let failed = |failure: Failure| failure.into_error("open the store", url::without_secrets(url));
         match url::parse(url).map_err(failed)? {

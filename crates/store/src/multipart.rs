@@ -55,7 +55,8 @@ impl Upload {
 
     pub(crate) async fn finish(mut self) -> Result<()> {
         if self.id.is_none() {
-            self.bucket.put_request(&self.key, self.buffer.freeze()).send().await?;
+            let limits = self.bucket.limits_of(self.buffer.len());
+            self.bucket.put_request(&self.key, self.buffer.freeze()).customize().config_override(limits).send().await?;
             return Ok(());
         }
         match self.complete().await {
@@ -131,7 +132,9 @@ impl Upload {
 
 async fn send_part(bucket: S3, key: String, id: String, number: i32, part: Bytes) -> Result<CompletedPart> {
     let request = bucket.client.upload_part().bucket(&bucket.bucket).key(key).upload_id(id).part_number(number);
-    let answer = request.set_checksum_algorithm(bucket.checksum_algorithm()).body(part.into()).send().await?;
+    let limits = bucket.limits_of(part.len());
+    let request = request.set_checksum_algorithm(bucket.checksum_algorithm()).body(part.into());
+    let answer = request.customize().config_override(limits).send().await?;
     let part = CompletedPart::builder().part_number(number);
     Ok(part.set_e_tag(answer.e_tag).set_checksum_crc32(answer.checksum_crc32).build())
 }

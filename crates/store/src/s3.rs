@@ -9,6 +9,7 @@ use aws_config::BehaviorVersion;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
@@ -24,6 +25,14 @@ use crate::{ObjectInfo, PIECE, Page, PutNew};
 /// doubles each time.
 pub(crate) const RETRIES: u32 = 6;
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to a request, unless the URL sets `timeout`.
+const ANSWER: u32 = 30;
+/// An operation with all its retries takes this many times as long at most.
+const RETRIED: u32 = 4;
+/// Bytes of a request that are sent within the usual time. For each [`PIECE`] of a larger one it is four times as long.
+const SMALL: usize = 1 << 20;
 
 #[derive(Clone, Debug)]
 pub(crate) struct S3 {
@@ -33,6 +42,8 @@ pub(crate) struct S3 {
     pub(crate) checksums: bool,
     pub(crate) encryption: Option<ServerSideEncryption>,
     pub(crate) kms_key: Option<String>,
+    /// Longest wait for the answer to a small request.
+    answer: Duration,
 }
 
 impl S3 {
@@ -53,7 +64,8 @@ impl S3 {
             return Err(Failure::new(ErrorKind::InvalidUrl, problem));
         }
         let path_style = options.path_style.unwrap_or(options.endpoint.is_some());
-        let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
+        let answer = Duration::from_secs(options.timeout.unwrap_or(ANSWER).into());
+        let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style).timeout_config(limits(answer));
         if let Some(endpoint) = options.endpoint {
             config = config.endpoint_url(endpoint);
         }
@@ -68,6 +80,7 @@ impl S3 {
             checksums: !options.checksums_when_required,
             encryption: options.sse.as_deref().map(ServerSideEncryption::from),
             kms_key: options.kms_key,
+            answer,
         })
     }
 
@@ -91,8 +104,16 @@ impl S3 {
         if bytes.len() > PIECE {
             return self.upload(key.to_owned()).write(bytes).await?.finish().await;
         }
-        self.put_request(key, bytes).send().await?;
+        let limits = self.limits_of(bytes.len());
+        self.put_request(key, bytes).customize().config_override(limits).send().await?;
         Ok(())
+    }
+
+    /// Time limits of a request with a body of so many bytes.
+    pub(crate) fn limits_of(&self, bytes: usize) -> aws_sdk_s3::config::Builder {
+        let times = if bytes <= SMALL { 1 } else { 4 * bytes.div_ceil(PIECE) };
+        let times = u32::try_from(times).unwrap_or(u32::MAX);
+        aws_sdk_s3::Config::builder().timeout_config(limits(self.answer.saturating_mul(times)))
     }
 
     pub(crate) fn put_request(&self, key: &str, bytes: Bytes) -> PutObjectFluentBuilder {
@@ -103,7 +124,8 @@ impl S3 {
     pub(crate) async fn put_new(&self, key: &str, bytes: Bytes) -> Result<PutNew> {
         let mut pause = PAUSE;
         for turn in 0.. {
-            let error = match self.put_request(key, bytes.clone()).if_none_match("*").send().await {
+            let request = self.put_request(key, bytes.clone()).if_none_match("*");
+            let error = match request.customize().config_override(self.limits_of(bytes.len())).send().await {
                 Ok(_) => return Ok(PutNew::Created),
                 Err(error) => error,
             };
@@ -143,6 +165,12 @@ impl S3 {
     pub(crate) fn walk(&self, prefix: String) -> Walk {
         Walk { bucket: self.clone(), prefix, token: None, last: false }
     }
+}
+
+/// Nothing waits for ever: a server that accepts a connection and never answers is an error of kind [`ErrorKind::Unavailable`].
+fn limits(answer: Duration) -> TimeoutConfig {
+    let limits = TimeoutConfig::builder().connect_timeout(CONNECT.min(answer)).read_timeout(answer);
+    limits.operation_timeout(answer.saturating_mul(RETRIED)).build()
 }
 
 /// A listing under way.

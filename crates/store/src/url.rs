@@ -26,6 +26,8 @@ pub(crate) struct BucketOptions {
     pub(crate) sse: Option<String>,
     /// Name of the key for `aws:kms`.
     pub(crate) kms_key: Option<String>,
+    /// Seconds until the server must have answered a request.
+    pub(crate) timeout: Option<u32>,
 }
 
 pub(crate) fn parse(url: &str) -> Result<Location> {
@@ -99,11 +101,13 @@ fn bucket(rest: &str) -> Result<Location> {
             ("checksums", "when_required") => options.checksums_when_required = true,
             ("sse", "AES256" | "aws:kms") => options.sse = Some(value),
             ("kms_key", v) if is_key_name(v) => options.kms_key = Some(value),
+            ("timeout", v) if matches!(v.parse(), Ok(1..=3600)) => options.timeout = v.parse().ok(),
+            ("timeout", _) => return Err(invalid("timeout must be a number of seconds from 1 to 3600")),
             ("kms_key", _) => return Err(invalid("kms_key must be the id, the ARN or the alias (alias/…) of a key")),
             _ => {
                 return Err(invalid(
                     "options are endpoint, region, path_style=true|false, anonymous=true|false, \
-                     checksums=when_supported|when_required, sse=AES256|aws:kms, kms_key",
+                     checksums=when_supported|when_required, sse=AES256|aws:kms, kms_key, timeout",
                 ));
             }
         }
@@ -134,6 +138,7 @@ impl BucketOptions {
         options.extend(self.checksums_when_required.then(|| "checksums=when_required".to_owned()));
         options.extend(self.sse.as_ref().map(|s| format!("sse={s}")));
         options.extend(self.kms_key.as_ref().map(|k| format!("kms_key={k}")));
+        options.extend(self.timeout.map(|t| format!("timeout={t}")));
         if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) }
     }
 }

@@ -214,3 +214,34 @@ async fn whatever_is_written_is_encrypted_as_the_url_says() {
         assert_eq!(found, vec![(expected.0.to_owned(), expected.1.to_owned()); 4], "{options}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_accepts_and_never_answers_is_unavailable_in_time() {
+    let server = Server::start(Auth::Anonymous).await;
+    let proxy = harness::Proxy::start(server.port());
+    let url = format!("s3://bucket/p?endpoint=http://127.0.0.1:{}&anonymous=true&timeout=1", proxy.port);
+    let store = Store::open(&url).await.unwrap();
+    store.put("there", b"before".to_vec()).await.unwrap();
+    let errors = async || {
+        // On the connection that exists, and on new ones.
+        let (a, b, c, d, e, f) = tokio::join!(
+            store.get("there"),
+            store.put("new", b"small".to_vec()),
+            store.put_new("other", b"small".to_vec()),
+            store.identity("there"),
+            store.delete("gone"),
+            store.list("").unwrap().all(),
+        );
+        let (c, d) = (c.map(drop).unwrap_err(), d.map(drop).unwrap_err());
+        [a.map(drop).unwrap_err(), b.unwrap_err(), c, d, e.unwrap_err(), f.map(drop).unwrap_err()]
+    };
+    for flow in [harness::Flow::Silent, harness::Flow::Half] {
+        proxy.set(flow);
+        let (began, errors) = (std::time::Instant::now(), errors().await);
+        assert!(errors.iter().all(|error| error.kind() == ErrorKind::Unavailable), "{errors:?}");
+        assert!(began.elapsed().as_secs() < 8, "{:?}", began.elapsed());
+    }
+    proxy.set(harness::Flow::Free);
+    store.put("again", b"after".to_vec()).await.unwrap();
+    assert_eq!(&store.get("there").await.unwrap()[..], b"before");
+}

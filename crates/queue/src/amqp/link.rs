@@ -22,7 +22,7 @@ use lapin::options::{
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
 use lapin::types::{AMQPValue, DeliveryTag, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{Confirmation, ConnectionProperties, ErrorKind};
+use lapin::{BasicProperties, Confirmation, ConnectionProperties, ErrorKind};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -35,6 +35,8 @@ use crate::{Channel, Error, Message};
 const PUBLISHERS: usize = 64;
 /// Largest first frame of a server that is read.
 const GREETING_BYTES: usize = 1 << 20;
+/// Most messages of candidates for a leadership that wait.
+const CANDIDATES: i64 = 16;
 /// Limit of closing the connection.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Pause after deleting a queue. A broker that sees the name in use again at once does not tell the consumers
@@ -45,7 +47,6 @@ pub(super) const NEWS: Duration = Duration::from_secs(1);
 const RETURNS: i64 = 1000;
 /// AMQP reply codes.
 const ACCESS_REFUSED: u16 = 403;
-const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
 
@@ -341,20 +342,47 @@ impl Link {
         self.ask(&format!("look up {name}"), control.queue_declare(name.into(), options, FieldTable::default())).await
     }
 
-    /// Takes the queue `name` for this link alone. `false`: another link has it.
-    pub(super) async fn take(&self, name: &str) -> Result<bool, Failure> {
-        let mut control = self.control.lock().await;
-        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-        let declared = control.queue_declare(name.into(), options, FieldTable::default());
-        match self.ask("ask for the leadership", async { Ok(declared.await) }).await? {
-            Ok(_) => Ok(true),
-            Err(error) if code(&error) == Some(RESOURCE_LOCKED) => {
-                // The broker closed the channel with its refusal.
-                *control = self.ask("open a channel", self.connection.create_channel()).await?;
-                Ok(false)
+    /// Waits for the leadership that the queue `name` stands for. It lasts as long as this link.
+    ///
+    /// The broker delivers to one consumer alone, the first (`x-single-active-consumer`): whoever gets a message is that one. So every
+    /// candidate subscribes, and sends a message now and then. An exclusive queue would do, too, but the broker calls its refusal an
+    /// error, and the library logs one for each question.
+    pub(super) async fn stand(self: &Arc<Link>, name: &str, pause: Duration) -> Result<(), Failure> {
+        let channel = self.ask("open a channel", self.connection.create_channel()).await?;
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+        arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(CANDIDATES));
+        self.ask("ask for the leadership", channel.queue_declare(name.into(), options, arguments)).await?;
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let consuming = channel.basic_consume(name.into(), "".into(), options, FieldTable::default());
+        let mut messages = self.ask("ask for the leadership", consuming).await?;
+        loop {
+            let message = channel.basic_publish("".into(), name.into(), BasicPublishOptions::default(), b"", BasicProperties::default());
+            self.ask("ask for the leadership", message).await?;
+            tokio::select! {
+                message = messages.next() => match message {
+                    Some(Ok(_)) => break,
+                    _ => return Err(self.fail("the subscription to the leadership ended")),
+                },
+                reason = self.lost() => return Err(Failure::Lost(reason)),
+                () = tokio::time::sleep(pause) => {}
             }
-            Err(error) => Err(self.refused("ask for the leadership", &error)),
         }
+        let link = Arc::clone(self);
+        tokio::spawn(async move {
+            let _open = channel;
+            // The messages of the other candidates.
+            while let Some(Ok(_)) = messages.next().await {}
+            link.fail("the subscription to the leadership ended");
+        });
+        Ok(())
+    }
+
+    /// Whether the broker accepts no messages for now.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
     }
 
     /// Publishes to `channel`, and waits until the broker has all of `messages`.

@@ -1,0 +1,139 @@
+//! What the driver does beside its loop (*io*): the loop waits neither for the store nor for the broker.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use proto::keys::Marker;
+use proto::{Event, Failure, FailureReason, Job, What, chain, hex_sha256, keys};
+use queue::{Channel, DeadLetter, Delivery, Parcel, Queue};
+use results::RunError;
+use results::run::{self, write_failure};
+use store::{Runs, Store};
+use tracing::Span;
+
+use crate::Error;
+use crate::fleet::Silent;
+
+/// Pause before the store is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// Reads of the store at a time.
+const READS: usize = 32;
+
+/// What goes to the broker, in this order.
+pub enum Outgoing {
+    /// Jobs, with their ids and spans.
+    Jobs(Vec<Parcel>, Vec<(String, Span)>),
+    /// Takes all waiting jobs off the queue.
+    Purge,
+}
+
+pub enum Done {
+    /// Ids and spans of the jobs that the queue has.
+    Sent(Vec<(String, Span)>),
+    /// A dead letter's end is on record.
+    Buried(Box<Event>, Delivery),
+    /// A message that cannot be read is kept.
+    Kept(Delivery),
+    Looked(Looked),
+}
+
+/// What queue and store say about silent jobs.
+pub struct Looked {
+    /// Time at which a job had to be silent for [`look`] to ask about it.
+    pub before: f64,
+    /// Whether the queue has no job.
+    pub empty: bool,
+    /// They are on the queue.
+    pub waiting: Vec<Silent>,
+    /// With what the store says; `Err`: it did not answer.
+    pub asked: Vec<(Silent, Result<Option<Marked>, Error>)>,
+}
+
+/// What the commit marker of an image says: it has a result, or this failure.
+pub type Marked = Result<(), Failure>;
+
+pub(crate) async fn send(queue: Queue, outgoing: Outgoing) -> Result<Done, Error> {
+    match outgoing {
+        Outgoing::Jobs(parcels, begun) => {
+            queue.publish_all(Channel::Jobs, parcels).await?;
+            Ok(Done::Sent(begun))
+        }
+        Outgoing::Purge => {
+            queue.purge(Channel::Jobs).await?;
+            Ok(Done::Sent(vec![]))
+        }
+    }
+}
+
+/// Writes a failure for a dead letter, unless its worker wrote one or there is a result. While the store is away it tries again.
+pub(crate) async fn bury(runs: Runs, delivery: Delivery, letter: DeadLetter, job: Job) -> Result<Done, Error> {
+    let failure = until_done("the end of a dead letter", || outcome(&runs, &letter, &job)).await;
+    let failed = |failure: Failure| What::Failed { reason: failure.reason.as_str().into(), message: failure.message };
+    let what = failure.map_or_else(What::found, failed);
+    Ok(Done::Buried(Box::new(Event::about(&job, "coordinator", what)), delivery))
+}
+
+/// The failure of a given-up job; `None`: it has a result.
+async fn outcome(runs: &Runs, letter: &DeadLetter, job: &Job) -> Result<Option<Failure>, Error> {
+    let results = runs.of(&job.run)?;
+    if let Some(marked) = marked(&results, &job.image).await? {
+        return Ok(marked.err());
+    }
+    let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
+    let failure = Failure::of(job, FailureReason::Quarantined, message);
+    write_failure(&results, &failure).await?;
+    Ok(Some(failure))
+}
+
+/// A message that cannot be read belongs to no run: it is kept beside the runs, for a person to look at.
+pub(crate) async fn keep_unreadable(runs: Runs, delivery: Delivery, reason: String) -> Result<Done, Error> {
+    let (Runs::One(place) | Runs::Home(place)) = &runs;
+    let digest = hex_sha256(delivery.payload());
+    tracing::warn!(reason, digest, "a message on the queue cannot be read; it is kept in unreadable/");
+    let key = format!("unreadable/{}", &digest[..16]);
+    let (payload, reason) = (delivery.payload().to_vec(), reason.into_bytes());
+    until_done("a message that cannot be read", || keep(place, &key, &payload, &reason)).await;
+    Ok(Done::Kept(delivery))
+}
+
+async fn keep(place: &Store, key: &str, payload: &[u8], reason: &[u8]) -> Result<(), Error> {
+    place.put(key, payload.to_vec()).await?;
+    Ok(place.put(&format!("{key}.txt"), reason.to_vec()).await?)
+}
+
+async fn until_done<T, F: Future<Output = Result<T, Error>>>(what: &str, mut work: impl FnMut() -> F) -> T {
+    loop {
+        match work().await {
+            Ok(done) => return done,
+            Err(error) => tracing::warn!(error = chain(&error), "{what} cannot be recorded; tried again"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Asks the store for the outcomes of silent jobs. While the queue is not empty, jobs that no worker has started are on it.
+pub(crate) async fn look(queue: Queue, runs: Runs, silent: Vec<Silent>, before: f64) -> Result<Done, Error> {
+    let empty = queue.depth(Channel::Jobs).await? == 0;
+    let (asked, waiting): (Vec<Silent>, Vec<Silent>) = silent.into_iter().partition(|s| s.worker.is_some() || empty);
+    let asked = stream::iter(asked.into_iter().map(|silent| ask(runs.clone(), silent))).buffered(READS).collect().await;
+    Ok(Done::Looked(Looked { before, empty, waiting, asked }))
+}
+
+async fn ask(runs: Runs, silent: Silent) -> (Silent, Result<Option<Marked>, Error>) {
+    let marker = async { marked(&runs.of(&silent.run)?, &silent.image).await }.await;
+    (silent, marker)
+}
+
+async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
+    if results.exists(&keys::marker(image, Marker::Result)).await? {
+        return Ok(Some(Ok(())));
+    }
+    match run::read_json(results, &keys::marker(image, Marker::Failure)).await {
+        Ok(failure) => Ok(Some(Err(failure))),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error @ RunError::Damaged { .. }) => {
+            Ok(Some(Err(Failure::without_job(image, FailureReason::BadJob, chain(&error), None))))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
