@@ -6,6 +6,8 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use telemetry::Metric;
 
+use crate::outage::Place;
+
 /// Jobs that this worker holds.
 pub static HELD: AtomicUsize = AtomicUsize::new(0);
 
@@ -32,12 +34,14 @@ pub static RETRIES: Metric = Metric::counter("basin.retries", "{retry}", "Jobs t
 pub static CHECKPOINTS: Metric = Metric::counter("basin.checkpoints", "{checkpoint}", "Checkpoints written and read");
 /// From a job's delivery until that is settled.
 pub static IMAGES: Metric = Metric::gauge("basin.worker.images", "{image}", "Images that the worker holds");
+/// 1 during an outage that the worker waits out, else 0. Attribute `for`: `store` or `data set`.
+pub static WAITING: Metric = Metric::gauge("basin.worker.waiting", "{outage}", "Outages of stores that the worker waits out");
 /// Attribute `hw.id`, as in all metrics of GPUs.
 pub static GPU_UTILIZATION: Metric = Metric::gauge("hw.gpu.utilization", "1", "Part of the time in which the GPU computed");
 pub static GPU_MEMORY: Metric = Metric::gauge("hw.gpu.memory.usage", "By", "Memory of the GPU in use");
 pub static GPU_MEMORY_LIMIT: Metric = Metric::gauge("hw.gpu.memory.limit", "By", "Memory of the GPU");
 
-pub static ALL: [&Metric; 12] = [
+pub static ALL: [&Metric; 13] = [
     &LOSS,
     &LPIPS,
     &STAGE,
@@ -47,6 +51,7 @@ pub static ALL: [&Metric; 12] = [
     &RETRIES,
     &CHECKPOINTS,
     &IMAGES,
+    &WAITING,
     &GPU_UTILIZATION,
     &GPU_MEMORY,
     &GPU_MEMORY_LIMIT,
@@ -55,6 +60,7 @@ pub static ALL: [&Metric; 12] = [
 /// Registers the gauges, which are read whenever metrics are sent.
 pub(crate) fn watch() {
     if telemetry::measures() {
+        Place::ALL.iter().for_each(|place| WAITING.record(0.0, &[("for", place.as_str())]));
         IMAGES.observe(|see| see(HELD.load(Ordering::Relaxed) as f64, &[]));
         watch_gpus();
     }
