@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use crate::fate::{Fate, JobError, Unavailable, fate};
 use crate::job_span::JobSpan;
-use crate::outage::{Outages, persist};
+use crate::outage::{Outages, Place, Wait};
 use crate::{Config, Error, metrics};
 
 /// Before the first retry of a job; it doubles with each attempt. A result that could not be written is retried at once.
@@ -29,6 +29,24 @@ pub struct Shared {
     pub outages: Outages,
     /// The stage is to end: it waits for no store any more.
     pub shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// The store that all runs are in.
+    pub fn home(&self) -> &Store {
+        let (Runs::One(home) | Runs::Home(home)) = &self.runs;
+        home
+    }
+
+    /// For one piece of work that needs `place`.
+    pub fn wait(&self, place: Place) -> Wait {
+        Wait::new(&self.outages, place, &self.shutdown)
+    }
+
+    /// Does work at the store, again and again while that is away. `None`: the worker is to leave, and the work is not done.
+    pub async fn persist<T>(&self, work: impl AsyncFnMut() -> Result<T, store::Error>) -> Result<Option<T>, store::Error> {
+        self.outages.persist(self.home(), &self.shutdown, work).await
+    }
 }
 
 pub struct Attempt {
@@ -98,7 +116,7 @@ impl Attempt {
         let failure = Failure::of(job, reason, message);
         let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
         let (results, marker) = (self.results(shared)?, keys::marker(&job.image, Marker::Failure));
-        match persist(shared, async || results.put(&marker, bytes.clone()).await).await {
+        match shared.persist(async || results.put(&marker, bytes.clone()).await).await {
             Ok(Some(())) => {}
             Ok(None) => return Ok(self.delivery.release().await?),
             Err(error) => {

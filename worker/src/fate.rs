@@ -144,7 +144,7 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
         JobError::Results(source) if passes(source) => Fate::Wait(Place::Store),
         JobError::Results(_) => Fate::Release,
         JobError::Diverged { .. } => Fate::Reject(FailureReason::Diverged),
-        // It was tried often, while the store answered (`outage::persist`).
+        // It was tried often, while the store answered (`Shared::persist`).
         JobError::Upload(source) if passes(source) => Fate::Retry(Unavailable::Upload),
         JobError::Checkpoint(source) if passes(source) => Fate::Continue,
         // The store takes nothing from anybody: the image has no part in it.

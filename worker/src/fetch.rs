@@ -21,7 +21,7 @@ use crate::attempt::{Attempt, Shared, settle};
 use crate::checkpoint::{self, JobCheckpoint};
 use crate::fate::{Fate, JobError, Unavailable, fate};
 use crate::marks::{self, SUSPECT, unended};
-use crate::outage::{Check, Place, Then, Wait, home};
+use crate::outage::{Check, Place, Then};
 use crate::run_control::RunControl;
 
 /// Largest image file, in bytes.
@@ -187,7 +187,7 @@ impl Fetcher {
     /// The job's model; `None`: the worker is to leave. A copy of a large model takes minutes.
     async fn load_model(&mut self, job: &Job) -> Result<Option<LoadedModel>, JobError> {
         let shutdown = self.shared.shutdown.clone();
-        let mut wait = Wait::new(&self.shared, Place::Store);
+        let mut wait = self.shared.wait(Place::Store);
         loop {
             let loaded = tokio::select! {
                 biased;
@@ -201,7 +201,7 @@ impl Fetcher {
             if fate(&error, 1) != Fate::Wait(Place::Store) {
                 return Err(error);
             }
-            match wait.until_it_answers(&chain(&error), Check::Reads(home(&self.shared.runs))).await {
+            match wait.until_it_answers(&chain(&error), Check::Reads(self.shared.home())).await {
                 Then::Again => {}
                 Then::Leave => return Ok(None),
                 // The store answers, and does not give this model: as good as damaged.
@@ -254,7 +254,7 @@ impl Fetcher {
             attempt.release(&self.shared, false).await?;
             return Ok(None);
         }
-        let mut wait = Wait::new(&self.shared, Place::Store);
+        let mut wait = self.shared.wait(Place::Store);
         let fetched = loop {
             let begun = Instant::now();
             let fetched = self.load(&attempt.job, &attempt.id).instrument(attempt.span.stage(Stage::Fetch)).await;
@@ -263,7 +263,7 @@ impl Fetcher {
             if fate(error, attempt.delivery.attempt()) != Fate::Wait(Place::Store) {
                 break fetched;
             }
-            match wait.until_it_answers(&chain(error), Check::Reads(home(&self.shared.runs))).await {
+            match wait.until_it_answers(&chain(error), Check::Reads(self.shared.home())).await {
                 Then::Again => {}
                 Then::Leave => break fetched,
                 Then::GiveUp => {
@@ -303,7 +303,7 @@ impl Fetcher {
         // The coordinator is to know who has the job.
         attempt.tell(&self.shared, What::Started).await?;
         let shared = self.shared.clone();
-        let mut wait = Wait::new(&shared, Place::DataSet);
+        let mut wait = shared.wait(Place::DataSet);
         let error = chain(&error);
         wait.show(&error);
         while self.held.try_join_next().is_some() {}

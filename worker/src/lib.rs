@@ -100,7 +100,7 @@ pub async fn run(
     shutdown: CancellationToken,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
-    let shared = Shared { config, queue, runs, outages: Outages::default(), shutdown: shutdown.clone() };
+    let shared = Shared { config, queue, runs, outages: Outages::none(), shutdown: shutdown.clone() };
     metrics::watch();
     models.check().map_err(|error| Error::Models(Box::new(error)))?;
     // Set while the run on the devices is not to be computed.
@@ -124,7 +124,7 @@ async fn work(
     let shutdown = &shared.shutdown;
     if let Runs::Home(home) = &shared.runs {
         // A worker that could not write its results must not use up the jobs' attempts.
-        let Some(()) = outage::persist(shared, async || home.check_writable().await).await? else { return Ok(()) };
+        let Some(()) = shared.persist(async || home.check_writable().await).await? else { return Ok(()) };
     }
     let batch_images = shared.config.batch_images.max(1);
     let consumer = shared.queue.consume(Channel::Jobs, (2 * batch_images).min(u16::MAX.into()) as u16).await?;
@@ -150,8 +150,8 @@ async fn work(
     let fetch = fetch::run(Shared { shutdown: fetching.clone(), ..shared.clone() }, models, consumer, loaded_sender);
     // Publishing ends when the devices' thread has ended, and that when fetching has: nothing is left half-way.
     let (fetched, published) = tokio::join!(fetch, publish);
-    let panicked = |_| Err(projector::DeviceError { device: "all".into(), message: "the thread panicked".into() }.into());
-    devices.join().unwrap_or_else(panicked)?;
+    let panicked = || projector::DeviceError { device: "all".into(), message: "the thread panicked".into() };
+    devices.join().unwrap_or_else(|_| Err(Error::Device(panicked())))?;
     fetched?;
     published
 }

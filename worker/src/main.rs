@@ -54,8 +54,8 @@ struct Args {
     /// The machine's name: attempts that never ended are counted by machine. Default: host name.
     #[arg(long, env = "BASIN_NODE_NAME")]
     node: Option<String>,
-    /// End the process with exit code 4 when no device finishes a step for this many seconds although there is work; 0: never. /healthz
-    /// has the same limit.
+    /// End the process with exit code 4 when no device finishes a step for this many seconds although there is work; 0: never. The
+    /// limit of /healthz, too.
     #[arg(long, default_value_t = worker::STEP_LIMIT.as_secs(), env = "BASIN_STEP_LIMIT", value_name = "SECONDS")]
     step_limit: u64,
     /// This pod as namespace/name: write its deletion cost, so that a Deployment that is scaled in stops idle workers first. The pod's

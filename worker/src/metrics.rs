@@ -6,8 +6,6 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use telemetry::Metric;
 
-use crate::outage::Place;
-
 /// Jobs that this worker holds.
 pub static HELD: AtomicUsize = AtomicUsize::new(0);
 
@@ -60,7 +58,6 @@ pub static ALL: [&Metric; 13] = [
 /// Registers the gauges, which are read whenever metrics are sent.
 pub(crate) fn watch() {
     if telemetry::measures() {
-        Place::ALL.iter().for_each(|place| WAITING.record(0.0, &[("for", place.as_str())]));
         IMAGES.observe(|see| see(HELD.load(Ordering::Relaxed) as f64, &[]));
         watch_gpus();
     }

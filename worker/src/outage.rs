@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use proto::{chain, keys};
-use store::{Runs, Store};
+use store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::attempt::Shared;
 use crate::metrics;
 
 /// Before the first check of a store; it doubles up to the longest.
@@ -39,7 +38,7 @@ impl Place {
 }
 
 /// The places that the stages of a worker wait for now.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Outages {
     away: watch::Sender<BTreeMap<Place, Away>>,
 }
@@ -52,6 +51,11 @@ struct Away {
 }
 
 impl Outages {
+    pub fn none() -> Outages {
+        Place::ALL.iter().for_each(|place| metrics::WAITING.record(0.0, &[("for", place.as_str())]));
+        Outages { away: watch::Sender::default() }
+    }
+
     pub fn is_away(&self, place: Place) -> bool {
         self.away.borrow().contains_key(&place)
     }
@@ -67,6 +71,29 @@ impl Outages {
         let _ = self.away.subscribe().wait_for(|away| !away.contains_key(&place)).await;
     }
 
+    /// Does work at the store of the results, `home`, again and again while that is away. `None`: `stop` came first, and the work is
+    /// not done.
+    pub async fn persist<T>(
+        &self,
+        home: &Store,
+        stop: &CancellationToken,
+        mut work: impl AsyncFnMut() -> Result<T, store::Error>,
+    ) -> Result<Option<T>, store::Error> {
+        let mut wait = Wait::new(self, Place::Store, stop);
+        loop {
+            let error = match work().await {
+                Ok(done) => return Ok(Some(done)),
+                Err(error) if error.is_retryable() => error,
+                Err(error) => return Err(error),
+            };
+            match wait.until_it_answers(&chain(&error), Check::Writes(home)).await {
+                Then::Again => {}
+                Then::Leave => return Ok(None),
+                Then::GiveUp => return Err(error),
+            }
+        }
+    }
+
     fn begin(&self, place: Place, error: &str) {
         let mut first = false;
         self.away.send_modify(|away| {
@@ -76,7 +103,7 @@ impl Outages {
         });
         if first {
             let waiting_for = place.as_str();
-            tracing::warn!(waiting_for, error, "a store does not answer: jobs are held until it does, and no attempt is counted");
+            tracing::warn!(waiting_for, error, "a store is away: jobs are held, and no attempt is counted");
             metrics::WAITING.record(1.0, &[("for", waiting_for)]);
         }
     }
@@ -92,7 +119,7 @@ impl Outages {
         });
         if let Some(lasted) = over {
             let waiting_for = place.as_str();
-            tracing::info!(waiting_for, seconds = lasted.as_secs(), "nothing waits for the store any more");
+            tracing::info!(waiting_for, seconds = lasted.as_secs(), "the store is back");
             metrics::WAITING.record(0.0, &[("for", waiting_for)]);
         }
     }
@@ -140,8 +167,8 @@ pub struct Wait {
 }
 
 impl Wait {
-    pub fn new(shared: &Shared, place: Place) -> Wait {
-        let (outages, stop) = (shared.outages.clone(), shared.shutdown.clone());
+    pub fn new(outages: &Outages, place: Place, stop: &CancellationToken) -> Wait {
+        let (outages, stop) = (outages.clone(), stop.clone());
         Wait { outages, place, stop, pause: FIRST_PAUSE, failures: 0, visible: false }
     }
 
@@ -196,50 +223,14 @@ fn longer(pause: Duration) -> Duration {
     (2 * pause).min(LONGEST_PAUSE)
 }
 
-/// Does work at the store of the results, again and again while that is away. `None`: the worker is to leave, and it is not done.
-pub async fn persist<T>(
-    shared: &Shared,
-    mut work: impl AsyncFnMut() -> Result<T, store::Error>,
-) -> Result<Option<T>, store::Error> {
-    let mut wait = Wait::new(shared, Place::Store);
-    loop {
-        let error = match work().await {
-            Ok(done) => return Ok(Some(done)),
-            Err(error) if error.is_retryable() => error,
-            Err(error) => return Err(error),
-        };
-        match wait.until_it_answers(&chain(&error), Check::Writes(home(&shared.runs))).await {
-            Then::Again => {}
-            Then::Leave => return Ok(None),
-            Then::GiveUp => return Err(error),
-        }
-    }
-}
-
-/// The store that all runs are in.
-pub fn home(runs: &Runs) -> &Store {
-    let (Runs::One(home) | Runs::Home(home)) = runs;
-    home
-}
-
 #[cfg(test)]
 mod tests {
-    use queue::Queue;
     use store::ErrorKind;
 
     use super::*;
-    use crate::Config;
 
-    async fn shared(dir: &tempfile::TempDir) -> Shared {
-        let home = Store::open(&dir.path().to_string_lossy()).await.expect("a folder");
-        let queue = Queue::open("embedded:").await.expect("in memory");
-        Shared {
-            config: Config::default(),
-            queue,
-            runs: Runs::One(home),
-            outages: Outages::default(),
-            shutdown: CancellationToken::new(),
-        }
+    async fn home(dir: &tempfile::TempDir) -> Store {
+        Store::open(&dir.path().to_string_lossy()).await.expect("a folder")
     }
 
     #[test]
@@ -252,42 +243,41 @@ mod tests {
     #[tokio::test]
     async fn work_is_done_again_until_the_store_takes_it_and_the_outage_is_seen_meanwhile() {
         let dir = tempfile::tempdir().expect("writable");
-        let shared = shared(&dir).await;
+        let (home, outages, stop) = (home(&dir).await, Outages::none(), CancellationToken::new());
         let (mut tries, mut seen) = (0, vec![]);
-        let done = persist(&shared, async || {
+        let work = async || {
             tries += 1;
-            seen.push(shared.outages.waiting_for());
+            seen.push(outages.waiting_for());
             if tries < 4 { Err(store::Error::example(ErrorKind::Unavailable)) } else { Ok(tries) }
-        });
-        assert_eq!(done.await.expect("the store is back"), Some(4));
+        };
+        assert_eq!(outages.persist(&home, &stop, work).await.expect("the store is back"), Some(4));
         assert_eq!(seen, [None, None, Some("store"), Some("store")]);
-        assert_eq!(shared.outages.waiting_for(), None);
+        assert_eq!(outages.waiting_for(), None);
     }
 
     #[tokio::test]
     async fn a_refusal_is_not_waited_out_and_a_worker_that_is_to_leave_does_not_wait() {
         let dir = tempfile::tempdir().expect("writable");
-        let shared = shared(&dir).await;
-        let refused = persist(&shared, async || Err::<(), _>(store::Error::example(ErrorKind::Denied))).await;
+        let (home, outages, stop) = (home(&dir).await, Outages::none(), CancellationToken::new());
+        let refused = outages.persist(&home, &stop, async || Err::<(), _>(store::Error::example(ErrorKind::Denied))).await;
         assert_eq!(refused.expect_err("a refusal").kind(), ErrorKind::Denied);
-        shared.shutdown.cancel();
-        let left = persist(&shared, async || Err::<(), _>(store::Error::example(ErrorKind::Unavailable))).await;
+        stop.cancel();
+        let left = outages.persist(&home, &stop, async || Err::<(), _>(store::Error::example(ErrorKind::Unavailable))).await;
         assert_eq!(left.expect("no refusal"), None);
     }
 
     #[tokio::test]
     async fn an_outage_ends_when_the_last_one_who_waits_is_done() {
-        let dir = tempfile::tempdir().expect("writable");
-        let shared = shared(&dir).await;
-        let mut waits = [Place::Store, Place::Store, Place::DataSet].map(|place| Wait::new(&shared, place));
-        waits.iter_mut().for_each(|wait| wait.show("away"));
-        let [first, second, third] = waits;
+        let (outages, stop) = (Outages::none(), CancellationToken::new());
+        let [mut first, mut second, mut third] =
+            [Place::Store, Place::Store, Place::DataSet].map(|place| Wait::new(&outages, place, &stop));
+        [&mut first, &mut second, &mut third].into_iter().for_each(|wait| wait.show("away"));
         drop(first);
-        assert!(shared.outages.is_away(Place::Store));
+        assert!(outages.is_away(Place::Store));
         drop(second);
-        shared.outages.is_back(Place::Store).await;
-        assert_eq!(shared.outages.waiting_for(), Some("data set"));
+        outages.is_back(Place::Store).await;
+        assert_eq!(outages.waiting_for(), Some("data set"));
         drop(third);
-        assert_eq!(shared.outages.waiting_for(), None);
+        assert_eq!(outages.waiting_for(), None);
     }
 }

@@ -18,7 +18,6 @@ use tracing::Instrument;
 use crate::attempt::{Attempt, Shared, settle};
 use crate::fate::{Fate, JobError, fate};
 use crate::fetch::Loaded;
-use crate::outage::persist;
 use crate::project::{Output, Solved};
 use crate::run_control::RunControl;
 use crate::{Error, metrics};
@@ -49,7 +48,7 @@ pub async fn run(shared: &Shared, outputs: &mut mpsc::Receiver<Output>) -> Resul
             Output::Unfinished { attempt, checkpoint, queued } => {
                 let results = attempt.results(shared)?;
                 let saved = if control.is_finished(&attempt.job.run).await {
-                    persist(shared, async || forget(&results, &attempt).await).await.map(drop).map_err(Error::from)
+                    shared.persist(async || forget(&results, &attempt).await).await.map(drop).map_err(Error::from)
                 } else {
                     save(&results, &attempt.job.image, &attempt.name, checkpoint).await
                 };
@@ -110,7 +109,7 @@ async fn discard(shared: &Shared, attempt: Attempt) -> Result<(), Error> {
     let job = &attempt.job;
     tracing::warn!(run = job.run, image = job.image, "the run finished without this image: its result is dropped");
     let results = attempt.results(shared)?;
-    let forgotten = persist(shared, async || forget(&results, &attempt).await).await;
+    let forgotten = shared.persist(async || forget(&results, &attempt).await).await;
     attempt.release(shared, false).await?;
     forgotten?;
     Ok(())
@@ -123,7 +122,7 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
         Err(source) => {
             let image = attempt.job.image.clone();
             let mark = keys::attempt(&image, &attempt.name);
-            if let Err(error) = persist(shared, async || results.delete(&mark).await).await {
+            if let Err(error) = shared.persist(async || results.delete(&mark).await).await {
                 attempt.delivery.release().await?;
                 return Err(error.into());
             }
@@ -161,7 +160,7 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
         let encode = move || (objects(&frame, solution, &record), record);
         let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
         // Held and written again in place during an outage: a finished search is not to be done twice.
-        let held = persist(shared, async || commit(results, &objects, &mut record).await).await;
+        let held = shared.persist(async || commit(results, &objects, &mut record).await).await;
         match held {
             Ok(Some(())) => Ok(Some(record)),
             Ok(None) => match tokio::time::timeout(LAST_TRY, commit(results, &objects, &mut record)).await {
@@ -366,6 +365,7 @@ mod tests {
 
     use super::*;
     use crate::Config;
+    use crate::outage::Outages;
 
     /// A future that is dropped after some polls, as a process that dies at an await.
     struct Mortal<F> {
@@ -390,7 +390,7 @@ mod tests {
     }
 
     fn shared(queue: &Queue, runs: Runs) -> Shared {
-        let (outages, shutdown) = Default::default();
+        let (outages, shutdown) = (Outages::none(), Default::default());
         Shared { config: Config::default(), queue: queue.clone(), runs, outages, shutdown }
     }
 
