@@ -76,7 +76,7 @@ fn a_data_set_that_is_away_is_waited_for_and_seen_in_the_heartbeat() {
         let identity = data.identity("bag.png").await.unwrap().unwrap();
         let job = Job { dataset, identity, ..home.job("run", &home.model).await };
         s3.set(Weather::Away);
-        work(&home.store, cache(&home), job, async |events| {
+        work(&home.store, cache(&home), job, async |events: &mut Consumer| {
             until(events, waits_for("data set")).await;
             s3.set(Weather::Fair);
             until(events, succeeded).await;
@@ -96,7 +96,7 @@ fn a_result_is_held_until_the_store_takes_it() {
             bucket.put(&object.key, home.store.get(&object.key).await.unwrap()).await.unwrap();
         }
         let job = home.job("run", &home.model).await;
-        work(&bucket, cache(&home), job, async |events| {
+        work(&bucket, cache(&home), job, async |events: &mut Consumer| {
             until(events, |what| *what == What::Started).await;
             s3.set(Weather::Away);
             until(events, waits_for("store")).await;
