@@ -145,10 +145,11 @@ impl Fetcher {
         let job = &image.attempt.job;
         let differs = |first: &Loaded| first.attempt.job.run != job.run || first.attempt.job.params != job.params;
         let suspect = image.suspect;
-        if suspect || self.batch.first().is_some_and(differs) {
-            self.send_batch().await?;
-        }
+        let alone = suspect || self.batch.first().is_some_and(differs);
+        let sent = if alone { self.send_batch().await } else { Ok(()) };
+        // Also after an error: what is in the batch goes back.
         self.batch.push(image);
+        sent?;
         if suspect || self.batch.len() >= self.shared.config.batch_images {
             self.send_batch().await?;
         }
