@@ -222,7 +222,10 @@ mod tests {
         let image = Retry(Unavailable::Image);
         let [missing, name, bad, mask] = [MissingImage, BadName, BadImage, BadMask].map(Reject);
         let (job, refused) = (Reject(BadJob), Reject(FailureReason::Unavailable));
-        by_kind(|source| JobError::Image { image: text(), source }, [missing, bad, name, job, refused, refused, image, image, bad]);
+        by_kind(
+            |source| JobError::Image { image: text(), source },
+            [missing, bad, name, job, refused, refused, image, image, bad],
+        );
         by_kind(|source| JobError::Mask { mask: text(), source }, [mask, mask, mask, job, refused, refused, image, image, mask]);
         let model = Retry(Unavailable::Model);
         by_kind(

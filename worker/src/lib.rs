@@ -115,12 +115,7 @@ pub async fn run(
     worked
 }
 
-async fn work(
-    shared: &Shared,
-    models: Models,
-    working: watch::Sender<Working>,
-    withdrawn: Arc<AtomicBool>,
-) -> Result<(), Error> {
+async fn work(shared: &Shared, models: Models, working: watch::Sender<Working>, withdrawn: Arc<AtomicBool>) -> Result<(), Error> {
     let shutdown = &shared.shutdown;
     if let Runs::Home(home) = &shared.runs {
         // A worker that could not write its results must not use up the jobs' attempts.

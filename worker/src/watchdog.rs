@@ -49,7 +49,8 @@ mod tests {
     #[test]
     fn only_devices_with_work_hang_and_only_after_the_limit() {
         let at = |ago: Option<u64>| {
-            let computing = ago.map(|seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).expect("the machine is up"));
+            let computing =
+                ago.map(|seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).expect("the machine is up"));
             Working { images: 1, computing, ..Working::default() }
         };
         let limit = Some(Duration::from_secs(3));
