@@ -165,6 +165,7 @@ impl Local {
             max_runtime: None,
             record,
             version: spec.record.version.clone(),
+            ..worker::Config::default()
         };
 
         self.bar.reset();

@@ -260,6 +260,9 @@ impl Driver {
         }
         if let What::Alive(alive) = &event.what {
             if alive.leaving {
+                if let Some(reason) = &alive.reason {
+                    tracing::warn!(worker = event.worker, reason, "a worker leaves because of a fault");
+                }
                 self.heartbeats.remove(&event.worker);
             } else {
                 self.heartbeats.insert(event.worker.clone(), Heartbeat { alive: alive.clone(), heard: now });

@@ -23,6 +23,8 @@ pub enum Weather {
     /// Requests are refused: the credentials have expired.
     Expired,
     Full,
+    /// No request is served.
+    Away,
 }
 
 pub struct S3 {
@@ -84,6 +86,7 @@ impl State {
         let rate = if self.weather == Weather::Busy { 0.33 } else { 0.02 };
         let (kind, fate) = match self.weather {
             Weather::Expired => ("credentials expired", Fate::Refused(StatusCode::BAD_REQUEST, "ExpiredToken")),
+            Weather::Away => ("away", Fate::Refused(StatusCode::SERVICE_UNAVAILABLE, "SlowDown")),
             Weather::Full if writes => ("storage full", Fate::Refused(StatusCode::INSUFFICIENT_STORAGE, "XMinioStorageFull")),
             _ if !self.rng.random_bool(rate) => return Fate::Served,
             _ => match self.rng.random_range(0..4) {

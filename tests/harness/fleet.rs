@@ -24,6 +24,8 @@ pub struct LocalFleet {
     pub hostile: Option<(Proxy, S3)>,
     pub dir: tempfile::TempDir,
     pub port: u16,
+    /// More options of the queue's URL, each with a '&' before it.
+    queue_options: &'static str,
     started: usize,
 }
 
@@ -38,22 +40,27 @@ impl Drop for LocalFleet {
 
 impl LocalFleet {
     pub fn start() -> LocalFleet {
-        LocalFleet::start_in(|_| None)
+        LocalFleet::start_in("", |_| None)
     }
 
     /// A fleet with a broker whose connections can be cut and a bucket that fails now and then.
     pub fn start_hostile(seed: u64) -> LocalFleet {
-        LocalFleet::start_in(|broker| Some((Proxy::start(broker.port()), S3::start(seed))))
+        LocalFleet::start_hostile_with(seed, "")
     }
 
-    fn start_in(place: impl FnOnce(&RabbitMq) -> Option<(Proxy, S3)>) -> LocalFleet {
+    /// The same with more options of the queue's URL, each with a '&' before it.
+    pub fn start_hostile_with(seed: u64, queue_options: &'static str) -> LocalFleet {
+        LocalFleet::start_in(queue_options, |broker| Some((Proxy::start(broker.port()), S3::start(seed))))
+    }
+
+    fn start_in(queue_options: &'static str, place: impl FnOnce(&RabbitMq) -> Option<(Proxy, S3)>) -> LocalFleet {
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::create_dir(dir.path().join("data")).expect("writable");
         fs::write(dir.path().join("token"), TOKEN).expect("writable");
         let [port] = free_ports();
         let (broker, workers) = (RabbitMq::start(), vec![]);
         let hostile = place(&broker);
-        let mut fleet = LocalFleet { coordinator: None, workers, broker, hostile, dir, port, started: 0 };
+        let mut fleet = LocalFleet { coordinator: None, workers, broker, hostile, dir, port, queue_options, started: 0 };
         fleet.basin(0, &["push", &root().join("models/fashion32").to_string_lossy()]);
         fleet.start_coordinator();
         fleet
@@ -77,10 +84,11 @@ impl LocalFleet {
     }
 
     pub fn queue_url(&self) -> String {
-        match &self.hostile {
+        let url = match &self.hostile {
             Some((proxy, _)) => format!("amqp://guest:guest@127.0.0.1:{}/?give_up=60&heartbeat=4", proxy.port),
             None => self.broker.url("give_up=60"),
-        }
+        };
+        url + self.queue_options
     }
 
     pub fn log(&mut self, name: &str) -> Stdio {

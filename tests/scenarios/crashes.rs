@@ -57,13 +57,16 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
     assert!(fleet.status("r").contains("finished"));
 }
 
-/// The test kills every worker that begins the image: the other images of its batch are projected, and it becomes a failure after
-/// some attempts.
+/// The test kills every worker that begins the image, on two nodes in turn: the other images of its batch are projected, and it
+/// becomes a failure after some attempts.
 #[test]
 fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
     let mut fleet = LocalFleet::start();
     let data = fleet.data(4, LatentSearch::Adam { steps: 300 });
-    fleet.start_worker(&["--batch-images", "4"]);
+    let start = |fleet: &mut LocalFleet, node: &str| {
+        fleet.start_worker_with(&["--batch-images", "4"], &[("BASIN_NODE_NAME", node)]);
+    };
+    start(&mut fleet, "node-0");
     fleet.submit(&data, "r", &[]);
     let poison = fleet.path("home/runs/r/attempts/Coat/1.png");
     let (mut kills, mut before) = (0, 0);
@@ -72,7 +75,7 @@ fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
         if attempts > before {
             kills += 1;
             fleet.workers.clear();
-            fleet.start_worker(&["--batch-images", "4"]);
+            start(&mut fleet, &format!("node-{}", kills % 2));
         }
         before = attempts;
         fleet.status("r").contains("finished")
@@ -80,7 +83,7 @@ fn an_image_that_kills_its_worker_is_given_up_and_the_others_are_not() {
     assert_eq!(kills, 5);
     assert_contains(&fleet.basin(0, &["verify", &fleet.run_url("r")]), &["4 images, 3 succeeded, 1 failed"]);
     let text = fs::read_to_string(fleet.path("home/runs/r/images/Coat/1.png/failure.json")).expect("a failure");
-    assert_contains(&text, &["quarantined", "5 attempts"]);
+    assert_contains(&text, &["quarantined", "5 attempts", "2 nodes"]);
 }
 
 /// For every point between two visible steps of worker and coordinator: a process ends there, another takes over, and the run is

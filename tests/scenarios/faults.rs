@@ -24,6 +24,30 @@ fn a_long_run_survives_whatever_happens_to_its_fleet() {
     chaos(1000, 300, 1);
 }
 
+/// With two counted deliveries only, each image would soon fail if an outage counted.
+#[test]
+fn an_outage_of_the_store_counts_for_no_image_and_costs_no_result() {
+    let mut fleet = LocalFleet::start_hostile_with(3, "&delivery_limit=2");
+    let data = fleet.data(6, LatentSearch::basin_cma(10, 4, 20));
+    start_chaos_worker(&mut fleet);
+    fleet.submit(&data, "r", &[]);
+    wait_for("a batch in work", 60, || !fleet.logged("projecting").is_empty());
+    let weather = |fleet: &LocalFleet, weather| fleet.hostile.as_ref().expect("it is hostile").1.set(weather);
+    weather(&fleet, Weather::Away);
+    wait_for("the worker to wait", 120, || !fleet.logged("a store is away: jobs are held, and no attempt is counted").is_empty());
+    let before = fleet.failed_requests();
+    wait_for("many tries", 180, || fleet.failed_requests() >= before + 60);
+    assert!(!fleet.workers[0].ended(), "{}", fleet.logs());
+    weather(&fleet, Weather::Fair);
+    wait_for("the run to end", 300, || {
+        restart_coordinator(&mut fleet);
+        fleet.finished("r")
+    });
+    assert!(!fleet.workers[0].ended(), "{}", fleet.logs());
+    assert!(!fleet.logged("the store is back").is_empty());
+    assert_eq!(losses(&fleet.run_url("r")), fleet.one_machine(&data), "{}", fleet.status("r"));
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
 enum Fault {
     WorkerKilled,
@@ -123,11 +147,15 @@ fn start_chaos_worker(fleet: &mut LocalFleet) {
 
 /// Starts services that ended again, as a platform would.
 fn restart_what_ended(fleet: &mut LocalFleet) {
+    restart_coordinator(fleet);
+    fleet.workers.retain_mut(|w| !w.ended());
+    (fleet.workers.len()..3).for_each(|_| start_chaos_worker(fleet));
+}
+
+fn restart_coordinator(fleet: &mut LocalFleet) {
     if fleet.coordinator.as_mut().is_none_or(Process::ended) {
         fleet.start_coordinator();
     }
-    fleet.workers.retain_mut(|w| !w.ended());
-    (fleet.workers.len()..3).for_each(|_| start_chaos_worker(fleet));
 }
 
 fn suffer(fleet: &mut LocalFleet, fault: Fault, rng: &mut ChaCha8Rng) {

@@ -8,10 +8,12 @@ use proto::{CrashPoint, Event, Failure, FailureReason, Job, JobId, What, chain};
 use queue::{Channel, Delivery, Parcel, Queue};
 use store::{Runs, Store};
 use telemetry::trace::{self, Message};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::fate::{Fate, JobError, Unavailable, fate};
 use crate::job_span::JobSpan;
+use crate::outage::{Outages, Place, Wait};
 use crate::{Config, Error, metrics};
 
 /// Before the first retry of a job; it doubles with each attempt. A result that could not be written is retried at once.
@@ -24,6 +26,27 @@ pub struct Shared {
     pub config: Config,
     pub queue: Queue,
     pub runs: Runs,
+    pub outages: Outages,
+    /// The stage is to end: it waits for no store any more.
+    pub shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// The store that all runs are in.
+    pub fn home(&self) -> &Store {
+        let (Runs::One(home) | Runs::Home(home)) = &self.runs;
+        home
+    }
+
+    /// For one piece of work that needs `place`.
+    pub fn wait(&self, place: Place) -> Wait {
+        Wait::new(&self.outages, place, &self.shutdown)
+    }
+
+    /// Does work at the store, again and again while that is away. `None`: the worker is to leave, and the work is not done.
+    pub async fn persist<T>(&self, work: impl AsyncFnMut() -> Result<T, store::Error>) -> Result<Option<T>, store::Error> {
+        self.outages.persist(self.home(), &self.shutdown, work).await
+    }
 }
 
 pub struct Attempt {
@@ -68,7 +91,8 @@ impl Attempt {
         Ok(())
     }
 
-    async fn retry(self, unavailable: Unavailable, error: String) -> Result<(), queue::Error> {
+    /// The attempt counts, and the job is delivered again after a pause.
+    pub async fn retry(self, unavailable: Unavailable, error: String) -> Result<(), queue::Error> {
         let Attempt { delivery, job, .. } = self;
         tracing::warn!(run = job.run, image = job.image, error, "the job is retried");
         metrics::RETRIES.record(1.0, &[("reason", unavailable.as_str())]);
@@ -84,14 +108,22 @@ impl Attempt {
         Ok(())
     }
 
-    /// The failure record first, then the event, then the dead letter.
+    /// The failure record first, then the event, then the dead letter. Without the record the job goes back.
     async fn reject(self, shared: &Shared, reason: FailureReason, message: String) -> Result<(), Error> {
         let job = &self.job;
         trace::fail(&self.span.span, reason.as_str());
         tracing::warn!(run = job.run, image = job.image, reason = reason.as_str(), message, "failed");
         let failure = Failure::of(job, reason, message);
         let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
-        self.results(shared)?.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
+        let (results, marker) = (self.results(shared)?, keys::marker(&job.image, Marker::Failure));
+        match shared.persist(async || results.put(&marker, bytes.clone()).await).await {
+            Ok(Some(())) => {}
+            Ok(None) => return Ok(self.delivery.release().await?),
+            Err(error) => {
+                self.delivery.release().await?;
+                return Err(error.into());
+            }
+        }
         CrashPoint::FailureRecorded.pass();
         self.tell(shared, What::Failed { reason: reason.as_str().into(), message: failure.message.clone() }).await?;
         CrashPoint::FailureTold.pass();
@@ -104,11 +136,14 @@ impl Attempt {
 /// Settles the attempts that end with `error`. Returns an error if the worker must exit.
 pub async fn settle(shared: &Shared, attempts: Vec<Attempt>, error: JobError) -> Result<(), Error> {
     let mut exits = false;
+    let mut unsettled = None;
     for attempt in attempts {
         match fate(&error, attempt.delivery.attempt()) {
+            _ if unsettled.is_some() => attempt.delivery.release().await?,
             Fate::Retry(unavailable) => attempt.retry(unavailable, chain(&error)).await?,
-            Fate::Reject(reason) => attempt.reject(shared, reason, chain(&error)).await?,
-            Fate::Continue => attempt.delivery.release().await?,
+            // The others are not to be counted for the record that could not be written.
+            Fate::Reject(reason) => unsettled = attempt.reject(shared, reason, chain(&error)).await.err(),
+            Fate::Continue | Fate::Wait(_) => attempt.delivery.release().await?,
             Fate::Release => {
                 exits = true;
                 attempt.delivery.release().await?;
@@ -117,7 +152,11 @@ pub async fn settle(shared: &Shared, attempts: Vec<Attempt>, error: JobError) ->
             Fate::Crash => exits = true,
         }
     }
-    if exits { Err(error.into()) } else { Ok(()) }
+    match unsettled {
+        Some(unsettled) => Err(unsettled),
+        None if exits => Err(error.into()),
+        None => Ok(()),
+    }
 }
 
 fn message<'a>(channel: Channel, queue: &Queue, id: &'a str, job: &'a Job) -> Message<'a> {

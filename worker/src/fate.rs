@@ -7,13 +7,17 @@ use proto::{DecodeError, FailureReason, Stage};
 use store::ErrorKind;
 
 use crate::Error;
+use crate::outage::Place;
 
-/// After this many attempts (some six minutes) an image whose data do not come fails, and the next start of its run retries it.
+/// After this many attempts (some six minutes) an image whose data do not come from a data set that answers, or whose model is
+/// damaged, fails; the next start of its run retries it.
 pub const RETRIES: u32 = 13;
 
 /// What becomes of a job after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
+    /// A store is away, which is nobody's attempt: the job is held until it answers, or goes back uncounted.
+    Wait(Place),
     /// It may work next time: the attempt counts, and the job is delivered again.
     Retry(Unavailable),
     /// It can never work: a failure record, then the dead letters.
@@ -32,9 +36,9 @@ pub enum Unavailable {
     /// The image or the mask in the data set.
     Image,
     Model,
-    /// The store of the results, for reading.
+    /// What the store of the results does not give although it answers.
     Results,
-    /// The same for writing, after the search.
+    /// What it does not take although it answers, after the search.
     Upload,
 }
 
@@ -59,14 +63,19 @@ pub enum JobError {
     Model(#[from] SupplyError),
     #[error("image {image} has changed since the run was planned ({planned} then, {found} now)")]
     Changed { image: String, planned: String, found: String },
-    #[error("{attempts} attempts at image {image} began and neither ended nor saved anything: it seems to kill its worker")]
-    Quarantined { image: String, attempts: usize },
+    #[error(
+        "{attempts} attempts at image {image}, on {nodes} nodes, began and neither ended nor saved anything: it seems to kill its \
+        worker"
+    )]
+    Quarantined { image: String, attempts: usize, nodes: usize },
     #[error("class {class} does not exist in the model, which has {classes}")]
     Class { class: u32, classes: usize },
     #[error("cannot read image {image}")]
     Image { image: String, source: store::Error },
     #[error("cannot see the data set {dataset} from this machine: is it mounted, and may this user read it?")]
     Dataset { dataset: String, source: store::Error },
+    #[error("the store of the data set {dataset} does not answer")]
+    DatasetAway { dataset: String, source: store::Error },
     #[error("{0}")]
     Lacks(proto::Lack),
     #[error("cannot read the mask {mask}")]
@@ -92,12 +101,13 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
     // An image that fails for want of its data is retried with its run; what is wrong with the results' store cannot be recorded there.
     let retry = |what| if attempt >= RETRIES { Fate::Reject(FailureReason::Unavailable) } else { Fate::Retry(what) };
     let unread = |source: &store::Error, [missing, name, bytes]: [FailureReason; 3]| match source.kind() {
-        ErrorKind::Unavailable => retry(Unavailable::Image),
+        ErrorKind::Unavailable | ErrorKind::Changed => retry(Unavailable::Image),
         ErrorKind::NotFound => Fate::Reject(missing),
         ErrorKind::InvalidKey => Fate::Reject(name),
         ErrorKind::TooLarge | ErrorKind::Other => Fate::Reject(bytes),
-        // These say nothing about the bytes: they deserve a fate of their own.
-        ErrorKind::InvalidUrl | ErrorKind::Denied | ErrorKind::NoSpace | ErrorKind::Changed => Fate::Reject(bytes),
+        // The data set is there and refuses this object, which says nothing about its bytes: the next start of the run retries it.
+        ErrorKind::Denied | ErrorKind::NoSpace => Fate::Reject(FailureReason::Unavailable),
+        ErrorKind::InvalidUrl => Fate::Reject(FailureReason::BadJob),
     };
     match error {
         JobError::Message(_) | JobError::Lacks(_) => Fate::Reject(FailureReason::BadJob),
@@ -108,14 +118,13 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
             | SupplyError::Weights { .. } => Fate::Reject(FailureReason::BadJob),
             SupplyError::ModelStore { source, .. } => match source.kind() {
                 ErrorKind::InvalidKey => Fate::Reject(FailureReason::BadJob),
+                ErrorKind::Unavailable | ErrorKind::Changed => Fate::Wait(Place::Store),
                 // The fault of neither the images nor this machine: a crash would stop the other runs too.
                 ErrorKind::NotFound
                 | ErrorKind::TooLarge
                 | ErrorKind::InvalidUrl
                 | ErrorKind::Denied
                 | ErrorKind::NoSpace
-                | ErrorKind::Changed
-                | ErrorKind::Unavailable
                 | ErrorKind::Other => retry(Unavailable::Model),
             },
             SupplyError::Damaged { .. } => retry(Unavailable::Model),
@@ -128,15 +137,27 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
             unread(source, [FailureReason::MissingImage, FailureReason::BadName, FailureReason::BadImage])
         }
         JobError::Dataset { .. } => Fate::Release,
+        JobError::DatasetAway { .. } => Fate::Wait(Place::DataSet),
         JobError::Mask { source, .. } => unread(source, [FailureReason::BadMask; 3]),
         JobError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),
         JobError::Decode { source, .. } => Fate::Reject(source.reason()),
-        JobError::Results(source) if passes(source) => Fate::Retry(Unavailable::Results),
+        JobError::Results(source) if passes(source) => Fate::Wait(Place::Store),
         JobError::Results(_) => Fate::Release,
         JobError::Diverged { .. } => Fate::Reject(FailureReason::Diverged),
+        // It was tried often, while the store answered (`Shared::persist`).
         JobError::Upload(source) if passes(source) => Fate::Retry(Unavailable::Upload),
         JobError::Checkpoint(source) if passes(source) => Fate::Continue,
+        // The store takes nothing from anybody: the image has no part in it.
+        JobError::Upload(source) | JobError::Checkpoint(source) if refuses(source) => Fate::Release,
         JobError::Device(_) | JobError::Upload(_) | JobError::Checkpoint(_) => Fate::Crash,
+    }
+}
+
+/// Whether the store of the results refuses every object.
+fn refuses(error: &store::Error) -> bool {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::InvalidUrl | ErrorKind::Denied | ErrorKind::NoSpace => true,
+        ErrorKind::InvalidKey | ErrorKind::TooLarge | ErrorKind::Changed | ErrorKind::Unavailable | ErrorKind::Other => false,
     }
 }
 
@@ -172,7 +193,7 @@ mod tests {
 
     use ErrorKind::{Changed, Denied, InvalidKey, InvalidUrl, NoSpace, NotFound, Other, TooLarge};
     use FailureReason::{BadBox, BadImage, BadJob, BadMask, BadName, ChangedImage, MissingImage, Quarantined, UnknownClass};
-    use Fate::{Continue, Crash, Reject, Release, Retry};
+    use Fate::{Continue, Crash, Reject, Release, Retry, Wait};
     use engine::ModelError;
     use proto::{Box2d, Lack, LatentStart, ModelManifest, Params};
 
@@ -200,36 +221,45 @@ mod tests {
     fn what_the_stores_errors_mean_depends_on_what_was_being_done() {
         let image = Retry(Unavailable::Image);
         let [missing, name, bad, mask] = [MissingImage, BadName, BadImage, BadMask].map(Reject);
-        by_kind(|source| JobError::Image { image: text(), source }, [missing, bad, name, bad, bad, bad, bad, image, bad]);
-        by_kind(|source| JobError::Mask { mask: text(), source }, [mask, mask, mask, mask, mask, mask, mask, image, mask]);
+        let (job, refused) = (Reject(BadJob), Reject(FailureReason::Unavailable));
+        by_kind(
+            |source| JobError::Image { image: text(), source },
+            [missing, bad, name, job, refused, refused, image, image, bad],
+        );
+        by_kind(|source| JobError::Mask { mask: text(), source }, [mask, mask, mask, job, refused, refused, image, image, mask]);
         let model = Retry(Unavailable::Model);
         by_kind(
             |source| SupplyError::ModelStore { model: text(), source }.into(),
-            [model, model, Reject(BadJob), model, model, model, model, model, model],
+            [model, model, Reject(BadJob), model, model, model, Wait(Place::Store), Wait(Place::Store), model],
         );
         by_kind(|source| JobError::Dataset { dataset: text(), source }, [Release; 9]);
-        let results = Retry(Unavailable::Results);
-        let out = Release;
+        by_kind(|source| JobError::DatasetAway { dataset: text(), source }, [Wait(Place::DataSet); 9]);
+        let (results, out) = (Wait(Place::Store), Release);
         by_kind(JobError::Results, [out, out, out, out, out, out, results, results, out]);
         let upload = Retry(Unavailable::Upload);
-        by_kind(JobError::Upload, [Crash, Crash, Crash, Crash, Crash, Crash, upload, upload, Crash]);
-        by_kind(JobError::Checkpoint, [Crash, Crash, Crash, Crash, Crash, Crash, Continue, Continue, Crash]);
+        by_kind(JobError::Upload, [out, Crash, Crash, out, out, out, upload, upload, Crash]);
+        by_kind(JobError::Checkpoint, [out, Crash, Crash, out, out, out, Continue, Continue, Crash]);
     }
 
     #[test]
-    fn what_does_not_come_is_given_up_after_many_attempts_but_not_for_want_of_a_place_for_results() {
+    fn what_does_not_come_is_given_up_after_many_attempts_but_not_in_an_outage_of_a_store() {
         let away = || store::Error::example(AWAY);
         let given_up = Reject(FailureReason::Unavailable);
         for (error, unavailable, last) in [
             (JobError::Image { image: text(), source: away() }, Unavailable::Image, given_up),
             (JobError::Mask { mask: text(), source: away() }, Unavailable::Image, given_up),
-            (SupplyError::ModelStore { model: text(), source: away() }.into(), Unavailable::Model, given_up),
             (SupplyError::Damaged { model: text(), problem: text() }.into(), Unavailable::Model, given_up),
-            (JobError::Results(away()), Unavailable::Results, Retry(Unavailable::Results)),
             (JobError::Upload(away()), Unavailable::Upload, Retry(Unavailable::Upload)),
         ] {
             assert_eq!(fate(&error, RETRIES - 1), Retry(unavailable), "{error:?}");
             assert_eq!(fate(&error, RETRIES), last, "{error:?}");
+        }
+        for (error, place) in [
+            (SupplyError::ModelStore { model: text(), source: away() }.into(), Place::Store),
+            (JobError::Results(away()), Place::Store),
+            (JobError::DatasetAway { dataset: text(), source: away() }, Place::DataSet),
+        ] {
+            assert_eq!(fate(&error, 1000), Wait(place), "{error:?}");
         }
     }
 
@@ -249,7 +279,7 @@ mod tests {
             (SupplyError::Weights { model: text(), source: inconsistent() }.into(), Reject(BadJob)),
             (SupplyError::Cache { dir: "x".into(), source: io::Error::other("x") }.into(), Release),
             (JobError::Changed { image: text(), planned: text(), found: text() }, Reject(ChangedImage)),
-            (JobError::Quarantined { image: text(), attempts: 5 }, Reject(Quarantined)),
+            (JobError::Quarantined { image: text(), attempts: 5, nodes: 2 }, Reject(Quarantined)),
             (JobError::Class { class: 9, classes: 3 }, Reject(UnknownClass)),
             (JobError::DecodeMask { mask: text(), source: CodecError::NotAnImage { found: text() } }, Reject(BadMask)),
             (of_image(CodecError::NotAnImage { found: text() }), Reject(BadImage)),

@@ -6,28 +6,26 @@ use std::time::{Duration, Instant};
 use engine::codec::{Bitmap, CodecError, Decoded, Photo};
 use engine::finder::Needs;
 use engine::supply::Supply;
-use engine::{LoadedModel, Models, codec, outline};
+use engine::{LoadedModel, Models, SupplyError, codec, outline};
 use proto::keys::Marker;
 use proto::{CrashPoint, Found, Job, JobId, Mask, MaskSource, ModelRef, OPEN_CLASS, Stage, What, chain, keys};
 use queue::{Consumer, Delivery};
 use store::{ErrorKind, Runs, Store};
 use telemetry::trace;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use crate::Error;
 use crate::attempt::{Attempt, Shared, settle};
 use crate::checkpoint::{self, JobCheckpoint};
-use crate::fate::JobError;
+use crate::fate::{Fate, JobError, Unavailable, fate};
+use crate::marks::{self, SUSPECT, unended};
+use crate::outage::{Check, Place, Then};
 use crate::run_control::RunControl;
 
 /// Largest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
-/// An image is projected alone after this many attempts that began and neither ended nor saved anything.
-const SUSPECT: usize = 2;
-/// After this many of them it fails.
-const MAX_UNENDED: usize = 5;
 
 /// An image ready for the devices.
 pub struct Loaded {
@@ -76,60 +74,82 @@ struct Fetcher {
     /// Digest of the model that the devices have, and which of its finder's networks.
     on_devices: Option<(String, Needs)>,
     batch: Vec<Loaded>,
-    shutdown: CancellationToken,
+    /// Jobs that are held while the store of their data set is away.
+    held: JoinSet<()>,
 }
 
-/// Fetches batches until the queue closes, a shutdown is requested, or no job has come for the time to drain.
-pub async fn run(
-    shared: Shared,
-    models: Models,
-    mut consumer: Consumer,
-    loaded: mpsc::Sender<Batch>,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
-    let (max_runtime, drain_after) = (shared.config.max_runtime, shared.config.drain_after);
+/// Fetches batches until the queue closes, a shutdown is requested, or no job has come for the time to drain. Cancels the
+/// `shutdown` of its `shared` at the end, which is one of its own.
+pub async fn run(shared: Shared, models: Models, mut consumer: Consumer, loaded: mpsc::Sender<Batch>) -> Result<(), Error> {
     let (supply, control) = (Supply::new(models), RunControl::new(&shared.runs));
     let (datasets, on_devices, batch) = Default::default();
-    let mut fetcher = Fetcher { shared, supply, control, datasets, loaded, on_devices, batch, shutdown };
-    let started = Instant::now();
-    let mut last = Instant::now();
-    let over = |limit: Option<Duration>, since: Instant| limit.is_some_and(|limit| since.elapsed() >= limit);
-    while !fetcher.shutdown.is_cancelled() && !fetcher.loaded.is_closed() && !over(max_runtime, started) {
-        // A batch that is not full waits a moment for more, not for ever.
-        let Ok(next) = tokio::time::timeout(Duration::from_millis(100), consumer.next()).await else {
-            fetcher.send_batch().await?;
-            // The devices still work while the channel has no room.
-            if fetcher.loaded.capacity() == 0 {
-                last = Instant::now();
-            }
-            if over(drain_after, last) {
-                tracing::info!("no job has come for the time to drain: the worker leaves");
-                break;
-            }
-            continue;
-        };
-        let Some(delivery) = next? else { break };
-        last = Instant::now();
-        if let Some(image) = fetcher.fetch(delivery).await? {
-            fetcher.add(image).await?;
-        }
-    }
+    let mut fetcher = Fetcher { shared, supply, control, datasets, loaded, on_devices, batch, held: JoinSet::new() };
+    let worked = fetcher.work(&mut consumer).await;
+    // What has not begun goes back, whatever ended the work.
+    fetcher.shared.shutdown.cancel();
+    while fetcher.held.join_next().await.is_some() {}
+    let mut released = Ok(());
     for image in fetcher.batch {
-        image.attempt.delivery.release().await?;
+        released = released.and(image.attempt.delivery.release().await);
     }
-    Ok(())
+    worked?;
+    Ok(released?)
 }
 
 impl Fetcher {
+    async fn work(&mut self, consumer: &mut Consumer) -> Result<(), Error> {
+        let drain_after = self.shared.config.drain_after;
+        let shutdown = self.shared.shutdown.clone();
+        if let Some(limit) = self.shared.config.max_runtime {
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(limit).await;
+                shutdown.cancel();
+            });
+        }
+        let mut last = Instant::now();
+        while !shutdown.is_cancelled() && !self.loaded.is_closed() {
+            if self.shared.outages.is_away(Place::Store) {
+                // Publishing waits for the store: more jobs would only be held. That is no idleness.
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = self.shared.outages.is_back(Place::Store) => {}
+                }
+                last = Instant::now();
+                continue;
+            }
+            // A batch that is not full waits a moment for more, not for ever.
+            let Ok(next) = tokio::time::timeout(Duration::from_millis(100), consumer.next()).await else {
+                self.send_batch().await?;
+                // The devices still work while the channel has no room.
+                if self.loaded.capacity() == 0 || !self.held.is_empty() {
+                    last = Instant::now();
+                }
+                if drain_after.is_some_and(|limit| last.elapsed() >= limit) {
+                    tracing::info!("no job has come for the time to drain: the worker leaves");
+                    break;
+                }
+                continue;
+            };
+            let Some(delivery) = next? else { break };
+            last = Instant::now();
+            if let Some(image) = self.fetch(delivery).await? {
+                self.add(image).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts an image into the batch. One batch: one run, and so one model and one set of parameters.
     async fn add(&mut self, image: Loaded) -> Result<(), Error> {
         let job = &image.attempt.job;
         let differs = |first: &Loaded| first.attempt.job.run != job.run || first.attempt.job.params != job.params;
         let suspect = image.suspect;
-        if suspect || self.batch.first().is_some_and(differs) {
-            self.send_batch().await?;
-        }
+        let alone = suspect || self.batch.first().is_some_and(differs);
+        let sent = if alone { self.send_batch().await } else { Ok(()) };
+        // Also after an error: what is in the batch goes back.
         self.batch.push(image);
+        sent?;
         if suspect || self.batch.len() >= self.shared.config.batch_images {
             self.send_batch().await?;
         }
@@ -140,31 +160,55 @@ impl Fetcher {
     async fn send_batch(&mut self) -> Result<(), Error> {
         let images = std::mem::take(&mut self.batch);
         let Some(first) = images.first() else { return Ok(()) };
-        let job = &first.attempt.job;
+        let job = first.attempt.job.clone();
         let wanted = Some((job.model_digest.clone(), Needs::of(&job.params.object)));
         let mut model = None;
         if wanted != self.on_devices {
-            let loaded = tokio::select! {
-                biased;
-                () = self.shutdown.cancelled() => {
-                    // They go back at the end of `run`. A copy of a large model takes minutes.
+            match self.load_model(&job).await {
+                Ok(Some(loaded)) => (model, self.on_devices) = (Some(loaded), wanted),
+                Ok(None) => {
+                    // They go back at the end of `run`.
                     self.batch = images;
                     return Ok(());
                 }
-                loaded = self.supply.load(job) => loaded,
-            };
-            match loaded {
-                Ok(loaded) => (model, self.on_devices) = (Some(loaded), wanted),
                 Err(error) => {
                     let attempts = images.into_iter().map(|image| image.attempt).collect();
-                    return settle(&self.shared, attempts, error.into()).await;
+                    return settle(&self.shared, attempts, error).await;
                 }
             }
         }
-        // When the devices' thread has ended this fails, and the deliveries, which are dropped, go back.
         let begin = self.begin(&images)?;
-        let _ = self.loaded.send(Batch { model, images, begin }).await;
+        if let Err(unsent) = self.loaded.send(Batch { model, images, begin }).await {
+            // The devices' thread has ended: nothing of this has begun.
+            self.batch = unsent.0.images;
+        }
         Ok(())
+    }
+
+    /// The job's model; `None`: the worker is to leave. A copy of a large model takes minutes.
+    async fn load_model(&mut self, job: &Job) -> Result<Option<LoadedModel>, JobError> {
+        let shutdown = self.shared.shutdown.clone();
+        let mut wait = self.shared.wait(Place::Store);
+        loop {
+            let loaded = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(None),
+                loaded = self.supply.load(job) => loaded,
+            };
+            let error = match loaded {
+                Ok(loaded) => return Ok(Some(loaded)),
+                Err(error) => JobError::from(error),
+            };
+            if fate(&error, 1) != Fate::Wait(Place::Store) {
+                return Err(error);
+            }
+            match wait.until_it_answers(&chain(&error), Check::Reads(self.shared.home())).await {
+                Then::Again => {}
+                Then::Leave => return Ok(None),
+                // The store answers, and does not give this model: as good as damaged.
+                Then::GiveUp => return Err(SupplyError::Damaged { model: job.model.clone(), problem: chain(&error) }.into()),
+            }
+        }
     }
 
     /// Ready to record that attempts at these images of one run begin.
@@ -172,11 +216,11 @@ impl Fetcher {
         let attempts = images.iter().map(|image| &image.attempt);
         let keys: Vec<String> = attempts.map(|attempt| keys::attempt(&attempt.job.image, &attempt.name)).collect();
         let results = images[0].attempt.results(&self.shared)?;
-        let name = self.shared.config.name.clone();
+        let mark = marks::mark(&self.shared.config.name, &self.shared.config.node);
         let runtime = tokio::runtime::Handle::current();
         let record = async move {
             for key in keys {
-                if let Err(error) = results.put(&key, name.clone().into_bytes()).await {
+                if let Err(error) = results.put(&key, mark.clone()).await {
                     tracing::warn!(error = chain(&error), "cannot record that an attempt begins");
                 }
             }
@@ -211,9 +255,25 @@ impl Fetcher {
             attempt.release(&self.shared, false).await?;
             return Ok(None);
         }
-        let begun = Instant::now();
-        let fetched = self.load(&attempt.job, &attempt.id).instrument(attempt.span.stage(Stage::Fetch)).await;
-        attempt.span.add_seconds(Stage::Fetch, begun.elapsed().as_secs_f64());
+        let mut wait = self.shared.wait(Place::Store);
+        let fetched = loop {
+            let begun = Instant::now();
+            let fetched = self.load(&attempt.job, &attempt.id).instrument(attempt.span.stage(Stage::Fetch)).await;
+            attempt.span.add_seconds(Stage::Fetch, begun.elapsed().as_secs_f64());
+            let Err(error) = &fetched else { break fetched };
+            if fate(error, attempt.delivery.attempt()) != Fate::Wait(Place::Store) {
+                break fetched;
+            }
+            match wait.until_it_answers(&chain(error), Check::Reads(self.shared.home())).await {
+                Then::Again => {}
+                Then::Leave => break fetched,
+                Then::GiveUp => {
+                    attempt.retry(Unavailable::Results, chain(error)).await?;
+                    return Ok(None);
+                }
+            }
+        };
+        drop(wait);
         match fetched {
             Ok(Some(Fetched { frame, photo, model, checkpoint, unended })) => {
                 attempt.span.end_stage(Stage::Fetch);
@@ -230,8 +290,32 @@ impl Fetcher {
                 attempt.delivery.ack().await?;
                 Ok(None)
             }
+            Err(error @ JobError::DatasetAway { .. }) => self.hold(attempt, error).await.map(|()| None),
             Err(error) => settle(&self.shared, vec![attempt], error).await.map(|()| None),
         }
+    }
+
+    /// Holds the job while the store of its data set is away, in the delivery's place: the jobs of other runs go on until this
+    /// worker holds as many as it may. Then it goes back uncounted.
+    async fn hold(&mut self, attempt: Attempt, error: JobError) -> Result<(), Error> {
+        let Some(dataset) = self.datasets.get(&attempt.job.dataset).cloned() else {
+            return settle(&self.shared, vec![attempt], error).await;
+        };
+        // The coordinator is to know who has the job.
+        attempt.tell(&self.shared, What::Started).await?;
+        let shared = self.shared.clone();
+        let mut wait = shared.wait(Place::DataSet);
+        let error = chain(&error);
+        wait.show(&error);
+        while self.held.try_join_next().is_some() {}
+        self.held.spawn(async move {
+            wait.until_it_answers(&error, Check::Reads(&dataset)).await;
+            if let Err(error) = attempt.release(&shared, true).await {
+                // Every stage meets the same error of the queue.
+                tracing::debug!(error = chain(&error), "cannot release a job that was held");
+            }
+        });
+        Ok(())
     }
 
     /// Reads everything that the devices need; `None`: there is a result already.
@@ -274,13 +358,16 @@ impl Fetcher {
             Ok(bytes) => bytes,
             Err(error) => return Err(image_or_dataset(&dataset, job, error).await),
         };
-        let found = dataset.identity(&job.image).await.map_err(image_error)?.unwrap_or_default();
+        let found = match dataset.identity(&job.image).await {
+            Ok(found) => found.unwrap_or_default(),
+            Err(error) => return Err(image_or_dataset(&dataset, job, error).await),
+        };
         if found != job.identity {
             let (image, planned) = (job.image.clone(), job.identity.clone());
             return Err(JobError::Changed { image, planned, found });
         }
         let mask = match &job.mask {
-            Some(Mask::File { key, identity }) => Some(read_mask(&dataset, key, identity).await?),
+            Some(Mask::File { key, identity }) => Some(read_mask(&dataset, job, key, identity).await?),
             _ => None,
         };
         let known = job.clone();
@@ -289,8 +376,13 @@ impl Fetcher {
     }
 }
 
-/// The error of an image that cannot be read: the image's, or this machine's if it cannot see the data set at all.
+/// The error of an image that cannot be read: the image's, or this machine's if it cannot see the data set at all, or that of a store
+/// that is away.
 async fn image_or_dataset(dataset: &Store, job: &Job, error: store::Error) -> JobError {
+    let error = match away(dataset, job, error).await {
+        Ok(away) => return away,
+        Err(error) => error,
+    };
     let of_image = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::InvalidKey | ErrorKind::TooLarge);
     if let Ok(list) = dataset.list("")
         && !of_image
@@ -301,25 +393,28 @@ async fn image_or_dataset(dataset: &Store, job: &Job, error: store::Error) -> Jo
     JobError::Image { image: job.image.clone(), source: error }
 }
 
-/// How many earlier attempts at the image began and never ended. An image with too many is an error.
-async fn unended(results: &Store, job: &Job) -> Result<usize, JobError> {
-    let before = results.list(&keys::attempts(&job.image)).map_err(JobError::Results)?;
-    let before = before.all().await.map_err(JobError::Results)?;
-    if before.len() >= MAX_UNENDED {
-        for object in &before {
-            results.delete(&object.key).await.map_err(JobError::Results)?;
-        }
-        return Err(JobError::Quarantined { image: job.image.clone(), attempts: before.len() });
+/// Whether an object could not be read because the whole store of the data set is away; if not, `error` comes back.
+async fn away(dataset: &Store, job: &Job, error: store::Error) -> Result<JobError, store::Error> {
+    if error.kind() == ErrorKind::Unavailable && !Check::Reads(dataset).answers().await {
+        return Ok(JobError::DatasetAway { dataset: job.dataset.clone(), source: error });
     }
-    Ok(before.len())
+    Err(error)
 }
 
 /// A mask that is a file of the data set.
-async fn read_mask(dataset: &Store, key: &str, planned: &str) -> Result<Bitmap, JobError> {
+async fn read_mask(dataset: &Store, job: &Job, key: &str, planned: &str) -> Result<Bitmap, JobError> {
     let mask = key.to_owned();
-    let error = |source| JobError::Mask { mask: mask.clone(), source };
-    let bytes = dataset.get_limited(key, MAX_IMAGE_BYTES).await.map_err(error)?;
-    let found = dataset.identity(key).await.map_err(error)?.unwrap_or_default();
+    let read = async {
+        let bytes = dataset.get_limited(key, MAX_IMAGE_BYTES).await?;
+        Ok::<_, store::Error>((bytes, dataset.identity(key).await?.unwrap_or_default()))
+    };
+    let (bytes, found) = match read.await {
+        Ok(read) => read,
+        Err(error) => {
+            let of_mask = |source| JobError::Mask { mask, source };
+            return Err(away(dataset, job, error).await.unwrap_or_else(of_mask));
+        }
+    };
     if found != planned {
         return Err(JobError::Changed { image: mask, planned: planned.to_owned(), found });
     }

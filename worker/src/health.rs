@@ -1,6 +1,6 @@
 //! `/healthz` and `/readyz` over HTTP (*io*).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -10,23 +10,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Working;
+use crate::watchdog::is_hung;
 
-/// A step of the devices that takes longer than this counts as hanging.
-const STEP_LIMIT: Duration = Duration::from_secs(600);
-
-/// Serves until the process ends: healthy unless a step of the devices hangs, ready until a shutdown is requested.
-pub async fn serve(listener: TcpListener, mut working: watch::Receiver<Working>, shutdown: CancellationToken) {
-    // When the devices moved last; `None` while they have nothing to do.
-    let (moved, last) = watch::channel(None);
-    tokio::spawn(async move {
-        while working.changed().await.is_ok() {
-            let busy = working.borrow().images > 0;
-            moved.send_replace(busy.then(Instant::now));
-        }
-    });
+/// Serves until the process ends: healthy unless a step of the devices takes longer than `step_limit`, ready until a shutdown is
+/// requested.
+pub async fn serve(
+    listener: TcpListener,
+    working: watch::Receiver<Working>,
+    step_limit: Option<Duration>,
+    shutdown: CancellationToken,
+) {
     let health = async move || {
-        if last.borrow().is_some_and(|when: Instant| when.elapsed() > STEP_LIMIT) {
-            return (StatusCode::SERVICE_UNAVAILABLE, "no device has finished a step for 10 minutes\n");
+        if is_hung(&working.borrow(), step_limit) {
+            return (StatusCode::SERVICE_UNAVAILABLE, "the devices have not finished a step for too long\n");
         }
         (StatusCode::OK, "alive\n")
     };

@@ -15,7 +15,8 @@ use crate::{Config, Working};
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Publishes heartbeats until it is aborted.
-pub async fn run(Shared { config, queue, runs }: Shared, working: watch::Receiver<Working>, withdrawn: Arc<AtomicBool>) {
+pub async fn run(shared: Shared, working: watch::Receiver<Working>, withdrawn: Arc<AtomicBool>) {
+    let Shared { config, queue, runs, outages, .. } = shared;
     let mut control = RunControl::new(&runs);
     let mut last: Option<Instant> = None;
     let mut computed = 0;
@@ -31,6 +32,8 @@ pub async fn run(Shared { config, queue, runs }: Shared, working: watch::Receive
                 images: now.images as u32,
                 run: now.run.clone(),
                 lane_steps: now.lane_steps,
+                waiting_for: outages.waiting_for().map(str::to_owned),
+                seconds_since_step: now.computing.map(|since| since.elapsed().as_secs_f64()),
                 ..idle(&config)
             };
             computed = now.lane_steps;
@@ -42,9 +45,9 @@ pub async fn run(Shared { config, queue, runs }: Shared, working: watch::Receive
     }
 }
 
-/// Publishes that the worker leaves, if the queue takes that within a second.
-pub async fn leave(Shared { config, queue, .. }: &Shared) {
-    let event = Event::alive(&config.name, Alive { leaving: true, ..idle(config) });
+/// Publishes that the worker leaves, if the queue takes that within a second. `reason`: why, if it is a fault.
+pub async fn leave(Shared { config, queue, .. }: &Shared, reason: Option<String>) {
+    let event = Event::alive(&config.name, Alive { leaving: true, reason, ..idle(config) });
     let _ = tokio::time::timeout(Duration::from_secs(1), queue.publish(Channel::Events, event.encode())).await;
 }
 

@@ -8,16 +8,20 @@
 mod attempt;
 mod checkpoint;
 pub mod deletion_cost;
+pub mod exit;
 mod fate;
 mod fetch;
 pub mod health;
 mod heartbeat;
 mod job_span;
+mod marks;
 pub mod metrics;
+mod outage;
 mod project;
 mod publish;
 mod run_control;
 pub mod shutdown;
+mod watchdog;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,15 +35,19 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use attempt::Shared;
+use outage::Outages;
 
 pub use fate::JobError;
 pub use project::Working;
+pub use watchdog::STEP_LIMIT;
 
 /// How to run; what to compute is in the jobs.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// The worker's name in events.
     pub name: String,
+    /// The machine: attempts that never ended are counted by it.
+    pub node: String,
     pub devices: Devices,
     /// Images that are projected side by side; 0 counts as 1.
     pub batch_images: usize,
@@ -49,6 +57,8 @@ pub struct Config {
     pub drain_after: Option<Duration>,
     /// Leave after this time; `None`: stay.
     pub max_runtime: Option<Duration>,
+    /// End the process when no device finishes a step for this time although there is work; `None`: never.
+    pub step_limit: Option<Duration>,
     /// Folder for a film of each image's search.
     pub record: Option<PathBuf>,
     /// Version of basin, for the results.
@@ -68,6 +78,16 @@ pub enum Error {
     Job(#[source] Box<JobError>),
     #[error("cannot compute")]
     Device(#[from] projector::DeviceError),
+    /// A device failed its test, or failed twice.
+    #[error("a device of this machine is faulty: {0}")]
+    Faulty(String),
+}
+
+impl Error {
+    /// The exit code of a worker that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Error::Faulty(_)) { exit::FAULTY_DEVICE } else { 1 }
+    }
 }
 
 /// Works until the queue closes, `shutdown` is cancelled, or it has drained. After a cancellation the devices finish their step, the
@@ -80,39 +100,53 @@ pub async fn run(
     shutdown: CancellationToken,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
-    if let Runs::Home(home) = &runs {
-        // A worker that could not write its results must not use up the jobs' attempts.
-        home.check_writable().await?;
-    }
+    let shared = Shared { config, queue, runs, outages: Outages::none(), shutdown: shutdown.clone() };
     metrics::watch();
     models.check().map_err(|error| Error::Models(Box::new(error)))?;
-    let consumer = queue.consume(Channel::Jobs, (2 * config.batch_images.max(1)).min(u16::MAX.into()) as u16).await?;
-    let (loaded_sender, loaded) = mpsc::channel(1);
-    // Room for a batch: its images are sent one by one.
-    let (outputs_sender, outputs) = mpsc::channel(config.batch_images.max(1));
-
-    let shared = Shared { config, queue, runs };
     // Set while the run on the devices is not to be computed.
     let withdrawn = Arc::new(AtomicBool::new(false));
     let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), working.subscribe(), withdrawn.clone()));
+    let watchdog = tokio::spawn(watchdog::run(shared.clone(), working.subscribe(), heartbeat.abort_handle()));
+    let worked = work(&shared, models, working, withdrawn).await;
+    heartbeat.abort();
+    watchdog.abort();
+    let reason = worked.as_ref().err().filter(|error| matches!(error, Error::Faulty(_))).map(Error::to_string);
+    heartbeat::leave(&shared, reason).await;
+    worked
+}
+
+async fn work(shared: &Shared, models: Models, working: watch::Sender<Working>, withdrawn: Arc<AtomicBool>) -> Result<(), Error> {
+    let shutdown = &shared.shutdown;
+    if let Runs::Home(home) = &shared.runs {
+        // A worker that could not write its results must not use up the jobs' attempts.
+        let Some(()) = shared.persist(async || home.check_writable().await).await? else { return Ok(()) };
+    }
+    let batch_images = shared.config.batch_images.max(1);
+    let consumer = shared.queue.consume(Channel::Jobs, (2 * batch_images).min(u16::MAX.into()) as u16).await?;
+    let (loaded_sender, loaded) = mpsc::channel(1);
+    // Room for a batch: its images are sent one by one.
+    let (outputs_sender, mut outputs) = mpsc::channel(batch_images);
+
     let config = shared.config.clone();
     let thread = project::Thread { config, outputs: outputs_sender, shutdown: shutdown.clone(), withdrawn, working };
     let devices = thread.spawn(loaded);
+    // Fetching ends with the devices' thread, too, even while it waits for a store.
+    let fetching = shutdown.child_token();
     let publish = async {
-        let published = publish::run(&shared, outputs).await;
+        let published = publish::run(shared, &mut outputs).await;
         if published.is_err() {
             // Results cannot be published any more: the other stages must end too.
             shutdown.cancel();
+            publish::give_back(&mut outputs).await;
         }
+        fetching.cancel();
         published
     };
-    let fetch = fetch::run(shared.clone(), models, consumer, loaded_sender, shutdown.clone());
+    let fetch = fetch::run(Shared { shutdown: fetching.clone(), ..shared.clone() }, models, consumer, loaded_sender);
     // Publishing ends when the devices' thread has ended, and that when fetching has: nothing is left half-way.
     let (fetched, published) = tokio::join!(fetch, publish);
-    heartbeat.abort();
-    heartbeat::leave(&shared).await;
-    let panicked = |_| projector::DeviceError { device: "all".into(), message: "the thread panicked".into() };
-    devices.join().map_err(panicked).flatten().map_err(JobError::from)?;
+    let panicked = || projector::DeviceError { device: "all".into(), message: "the thread panicked".into() };
+    devices.join().unwrap_or_else(|_| Err(Error::Device(panicked())))?;
     fetched?;
     published
 }

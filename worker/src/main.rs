@@ -51,6 +51,13 @@ struct Args {
     /// The worker's name in events. Default: host name and process id.
     #[arg(long, env = "BASIN_WORKER_NAME")]
     name: Option<String>,
+    /// The machine's name: attempts that never ended are counted by machine. Default: host name.
+    #[arg(long, env = "BASIN_NODE_NAME")]
+    node: Option<String>,
+    /// End the process with exit code 4 when no device finishes a step for this many seconds although there is work; 0: never. The
+    /// limit of /healthz, too.
+    #[arg(long, default_value_t = worker::STEP_LIMIT.as_secs(), env = "BASIN_STEP_LIMIT", value_name = "SECONDS")]
+    step_limit: u64,
     /// This pod as namespace/name: write its deletion cost, so that a Deployment that is scaled in stops idle workers first. The pod's
     /// service account must be allowed to patch pods.
     #[arg(long, env = "BASIN_DELETION_COST_POD", value_name = "POD")]
@@ -69,7 +76,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            error.downcast_ref::<worker::Error>().map_or(ExitCode::FAILURE, |error| ExitCode::from(error.exit_code()))
         }
     }
 }
@@ -79,17 +86,20 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let home = Store::open(&args.home).await.context("cannot open --home")?;
     let queue = Queue::open(&args.queue).await.context("cannot open --queue")?;
     let host = || std::fs::read_to_string("/etc/hostname").unwrap_or_else(|_| "worker".into()).trim().to_owned();
+    let step_limit = (args.step_limit > 0).then(|| Duration::from_secs(args.step_limit));
     let name = args.name.clone().unwrap_or_else(|| format!("{}-{}", host(), std::process::id()));
     let dir = args.model_cache.clone().unwrap_or_else(|| std::env::temp_dir().join("basin-models"));
     let cache = Cache { dir, max_bytes: args.model_cache_bytes };
     tracing::info!(name, home = home.url(), queue = queue.server(), %devices, "started");
     let config = Config {
         name,
+        node: args.node.clone().unwrap_or_else(host),
         devices,
         batch_images: usize::from(args.batch_images),
         checkpoint_every: Duration::from_secs(args.checkpoint_every),
         drain_after: args.drain_after.map(Duration::from_secs),
         max_runtime: args.max_runtime.map(Duration::from_secs),
+        step_limit,
         version: env!("CARGO_PKG_VERSION").into(),
         ..Config::default()
     };
@@ -106,7 +116,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     if let Some(address) = args.listen {
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-        tokio::spawn(worker::health::serve(listener, workings, token.clone()));
+        tokio::spawn(worker::health::serve(listener, workings, step_limit, token.clone()));
     }
     let models = Models::Home { home: home.clone(), cache };
     let worked = worker::run(config, models, queue.clone(), Runs::Home(home), token, working).await;

@@ -32,12 +32,14 @@ pub static RETRIES: Metric = Metric::counter("basin.retries", "{retry}", "Jobs t
 pub static CHECKPOINTS: Metric = Metric::counter("basin.checkpoints", "{checkpoint}", "Checkpoints written and read");
 /// From a job's delivery until that is settled.
 pub static IMAGES: Metric = Metric::gauge("basin.worker.images", "{image}", "Images that the worker holds");
+/// 1 during an outage that the worker waits out, else 0. Attribute `place`: `store` or `data set`.
+pub static WAITING: Metric = Metric::gauge("basin.worker.waiting", "{outage}", "Outages of stores that the worker waits out");
 /// Attribute `hw.id`, as in all metrics of GPUs.
 pub static GPU_UTILIZATION: Metric = Metric::gauge("hw.gpu.utilization", "1", "Part of the time in which the GPU computed");
 pub static GPU_MEMORY: Metric = Metric::gauge("hw.gpu.memory.usage", "By", "Memory of the GPU in use");
 pub static GPU_MEMORY_LIMIT: Metric = Metric::gauge("hw.gpu.memory.limit", "By", "Memory of the GPU");
 
-pub static ALL: [&Metric; 12] = [
+pub static ALL: [&Metric; 13] = [
     &LOSS,
     &LPIPS,
     &STAGE,
@@ -47,6 +49,7 @@ pub static ALL: [&Metric; 12] = [
     &RETRIES,
     &CHECKPOINTS,
     &IMAGES,
+    &WAITING,
     &GPU_UTILIZATION,
     &GPU_MEMORY,
     &GPU_MEMORY_LIMIT,

@@ -9,8 +9,9 @@ use engine::LoadedModel;
 use engine::find::{self, Sighting};
 use engine::finder::Finder;
 use engine::recorder::Recorder;
+use engine::self_test::self_test;
 use projector::{DeviceError, Diverged, Lanes, Projection, Solution, Target};
-use proto::{Params, RunningSha256, Stage};
+use proto::{Params, RunningSha256, Stage, chain};
 use tch::{Device, Tensor};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,7 @@ use crate::attempt::Attempt;
 use crate::checkpoint::{self, JobCheckpoint};
 use crate::fetch::{Batch, Loaded};
 use crate::job_span::StageSpans;
-use crate::{Config, metrics};
+use crate::{Config, Error, metrics};
 
 /// What the devices do now.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,6 +33,8 @@ pub struct Working {
     pub lane_steps: u64,
     /// Lane-steps that were found in checkpoints.
     pub resumed: u64,
+    /// When the step began that the devices are at. `None`: they have nothing to compute. A change of it alone wakes nobody.
+    pub computing: Option<Instant>,
 }
 
 pub enum Output {
@@ -49,6 +52,8 @@ pub enum Output {
         checkpoint: Vec<u8>,
         queued: bool,
     },
+    /// The job is released as it was: its search did not begin, or its device failed.
+    Returned(Box<Attempt>),
 }
 
 /// An image whose search is finished, with all its seconds of device work: those of a batch are divided by its images.
@@ -80,33 +85,92 @@ struct Work {
     saved: Instant,
 }
 
+/// A model on the devices.
+struct Ready {
+    model: LoadedModel,
+    finder: Finder,
+    lanes: Lanes,
+}
+
 impl Thread {
-    /// Starts the thread. It ends when `loaded` closes, a shutdown is requested, or a device fails.
-    pub fn spawn(self, mut loaded: mpsc::Receiver<Batch>) -> JoinHandle<Result<(), DeviceError>> {
+    /// Starts the thread. It ends when `loaded` closes, a shutdown is requested, or the devices cannot be trusted any more. Jobs that
+    /// it has not begun then go back.
+    pub fn spawn(self, mut loaded: mpsc::Receiver<Batch>) -> JoinHandle<Result<(), Error>> {
         let body = move || {
             // The finder computes here: sums that are split over threads are added in another order, and boxes would depend on the cores.
             tch::set_num_threads(1);
-            let mut on_devices: Option<(LoadedModel, Finder, Lanes)> = None;
-            let devices = &self.config.devices.0;
-            while let Some(Batch { model, mut images, begin }) = loaded.blocking_recv() {
-                if let Some(model) = model {
-                    // The old model leaves the devices before the new one comes.
-                    drop(on_devices.take());
-                    let lanes = Lanes::new(&model.model, devices);
-                    let finder = model.finder.replicate(devices.first().copied().unwrap_or(Device::Cpu));
-                    on_devices = Some((model, finder, lanes));
-                }
-                let (model, finder, lanes) = on_devices.as_ref().expect("the first batch brings a model");
-                begin();
-                images.iter_mut().for_each(|image| look(model, finder, image));
-                self.project(lanes, model, images)?;
-                self.working.send_modify(|w| w.images = 0);
+            let worked = self.work(&mut loaded);
+            loaded.close();
+            while let Some(batch) = loaded.blocking_recv() {
+                self.give_back(batch.images);
             }
-            Ok(())
+            worked
         };
         std::thread::Builder::new().name("project".into()).spawn(body).expect("a thread can be started")
     }
 
+    fn work(&self, loaded: &mut mpsc::Receiver<Batch>) -> Result<(), Error> {
+        let mut on_devices: Option<Ready> = None;
+        let mut failed = false;
+        while let Some(Batch { model, mut images, begin }) = loaded.blocking_recv() {
+            if let Some(model) = model {
+                // The old model leaves the devices before the new one comes.
+                drop(on_devices.take());
+                match self.prepare(model) {
+                    Ok(ready) => on_devices = Some(ready),
+                    Err(error) => {
+                        self.give_back(images);
+                        return Err(error);
+                    }
+                }
+            }
+            let Ready { model, finder, lanes } = on_devices.as_ref().expect("the first batch brings a model");
+            begin();
+            self.compute(|| images.iter_mut().for_each(|image| look(model, finder, image)));
+            let projected = self.project(lanes, model, images);
+            self.working.send_modify(|w| w.images = 0);
+            if let Err(error) = projected {
+                if std::mem::replace(&mut failed, true) {
+                    return Err(Error::Faulty(format!("a second error: {error}")));
+                }
+                tracing::warn!(error = chain(&error), "a device failed: it is tested, and its jobs go back");
+                let Ready { model, .. } = on_devices.take().expect("it was there");
+                on_devices = Some(self.prepare(model)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the model on the devices, once they have shown that they compute.
+    fn prepare(&self, model: LoadedModel) -> Result<Ready, Error> {
+        let devices = &self.config.devices.0;
+        self.compute(|| {
+            self_test(&*model.model.generator, devices).map_err(Error::Faulty)?;
+            let lanes = Lanes::new(&model.model, devices);
+            let finder = model.finder.replicate(devices.first().copied().unwrap_or(Device::Cpu));
+            Ok(Ready { model, finder, lanes })
+        })
+    }
+
+    /// Does work of the devices, in sight of the watchdog.
+    fn compute<T>(&self, step: impl FnOnce() -> T) -> T {
+        let show = |computing: Option<Instant>| {
+            self.working.send_if_modified(|now| {
+                now.computing = computing;
+                false
+            });
+        };
+        show(Some(Instant::now()));
+        let done = step();
+        show(None);
+        done
+    }
+
+    fn give_back(&self, images: Vec<Loaded>) {
+        images.into_iter().for_each(|image| self.send(Output::Returned(Box::new(image.attempt))));
+    }
+
+    /// Projects a batch. If a device fails, the jobs go back uncounted: their marks stay, and tell if it is an image's fault.
     fn project(&self, lanes: &Lanes, model: &LoadedModel, images: Vec<Loaded>) -> Result<(), DeviceError> {
         let mut work = Work::begin(model, images);
         self.withdrawn.store(false, Ordering::SeqCst);
@@ -121,15 +185,35 @@ impl Thread {
                 self.release(work, !withdrawn);
                 return Ok(());
             }
-            self.step(lanes, &mut work, recorder.as_mut())?;
+            if let Err(error) = self.compute(|| self.step(lanes, &mut work, recorder.as_mut())) {
+                self.give_back(work.images);
+                return Err(error);
+            }
             self.save_due(&mut work);
         }
         let Work { projection, images, spans, started, .. } = work;
-        let solutions = projection.finish(lanes)?;
+        let solutions = match self.compute(|| projection.finish(lanes)) {
+            Ok(solutions) => solutions,
+            Err(error) => {
+                self.give_back(images);
+                return Err(error);
+            }
+        };
         drop(spans);
         if let Some(recorder) = recorder {
             recorder.finish(solutions.iter().map(|solution| solution.as_ref().ok()));
         }
+        self.send_solved(model, images, solutions, started);
+        Ok(())
+    }
+
+    fn send_solved(
+        &self,
+        model: &LoadedModel,
+        images: Vec<Loaded>,
+        solutions: Vec<Result<Solution, Diverged>>,
+        started: Instant,
+    ) {
         let batch_seconds = started.elapsed().as_secs_f64() / images.len() as f64;
         for (mut image, solution) in images.into_iter().zip(solutions) {
             image.seconds += batch_seconds;
@@ -145,7 +229,6 @@ impl Thread {
             }
             self.send(Output::Solved(Box::new(Solved { image, solution })));
         }
-        Ok(())
     }
 
     fn step(&self, lanes: &Lanes, work: &mut Work, recorder: Option<&mut Recorder>) -> Result<(), DeviceError> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::codec::{self, Decoded};
@@ -22,8 +22,11 @@ use crate::project::{Output, Solved};
 use crate::run_control::RunControl;
 use crate::{Error, metrics};
 
+/// Limit of the last try to write a result during an outage, when the worker is to leave.
+const LAST_TRY: Duration = Duration::from_secs(5);
+
 /// Publishes until the devices' thread ends.
-pub async fn run(shared: &Shared, mut outputs: mpsc::Receiver<Output>) -> Result<(), Error> {
+pub async fn run(shared: &Shared, outputs: &mut mpsc::Receiver<Output>) -> Result<(), Error> {
     let mut control = RunControl::new(&shared.runs);
     while let Some(output) = outputs.recv().await {
         match output {
@@ -44,16 +47,31 @@ pub async fn run(shared: &Shared, mut outputs: mpsc::Receiver<Output>) -> Result
             }
             Output::Unfinished { attempt, checkpoint, queued } => {
                 let results = attempt.results(shared)?;
-                if control.is_finished(&attempt.job.run).await {
-                    forget(&results, &attempt).await?;
+                let saved = if control.is_finished(&attempt.job.run).await {
+                    shared.persist(async || forget(&results, &attempt).await).await.map(drop).map_err(Error::from)
                 } else {
-                    save(&results, &attempt.job.image, &attempt.name, checkpoint).await?;
-                }
+                    save(&results, &attempt.job.image, &attempt.name, checkpoint).await
+                };
                 attempt.release(shared, queued).await?;
+                saved?;
             }
+            Output::Returned(attempt) => attempt.release(shared, true).await?,
         }
     }
     Ok(())
+}
+
+/// Gives all jobs back that come until the devices' thread ends, after publishing has failed: it was not their fault.
+pub async fn give_back(outputs: &mut mpsc::Receiver<Output>) {
+    while let Some(output) = outputs.recv().await {
+        let attempt = match output {
+            Output::Solved(solved) => solved.image.attempt,
+            Output::Unfinished { attempt, .. } | Output::Returned(attempt) => *attempt,
+            Output::Checkpoint { .. } => continue,
+        };
+        // It fails only if the queue is closed.
+        let _ = attempt.delivery.release().await;
+    }
 }
 
 /// If the checkpoint cannot be written, only time is lost until the next one.
@@ -90,8 +108,11 @@ async fn forget(results: &Store, attempt: &Attempt) -> Result<(), store::Error> 
 async fn discard(shared: &Shared, attempt: Attempt) -> Result<(), Error> {
     let job = &attempt.job;
     tracing::warn!(run = job.run, image = job.image, "the run finished without this image: its result is dropped");
-    forget(&attempt.results(shared)?, &attempt).await?;
-    attempt.release(shared, false).await
+    let results = attempt.results(shared)?;
+    let forgotten = shared.persist(async || forget(&results, &attempt).await).await;
+    attempt.release(shared, false).await?;
+    forgotten?;
+    Ok(())
 }
 
 async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(), Error> {
@@ -100,7 +121,11 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
         Ok(solution) => solution,
         Err(source) => {
             let image = attempt.job.image.clone();
-            results.delete(&keys::attempt(&image, &attempt.name)).await?;
+            let mark = keys::attempt(&image, &attempt.name);
+            if let Err(error) = shared.persist(async || results.delete(&mark).await).await {
+                attempt.delivery.release().await?;
+                return Err(error.into());
+            }
             return settle(shared, vec![attempt], JobError::Diverged { image, source }).await;
         }
     };
@@ -134,10 +159,24 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
     let publish = async {
         let encode = move || (objects(&frame, solution, &record), record);
         let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
-        commit(results, objects, &mut record).await.map(|()| record)
+        // Held and written again in place during an outage: a finished search is not to be done twice.
+        let held = shared.persist(async || commit(results, &objects, &mut record).await).await;
+        match held {
+            Ok(Some(())) => Ok(Some(record)),
+            Ok(None) => match tokio::time::timeout(LAST_TRY, commit(results, &objects, &mut record)).await {
+                Ok(Ok(())) => Ok(Some(record)),
+                Ok(Err(_)) | Err(_) => Ok(None),
+            },
+            Err(error) => Err(error),
+        }
     };
     let record = match publish.instrument(attempt.span.stage(Stage::Publish)).await {
-        Ok(record) => record,
+        Ok(Some(record)) => record,
+        Ok(None) => {
+            let Attempt { job, .. } = &attempt;
+            tracing::warn!(run = job.run, image = job.image, "the worker leaves before the store is back: this result is lost");
+            return attempt.release(shared, true).await;
+        }
         Err(source) => return settle(shared, vec![attempt], JobError::Upload(source)).await,
     };
     let stage_seconds = attempt.span.stage_seconds();
@@ -205,14 +244,14 @@ impl Write for Pieces {
     }
 }
 
-async fn commit(results: &Store, objects: Vec<(Item, Content)>, record: &mut ResultRecord) -> Result<(), store::Error> {
+async fn commit(results: &Store, objects: &[(Item, Content)], record: &mut ResultRecord) -> Result<(), store::Error> {
     let (image, attempt) = (&record.image, &record.attempt);
     let digest = &record.model.digest;
     let marker = keys::marker(image, Marker::Result);
     // Another attempt's result of the same job is as good, and came first.
     if !results.exists(&marker).await? {
         let mut stored = Vec::new();
-        for (item, content) in &objects {
+        for (item, content) in objects {
             let (size, sha256) = content.put(results, &keys::item(image, attempt, *item), digest).await?;
             metrics::UPLOAD.record(size as f64, &[]);
             stored.push(ObjectRef { file: item.file().into(), size, sha256 });
@@ -228,7 +267,7 @@ async fn commit(results: &Store, objects: Vec<(Item, Content)>, record: &mut Res
         } else if results.exists(&keys::marker(image, Marker::Failure)).await? {
             // The image had failed: the end of its run may have swept objects that no marker named yet.
             for (item, content) in objects {
-                let key = keys::item(image, attempt, item);
+                let key = keys::item(image, attempt, *item);
                 if !results.exists(&key).await? {
                     content.put(results, &key, digest).await?;
                 }
@@ -326,6 +365,7 @@ mod tests {
 
     use super::*;
     use crate::Config;
+    use crate::outage::Outages;
 
     /// A future that is dropped after some polls, as a process that dies at an await.
     struct Mortal<F> {
@@ -347,6 +387,11 @@ mod tests {
 
     fn job() -> Job {
         Job { image: "a/1.png".into(), ..harness::job() }
+    }
+
+    fn shared(queue: &Queue, runs: Runs) -> Shared {
+        let (outages, shutdown) = (Outages::none(), Default::default());
+        Shared { config: Config::default(), queue: queue.clone(), runs, outages, shutdown }
     }
 
     /// As the devices' thread sends it. Each attempt has other bytes, so that a mixture would be seen.
@@ -398,12 +443,12 @@ mod tests {
             let control = serde_json::to_vec(&Control { state, ..Control::default() }).expect("a record");
             home.put(&keys::control("r"), control).await.expect("writable");
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
-            let shared = Shared { config: Config::default(), queue: queue.clone(), runs: Runs::Home(home.clone()) };
+            let shared = shared(&queue, Runs::Home(home.clone()));
             let solved = solved(&shared, next(&mut consumer).await.expect("a job"), 1);
-            let (sender, receiver) = mpsc::channel(1);
+            let (sender, mut receiver) = mpsc::channel(1);
             assert!(sender.send(Output::Solved(Box::new(solved))).await.is_ok(), "it listens");
             drop(sender);
-            run(&shared, receiver).await.expect("it goes well");
+            run(&shared, &mut receiver).await.expect("it goes well");
             let results = home.with_prefix("runs/r").expect("a prefix");
             let objects = results.list("").expect("a prefix").all().await.expect("readable");
             left.push(objects.len());
@@ -432,7 +477,7 @@ mod tests {
         for _ in 0..rng.random_range(1..4) {
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
         }
-        let shared = Shared { config: Config::default(), queue: queue.clone(), runs: Runs::One(results.clone()) };
+        let shared = shared(&queue, Runs::One(results.clone()));
         let mut attempts = 0;
         loop {
             let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");

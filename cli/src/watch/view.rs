@@ -1,7 +1,7 @@
 //! Draws a [`Screen`]. Every text of the coordinator goes through [`harmless`].
 
 use client::api::{ClassStatus, FailureGroup, ImageRow, RunStatus, WorkerStatus};
-use proto::{RunState, Stage};
+use proto::{Alive, RunState, Stage};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -199,6 +199,9 @@ fn view_workers(frame: &mut Frame, area: Rect, state: &Screen, run: Option<&RunS
             Line::styled(format!("silent for {}", duration(worker.silent_seconds)), state.style(Color::Red))
         }
         alive if alive.leaving => Line::styled("leaving", state.style(Color::Magenta)),
+        Alive { waiting_for: Some(place), .. } => {
+            Line::styled(format!("waits for the {}", harmless(place)), state.style(Color::Yellow))
+        }
         alive if alive.images == 0 => Line::raw("idle"),
         alive => Line::raw(format!("{} of {}", alive.images, counted(alive.slots as usize, "image"))),
     };

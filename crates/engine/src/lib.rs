@@ -16,6 +16,7 @@ pub mod finder;
 pub mod judge;
 pub mod outline;
 pub mod recorder;
+pub mod self_test;
 pub mod supply;
 pub mod weights;
 

@@ -58,6 +58,8 @@ spec:
         {{- include "basin.env" . | trim | nindent 8 }}
         - name: BASIN_WORKER_NAME
           valueFrom: {fieldRef: {fieldPath: metadata.name}}
+        - name: BASIN_NODE_NAME
+          valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
         - {name: BASIN_LISTEN, value: "0.0.0.0:8471"}
         - {name: BASIN_DEVICES, value: {{ ternary "auto" "cpu" (gt (int $w.gpu.count) 0) }}}
         - {name: BASIN_BATCH_IMAGES, value: {{ $w.batchImages | int | quote }}}

@@ -28,7 +28,8 @@ pub fn show(frame: &PageFrame, workers: &[WorkerStatus], backlog: usize) -> Mark
                                 tr {
                                     td { (name(&worker.name)) }
                                     td { @if worker.alive.images > 0 { a href={ "/runs/" (worker.alive.run) } { (name(&worker.alive.run)) } }
-                                        @else { span.soft { "idle" } } }
+                                        @else if worker.alive.waiting_for.is_none() { span.soft { "idle" } }
+                                        @if let Some(place) = &worker.alive.waiting_for { " waits for the " (text(place)) } }
                                     td { (text(&worker.alive.devices)) }
                                     td.num data-value=(worker.alive.images) { (worker.alive.images) " of " (worker.alive.slots) }
                                     td.num { (format!("{:.0}", worker.alive.lane_steps_per_second)) }
