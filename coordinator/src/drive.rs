@@ -367,7 +367,11 @@ impl Driver {
                 // An event may have come since the store was asked.
                 Ok(None) if !self.fleet.is_silent(&silent, before) => {}
                 Ok(None) => {
-                    tracing::warn!(run, image = silent.image, "the job is neither on the queue nor with a worker; it is published again");
+                    tracing::warn!(
+                        run,
+                        image = silent.image,
+                        "the job is neither on the queue nor with a worker; it is published again"
+                    );
                     metrics::REPUBLISHED.record(1.0, &[("reason", "lost")]);
                     self.published.remove(job);
                     self.fleet.take_back(run, job);

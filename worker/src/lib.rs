@@ -100,6 +100,18 @@ pub async fn run(
     shutdown: CancellationToken,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
+    // Boxed: with the store's futures in it, it would be too deep for the compiler in callers.
+    Box::pin(run_all(config, models, queue, runs, shutdown, working)).await
+}
+
+async fn run_all(
+    config: Config,
+    models: Models,
+    queue: Queue,
+    runs: Runs,
+    shutdown: CancellationToken,
+    working: watch::Sender<Working>,
+) -> Result<(), Error> {
     let shared = Shared { config, queue, runs, outages: Outages::none(), shutdown: shutdown.clone() };
     metrics::watch();
     models.check().map_err(|error| Error::Models(Box::new(error)))?;

@@ -22,7 +22,8 @@ use super::door::{self, Door};
 use crate::outcomes::Outcomes;
 use crate::service::Refusal;
 use client::api::{
-    Backlog, Change, ErrorAnswer, FailureGroup, ImagePage, ImageQuery, Note, Outage, RedriveRequest, RunRequest, RunStatus, WorkerStatus,
+    Backlog, Change, ErrorAnswer, FailureGroup, ImagePage, ImageQuery, Note, Outage, RedriveRequest, RunRequest, RunStatus,
+    WorkerStatus,
 };
 
 /// Failures of a reason that are shown.

@@ -55,8 +55,8 @@ impl Upload {
 
     pub(crate) async fn finish(mut self) -> Result<()> {
         if self.id.is_none() {
-            let limits = self.bucket.limits_of(self.buffer.len());
-            self.bucket.put_request(&self.key, self.buffer.freeze()).customize().config_override(limits).send().await?;
+            let size = self.buffer.len();
+            self.bucket.send(self.bucket.put_request(&self.key, self.buffer.freeze()), size).await?;
             return Ok(());
         }
         match self.complete().await {

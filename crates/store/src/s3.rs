@@ -3,6 +3,7 @@
 //! The SDK retries transient failures; what still fails gets the [`ErrorKind`] that callers act on. Objects larger than a part
 //! go through `multipart.rs`.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
@@ -13,6 +14,7 @@ use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
+use aws_sdk_s3::operation::put_object::{PutObjectError, PutObjectOutput};
 use aws_sdk_s3::primitives::ByteStreamError;
 use aws_sdk_s3::types::ServerSideEncryption;
 use bytes::{Bytes, BytesMut};
@@ -33,6 +35,8 @@ const ANSWER: u32 = 30;
 const RETRIED: u32 = 4;
 /// Bytes of a request that are sent within the usual time. For each [`PIECE`] of a larger one it is four times as long.
 const SMALL: usize = 1 << 20;
+
+type PutAnswer = std::result::Result<PutObjectOutput, SdkError<PutObjectError, HttpResponse>>;
 
 #[derive(Clone, Debug)]
 pub(crate) struct S3 {
@@ -104,9 +108,15 @@ impl S3 {
         if bytes.len() > PIECE {
             return self.upload(key.to_owned()).write(bytes).await?.finish().await;
         }
-        let limits = self.limits_of(bytes.len());
-        self.put_request(key, bytes).customize().config_override(limits).send().await?;
+        let size = bytes.len();
+        self.send(self.put_request(key, bytes), size).await?;
         Ok(())
+    }
+
+    /// Sends a body of `size` bytes. Boxed: the SDK's future is so deep that the compiler's limit would be exceeded in callers.
+    pub(crate) fn send(&self, request: PutObjectFluentBuilder, size: usize) -> Pin<Box<dyn Future<Output = PutAnswer> + Send>> {
+        let limits = self.limits_of(size);
+        Box::pin(async move { request.customize().config_override(limits).send().await })
     }
 
     /// Time limits of a request with a body of so many bytes.
@@ -125,7 +135,7 @@ impl S3 {
         let mut pause = PAUSE;
         for turn in 0.. {
             let request = self.put_request(key, bytes.clone()).if_none_match("*");
-            let error = match request.customize().config_override(self.limits_of(bytes.len())).send().await {
+            let error = match self.send(request, bytes.len()).await {
                 Ok(_) => return Ok(PutNew::Created),
                 Err(error) => error,
             };

@@ -359,7 +359,8 @@ impl Link {
         let consuming = channel.basic_consume(name.into(), "".into(), options, FieldTable::default());
         let mut messages = self.ask("ask for the leadership", consuming).await?;
         loop {
-            let message = channel.basic_publish("".into(), name.into(), BasicPublishOptions::default(), b"", BasicProperties::default());
+            let message =
+                channel.basic_publish("".into(), name.into(), BasicPublishOptions::default(), b"", BasicProperties::default());
             self.ask("ask for the leadership", message).await?;
             tokio::select! {
                 message = messages.next() => match message {
