@@ -6,6 +6,7 @@
 //! Every back-end guarantees:
 //! * A reader sees a complete object or none. After `put` returns, the object survives a crash.
 //! * Of concurrent [`Store::put_new`] calls for one key, exactly one creates it.
+//! * Of concurrent [`Store::replace`] calls with one identity, exactly one replaces the object.
 //! * No key, prefix or link leads out of the store.
 //!
 //! Limits: `get` and `put` hold an object in memory; [`Download`] and [`Upload`] hold a few pieces of it. In a directory a key
@@ -80,6 +81,16 @@ pub enum PutNew {
     Created,
     /// The key had an object already; it is unchanged.
     Exists,
+}
+
+/// Whether [`Store::replace`] wrote the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Replace {
+    /// The given object was written.
+    Replaced,
+    /// The object is another one by now, or is gone; nothing was written.
+    Conflict,
 }
 
 /// An object in a listing.
@@ -179,6 +190,21 @@ impl Store {
         self.run("create", key, async move |full| match &self.backend {
             Backend::Directory(directory) => directory.run(move |d| d.put_new(&full, &bytes)).await,
             Backend::S3(bucket) => bucket.put_new(&full, bytes).await,
+        })
+        .await
+    }
+
+    /// Writes an object if the one that is there still has this [`ObjectInfo::identity`]: of concurrent calls with one identity, at
+    /// most one returns [`Replace::Replaced`]. For small objects, which are sent in one request.
+    ///
+    /// The winner may get `Conflict`, if the response to its first request was lost and the request was repeated. Read the object
+    /// and compare where this matters. In a directory only other calls of `replace` are held off, not `put` and `delete`: an object
+    /// that is replaced so should be written in no other way once it exists.
+    pub async fn replace(&self, key: &str, bytes: impl Into<Bytes>, identity: &str) -> Result<Replace, Error> {
+        let (bytes, identity) = (bytes.into(), identity.to_owned());
+        self.run("replace", key, async move |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.replace(&full, &bytes, &identity)).await,
+            Backend::S3(bucket) => bucket.replace(&full, bytes, &identity).await,
         })
         .await
     }
