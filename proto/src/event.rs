@@ -21,6 +21,8 @@ pub struct Event {
     pub image: String,
     /// Class of the job.
     pub class: u32,
+    /// See `Job::generation`.
+    pub generation: u64,
     /// Name of the worker.
     pub worker: String,
     /// What happened.
@@ -80,6 +82,7 @@ impl Event {
             run: job.run.clone(),
             image: job.image.clone(),
             class: job.class,
+            generation: job.generation,
             worker: worker.to_owned(),
             what,
         }
@@ -88,7 +91,7 @@ impl Event {
     /// A heartbeat of `worker`.
     pub fn alive(worker: &str, alive: Alive) -> Event {
         let (job, run, image) = (String::new(), String::new(), String::new());
-        Event { job, run, image, class: 0, worker: worker.to_owned(), what: What::Alive(alive) }
+        Event { job, run, image, class: 0, generation: 0, worker: worker.to_owned(), what: What::Alive(alive) }
     }
 
     /// The message.
@@ -110,6 +113,7 @@ impl Event {
             class: self.class,
             worker: self.worker.clone(),
             what: Some(what),
+            generation: self.generation,
         }
         .encode_to_vec()
     }
@@ -122,7 +126,7 @@ impl Event {
             return Err(DecodeError::Version { message, found: wire.version, known: VERSION });
         }
         let missing = |field| DecodeError::Field { message, field, problem: "is missing".into() };
-        let what = wire.what.ok_or_else(|| missing("what"))?;
+        let what = wire.what.clone().ok_or_else(|| missing("what"))?;
         if wire.job.is_empty() && !matches!(what, Wire::Alive(_)) {
             return Err(missing("job"));
         }
@@ -135,6 +139,7 @@ impl Event {
             Wire::Released(wire::Released { queued }) => What::Released { queued },
             Wire::Alive(alive) => What::Alive(alive),
         };
-        Ok(Event { job: wire.job, run: wire.run, image: wire.image, class: wire.class, worker: wire.worker, what })
+        let wire::Event { job, run, image, class, generation, worker, .. } = wire;
+        Ok(Event { job, run, image, class, generation, worker, what })
     }
 }

@@ -62,6 +62,14 @@ pub struct ResultRecord {
     /// Id of the trace of the attempt, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// See `Job::generation`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
+}
+
+/// Whether a number need not be written: it is what a reader takes where there is none.
+pub(crate) fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// An object of the winning attempt, so that a reader can tell that it is whole.
@@ -232,6 +240,9 @@ pub struct Failure {
     pub message: String,
     /// Class name, if known.
     pub class_name: Option<String>,
+    /// See `Job::generation`. A failure of an earlier generation than its image's does not count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
 }
 
 impl Failure {
@@ -239,12 +250,12 @@ impl Failure {
     pub fn of(job: &Job, reason: FailureReason, message: String) -> Failure {
         // An open class has no name yet.
         let (image, class_name) = (job.image.clone(), Some(job.class_name.clone()).filter(|name| !name.is_empty()));
-        Failure { format: 1, job: Some(job.id()), image, reason, message, class_name }
+        Failure { format: 1, job: Some(job.id()), image, reason, message, class_name, generation: job.generation }
     }
 
     /// The failure of an image whose job is not known.
     pub fn without_job(image: &str, reason: FailureReason, message: String, class_name: Option<String>) -> Failure {
-        Failure { format: 1, job: None, image: image.to_owned(), reason, message, class_name }
+        Failure { format: 1, job: None, image: image.to_owned(), reason, message, class_name, generation: 0 }
     }
 }
 
