@@ -126,7 +126,7 @@ impl Event {
             return Err(DecodeError::Version { message, found: wire.version, known: VERSION });
         }
         let missing = |field| DecodeError::Field { message, field, problem: "is missing".into() };
-        let what = wire.what.clone().ok_or_else(|| missing("what"))?;
+        let what = wire.what.ok_or_else(|| missing("what"))?;
         if wire.job.is_empty() && !matches!(what, Wire::Alive(_)) {
             return Err(missing("job"));
         }
@@ -139,7 +139,14 @@ impl Event {
             Wire::Released(wire::Released { queued }) => What::Released { queued },
             Wire::Alive(alive) => What::Alive(alive),
         };
-        let wire::Event { job, run, image, class, generation, worker, .. } = wire;
-        Ok(Event { job, run, image, class, generation, worker, what })
+        Ok(Event {
+            job: wire.job,
+            run: wire.run,
+            image: wire.image,
+            class: wire.class,
+            generation: wire.generation,
+            worker: wire.worker,
+            what,
+        })
     }
 }

@@ -253,6 +253,14 @@ impl Failure {
         Failure { format: 1, job: Some(job.id()), image, reason, message, class_name, generation: job.generation }
     }
 
+    /// The bytes to be written where this content of `failure.json` is (`None`: no object); `None`: that one is of a later generation
+    /// and stays.
+    pub fn over(&self, there: Option<&[u8]>) -> Option<Vec<u8>> {
+        let there = there.and_then(|bytes| serde_json::from_slice::<Failure>(bytes).ok());
+        let later = there.is_some_and(|there| there.generation > self.generation);
+        (!later).then(|| serde_json::to_vec_pretty(self).expect("a record serialises"))
+    }
+
     /// The failure of an image whose job is not known.
     pub fn without_job(image: &str, reason: FailureReason, message: String, class_name: Option<String>) -> Failure {
         Failure { format: 1, job: None, image: image.to_owned(), reason, message, class_name, generation: 0 }

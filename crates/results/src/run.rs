@@ -107,11 +107,15 @@ pub async fn redrives(results: &Store) -> Result<BTreeMap<u64, String>, RunError
 }
 
 pub async fn read_seeds(run: &RunRecord, results: &Store) -> Result<Seeds, RunError> {
-    let mut seeds = Seeds { run: run.seed, redriven: HashMap::new() };
+    read_redrives(Seeds { run: run.seed, ..Seeds::default() }, results).await
+}
+
+/// `seeds` with all redrives of the run.
+async fn read_redrives(mut seeds: Seeds, results: &Store) -> Result<Seeds, RunError> {
     let keys = redrives(results).await?.into_values().collect();
     let mut records = read_each::<RedriveRecord>(results, keys);
-    while let Some((RedriveRecord { seed, images, .. }, _)) = records.try_next().await? {
-        seeds.redriven.extend(images.into_iter().map(|image| (image, seed)));
+    while let Some((record, _)) = records.try_next().await? {
+        seeds.redrive(record);
     }
     Ok(seeds)
 }
@@ -181,9 +185,9 @@ fn flatten(name: &str, value: &serde_json::Value, flat: &mut BTreeMap<String, St
     }
 }
 
+/// Writes a failure, unless one of a later generation is there.
 pub async fn write_failure(results: &Store, failure: &Failure) -> Result<(), store::Error> {
-    let bytes = serde_json::to_vec_pretty(failure).expect("a record serialises");
-    results.put(&keys::marker(&failure.image, Marker::Failure), bytes).await
+    results.update(&keys::marker(&failure.image, Marker::Failure), |there| failure.over(there)).await.map(drop)
 }
 
 pub async fn read_json<T: serde::de::DeserializeOwned>(results: &Store, key: &str) -> Result<T, RunError> {
@@ -254,56 +258,95 @@ pub struct Records {
     pub markers: Vec<ObjectEntry>,
 }
 
+/// A failure of an earlier generation than its image's is left out: that image is not finished.
 pub async fn read_records(results: &Store) -> Result<Records, RunError> {
     let markers = Markers::list(results).await?;
     let at = |places: &[String], marker| places.iter().map(|place| keys::marker_at(place, marker)).collect();
     let mut records = Records::default();
+    let generations = read_redrives(Seeds::default(), results).await?;
     let mut read = read_each(results, at(&markers.results, Marker::Result));
     while let Some((record, object)) = read.try_next().await? {
         records.results.push(record);
         records.markers.push(object);
     }
-    let mut read = read_each(results, at(&markers.failures, Marker::Failure));
+    let mut read = read_each::<Failure>(results, at(&markers.failures, Marker::Failure));
     while let Some((failure, object)) = read.try_next().await? {
+        if failure.generation < generations.generation(&failure.image) {
+            continue;
+        }
         records.failures.push(failure);
         records.markers.push(object);
     }
     Ok(records)
 }
 
-/// `lost` without the objects of images that got their result since `winners` were read.
-async fn without_late(lost: Vec<String>, winners: &HashMap<String, &str>, results: &Store) -> Result<Vec<String>, RunError> {
-    let mut late: HashMap<String, bool> = HashMap::new();
-    for key in &lost {
-        if let Some(Kind::Item(place, ..)) = keys::parse(key)
-            && !winners.contains_key(place)
-            && !late.contains_key(place)
-        {
-            let committed = results.exists(&keys::marker_at(place, Marker::Result)).await?;
-            late.insert(place.to_owned(), committed);
-        }
+/// Content of a claim that a sweep has made: the attempt can never commit.
+pub const SWEPT: &[u8] = b"swept";
+
+/// Whether the objects of an attempt may be deleted: it has not committed, and either it never can or the image has another result.
+///
+/// A worker creates the attempt's claim before it creates the commit marker, and gives up if the claim is there already (see
+/// `docs/src/adr/0015`). Here the same key is created. So exactly one of the two has it:
+/// * the sweep: the attempt ends without a commit, or had committed and deleted its claim. The marker, read afterwards, tells which;
+/// * the worker: it may commit at any moment, and its objects stay unless the image has the result of another attempt.
+///
+/// The marker is read here and not taken from records that the caller read before: they may be those of a time before a redrive.
+async fn is_lost(place: &str, attempt: &str, results: &Store) -> Result<bool, RunError> {
+    let claim = keys::claim_at(place, attempt);
+    let fenced = match results.put_new(&claim, SWEPT).await? {
+        PutNew::Created => true,
+        PutNew::Exists => match results.get(&claim).await {
+            Ok(there) => there == SWEPT,
+            // The attempt ended just now.
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(error.into()),
+        },
+    };
+    match read_json::<ResultRecord>(results, &keys::marker_at(place, Marker::Result)).await {
+        Ok(record) => Ok(record.attempt != attempt),
+        Err(error) if error.is_not_found() => Ok(fenced),
+        // Nobody knows whose objects count.
+        Err(RunError::Damaged { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
-    let stays = |key: &String| matches!(keys::parse(key), Some(Kind::Item(place, ..)) if late.get(place) == Some(&true));
-    Ok(lost.into_iter().filter(|key| !stays(key)).collect())
+}
+
+/// Which of these attempts, each a place and a name, are lost.
+async fn lost_attempts(attempts: BTreeSet<(String, String)>, results: &Store) -> Result<HashSet<(String, String)>, RunError> {
+    let results = results.clone();
+    let look = move |(place, attempt): (String, String)| {
+        let results = results.clone();
+        async move { Ok::<_, RunError>(is_lost(&place, &attempt, &results).await?.then_some((place, attempt))) }
+    };
+    let lost: Vec<Option<(String, String)>> = stream::iter(attempts).map(look).buffer_unordered(AT_ONCE).try_collect().await?;
+    Ok(lost.into_iter().flatten().collect())
 }
 
 /// Deletes the objects of attempts that do not count, attempts and checkpoints of finished images, and unfinished uploads; returns the
 /// number of deleted objects.
 pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, RunError> {
     let winners: HashMap<String, &str> = records.iter().map(|r| (keys::place(&r.image), r.attempt.as_str())).collect();
+    let of_loser = |key: &str| match keys::parse(key) {
+        Some(Kind::Item(place, attempt, _)) if winners.get(place) != Some(&attempt) => Some((place.to_owned(), attempt.to_owned())),
+        _ => None,
+    };
     let mut swept = 0;
-    for prefix in [keys::IMAGES, keys::ATTEMPTS, keys::CHECKPOINTS] {
+    let mut lister = results.list(keys::IMAGES)?;
+    while let Some(page) = lister.next_page().await? {
+        let lost = lost_attempts(page.iter().filter_map(|object| of_loser(&object.key)).collect(), results).await?;
+        let is_lost = |key: &String| of_loser(key).is_some_and(|attempt| lost.contains(&attempt));
+        let keys: Vec<String> = page.into_iter().map(|object| object.key).filter(is_lost).collect();
+        swept += keys.len();
+        delete_each(results, keys).await?;
+    }
+    // The claims of winners that ended before they could delete them. What a sweep has claimed stays: the attempt may sleep.
+    let is_winners = |key: &String| keys::parse_claim(key).is_some_and(|(place, attempt)| winners.get(place) == Some(&attempt));
+    for (prefix, all) in [(keys::CLAIMS, false), (keys::ATTEMPTS, true), (keys::CHECKPOINTS, true)] {
         let mut lister = results.list(prefix)?;
         while let Some(page) = lister.next_page().await? {
-            let keep = |key: &str| match keys::parse(key) {
-                Some(Kind::Item(place, attempt, _)) => winners.get(place) == Some(&attempt),
-                Some(Kind::Marker(..)) => true,
-                None => prefix == keys::IMAGES,
-            };
-            let lost: Vec<String> = page.into_iter().map(|object| object.key).filter(|key| !keep(key)).collect();
-            let lost = without_late(lost, &winners, results).await?;
-            swept += lost.len();
-            delete_each(results, lost).await?;
+            let keys: Vec<String> = page.into_iter().map(|object| object.key).filter(|key| all || is_winners(key)).collect();
+            swept += keys.len();
+            delete_each(results, keys).await?;
         }
     }
     match results.sweep_uploads(SystemTime::now() - ABANDONED).await {

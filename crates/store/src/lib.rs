@@ -36,6 +36,9 @@ pub use stream::{Download, Upload};
 /// Bytes of a piece: what is read at a time, and held in memory; also of a part in a bucket.
 pub const PIECE: usize = 8 << 20;
 
+/// How often [`Store::update`] tries.
+const UPDATES: u32 = 100;
+
 /// Handle to a store; clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -207,6 +210,32 @@ impl Store {
             Backend::S3(bucket) => bucket.replace(&full, bytes, &identity).await,
         })
         .await
+    }
+
+    /// Changes an object, however many do so at once. `change` gets the content, `None` if there is no object, and returns the new
+    /// one, `None` if it is to stay as it is. It is called again when another writer was faster, so that the last call counts.
+    /// Returns whether the object was written. See [`Store::replace`] about directories.
+    pub async fn update(&self, key: &str, mut change: impl FnMut(Option<&[u8]>) -> Option<Vec<u8>>) -> Result<bool, Error> {
+        for _ in 0..UPDATES {
+            // First the identity: if the content is a newer one, the replacement fails.
+            let identity = self.identity(key).await?;
+            let there = match &identity {
+                None => None,
+                Some(_) => match self.get(key).await {
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    there => Some(there?),
+                },
+            };
+            let Some(new) = change(there.as_deref()) else { return Ok(false) };
+            let written = match &identity {
+                None => self.put_new(key, new).await? == PutNew::Created,
+                Some(identity) => self.replace(key, new, identity).await? == Replace::Replaced,
+            };
+            if written {
+                return Ok(true);
+            }
+        }
+        self.explain("change", key, Err(Failure::new(ErrorKind::Unavailable, "other writers were faster each time")))
     }
 
     /// Whether the key has an object.

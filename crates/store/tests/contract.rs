@@ -29,6 +29,7 @@ macro_rules! contract {
             of_racing_put_new_one_wins
             replace_writes_only_over_what_was_seen
             of_racing_replacements_one_wins
+            of_racing_updates_none_is_lost
             racing_puts_leave_one_whole_object
             exists_follows_put_and_delete
             delete_is_no_error_twice
@@ -149,6 +150,19 @@ async fn replace_writes_only_over_what_was_seen(store: Store) {
 
 async fn of_racing_replacements_one_wins(store: Store) {
     assert_eq!(store.race_to_replace(10).await.unwrap(), 0);
+}
+
+async fn of_racing_updates_none_is_lost(store: Store) {
+    let count = |there: Option<&[u8]>| there.map_or(0, |text| std::str::from_utf8(text).unwrap().parse::<u32>().unwrap());
+    let racers = (0..16).map(|_| {
+        let store = store.clone();
+        async move { store.update("dir/count", |there| Some((count(there) + 1).to_string().into_bytes())).await.unwrap() }
+    });
+    assert!(racers.collect::<JoinSet<_>>().join_all().await.into_iter().all(|written| written));
+    assert_eq!(store.get("dir/count").await.unwrap(), "16");
+    assert!(!store.update("dir/count", |_| None).await.unwrap());
+    assert!(!store.update("dir/none", |there| there.map(<[u8]>::to_vec)).await.unwrap());
+    assert_eq!(keys(&list(&store, "").await), ["dir/count"]);
 }
 
 async fn racing_puts_leave_one_whole_object(store: Store) {
