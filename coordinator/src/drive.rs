@@ -264,8 +264,13 @@ impl Driver {
     }
 
     async fn bury_job(&mut self, delivery: Delivery, letter: DeadLetter, job: Job) -> Result<(), Error> {
+        // The image was tried again since: the letter is about the try before.
+        if self.fleet.generation(&job.run, &job.image).is_some_and(|current| current != job.generation) {
+            tracing::info!(run = job.run, image = job.image, generation = job.generation, "a late dead letter is dropped");
+            return Ok(delivery.ack().await?);
+        }
         let results = self.runs.of(&job.run)?;
-        let failure = match marked(&results, &job.image).await? {
+        let failure = match marked(&results, &job.image, job.generation).await? {
             Some(marked) => marked.err(),
             None => {
                 let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
@@ -306,10 +311,10 @@ impl Driver {
         let (asked, waiting): (Vec<Silent>, Vec<Silent>) = silent.into_iter().partition(|s| s.worker.is_some() || empty);
         waiting.iter().for_each(|s| self.fleet.hear(&s.run, &s.job, now));
         let runs = &self.runs;
-        let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image).await);
+        let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image, s.generation).await);
         let markers: Vec<Result<Option<Marked>, Error>> = stream::iter(asks).buffered(READS).collect().await;
         for (silent, marker) in asked.iter().zip(markers) {
-            let Silent { run, job, image, worker } = silent;
+            let Silent { run, job, image, worker, .. } = silent;
             let present = worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
             match marker? {
                 Some(marked) => {
@@ -356,11 +361,13 @@ async fn watch_depths(queue: Queue) {
 /// What the commit marker of an image says: it has a result, or this failure.
 type Marked = Result<(), Failure>;
 
-async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
+/// A failure of another generation does not count.
+async fn marked(results: &Store, image: &str, generation: u64) -> Result<Option<Marked>, Error> {
     if results.exists(&keys::marker(image, Marker::Result)).await? {
         return Ok(Some(Ok(())));
     }
-    match run::read_json(results, &keys::marker(image, Marker::Failure)).await {
+    match run::read_json::<Failure>(results, &keys::marker(image, Marker::Failure)).await {
+        Ok(failure) if failure.generation != generation => Ok(None),
         Ok(failure) => Ok(Some(Err(failure))),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error @ RunError::Damaged { .. }) => {
@@ -374,7 +381,40 @@ async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
 mod tests {
     use super::*;
     use crate::fleet::tests::fleet;
-    use crate::ledger::tests::{event, succeeded};
+    use crate::ledger::tests::{event, planned, succeeded};
+    use crate::plan::Plan;
+    use crate::plan::tests::spec;
+    use crate::tally::Tally;
+    use proto::Control;
+
+    /// The letter of a job that was tried again since, and a failure that was written late.
+    #[tokio::test]
+    async fn what_is_left_of_an_earlier_try_fails_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a store");
+        let queue = Queue::open("embedded:").await.expect("a queue");
+        let mut driver = Driver::new(queue.clone(), Runs::One(results.clone()), 100).await.expect("a driver");
+        driver.fleet = Fleet::new(100);
+        let plan = Plan { images: vec![planned("0.png")], generations: [("0.png".to_owned(), 1)].into(), ..Plan::default() };
+        driver.fleet.add(spec("r"), plan, Control::default(), Tally::default());
+        let current = driver.fleet.next(0.0).expect("a job");
+        let mut jobs = queue.consume(Channel::Jobs, 1).await.expect("a consumer");
+        for generation in [0, 1] {
+            let job = Job { generation, ..current.clone() };
+            queue.publish(Channel::Jobs, job.encode()).await.expect("published");
+            jobs.next().await.expect("the queue is there").expect("the job").reject("no more").await.expect("rejected");
+            let letter = driver.dead_letters.next().await.expect("the queue is there");
+            driver.take(Happening::DeadLetter(letter)).await.expect("the store is there");
+            let failed = results.exists(&keys::marker("0.png", Marker::Failure)).await.expect("readable");
+            assert_eq!((failed, driver.fleet.settled("r")), (generation == 1, generation == 1));
+        }
+        // The failure of the last try stays, and one of the first counts for nothing.
+        let late = Failure::of(&Job { generation: 0, ..current.clone() }, FailureReason::Diverged, "late".into());
+        write_failure(&results, &late).await.expect("writable");
+        let there = |generation| marked(&results, "0.png", generation);
+        assert!(matches!(there(1).await, Ok(Some(Err(failure))) if failure.reason == FailureReason::Quarantined));
+        assert!(matches!(there(2).await, Ok(None)));
+    }
 
     #[tokio::test]
     async fn events_that_wait_are_taken_in_together() {

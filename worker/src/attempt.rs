@@ -90,8 +90,9 @@ impl Attempt {
         trace::fail(&self.span.span, reason.as_str());
         tracing::warn!(run = job.run, image = job.image, reason = reason.as_str(), message, "failed");
         let failure = Failure::of(job, reason, message);
-        let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
-        self.results(shared)?.put(&keys::marker(&job.image, Marker::Failure), bytes).await?;
+        // Not over the failure of a later try, if this worker was away so long.
+        let marker = keys::marker(&job.image, Marker::Failure);
+        self.results(shared)?.update(&marker, |there| failure.over(there)).await?;
         CrashPoint::FailureRecorded.pass();
         self.tell(shared, What::Failed { reason: reason.as_str().into(), message: failure.message.clone() }).await?;
         CrashPoint::FailureTold.pass();
