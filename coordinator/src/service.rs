@@ -2,12 +2,13 @@
 //! run of `basin project`.
 //!
 //! Everything that must survive is in the home before a client is told that it is done. A second coordinator waits until the first
-//! is gone; should both act for a moment, they do the same things, and none of them does harm when done twice.
+//! is gone; should both act for a moment, only the newer one can write orders (`lead.rs`), and nothing else does harm when done twice.
 
 mod closed_runs;
 mod handle;
 mod home_runs;
 mod intake;
+mod lead;
 mod one_run;
 mod refusal;
 mod snapshots;
@@ -73,6 +74,7 @@ impl Service {
     /// again.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), Error> {
         let Some((mut driver, mut lead)) = self.start(&stop).await? else { return Ok(()) };
+        let fenced = self.policy.fenced();
         while !self.policy.ended(&driver) {
             driver.top_up().await?;
             if let Policy::Many(runs) = &mut self.policy {
@@ -92,7 +94,7 @@ impl Service {
                     }
                 }
                 () = tokio::time::sleep(TELL_EVERY) => {}
-                () = lost(&mut lead) => return Err(Error::LostLead),
+                () = lost(&mut lead, &fenced) => return Err(Error::LostLead),
                 () = stop.cancelled() => {
                     if let Policy::Many(runs) = &self.policy {
                         runs.save_last(&driver).await;
@@ -121,6 +123,7 @@ impl Service {
             () = stop.cancelled() => return Ok(None),
         };
         home_runs::check_home(&home).await?;
+        runs.take_lead().await?;
         let mut driver = Driver::new(self.queue.clone(), Runs::Home(home), runs.config.window).await?;
         // What an earlier coordinator left on the queue is planned again: it would only come twice.
         driver.withdraw().await?;
@@ -160,6 +163,14 @@ impl Policy {
         match self {
             Policy::Many(_) => false,
             Policy::One(run) => run.ended(driver),
+        }
+    }
+
+    /// Cancelled when a coordinator of a later epoch was seen.
+    fn fenced(&self) -> CancellationToken {
+        match self {
+            Policy::Many(runs) => runs.lead.lost(),
+            Policy::One(_) => CancellationToken::new(),
         }
     }
 
@@ -209,9 +220,12 @@ fn workers(driver: &Driver) -> Vec<WorkerStatus> {
 }
 
 /// One run needs no lead.
-async fn lost(lead: &mut Option<Leadership>) {
+async fn lost(lead: &mut Option<Leadership>, fenced: &CancellationToken) {
     match lead {
-        Some(lead) => lead.lost().await,
+        Some(lead) => tokio::select! {
+            () = lead.lost() => {}
+            () = fenced.cancelled() => {}
+        },
         None => std::future::pending().await,
     }
 }

@@ -136,8 +136,7 @@ async fn publish(shared: &Shared, results: &Store, control: &mut RunControl, sol
     let publish = async {
         let encode = move || (objects(&frame, solution, &record), record);
         let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
-        let committed = commit(results, control, &run, objects, &mut record).await?;
-        Ok(committed.then_some(record))
+        commit(results, control, &run, objects, &mut record).await.map(|committed| committed.then_some(record))
     };
     let record = match publish.instrument(attempt.span.stage(Stage::Publish)).await {
         Ok(Some(record)) => record,
