@@ -359,7 +359,84 @@ pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, R
 
 #[cfg(test)]
 mod tests {
+    use proto::keys::Item;
+    use proto::{FailureReason, Job, sample};
+
     use super::*;
+
+    async fn store() -> (Store, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a folder");
+        (Store::open(&dir.path().to_string_lossy()).await.expect("a store"), dir)
+    }
+
+    /// The result of an attempt, which has one object.
+    async fn upload(results: &Store, image: &str, attempt: &str) -> ResultRecord {
+        results.put(&keys::item(image, attempt, Item::Target), "picture").await.expect("writable");
+        let job = Job { image: image.into(), ..sample::job() };
+        ResultRecord { attempt: attempt.into(), ..sample::result(&job, vec![]) }
+    }
+
+    async fn commit(results: &Store, record: &ResultRecord) {
+        let bytes = serde_json::to_vec(record).expect("a record");
+        results.put(&keys::marker(&record.image, Marker::Result), bytes).await.expect("writable");
+    }
+
+    async fn has(results: &Store, key: &str) -> bool {
+        results.exists(key).await.expect("readable")
+    }
+
+    #[tokio::test]
+    async fn a_sweep_deletes_only_what_can_never_commit() {
+        let (results, _dir) = store().await;
+        let winner = upload(&results, "a.png", "w").await;
+        commit(&results, &winner).await;
+        // One that lost, one that is stopped before its claim, one after it, and the claim that the winner left.
+        for (image, attempt) in [("a.png", "lost"), ("b.png", "early"), ("c.png", "late")] {
+            upload(&results, image, attempt).await;
+        }
+        for claim in [keys::claim("a.png", "w"), keys::claim("c.png", "late")] {
+            results.put(&claim, "commits").await.expect("writable");
+        }
+        for turn in 0..2 {
+            sweep(std::slice::from_ref(&winner), &results).await.expect("it goes well");
+            let kept = async |image, attempt| has(&results, &keys::item(image, attempt, Item::Target)).await;
+            let left = [kept("a.png", "w").await, kept("a.png", "lost").await, kept("b.png", "early").await];
+            assert_eq!((left, kept("c.png", "late").await), ([true, false, false], true), "turn {turn}");
+            assert_eq!(results.get(&keys::claim("b.png", "early")).await.expect("a claim"), SWEPT);
+            assert!(!has(&results, &keys::claim("a.png", "w")).await && has(&results, &keys::claim("c.png", "late")).await);
+        }
+    }
+
+    /// A coordinator that was stopped since before a redrive, and has read the results of that time.
+    #[tokio::test]
+    async fn a_sweep_with_old_records_leaves_the_new_result_whole() {
+        let (results, _dir) = store().await;
+        let old = upload(&results, "a.png", "old").await;
+        let new = upload(&results, "a.png", "new").await;
+        commit(&results, &new).await;
+        sweep(&[old], &results).await.expect("it goes well");
+        assert!(has(&results, &keys::item("a.png", "new", Item::Target)).await);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_written_over_that_of_a_later_generation_and_old_ones_are_left_out() {
+        let (results, _dir) = store().await;
+        let failure = |generation| {
+            let job = Job { generation, ..sample::job() };
+            Failure::of(&job, FailureReason::Diverged, format!("try {generation}"))
+        };
+        for (written, expected) in [(1, 1), (0, 1), (2, 2), (2, 2), (1, 2)] {
+            write_failure(&results, &failure(written)).await.expect("writable");
+            let key = keys::marker(&failure(0).image, Marker::Failure);
+            assert_eq!(read_json::<Failure>(&results, &key).await.expect("a failure"), failure(expected));
+        }
+        for (generation, left) in [(2, 1), (3, 0)] {
+            let images = vec![failure(0).image];
+            let record = RedriveRecord { format: 1, wheres: vec![], seed: 0, images, generation };
+            results.put(&keys::redrive(generation), serde_json::to_vec(&record).expect("a record")).await.expect("writable");
+            assert_eq!(read_records(&results).await.expect("readable").failures.len(), left);
+        }
+    }
 
     #[test]
     fn an_error_names_only_the_parameters_that_differ() {
