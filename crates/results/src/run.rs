@@ -327,7 +327,9 @@ async fn lost_attempts(attempts: BTreeSet<(String, String)>, results: &Store) ->
 pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, RunError> {
     let winners: HashMap<String, &str> = records.iter().map(|r| (keys::place(&r.image), r.attempt.as_str())).collect();
     let of_loser = |key: &str| match keys::parse(key) {
-        Some(Kind::Item(place, attempt, _)) if winners.get(place) != Some(&attempt) => Some((place.to_owned(), attempt.to_owned())),
+        Some(Kind::Item(place, attempt, _)) if winners.get(place) != Some(&attempt) => {
+            Some((place.to_owned(), attempt.to_owned()))
+        }
         _ => None,
     };
     let mut swept = 0;
