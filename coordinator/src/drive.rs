@@ -270,7 +270,7 @@ impl Driver {
             return Ok(delivery.ack().await?);
         }
         let results = self.runs.of(&job.run)?;
-        let failure = match marked(&results, &job.image, job.generation).await? {
+        let failure = match marked(&results, &job.image, job.id().as_str(), job.generation).await? {
             Some(marked) => marked.err(),
             None => {
                 let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
@@ -311,7 +311,7 @@ impl Driver {
         let (asked, waiting): (Vec<Silent>, Vec<Silent>) = silent.into_iter().partition(|s| s.worker.is_some() || empty);
         waiting.iter().for_each(|s| self.fleet.hear(&s.run, &s.job, now));
         let runs = &self.runs;
-        let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image, s.generation).await);
+        let asks = asked.iter().map(async |s| marked(&runs.of(&s.run)?, &s.image, &s.job, s.generation).await);
         let markers: Vec<Result<Option<Marked>, Error>> = stream::iter(asks).buffered(READS).collect().await;
         for (silent, marker) in asked.iter().zip(markers) {
             let Silent { run, job, image, worker, .. } = silent;
@@ -361,9 +361,9 @@ async fn watch_depths(queue: Queue) {
 /// What the commit marker of an image says: it has a result, or this failure.
 type Marked = Result<(), Failure>;
 
-/// A failure of another generation does not count.
-async fn marked(results: &Store, image: &str, generation: u64) -> Result<Option<Marked>, Error> {
-    if results.exists(&keys::marker(image, Marker::Result)).await? {
+/// A failure of another generation does not count, nor does a late result of another job.
+async fn marked(results: &Store, image: &str, job: &str, generation: u64) -> Result<Option<Marked>, Error> {
+    if run::has_result(results, image, job, generation).await? {
         return Ok(Some(Ok(())));
     }
     match run::read_json::<Failure>(results, &keys::marker(image, Marker::Failure)).await {
@@ -411,7 +411,8 @@ mod tests {
         // The failure of the last try stays, and one of the first counts for nothing.
         let late = Failure::of(&Job { generation: 0, ..current.clone() }, FailureReason::Diverged, "late".into());
         write_failure(&results, &late).await.expect("writable");
-        let there = |generation| marked(&results, "0.png", generation);
+        let (results, id) = (&results, current.id());
+        let there = async |generation| marked(results, "0.png", id.as_str(), generation).await;
         assert!(matches!(there(1).await, Ok(Some(Err(failure))) if failure.reason == FailureReason::Quarantined));
         assert!(matches!(there(2).await, Ok(None)));
     }

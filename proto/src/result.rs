@@ -94,6 +94,12 @@ impl ResultRecord {
         })
     }
 
+    /// Whether it came late: it is the result of another job than that with the id `job`, of an earlier generation. Then the image has
+    /// another seed by now, and the result of that job takes its place.
+    pub fn is_late(&self, job: &str, generation: u64) -> bool {
+        self.generation < generation && self.job.as_str() != job
+    }
+
     /// The best seed's numbers.
     pub fn best_seed(&self) -> &SeedResult {
         &self.seeds[self.best]

@@ -9,8 +9,10 @@ use bytes::Bytes;
 use engine::codec::{self, Decoded};
 use projector::{Delta, Dropped, Solution, Tuned};
 use proto::keys::{Item, Marker};
-use proto::{CrashPoint, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys};
-use store::{PutNew, Store};
+use proto::{
+    CrashPoint, FineTuned, JobId, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys,
+};
+use store::{ErrorKind, PutNew, Store};
 use telemetry::trace;
 use tokio::sync::mpsc;
 use tracing::Instrument;
@@ -231,6 +233,24 @@ async fn delete_objects(results: &Store, image: &str, attempt: &str) -> Result<(
     Ok(())
 }
 
+/// Whether the job, of this id and generation, has a result.
+pub async fn has_result(results: &Store, image: &str, job: &JobId, generation: u64) -> Result<bool, store::Error> {
+    let marker = keys::marker(image, Marker::Result);
+    if generation == 0 {
+        return results.exists(&marker).await;
+    }
+    match results.get(&marker).await {
+        Ok(there) => Ok(!is_late(&there, job, generation)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// See [`ResultRecord::is_late`]. What cannot be read stays as it is.
+fn is_late(there: &[u8], job: &JobId, generation: u64) -> bool {
+    serde_json::from_slice::<ResultRecord>(there).is_ok_and(|record| record.is_late(job.as_str(), generation))
+}
+
 /// Uploads the objects and creates the commit marker. `false`: the run has ended, and nothing of the attempt is left.
 async fn commit(
     results: &Store,
@@ -243,7 +263,7 @@ async fn commit(
     let digest = &record.model.digest;
     let marker = keys::marker(image, Marker::Result);
     // Another attempt's result of the same job is as good, and came first.
-    if !results.exists(&marker).await? {
+    if !has_result(results, image, &record.job, record.generation).await? {
         let mut stored = Vec::new();
         for (item, content) in &objects {
             let (size, sha256) = content.put(results, &keys::item(image, attempt, *item), digest).await?;
@@ -260,8 +280,14 @@ async fn commit(
             return Ok(false);
         }
         CrashPoint::Claimed.pass();
-        if results.put_new(&marker, bytes).await? == PutNew::Exists && !is_ours(results, &marker, attempt).await? {
-            delete_objects(results, image, attempt).await?;
+        if results.put_new(&marker, bytes.clone()).await? == PutNew::Exists {
+            let over = |there: Option<&[u8]>| {
+                let stays = there.is_some_and(|there| !is_late(there, &record.job, record.generation));
+                (!stays).then(|| bytes.clone())
+            };
+            if !results.update(&marker, over).await? && !is_ours(results, &marker, attempt).await? {
+                delete_objects(results, image, attempt).await?;
+            }
         }
         CrashPoint::Committed.pass();
         // Last: as long as the claim is there, a sweep lets the objects be.
@@ -444,6 +470,28 @@ mod tests {
         }
         assert_eq!(left, [1 + untuned_items(), 0, 0]);
         assert_eq!(queue.depth(Channel::Events).await.expect("in memory"), 3);
+    }
+
+    /// The image was projected again with another seed, and a worker that slept committed the result of the first one.
+    #[tokio::test]
+    async fn a_late_result_of_another_seed_is_replaced_and_that_of_the_same_job_counts() {
+        let dir = tempfile::tempdir().expect("writable");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a folder");
+        let queue = Queue::open("embedded:").await.expect("in memory");
+        let shared = Shared { config: Config::default(), queue: queue.clone(), runs: Runs::One(results.clone()) };
+        let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
+        let mut control = RunControl::new(&shared.runs);
+        let reseeded = Job { seed: job().seed + 1, generation: 2, ..job() };
+        let again = Job { generation: 3, ..reseeded.clone() };
+        for (number, job, counts) in [(1, job(), 1), (2, reseeded, 2), (3, job(), 2), (4, again, 2)] {
+            queue.publish(Channel::Jobs, job.encode()).await.expect("in memory");
+            let solved = solved(&shared, next(&mut consumer).await.expect("a job"), number);
+            publish(&shared, &results, &mut control, solved).await.expect("it goes well");
+            let marker = results.get(&keys::marker(&job.image, Marker::Result)).await.expect("a result");
+            let record: ResultRecord = serde_json::from_slice(&marker).expect("a record");
+            assert_eq!(record.attempt, format!("{counts:012x}"), "after attempt {number}");
+            assert!(has_result(&results, &job.image, &job.id(), job.generation).await.expect("readable"));
+        }
     }
 
     /// A worker is stopped before its commit, while the run ends and is swept.

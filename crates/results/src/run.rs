@@ -195,6 +195,19 @@ pub async fn read_json<T: serde::de::DeserializeOwned>(results: &Store, key: &st
     serde_json::from_slice(&bytes).map_err(|source| RunError::Damaged { key: key.into(), source })
 }
 
+/// Whether the job, of this id and generation, has a result.
+pub async fn has_result(results: &Store, image: &str, job: &str, generation: u64) -> Result<bool, RunError> {
+    let marker = keys::marker(image, Marker::Result);
+    if generation == 0 {
+        return Ok(results.exists(&marker).await?);
+    }
+    match if_present(read_json::<ResultRecord>(results, &marker).await) {
+        Ok(record) => Ok(record.is_some_and(|record| !record.is_late(job, generation))),
+        Err(RunError::Damaged { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// `run.json` of a store; `None` if there is no run.
 pub async fn read_run(results: &Store) -> Result<Option<RunRecord>, RunError> {
     if_present(read_json(results, keys::RUN).await)
