@@ -50,15 +50,6 @@ impl RunControl {
         self.state(run).await.is_some_and(RunState::is_closed)
     }
 
-    /// The order that counts, after this one was read.
-    fn newest(&mut self, run: &str, control: Control) -> Control {
-        let read = self.read.entry(run.to_owned()).or_insert(control);
-        if control.epoch >= read.epoch {
-            *read = control;
-        }
-        *read
-    }
-
     /// `None`: the home has no answer.
     async fn state(&mut self, run: &str) -> Option<RunState> {
         let home = self.home.as_ref()?;
@@ -66,7 +57,7 @@ impl RunControl {
             Ok(bytes) => match serde_json::from_slice::<Control>(&bytes) {
                 Ok(control) => {
                     self.warned = false;
-                    return Some(self.newest(run, control).state);
+                    return Some(newest(&mut self.read, run, control).state);
                 }
                 Err(error) => chain(&error),
             },
@@ -78,6 +69,15 @@ impl RunControl {
         }
         None
     }
+}
+
+/// The order that counts, after this one was read.
+fn newest(read: &mut HashMap<String, Control>, run: &str, control: Control) -> Control {
+    let last = read.entry(run.to_owned()).or_insert(control);
+    if control.epoch >= last.epoch {
+        *last = control;
+    }
+    *last
 }
 
 #[cfg(test)]

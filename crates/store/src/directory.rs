@@ -19,8 +19,8 @@ use crate::key::{self, TEMPORARY_PREFIX, TEMPORARY_SUFFIX};
 use crate::{ObjectInfo, PIECE, Page, PutNew, Replace, Skipped};
 
 /// How long a writer waits for another one that replaces an object of the same folder: it may be stopped.
-const LOCK_TRIES: u32 = 500;
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
+const LOCK_TRIES: u32 = 5000;
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// Least time between the modifications of an object and of the one that replaces it. File systems round to less.
 const LATER: Duration = Duration::from_micros(1);
 
