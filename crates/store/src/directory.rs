@@ -1,8 +1,9 @@
 //! A directory as a store: a key is the path of a file below the root.
 //!
 //! Writing goes through a temporary file beside the target, which is synced, renamed and made durable by syncing the
-//! directory. `replace` compares and renames under a lock (`flock`) of the object's folder. A temporary file left by a killed process is not an object; a sweep removes it. Links are followed
-//! as long as they stay below the root, except that listing does not descend into linked directories.
+//! directory. `replace` compares and renames under a lock (`flock`) of the object's folder. A temporary file left by a killed
+//! process is not an object; a sweep removes it. Links are followed as long as they stay below the root, except that listing
+//! does not descend into linked directories.
 
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind as Io, Read, Write};
