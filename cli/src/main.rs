@@ -94,7 +94,7 @@ enum Command {
     Verify(finished::VerifyArgs),
     /// Measure the coordinator's work for a run of any size, with simulated workers.
     Simulate(simulate::SimulateArgs),
-    /// Check that a store does what a fleet needs: permissions, listing, and that exactly one concurrent create succeeds.
+    /// Check that a store does what a fleet needs: permissions, listing, and that exactly one concurrent create or replacement succeeds.
     ///
     /// Exit code: 0 the store is fit for a fleet; 2 it is not, see the list.
     Doctor(stores::DoctorArgs),

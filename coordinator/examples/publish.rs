@@ -59,7 +59,7 @@ async fn main() -> Result<()> {
 fn finish_all(fleet: &mut Fleet, now: f64) {
     for (job, class) in fleet.silent(f64::INFINITY).into_iter().zip((0..CLASSES).cycle()) {
         let (worker, what) = ("bench".into(), succeeded(20.0));
-        fleet.apply(&Event { job: job.job, run: job.run, image: job.image, class, worker, what }, now);
+        fleet.apply(&Event { job: job.job, run: job.run, image: job.image, class, generation: 0, worker, what }, now);
     }
 }
 

@@ -76,7 +76,7 @@ pub(crate) async fn bury(runs: Runs, delivery: Delivery, letter: DeadLetter, job
 /// The failure of a given-up job; `None`: it has a result.
 async fn outcome(runs: &Runs, letter: &DeadLetter, job: &Job) -> Result<Option<Failure>, Error> {
     let results = runs.of(&job.run)?;
-    if let Some(marked) = marked(&results, &job.image).await? {
+    if let Some(marked) = marked(&results, &job.image, job.id().as_str(), job.generation).await? {
         return Ok(marked.err());
     }
     let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
@@ -120,15 +120,17 @@ pub(crate) async fn look(queue: Queue, runs: Runs, silent: Vec<Silent>, before: 
 }
 
 async fn ask(runs: Runs, silent: Silent) -> (Silent, Result<Option<Marked>, Error>) {
-    let marker = async { marked(&runs.of(&silent.run)?, &silent.image).await }.await;
+    let marker = async { marked(&runs.of(&silent.run)?, &silent.image, &silent.job, silent.generation).await }.await;
     (silent, marker)
 }
 
-async fn marked(results: &Store, image: &str) -> Result<Option<Marked>, Error> {
-    if results.exists(&keys::marker(image, Marker::Result)).await? {
+/// A failure of another generation does not count, nor does a late result of another job.
+pub async fn marked(results: &Store, image: &str, job: &str, generation: u64) -> Result<Option<Marked>, Error> {
+    if run::has_result(results, image, job, generation).await? {
         return Ok(Some(Ok(())));
     }
-    match run::read_json(results, &keys::marker(image, Marker::Failure)).await {
+    match run::read_json::<Failure>(results, &keys::marker(image, Marker::Failure)).await {
+        Ok(failure) if failure.generation != generation => Ok(None),
         Ok(failure) => Ok(Some(Err(failure))),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error @ RunError::Damaged { .. }) => {

@@ -328,6 +328,11 @@ impl Driver {
         metrics::DEAD_LETTERS.record(1.0, &[]);
         let runs = self.runs.clone();
         match Job::decode(delivery.payload()) {
+            // The image was tried again since: the letter is about the try before.
+            Ok(job) if self.fleet.generation(&job.run, &job.image).is_some_and(|current| current != job.generation) => {
+                tracing::info!(run = job.run, image = job.image, generation = job.generation, "a late dead letter is dropped");
+                self.acknowledge(delivery, Span::none());
+            }
             Ok(job) if letter.channel == Channel::Jobs && keys::check_run(&job.run).is_ok() => {
                 let id = job.id().to_string();
                 let message = self.message(Channel::DeadLetters, &id, &job.run, &job.image);
@@ -407,13 +412,55 @@ async fn watch_depths(queue: Queue) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::beside::marked;
     use crate::fleet::tests::fleet;
-    use crate::ledger::tests::{event, succeeded};
+    use crate::ledger::tests::{event, planned, succeeded};
+    use crate::plan::Plan;
+    use crate::plan::tests::spec;
+    use crate::tally::Tally;
+    use proto::keys::Marker;
+    use proto::{Control, Failure, FailureReason};
+    use results::run::write_failure;
+    use store::Store;
+
+    /// The letter of a job that was tried again since, and a failure that was written late.
+    #[tokio::test]
+    async fn what_is_left_of_an_earlier_try_fails_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a store");
+        let queue = Queue::open("embedded:").await.expect("a queue");
+        let mut driver = Driver::new(queue.clone(), Runs::One(results.clone()), 100).await.expect("a driver");
+        driver.fleet = Fleet::new(100);
+        let plan = Plan { images: vec![planned("0.png")], generations: [("0.png".to_owned(), 1)].into(), ..Plan::default() };
+        driver.fleet.add(spec("r"), plan, Control::default(), Tally::default());
+        let current = driver.fleet.next(0.0).expect("a job");
+        let mut jobs = queue.consume(Channel::Jobs, 1).await.expect("a consumer");
+        for generation in [0, 1] {
+            let job = Job { generation, ..current.clone() };
+            queue.publish(Channel::Jobs, job.encode()).await.expect("published");
+            jobs.next().await.expect("the queue is there").expect("the job").reject("no more").await.expect("rejected");
+            let letter = driver.dead_letters.next().await.expect("the queue is there");
+            driver.take(Happening::DeadLetter(letter)).expect("the queue is there");
+            while generation == 1 && !driver.fleet.settled("r") {
+                let next = driver.wait().await.expect("the queue is there");
+                driver.take(next).expect("the queue is there");
+            }
+            let failed = results.exists(&keys::marker("0.png", Marker::Failure)).await.expect("readable");
+            assert_eq!((failed, driver.fleet.settled("r")), (generation == 1, generation == 1));
+        }
+        // The failure of the last try stays, and one of the first counts for nothing.
+        let late = Failure::of(&Job { generation: 0, ..current.clone() }, FailureReason::Diverged, "late".into());
+        write_failure(&results, &late).await.expect("writable");
+        let (results, id) = (&results, current.id());
+        let there = async |generation| marked(results, "0.png", id.as_str(), generation).await;
+        assert!(matches!(there(1).await, Ok(Some(Err(failure))) if failure.reason == FailureReason::Quarantined));
+        assert!(matches!(there(2).await, Ok(None)));
+    }
 
     #[tokio::test]
     async fn events_that_wait_are_taken_in_together() {
         let dir = tempfile::tempdir().expect("a folder");
-        let results = store::Store::open(&dir.path().to_string_lossy()).await.expect("a store");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a store");
         let queue = Queue::open("embedded:").await.expect("a queue");
         let mut driver = Driver::new(queue.clone(), Runs::One(results), 100).await.expect("a driver");
         driver.fleet = fleet(100, &[("r", 10, 0)]);

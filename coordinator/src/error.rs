@@ -17,7 +17,7 @@ pub enum Error {
     OtherName { key: String, name: String },
     #[error("no image of run {run} matches; nothing changed. See basin runs show {run}")]
     NoMatch { run: String },
-    #[error("the queue's connection is lost, and with it the lead: another coordinator may act now")]
+    #[error("the lead is lost, with the queue's connection or to a later coordinator: another one may act now")]
     LostLead,
     #[error("the store has been away for {seconds} s and a standby reaches it: this coordinator gives up its lead")]
     GivesUp { seconds: u64 },
@@ -26,6 +26,11 @@ pub enum Error {
         If-None-Match. basin doctor shows details"
     )]
     BadHome { url: String },
+    #[error(
+        "{url} does not honour If-Match for writes, so that a coordinator that was stopped could overwrite the orders of its \
+        successor: use a store that does. basin doctor shows details"
+    )]
+    NoReplace { url: String },
 }
 
 impl From<store::Error> for Error {

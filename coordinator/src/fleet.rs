@@ -6,7 +6,7 @@
 mod pace;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use proto::{Control, Errors, Event, Failure, FailureReason, Job, RunState, Snapshot, What};
 
@@ -40,12 +40,18 @@ struct Run {
     not_before: f64,
     tally: Tally,
     pace: Pace,
+    /// By image, its generation where that is not 0.
+    generations: HashMap<String, u64>,
 }
 
 impl Run {
     /// Images that are not finished.
     fn left(&self) -> usize {
         self.ledger.open.len() + self.ledger.returned.len() + self.waiting.len()
+    }
+
+    fn generation(&self, image: &str) -> u64 {
+        self.generations.get(image).copied().unwrap_or(0)
     }
 }
 
@@ -55,6 +61,8 @@ pub struct Silent {
     pub run: String,
     pub job: String,
     pub image: String,
+    /// See `Job::generation`.
+    pub generation: u64,
     /// The worker that has started it.
     pub worker: Option<String>,
 }
@@ -77,6 +85,7 @@ impl Fleet {
             not_before: 0.0,
             tally,
             pace: Pace::default(),
+            generations: plan.generations,
             spec,
         };
         self.runs.insert(run.spec.record.name.clone(), run);
@@ -128,14 +137,23 @@ impl Fleet {
             run.not_before = run.not_before.max(now) + 60.0 / per_minute;
         }
         let planned = run.ledger.next_returned().or_else(|| run.waiting.pop_front())?;
-        let job = run.spec.job(&planned);
+        let job = Job { generation: run.generation(&planned.image), ..run.spec.job(&planned) };
         run.ledger.publish(job.id().to_string(), planned, now);
         Some(job)
     }
 
-    /// Takes in an event. Returns whether it settled its job.
+    /// The generation of an image. Jobs, events and failures of another one are out of date. `None`: there is no such run.
+    pub fn generation(&self, run: &str, image: &str) -> Option<u64> {
+        self.runs.get(run).map(|r| r.generation(image))
+    }
+
+    /// Takes in an event. Returns whether it settled its job. An event of another generation than its image's changes nothing: the
+    /// image is with another worker, or waits for one.
     pub fn apply(&mut self, event: &Event, now: f64) -> bool {
         let Some(run) = self.runs.get_mut(&event.run) else { return false };
+        if event.generation != run.generation(&event.image) {
+            return false;
+        }
         let image = run.ledger.image(&event.job).cloned();
         let settled = run.ledger.apply(event, now);
         if event.what == What::Started {
@@ -229,6 +247,7 @@ impl Fleet {
                 run: name.clone(),
                 job: job.clone(),
                 image: open.image.image.to_string(),
+                generation: run.generation(&open.image.image),
                 worker: open.worker.clone(),
             };
             run.ledger.silent(before).map(silent).collect()

@@ -135,7 +135,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn event(run: &str, job: &str, what: What) -> Event {
-        Event { job: job.into(), run: run.into(), image: "i".into(), class: 0, worker: "w".into(), what }
+        Event { job: job.into(), run: run.into(), image: "i".into(), class: 0, generation: 0, worker: "w".into(), what }
     }
 
     pub(crate) fn succeeded() -> What {

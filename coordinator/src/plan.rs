@@ -68,6 +68,8 @@ impl RunSpec {
             model_digest: run.model_digest.clone(),
             params: run.params.clone(),
             seed: planned.seed,
+            // `Fleet` knows it: an image whose job was never tried again needs no memory for it.
+            generation: 0,
         }
     }
 
@@ -91,6 +93,8 @@ pub struct Plan {
     pub settled_failed: usize,
     /// Those failures, if the caller knows them.
     pub settled_failures: Vec<Failure>,
+    /// By image, its generation where that is not 0.
+    pub generations: HashMap<String, u64>,
 }
 
 impl Plan {
@@ -112,7 +116,7 @@ impl Plan {
 /// Plans `entries`. `settled`: places of finished images, and their markers.
 pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashMap<String, Marker>, seeds: &Seeds) -> Plan {
     let classes = ClassIndex::new(&spec.classes);
-    let mut plan = Plan::default();
+    let mut plan = Plan { generations: seeds.generations.clone(), ..Plan::default() };
     for entry in entries {
         let marker = if settled.is_empty() { None } else { settled.get(&keys::place(entry.image())) };
         match (planned(entry, &classes, spec, seeds), marker) {
@@ -120,7 +124,10 @@ pub fn plan(entries: Vec<Entry>, spec: &RunSpec, settled: &HashMap<String, Marke
             (Ok(planned), Some(Marker::Result)) => plan.settled.push(planned),
             (Err(_), Some(Marker::Result)) => plan.settled_bad += 1,
             (Ok(planned), None) => plan.images.push(planned),
-            (Err(failure), None) => plan.failures.push(failure),
+            (Err(failure), None) => {
+                let generation = seeds.generation(&failure.image);
+                plan.failures.push(Failure { generation, ..failure });
+            }
         }
     }
     plan
@@ -199,7 +206,7 @@ pub(crate) mod tests {
         let rest = plan(entries(), &spec, &HashMap::from([("b.png".to_owned(), Marker::Failure)]), &Seeds::default());
         assert_eq!((rest.skipped(), rest.failed(), rest.total()), (1, 1, 3));
         assert_eq!(rest.images, [all.images[0].clone(), all.images[2].clone()]);
-        let redriven = Seeds { run: 0, redriven: HashMap::from([("b.png".to_owned(), 5)]) };
+        let redriven = Seeds { redriven: HashMap::from([("b.png".to_owned(), 5)]), ..Seeds::default() };
         let again = plan(entries(), &spec, &HashMap::new(), &redriven);
         let changed = |i: usize| spec.job(&again.images[i]).id() != spec.job(&all.images[i]).id();
         assert_eq!([0, 1, 2].map(changed), [false, true, false]);

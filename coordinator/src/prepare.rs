@@ -1,6 +1,6 @@
 //! Prepares a run (*io*): reads the data set and the run's store, plans, and deletes the outcomes that are to be projected again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::ready;
 
 use dataset::Entry;
@@ -22,8 +22,8 @@ pub struct Seen {
     seeds: Seeds,
     /// Markers that stay as they are, by place.
     settled: HashMap<String, Marker>,
-    /// Images that are redriven with another seed.
-    redriven: Option<RedriveRecord>,
+    /// Images that are projected again, one record for each seed. Their numbers are not known yet.
+    redriven: Vec<RedriveRecord>,
     /// Places of results whose seed is not their image's.
     stale: HashSet<String>,
     /// Keys of failures that are retried, or whose image the data set does not have.
@@ -60,7 +60,7 @@ pub async fn see(
     let (ours, unknown): (Vec<String>, Vec<String>) = markers.failures.into_iter().partition(|place| known.contains(place));
     let key = |place: &String| keys::marker_at(place, Marker::Failure);
     let failures: Vec<(Failure, ObjectEntry)> = read_each(results, ours.iter().map(key).collect()).try_collect().await?;
-    let mut redriven = None;
+    let mut redriven = Vec::new();
     if let Some(redrive) = redrive
         && let Some(seed) = redrive.seed()
     {
@@ -72,7 +72,7 @@ pub async fn see(
         images.sort();
         if !images.is_empty() {
             seeds.redriven.extend(images.iter().map(|image| (image.clone(), seed)));
-            redriven = Some(RedriveRecord { format: 1, wheres: redrive.wheres(), seed, images });
+            redriven.push(RedriveRecord { format: 1, wheres: redrive.wheres(), seed, images, generation: 0 });
         }
     }
     let stale = stale(&seeds, &known, &markers.results, results).await?;
@@ -80,10 +80,19 @@ pub async fn see(
     let mut settled: HashMap<String, Marker> = markers.results.into_iter().map(|place| (place, Marker::Result)).collect();
     settled.retain(|place, _| !stale.contains(place));
     let jobs = redriven_jobs(spec, &entries, &seeds);
+    // Images that keep their seed, by that seed.
+    let mut retried: BTreeMap<u64, Vec<String>> = BTreeMap::new();
     for (place, (failure, object)) in ours.into_iter().zip(failures) {
         let of_another_seed = jobs.get(&failure.image).is_some_and(|job| failure.job.as_ref().is_some_and(|j| j != job));
+        // What remains of a redrive that was broken off, or was written late.
+        let out_of_date = of_another_seed || failure.generation < seeds.generation(&failure.image);
         let wanted = redrive.is_some_and(|r| r.wants_failure(&failure));
-        if failure.reason == FailureReason::Unavailable && retry_unavailable || of_another_seed || wanted {
+        let unavailable = failure.reason == FailureReason::Unavailable && retry_unavailable;
+        if unavailable || out_of_date || wanted {
+            let reseeded = wanted && redrive.is_some_and(|r| r.seed().is_some());
+            if !out_of_date && !reseeded && planned.contains(&place) {
+                retried.entry(seeds.run_seed(&failure.image)).or_default().push(failure.image);
+            }
             again.push(object.key);
         } else {
             if planned.contains(&place) {
@@ -92,6 +101,12 @@ pub async fn see(
             settled.insert(place, Marker::Failure);
         }
     }
+    let wheres = redrive.map_or_else(|| vec!["reason=unavailable".to_owned()], Redrive::wheres);
+    let retries = retried.into_iter().map(|(seed, mut images)| {
+        images.sort();
+        RedriveRecord { format: 1, wheres: wheres.clone(), seed, images, generation: 0 }
+    });
+    redriven.extend(retries);
     Ok(Seen { entries, seeds, settled, redriven, stale, again, failures: stay, notes })
 }
 
@@ -103,14 +118,15 @@ impl Seen {
 
     /// Plans the run: deletes outcomes that are to be projected again, and writes failures for images that cannot be projected. Also
     /// returns notes for people.
-    pub async fn plan(self, spec: &RunSpec, results: &Store) -> Result<(Plan, Vec<String>), Error> {
+    pub async fn plan(mut self, spec: &RunSpec, results: &Store) -> Result<(Plan, Vec<String>), Error> {
         if self.left() > 0 {
             // The manifest says that the tables are complete.
             results.delete(keys::MANIFEST).await?;
         }
         // Before anything is deleted: a process that continues knows what to do.
-        if let Some(record) = &self.redriven {
-            record_redrive(record, results).await?;
+        for record in std::mem::take(&mut self.redriven) {
+            let record = record_redrive(record, results).await?;
+            self.seeds.redrive(record);
         }
         if !self.stale.is_empty() {
             // No snapshot outlives a result that it counts, and no failure outlives the result that hid it.
@@ -141,13 +157,16 @@ async fn images_where<'a>(
     Ok(images.try_collect().await?)
 }
 
-async fn record_redrive(record: &RedriveRecord, results: &Store) -> Result<(), Error> {
-    let bytes = serde_json::to_vec_pretty(record).expect("a record serialises");
-    let mut number = redrives(results).await?.last_key_value().map_or(1, |(last, _)| last + 1);
-    while results.put_new(&keys::redrive(number), bytes.clone()).await? == PutNew::Exists {
-        number += 1;
+/// Writes the record under the next number, which is the generation of its images. Returns it with that.
+async fn record_redrive(mut record: RedriveRecord, results: &Store) -> Result<RedriveRecord, Error> {
+    record.generation = redrives(results).await?.last_key_value().map_or(1, |(last, _)| last + 1);
+    loop {
+        let bytes = serde_json::to_vec_pretty(&record).expect("a record serialises");
+        if results.put_new(&keys::redrive(record.generation), bytes).await? == PutNew::Created {
+            return Ok(record);
+        }
+        record.generation += 1;
     }
-    Ok(())
 }
 
 /// Places of results whose seed is not their image's: they no longer count, and their objects are swept at the end of the run.

@@ -2,12 +2,13 @@
 //! run of `basin project`.
 //!
 //! Everything that must survive is in the home before a client is told that it is done. A second coordinator waits until the first
-//! is gone; should both act for a moment, they do the same things, and none of them does harm when done twice.
+//! is gone; should both act for a moment, only the newer one can write orders (`lead.rs`), and nothing else does harm when done twice.
 
 mod closed_runs;
 mod handle;
 mod home_runs;
 mod intake;
+mod lead;
 mod one_run;
 mod outages;
 mod refusal;
@@ -123,6 +124,7 @@ impl Service {
     }
 
     async fn act(&mut self, Acting { driver, lead }: &mut Acting, stop: &CancellationToken) -> Result<(), Error> {
+        let fenced = self.policy.fenced();
         while !self.policy.ended(driver) {
             self.pulse.turn();
             self.check_lead(driver)?;
@@ -144,7 +146,7 @@ impl Service {
                     }
                 }
                 () = tokio::time::sleep(TELL_EVERY) => {}
-                () = lost(lead) => return Err(Error::LostLead),
+                () = lost(lead, &fenced) => return Err(Error::LostLead),
                 () = stop.cancelled() => {
                     if let Policy::Many(runs) = &self.policy {
                         runs.save_last(driver).await;
@@ -194,6 +196,7 @@ impl Service {
         home.check_writable().await?;
         let Some(lead) = wait_for_lead(&self.queue, &home, stop).await? else { return Ok(None) };
         home_runs::check_home(&home).await?;
+        runs.take_lead().await?;
         let mut driver = Driver::new(self.queue.clone(), Runs::Home(home), runs.config.window).await?;
         // What an earlier coordinator left on the queue is planned again: it would only come twice.
         driver.withdraw();
@@ -232,6 +235,14 @@ impl Policy {
         match self {
             Policy::Many(_) => false,
             Policy::One(run) => run.ended(driver),
+        }
+    }
+
+    /// Cancelled when a coordinator of a later epoch was seen.
+    fn fenced(&self) -> CancellationToken {
+        match self {
+            Policy::Many(runs) => runs.lead.lost(),
+            Policy::One(_) => CancellationToken::new(),
         }
     }
 
@@ -306,9 +317,12 @@ async fn wait_for_lead(queue: &Queue, home: &Store, stop: &CancellationToken) ->
 }
 
 /// One run needs no lead.
-async fn lost(lead: &mut Option<Leadership>) {
+async fn lost(lead: &mut Option<Leadership>, fenced: &CancellationToken) {
     match lead {
-        Some(lead) => lead.lost().await,
+        Some(lead) => tokio::select! {
+            () = lead.lost() => {}
+            () = fenced.cancelled() => {}
+        },
         None => std::future::pending().await,
     }
 }

@@ -100,7 +100,11 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     // Results, with another seed. The coordinator dies before a worker starts, and the next one plans the same.
     assert_contains(&redrive(&acting, &["class=Bag,loss>=2"], Some(5)).await.unwrap(), &[" 2 to be projected"]);
     let results = world.results();
+    // The retry is on record, too; with the seed that its images have.
     let record: RedriveRecord = read_json(&results, &keys::redrive(1)).await.unwrap();
+    assert_eq!((record.generation, record.seed, record.images.len()), (1, 0, 2));
+    assert_eq!((world.record("Coat/1.png").await.generation, world.record("Bag/0.png").await.generation), (1, 0));
+    let record: RedriveRecord = read_json(&results, &keys::redrive(2)).await.unwrap();
     assert_eq!((record.seed, record.images), (5, vec!["Bag/2.png".to_owned(), "Bag/4.png".to_owned()]));
     assert!(!results.exists(&keys::marker("Bag/2.png", Marker::Result)).await.unwrap());
     let acting = acting.restart(&world).await;
@@ -121,9 +125,35 @@ async fn results_are_projected_again_with_another_seed_and_failures_as_they_are(
     world.done(&acting, 1, false).await;
     assert_eq!(world.record("Coat/5.png").await.seed, image_seed(6, "Coat/5.png"));
     assert_eq!(verify(&results, true).await.unwrap().problems, Vec::<String>::new());
-    results.delete(&keys::redrive(1)).await.unwrap();
+    results.delete(&keys::redrive(2)).await.unwrap();
     let problems = verify(&results, false).await.unwrap().problems;
     assert!(problems.len() == 2 && problems.iter().all(|p| p.contains("Bag/") && p.contains("another seed")), "{problems:?}");
+}
+
+/// A process died after it had written down that failures are retried, and had deleted nothing. And a failure of the first try is
+/// written when the second is under way: the image is not finished by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_was_written_down_is_ended_by_the_next_start_and_a_late_failure_ends_no_image() {
+    let (world, acting) = World::finished(4, true).await;
+    acting.stop().await;
+    let results = world.results();
+    let images = vec!["Coat/1.png".to_owned()];
+    let record = RedriveRecord { format: 1, wheres: vec!["image=Coat/1*".into()], seed: 0, images, generation: 1 };
+    results.put(&keys::redrive(1), serde_json::to_vec(&record).unwrap()).await.unwrap();
+    world.home.put(&keys::control("r"), serde_json::to_vec(&Control::default()).unwrap()).await.unwrap();
+    let marker = keys::marker("Coat/1.png", Marker::Failure);
+    let late = results.get(&marker).await.unwrap();
+
+    let acting = world.start().await;
+    acting.until("the plan", |s| s.images == 4 && s.queued + s.waiting == 1 && s.failed == 1).await;
+    assert!(!results.exists(&marker).await.unwrap());
+    results.put(&marker, late).await.unwrap();
+    let acting = acting.restart(&world).await;
+    acting.until("the same plan", |s| s.images == 4 && s.queued + s.waiting == 1 && s.failed == 1).await;
+    world.done(&acting, 1, false).await;
+    assert_eq!(world.record("Coat/1.png").await.generation, 1);
+    let found = verify(&results, true).await.unwrap();
+    assert_eq!((found.succeeded, found.failed, found.problems), (3, 1, vec![]));
 }
 
 /// A process died after it had written down which images have another seed, and had deleted nothing.
@@ -133,7 +163,7 @@ async fn a_redrive_that_was_written_down_is_ended_by_the_next_start() {
     acting.stop().await;
     let results = world.results();
     let images = ["Bag/0.png", "Coat/1.png"].map(String::from).to_vec();
-    let record = RedriveRecord { format: 1, wheres: vec!["loss>=0".into()], seed: 7, images };
+    let record = RedriveRecord { format: 1, wheres: vec!["loss>=0".into()], seed: 7, images, generation: 0 };
     results.put(&keys::redrive(1), serde_json::to_vec(&record).unwrap()).await.unwrap();
     world.home.put(&keys::control("r"), serde_json::to_vec(&Control::default()).unwrap()).await.unwrap();
 
@@ -206,7 +236,7 @@ async fn an_invalid_request_is_refused_before_anything_is_written() {
     for (request, why) in bad {
         assert_contains(&invalid(acting.handle.submit(request).await), &[why]);
     }
-    assert_eq!(content(&world.home).await.keys().collect::<Vec<_>>(), ["models/fashion32/model.json"]);
+    assert_eq!(content(&world.home).await.keys().collect::<Vec<_>>(), [keys::LEADER, "models/fashion32/model.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,6 +281,16 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
 
     results.put("results.csv", "altered").await.unwrap();
     assert_eq!(verify(&results, true).await.unwrap().problems, ["results.csv differs from its entry in manifest.json"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_without_conditional_replacement_is_refused() {
+    let server = Server::start_careless().await;
+    let home = Store::open(&server.url("bucket/home", "anonymous=true")).await.unwrap();
+    let queue = Queue::open("embedded:").await.unwrap();
+    let (service, _handle) = Service::new(config(&home, &queue));
+    let error = service.run(CancellationToken::new()).await.unwrap_err().to_string();
+    assert_contains(&error, &["bucket/home", "If-Match", "basin doctor"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,7 +54,7 @@ async fn what_is_damaged_is_named_and_hides_nothing_else() {
     assert_problems(problems(&results, false).await, &expected);
     assert_problems(problems(&results, true).await, &expected);
 
-    let redrive = RedriveRecord { format: 1, wheres: vec![], seed: 7, images: vec!["Bag/2.png".into()] };
+    let redrive = RedriveRecord { format: 1, wheres: vec![], seed: 7, images: vec!["Bag/2.png".into()], generation: 0 };
     results.put(&keys::redrive(1), serde_json::to_vec(&redrive).unwrap()).await.unwrap();
     let seed = "the result of \"Bag/2.png\" has another seed";
     assert_problems(problems(&results, false).await, &[&expected[..], &[seed]].concat());

@@ -20,6 +20,8 @@ pub enum CrashPoint {
     ObjectUploaded,
     /// Worker: all objects of the result are in the store.
     ObjectsUploaded,
+    /// Worker: the attempt has claimed that it commits.
+    Claimed,
     /// Worker: the commit marker is in the store.
     Committed,
     /// Worker: the checkpoint is deleted.

@@ -21,6 +21,8 @@ pub struct Event {
     pub image: String,
     /// Class of the job.
     pub class: u32,
+    /// See `Job::generation`.
+    pub generation: u64,
     /// Name of the worker.
     pub worker: String,
     /// What happened.
@@ -82,6 +84,7 @@ impl Event {
             run: job.run.clone(),
             image: job.image.clone(),
             class: job.class,
+            generation: job.generation,
             worker: worker.to_owned(),
             what,
         }
@@ -90,7 +93,7 @@ impl Event {
     /// A heartbeat of `worker`.
     pub fn alive(worker: &str, alive: Alive) -> Event {
         let (job, run, image) = (String::new(), String::new(), String::new());
-        Event { job, run, image, class: 0, worker: worker.to_owned(), what: What::Alive(alive) }
+        Event { job, run, image, class: 0, generation: 0, worker: worker.to_owned(), what: What::Alive(alive) }
     }
 
     /// `coordinator` stands by, and reaches the store.
@@ -118,6 +121,7 @@ impl Event {
             class: self.class,
             worker: self.worker.clone(),
             what: Some(what),
+            generation: self.generation,
         }
         .encode_to_vec()
     }
@@ -144,6 +148,14 @@ impl Event {
             Wire::Alive(alive) => What::Alive(alive),
             Wire::Standby(_) => What::Standby,
         };
-        Ok(Event { job: wire.job, run: wire.run, image: wire.image, class: wire.class, worker: wire.worker, what })
+        Ok(Event {
+            job: wire.job,
+            run: wire.run,
+            image: wire.image,
+            class: wire.class,
+            generation: wire.generation,
+            worker: wire.worker,
+            what,
+        })
     }
 }

@@ -99,6 +99,10 @@ pub struct Job {
     pub params: Params,
     /// Everything random follows from it.
     pub seed: u64,
+    /// Number of the last redrive that names the image; 0: there was none. A worker copies it into all that it writes about the job,
+    /// so that what is left of an earlier try does not count for a later one. Not part of the id: a job that is tried again is the
+    /// same job and has the same answer, so that its checkpoint, and a result that comes late, are as good as before.
+    pub generation: u64,
 }
 
 impl Job {
@@ -151,6 +155,7 @@ impl Job {
             seed: self.seed,
             mask: self.wire_mask(),
             category: self.category.clone(),
+            generation: self.generation,
         }
         .encode_to_vec()
     }
@@ -201,6 +206,7 @@ impl Job {
             model_digest: wire.model_digest,
             params: Params::from_json(&wire.params)?,
             seed: wire.seed,
+            generation: wire.generation,
         };
         if job.id().0 != wire.id {
             return Err(field("id", "is not the digest of the job"));

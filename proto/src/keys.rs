@@ -15,7 +15,8 @@
 //! images/<image>/attempt-<id>/delta.safetensors.zst    after fine-tuning: what it added to the weights
 //! checkpoints/<image>.checkpoint               state of an unfinished projection
 //! attempts/<image>/<id>                        an attempt that has begun, and neither ended nor saved anything yet
-//! redrives/<n>.json                            images that are projected with another seed
+//! claims/<image>/<id>                          whether an attempt may still commit: `commits` or `swept`
+//! redrives/<n>.json                            images that are projected again
 //! snapshot                                     what a coordinator knows of the results, for its next start
 //! results.parquet results.csv summary.json report.html manifest.json objects.jsonl.gz
 //! ```
@@ -24,7 +25,7 @@
 //! as `%XX`, and a part that is too long for a file system shortened and given a digest. The records hold the key itself.
 //! Two workers may hold the same job: each writes under an attempt of its own, and the one commit marker says whose counts.
 //!
-//! A fleet's home holds `index/<run>.json`, `control/<run>.json`, `runs/<run>/` (as above) and `models/<model>/`.
+//! A fleet's home holds `index/<run>.json`, `control/<run>.json`, `runs/<run>/` (as above), `models/<model>/` and `leader.json`.
 
 use crate::hex_sha256;
 
@@ -46,6 +47,8 @@ pub const IMAGES: &str = "images/";
 pub const CHECKPOINTS: &str = "checkpoints/";
 /// Prefix of the attempts that have begun.
 pub const ATTEMPTS: &str = "attempts/";
+/// Prefix of what says whether attempts may still commit.
+pub const CLAIMS: &str = "claims/";
 /// Prefix of the redrives.
 pub const REDRIVES: &str = "redrives/";
 /// What a coordinator knows of the results, for its next start.
@@ -58,6 +61,8 @@ pub const MANIFEST: &str = "manifest.json";
 pub const OBJECTS: &str = "objects.jsonl.gz";
 /// Prefix of the runs' index in a fleet's home.
 pub const INDEX: &str = "index/";
+/// Which coordinator acts, in a fleet's home.
+pub const LEADER: &str = "leader.json";
 
 const ATTEMPT: &str = "attempt-";
 
@@ -168,6 +173,22 @@ pub fn attempts(image: &str) -> String {
 /// Key that says that `attempt` at `image` has begun.
 pub fn attempt(image: &str, attempt: &str) -> String {
     format!("{}{ATTEMPT}{attempt}", attempts(image))
+}
+
+/// Key that says whether `attempt` at `image` may still commit.
+pub fn claim(image: &str, attempt: &str) -> String {
+    claim_at(&place(image), attempt)
+}
+
+/// Key that says whether `attempt` at a place may still commit.
+pub fn claim_at(place: &str, attempt: &str) -> String {
+    format!("{CLAIMS}{place}/{ATTEMPT}{attempt}")
+}
+
+/// Place and attempt of a key made by [`claim_at`].
+pub fn parse_claim(key: &str) -> Option<(&str, &str)> {
+    let (place, attempt) = key.strip_prefix(CLAIMS)?.rsplit_once('/')?;
+    Some((place, attempt.strip_prefix(ATTEMPT)?))
 }
 
 /// What a key under [`IMAGES`] is.
@@ -316,6 +337,7 @@ mod tests {
             assert!(check_run(bad).is_err(), "{bad:?}");
         }
         assert_eq!([1, 2_000_000].map(|n| parse_redrive(&redrive(n))), [Some(1), Some(2_000_000)]);
+        assert_eq!(parse_claim(&claim("a/b.png", "0f")), Some(("a/b.png", "0f")));
         assert_eq!(parse_index(&index("r1")), Some("r1"));
         assert_eq!(parse_index("index/a/b.json"), None);
     }

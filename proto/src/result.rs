@@ -62,6 +62,14 @@ pub struct ResultRecord {
     /// Id of the trace of the attempt, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// See `Job::generation`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
+}
+
+/// Whether a number need not be written: it is what a reader takes where there is none.
+pub(crate) fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// An object of the winning attempt, so that a reader can tell that it is whole.
@@ -84,6 +92,12 @@ impl ResultRecord {
             Item::Mask => self.mask,
             _ => true,
         })
+    }
+
+    /// Whether it came late: it is the result of another job than that with the id `job`, of an earlier generation. Then the image has
+    /// another seed by now, and the result of that job takes its place.
+    pub fn is_late(&self, job: &str, generation: u64) -> bool {
+        self.generation < generation && self.job.as_str() != job
     }
 
     /// The best seed's numbers.
@@ -232,6 +246,9 @@ pub struct Failure {
     pub message: String,
     /// Class name, if known.
     pub class_name: Option<String>,
+    /// See `Job::generation`. A failure of an earlier generation than its image's does not count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
 }
 
 impl Failure {
@@ -239,12 +256,20 @@ impl Failure {
     pub fn of(job: &Job, reason: FailureReason, message: String) -> Failure {
         // An open class has no name yet.
         let (image, class_name) = (job.image.clone(), Some(job.class_name.clone()).filter(|name| !name.is_empty()));
-        Failure { format: 1, job: Some(job.id()), image, reason, message, class_name }
+        Failure { format: 1, job: Some(job.id()), image, reason, message, class_name, generation: job.generation }
+    }
+
+    /// The bytes to be written where this content of `failure.json` is (`None`: no object); `None`: that one is of a later generation
+    /// and stays.
+    pub fn over(&self, there: Option<&[u8]>) -> Option<Vec<u8>> {
+        let there = there.and_then(|bytes| serde_json::from_slice::<Failure>(bytes).ok());
+        let later = there.is_some_and(|there| there.generation > self.generation);
+        (!later).then(|| serde_json::to_vec_pretty(self).expect("a record serialises"))
     }
 
     /// The failure of an image whose job is not known.
     pub fn without_job(image: &str, reason: FailureReason, message: String, class_name: Option<String>) -> Failure {
-        Failure { format: 1, job: None, image: image.to_owned(), reason, message, class_name }
+        Failure { format: 1, job: None, image: image.to_owned(), reason, message, class_name, generation: 0 }
     }
 }
 

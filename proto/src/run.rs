@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
+use crate::result::is_zero;
 use crate::{ModelRef, Params};
 
 /// `run.json`, and `index/<run>.json` in a fleet's home: never changes once written.
@@ -52,8 +53,8 @@ impl RunRecord {
     }
 }
 
-/// `redrives/<n>.json`: images of a run that are projected with another seed. Never changes once written; if
-/// several name an image, the last one counts.
+/// `redrives/<n>.json`: images of a run that are projected again, with another seed or the one that they have. Never changes once
+/// written; if several name an image, the last one counts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RedriveRecord {
     /// Version of this format: 1.
@@ -61,10 +62,13 @@ pub struct RedriveRecord {
     /// The conditions of the request; each image met at least one of them.
     #[serde(rename = "where")]
     pub wheres: Vec<String>,
-    /// Takes the place of the run's seed for these images.
+    /// Takes the place of the run's seed for these images. Of a retry: what it is already.
     pub seed: u64,
     /// Keys of the images in the data set.
     pub images: Vec<String>,
+    /// The record's number, which is the generation of these images' jobs from now on. 0: by a version of basin whose jobs have none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
 }
 
 /// `control/<run>.json`: what a fleet should do with a run now.
@@ -78,12 +82,27 @@ pub struct Control {
     pub priority: i32,
     /// Most jobs started each minute; `None`: as fast as the fleet can.
     pub per_minute: Option<f64>,
+    /// Epoch of the coordinator that wrote it. 0: by a version of basin that has none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u64,
 }
 
 impl Default for Control {
     fn default() -> Control {
-        Control { format: 1, state: RunState::Running, priority: 0, per_minute: None }
+        Control { format: 1, state: RunState::Running, priority: 0, per_minute: None, epoch: 0 }
     }
+}
+
+/// `leader.json` in a fleet's home: who acts. A coordinator that takes the lead replaces it by one of the next epoch, on condition
+/// that it is still the one that was read; so each epoch has one coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// Version of this format: 1.
+    pub format: u32,
+    /// Grows by one with every leadership.
+    pub epoch: u64,
+    /// Process of the coordinator, for people.
+    pub holder: String,
 }
 
 /// Where a run is.

@@ -24,6 +24,7 @@ pub fn job() -> Job {
         model_digest,
         params: Params::fast(),
         seed: 7,
+        generation: 0,
     }
 }
 
@@ -53,12 +54,13 @@ pub fn result(job: &Job, seeds: Vec<SeedResult>) -> ResultRecord {
         objects: vec![],
         fine_tuned: None,
         trace: None,
+        generation: job.generation,
     }
 }
 
 /// A failure of an image for which there was no job.
 pub fn failure(image: &str, reason: FailureReason, message: &str) -> Failure {
-    Failure { format: 1, job: None, image: image.into(), reason, message: message.into(), class_name: None }
+    Failure { format: 1, job: None, image: image.into(), reason, message: message.into(), class_name: None, generation: 0 }
 }
 
 /// The paper's method with a transform search of two generations, this latent search and four seeds.

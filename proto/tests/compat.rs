@@ -28,7 +28,7 @@ fn old_events_are_read() {
     ];
     let event = |what| {
         let (job, run, image, worker) = ("j".into(), "r".into(), "Bag/a.png".into(), "w".into());
-        Event { job, run, image, class: 8, worker, what }
+        Event { job, run, image, class: 8, generation: 0, worker, what }
     };
     let alive = Alive { slots: 8, images: 2, run: "r".into(), lane_steps: 9, lane_steps_per_second: 1.5, ..Alive::default() };
     let events: Vec<Event> = kinds.into_iter().map(event).chain([Event::alive("w", alive)]).collect();
@@ -38,6 +38,25 @@ fn old_events_are_read() {
         assert_eq!(Event::decode(&bytes(hex)).expect("an old event"), *event);
         assert_eq!(event.encode(), bytes(hex), "and written as it was");
     }
+}
+
+#[test]
+fn a_generation_changes_no_id_and_is_read_back_and_records_without_one_have_the_first() {
+    let job = proto::sample::job();
+    let again = Job { generation: 3, ..job.clone() };
+    assert_eq!(again.id(), job.id());
+    assert_eq!(Job::decode(&again.encode()).expect("it was encoded here"), again);
+    let event = Event::about(&again, "w", What::Started);
+    assert_eq!((event.generation, Event::decode(&event.encode()).expect("it was encoded here")), (3, event));
+
+    // The first generation is written as before there were any.
+    let failure = proto::Failure::of(&job, proto::FailureReason::Diverged, "m".into());
+    let json = serde_json::to_string(&failure).expect("a record");
+    assert!(!json.contains("generation"), "{json}");
+    assert_eq!(serde_json::from_str::<proto::Failure>(&json).expect("a record"), failure);
+    let json = serde_json::to_string(&proto::Control::default()).expect("a record");
+    assert!(!json.contains("epoch"), "{json}");
+    assert_eq!(serde_json::from_str::<proto::Control>(&json).expect("a record"), proto::Control::default());
 }
 
 #[test]

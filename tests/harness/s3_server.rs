@@ -57,6 +57,13 @@ impl Server {
         server
     }
 
+    /// A server that does not know conditions for the replacement of objects, as some do not.
+    pub async fn start_careless() -> Server {
+        let server = Server::start(Auth::Anonymous).await;
+        server.state().careless = true;
+        server
+    }
+
     /// What the server holds, and how it behaves.
     pub fn state(&self) -> MutexGuard<'_, ServerState> {
         self.memory.state()
@@ -121,6 +128,8 @@ pub struct ServerState {
     begun: usize,
     /// Whether the server looks whether a key is taken, and writes later.
     racy: bool,
+    /// Whether the server ignores `If-Match` for writes.
+    careless: bool,
     /// Number of the next answers to reads that break off half-way.
     pub broken_reads: usize,
     /// Whether the server refuses all parts of an upload but the first.
@@ -195,6 +204,12 @@ impl S3 for Memory {
         let mut state = self.state();
         if !racy && taken(&state) {
             return Err(s3_error!(PreconditionFailed));
+        }
+        if let Some(condition) = input.if_match.filter(|_| !state.careless) {
+            let there = state.objects.get(&input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+            if condition.as_etag() != Some(&there.e_tag) {
+                return Err(s3_error!(PreconditionFailed));
+            }
         }
         let e_tag = state.insert(input.key, content);
         Ok(S3Response::new(PutObjectOutput { e_tag, ..Default::default() }))

@@ -1,6 +1,7 @@
 //! Crashes at every step, poisonous images, strange messages and a second coordinator.
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpStream;
 
 use harness::{LocalFleet, Process, SHORT, TOKEN, assert_contains, files, http, losses, wait_for};
@@ -55,6 +56,41 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
     fleet.start_coordinator_with(&["--reset-queues"], &other);
     wait_for("the coordinator to act", 60, || fleet.acts());
     assert!(fleet.status("r").contains("finished"));
+}
+
+/// A leader that was stopped does not know that its lead was taken, and a client's order waits for it.
+#[test]
+fn a_leader_that_wakes_up_changes_nothing() {
+    let mut fleet = LocalFleet::start();
+    let data = fleet.data(2, SHORT);
+    let queue = fleet.broker.url("give_up=60&heartbeat=4");
+    let quick = [("BASIN_QUEUE_URL", queue.as_str())];
+    fleet.coordinator = None;
+    fleet.start_coordinator_with(&[], &quick);
+    wait_for("the first to act", 60, || fleet.acts());
+    fleet.submit(&data, "r", &[]);
+    let [port] = harness::free_ports();
+    let first_port = std::mem::replace(&mut fleet.port, port);
+    let mut first = fleet.coordinator.take().expect("it runs");
+    let _second = fleet.spawn("basin-coordinator", &[], &quick);
+    wait_for("the standby", 60, || TcpStream::connect(("127.0.0.1", port)).is_ok());
+
+    first.signal("STOP");
+    let body = r#"{"state":"cancelled"}"#;
+    let mut late = TcpStream::connect(("127.0.0.1", first_port)).expect("the system accepts it");
+    let head =
+        format!("PATCH /v1/runs/r HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n");
+    late.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).expect("the system takes it");
+    wait_for("the second to act", 120, || fleet.acts());
+    fleet.basin(0, &["runs", "pause", "r"]);
+    first.signal("CONT");
+    wait_for("the first to leave", 60, || first.ended());
+    let control = fs::read(fleet.path("home/control/r.json")).expect("an order");
+    let control: proto::Control = serde_json::from_slice(&control).expect("an order");
+    assert!(control.state == proto::RunState::Paused && control.epoch > 1, "{control:?}\n{}", fleet.logs());
+    fleet.basin(0, &["runs", "resume", "r"]);
+    fleet.start_worker(&[]);
+    fleet.complete("r");
 }
 
 /// The test kills every worker that begins the image, on two nodes in turn: the other images of its batch are projected, and it

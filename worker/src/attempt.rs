@@ -114,10 +114,10 @@ impl Attempt {
         trace::fail(&self.span.span, reason.as_str());
         tracing::warn!(run = job.run, image = job.image, reason = reason.as_str(), message, "failed");
         let failure = Failure::of(job, reason, message);
-        let bytes = serde_json::to_vec_pretty(&failure).expect("a record serialises");
+        // Not over the failure of a later try, if this worker was away so long.
         let (results, marker) = (self.results(shared)?, keys::marker(&job.image, Marker::Failure));
-        match shared.persist(async || results.put(&marker, bytes.clone()).await).await {
-            Ok(Some(())) => {}
+        match shared.persist(async || results.update(&marker, |there| failure.over(there)).await).await {
+            Ok(Some(_)) => {}
             Ok(None) => return Ok(self.delivery.release().await?),
             Err(error) => {
                 self.delivery.release().await?;

@@ -7,7 +7,6 @@ use engine::codec::{Bitmap, CodecError, Decoded, Photo};
 use engine::finder::Needs;
 use engine::supply::Supply;
 use engine::{LoadedModel, Models, SupplyError, codec, outline};
-use proto::keys::Marker;
 use proto::{CrashPoint, Found, Job, JobId, Mask, MaskSource, ModelRef, OPEN_CLASS, Stage, What, chain, keys};
 use queue::{Consumer, Delivery};
 use store::{ErrorKind, Runs, Store};
@@ -22,6 +21,7 @@ use crate::checkpoint::{self, JobCheckpoint};
 use crate::fate::{Fate, JobError, Unavailable, fate};
 use crate::marks::{self, SUSPECT, unended};
 use crate::outage::{Check, Place, Then};
+use crate::publish::has_result;
 use crate::run_control::RunControl;
 
 /// Largest image file, in bytes.
@@ -321,7 +321,7 @@ impl Fetcher {
     /// Reads everything that the devices need; `None`: there is a result already.
     async fn load(&mut self, job: &Job, id: &JobId) -> Result<Option<Fetched>, JobError> {
         let results = self.shared.runs.of(&job.run).map_err(JobError::Results)?;
-        if results.exists(&keys::marker(&job.image, Marker::Result)).await.map_err(JobError::Results)? {
+        if has_result(&results, &job.image, id, job.generation).await.map_err(JobError::Results)? {
             return Ok(None);
         }
         let manifest = self.supply.manifest(job).await?;

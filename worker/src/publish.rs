@@ -9,8 +9,10 @@ use bytes::Bytes;
 use engine::codec::{self, Decoded};
 use projector::{Delta, Dropped, Solution, Tuned};
 use proto::keys::{Item, Marker};
-use proto::{CrashPoint, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys};
-use store::{PutNew, Store};
+use proto::{
+    CrashPoint, FineTuned, JobId, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys,
+};
+use store::{ErrorKind, PutNew, Store};
 use telemetry::trace;
 use tokio::sync::mpsc;
 use tracing::Instrument;
@@ -32,22 +34,22 @@ pub async fn run(shared: &Shared, outputs: &mut mpsc::Receiver<Output>) -> Resul
         match output {
             Output::Solved(solved) => {
                 let attempt = &solved.image.attempt;
-                if control.is_finished(&attempt.job.run).await {
+                if control.is_closed(&attempt.job.run).await {
                     discard(shared, solved.image.attempt).await?;
                     continue;
                 }
                 let (span, results) = (attempt.span.span.clone(), attempt.results(shared)?);
-                publish(shared, &results, *solved).instrument(span).await?;
+                publish(shared, &results, &mut control, *solved).instrument(span).await?;
             }
             Output::Checkpoint { run, image, attempt, bytes } => {
-                // The last sweep of a finished run is over; the devices learn of its end within seconds.
-                if !control.is_finished(&run).await {
+                // The last sweep of the run may be over; the devices learn of its end within seconds.
+                if !control.is_closed(&run).await {
                     save(&shared.runs.of(&run)?, &image, &attempt, bytes).await?;
                 }
             }
             Output::Unfinished { attempt, checkpoint, queued } => {
                 let results = attempt.results(shared)?;
-                let saved = if control.is_finished(&attempt.job.run).await {
+                let saved = if control.is_closed(&attempt.job.run).await {
                     shared.persist(async || forget(&results, &attempt).await).await.map(drop).map_err(Error::from)
                 } else {
                     save(&results, &attempt.job.image, &attempt.name, checkpoint).await
@@ -98,16 +100,16 @@ async fn put_checkpoint(results: &Store, image: &str, attempt: &str, checkpoint:
     Ok(())
 }
 
-/// Deletes what an attempt saved at an image whose run is finished.
+/// Deletes what an attempt saved at an image whose run has ended.
 async fn forget(results: &Store, attempt: &Attempt) -> Result<(), store::Error> {
     results.delete(&keys::checkpoint(&attempt.job.image)).await?;
     results.delete(&keys::attempt(&attempt.job.image, &attempt.name)).await
 }
 
-/// Drops a result whose image failed and whose run is finished since: it would be in none of the run's tables.
+/// Drops a result whose run has ended without it: it would be in none of the run's tables.
 async fn discard(shared: &Shared, attempt: Attempt) -> Result<(), Error> {
     let job = &attempt.job;
-    tracing::warn!(run = job.run, image = job.image, "the run finished without this image: its result is dropped");
+    tracing::warn!(run = job.run, image = job.image, "the run has ended, or its image was swept: the result is dropped");
     let results = attempt.results(shared)?;
     let forgotten = shared.persist(async || forget(&results, &attempt).await).await;
     attempt.release(shared, false).await?;
@@ -115,7 +117,7 @@ async fn discard(shared: &Shared, attempt: Attempt) -> Result<(), Error> {
     Ok(())
 }
 
-async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(), Error> {
+async fn publish(shared: &Shared, results: &Store, control: &mut RunControl, solved: Solved) -> Result<(), Error> {
     let Loaded { mut attempt, model, frame, found, seconds, .. } = solved.image;
     let solution = match solved.solution {
         Ok(solution) => solution,
@@ -154,25 +156,29 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
         objects: vec![],
         fine_tuned: solution.fine_tuned.as_ref().map(fine_tuned),
         trace: trace::id(&attempt.span.span),
+        generation: job.generation,
     };
+    let run = job.run.clone();
     let begun = Instant::now();
     let publish = async {
         let encode = move || (objects(&frame, solution, &record), record);
         let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
         // Held and written again in place during an outage: a finished search is not to be done twice.
-        let held = shared.persist(async || commit(results, &objects, &mut record).await).await;
-        match held {
-            Ok(Some(())) => Ok(Some(record)),
-            Ok(None) => match tokio::time::timeout(LAST_TRY, commit(results, &objects, &mut record)).await {
-                Ok(Ok(())) => Ok(Some(record)),
-                Ok(Err(_)) | Err(_) => Ok(None),
+        let held = shared.persist(async || commit(results, control, &run, &objects, &mut record).await).await;
+        let committed = match held {
+            Ok(Some(committed)) => committed,
+            Ok(None) => match tokio::time::timeout(LAST_TRY, commit(results, control, &run, &objects, &mut record)).await {
+                Ok(Ok(committed)) => committed,
+                Ok(Err(_)) | Err(_) => return Ok(End::Left),
             },
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        Ok(if committed { End::Committed(Box::new(record)) } else { End::Over })
     };
     let record = match publish.instrument(attempt.span.stage(Stage::Publish)).await {
-        Ok(Some(record)) => record,
-        Ok(None) => {
+        Ok(End::Committed(record)) => *record,
+        Ok(End::Over) => return discard(shared, attempt).await,
+        Ok(End::Left) => {
             let Attempt { job, .. } = &attempt;
             tracing::warn!(run = job.run, image = job.image, "the worker leaves before the store is back: this result is lost");
             return attempt.release(shared, true).await;
@@ -244,12 +250,69 @@ impl Write for Pieces {
     }
 }
 
-async fn commit(results: &Store, objects: &[(Item, Content)], record: &mut ResultRecord) -> Result<(), store::Error> {
+/// Content of a claim that a worker has made: the attempt may commit.
+const COMMITS: &[u8] = b"commits";
+
+/// Makes the attempt one that may commit; `false`: a sweep was faster and deletes its objects, or has done so.
+///
+/// Worker and sweep create the same key, and exactly one of them does. So there is no moment at which a worker that was stopped
+/// could commit a result whose objects are gone (`docs/src/adr/0015`).
+async fn claim(results: &Store, image: &str, attempt: &str) -> Result<bool, store::Error> {
+    let claim = keys::claim(image, attempt);
+    if results.put_new(&claim, COMMITS).await? == PutNew::Created {
+        return Ok(true);
+    }
+    // It may be ours: a first request may have succeeded although its answer was lost.
+    Ok(results.get(&claim).await? == COMMITS)
+}
+
+async fn delete_objects(results: &Store, image: &str, attempt: &str) -> Result<(), store::Error> {
+    for item in Item::ALL {
+        results.delete(&keys::item(image, attempt, item)).await?;
+    }
+    Ok(())
+}
+
+/// Whether the job, of this id and generation, has a result.
+pub async fn has_result(results: &Store, image: &str, job: &JobId, generation: u64) -> Result<bool, store::Error> {
+    let marker = keys::marker(image, Marker::Result);
+    if generation == 0 {
+        return results.exists(&marker).await;
+    }
+    match results.get(&marker).await {
+        Ok(there) => Ok(!is_late(&there, job, generation)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// See [`ResultRecord::is_late`]. What cannot be read stays as it is.
+fn is_late(there: &[u8], job: &JobId, generation: u64) -> bool {
+    serde_json::from_slice::<ResultRecord>(there).is_ok_and(|record| record.is_late(job.as_str(), generation))
+}
+
+/// How publishing a solution ends.
+enum End {
+    Committed(Box<ResultRecord>),
+    /// The run has ended without the result.
+    Over,
+    /// The worker leaves while the store is away.
+    Left,
+}
+
+/// Uploads the objects and creates the commit marker. `false`: the run has ended, and nothing of the attempt is left.
+async fn commit(
+    results: &Store,
+    control: &mut RunControl,
+    run: &str,
+    objects: &[(Item, Content)],
+    record: &mut ResultRecord,
+) -> Result<bool, store::Error> {
     let (image, attempt) = (&record.image, &record.attempt);
     let digest = &record.model.digest;
     let marker = keys::marker(image, Marker::Result);
     // Another attempt's result of the same job is as good, and came first.
-    if !results.exists(&marker).await? {
+    if !has_result(results, image, &record.job, record.generation).await? {
         let mut stored = Vec::new();
         for (item, content) in objects {
             let (size, sha256) = content.put(results, &keys::item(image, attempt, *item), digest).await?;
@@ -260,26 +323,30 @@ async fn commit(results: &Store, objects: &[(Item, Content)], record: &mut Resul
         CrashPoint::ObjectsUploaded.pass();
         record.objects = stored;
         let bytes = serde_json::to_vec_pretty(&record).expect("a record serialises");
-        if results.put_new(&marker, bytes).await? == PutNew::Exists && !is_ours(results, &marker, attempt).await? {
-            for item in Item::ALL {
-                results.delete(&keys::item(image, attempt, item)).await?;
-            }
-        } else if results.exists(&keys::marker(image, Marker::Failure)).await? {
-            // The image had failed: the end of its run may have swept objects that no marker named yet.
-            for (item, content) in objects {
-                let key = keys::item(image, attempt, *item);
-                if !results.exists(&key).await? {
-                    content.put(results, &key, digest).await?;
-                }
+        // The run may have ended during the upload. An end after this look is seen by the claim.
+        if control.is_closed(run).await || !claim(results, image, attempt).await? {
+            delete_objects(results, image, attempt).await?;
+            return Ok(false);
+        }
+        CrashPoint::Claimed.pass();
+        if results.put_new(&marker, bytes.clone()).await? == PutNew::Exists {
+            let over = |there: Option<&[u8]>| {
+                let stays = there.is_some_and(|there| !is_late(there, &record.job, record.generation));
+                (!stays).then(|| bytes.clone())
+            };
+            if !results.update(&marker, over).await? && !is_ours(results, &marker, attempt).await? {
+                delete_objects(results, image, attempt).await?;
             }
         }
         CrashPoint::Committed.pass();
+        // Last: as long as the claim is there, a sweep lets the objects be.
+        results.delete(&keys::claim(image, attempt)).await?;
     }
     results.delete(&keys::checkpoint(image)).await?;
     CrashPoint::CheckpointDeleted.pass();
     results.delete(&keys::attempt(image, attempt)).await?;
     CrashPoint::AttemptDeleted.pass();
-    Ok(())
+    Ok(true)
 }
 
 /// Whether the marker is this attempt's: a first request may have succeeded although its answer was lost.
@@ -439,7 +506,7 @@ mod tests {
         let queue = Queue::open("embedded:").await.expect("in memory");
         let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
         let mut left = Vec::new();
-        for state in [RunState::Running, RunState::Finished] {
+        for state in [RunState::Running, RunState::Finished, RunState::Cancelled] {
             let control = serde_json::to_vec(&Control { state, ..Control::default() }).expect("a record");
             home.put(&keys::control("r"), control).await.expect("writable");
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
@@ -456,8 +523,52 @@ mod tests {
                 results.delete(&object.key).await.expect("writable");
             }
         }
-        assert_eq!(left, [1 + untuned_items(), 0]);
-        assert_eq!(queue.depth(Channel::Events).await.expect("in memory"), 2);
+        assert_eq!(left, [1 + untuned_items(), 0, 0]);
+        assert_eq!(queue.depth(Channel::Events).await.expect("in memory"), 3);
+    }
+
+    /// The image was projected again with another seed, and a worker that slept committed the result of the first one.
+    #[tokio::test]
+    async fn a_late_result_of_another_seed_is_replaced_and_that_of_the_same_job_counts() {
+        let dir = tempfile::tempdir().expect("writable");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a folder");
+        let queue = Queue::open("embedded:").await.expect("in memory");
+        let shared = shared(&queue, Runs::One(results.clone()));
+        let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
+        let mut control = RunControl::new(&shared.runs);
+        let reseeded = Job { seed: job().seed + 1, generation: 2, ..job() };
+        let again = Job { generation: 3, ..reseeded.clone() };
+        for (number, job, counts) in [(1, job(), 1), (2, reseeded, 2), (3, job(), 2), (4, again, 2)] {
+            queue.publish(Channel::Jobs, job.encode()).await.expect("in memory");
+            let solved = solved(&shared, next(&mut consumer).await.expect("a job"), number);
+            publish(&shared, &results, &mut control, solved).await.expect("it goes well");
+            let marker = results.get(&keys::marker(&job.image, Marker::Result)).await.expect("a result");
+            let record: ResultRecord = serde_json::from_slice(&marker).expect("a record");
+            assert_eq!(record.attempt, format!("{counts:012x}"), "after attempt {number}");
+            assert!(has_result(&results, &job.image, &job.id(), job.generation).await.expect("readable"));
+        }
+    }
+
+    /// A worker is stopped before its commit, while the run ends and is swept.
+    #[tokio::test]
+    async fn an_attempt_that_a_sweep_has_claimed_never_commits_and_one_that_has_claimed_keeps_its_right() {
+        let dir = tempfile::tempdir().expect("writable");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a folder");
+        let queue = Queue::open("embedded:").await.expect("in memory");
+        let shared = shared(&queue, Runs::One(results.clone()));
+        let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
+        let image = job().image;
+        let mut control = RunControl::new(&shared.runs);
+        for (number, there, committed) in [(1, &b"swept"[..], false), (2, COMMITS, true)] {
+            queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
+            let solved = solved(&shared, next(&mut consumer).await.expect("a job"), number);
+            let claimed = keys::claim(&image, &solved.image.attempt.name);
+            results.put(&claimed, there).await.expect("writable");
+            publish(&shared, &results, &mut control, solved).await.expect("it goes well");
+            let objects = results.list(keys::IMAGES).expect("a prefix").all().await.expect("readable").len();
+            assert_eq!(objects, if committed { 1 + untuned_items() } else { 0 });
+            assert_eq!(results.exists(&claimed).await.expect("readable"), !committed, "what a sweep has claimed stays");
+        }
     }
 
     /// A job comes several times to workers that die at any await, two at a time; what was in flight may still be written later.
@@ -487,7 +598,8 @@ mod tests {
             }
             let lives = [first, second].into_iter().flatten().map(|delivery| {
                 attempts += 1;
-                let life = publish(&shared, &results, solved(&shared, delivery, attempts));
+                let (shared, results, solved) = (&shared, &results, solved(&shared, delivery, attempts));
+                let life = async move { publish(shared, results, &mut RunControl::new(&shared.runs), solved).await };
                 // Later ones live longer, so that it ends.
                 Mortal { life: Box::pin(life), polls: rng.random_range(0..40 + 4 * attempts) }
             });

@@ -68,6 +68,28 @@ fn a_rate_spreads_the_jobs_over_time() {
     assert_eq!(given, 10);
 }
 
+/// An image that is tried again is the same job. What remains of the try before says nothing about the new one.
+#[test]
+fn events_of_an_earlier_generation_change_nothing() {
+    let mut fleet = Fleet::new(10);
+    let images = ["0.png", "1.png"].map(planned).to_vec();
+    let plan = Plan { images, generations: [("1.png".to_owned(), 2)].into(), ..Plan::default() };
+    fleet.add(spec("r"), plan, Control::default(), Tally::default());
+    let jobs = fill(&mut fleet, 0.0);
+    assert_eq!(jobs.iter().map(|job| job.generation).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(fleet.silent(1.0).iter().map(|s| s.generation).sum::<u64>(), 2);
+    let told = |generation, what| Event { generation, ..Event::about(&jobs[1], "w", what) };
+    for generation in [0, 1, 3] {
+        assert!(!fleet.apply(&told(generation, failed()), 1.0));
+        assert!(!fleet.apply(&told(generation, succeeded()), 1.0));
+        fleet.apply(&told(generation, What::Started), 1.0);
+    }
+    assert_eq!(fleet.brief("r", 1.0).map(|s| (s.queued, s.started, s.failed)), Some((2, 0, 0)));
+    assert!(fleet.apply(&told(2, failed()), 2.0));
+    assert_eq!(["0.png", "1.png"].map(|image| fleet.generation("r", image)), [Some(0), Some(2)]);
+    assert_eq!(fleet.generation("none", "1.png"), None);
+}
+
 /// The broker drops, repeats, delays and reorders messages, workers die, the coordinator checks the store at intervals: under any
 /// schedule every image finishes once, and the run ends.
 #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use proto::{Control, CrashPoint, keys};
 use store::{ErrorKind, Runs, Store};
 
+use super::lead::Lead;
 use super::refusal::Refusal;
 use crate::Error;
 use crate::fleet::summary_statuses;
@@ -17,12 +18,15 @@ use results::summary::{Counts, Summary};
 use results::tables::write_tables;
 
 /// Writes tables and report, and deletes what lost attempts left.
-pub(super) async fn close(home: &Store, spec: &RunSpec, images: usize) -> Result<(), Error> {
-    let results = Runs::Home(home.clone()).of(&spec.record.name)?;
+pub(super) async fn close(lead: &Lead, spec: &RunSpec, images: usize) -> Result<(), Error> {
+    let results = Runs::Home(lead.home.clone()).of(&spec.record.name)?;
     loop {
+        // A coordinator that was stopped for long must not write the tables of a time before a redrive, nor sweep.
+        lead.check().await?;
         let records = Arc::new(run::read_records(&results).await?);
         write_tables(&spec.record, Some(images), spec.super_class_of(), &records, &results).await?;
         CrashPoint::TablesWritten.pass();
+        lead.check().await?;
         let swept = run::sweep(&records.results, &results).await?;
         CrashPoint::Swept.pass();
         tracing::info!(run = spec.record.name, swept, "deleted what lost attempts left");

@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 
 use super::closed_runs::{Tables, close, closed_status, read_table};
 use super::handle::{Look, Reply};
-use super::intake::{self, Order, Prepared, Trouble, control_of, in_trouble, read_order, submitted, write_control};
+use super::intake::{self, Order, Prepared, Trouble, control_of, in_trouble, read_order, submitted};
+use super::lead::Lead;
 use super::refusal::Refusal;
 use super::snapshots::{Found, read_errors, save};
 use crate::Error;
@@ -76,6 +77,7 @@ struct Saved {
 
 pub(super) struct HomeRuns {
     pub(super) config: Config,
+    pub(super) lead: Lead,
     beside: JoinSet<Done>,
     /// Runs that are being read and planned.
     pub(super) preparing: HashSet<String>,
@@ -98,6 +100,7 @@ pub(super) struct HomeRuns {
 impl HomeRuns {
     pub(super) fn new(config: Config) -> HomeRuns {
         HomeRuns {
+            lead: Lead::none(config.home.clone()),
             config,
             beside: JoinSet::new(),
             preparing: HashSet::new(),
@@ -112,11 +115,17 @@ impl HomeRuns {
         }
     }
 
+    /// After this no coordinator before this one can write orders of the runs that are loaded.
+    pub(super) async fn take_lead(&mut self) -> Result<(), Error> {
+        self.lead = Lead::take(&self.config.home).await?;
+        Ok(())
+    }
+
     pub(super) async fn load(&mut self) -> Result<(), Error> {
-        let home = &self.config.home;
+        let (home, lead) = (&self.config.home, &self.lead);
         let objects = home.list(keys::INDEX)?.all().await?;
         let names: Vec<String> = objects.iter().filter_map(|o| keys::parse_index(&o.key)).map(str::to_owned).collect();
-        let loaded: Vec<Loaded> = stream::iter(names).map(|name| load(home, name)).buffered(AT_ONCE).try_collect().await?;
+        let loaded: Vec<Loaded> = stream::iter(names).map(|name| load(lead, name)).buffered(AT_ONCE).try_collect().await?;
         for run in loaded {
             match run {
                 Loaded::Closed(status) => drop(self.closed.insert(status.name.clone(), *status)),
@@ -137,12 +146,12 @@ impl HomeRuns {
         reply: Option<Reply<String>>,
     ) {
         self.preparing.insert(name.clone());
-        let home = self.config.home.clone();
+        let (home, lead) = (self.config.home.clone(), self.lead.clone());
         let known = reply.is_none();
         let before = self.closed.get(&name).map(control_of).unwrap_or_default();
         self.beside.spawn(async move {
             let prepared = match order.await {
-                Ok(order) => intake::prepare(&home, &name, order, known).await,
+                Ok(order) => intake::prepare(&lead, &name, order, known).await,
                 Err(refusal) if known => Err(in_trouble(&home, &name, before, refusal).await),
                 Err(refusal) => Err(refusal.into()),
             };
@@ -209,9 +218,9 @@ impl HomeRuns {
     /// Writes a run's control beside the loop.
     fn write(&mut self, name: &str, control: Control, then: Then) {
         self.changing.insert(name.to_owned());
-        let (home, name) = (self.config.home.clone(), name.to_owned());
+        let (lead, name) = (self.lead.clone(), name.to_owned());
         self.beside.spawn(async move {
-            let written = write_control(&home, &name, control).await;
+            let written = lead.write(&name, control).await;
             Done::ControlWritten(name, control, written, then)
         });
     }
@@ -424,9 +433,9 @@ impl HomeRuns {
             }
             let Some(spec) = driver.fleet.spec(&name).cloned() else { continue };
             let images = driver.status(&name).map_or(0, |s| s.images);
-            let home = self.config.home.clone();
+            let lead = self.lead.clone();
             self.beside.spawn(async move {
-                let outcome = close(&home, &spec, images).await.map_err(|e| chain(&e));
+                let outcome = close(&lead, &spec, images).await.map_err(|e| chain(&e));
                 if outcome.is_err() {
                     tokio::time::sleep(RETRY_TABLES).await;
                 }
@@ -488,8 +497,12 @@ enum Loaded {
     Closed(Box<RunStatus>),
 }
 
-async fn load(home: &Store, name: String) -> Result<Loaded, Error> {
-    let found = read_order(home, &name).await;
+async fn load(lead: &Lead, name: String) -> Result<Loaded, Error> {
+    let home = &lead.home;
+    let found = match read_order(home, &name).await {
+        Ok((record, control)) if !control.state.is_closed() => lead.claim(&name).await.map(|control| (record, control)),
+        found => found,
+    };
     let closed = match &found {
         Ok((_, control)) => match control.state {
             RunState::Running | RunState::Paused => None,
@@ -527,6 +540,7 @@ fn changed(name: &str, before: Control, change: Change) -> Result<Control, Refus
         state: change.state.unwrap_or(before.state),
         priority: change.priority.unwrap_or(before.priority),
         per_minute: change.per_minute.map_or(before.per_minute, |r| (r > 0.0).then_some(r)),
+        epoch: before.epoch,
     })
 }
 
@@ -534,18 +548,20 @@ fn being_read(name: &str) -> Refusal {
     Refusal::Conflict(format!("run {name} is being read: try again in a moment"))
 }
 
-/// Refuses a home where not exactly one of several concurrent creates succeeds. The quick part of [`Store::examine`].
+/// Refuses a home where not exactly one of several concurrent creates or replacements succeeds. The quick part of
+/// [`Store::examine`].
 pub(super) async fn check_home(home: &Store) -> Result<(), Error> {
     // A folder needs no more than one key.
     let keys = if home.local_path("key").is_some() { 1 } else { CHECKED_KEYS };
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let place = home.with_prefix(&format!("basin-start-check/{}-{time}", std::process::id()))?;
-    let raced = place.race(keys).await;
+    let (raced, replaced) = (place.race(keys).await, place.race_to_replace(1).await);
     for object in place.list("")?.all().await? {
         place.delete(&object.key).await?;
     }
-    match raced? {
-        0 => Ok(()),
+    match (raced?, replaced?) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Error::NoReplace { url: home.url() }),
         _ => Err(Error::BadHome { url: home.url() }),
     }
 }

@@ -7,6 +7,7 @@ use proto::{Control, CrashPoint, ModelManifest, Params, RunRecord, RunState, cha
 use store::{ErrorKind, PutNew, Runs, Store};
 
 use super::closed_runs::closed_status;
+use super::lead::Lead;
 use super::refusal::Refusal;
 use super::snapshots::read_snapshot;
 use crate::Error;
@@ -107,7 +108,8 @@ async fn read_model(home: &Store, model: &str) -> Result<(ModelManifest, String)
 }
 
 /// `known`: a client was told that the run is on record.
-pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool) -> Result<Prepared, Trouble> {
+pub(super) async fn prepare(lead: &Lead, name: &str, order: Order, known: bool) -> Result<Prepared, Trouble> {
+    let home = &lead.home;
     let (record, control, redrive) = order;
     let read = async || {
         let (manifest, digest) = read_model(home, &record.model).await?;
@@ -124,7 +126,7 @@ pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool)
         }
         if redrive.is_some() {
             // Before anything is deleted: if this process dies, the next one continues the redrive.
-            write_control(home, name, control).await?;
+            lead.write(name, control).await?;
         }
         Ok((seen, spec, results))
     };
@@ -133,15 +135,17 @@ pub(super) async fn prepare(home: &Store, name: &str, order: Order, known: bool)
         Err(error) if known => return Err(in_trouble(home, name, control, error.into()).await),
         Err(error) => return Err(error.into()),
     };
-    match plan(home, seen, spec, &results, control).await {
+    match plan(lead, seen, spec, &results, control).await {
         Ok(prepared) => Ok(prepared),
         Err(error) if known || redrive.is_some() => Err(in_trouble(home, name, control, error.into()).await),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control: Control) -> Result<Prepared, Error> {
+async fn plan(lead: &Lead, seen: Seen, spec: RunSpec, results: &Store, control: Control) -> Result<Prepared, Error> {
     let name = spec.record.name.clone();
+    // It changes the run's store, not only its order.
+    lead.check().await?;
     let (mut plan, notes) = seen.plan(&spec, results).await?;
     for note in notes {
         tracing::info!(run = name, "{note}");
@@ -150,9 +154,9 @@ async fn plan(home: &Store, seen: Seen, spec: RunSpec, results: &Store, control:
     let origin = Origin { record: spec.record.clone(), began };
     let bytes = serde_json::to_vec_pretty(&origin).expect("a record serialises");
     // Written by this or an earlier start; begin() has compared run.json already.
-    let (PutNew::Created | PutNew::Exists) = home.put_new(&keys::index(&name), bytes).await?;
+    let (PutNew::Created | PutNew::Exists) = lead.home.put_new(&keys::index(&name), bytes).await?;
     CrashPoint::RunIndexed.pass();
-    write_control(home, &name, control).await?;
+    lead.write(&name, control).await?;
     CrashPoint::RunControlled.pass();
     let snapshot = read_snapshot(results).await;
     let failures =
@@ -175,7 +179,8 @@ pub(super) async fn in_trouble(home: &Store, name: &str, control: Control, refus
 }
 
 pub(super) fn control_of(status: &RunStatus) -> Control {
-    Control { format: 1, state: status.state, priority: status.priority, per_minute: status.per_minute }
+    let RunStatus { state, priority, per_minute, .. } = *status;
+    Control { state, priority, per_minute, ..Control::default() }
 }
 
 async fn read_control(home: &Store, run: &str) -> Result<Control, Error> {
@@ -184,8 +189,4 @@ async fn read_control(home: &Store, run: &str) -> Result<Control, Error> {
         Err(e) if e.is_not_found() => Ok(Control::default()),
         Err(e) => Err(e.into()),
     }
-}
-
-pub(super) async fn write_control(home: &Store, run: &str, control: Control) -> Result<(), Error> {
-    Ok(home.put(&keys::control(run), serde_json::to_vec_pretty(&control).expect("a record serialises")).await?)
 }

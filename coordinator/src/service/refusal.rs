@@ -39,6 +39,7 @@ impl<E: Into<Error>> From<E> for Refusal {
         match error {
             _ if error.store().is_some_and(store::Error::is_retryable) => Refusal::Unavailable(message),
             Error::NoMatch { .. } => Refusal::Conflict(message),
+            Error::LostLead => Refusal::Unavailable(message),
             _ => Refusal::Invalid(message),
         }
     }

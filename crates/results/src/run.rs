@@ -107,11 +107,15 @@ pub async fn redrives(results: &Store) -> Result<BTreeMap<u64, String>, RunError
 }
 
 pub async fn read_seeds(run: &RunRecord, results: &Store) -> Result<Seeds, RunError> {
-    let mut seeds = Seeds { run: run.seed, redriven: HashMap::new() };
+    read_redrives(Seeds { run: run.seed, ..Seeds::default() }, results).await
+}
+
+/// `seeds` with all redrives of the run.
+async fn read_redrives(mut seeds: Seeds, results: &Store) -> Result<Seeds, RunError> {
     let keys = redrives(results).await?.into_values().collect();
     let mut records = read_each::<RedriveRecord>(results, keys);
-    while let Some((RedriveRecord { seed, images, .. }, _)) = records.try_next().await? {
-        seeds.redriven.extend(images.into_iter().map(|image| (image, seed)));
+    while let Some((record, _)) = records.try_next().await? {
+        seeds.redrive(record);
     }
     Ok(seeds)
 }
@@ -181,14 +185,27 @@ fn flatten(name: &str, value: &serde_json::Value, flat: &mut BTreeMap<String, St
     }
 }
 
+/// Writes a failure, unless one of a later generation is there.
 pub async fn write_failure(results: &Store, failure: &Failure) -> Result<(), store::Error> {
-    let bytes = serde_json::to_vec_pretty(failure).expect("a record serialises");
-    results.put(&keys::marker(&failure.image, Marker::Failure), bytes).await
+    results.update(&keys::marker(&failure.image, Marker::Failure), |there| failure.over(there)).await.map(drop)
 }
 
 pub async fn read_json<T: serde::de::DeserializeOwned>(results: &Store, key: &str) -> Result<T, RunError> {
     let bytes = results.get(key).await?;
     serde_json::from_slice(&bytes).map_err(|source| RunError::Damaged { key: key.into(), source })
+}
+
+/// Whether the job, of this id and generation, has a result.
+pub async fn has_result(results: &Store, image: &str, job: &str, generation: u64) -> Result<bool, RunError> {
+    let marker = keys::marker(image, Marker::Result);
+    if generation == 0 {
+        return Ok(results.exists(&marker).await?);
+    }
+    match if_present(read_json::<ResultRecord>(results, &marker).await) {
+        Ok(record) => Ok(record.is_some_and(|record| !record.is_late(job, generation))),
+        Err(RunError::Damaged { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// `run.json` of a store; `None` if there is no run.
@@ -254,56 +271,97 @@ pub struct Records {
     pub markers: Vec<ObjectEntry>,
 }
 
+/// A failure of an earlier generation than its image's is left out: that image is not finished.
 pub async fn read_records(results: &Store) -> Result<Records, RunError> {
     let markers = Markers::list(results).await?;
     let at = |places: &[String], marker| places.iter().map(|place| keys::marker_at(place, marker)).collect();
     let mut records = Records::default();
+    let generations = read_redrives(Seeds::default(), results).await?;
     let mut read = read_each(results, at(&markers.results, Marker::Result));
     while let Some((record, object)) = read.try_next().await? {
         records.results.push(record);
         records.markers.push(object);
     }
-    let mut read = read_each(results, at(&markers.failures, Marker::Failure));
+    let mut read = read_each::<Failure>(results, at(&markers.failures, Marker::Failure));
     while let Some((failure, object)) = read.try_next().await? {
+        if failure.generation < generations.generation(&failure.image) {
+            continue;
+        }
         records.failures.push(failure);
         records.markers.push(object);
     }
     Ok(records)
 }
 
-/// `lost` without the objects of images that got their result since `winners` were read.
-async fn without_late(lost: Vec<String>, winners: &HashMap<String, &str>, results: &Store) -> Result<Vec<String>, RunError> {
-    let mut late: HashMap<String, bool> = HashMap::new();
-    for key in &lost {
-        if let Some(Kind::Item(place, ..)) = keys::parse(key)
-            && !winners.contains_key(place)
-            && !late.contains_key(place)
-        {
-            let committed = results.exists(&keys::marker_at(place, Marker::Result)).await?;
-            late.insert(place.to_owned(), committed);
-        }
+/// Content of a claim that a sweep has made: the attempt can never commit.
+pub const SWEPT: &[u8] = b"swept";
+
+/// Whether the objects of an attempt may be deleted: it has not committed, and either it never can or the image has another result.
+///
+/// A worker creates the attempt's claim before it creates the commit marker, and gives up if the claim is there already (see
+/// `docs/src/adr/0015`). Here the same key is created. So exactly one of the two has it:
+/// * the sweep: the attempt ends without a commit, or had committed and deleted its claim. The marker, read afterwards, tells which;
+/// * the worker: it may commit at any moment, and its objects stay unless the image has the result of another attempt.
+///
+/// The marker is read here and not taken from records that the caller read before: they may be those of a time before a redrive.
+async fn is_lost(place: &str, attempt: &str, results: &Store) -> Result<bool, RunError> {
+    let claim = keys::claim_at(place, attempt);
+    let fenced = match results.put_new(&claim, SWEPT).await? {
+        PutNew::Created => true,
+        PutNew::Exists => match results.get(&claim).await {
+            Ok(there) => there == SWEPT,
+            // The attempt ended just now.
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(error.into()),
+        },
+    };
+    match read_json::<ResultRecord>(results, &keys::marker_at(place, Marker::Result)).await {
+        Ok(record) => Ok(record.attempt != attempt),
+        Err(error) if error.is_not_found() => Ok(fenced),
+        // Nobody knows whose objects count.
+        Err(RunError::Damaged { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
-    let stays = |key: &String| matches!(keys::parse(key), Some(Kind::Item(place, ..)) if late.get(place) == Some(&true));
-    Ok(lost.into_iter().filter(|key| !stays(key)).collect())
+}
+
+/// Which of these attempts, each a place and a name, are lost.
+async fn lost_attempts(attempts: BTreeSet<(String, String)>, results: &Store) -> Result<HashSet<(String, String)>, RunError> {
+    let results = results.clone();
+    let look = move |(place, attempt): (String, String)| {
+        let results = results.clone();
+        async move { Ok::<_, RunError>(is_lost(&place, &attempt, &results).await?.then_some((place, attempt))) }
+    };
+    let lost: Vec<Option<(String, String)>> = stream::iter(attempts).map(look).buffer_unordered(AT_ONCE).try_collect().await?;
+    Ok(lost.into_iter().flatten().collect())
 }
 
 /// Deletes the objects of attempts that do not count, attempts and checkpoints of finished images, and unfinished uploads; returns the
 /// number of deleted objects.
 pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, RunError> {
     let winners: HashMap<String, &str> = records.iter().map(|r| (keys::place(&r.image), r.attempt.as_str())).collect();
+    let of_loser = |key: &str| match keys::parse(key) {
+        Some(Kind::Item(place, attempt, _)) if winners.get(place) != Some(&attempt) => {
+            Some((place.to_owned(), attempt.to_owned()))
+        }
+        _ => None,
+    };
     let mut swept = 0;
-    for prefix in [keys::IMAGES, keys::ATTEMPTS, keys::CHECKPOINTS] {
+    let mut lister = results.list(keys::IMAGES)?;
+    while let Some(page) = lister.next_page().await? {
+        let lost = lost_attempts(page.iter().filter_map(|object| of_loser(&object.key)).collect(), results).await?;
+        let is_lost = |key: &String| of_loser(key).is_some_and(|attempt| lost.contains(&attempt));
+        let keys: Vec<String> = page.into_iter().map(|object| object.key).filter(is_lost).collect();
+        swept += keys.len();
+        delete_each(results, keys).await?;
+    }
+    // The claims of winners that ended before they could delete them. What a sweep has claimed stays: the attempt may sleep.
+    let is_winners = |key: &String| keys::parse_claim(key).is_some_and(|(place, attempt)| winners.get(place) == Some(&attempt));
+    for (prefix, all) in [(keys::CLAIMS, false), (keys::ATTEMPTS, true), (keys::CHECKPOINTS, true)] {
         let mut lister = results.list(prefix)?;
         while let Some(page) = lister.next_page().await? {
-            let keep = |key: &str| match keys::parse(key) {
-                Some(Kind::Item(place, attempt, _)) => winners.get(place) == Some(&attempt),
-                Some(Kind::Marker(..)) => true,
-                None => prefix == keys::IMAGES,
-            };
-            let lost: Vec<String> = page.into_iter().map(|object| object.key).filter(|key| !keep(key)).collect();
-            let lost = without_late(lost, &winners, results).await?;
-            swept += lost.len();
-            delete_each(results, lost).await?;
+            let keys: Vec<String> = page.into_iter().map(|object| object.key).filter(|key| all || is_winners(key)).collect();
+            swept += keys.len();
+            delete_each(results, keys).await?;
         }
     }
     match results.sweep_uploads(SystemTime::now() - ABANDONED).await {
@@ -316,7 +374,84 @@ pub async fn sweep(records: &[ResultRecord], results: &Store) -> Result<usize, R
 
 #[cfg(test)]
 mod tests {
+    use proto::keys::Item;
+    use proto::{FailureReason, Job, sample};
+
     use super::*;
+
+    async fn store() -> (Store, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a folder");
+        (Store::open(&dir.path().to_string_lossy()).await.expect("a store"), dir)
+    }
+
+    /// The result of an attempt, which has one object.
+    async fn upload(results: &Store, image: &str, attempt: &str) -> ResultRecord {
+        results.put(&keys::item(image, attempt, Item::Target), "picture").await.expect("writable");
+        let job = Job { image: image.into(), ..sample::job() };
+        ResultRecord { attempt: attempt.into(), ..sample::result(&job, vec![]) }
+    }
+
+    async fn commit(results: &Store, record: &ResultRecord) {
+        let bytes = serde_json::to_vec(record).expect("a record");
+        results.put(&keys::marker(&record.image, Marker::Result), bytes).await.expect("writable");
+    }
+
+    async fn has(results: &Store, key: &str) -> bool {
+        results.exists(key).await.expect("readable")
+    }
+
+    #[tokio::test]
+    async fn a_sweep_deletes_only_what_can_never_commit() {
+        let (results, _dir) = store().await;
+        let winner = upload(&results, "a.png", "w").await;
+        commit(&results, &winner).await;
+        // One that lost, one that is stopped before its claim, one after it, and the claim that the winner left.
+        for (image, attempt) in [("a.png", "lost"), ("b.png", "early"), ("c.png", "late")] {
+            upload(&results, image, attempt).await;
+        }
+        for claim in [keys::claim("a.png", "w"), keys::claim("c.png", "late")] {
+            results.put(&claim, "commits").await.expect("writable");
+        }
+        for turn in 0..2 {
+            sweep(std::slice::from_ref(&winner), &results).await.expect("it goes well");
+            let kept = async |image, attempt| has(&results, &keys::item(image, attempt, Item::Target)).await;
+            let left = [kept("a.png", "w").await, kept("a.png", "lost").await, kept("b.png", "early").await];
+            assert_eq!((left, kept("c.png", "late").await), ([true, false, false], true), "turn {turn}");
+            assert_eq!(results.get(&keys::claim("b.png", "early")).await.expect("a claim"), SWEPT);
+            assert!(!has(&results, &keys::claim("a.png", "w")).await && has(&results, &keys::claim("c.png", "late")).await);
+        }
+    }
+
+    /// A coordinator that was stopped since before a redrive, and has read the results of that time.
+    #[tokio::test]
+    async fn a_sweep_with_old_records_leaves_the_new_result_whole() {
+        let (results, _dir) = store().await;
+        let old = upload(&results, "a.png", "old").await;
+        let new = upload(&results, "a.png", "new").await;
+        commit(&results, &new).await;
+        sweep(&[old], &results).await.expect("it goes well");
+        assert!(has(&results, &keys::item("a.png", "new", Item::Target)).await);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_written_over_that_of_a_later_generation_and_old_ones_are_left_out() {
+        let (results, _dir) = store().await;
+        let failure = |generation| {
+            let job = Job { generation, ..sample::job() };
+            Failure::of(&job, FailureReason::Diverged, format!("try {generation}"))
+        };
+        for (written, expected) in [(1, 1), (0, 1), (2, 2), (2, 2), (1, 2)] {
+            write_failure(&results, &failure(written)).await.expect("writable");
+            let key = keys::marker(&failure(0).image, Marker::Failure);
+            assert_eq!(read_json::<Failure>(&results, &key).await.expect("a failure"), failure(expected));
+        }
+        for (generation, left) in [(2, 1), (3, 0)] {
+            let images = vec![failure(0).image];
+            let record = RedriveRecord { format: 1, wheres: vec![], seed: 0, images, generation };
+            results.put(&keys::redrive(generation), serde_json::to_vec(&record).expect("a record")).await.expect("writable");
+            assert_eq!(read_records(&results).await.expect("readable").failures.len(), left);
+        }
+    }
 
     #[test]
     fn an_error_names_only_the_parameters_that_differ() {

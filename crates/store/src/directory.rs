@@ -1,22 +1,29 @@
 //! A directory as a store: a key is the path of a file below the root.
 //!
 //! Writing goes through a temporary file beside the target, which is synced, renamed and made durable by syncing the
-//! directory. A temporary file left by a killed process is not an object; a sweep removes it. Links are followed
-//! as long as they stay below the root, except that listing does not descend into linked directories.
+//! directory. `replace` compares and renames under a lock (`flock`) of the object's folder. A temporary file left by a killed
+//! process is not an object; a sweep removes it. Links are followed as long as they stay below the root, except that listing
+//! does not descend into linked directories.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind as Io, Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
 use crate::error::{ErrorKind, Failure, Result};
 use crate::key::{self, TEMPORARY_PREFIX, TEMPORARY_SUFFIX};
-use crate::{ObjectInfo, PIECE, Page, PutNew, Skipped};
+use crate::{ObjectInfo, PIECE, Page, PutNew, Replace, Skipped};
+
+/// How long a writer waits for another one that replaces an object of the same folder: it may be stopped.
+const LOCK_TRIES: u32 = 5000;
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+/// Least time between the modifications of an object and of the one that replaces it. File systems round to less.
+const LATER: Duration = Duration::from_micros(1);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
@@ -73,6 +80,32 @@ impl Directory {
         }
         sync_directory(&parent)?;
         Ok(PutNew::Created)
+    }
+
+    /// Compares and renames under a lock of the folder. The new file's time of modification is always later than the old one's, so
+    /// that no two contents of a key have one identity, however fast they follow each other.
+    pub(crate) fn replace(&self, key: &str, bytes: &[u8], expected: &str) -> Result<Replace> {
+        if if_there(self.find(key))?.is_none() {
+            return Ok(Replace::Conflict);
+        }
+        let (parent, name) = self.place_for(key)?;
+        // Held until the end of this function.
+        let folder = File::open(&parent)?;
+        lock(&folder)?;
+        let there = match self.find(key).and_then(|path| Ok(path.metadata()?)) {
+            Err(failure) if failure.kind() == ErrorKind::NotFound => return Ok(Replace::Conflict),
+            there => there?,
+        };
+        if identity(&there)? != expected {
+            return Ok(Replace::Conflict);
+        }
+        let file = write_temporary(&parent, bytes)?;
+        let before = there.modified()?;
+        if file.as_file().metadata()?.modified()? < before + LATER {
+            file.as_file().set_modified(before + LATER)?;
+        }
+        replace(file, &parent, name)?;
+        Ok(Replace::Replaced)
     }
 
     pub(crate) fn upload(&self, key: &str) -> Result<Upload> {
@@ -157,6 +190,18 @@ impl Directory {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.expect("file operations do not panic")
+}
+
+/// Waits for the lock of a folder, but not for ever. It is free again when the file is closed, also by the end of the process.
+fn lock(folder: &File) -> Result<()> {
+    for _ in 0..LOCK_TRIES {
+        match folder.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+    }
+    Err(Failure::new(ErrorKind::Unavailable, "another process replaces an object of the same folder, and does not go on"))
 }
 
 /// `None` if the file or directory is not found.

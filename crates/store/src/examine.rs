@@ -2,7 +2,7 @@
 
 use tokio::task::JoinSet;
 
-use crate::{Error, ErrorKind, PIECE, PutNew, Store};
+use crate::{Error, ErrorKind, PIECE, PutNew, Replace, Store};
 
 /// Keys that are raced for, and writers for each.
 const KEYS: usize = 50;
@@ -19,6 +19,7 @@ impl Store {
         let found = place.examine_objects(&mut problems).await;
         let large = place.examine_large(&mut problems).await;
         let raced = place.race(KEYS).await;
+        let replaced = place.race_to_replace(KEYS).await;
         for object in place.list("")?.all().await? {
             place.delete(&object.key).await?;
         }
@@ -29,6 +30,14 @@ impl Store {
             problems.push(format!(
                 "create-if-absent (If-None-Match: *) fails under concurrency: {wrong} of {KEYS} keys did not have exactly one winner, \
                 so two workers could both commit an image. Use a store that supports conditional writes"
+            ));
+        }
+        let wrong = replaced?;
+        if wrong > 0 {
+            problems.push(format!(
+                "conditional replace (If-Match) fails: {wrong} of {KEYS} objects were not replaced by exactly one of several writers, \
+                so a coordinator that was stopped could overwrite the orders of its successor. Use a store that supports If-Match for \
+                writes"
             ));
         }
         Ok(problems)
@@ -93,6 +102,37 @@ impl Store {
             // The winner may get `Exists`, if the response to its request was lost.
             let content = self.get(&name).await?;
             if content.len() != 1 || (!winners.is_empty() && content != winners) {
+                wrong += 1;
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Lets writers race to replace each of `keys` objects `replace/<n>`. Returns the number of objects that did not have exactly one
+    /// winner, or whose content is not the winner's, or that the server refused to replace. Leaves the objects behind.
+    pub async fn race_to_replace(&self, keys: usize) -> Result<usize, Error> {
+        let mut wrong = 0;
+        for key in 0..keys {
+            let name = format!("replace/{key}");
+            self.put(&name, vec![WRITERS]).await?;
+            let before = self.identity(&name).await?.unwrap_or_default();
+            let writers = (0..WRITERS).map(|writer| {
+                let (store, name, before) = (self.clone(), name.clone(), before.clone());
+                async move {
+                    let replaced = store.replace(&name, vec![writer], &before).await;
+                    replaced.map(|replaced| (replaced == Replace::Replaced).then_some(writer))
+                }
+            });
+            let answers = writers.collect::<JoinSet<_>>().join_all().await.into_iter();
+            let winners: Result<Vec<u8>, Error> = answers.filter_map(Result::transpose).collect();
+            let content = self.get(&name).await?;
+            let right = match winners {
+                // The winner may get `Conflict`, if the response to its request was lost.
+                Ok(winners) => content.len() == 1 && content[0] < WRITERS && (winners.is_empty() || content == winners),
+                Err(error) if error.kind() == ErrorKind::Other => false,
+                Err(error) => return Err(error),
+            };
+            if !right {
                 wrong += 1;
             }
         }

@@ -6,6 +6,7 @@
 //! Every back-end guarantees:
 //! * A reader sees a complete object or none. After `put` returns, the object survives a crash.
 //! * Of concurrent [`Store::put_new`] calls for one key, exactly one creates it.
+//! * Of concurrent [`Store::replace`] calls with one identity, exactly one replaces the object.
 //! * No key, prefix or link leads out of the store.
 //!
 //! Limits: `get` and `put` hold an object in memory; [`Download`] and [`Upload`] hold a few pieces of it. In a directory a key
@@ -34,6 +35,9 @@ pub use stream::{Download, Upload};
 
 /// Bytes of a piece: what is read at a time, and held in memory; also of a part in a bucket.
 pub const PIECE: usize = 8 << 20;
+
+/// How often [`Store::update`] tries.
+const UPDATES: u32 = 100;
 
 /// Handle to a store; clones share it.
 #[derive(Clone, Debug)]
@@ -80,6 +84,16 @@ pub enum PutNew {
     Created,
     /// The key had an object already; it is unchanged.
     Exists,
+}
+
+/// Whether [`Store::replace`] wrote the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Replace {
+    /// The given object was written.
+    Replaced,
+    /// The object is another one by now, or is gone; nothing was written.
+    Conflict,
 }
 
 /// An object in a listing.
@@ -182,6 +196,47 @@ impl Store {
             Backend::S3(bucket) => bucket.put_new(&full, bytes).await,
         })
         .await
+    }
+
+    /// Writes an object if the one that is there still has this [`ObjectInfo::identity`]: of concurrent calls with one identity, at
+    /// most one returns [`Replace::Replaced`]. For small objects, which are sent in one request.
+    ///
+    /// The winner may get `Conflict`, if the response to its first request was lost and the request was repeated. Read the object
+    /// and compare where this matters. In a directory only other calls of `replace` are held off, not `put` and `delete`: an object
+    /// that is replaced so should be written in no other way once it exists.
+    pub async fn replace(&self, key: &str, bytes: impl Into<Bytes>, identity: &str) -> Result<Replace, Error> {
+        let (bytes, identity) = (bytes.into(), identity.to_owned());
+        self.run("replace", key, async move |full| match &self.backend {
+            Backend::Directory(directory) => directory.run(move |d| d.replace(&full, &bytes, &identity)).await,
+            Backend::S3(bucket) => bucket.replace(&full, bytes, &identity).await,
+        })
+        .await
+    }
+
+    /// Changes an object, however many do so at once. `change` gets the content, `None` if there is no object, and returns the new
+    /// one, `None` if it is to stay as it is. It is called again when another writer was faster, so that the last call counts.
+    /// Returns whether the object was written. See [`Store::replace`] about directories.
+    pub async fn update(&self, key: &str, mut change: impl FnMut(Option<&[u8]>) -> Option<Vec<u8>>) -> Result<bool, Error> {
+        for _ in 0..UPDATES {
+            // First the identity: if the content is a newer one, the replacement fails.
+            let identity = self.identity(key).await?;
+            let there = match &identity {
+                None => None,
+                Some(_) => match self.get(key).await {
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    there => Some(there?),
+                },
+            };
+            let Some(new) = change(there.as_deref()) else { return Ok(false) };
+            let written = match &identity {
+                None => self.put_new(key, new).await? == PutNew::Created,
+                Some(identity) => self.replace(key, new, identity).await? == Replace::Replaced,
+            };
+            if written {
+                return Ok(true);
+            }
+        }
+        self.explain("change", key, Err(Failure::new(ErrorKind::Unavailable, "other writers were faster each time")))
     }
 
     /// Whether the key has an object.

@@ -21,9 +21,9 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{ErrorKind, Failure, Result};
 use crate::url::BucketOptions;
-use crate::{ObjectInfo, PIECE, Page, PutNew};
+use crate::{ObjectInfo, PIECE, Page, PutNew, Replace};
 
-/// Retries of `put_new` while the server handles another request for the key, and of a range whose connection broke. The pause
+/// Retries of `put_new` and `replace` while the server handles another request for the key, and of a range whose connection broke. The pause
 /// doubles each time.
 pub(crate) const RETRIES: u32 = 6;
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
@@ -141,6 +141,26 @@ impl S3 {
             };
             match status(&error) {
                 Some(412) => return Ok(PutNew::Exists),
+                Some(409) if turn < RETRIES => tokio::time::sleep(pause).await,
+                _ => return Err(error.into()),
+            }
+            pause *= 2;
+        }
+        unreachable!("the last turn returns")
+    }
+
+    pub(crate) async fn replace(&self, key: &str, bytes: Bytes, identity: &str) -> Result<Replace> {
+        let mut pause = PAUSE;
+        for turn in 0.. {
+            let request = self.put_request(key, bytes.clone()).if_match(format!("\"{identity}\""));
+            let error = match request.send().await {
+                Ok(_) => return Ok(Replace::Replaced),
+                Err(error) => error,
+            };
+            match status(&error) {
+                Some(412) => return Ok(Replace::Conflict),
+                // The object is gone.
+                Some(404) if code(&error) != Some("NoSuchBucket") => return Ok(Replace::Conflict),
                 Some(409) if turn < RETRIES => tokio::time::sleep(pause).await,
                 _ => return Err(error.into()),
             }

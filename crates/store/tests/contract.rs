@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use store::{ErrorKind, ObjectInfo, PIECE, PutNew, Store, Upload};
+use store::{ErrorKind, ObjectInfo, PIECE, PutNew, Replace, Store, Upload};
 use tokio::task::JoinSet;
 
 macro_rules! contract {
@@ -27,6 +27,9 @@ macro_rules! contract {
             a_second_put_replaces_the_first
             put_new_creates_once_and_leaves_what_is_there
             of_racing_put_new_one_wins
+            replace_writes_only_over_what_was_seen
+            of_racing_replacements_one_wins
+            of_racing_updates_none_is_lost
             racing_puts_leave_one_whole_object
             exists_follows_put_and_delete
             delete_is_no_error_twice
@@ -126,6 +129,42 @@ async fn of_racing_put_new_one_wins(store: Store) {
     }
 }
 
+async fn replace_writes_only_over_what_was_seen(store: Store) {
+    assert_eq!(store.replace("a/b", "first", "none").await.unwrap(), Replace::Conflict);
+    assert!(!store.exists("a/b").await.unwrap(), "it creates nothing");
+    store.put("a/b", "first").await.unwrap();
+    let mut seen = vec![store.identity("a/b").await.unwrap().unwrap()];
+    // As fast as it goes, and of one size: each content has an identity of its own.
+    for turn in 0..20 {
+        assert_eq!(store.replace("a/b", format!("turn {turn:02}"), &seen[turn]).await.unwrap(), Replace::Replaced);
+        seen.push(store.identity("a/b").await.unwrap().unwrap());
+        for old in &seen[..=turn] {
+            assert_eq!(store.replace("a/b", "late", old).await.unwrap(), Replace::Conflict, "turn {turn}");
+        }
+    }
+    assert_eq!(store.get("a/b").await.unwrap(), "turn 19");
+    store.delete("a/b").await.unwrap();
+    assert_eq!(store.replace("a/b", "late", &seen[20]).await.unwrap(), Replace::Conflict);
+    assert_eq!(list(&store, "").await, []);
+}
+
+async fn of_racing_replacements_one_wins(store: Store) {
+    assert_eq!(store.race_to_replace(10).await.unwrap(), 0);
+}
+
+async fn of_racing_updates_none_is_lost(store: Store) {
+    let count = |there: Option<&[u8]>| there.map_or(0, |text| std::str::from_utf8(text).unwrap().parse::<u32>().unwrap());
+    let racers = (0..16).map(|_| {
+        let store = store.clone();
+        async move { store.update("dir/count", |there| Some((count(there) + 1).to_string().into_bytes())).await.unwrap() }
+    });
+    assert!(racers.collect::<JoinSet<_>>().join_all().await.into_iter().all(|written| written));
+    assert_eq!(store.get("dir/count").await.unwrap(), "16");
+    assert!(!store.update("dir/count", |_| None).await.unwrap());
+    assert!(!store.update("dir/none", |there| there.map(<[u8]>::to_vec)).await.unwrap());
+    assert_eq!(keys(&list(&store, "").await), ["dir/count"]);
+}
+
 async fn racing_puts_leave_one_whole_object(store: Store) {
     let content = |racer: u8| Bytes::from(vec![racer; 200_000 + usize::from(racer)]);
     let racers = (0..16).map(|racer| {
@@ -176,12 +215,13 @@ async fn invalid_keys_are_refused(store: Store) {
             store.get_limited(key, 1).await.unwrap_err().kind(),
             store.put(key, "").await.unwrap_err().kind(),
             store.put_new(key, "").await.unwrap_err().kind(),
+            store.replace(key, "", "x").await.unwrap_err().kind(),
             store.exists(key).await.unwrap_err().kind(),
             store.delete(key).await.unwrap_err().kind(),
             store.upload(key).await.unwrap_err().kind(),
             store.download(key).await.unwrap_err().kind(),
         ];
-        assert_eq!(kinds, [ErrorKind::InvalidKey; 8], "{key:?}");
+        assert_eq!(kinds, [ErrorKind::InvalidKey; 9], "{key:?}");
         assert_eq!(store.local_path(key), None, "{key:?}");
     }
     for prefix in ["/", "../", "a/../", "a//", "./a", "a\nb"] {

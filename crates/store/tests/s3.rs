@@ -115,6 +115,21 @@ async fn an_examination_finds_that_two_can_create_a_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_examination_finds_that_a_server_ignores_the_condition_of_a_replacement() {
+    let server = Server::start_careless().await;
+    let store = server.store("").await;
+    let problems = store.examine().await.unwrap();
+    assert!(problems.len() == 1 && problems[0].contains("If-Match"), "{problems:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replacement_in_a_missing_bucket_is_no_conflict() {
+    let server = Server::start(Auth::Anonymous).await;
+    let store = Store::open(&server.url("other-bucket", "anonymous=true")).await.unwrap();
+    assert_eq!(store.replace("key", "value", "x").await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_read_goes_on_after_the_connection_broke() {
     let server = Server::start(Auth::Anonymous).await;
     let store = server.store("").await;
