@@ -38,6 +38,9 @@ const WINDOW: usize = 256;
 /// Pause between two attempts to become the leader.
 const CANDIDATE_PAUSE: Duration = Duration::from_secs(1);
 
+/// A leadership: its subscription and its connection.
+pub(crate) type Seat = (JoinSet<()>, Arc<Link>);
+
 #[derive(Clone)]
 pub(crate) struct Broker(Arc<Shared>);
 
@@ -183,7 +186,7 @@ impl Broker {
     }
 
     /// The leadership lasts as long as the returned connection.
-    pub(crate) async fn lead(&self, name: &str) -> Result<Arc<Link>, Error> {
+    pub(crate) async fn lead(&self, name: &str) -> Result<Seat, Error> {
         let name = name_part(name)
             .ok_or_else(|| Error::InvalidUrl("a leadership's name must have 1 to 60 characters of a-z A-Z 0-9 . _ -".into()))?;
         let queue = format!("{}.lead.{name}", self.0.options.prefix);
@@ -193,13 +196,13 @@ impl Broker {
         }
     }
 
-    async fn stand_for(&self, queue: String) -> Result<Arc<Link>, Error> {
+    async fn stand_for(&self, queue: String) -> Result<Seat, Error> {
         loop {
             let link = connect_patiently(&self.0.options, "lead").await?;
             match link.stand(&queue, CANDIDATE_PAUSE).await {
-                Ok(()) => {
+                Ok(subscription) => {
                     link.watch(queue);
-                    return Ok(link);
+                    return Ok((subscription, link));
                 }
                 Err(Failure::Lasting(error)) => return Err(error),
                 Err(failure) => debug!(?failure, queue, "lost the connection while waiting for the leadership"),

@@ -22,7 +22,6 @@ mod embedded;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -270,7 +269,7 @@ pub struct Leadership {
 #[derive(Debug)]
 enum LeadershipBackend {
     Embedded(embedded::Seat),
-    Amqp(Arc<amqp::Link>),
+    Amqp(amqp::Seat),
 }
 
 impl Leadership {
@@ -280,7 +279,7 @@ impl Leadership {
     pub async fn lost(&mut self) {
         match &mut self.inner {
             LeadershipBackend::Embedded((_, closed)) => closed.cancelled().await,
-            LeadershipBackend::Amqp(link) => drop(link.lost().await),
+            LeadershipBackend::Amqp((_, link)) => drop(link.lost().await),
         }
     }
 }

@@ -24,6 +24,7 @@ use lapin::types::{AMQPValue, DeliveryTag, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{BasicProperties, Confirmation, ConnectionProperties, ErrorKind};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -347,7 +348,9 @@ impl Link {
     /// The broker delivers to one consumer alone, the first (`x-single-active-consumer`): whoever gets a message is that one. So every
     /// candidate subscribes, and sends a message now and then. An exclusive queue would do, too, but the broker calls its refusal an
     /// error, and the library logs one for each question.
-    pub(super) async fn stand(self: &Arc<Link>, name: &str, pause: Duration) -> Result<(), Failure> {
+    ///
+    /// Returns what keeps the subscription; dropping it ends it.
+    pub(super) async fn stand(self: &Arc<Link>, name: &str, pause: Duration) -> Result<JoinSet<()>, Failure> {
         let channel = self.ask("open a channel", self.connection.create_channel()).await?;
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let mut arguments = FieldTable::default();
@@ -371,14 +374,17 @@ impl Link {
                 () = tokio::time::sleep(pause) => {}
             }
         }
-        let link = Arc::clone(self);
-        tokio::spawn(async move {
+        let link = Arc::downgrade(self);
+        let mut subscription = JoinSet::new();
+        subscription.spawn(async move {
             let _open = channel;
             // The messages of the other candidates.
             while let Some(Ok(_)) = messages.next().await {}
-            link.fail("the subscription to the leadership ended");
+            if let Some(link) = link.upgrade() {
+                link.fail("the subscription to the leadership ended");
+            }
         });
-        Ok(())
+        Ok(subscription)
     }
 
     /// Whether the broker accepts no messages for now.
