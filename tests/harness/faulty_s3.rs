@@ -66,7 +66,16 @@ impl S3 {
 
     /// URL of a store in the bucket.
     pub fn url(&self, prefix: &str) -> String {
-        format!("s3://bucket/{prefix}?endpoint=http://127.0.0.1:{}&anonymous=true", self.port)
+        self.url_through(self.port, prefix)
+    }
+
+    /// The same through a proxy on this port.
+    pub fn url_through(&self, port: u16, prefix: &str) -> String {
+        format!("s3://bucket/{prefix}?endpoint=http://127.0.0.1:{port}&anonymous=true")
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// How requests fail from now on.

@@ -3,6 +3,7 @@
 mod crashes;
 mod faults;
 mod fleet;
+mod outages;
 mod project;
 mod steer;
 mod telemetry;
