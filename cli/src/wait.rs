@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use client::api::RunStatus;
+use client::api::{Outage, RunStatus};
 use client::{Client, ClientError, SHORT};
 use proto::RunState;
 use results::format::duration;
@@ -29,6 +29,7 @@ fn follow(client: &Client, runs: &[String], every: Duration, patience: Duration)
     let (mut failed, mut cancelled) = (false, None);
     // When the coordinator answered last, and whether the silence since then was mentioned.
     let (mut heard, mut silent) = (None::<Instant>, false);
+    let mut outages: Vec<String> = vec![];
     while !open.is_empty() {
         let answers: Result<Vec<RunStatus>, ClientError> = open.iter().map(|(run, _)| client.run(run)).collect();
         let statuses = match (answers, heard) {
@@ -45,6 +46,10 @@ fn follow(client: &Client, runs: &[String], every: Duration, patience: Duration)
             (Err(error), _) => return Err(error.into()),
         };
         (heard, silent) = (Some(Instant::now()), false);
+        // An older coordinator tells none.
+        let now: Vec<String> = client.outages().unwrap_or_default().iter().map(Outage::text).collect();
+        now.iter().filter(|outage| !outages.contains(outage)).for_each(|outage| note!("basin: {}", harmless(outage)));
+        outages = now;
         for ((run, last), status) in open.iter_mut().zip(&statuses) {
             let line = line_of(run, status);
             if line != *last {

@@ -40,7 +40,10 @@ pub static PUBLISHED: Metric = Metric::counter("basin.jobs.published", "{message
 pub static REPUBLISHED: Metric = Metric::counter("basin.jobs.republished", "{message}", "Jobs taken back to be published again");
 pub static DEAD_LETTERS: Metric = Metric::counter("basin.dead.letters", "{message}", "Messages that were given up");
 
-pub static ALL: [&Metric; 15] = [
+/// Attribute `what`: `store` or `broker`. 0 while it is there.
+pub static OUTAGE: Metric = Metric::gauge("basin.outage.time", "s", "How long the coordinator has waited for the store or the broker");
+
+pub static ALL: [&Metric; 16] = [
     &IMAGES,
     &RUN_IMAGES,
     &RUN_PROGRESS,
@@ -56,6 +59,7 @@ pub static ALL: [&Metric; 15] = [
     &PUBLISHED,
     &REPUBLISHED,
     &DEAD_LETTERS,
+    &OUTAGE,
 ];
 
 pub(crate) fn settled(failed: Option<&str>) {
@@ -88,6 +92,8 @@ struct Seen {
     progress: HashMap<String, (usize, f64)>,
     /// Waiting messages, in the order of [`Channel::ALL`].
     depths: Option<[usize; 3]>,
+    /// Seconds of each outage, by what is away.
+    outages: Vec<(&'static str, f64)>,
 }
 
 static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(Mutex::default);
@@ -132,6 +138,10 @@ pub(crate) fn observe_depths(depths: [usize; 3]) {
     seen().depths = Some(depths);
 }
 
+pub(crate) fn observe_outages(outages: Vec<(&'static str, f64)>) {
+    seen().outages = outages;
+}
+
 fn is_active(run: &RunStatus) -> bool {
     run.state == RunState::Running && run.started + run.queued + run.waiting > 0
 }
@@ -141,6 +151,10 @@ pub(crate) fn watch() {
     WORKERS.observe(|see| see(standing().workers as f64, &[]));
     BACKLOG.observe(|see| see(standing().backlog as f64, &[]));
     QUEUE_AGE.observe(|see| see(standing().age, &[]));
+    OUTAGE.observe(|see| {
+        let outages = seen().outages.clone();
+        outages.iter().for_each(|(what, seconds)| see(*seconds, &[("what", what)]));
+    });
     QUEUE_DEPTH.observe(|see| {
         let depths = seen().depths;
         for (channel, depth) in Channel::ALL.into_iter().zip(depths.into_iter().flatten()) {

@@ -225,7 +225,7 @@ impl Service {
     /// Tells watchers how everything stands, if that has changed.
     fn tell(&mut self, driver: &Driver) {
         if self.ticks.due() {
-            self.ticks.tell(driver, &self.policy.briefs(driver));
+            self.ticks.tell(driver, &self.policy.briefs(driver), &self.outages.borrow());
         }
     }
 }

@@ -158,7 +158,9 @@ fn ask(client: &Client, mut open: Option<String>, commands: &Receiver<Command>, 
 
 /// The fleet's state now, with the failures of the run that is open.
 fn fleet(client: &Client, open: Option<&str>) -> Result<FleetView, ClientError> {
-    let mut fleet = FleetView { runs: client.runs()?, workers: client.workers()?, open: None };
+    // An older coordinator tells none.
+    let outages = client.outages().unwrap_or_default();
+    let mut fleet = FleetView { runs: client.runs()?, workers: client.workers()?, outages, open: None };
     if let Some(name) = open {
         let run = client.run(name)?;
         let failures = client.failures(name).map_err(|error| format!("{:#}", Error::from(error)));

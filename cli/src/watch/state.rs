@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use client::api::{FailureGroup, RunStatus, WorkerStatus};
+use client::api::{FailureGroup, Outage, RunStatus, WorkerStatus};
 use proto::RunState;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::style::{Color, Style};
@@ -16,6 +16,8 @@ const SILENCE: f64 = 4.0;
 pub struct FleetView {
     pub runs: Vec<RunStatus>,
     pub workers: Vec<WorkerStatus>,
+    /// What the coordinator waits for.
+    pub outages: Vec<Outage>,
     /// The run that is open, with its failures, or why they are unknown.
     pub open: Option<(RunStatus, Result<Vec<FailureGroup>, String>)>,
 }

@@ -37,7 +37,7 @@ fn workers() -> Value {
 
 fn fleet(runs: Value) -> Box<FleetView> {
     let workers = serde_json::from_value(workers()).unwrap();
-    Box::new(FleetView { runs: serde_json::from_value(runs).unwrap(), workers, open: None })
+    Box::new(FleetView { runs: serde_json::from_value(runs).unwrap(), workers, outages: vec![], open: None })
 }
 
 /// The fleet with the run `open` opened, if there is one of that name. `failures` that cannot be read stand for an error.
@@ -217,6 +217,18 @@ fn a_lost_coordinator_is_shown_beside_its_last_answer_until_it_answers_again() {
     assert_shows(&screen(&state, 100, 20), &["no answer for 1 min, trying again: the coordinator at http://here", "night"]);
     state.apply(Input::Fleet(fleet(json!([]))), 81.0);
     assert!(!silent(&state));
+}
+
+#[test]
+fn an_outage_is_shown_until_it_ends() {
+    let mut state = watching(runs(), "night", json!([]));
+    let outage = json!([{ "what": "store", "why": "s3://b\u{1b}[2J has not answered for 10 s", "seconds": 200.0 }]);
+    let away = FleetView { outages: serde_json::from_value(outage).unwrap(), ..*fleet(runs()) };
+    state.apply(Input::Fleet(Box::new(away)), 2.0);
+    assert_shows(&screen(&state, 120, 20), &["3 min: waiting for the store, nothing counts as failed: s3://b"]);
+    assert_steers_nothing(&state, 120, 20);
+    state.apply(Input::Fleet(fleet(runs())), 3.0);
+    assert!(!screen(&state, 120, 20).contains("waiting for the store"));
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn view_head(frame: &mut Frame, area: Rect, state: &Screen) {
     }
 }
 
-/// The most urgent of: a question, a silence, a note, the keys.
+/// The most urgent of: a question, a silence, an outage, a note, the keys.
 fn view_foot(frame: &mut Frame, area: Rect, state: &Screen) {
     let line = if let Some((run, wanted)) = &state.question {
         let verb = if *wanted == RunState::Paused { "pause" } else { "resume" };
@@ -55,6 +55,9 @@ fn view_foot(frame: &mut Frame, area: Rect, state: &Screen) {
         let why = state.lost.as_deref().map(harmless).unwrap_or_default();
         let text = format!("no answer for {}, trying again: {why}", duration(state.now - state.heard));
         Line::styled(text, state.style(Color::Red).add_modifier(Modifier::BOLD | Modifier::REVERSED))
+    } else if let Some(outage) = state.fleet.outages.first() {
+        let text = format!("{}: {}", duration(outage.seconds), harmless(&outage.text()));
+        Line::styled(text, state.style(Color::Yellow).add_modifier(Modifier::BOLD))
     } else if let Some(note) = &state.note {
         Line::raw(harmless(note))
     } else if state.open.is_some() {

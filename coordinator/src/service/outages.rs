@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::metrics;
 use client::api::Outage;
 use proto::chain;
 use queue::Queue;
@@ -47,6 +48,8 @@ pub(super) async fn look(home: Store, queue: Queue, outages: watch::Sender<Vec<O
         let before = outages.borrow().clone();
         let now = next(&before, found, looked);
         tell(&before, &now);
+        let seconds = |what| now.iter().find(|outage| outage.what == what).map_or(0.0, |o| o.since.elapsed().as_secs_f64());
+        metrics::observe_outages([STORE, BROKER].map(|what| (what, seconds(what))).into());
         outages.send_if_modified(|state| std::mem::replace(state, now) != before);
         tokio::time::sleep(EVERY).await;
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::outages::Ongoing;
 use crate::drive::Driver;
 use client::api::RunStatus;
 
@@ -39,9 +40,11 @@ impl Ticks {
     }
 
     /// Sends how runs and workers stand, if that has changed.
-    pub(super) fn tell(&self, driver: &Driver, runs: &[RunStatus]) {
+    pub(super) fn tell(&self, driver: &Driver, runs: &[RunStatus], outages: &[Ongoing]) {
         let workers: Vec<_> = driver.present().map(|(name, worker)| json!({ "name": name, "alive": worker.alive })).collect();
-        let tick: Arc<str> = json!({ "runs": runs, "workers": workers }).to_string().into();
+        // Without their times, which change with every update.
+        let outages: Vec<&str> = outages.iter().map(|outage| outage.what).collect();
+        let tick: Arc<str> = json!({ "runs": runs, "workers": workers, "outages": outages }).to_string().into();
         self.live.send_if_modified(|told| {
             let changed = *told != tick;
             *told = tick;

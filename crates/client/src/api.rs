@@ -216,6 +216,13 @@ pub struct Outage {
     pub seconds: f64,
 }
 
+impl Outage {
+    /// What is waited for, without the time.
+    pub fn text(&self) -> String {
+        format!("waiting for the {}, nothing counts as failed: {}", self.what, self.why)
+    }
+}
+
 /// Origin of a run: its entry in the index of the home.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {

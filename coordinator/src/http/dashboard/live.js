@@ -27,6 +27,7 @@ function show(element, text) {
 const settled = new Map();
 let asked = 0;
 let waiting = false;
+let outages = "[]";
 
 function take(tick) {
   const names = new Set(tick.runs.map((run) => run.name));
@@ -45,6 +46,8 @@ function take(tick) {
     if (settled.get(run.name) !== mark) news = true;
     settled.set(run.name, mark);
   }
+  if (JSON.stringify(tick.outages) !== outages) news = true;
+  outages = JSON.stringify(tick.outages);
   const workers = document.getElementById("workers");
   if (workers) news = true;
   if (news) refresh();

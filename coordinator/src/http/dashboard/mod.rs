@@ -114,7 +114,7 @@ impl<E: Into<Refusal>> From<E> for Trouble {
 
 impl IntoResponse for Trouble {
     fn into_response(self) -> Response {
-        let frame = PageFrame { role: Role::View, form_key: String::new(), session: false, note: None };
+        let frame = PageFrame { role: Role::View, form_key: String::new(), session: false, note: None, outages: vec![] };
         (self.0.status(), frame.trouble(self.0.message())).into_response()
     }
 }
@@ -132,7 +132,8 @@ impl FromRequestParts<Door> for PageFrame {
     async fn from_request_parts(parts: &mut Parts, door: &Door) -> Result<PageFrame, Infallible> {
         let role = parts.extensions.get().copied().unwrap_or(Role::View);
         let note = parts.extensions.remove().and_then(|ActionNote(note)| note);
-        Ok(PageFrame { role, form_key: door.gate.form_key().to_owned(), session: !door.gate.is_open(), note })
+        let outages = if parts.extensions.get::<Role>().is_some() { door.handle.outages() } else { vec![] };
+        Ok(PageFrame { role, form_key: door.gate.form_key().to_owned(), session: !door.gate.is_open(), note, outages })
     }
 }
 

@@ -12,6 +12,8 @@ pub mod runs;
 use maud::{DOCTYPE, Markup, html};
 
 use crate::http::auth::Role;
+use client::api::Outage;
+use results::format::duration;
 use parts::text;
 
 pub struct PageFrame {
@@ -22,6 +24,8 @@ pub struct PageFrame {
     pub session: bool,
     /// Shown once after an action: whether it succeeded, and a text.
     pub note: Option<(bool, String)>,
+    /// What the coordinator waits for.
+    pub outages: Vec<Outage>,
 }
 
 /// The place of a page in the navigation.
@@ -70,6 +74,11 @@ impl PageFrame {
                         }
                     }
                     main #main {
+                        div #outages data-refresh role="status" {
+                            @for outage in &self.outages {
+                                p.note.error { (duration(outage.seconds)) ": " (text(&outage.text())) }
+                            }
+                        }
                         @if let Some((succeeded, note)) = &self.note {
                             p.note.error[!succeeded] role="status" { (text(note)) }
                         }
