@@ -16,20 +16,31 @@ use crate::fleet::Silent;
 
 /// Pause before the store is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// Pause after the store refused.
+const REFUSED: Duration = Duration::from_secs(300);
 /// Reads of the store at a time.
 const READS: usize = 32;
 
 /// What goes to the broker, in this order.
 pub enum Outgoing {
-    /// Jobs, with their ids and spans.
-    Jobs(Vec<Parcel>, Vec<(String, Span)>),
+    /// Jobs, and what is known of them.
+    Jobs(Vec<Parcel>, Vec<Begun>),
     /// Takes all waiting jobs off the queue.
     Purge,
 }
 
+/// A job that is being published.
+pub struct Begun {
+    pub run: String,
+    pub job: String,
+    /// Of its publication: it ends with it.
+    pub span: Span,
+}
+
 pub enum Done {
-    /// Ids and spans of the jobs that the queue has.
-    Sent(Vec<(String, Span)>),
+    /// The queue has these jobs.
+    Sent(Vec<Begun>),
+    Purged,
     /// A dead letter's end is on record.
     Buried(Box<Event>, Delivery),
     /// A message that cannot be read is kept.
@@ -60,7 +71,7 @@ pub(crate) async fn send(queue: Queue, outgoing: Outgoing) -> Result<Done, Error
         }
         Outgoing::Purge => {
             queue.purge(Channel::Jobs).await?;
-            Ok(Done::Sent(vec![]))
+            Ok(Done::Purged)
         }
     }
 }
@@ -105,9 +116,12 @@ async fn until_done<T, F: Future<Output = Result<T, Error>>>(what: &str, mut wor
     loop {
         match work().await {
             Ok(done) => return done,
-            Err(error) => tracing::warn!(error = chain(&error), "{what} cannot be recorded; tried again"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "{what} cannot be recorded; tried again");
+                let passes = error.store().is_none_or(store::Error::is_retryable);
+                tokio::time::sleep(if passes { RETRY } else { REFUSED }).await;
+            }
         }
-        tokio::time::sleep(RETRY).await;
     }
 }
 

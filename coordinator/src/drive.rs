@@ -14,7 +14,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{Instrument, Span};
 
 use crate::Error;
-use crate::beside::{self, Done, Looked, Outgoing};
+use crate::beside::{self, Begun, Done, Looked, Outgoing};
 use crate::fleet::Fleet;
 use crate::metrics::{self, Standing};
 use client::api::RunStatus;
@@ -145,9 +145,13 @@ impl Driver {
         let begin = |job: &Job| {
             let id = job.id().to_string();
             let span = trace::publish(None, &self.message(Channel::Jobs, &id, &job.run, &job.image));
-            (Parcel { payload: job.encode(), context: trace::context(&span) }, (id, span))
+            let parcel = Parcel { payload: job.encode(), context: trace::context(&span) };
+            (parcel, Begun { run: job.run.clone(), job: id, span })
         };
-        let (parcels, begun) = jobs.iter().map(begin).unzip();
+        let (parcels, begun): (_, Vec<Begun>) = jobs.iter().map(begin).unzip();
+        if telemetry::measures() {
+            self.published.extend(begun.iter().map(|begun| (begun.job.clone(), Instant::now())));
+        }
         self.send(Outgoing::Jobs(parcels, begun));
     }
 
@@ -171,13 +175,15 @@ impl Driver {
         match done {
             Done::Sent(begun) => {
                 self.sending = false;
-                if !begun.is_empty() {
-                    metrics::PUBLISHED.record(begun.len() as f64, &[]);
-                    if telemetry::measures() {
-                        self.published.extend(begun.into_iter().map(|(id, _)| (id, Instant::now())));
-                    }
-                    CrashPoint::JobsPublished.pass();
-                }
+                metrics::PUBLISHED.record(begun.len() as f64, &[]);
+                // The broker may have been away for a while.
+                let now = self.now();
+                begun.iter().for_each(|begun| self.fleet.hear(&begun.run, &begun.job, now));
+                CrashPoint::JobsPublished.pass();
+                self.send_next();
+            }
+            Done::Purged => {
+                self.sending = false;
                 self.send_next();
             }
             Done::Buried(event, delivery) => {
@@ -364,9 +370,11 @@ impl Driver {
             match marker {
                 Ok(Some(marked)) => {
                     let failure = marked.err();
-                    metrics::settled(failure.as_ref().map(|failure| failure.reason.as_str()));
+                    let reason = failure.as_ref().map(|failure| failure.reason);
                     self.published.remove(job);
-                    self.fleet.settle(&silent, failure, now);
+                    if self.fleet.settle(&silent, failure, now) {
+                        metrics::settled(reason.map(|reason| reason.as_str()));
+                    }
                 }
                 Ok(None) if present || !empty => self.fleet.hear(run, job, now),
                 // An event may have come since the store was asked.
@@ -381,8 +389,11 @@ impl Driver {
                     self.published.remove(job);
                     self.fleet.take_back(run, job);
                 }
-                // The next check asks again.
-                Err(error) => tracing::debug!(run, error = chain(&error), "the store cannot be asked for a silent job"),
+                // While the store is away nothing is known, and nothing is published again.
+                Err(error) => {
+                    self.fleet.hear(run, job, now);
+                    tracing::debug!(run, error = chain(&error), "the store cannot be asked for a silent job");
+                }
             }
         }
     }

@@ -185,18 +185,24 @@ impl Fleet {
         settled
     }
 
-    /// Takes in the outcome of a silent job, which the store has.
-    pub fn settle(&mut self, silent: &Silent, failure: Option<Failure>, now: f64) {
-        let Some(run) = self.runs.get_mut(&silent.run) else { return };
+    /// Takes in the outcome of a silent job, which the store has. Returns whether it is new.
+    pub fn settle(&mut self, silent: &Silent, failure: Option<Failure>, now: f64) -> bool {
+        // The image may have been tried again since the store was asked.
+        if self.generation(&silent.run, &silent.image).is_some_and(|current| current != silent.generation) {
+            return false;
+        }
+        let Some(run) = self.runs.get_mut(&silent.run) else { return false };
         let how = if failure.is_some() { Settled::Failed } else { Settled::Succeeded };
         let image = run.ledger.image(&silent.job).cloned();
-        if run.ledger.settle(&silent.job, how) {
+        let settled = run.ledger.settle(&silent.job, how);
+        if settled {
             run.pace.settled(now);
             match failure {
                 Some(failure) => run.tally.fail(failure),
                 None => run.tally.want(&silent.job, image.unwrap_or_else(|| silent.image.as_str().into())),
             }
         }
+        settled
     }
 
     /// Up to `n` results of one run whose errors must be read: the number of each job, and its image.

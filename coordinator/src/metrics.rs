@@ -41,7 +41,8 @@ pub static REPUBLISHED: Metric = Metric::counter("basin.jobs.republished", "{mes
 pub static DEAD_LETTERS: Metric = Metric::counter("basin.dead.letters", "{message}", "Messages that were given up");
 
 /// Attribute `what`: `store` or `broker`. 0 while it is there.
-pub static OUTAGE: Metric = Metric::gauge("basin.outage.time", "s", "How long the coordinator has waited for the store or the broker");
+pub static OUTAGE: Metric =
+    Metric::gauge("basin.outage.time", "s", "How long the coordinator has waited for the store or the broker");
 
 pub static ALL: [&Metric; 16] = [
     &IMAGES,

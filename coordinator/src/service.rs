@@ -109,7 +109,10 @@ impl Service {
             tracing::warn!("{error}");
             self.stand_down();
             drop(acting);
-            tokio::time::sleep(AGAIN).await;
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
         }
     }
 
@@ -174,7 +177,11 @@ impl Service {
             return Ok(Some(Acting { driver, lead: None }));
         }
         loop {
-            match self.begin(stop).await {
+            let begun = tokio::select! {
+                begun = self.begin(stop) => begun,
+                () = stop.cancelled() => return Ok(None),
+            };
+            match begun {
                 // The store is away: whoever reaches it may lead meanwhile.
                 Err(error) if error.store().is_some_and(store::Error::is_retryable) => {
                     tracing::warn!(error = chain(&error), "cannot begin; tried again");
@@ -201,6 +208,8 @@ impl Service {
         // What an earlier coordinator left on the queue is planned again: it would only come twice.
         driver.withdraw();
         runs.load().await?;
+        // What was sent while another led is not for this lead.
+        while self.requests.try_recv().is_ok() {}
         self.leads.send_replace(true);
         tracing::info!(runs = driver.fleet.names().count() + runs.preparing.len(), "acting");
         Ok(Some(Acting { driver, lead: Some(lead) }))

@@ -107,7 +107,12 @@ impl RabbitMq {
     /// Raises or ends the alarm of a full disk: the broker accepts no messages meanwhile.
     pub fn set_disk_alarm(&self, on: bool) {
         let mut control = Command::new(server().with_file_name("rabbitmqctl"));
-        control.args(["--node", &format!("basin-{}@localhost", self.port), "set_disk_free_limit", if on { "100000GB" } else { "50MB" }]);
+        control.args([
+            "--node",
+            &format!("basin-{}@localhost", self.port),
+            "set_disk_free_limit",
+            if on { "100000GB" } else { "50MB" },
+        ]);
         control.env("HOME", &self.directory).env("ERL_EPMD_PORT", self.epmd_port.to_string());
         let output = control.output().expect("rabbitmqctl runs");
         assert!(output.status.success(), "{}", crate::output_text(&output));

@@ -94,9 +94,11 @@ fn a_broker_with_a_full_disk_is_waited_for_and_shown() {
         let answer = ask(port, "/v1/outages");
         let outages: serde_json::Value =
             serde_json::from_str(answer.rsplit("\r\n").next().unwrap_or_default()).unwrap_or_default();
-        outages.as_array().into_iter().flatten().any(|outage| {
-            outage["what"] == "broker" && outage["seconds"].as_f64().is_some_and(|seconds| seconds > 16.0)
-        })
+        outages
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|outage| outage["what"] == "broker" && outage["seconds"].as_f64().is_some_and(|seconds| seconds > 16.0))
     });
     fleet.broker.set_disk_alarm(false);
     fleet.complete("r");

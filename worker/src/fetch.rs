@@ -7,6 +7,7 @@ use engine::codec::{Bitmap, CodecError, Decoded, Photo};
 use engine::finder::Needs;
 use engine::supply::Supply;
 use engine::{LoadedModel, Models, SupplyError, codec, outline};
+use futures_util::future::join_all;
 use proto::{CrashPoint, Found, Job, JobId, Mask, MaskSource, ModelRef, OPEN_CLASS, Stage, What, chain, keys};
 use queue::{Consumer, Delivery};
 use store::{ErrorKind, Runs, Store};
@@ -24,6 +25,8 @@ use crate::outage::{Check, Place, Then};
 use crate::publish::has_result;
 use crate::run_control::RunControl;
 
+/// Longest time in which the beginning of attempts is recorded.
+const MARKED: Duration = Duration::from_secs(10);
 /// Largest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
@@ -121,6 +124,7 @@ impl Fetcher {
             // A batch that is not full waits a moment for more, not for ever.
             let Ok(next) = tokio::time::timeout(Duration::from_millis(100), consumer.next()).await else {
                 self.send_batch().await?;
+                while self.held.try_join_next().is_some() {}
                 // The devices still work while the channel has no room.
                 if self.loaded.capacity() == 0 || !self.held.is_empty() {
                     last = Instant::now();
@@ -219,10 +223,15 @@ impl Fetcher {
         let mark = marks::mark(&self.shared.config.name, &self.shared.config.node);
         let runtime = tokio::runtime::Handle::current();
         let record = async move {
-            for key in keys {
-                if let Err(error) = results.put(&key, mark.clone()).await {
-                    tracing::warn!(error = chain(&error), "cannot record that an attempt begins");
+            let puts = join_all(keys.iter().map(|key| results.put(key, mark.clone())));
+            // The devices do not wait for a store that is away.
+            match tokio::time::timeout(MARKED, puts).await {
+                Ok(marked) => {
+                    for error in marked.into_iter().filter_map(Result::err) {
+                        tracing::warn!(error = chain(&error), "cannot record that an attempt begins");
+                    }
                 }
+                Err(_) => tracing::warn!(seconds = MARKED.as_secs(), "cannot record in time that an attempt begins"),
             }
             CrashPoint::AttemptRecorded.pass();
         };

@@ -22,8 +22,11 @@ pub async fn run(shared: Shared, working: watch::Receiver<Working>, withdrawn: A
     let mut computed = 0;
     loop {
         let now = working.borrow().clone();
-        if now.images > 0 {
-            withdrawn.store(!control.may_compute(&now.run).await, Ordering::SeqCst);
+        // A store that is away must not hold up the heartbeat.
+        if now.images > 0
+            && let Ok(may) = tokio::time::timeout(HOLDS, control.may_compute(&now.run)).await
+        {
+            withdrawn.store(!may, Ordering::SeqCst);
         }
         if last.is_none_or(|when| when.elapsed() >= EVERY) {
             let seconds = last.map_or(EVERY, |when| when.elapsed()).as_secs_f64();

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 
+/// Longest wait for a store that is checked.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Before the first check of a store; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -195,7 +197,8 @@ impl Wait {
             self.pause = longer(self.pause);
             let look = async {
                 tokio::time::sleep(pause).await;
-                check.answers().await
+                // A store that answers nothing is as good as away.
+                tokio::time::timeout(ANSWER, check.answers()).await.unwrap_or(false)
             };
             tokio::select! {
                 biased;

@@ -27,6 +27,9 @@ use crate::{Error, metrics};
 /// Limit of the last try to write a result during an outage, when the worker is to leave.
 const LAST_TRY: Duration = Duration::from_secs(5);
 
+/// Limit of saving an unfinished image when the worker is to leave.
+const LAST_SAVE: Duration = Duration::from_secs(10);
+
 /// Publishes until the devices' thread ends.
 pub async fn run(shared: &Shared, outputs: &mut mpsc::Receiver<Output>) -> Result<(), Error> {
     let mut control = RunControl::new(&shared.runs);
@@ -49,11 +52,16 @@ pub async fn run(shared: &Shared, outputs: &mut mpsc::Receiver<Output>) -> Resul
             }
             Output::Unfinished { attempt, checkpoint, queued } => {
                 let results = attempt.results(shared)?;
-                let saved = if control.is_closed(&attempt.job.run).await {
-                    shared.persist(async || forget(&results, &attempt).await).await.map(drop).map_err(Error::from)
-                } else {
-                    save(&results, &attempt.job.image, &attempt.name, checkpoint).await
+                let saving = async {
+                    if control.is_closed(&attempt.job.run).await {
+                        shared.persist(async || forget(&results, &attempt).await).await.map(drop).map_err(Error::from)
+                    } else {
+                        save(&results, &attempt.job.image, &attempt.name, checkpoint).await
+                    }
                 };
+                // A worker that is to leave must release its jobs in time: progress may be lost, the attempt must not count.
+                let limit = if shared.shutdown.is_cancelled() { LAST_SAVE } else { Duration::MAX };
+                let saved = tokio::time::timeout(limit, saving).await.unwrap_or(Ok(()));
                 attempt.release(shared, queued).await?;
                 saved?;
             }

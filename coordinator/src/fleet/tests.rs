@@ -12,7 +12,7 @@ use proto::sample;
 fn look_for_silent(fleet: &mut Fleet, now: f64, outcome: impl Fn(&Silent) -> Option<Option<Failure>>) {
     for silent in fleet.silent(now - 40.0) {
         match outcome(&silent) {
-            Some(failure) => fleet.settle(&silent, failure, now),
+            Some(failure) => drop(fleet.settle(&silent, failure, now)),
             None => fleet.take_back(&silent.run, &silent.job),
         }
     }

@@ -7,7 +7,7 @@ use proto::{Event, keys};
 use store::{Runs, Store};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::outages::{Ongoing, store_away};
+use super::outages::{Ongoing, STORE, store_away};
 use super::refusal::Refusal;
 use crate::outcomes::Outcomes;
 use client::api::{Change, Origin, Outage, RedriveRequest, RunRequest, RunStatus, WorkerStatus};
@@ -84,8 +84,8 @@ impl Handle {
         self.outages.borrow().iter().map(Ongoing::show).collect()
     }
 
-    /// Longest wait for an answer that needs the store.
-    fn patience(&self) -> Duration {
+    /// Longest wait for an answer that needs the store: while the store is away nobody waits long.
+    pub(crate) fn patience(&self) -> Duration {
         if store_away(&self.outages.borrow()).is_some() { AT_ONCE } else { WITH_STORE }
     }
 
@@ -94,8 +94,23 @@ impl Handle {
             return Err(standby());
         }
         let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| standby())?;
-        answer.await.map_err(|_| standby())?
+        let mut leads = self.leads.clone();
+        let answered = async {
+            self.requests.send(request(reply)).await.map_err(|_| standby())?;
+            answer.await.map_err(|_| standby())?
+        };
+        tokio::select! {
+            answer = answered => answer,
+            _ = leads.wait_for(|leads| !leads) => Err(standby()),
+        }
+    }
+
+    /// [`Handle::ask`] for what cannot be done while the store is away.
+    async fn ask_for_a_change<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {
+        match self.outages().into_iter().find(|outage| outage.what == STORE) {
+            Some(outage) => Err(Refusal::Unavailable(format!("nothing is changed: the store is away ({})", outage.why))),
+            None => self.ask(request).await,
+        }
     }
 
     /// [`Handle::ask`] for what the loop knows.
@@ -105,7 +120,7 @@ impl Handle {
 
     /// Returns a note for people.
     pub async fn submit(&self, request: RunRequest) -> Result<String, Refusal> {
-        self.ask(|reply| Request::Submit(Box::new(request), reply)).await
+        self.ask_for_a_change(|reply| Request::Submit(Box::new(request), reply)).await
     }
 
     pub async fn runs(&self) -> Result<Vec<RunStatus>, Refusal> {
@@ -157,12 +172,12 @@ impl Handle {
     }
 
     pub async fn change(&self, run: String, change: Change) -> Result<RunStatus, Refusal> {
-        self.ask(|reply| Request::Change(run, change, reply)).await
+        self.ask_for_a_change(|reply| Request::Change(run, change, reply)).await
     }
 
     /// Returns a note for people.
     pub async fn redrive(&self, run: String, which: RedriveRequest) -> Result<String, Refusal> {
-        self.ask(|reply| Request::Redrive(run, which, reply)).await
+        self.ask_for_a_change(|reply| Request::Redrive(run, which, reply)).await
     }
 
     /// Workers whose heartbeats came lately.

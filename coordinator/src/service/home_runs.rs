@@ -27,6 +27,8 @@ use results::run::AT_ONCE;
 const RETRY_STORE: Duration = Duration::from_secs(30);
 /// Time until the tables of a run are written again.
 const RETRY_TABLES: Duration = Duration::from_secs(10);
+/// How often the lead is checked.
+const CHECK_LEAD: Duration = Duration::from_secs(30);
 /// Results that are read for their errors at a time.
 const READ: usize = 1024;
 /// A snapshot is written this long after the last, and earlier when this many results are new.
@@ -58,6 +60,7 @@ pub(super) enum Done {
     /// It is time to plan a run in trouble again.
     PlanAgain(String),
     ControlWritten(String, Control, Result<(), Error>, Then),
+    LeadChecked,
 }
 
 /// What follows when a run's control is written.
@@ -65,6 +68,8 @@ pub(super) enum Then {
     Answer(Reply<RunStatus>),
     /// The run has finished.
     Finish,
+    /// Nothing: a write before may have been applied, although it failed.
+    Restore,
 }
 
 /// The last snapshot of a run.
@@ -81,6 +86,8 @@ pub(super) struct HomeRuns {
     beside: JoinSet<Done>,
     /// Runs that are being read and planned.
     pub(super) preparing: HashSet<String>,
+    /// When the lead was checked last; `None`: it is being checked.
+    lead_checked: Option<Instant>,
     /// Runs whose control is being written.
     changing: HashSet<String>,
     /// Runs whose tables are being written.
@@ -104,6 +111,7 @@ impl HomeRuns {
             config,
             beside: JoinSet::new(),
             preparing: HashSet::new(),
+            lead_checked: Some(Instant::now()),
             changing: HashSet::new(),
             finishing: HashSet::new(),
             closed: BTreeMap::new(),
@@ -217,26 +225,44 @@ impl HomeRuns {
 
     /// Writes a run's control beside the loop.
     fn write(&mut self, name: &str, control: Control, then: Then) {
+        self.write_after(Duration::ZERO, name, control, then);
+    }
+
+    fn write_after(&mut self, pause: Duration, name: &str, control: Control, then: Then) {
         self.changing.insert(name.to_owned());
         let (lead, name) = (self.lead.clone(), name.to_owned());
         self.beside.spawn(async move {
+            tokio::time::sleep(pause).await;
             let written = lead.write(&name, control).await;
             Done::ControlWritten(name, control, written, then)
         });
     }
 
-    /// A run's control has been written, or could not be: then nothing has changed.
+    /// A run's control has been written, or could not be. A write that failed may have been applied all the same, and workers would
+    /// follow it: what was there before is written again, until it is.
     fn written(&mut self, driver: &mut Driver, name: &str, control: Control, written: Result<(), Error>, then: Then) {
         self.changing.remove(name);
         match (written, then) {
             (Ok(()), Then::Answer(reply)) => drop(reply.send(self.changed(driver, name, control))),
-            (Err(error), Then::Answer(reply)) => drop(reply.send(Err(error.into()))),
+            (Err(error), Then::Answer(reply)) => {
+                let _ = reply.send(Err(error.into()));
+                let before = driver.fleet.control(name).or(self.closed.get(name).map(control_of));
+                if let Some(before) = before {
+                    self.write_after(RETRY_TABLES, name, before, Then::Restore);
+                }
+            }
+            (Err(_), Then::Restore) => self.write_after(RETRY_TABLES, name, control, Then::Restore),
+            (Ok(()), Then::Restore) => {}
             (Ok(()), Then::Finish) => {
                 CrashPoint::RunFinished.pass();
+                self.problems.remove(name);
                 driver.fleet.set_control(name, control);
                 tracing::info!(run = name, "run finished");
             }
-            (Err(error), Then::Finish) => self.trouble(name.to_owned(), "the run's end cannot be written", &chain(&error)),
+            (Err(error), Then::Finish) => {
+                self.trouble(name.to_owned(), "the run's end cannot be written", &chain(&error));
+                self.write_after(RETRY_TABLES, name, control, Then::Finish);
+            }
         }
     }
 
@@ -297,6 +323,7 @@ impl HomeRuns {
                 }
             }
             Done::PlanAgain(name) => self.plan_again(name),
+            Done::LeadChecked => self.lead_checked = Some(Instant::now()),
             Done::ControlWritten(name, control, written, then) => self.written(driver, &name, control, written, then),
         }
     }
@@ -330,6 +357,10 @@ impl HomeRuns {
 
     /// Has the run's end written. A cancelled run stays cancelled.
     fn finish(&mut self, driver: &Driver, name: &str) {
+        if self.changing.contains(name) {
+            // The tables are due again when the change is written.
+            return;
+        }
         self.problems.remove(name);
         let control = driver.fleet.control(name).unwrap_or_default();
         if control.state == RunState::Cancelled {
@@ -344,7 +375,7 @@ impl HomeRuns {
     }
 
     fn plan_again(&mut self, name: String) {
-        if self.preparing.contains(&name) {
+        if self.preparing.contains(&name) || self.changing.contains(&name) {
             self.plan_again_later(name);
         } else if self.closed.get(&name).is_some_and(|s| s.problem.is_some()) {
             let (home, run) = (self.config.home.clone(), name.clone());
@@ -409,9 +440,24 @@ impl HomeRuns {
     }
 
     pub(super) fn spawn_due(&mut self, driver: &Driver) {
+        self.check_lead();
         self.write_tables(driver);
         self.read_results(driver);
         self.save_snapshots(driver);
+    }
+
+    /// Looks beside the loop whether another coordinator leads, which the broker may not know.
+    fn check_lead(&mut self) {
+        if self.lead_checked.is_none_or(|checked| checked.elapsed() < CHECK_LEAD) {
+            return;
+        }
+        self.lead_checked = None;
+        let lead = self.lead.clone();
+        self.beside.spawn(async move {
+            // It tells the loop by itself. While the store is away nothing is known.
+            let _ = lead.check().await;
+            Done::LeadChecked
+        });
     }
 
     /// Writes the tables of runs that have finished, or that are cancelled and have no open job.

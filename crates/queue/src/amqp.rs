@@ -197,6 +197,7 @@ impl Broker {
     }
 
     async fn stand_for(&self, queue: String) -> Result<Seat, Error> {
+        let mut told = false;
         loop {
             let link = connect_patiently(&self.0.options, "lead").await?;
             match link.stand(&queue, CANDIDATE_PAUSE).await {
@@ -205,7 +206,10 @@ impl Broker {
                     return Ok((subscription, link));
                 }
                 Err(Failure::Lasting(error)) => return Err(error),
-                Err(failure) => debug!(?failure, queue, "lost the connection while waiting for the leadership"),
+                Err(failure) if !std::mem::replace(&mut told, true) => {
+                    warn!(%failure, queue, "cannot ask for the leadership; trying again");
+                }
+                Err(failure) => debug!(%failure, queue, "cannot ask for the leadership"),
             }
             tokio::time::sleep(CANDIDATE_PAUSE).await;
         }

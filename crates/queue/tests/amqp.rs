@@ -361,6 +361,38 @@ async fn a_dead_letter_that_the_broker_made_is_understood() {
     letter.ack().await.unwrap();
 }
 
+/// A blocked connection sends nothing, not even an acknowledgement.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_waited_for_longer_than_a_broker_that_is_away() {
+    let broker = std::sync::Arc::new(tokio::task::spawn_blocking(RabbitMq::start).await.unwrap());
+    let alarm = async |on| {
+        let broker = broker.clone();
+        tokio::task::spawn_blocking(move || broker.set_disk_alarm(on)).await.unwrap();
+    };
+    let queue = Queue::open(&broker.url("give_up=3&heartbeat=4")).await.unwrap();
+    let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
+    queue.publish(Channel::Jobs, b"before".to_vec()).await.unwrap();
+    let delivery = expect(&mut jobs, b"before", 1).await;
+    assert_eq!(queue.trouble(), None);
+    alarm(true).await;
+    let publisher = queue.clone();
+    let mut published = tokio::spawn(async move { publisher.publish(Channel::Events, b"during".to_vec()).await });
+    within("the trouble", async {
+        while queue.trouble().is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(queue.trouble().unwrap().contains("short of memory or disk"));
+    let mut acknowledged = tokio::spawn(delivery.ack());
+    let both = async { (&mut published).await.unwrap().and((&mut acknowledged).await.unwrap()) };
+    assert!(tokio::time::timeout(Duration::from_secs(7), both).await.is_err(), "they wait for longer than give_up");
+    alarm(false).await;
+    within("the end", published).await.unwrap().unwrap();
+    within("the end", acknowledged).await.unwrap().unwrap();
+    assert_eq!(queue.trouble(), None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_passes_between_processes() {
     let url = RabbitMq::own_url("");

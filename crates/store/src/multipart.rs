@@ -125,7 +125,9 @@ impl Upload {
         let parts = CompletedMultipartUpload::builder().set_parts(Some(std::mem::take(&mut self.sent))).build();
         let S3 { client, bucket, .. } = &self.bucket;
         let request = client.complete_multipart_upload().bucket(bucket).key(&self.key).set_upload_id(self.id.clone());
-        request.multipart_upload(parts).send().await?;
+        // A server may put the parts together before it answers.
+        let limits = self.bucket.limits_of(self.parts * PIECE);
+        request.multipart_upload(parts).customize().config_override(limits).send().await?;
         Ok(())
     }
 }

@@ -70,6 +70,7 @@ pub(super) fn router(door: &Door) -> Router<Door> {
         .route("/ui/live", get(live))
         .route("/runs/{run}/act", post(act))
         .route("/runs/{run}/redrive", post(redrive))
+        .layer(middleware::from_fn_with_state(door.clone(), in_time))
         .layer(middleware::from_fn_with_state(door.clone(), notes))
         .layer(middleware::from_fn_with_state(door.clone(), guard_pages));
     let open = Router::new()
@@ -145,6 +146,15 @@ impl Door {
             Err(refusal) => format!("refused/{}", encoded(refusal.message())),
         };
         ([(header::SET_COOKIE, self.gate.tell(&note))], Redirect::to(to)).into_response()
+    }
+}
+
+/// Pages that need the store do not wait for one that is away.
+async fn in_time(State(door): State<Door>, request: Request, next: Next) -> Response {
+    let away = || Refusal::Unavailable("the store does not answer: try again in a moment".into());
+    match tokio::time::timeout(door.handle.patience(), next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Trouble(away()).into_response(),
     }
 }
 

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::link::{Failure, Lane};
 use super::message::received;
 use super::patience::Patience;
-use super::{Broker, failed, publish};
+use super::{Broker, failed, publish, refused_until};
 use crate::{Channel, Error, Message, Outcome, check_open};
 
 /// A subscription that lived this long resets the pauses.
@@ -217,8 +217,13 @@ impl Receipt {
     pub(crate) async fn settle(self, doing: &'static str, message: Message, outcome: Outcome) -> Result<(), Error> {
         check_open(&self.broker.0.closed, doing)?;
         let give_up = self.broker.0.options.give_up;
-        let late = |_| Err(Failure::NotTaken("the broker does not accept the operation".into()));
-        match timeout(give_up, self.apply(message, outcome)).await.unwrap_or_else(late) {
+        let settled = tokio::select! {
+            settled = self.apply(message, outcome) => settled,
+            () = refused_until(&self.lane.link, Instant::now() + give_up) => {
+                Err(Failure::NotTaken("the broker does not accept the operation".into()))
+            }
+        };
+        match settled {
             Ok(()) => Ok(()),
             Err(Failure::Lost(reason)) => {
                 check_open(&self.broker.0.closed, doing)?;

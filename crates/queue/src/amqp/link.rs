@@ -345,8 +345,8 @@ impl Link {
 
     /// Waits for the leadership that the queue `name` stands for. It lasts as long as this link.
     ///
-    /// The broker delivers to one consumer alone, the first (`x-single-active-consumer`): whoever gets a message is that one. So every
-    /// candidate subscribes, and sends a message now and then. An exclusive queue would do, too, but the broker calls its refusal an
+    /// The broker delivers to one consumer alone, the first (`x-single-active-consumer`): the candidate that gets a message leads. So
+    /// every candidate subscribes, and sends a message now and then. An exclusive queue would do, too, but the broker calls its refusal an
     /// error, and the library logs one for each question.
     ///
     /// Returns what keeps the subscription; dropping it ends it.

@@ -13,8 +13,8 @@ use maud::{DOCTYPE, Markup, html};
 
 use crate::http::auth::Role;
 use client::api::Outage;
-use results::format::duration;
 use parts::text;
+use results::format::duration;
 
 pub struct PageFrame {
     pub role: Role,
