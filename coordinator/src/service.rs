@@ -202,7 +202,7 @@ impl Service {
         let home = runs.config.home.clone();
         home.check_writable().await?;
         let Some(lead) = wait_for_lead(&self.queue, &home, stop).await? else { return Ok(None) };
-        home_runs::check_home(&home).await?;
+        lead::check_home(&home).await?;
         runs.take_lead().await?;
         let mut driver = Driver::new(self.queue.clone(), Runs::Home(home), runs.config.window).await?;
         // What an earlier coordinator left on the queue is planned again: it would only come twice.

@@ -20,9 +20,9 @@ use crate::Error;
 use crate::attempt::{Attempt, Shared, settle};
 use crate::checkpoint::{self, JobCheckpoint};
 use crate::fate::{Fate, JobError, Unavailable, fate};
+use crate::has_result::has_result;
 use crate::marks::{self, SUSPECT, unended};
 use crate::outage::{Check, Place, Then};
-use crate::publish::has_result;
 use crate::run_control::RunControl;
 
 /// Longest time in which the beginning of attempts is recorded.

@@ -11,6 +11,7 @@ pub mod deletion_cost;
 pub mod exit;
 mod fate;
 mod fetch;
+mod has_result;
 pub mod health;
 mod heartbeat;
 mod job_span;

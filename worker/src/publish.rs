@@ -10,9 +10,9 @@ use engine::codec::{self, Decoded};
 use projector::{Delta, Dropped, Solution, Tuned};
 use proto::keys::{Item, Marker};
 use proto::{
-    CrashPoint, FineTuned, JobId, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys,
+    CrashPoint, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys,
 };
-use store::{ErrorKind, PutNew, Store};
+use store::{PutNew, Store};
 use telemetry::trace;
 use tokio::sync::mpsc;
 use tracing::Instrument;
@@ -20,6 +20,7 @@ use tracing::Instrument;
 use crate::attempt::{Attempt, Shared, settle};
 use crate::fate::{Fate, JobError, fate};
 use crate::fetch::Loaded;
+use crate::has_result::{has_result, is_late};
 use crate::project::{Output, Solved};
 use crate::run_control::RunControl;
 use crate::{Error, metrics};
@@ -187,8 +188,7 @@ async fn publish(shared: &Shared, results: &Store, control: &mut RunControl, sol
         Ok(End::Committed(record)) => *record,
         Ok(End::Over) => return discard(shared, attempt).await,
         Ok(End::Left) => {
-            let Attempt { job, .. } = &attempt;
-            tracing::warn!(run = job.run, image = job.image, "the worker leaves before the store is back: this result is lost");
+            tracing::warn!(run, image = attempt.job.image, "the worker leaves before the store is back: this result is lost");
             return attempt.release(shared, true).await;
         }
         Err(source) => return settle(shared, vec![attempt], JobError::Upload(source)).await,
@@ -197,9 +197,8 @@ async fn publish(shared: &Shared, results: &Store, control: &mut RunControl, sol
     attempt.span.add_seconds(Stage::Publish, begun.elapsed().as_secs_f64());
     attempt.span.end_stage(Stage::Publish);
     let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
-    metrics::LOSS.record(loss, &[("stage", "final")]);
-    metrics::LPIPS.record(lpips, &[("stage", "final")]);
-    tracing::info!(run = attempt.job.run, image = attempt.job.image, loss, lpips, seconds, "projected");
+    [(&metrics::LOSS, loss), (&metrics::LPIPS, lpips)].iter().for_each(|(m, value)| m.record(*value, &[("stage", "final")]));
+    tracing::info!(run, image = attempt.job.image, loss, lpips, seconds, "projected");
     let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips, stage_seconds };
     attempt.tell(shared, what).await?;
     CrashPoint::SuccessTold.pass();
@@ -279,24 +278,6 @@ async fn delete_objects(results: &Store, image: &str, attempt: &str) -> Result<(
         results.delete(&keys::item(image, attempt, item)).await?;
     }
     Ok(())
-}
-
-/// Whether the job, of this id and generation, has a result.
-pub async fn has_result(results: &Store, image: &str, job: &JobId, generation: u64) -> Result<bool, store::Error> {
-    let marker = keys::marker(image, Marker::Result);
-    if generation == 0 {
-        return results.exists(&marker).await;
-    }
-    match results.get(&marker).await {
-        Ok(there) => Ok(!is_late(&there, job, generation)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// See [`ResultRecord::is_late`]. What cannot be read stays as it is.
-fn is_late(there: &[u8], job: &JobId, generation: u64) -> bool {
-    serde_json::from_slice::<ResultRecord>(there).is_ok_and(|record| record.is_late(job.as_str(), generation))
 }
 
 /// How publishing a solution ends.

@@ -1,7 +1,7 @@
 //! All runs of a home (*io*): loads them, takes new ones in, writes their snapshots, and their tables at the end.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -36,8 +36,6 @@ const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
 const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
 /// A coordinator that stops waits this long for its last snapshots.
 const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
-/// Keys that are raced for when the home is checked, one after another.
-const CHECKED_KEYS: usize = 8;
 
 #[derive(Clone)]
 pub struct Config {
@@ -592,22 +590,4 @@ fn changed(name: &str, before: Control, change: Change) -> Result<Control, Refus
 
 fn being_read(name: &str) -> Refusal {
     Refusal::Conflict(format!("run {name} is being read: try again in a moment"))
-}
-
-/// Refuses a home where not exactly one of several concurrent creates or replacements succeeds. The quick part of
-/// [`Store::examine`].
-pub(super) async fn check_home(home: &Store) -> Result<(), Error> {
-    // A folder needs no more than one key.
-    let keys = if home.local_path("key").is_some() { 1 } else { CHECKED_KEYS };
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let place = home.with_prefix(&format!("basin-start-check/{}-{time}", std::process::id()))?;
-    let (raced, replaced) = (place.race(keys).await, place.race_to_replace(1).await);
-    for object in place.list("")?.all().await? {
-        place.delete(&object.key).await?;
-    }
-    match (raced?, replaced?) {
-        (0, 0) => Ok(()),
-        (0, _) => Err(Error::NoReplace { url: home.url() }),
-        _ => Err(Error::BadHome { url: home.url() }),
-    }
 }

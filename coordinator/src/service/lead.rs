@@ -6,12 +6,17 @@
 //! (`docs/src/adr/0016`). A new leader first writes the orders of all open runs with its own epoch: after that no write of an
 //! earlier leader succeeds, wherever it was stopped.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use proto::{Control, Leader, keys};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use results::{RunError, run};
+
+/// Keys that are raced for when the home is checked, one after another.
+const CHECKED_KEYS: usize = 8;
 
 #[derive(Clone)]
 pub(super) struct Lead {
@@ -90,6 +95,24 @@ fn order_over(there: Option<&[u8]>, control: Control) -> Option<Vec<u8>> {
     let there = there.and_then(|bytes| serde_json::from_slice::<Control>(bytes).ok());
     let later = there.is_some_and(|there| there.epoch > control.epoch);
     (!later).then(|| serde_json::to_vec_pretty(&control).expect("a record serialises"))
+}
+
+/// Refuses a home where not exactly one of several concurrent creates or replacements succeeds. The quick part of
+/// [`Store::examine`].
+pub(super) async fn check_home(home: &Store) -> Result<(), Error> {
+    // A folder needs no more than one key.
+    let keys = if home.local_path("key").is_some() { 1 } else { CHECKED_KEYS };
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let place = home.with_prefix(&format!("basin-start-check/{}-{time}", std::process::id()))?;
+    let (raced, replaced) = (place.race(keys).await, place.race_to_replace(1).await);
+    for object in place.list("")?.all().await? {
+        place.delete(&object.key).await?;
+    }
+    match (raced?, replaced?) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Error::NoReplace { url: home.url() }),
+        _ => Err(Error::BadHome { url: home.url() }),
+    }
 }
 
 #[cfg(test)]
