@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use harness::{Flow, LocalFleet, Proxy, SHORT, TOKEN, assert_contains, http, wait_for};
 use proto::LatentSearch;
 
-/// Longest time for an answer that needs no store. The tests share two cores with the fleet.
-const SOON: Duration = Duration::from_secs(3);
+/// Longest time for an answer that needs no store: two seconds, and what a machine needs that runs other tests, too.
+const SOON: Duration = Duration::from_secs(5);
 
 /// Asks a coordinator for a page that needs no store, and checks that it answers soon.
 fn ask(port: u16, path: &str) -> String {
