@@ -9,9 +9,7 @@ use bytes::Bytes;
 use engine::codec::{self, Decoded};
 use projector::{Delta, Dropped, Solution, Tuned};
 use proto::keys::{Item, Marker};
-use proto::{
-    CrashPoint, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys,
-};
+use proto::{CrashPoint, FineTuned, ObjectRef, ResultRecord, RunningSha256, SeedResult, Stage, What, chain, hex_sha256, keys};
 use store::{PutNew, Store};
 use telemetry::trace;
 use tokio::sync::mpsc;
