@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use engine::judge::network;
 use engine::{Devices, LoadedModel};
 use projector::lanes::Model;
 use projector::{Lanes, Solution, Target};
@@ -19,7 +20,7 @@ use crate::cases::{Cases, mean, project};
 use crate::page::Record;
 use crate::samples::targets;
 use crate::variants::{Comparison, Variant};
-use crate::yardstick::{Distances, Yardstick, network};
+use crate::yardstick::{Distances, Yardstick};
 
 const BATCH: usize = 4;
 /// Images of each kind on which the profiles are timed.
@@ -108,15 +109,15 @@ struct Time {
 /// The generator with the second judge as the perceptual network of the loss.
 struct BySecondJudge {
     lanes: Lanes,
-    /// Digest of the judge's weights.
+    /// Digest of the judge.
     digest: String,
 }
 
 impl BySecondJudge {
     fn new(model: &LoadedModel, judge: &Path) -> Result<BySecondJudge> {
-        let model = Model { lpips: network(judge)?, ..model.model.replicate(Device::Cpu) };
-        let weights = std::fs::read(judge.join("perceptual.safetensors"))?;
-        Ok(BySecondJudge { lanes: Lanes::new(&model, &Devices::automatic().0), digest: proto::hex_sha256(&weights) })
+        let (lpips, digest) = network(judge)?;
+        let model = Model { lpips, ..model.model.replicate(Device::Cpu) };
+        Ok(BySecondJudge { lanes: Lanes::new(&model, &Devices::automatic().0), digest })
     }
 }
 

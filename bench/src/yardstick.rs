@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use engine::LoadedModel;
+use anyhow::Result;
+use engine::judge::network;
+use engine::{LoadedModel, ModelError};
 use projector::loss::LossTarget;
-use projector::nn::Weights;
 use projector::nn::lpips::Lpips;
 use projector::{Generator, Target, mask, transform};
 use proto::{Params, Transform};
@@ -40,22 +40,11 @@ pub struct Yardstick<'a> {
     align_corners: bool,
 }
 
-/// Loads `perceptual.json` and `perceptual.safetensors` of a folder.
-pub fn network(folder: &Path) -> Result<Lpips> {
-    let path = folder.join("perceptual.json");
-    let layers = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config = serde_json::from_slice(&layers).with_context(|| format!("cannot parse {}", path.display()))?;
-    let path = folder.join("perceptual.safetensors");
-    let tensors = Tensor::read_safetensors(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    Weights::new(tensors)
-        .build(|weights| Lpips::load(&config, weights))
-        .with_context(|| format!("cannot load {}", path.display()))
-}
-
 impl Yardstick<'_> {
     /// The judges are folders with a perceptual network.
     pub fn new<'a>(model: &'a LoadedModel, judge: &Path, second_judge: Option<&Path>) -> Result<Yardstick<'a>> {
-        let (judge, second_judge) = (network(judge)?, second_judge.map(network).transpose()?);
+        let load = |folder: &Path| Ok::<_, ModelError>(network(folder)?.0);
+        let (judge, second_judge) = (load(judge)?, second_judge.map(load).transpose()?);
         let paper = Params::paper();
         let align_corners = paper.align_corners();
         Ok(Yardstick { model, judge, second_judge, loss: paper.loss, limit: paper.descent.limit, align_corners })

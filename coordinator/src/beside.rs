@@ -33,7 +33,7 @@ pub enum Outgoing {
 pub struct Begun {
     pub run: String,
     pub job: String,
-    /// Of its publication: it ends with it.
+    /// The span of its publication.
     pub span: Span,
 }
 

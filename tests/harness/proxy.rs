@@ -13,7 +13,7 @@ pub enum Flow {
     Slow,
     /// Not at all; connections stay open.
     Silent,
-    /// Of each answer only the first bytes; connections stay open.
+    /// Only the first bytes of each answer; connections stay open.
     Half,
 }
 

@@ -101,18 +101,6 @@ pub async fn run(
     shutdown: CancellationToken,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
-    // Boxed: with the store's futures in it, it would be too deep for the compiler in callers.
-    Box::pin(run_all(config, models, queue, runs, shutdown, working)).await
-}
-
-async fn run_all(
-    config: Config,
-    models: Models,
-    queue: Queue,
-    runs: Runs,
-    shutdown: CancellationToken,
-    working: watch::Sender<Working>,
-) -> Result<(), Error> {
     let shared = Shared { config, queue, runs, outages: Outages::none(), shutdown: shutdown.clone() };
     metrics::watch();
     models.check().map_err(|error| Error::Models(Box::new(error)))?;
@@ -120,7 +108,8 @@ async fn run_all(
     let withdrawn = Arc::new(AtomicBool::new(false));
     let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), working.subscribe(), withdrawn.clone()));
     let watchdog = tokio::spawn(watchdog::run(shared.clone(), working.subscribe(), heartbeat.abort_handle()));
-    let worked = work(&shared, models, working, withdrawn).await;
+    // Boxed: with the store's futures in it, it would be too deep for the compiler in callers.
+    let worked = Box::pin(work(&shared, models, working, withdrawn)).await;
     heartbeat.abort();
     watchdog.abort();
     let reason = worked.as_ref().err().filter(|error| matches!(error, Error::Faulty(_))).map(Error::to_string);

@@ -22,18 +22,24 @@ pub struct Judge {
     pub digest: String,
 }
 
+/// The perceptual network of `perceptual.json` and `perceptual.safetensors` of `dir`, on the CPU, and the SHA-256 of both files.
+pub fn network(dir: &Path) -> Result<(Lpips, String), ModelError> {
+    let (layers, weights) = (dir.join("perceptual.json"), dir.join("perceptual.safetensors"));
+    let (json, bytes) = (read(&layers)?, read(&weights)?);
+    let config: lpips::Config = parse(&layers, &json)?;
+    let lpips = fit(&weights, |mut tensors| Lpips::load(&config, &mut tensors))?;
+    Ok((lpips, hex_sha256(&[json, bytes].concat())))
+}
+
 impl Judge {
     /// Loads `perceptual.json` and `perceptual.safetensors` of `dir`, whatever else is there, to judge results of `model`.
     pub fn load(dir: &Path, model: &LoadedModel, device: Device) -> Result<Judge, ModelError> {
-        let (layers, weights) = (dir.join("perceptual.json"), dir.join("perceptual.safetensors"));
-        let (json, bytes) = (read(&layers)?, read(&weights)?);
-        let config: lpips::Config = parse(&layers, &json)?;
-        let lpips = fit(&weights, |mut tensors| Lpips::load(&config, &mut tensors))?;
+        let (lpips, digest) = network(dir)?;
         Ok(Judge {
             lpips: lpips.replicate(device, Kind::Float),
             generator: model.model.generator.replicate(device),
             device,
-            digest: hex_sha256(&[json, bytes].concat()),
+            digest,
         })
     }
 
