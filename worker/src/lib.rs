@@ -108,8 +108,7 @@ pub async fn run(
     let withdrawn = Arc::new(AtomicBool::new(false));
     let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), working.subscribe(), withdrawn.clone()));
     let watchdog = tokio::spawn(watchdog::run(shared.clone(), working.subscribe(), heartbeat.abort_handle()));
-    // Boxed: with the store's futures in it, it would be too deep for the compiler in callers.
-    let worked = Box::pin(work(&shared, models, working, withdrawn)).await;
+    let worked = work(&shared, models, working, withdrawn).await;
     heartbeat.abort();
     watchdog.abort();
     let reason = worked.as_ref().err().filter(|error| matches!(error, Error::Faulty(_))).map(Error::to_string);

@@ -127,7 +127,7 @@ impl Upload {
         let request = client.complete_multipart_upload().bucket(bucket).key(&self.key).set_upload_id(self.id.clone());
         // A server may put the parts together before it answers.
         let limits = self.bucket.limits_of(self.parts * PIECE);
-        request.multipart_upload(parts).customize().config_override(limits).send().await?;
+        Box::pin(request.multipart_upload(parts).customize().config_override(limits).send()).await?;
         Ok(())
     }
 }
@@ -136,7 +136,7 @@ async fn send_part(bucket: S3, key: String, id: String, number: i32, part: Bytes
     let request = bucket.client.upload_part().bucket(&bucket.bucket).key(key).upload_id(id).part_number(number);
     let limits = bucket.limits_of(part.len());
     let request = request.set_checksum_algorithm(bucket.checksum_algorithm()).body(part.into());
-    let answer = request.customize().config_override(limits).send().await?;
+    let answer = Box::pin(request.customize().config_override(limits).send()).await?;
     let part = CompletedPart::builder().part_number(number);
     Ok(part.set_e_tag(answer.e_tag).set_checksum_crc32(answer.checksum_crc32).build())
 }
@@ -254,7 +254,7 @@ impl S3 {
         let (mut key, mut id, mut swept) = (None, None, 0);
         loop {
             let request = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(prefix);
-            let page = request.set_key_marker(key).set_upload_id_marker(id).send().await?;
+            let page = Box::pin(request.set_key_marker(key).set_upload_id_marker(id).send()).await?;
             for upload in page.uploads() {
                 if let (Some(key), Some(id), Some(began)) = (upload.key(), upload.upload_id(), upload.initiated())
                     && *began < began_before
@@ -276,13 +276,13 @@ impl S3 {
     async fn begin_upload(&self, key: &str) -> Result<String> {
         let request = self.client.create_multipart_upload().bucket(&self.bucket).key(key);
         let request = request.set_server_side_encryption(self.encryption.clone()).set_ssekms_key_id(self.kms_key.clone());
-        let answer = request.set_checksum_algorithm(self.checksum_algorithm()).send().await?;
+        let answer = Box::pin(request.set_checksum_algorithm(self.checksum_algorithm()).send()).await?;
         answer.upload_id.ok_or_else(|| Failure::new(ErrorKind::Other, "the server gives the upload no name"))
     }
 
     /// Whether there was such an upload.
     async fn abort_upload(&self, key: &str, id: &str) -> Result<bool> {
-        match self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id).send().await {
+        match Box::pin(self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id).send()).await {
             Err(error) if status(&error) == Some(404) => Ok(false),
             Err(error) => Err(error.into()),
             Ok(_) => Ok(true),
@@ -299,7 +299,7 @@ impl S3 {
         let request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
         // With a range some servers, S3 among them, give a checksum that is not the range's.
         let unchecked = Builder::new().response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-        request.customize().config_override(unchecked).send().await
+        Box::pin(request.customize().config_override(unchecked).send()).await
     }
 }
 

@@ -36,6 +36,8 @@ const RETRIED: u32 = 4;
 /// Bytes of a request that are sent within the usual time. For each [`PIECE`] of a larger one it is four times as long.
 const SMALL: usize = 1 << 20;
 
+// Each request of the SDK is boxed where it is sent: its future is so deep that the compiler's limit would be exceeded in callers.
+
 type PutAnswer = std::result::Result<PutObjectOutput, SdkError<PutObjectError, HttpResponse>>;
 
 #[derive(Clone, Debug)]
@@ -89,7 +91,7 @@ impl S3 {
     }
 
     pub(crate) async fn get(&self, key: &str, max_bytes: u64) -> Result<Bytes> {
-        let mut answer = self.client.get_object().bucket(&self.bucket).key(key).send().await?;
+        let mut answer = Box::pin(self.client.get_object().bucket(&self.bucket).key(key).send()).await?;
         let size = size(answer.content_length());
         if size > max_bytes {
             return Err(Failure::too_large(size, max_bytes));
@@ -113,7 +115,7 @@ impl S3 {
         Ok(())
     }
 
-    /// Sends a body of `size` bytes. Boxed: the SDK's future is so deep that the compiler's limit would be exceeded in callers.
+    /// Sends a body of `size` bytes.
     pub(crate) fn send(&self, request: PutObjectFluentBuilder, size: usize) -> Pin<Box<dyn Future<Output = PutAnswer> + Send>> {
         let limits = self.limits_of(size);
         Box::pin(async move { request.customize().config_override(limits).send().await })
@@ -153,7 +155,7 @@ impl S3 {
         let mut pause = PAUSE;
         for turn in 0.. {
             let request = self.put_request(key, bytes.clone()).if_match(format!("\"{identity}\""));
-            let error = match request.send().await {
+            let error = match Box::pin(request.send()).await {
                 Ok(_) => return Ok(Replace::Replaced),
                 Err(error) => error,
             };
@@ -170,7 +172,7 @@ impl S3 {
     }
 
     pub(crate) async fn identity(&self, key: &str) -> Result<Option<String>> {
-        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+        match Box::pin(self.client.head_object().bucket(&self.bucket).key(key).send()).await {
             Ok(answer) => Ok(Some(identity(answer.e_tag()))),
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(error.into()),
@@ -178,7 +180,7 @@ impl S3 {
     }
 
     pub(crate) async fn delete(&self, key: &str) -> Result<()> {
-        match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
+        match Box::pin(self.client.delete_object().bucket(&self.bucket).key(key).send()).await {
             // S3 itself does not say so, other servers do.
             Err(error) if code(&error) == Some("NoSuchKey") => Ok(()),
             Err(error) => Err(error.into()),
@@ -222,7 +224,7 @@ impl Walk {
         let S3 { client, bucket, .. } = &self.bucket;
         let request = client.list_objects_v2().bucket(bucket).prefix(&self.prefix);
         let request = request.max_keys(i32::try_from(size_limit).unwrap_or(i32::MAX));
-        let answer = request.set_continuation_token(self.token.clone()).send().await?;
+        let answer = Box::pin(request.set_continuation_token(self.token.clone()).send()).await?;
         for object in answer.contents() {
             let identity = identity(object.e_tag());
             let key = object.key().unwrap_or_default().to_owned();
