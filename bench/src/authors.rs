@@ -23,6 +23,9 @@ use crate::page::Record;
 use crate::process::peak_megabytes;
 use crate::samples::targets;
 
+/// Profiles that have to become as good as the authors' code.
+const PROFILES: [&str; 2] = ["fast", "balanced"];
+
 #[derive(clap::Args)]
 pub struct AuthorsArgs {
     /// Checkout of minyoungg/pix2latent, branch master.
@@ -85,11 +88,18 @@ pub struct Comparison {
     /// Peak memory of the process; on a GPU only theirs is known.
     peak_megabytes: Sides<Option<f64>>,
     images: Vec<(String, Sides<Run>)>,
-    /// Profile `balanced` on the same images, under the same loss.
-    balanced: Vec<Passing>,
+    /// Other profiles on the same images, under the same loss.
+    profiles: Vec<Profile>,
 }
 
-/// How soon a search is as good as the authors' code in the end.
+/// How soon a profile is as good as the authors' code in the end, by image.
+#[derive(Serialize, Deserialize)]
+struct Profile {
+    name: String,
+    images: Vec<Passing>,
+}
+
+/// One image.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Passing {
     /// Seconds until the inverted loss of the best seed was below the final one of the authors' best seed; `None`: it never was.
@@ -120,7 +130,8 @@ pub fn run(model: &LoadedModel, folder: &Path, args: &AuthorsArgs) -> Result<Com
     let warm_up = Params { latent: LatentSearch::Adam { steps: 2 }, ..params.clone() };
     project(model, &lanes, &warm_up, vec![all[0].1.shallow_clone()], None)?;
 
-    let (mut images, mut balanced) = (Vec::new(), Vec::new());
+    let mut images = Vec::new();
+    let mut profiles = PROFILES.map(|name| Profile { name: name.into(), images: vec![] });
     let (mut torch, mut their_peak) = (String::new(), 0.0);
     for (i, (name, target)) in all.iter().enumerate() {
         let other = theirs.project(i)?;
@@ -132,9 +143,12 @@ pub fn run(model: &LoadedModel, folder: &Path, args: &AuthorsArgs) -> Result<Com
         let (their_seeds, seeds) = (other.run.losses.len(), params.seeds);
         ensure!(ours.losses.len() == their_seeds, "the authors' code has {their_seeds} seeds, basin {seeds}");
         eprintln!("{name}: theirs {:.1} s, ours {:.1} s", other.run.seconds, ours.seconds);
-        let passing = pass(model, &lanes, &as_balanced(&params), target, best(&other.run))?;
-        eprintln!("    balanced: passes theirs after {:.1?} s, ends after {:.1} s", passing.passed, passing.seconds);
-        balanced.push(passing);
+        for Profile { name, images } in &mut profiles {
+            let passing = pass(model, &lanes, &under(&params.loss, name), target, best(&other.run))?;
+            let passed = passing.passed.map_or("never".into(), |seconds| format!("after {seconds:.1} s"));
+            eprintln!("    {name}: as good as theirs {passed}, ends after {:.1} s", passing.seconds);
+            images.push(passing);
+        }
         (torch, their_peak) = (other.torch, other.peak / 1e6);
         images.push((name.clone(), Sides { theirs: other.run, ours }));
     }
@@ -151,7 +165,7 @@ pub fn run(model: &LoadedModel, folder: &Path, args: &AuthorsArgs) -> Result<Com
         matrix_gflops: matrix_rate(devices, Precision::Fp32)? / 1e9,
         peak_megabytes: Sides { theirs: Some(their_peak), ours: our_peak },
         images,
-        balanced,
+        profiles: profiles.into(),
     })
 }
 
@@ -160,10 +174,10 @@ fn best(run: &Run) -> f64 {
     run.losses.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// `balanced` with the weights of `params` in its loss, so that the two can be compared.
-fn as_balanced(params: &Params) -> Params {
-    let balanced = Params::balanced();
-    Params { loss: proto::Loss { surround: balanced.loss.surround, ..params.loss.clone() }, ..balanced }
+/// A profile that minimises `loss`, so that the two can be compared.
+fn under(loss: &proto::Loss, profile: &str) -> Params {
+    let params = Params::profile(profile).expect("it is one of PROFILES");
+    Params { loss: proto::Loss { surround: params.loss.surround, ..loss.clone() }, ..params }
 }
 
 /// Projects one image and looks when its loss passes `bar`. The target's box is the whole image.
@@ -274,21 +288,27 @@ impl Record for Comparison {
             "faster": self.paired(&|sides| sides.theirs.seconds / sides.ours.seconds),
             "mean_difference": difference(&all),
             "best_difference": difference(&best),
-            "passed": self.balanced.iter().filter(|passing| passing.passed.is_some()).count(),
-            "passing": median(self.balanced.iter().map(|passing| passing.passed.unwrap_or(f64::INFINITY)).collect()),
-            "sooner": median(self.sooner()),
-            "least_sooner": self.sooner().into_iter().fold(f64::INFINITY, f64::min),
-            "balanced_seconds": mean(&self.balanced.iter().map(|passing| passing.seconds).collect::<Vec<_>>()),
-            "balanced_loss": mean(&self.balanced.iter().map(|passing| passing.loss).collect::<Vec<_>>()),
+            "passing": self.profiles.iter().map(|profile| self.passing(profile)).collect::<Vec<_>>(),
         })
     }
 }
 
 impl Comparison {
-    /// Their seconds over ours until ours is as good; 0 where it never is.
-    fn sooner(&self) -> Vec<f64> {
-        let pairs = self.images.iter().zip(&self.balanced);
-        pairs.map(|((_, sides), passing)| passing.passed.map_or(0.0, |seconds| sides.theirs.seconds / seconds)).collect()
+    fn passing(&self, Profile { name, images }: &Profile) -> Value {
+        let mean = |of: fn(&Passing) -> f64| mean(&images.iter().map(of).collect::<Vec<_>>());
+        let pairs = self.images.iter().zip(images);
+        // 0 where it never is as good.
+        let sooner = pairs.map(|((_, sides), image)| image.passed.map_or(0.0, |seconds| sides.theirs.seconds / seconds));
+        let sooner: Vec<f64> = sooner.collect();
+        json!({
+            "name": name,
+            "passed": images.iter().filter(|image| image.passed.is_some()).count(),
+            "after": median(images.iter().map(|image| image.passed.unwrap_or(f64::INFINITY)).collect()),
+            "least_sooner": sooner.iter().copied().fold(f64::INFINITY, f64::min),
+            "sooner": median(sooner),
+            "seconds": mean(|image| image.seconds),
+            "loss": mean(|image| image.loss),
+        })
     }
 
     fn average(&self, of: &dyn Fn(&Run) -> f64) -> Sides<f64> {

@@ -240,7 +240,7 @@ pub struct TransformSearch {
     /// Whether -1 and 1 are the centres of the corner pixels, or their outer edges (torch's `align_corners`).
     pub align_corners: bool,
     /// Generations of CMA-ES (n). 0 to 100,000; 0: each seed starts at a transform of its own, drawn with deviation `sigma` around
-    /// the initial one, and `descent.lr_transform` moves it.
+    /// the initial one, and `descent.lr_transform` moves it. With 0 an image without a box gets no transform.
     pub generations: u32,
     /// Gradient steps on z and c in each generation, for each candidate (m). 1 to 100,000.
     pub steps: u32,
@@ -436,8 +436,8 @@ pub struct Descent {
     pub lr_z: f64,
     /// Learning rate of the class vector c. 0 to 10.
     pub lr_c: f64,
-    /// The rate of c grows from 0 to `lr_c` in proportion to the steps done, so that z settles within the class before c leaves it.
-    /// Missing: false. Ours.
+    /// Where the transform moves, the rate of c grows from 0 to `lr_c` in proportion to the steps done, so that z and the transform settle
+    /// within the class before c leaves it. Missing: false. Ours.
     #[serde(default, skip_serializing_if = "is_default")]
     pub late_c: bool,
     /// z is clamped to [-limit, limit] (Equation 2). 1e-3 to 1e3.

@@ -110,7 +110,7 @@ impl Adam {
         let (z, c) = (point.z.size()[1], point.c.size()[1]);
         point.z = &point.z - update.narrow(1, 0, z) * params.lr_z;
         let mut of_c = update.narrow(1, z, c) * params.lr_c;
-        if params.late_c {
+        if params.late_c && point.phi.is_some() {
             of_c *= column(&|steps| (f64::from(steps) / f64::from(total)).min(1.0));
         }
         point.c = &point.c - of_c;
@@ -186,18 +186,22 @@ mod tests {
     }
 
     #[test]
-    fn a_late_class_vector_moves_in_proportion_to_the_steps_done() {
+    fn beside_a_transform_that_moves_a_late_class_vector_moves_in_proportion_to_the_steps_done() {
         let float = (Kind::Float, Device::Cpu);
-        let mut point = Point { z: Tensor::zeros([1, 2], float), c: Tensor::zeros([1, 2], float), phi: None };
-        let mut adam = Adam::new(&point);
         let params = Descent { lr_z: 1.0, lr_c: 1.0, late_c: true, ..proto::Params::paper().descent };
-        // Adam moves by the whole rate while the gradient stays the same.
-        for expected in [0.25, 0.75, 1.5, 2.5, 3.5] {
-            adam.step(&mut point, &Tensor::ones([1, 4], float), &params, 4);
-            let moved = -point.c.double_value(&[0, 0]);
-            assert!((moved - expected).abs() < 1e-4, "{moved}, not {expected}");
+        let zeros = |width| Tensor::zeros([1, width], float);
+        for (phi, way) in [(Some(zeros(1)), [0.25, 0.75, 1.5, 2.5, 3.5]), (None, [1.0, 2.0, 3.0, 4.0, 5.0])] {
+            let width = if phi.is_some() { 5 } else { 4 };
+            let mut point = Point { z: zeros(2), c: zeros(2), phi };
+            let mut adam = Adam::new(&point);
+            // Adam moves by the whole rate while the gradient stays the same.
+            for expected in way {
+                adam.step(&mut point, &Tensor::ones([1, width], float), &params, 4);
+                let moved = -point.c.double_value(&[0, 0]);
+                assert!((moved - expected).abs() < 1e-4, "{moved}, not {expected}");
+            }
+            assert!((point.z.double_value(&[0, 0]) + 5.0).abs() < 1e-4);
         }
-        assert!((point.z.double_value(&[0, 0]) + 5.0).abs() < 1e-4);
     }
 
     #[test]

@@ -380,6 +380,8 @@ fn start(params: &Params, statistics: &ObjectStatistics, shape: Shape, target: &
     let initial = |t| mask::initial_transform(target.bbox, shape.resolution as i64, statistics, t);
     let stage = match &params.transform {
         Some(t) if t.generations > 0 => Search::Transform(Box::new(TransformSearch::new(t, &initial(t)))),
+        // The generator knows whole images as they are. Without an object there is nothing that a transform could bring into place.
+        Some(_) if target.bbox.is_none() => Search::Latent(latent_search(params, shape, c, None, &mut rng)),
         Some(t) => {
             let truncated = |multiple| {
                 mask::truncated_transform(&initial(t), target.bbox, shape.resolution as i64, statistics, multiple)

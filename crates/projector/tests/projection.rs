@@ -231,6 +231,22 @@ fn each_seed_has_a_transform_of_its_own_that_moves() {
 }
 
 #[test]
+fn an_image_without_a_box_gets_no_transform_whatever_is_beside_it() {
+    let (model, lanes) = one_core();
+    let whole = || projector::Target { bbox: None, ..targets(&model, 1).remove(0) };
+    let alone = run(&model, &lanes, &moving(), vec![whole()]).remove(0);
+    assert_eq!(alone.transform, None);
+    assert!(alone.seeds.iter().all(|seed| seed.transform.is_none() && seed.loss == seed.inverted_loss));
+    // The search is the same as without a transform in the parameters.
+    let mut plain = Params { transform: None, ..moving() };
+    (plain.descent.lr_transform, plain.descent.late_c) = (0.0, false);
+    assert_eq!(alone.seeds, run(&model, &lanes, &plain, vec![whole()]).remove(0).seeds);
+    let beside = run(&model, &lanes, &moving(), targets(&model, 2).into_iter().chain([whole()]).collect());
+    assert_eq!(beside[2].seeds, alone.seeds);
+    assert!(beside[..2].iter().all(|other| other.transform.is_some()));
+}
+
+#[test]
 fn a_search_that_has_converged_ends_early_whatever_is_beside_it() {
     let (model, lanes) = one_core();
     let with = |improvement| {
