@@ -83,8 +83,15 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let home = Store::open(&dir.path().join("home").to_string_lossy()).await?;
     copy_model(&home).await?;
     let queue = Queue::open("embedded:").await?;
-    let config =
-        Config { home: home.clone(), queue: queue.clone(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
+    let config = Config {
+        home: home.clone(),
+        queue: queue.clone(),
+        window: 1000,
+        version: "bench".into(),
+        worker_hour_price: Some(2.0),
+        notify: Notify::nobody(),
+        keep_runs: None,
+    };
     let (service, handle) = Service::new(config);
     let stop = CancellationToken::new();
     let runtime = tokio::runtime::Handle::current();

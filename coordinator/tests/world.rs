@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use client::api::{RunRequest, RunStatus};
 use coordinator::Error;
 use coordinator::http::auth::Gate;
+use coordinator::notify::Notify;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{
@@ -53,7 +54,7 @@ pub fn gate() -> Gate {
 
 pub fn config(home: &Store, queue: &Queue) -> Config {
     let (home, queue, version) = (home.clone(), queue.clone(), "test".into());
-    Config { home, queue, window: 100, version, worker_hour_price: None }
+    Config { home, queue, window: 100, version, worker_hour_price: None, notify: Notify::nobody(), keep_runs: None }
 }
 
 impl World {
