@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use client::api::{ImageQuery, ImageState, RunRequest};
 use coordinator::http::auth::Gate;
 use coordinator::http::other_services::OtherServices;
+use coordinator::notify::Notify;
 use coordinator::service::{Config, Service};
 use proto::keys::{Item, Marker};
 use proto::{Event, Job, Stage, What, keys};

@@ -36,7 +36,7 @@ impl RunPage<'_> {
         let at = format!("/runs/{}", run.name);
         let content = html! {
             div.run-head { h1 { (name(&run.name)) } span data-run=(run.name) { (badge(run.state.as_str())) } }
-            (card(run, false))
+            div #progress data-refresh { (card(run, false)) }
             dl.tiles data-run=(run.name) {
                 @for (field, label, value) in [
                     ("started", "with workers", run.started), ("queued", "queued", run.queued), ("waiting", "waiting", run.waiting),
