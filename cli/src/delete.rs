@@ -56,7 +56,9 @@ fn follow(client: &Client, run: &str, every: Duration, patience: Duration) -> an
                 say!("run {run} is deleted");
                 return Ok(ExitCode::SUCCESS);
             }
-            Ok(RunStatus { deleting: None, .. }) => bail!("run {run} is there again: somebody has submitted another of this name"),
+            Ok(RunStatus { deleting: None, .. }) => {
+                bail!("run {run} is there again: somebody has submitted another of this name")
+            }
             Ok(RunStatus { deleting, .. }) => {
                 (heard, silent) = (Instant::now(), false);
                 if deleting != told {

@@ -85,7 +85,10 @@ mod tests {
         let control = |state, budget_hours| Control { state, budget_hours, ..Control::default() };
         let why = |state, budget| paused_because("r", &control(state, budget), 2.0);
         assert!(why(RunState::Paused, Some(2.0)).is_some_and(|why| why.contains("budget of 2 worker hours")));
-        assert_eq!([why(RunState::Paused, Some(2.1)), why(RunState::Paused, None), why(RunState::Running, Some(1.0))], [None, None, None]);
+        assert_eq!(
+            [why(RunState::Paused, Some(2.1)), why(RunState::Paused, None), why(RunState::Running, Some(1.0))],
+            [None, None, None]
+        );
         assert!(check(Some(0.0)).is_ok() && check(None).is_ok());
         assert!([-1.0, f64::NAN, f64::INFINITY].iter().all(|hours| check(Some(*hours)).is_err()));
     }

@@ -24,8 +24,8 @@ use crate::audit;
 use crate::outcomes::Outcomes;
 use crate::service::Refusal;
 use client::api::{
-    Backlog, Change, ErrorAnswer, FailureGroup, ImagePage, ImageQuery, LogEntry, LogQuery, Note, Outage, RedriveRequest, RunRequest,
-    RunStatus, WorkerStatus,
+    Backlog, Change, ErrorAnswer, FailureGroup, ImagePage, ImageQuery, LogEntry, LogQuery, Note, Outage, RedriveRequest,
+    RunRequest, RunStatus, WorkerStatus,
 };
 
 /// Failures of a reason that are shown.
@@ -163,7 +163,11 @@ async fn run(State(door): State<Door>, Path(name): Path<String>) -> Answer<RunSt
         (status = 409, response = ErrorAnswer), (status = 422, response = ErrorAnswer), Refused
     )
 )]
-async fn submit(State(door): State<Door>, who: Who, Body(request): Body<RunRequest>) -> Result<(StatusCode, Json<Note>), Refusal> {
+async fn submit(
+    State(door): State<Door>,
+    who: Who,
+    Body(request): Body<RunRequest>,
+) -> Result<(StatusCode, Json<Note>), Refusal> {
     let note = door.submit(who, request).await?;
     Ok((StatusCode::CREATED, Json(Note { note })))
 }
@@ -206,7 +210,12 @@ async fn delete(State(door): State<Door>, who: Who, Path(name): Path<String>) ->
         Refused
     )
 )]
-async fn redrive(State(door): State<Door>, who: Who, Path(name): Path<String>, Body(which): Body<RedriveRequest>) -> Answer<Note> {
+async fn redrive(
+    State(door): State<Door>,
+    who: Who,
+    Path(name): Path<String>,
+    Body(which): Body<RedriveRequest>,
+) -> Answer<Note> {
     Ok(Json(Note { note: door.redrive(who, name, which).await? }))
 }
 

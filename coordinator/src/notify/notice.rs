@@ -121,12 +121,7 @@ impl Notice {
             None => (Kind::OutageEnded, format!("the {what} is back")),
         };
         let data = Data { text, what: Some(what.to_owned()), ..Data::default() };
-        Notice {
-            id: id(&[kind.as_str(), what, &began.to_string()]),
-            kind,
-            timestamp: rfc3339(now).unwrap_or_default(),
-            data,
-        }
+        Notice { id: id(&[kind.as_str(), what, &began.to_string()]), kind, timestamp: rfc3339(now).unwrap_or_default(), data }
     }
 
     pub fn body(&self) -> Vec<u8> {
@@ -191,7 +186,9 @@ mod tests {
 
     #[test]
     fn a_secret_of_another_form_is_refused_and_not_shown() {
-        for wrong in ["", "hunter2", "whsec_", "whsec_aHVudGVyMg==", "whsec_not base64!", "plJ3nmyCDGBKInavdOK15jslplJ3nmyCDGBKInav"] {
+        for wrong in
+            ["", "hunter2", "whsec_", "whsec_aHVudGVyMg==", "whsec_not base64!", "plJ3nmyCDGBKInavdOK15jslplJ3nmyCDGBKInav"]
+        {
             let why = wrong.parse::<Secret>().expect_err("it is refused");
             assert!(why.contains("openssl") && (wrong.len() < 7 || !why.contains(wrong)), "{why}");
         }

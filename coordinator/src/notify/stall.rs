@@ -58,9 +58,7 @@ mod tests {
     #[test]
     fn a_run_without_progress_stalls_once_and_recovers_with_the_next_step() {
         let mut stalls = Stalls::default();
-        let mut look = |lane_steps, finished, now| {
-            stalls.look(&[("r".to_owned(), Progress { finished, lane_steps })], 60.0, now)
-        };
+        let mut look = |lane_steps, finished, now| stalls.look(&[("r".to_owned(), Progress { finished, lane_steps })], 60.0, now);
         assert_eq!(look(0, 0, 0.0), []);
         assert_eq!(look(5, 0, 50.0), []);
         assert_eq!(look(5, 0, 109.0), []);

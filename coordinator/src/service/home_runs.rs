@@ -27,13 +27,13 @@ use crate::Error;
 use crate::drive::Driver;
 use crate::notify::Notify;
 use change::{being_read, changed};
+use client::api::{Change, RedriveRequest, RunRequest, RunStatus};
 use delete::Deleting;
 use load::{Loaded, load};
-use save::Saved;
-use tell::Telling;
-use client::api::{Change, RedriveRequest, RunRequest, RunStatus};
 use results::redrive::Redrive;
 use results::run::AT_ONCE;
+use save::Saved;
+use tell::Telling;
 
 /// Time until the store is tried again.
 const RETRY_STORE: Duration = Duration::from_secs(30);

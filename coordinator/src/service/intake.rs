@@ -48,7 +48,8 @@ impl<E: Into<Refusal>> From<E> for Trouble {
 
 /// Checks a request. `known`: the service has a run of this name.
 pub(super) async fn submitted(home: &Store, version: String, request: RunRequest, known: bool) -> Result<Order, Refusal> {
-    let RunRequest { name, dataset, annotations, model, profile, params, seed, limit, priority, per_minute, budget_hours } = request;
+    let RunRequest { name, dataset, annotations, model, profile, params, seed, limit, priority, per_minute, budget_hours } =
+        request;
     let invalid = Refusal::Invalid;
     keys::check_run(&name).map_err(|problem| invalid(format!("the run's name {name:?} {problem}")))?;
     keys::check_run(&model).map_err(|problem| invalid(format!("the model's name {model:?} {problem}")))?;

@@ -75,7 +75,9 @@ pub(super) async fn read_usage(home: &Store, name: &str) -> Result<f64, Error> {
 pub(super) async fn save_usage(home: &Store, name: &str, worker_seconds: f64) -> bool {
     let usage = Usage { format: 1, worker_seconds };
     let written = home.update(&keys::usage(name), |there| more(there, usage)).await;
-    written.inspect_err(|error| tracing::warn!(run = name, error = chain(error), "the run's worker time cannot be written")).is_ok()
+    written
+        .inspect_err(|error| tracing::warn!(run = name, error = chain(error), "the run's worker time cannot be written"))
+        .is_ok()
 }
 
 /// The bytes of `usage`, if it is more than what is there. Pure.

@@ -418,7 +418,12 @@ struct Redrive {
     seed: String,
 }
 
-async fn redrive(State(door): State<Door>, who: Who, Path(run): Path<String>, Form(form): Form<Redrive>) -> Result<Response, Trouble> {
+async fn redrive(
+    State(door): State<Door>,
+    who: Who,
+    Path(run): Path<String>,
+    Form(form): Form<Redrive>,
+) -> Result<Response, Trouble> {
     form.key.check(&door.gate)?;
     let wheres = Some(form.condition).filter(|w| !w.trim().is_empty()).into_iter().collect();
     let number = || Refusal::Invalid(format!("the seed {:?} is not a whole number ≥ 0", form.seed));

@@ -2,8 +2,8 @@
 
 use proto::{Control, RunState};
 
-use crate::service::refusal::Refusal;
 use crate::budget;
+use crate::service::refusal::Refusal;
 use client::api::Change;
 
 /// The control of a run after a change. `hours`: worker hours that it has cost; `now`: seconds since 1970.
@@ -28,7 +28,8 @@ pub(super) fn changed(name: &str, before: Control, change: Change, hours: f64, n
         ..before
     };
     if change.state == Some(RunState::Running) && budget::is_spent(&after, hours) {
-        let text = format!("run {name} has used {hours:.2} worker hours of its budget: raise it with `basin runs budget {name}` first");
+        let text =
+            format!("run {name} has used {hours:.2} worker hours of its budget: raise it with `basin runs budget {name}` first");
         return Err(Refusal::Conflict(text));
     }
     Ok(after)

@@ -4,10 +4,10 @@ use proto::{Control, RunState, chain, keys};
 use results::RunError;
 use store::Runs;
 
+use crate::Error;
 use crate::service::closed_runs::closed_status;
 use crate::service::intake::{Order, read_order};
 use crate::service::lead::Lead;
-use crate::Error;
 use client::api::RunStatus;
 
 pub(super) enum Loaded {
