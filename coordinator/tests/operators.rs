@@ -250,20 +250,24 @@ async fn a_run_that_has_ended_can_be_deleted_and_its_name_used_again() {
 
     // With other settings: nothing of the old run is in the way.
     api.ask(|client| client.change("other", &state(RunState::Cancelled))).unwrap();
+    wait_for("its tables", async || world.home.exists("runs/other/manifest.json").await.unwrap().then_some(())).await;
     api.ask(|client| client.submit(&RunRequest { seed: 7, ..world.request() })).unwrap();
     let again = world.done(&acting, 4, false).await;
     assert_eq!((again.succeeded, again.skipped), (4, 0));
 
-    // A deletion that was broken off goes on.
+    // Deletions that were broken off go on: of a finished run, and of a cancelled one whose tables are gone.
     acting.stop().await;
-    let order: Control = serde_json::from_slice(&world.home.get(&keys::control("r")).await.unwrap()).unwrap();
-    assert!(!order.deleted && order.ended.is_some(), "{order:?}");
-    let marked = serde_json::to_vec(&Control { deleted: true, ..order }).unwrap();
-    world.home.put(&keys::control("r"), marked).await.unwrap();
-    world.results().delete(keys::RUN).await.unwrap();
+    for (run, first) in [("r", "runs/r/run.json"), ("other", "runs/other/manifest.json")] {
+        let order: Control = serde_json::from_slice(&world.home.get(&keys::control(run)).await.unwrap()).unwrap();
+        assert!(!order.deleted && order.ended.is_some(), "{order:?}");
+        let marked = serde_json::to_vec(&Control { deleted: true, ..order }).unwrap();
+        world.home.put(&keys::control(run), marked).await.unwrap();
+        world.home.delete(first).await.unwrap();
+    }
     let acting = world.start().await;
     let api = Api::of(&acting).await;
     gone(&api).await;
+    wait_for("the other's deletion", async || api.ask(|client| client.runs()).unwrap().is_empty().then_some(())).await;
     acting.stop().await;
 }
 

@@ -23,6 +23,8 @@ pub(super) async fn load(lead: &Lead, name: String) -> Result<Loaded, Error> {
     };
     let closed = match &found {
         Ok((_, control)) => match control.state {
+            // Whatever is left of it.
+            _ if control.deleted => Some(closed_status(home, &name, *control).await?),
             RunState::Running | RunState::Paused => None,
             // Its tables are still to be written.
             RunState::Cancelled if !Runs::Home(home.clone()).of(&name)?.exists(keys::MANIFEST).await? => None,
