@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use client::api::{ImageQuery, ImageState, RunRequest};
 use coordinator::http::auth::Gate;
 use coordinator::http::other_services::OtherServices;
+use coordinator::notify::Notify;
 use coordinator::service::{Config, Service};
 use proto::keys::{Item, Marker};
 use proto::{Event, Job, Stage, What, keys};
@@ -83,8 +84,15 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let home = Store::open(&dir.path().join("home").to_string_lossy()).await?;
     copy_model(&home).await?;
     let queue = Queue::open("embedded:").await?;
-    let config =
-        Config { home: home.clone(), queue: queue.clone(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
+    let config = Config {
+        home: home.clone(),
+        queue: queue.clone(),
+        window: 1000,
+        version: "bench".into(),
+        worker_hour_price: Some(2.0),
+        notify: Notify::nobody(),
+        keep_runs: None,
+    };
     let (service, handle) = Service::new(config);
     let stop = CancellationToken::new();
     let runtime = tokio::runtime::Handle::current();

@@ -18,6 +18,7 @@ macro_rules! note {
 
 mod capacity;
 mod connection;
+mod delete;
 mod edit;
 mod finished;
 mod local;

@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use client::api::{Change, ClassStatus, RedriveRequest, RunRequest, RunStatus};
+use client::api::{Change, ClassStatus, LogEntry, LogQuery, RedriveRequest, RunRequest, RunStatus};
 use client::{Client, LONG};
 use proto::RunState;
-use results::format::{duration, short};
+use results::format::{duration, parse_duration, short, utc};
 use serde_json::Value;
 
 use crate::connection::Connection;
+use crate::delete::delete;
 use crate::run_options::RunOptions;
 use crate::terminal::harmless;
 use crate::wait::wait;
@@ -32,6 +33,9 @@ pub struct SubmitArgs {
     /// Start at most N jobs a minute. Default: no limit.
     #[arg(long, value_name = "N", value_parser = rate)]
     per_minute: Option<f64>,
+    /// Pause the run when workers have worked on it for this time, summed over the workers, such as 12h. Default: no budget.
+    #[arg(long, value_name = "TIME", value_parser = worker_hours)]
+    budget: Option<f64>,
     /// Wait until the run is finished and print its progress, as `basin runs wait` does.
     #[arg(long)]
     wait: bool,
@@ -52,6 +56,7 @@ pub fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
         limit: args.options.limit(),
         priority: args.priority,
         per_minute: args.per_minute,
+        budget_hours: args.budget,
     };
     say!("{}", client.submit(&request)?);
     if args.wait { wait(&args.connection, &[args.name]) } else { Ok(ExitCode::SUCCESS) }
@@ -104,6 +109,30 @@ enum Action {
         #[arg(value_parser = rate)]
         per_minute: f64,
     },
+    /// Set how long workers may work on a run, summed over the workers. A run that has used it is paused; raise it and resume the run.
+    Budget {
+        /// Name of the run.
+        run: String,
+        /// The new budget, such as 12h, including what is used already; `none` removes it.
+        #[arg(value_parser = budget)]
+        budget: f64,
+    },
+    /// Delete a run that has ended, with all its objects. Its name is free then.
+    Delete {
+        /// Name of the run.
+        run: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Show who changed what: the newest changes, the newest first.
+    Log {
+        /// Name of the run. Default: all runs, also deleted ones.
+        run: Option<String>,
+        /// Show at most N changes, 1000 at most.
+        #[arg(long, value_name = "N", default_value_t = LogQuery::LIMIT)]
+        limit: usize,
+    },
     /// Retry failures of a finished run. `basin redrive` does the same with any conditions.
     Retry {
         /// Name of the run.
@@ -144,6 +173,16 @@ pub fn rate(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate >= 0.0).ok_or_else(|| "expected a number ≥ 0".into())
 }
 
+/// Hours of a time such as `12h`.
+fn worker_hours(text: &str) -> Result<f64, String> {
+    parse_duration(text).map(|seconds| seconds / 3600.0)
+}
+
+/// As [`worker_hours`]; 0 removes the budget.
+fn budget(text: &str) -> Result<f64, String> {
+    if text == "none" { Ok(0.0) } else { worker_hours(text) }
+}
+
 pub fn run(args: RunsArgs) -> anyhow::Result<ExitCode> {
     let client = args.connection.client(LONG)?;
     let change = |run: &str, change: Change| -> anyhow::Result<ExitCode> {
@@ -164,6 +203,9 @@ pub fn run(args: RunsArgs) -> anyhow::Result<ExitCode> {
         Action::Cancel(RunName { run }) => return change(&run, state(RunState::Cancelled)),
         Action::Priority { run, priority } => return change(&run, Change { priority: Some(priority), ..Change::default() }),
         Action::Rate { run, per_minute } => return change(&run, Change { per_minute: Some(per_minute), ..Change::default() }),
+        Action::Budget { run, budget } => return change(&run, Change { budget_hours: Some(budget), ..Change::default() }),
+        Action::Delete { run, yes } => return delete(&args.connection, &run, yes),
+        Action::Log { run, limit } => print_log(&client.log(run.as_deref(), limit)?),
         Action::Retry { run, class, reason } => {
             return request_redrive(&client, &run, conditions(&class, &reason), None);
         }
@@ -212,6 +254,27 @@ fn print_runs(runs: &[RunStatus]) {
         if let Some(problem) = &run.problem {
             say!("  cannot continue now: {}", harmless(problem));
         }
+        if let Some(budget) = run.budget_hours {
+            say!("  budget: {:.2} of {budget} worker hours used", run.worker_hours);
+        }
+        if let Some(why) = &run.paused_because {
+            say!("  paused: {}", harmless(why));
+        }
+        if let Some(objects) = run.deleting {
+            say!("  being deleted: {objects} objects are gone");
+        }
+        if let Some(problem) = &run.notification_problem {
+            say!("  notification: {}", harmless(problem));
+        }
+    }
+}
+
+fn print_log(entries: &[LogEntry]) {
+    for LogEntry { time, action, run, who, address, detail } in entries {
+        let when = utc(time / 1_000_000).unwrap_or_default();
+        let [action, run, who, detail] = [action, run, who, detail].map(|text| harmless(text));
+        let address = harmless(address.as_deref().unwrap_or("–"));
+        say!("{when}  {action:10} {run:24} {who:12} {address:16} {detail}");
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::{Instrument, Span};
 
 use crate::Error;
 use crate::beside::{self, Begun, Done, Looked, Outgoing};
+use crate::budget;
 use crate::fleet::Fleet;
 use crate::metrics::{self, Standing};
 use client::api::RunStatus;
@@ -271,6 +272,8 @@ impl Driver {
                 }
                 self.heartbeats.remove(&event.worker);
             } else {
+                let before = self.heartbeats.get(&event.worker).map(|last| last.heard);
+                self.fleet.spend(&alive.run, budget::added(before, now));
                 self.heartbeats.insert(event.worker.clone(), Heartbeat { alive: alive.clone(), heard: now });
             }
         }

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use proto::{Control, Errors, Event, Failure, FailureReason, Job, RunState, Snapshot, What};
 
+use crate::budget::{self, Spent};
 use crate::ledger::{Ledger, Open, Settled};
 use crate::outcomes::Outcomes;
 use crate::plan::{Plan, Planned, RunSpec};
@@ -23,6 +24,7 @@ use results::summary::{ClassSummary, SeedMetric, Spread, Summary, SuperClassSumm
 pub struct Fleet {
     runs: BTreeMap<String, Run>,
     window: usize,
+    spent: Spent,
 }
 
 #[derive(Debug)]
@@ -70,7 +72,7 @@ pub struct Silent {
 impl Fleet {
     /// `window`: most jobs that are published and not finished.
     pub fn new(window: usize) -> Fleet {
-        Fleet { runs: BTreeMap::new(), window: window.max(1) }
+        Fleet { runs: BTreeMap::new(), window: window.max(1), spent: Spent::default() }
     }
 
     /// Adds a run. A run of the same name is replaced.
@@ -93,6 +95,42 @@ impl Fleet {
 
     pub fn remove(&mut self, run: &str) {
         self.runs.remove(run);
+    }
+
+    /// Workers have had images of the run for so many seconds more.
+    pub fn spend(&mut self, run: &str, seconds: f64) {
+        if self.runs.contains_key(run) {
+            self.spent.add(run, seconds);
+        }
+    }
+
+    /// Takes in the worker seconds that an earlier coordinator has counted.
+    pub fn resume_spending(&mut self, run: &str, seconds: f64) {
+        self.spent.resume(run, seconds);
+    }
+
+    /// Forgets what a deleted run has cost.
+    pub fn forget_spending(&mut self, run: &str) {
+        self.spent.forget(run);
+    }
+
+    /// Seconds that workers had images of the run.
+    pub fn worker_seconds(&self, run: &str) -> f64 {
+        self.spent.seconds(run)
+    }
+
+    /// Running runs with images left whose budget is spent.
+    pub fn over_budget(&self) -> Vec<String> {
+        let over = |(name, run): &(&String, &Run)| {
+            let hours = self.spent.seconds(name) / 3600.0;
+            run.control.state == RunState::Running && run.left() > 0 && budget::is_spent(&run.control, hours)
+        };
+        self.runs.iter().filter(over).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The last redrive of the run; 0: there was none.
+    pub fn redrives(&self, run: &str) -> u64 {
+        self.runs.get(run).and_then(|r| r.generations.values().max().copied()).unwrap_or(0)
     }
 
     pub fn names(&self) -> impl Iterator<Item = &String> {
@@ -299,6 +337,7 @@ impl Fleet {
         let r = self.runs.get(run)?;
         let started = r.ledger.started();
         let left = r.left();
+        let hours = self.spent.seconds(run) / 3600.0;
         let per_hour = r.pace.per_hour(now).filter(|_| left > 0 && r.control.state == RunState::Running);
         Some(RunStatus {
             name: run.to_owned(),
@@ -316,6 +355,10 @@ impl Fleet {
             per_hour,
             eta_seconds: per_hour.filter(|rate| *rate > 0.0).map(|rate| left as f64 / rate * 3600.0),
             stage_seconds: r.pace.stages(),
+            worker_hours: hours,
+            budget_hours: r.control.budget_hours,
+            paused_because: budget::paused_because(run, &r.control, hours),
+            ended: r.control.ended,
             ..RunStatus::default()
         })
     }

@@ -3,15 +3,19 @@
 //!
 //! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), from which [`drive`] (io) takes
 //! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`] reads a run before it is
-//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results.
+//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results. [`notify`] tells
+//! operators what happens.
 
+mod audit;
 mod beside;
+mod budget;
 pub mod drive;
 mod error;
 pub mod fleet;
 pub mod http;
 pub mod ledger;
 pub mod metrics;
+pub mod notify;
 pub mod outcomes;
 pub mod plan;
 pub mod prepare;

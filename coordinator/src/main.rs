@@ -3,11 +3,15 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
 use coordinator::http::auth::{Gate, secret};
 use coordinator::http::other_services::{EditUrl, Edits, OtherServices, TraceUrl};
+use coordinator::notify::Notify;
+use coordinator::notify::notice::Secret;
+use coordinator::notify::send::{Program, Target, Webhook, WebhookUrl};
 use coordinator::service::{Config, Service};
 use queue::{Channel, Queue};
 use store::Store;
@@ -45,6 +49,23 @@ struct Args {
     /// Most jobs that are published and not finished. Use at least four for each image that all workers together can hold.
     #[arg(long, env = "BASIN_WINDOW", default_value_t = coordinator::drive::WINDOW, value_name = "N")]
     window: usize,
+    /// URL that is told by POST when a run ends, is paused by its budget or stalls, and when store or broker are away. The body is JSON in
+    /// the form of Standard Webhooks.
+    #[arg(long, env = "BASIN_WEBHOOK_URL", value_name = "URL", hide_env_values = true)]
+    webhook_url: Option<WebhookUrl>,
+    /// File with the secret that signs the webhook's requests: whsec_ and base64. BASIN_WEBHOOK_SECRET holds the secret itself.
+    #[arg(long, env = "BASIN_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    webhook_secret_file: Option<PathBuf>,
+    /// Program that is told the same, as JSON on its standard input. It has 30 seconds.
+    #[arg(long, env = "BASIN_NOTIFY_COMMAND", value_name = "PROGRAM")]
+    notify_command: Option<PathBuf>,
+    /// Time without progress after which a running run with images left has stalled, such as 30m. Choose it longer than a run waits for
+    /// its first worker.
+    #[arg(long, env = "BASIN_STALLED_AFTER", default_value = "30m", value_name = "TIME", value_parser = duration)]
+    stalled_after: Duration,
+    /// Delete runs that ended longer ago than this, such as 30d, with all their objects. Default: keep all.
+    #[arg(long, env = "BASIN_KEEP_RUNS", value_name = "TIME", value_parser = duration)]
+    keep_runs: Option<Duration>,
     /// Delete the queues and create them again before the start. Use it when a queue is broken, or after a change of the version of
     /// basin or RabbitMQ. Stop all other services first. The coordinator plans again what was on the queues.
     #[arg(long)]
@@ -69,6 +90,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if token.is_none() && !args.listen.ip().is_loopback() {
         bail!("--listen {} can be reached from other machines: set BASIN_TOKEN or --token-file", args.listen);
     }
+    let notify = Notify::new(targets(&args)?, args.stalled_after);
     let home = Store::open(&args.home).await.context("cannot open --home")?;
     if args.reset_queues {
         for channel in Channel::ALL {
@@ -88,6 +110,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         window: args.window,
         version,
         worker_hour_price: args.worker_hour_price,
+        notify,
+        keep_runs: args.keep_runs,
     });
     let gate = Gate::new(token.as_deref(), read_only.as_deref(), &secret().context("cannot read /dev/urandom")?);
     let edits = args.edit_url.map(|url| Edits::new(url, token.clone()));
@@ -101,6 +125,25 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     queue.close().await;
     Ok(())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    results::format::parse_duration(text).map(Duration::from_secs_f64)
+}
+
+/// Who is told of what happens.
+fn targets(args: &Args) -> anyhow::Result<Vec<Target>> {
+    let secret = match args.webhook_secret_file.as_deref() {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => std::env::var("BASIN_WEBHOOK_SECRET").ok().filter(|secret| !secret.is_empty()),
+    };
+    let secret = secret.map(|secret| secret.parse::<Secret>().map_err(anyhow::Error::msg)).transpose()?;
+    if secret.is_some() && args.webhook_url.is_none() {
+        bail!("there is a secret for a webhook and no webhook: set BASIN_WEBHOOK_URL or --webhook-url, too");
+    }
+    let webhook = args.webhook_url.clone().map(|url| Target::Webhook(Webhook::new(url, secret)));
+    let program = args.notify_command.clone().map(|path| Target::Program(Program::new(path)));
+    Ok(webhook.into_iter().chain(program).collect())
 }
 
 fn read_only_token(args: &Args, operate: Option<&str>) -> anyhow::Result<Option<String>> {

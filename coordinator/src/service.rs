@@ -13,6 +13,7 @@ mod one_run;
 mod outages;
 mod refusal;
 mod snapshots;
+mod spending;
 mod ticks;
 
 use std::sync::Arc;
@@ -134,6 +135,7 @@ impl Service {
             driver.top_up();
             if let Policy::Many(runs) = &mut self.policy {
                 runs.spawn_due(driver);
+                runs.look_around(driver, &self.outages.borrow());
             }
             self.tell(driver);
             tokio::select! {
@@ -226,7 +228,10 @@ impl Service {
             (Request::Submit(request, reply), Policy::Many(runs)) => runs.submit(driver, *request, reply),
             (Request::Redrive(run, which, reply), Policy::Many(runs)) => runs.redrive(driver, run, &which, reply),
             (Request::Change(run, change, reply), Policy::Many(runs)) => runs.change(driver, &run, change, reply),
-            (Request::Submit(_, reply) | Request::Redrive(.., reply), Policy::One(_)) => drop(reply.send(Err(fixed()))),
+            (Request::Delete(run, reply), Policy::Many(runs)) => runs.delete(driver, &run, reply),
+            (Request::Submit(_, reply) | Request::Redrive(.., reply) | Request::Delete(_, reply), Policy::One(_)) => {
+                drop(reply.send(Err(fixed())));
+            }
             (Request::Change(.., reply), Policy::One(_)) => drop(reply.send(Err(fixed()))),
         }
     }

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use client::api::{RunRequest, RunStatus};
 use coordinator::Error;
 use coordinator::http::auth::Gate;
+use coordinator::notify::Notify;
 use coordinator::service::{Config, Handle, Service};
 use proto::keys::{Item, Marker};
 use proto::{
-    Event, Failure, FailureReason, History, Job, ObjectRef, Params, ResultRecord, RunState, SeedResult, What, hex_sha256, keys,
-    sample,
+    Alive, Event, Failure, FailureReason, History, Job, ObjectRef, Params, ResultRecord, RunState, SeedResult, What, hex_sha256,
+    keys, sample,
 };
 use queue::{Channel, Queue};
 use results::run::{read_json, write_failure};
@@ -53,7 +54,7 @@ pub fn gate() -> Gate {
 
 pub fn config(home: &Store, queue: &Queue) -> Config {
     let (home, queue, version) = (home.clone(), queue.clone(), "test".into());
-    Config { home, queue, window: 100, version, worker_hour_price: None }
+    Config { home, queue, window: 100, version, worker_hour_price: None, notify: Notify::nobody(), keep_runs: None }
 }
 
 impl World {
@@ -121,7 +122,12 @@ impl World {
     }
 
     pub async fn start(&self) -> Acting {
-        let (service, handle) = Service::new(config(&self.home, &self.queue));
+        self.start_with(|config| config).await
+    }
+
+    /// Starts a coordinator with other settings.
+    pub async fn start_with(&self, change: impl FnOnce(Config) -> Config) -> Acting {
+        let (service, handle) = Service::new(change(config(&self.home, &self.queue)));
         let stop = CancellationToken::new();
         let (runtime, stopped) = (tokio::runtime::Handle::current(), stop.clone());
         let task = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
@@ -145,6 +151,12 @@ impl World {
     pub async fn replace_record(&self, record: &ResultRecord) {
         let marker = keys::marker(&record.image, Marker::Result);
         self.results().put(&marker, serde_json::to_vec(record).unwrap()).await.unwrap();
+    }
+
+    /// A worker says that it has an image of the run.
+    pub async fn beat(&self) {
+        let alive = Alive { images: 1, run: "r".into(), ..Alive::default() };
+        self.queue.publish(Channel::Events, Event::alive("w", alive).encode()).await.unwrap();
     }
 
     /// Does the next `n` jobs. An image of class Coat with a seed of the run's fails where `coats_fail`.

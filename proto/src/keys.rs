@@ -25,7 +25,9 @@
 //! as `%XX`, and a part that is too long for a file system shortened and given a digest. The records hold the key itself.
 //! Two workers may hold the same job: each writes under an attempt of its own, and the one commit marker says whose counts.
 //!
-//! A fleet's home holds `index/<run>.json`, `control/<run>.json`, `runs/<run>/` (as above), `models/<model>/` and `leader.json`.
+//! A fleet's home holds `index/<run>.json`, `control/<run>.json`, `usage/<run>.json`, `runs/<run>/` (as above), `models/<model>/` and
+//! `leader.json`; `notices/<run>/<id>.json`, the notifications that are still to be delivered; and `log/<time>.<action>.<run>.json`,
+//! who changed what.
 
 use crate::hex_sha256;
 
@@ -61,6 +63,10 @@ pub const MANIFEST: &str = "manifest.json";
 pub const OBJECTS: &str = "objects.jsonl.gz";
 /// Prefix of the runs' index in a fleet's home.
 pub const INDEX: &str = "index/";
+/// Prefix of the notifications that are still to be delivered, in a fleet's home.
+pub const NOTICES: &str = "notices/";
+/// Prefix of the log of changes, in a fleet's home.
+pub const LOG: &str = "log/";
 /// Which coordinator acts, in a fleet's home.
 pub const LEADER: &str = "leader.json";
 
@@ -236,6 +242,33 @@ pub fn control(run: &str) -> String {
     format!("control/{run}.json")
 }
 
+/// Key of the work that a run has cost, in a fleet's home.
+pub fn usage(run: &str) -> String {
+    format!("usage/{run}.json")
+}
+
+/// Prefix of the notifications of a run that are still to be delivered, in a fleet's home.
+pub fn notices(run: &str) -> String {
+    format!("{NOTICES}{run}/")
+}
+
+/// Key of a notification that is still to be delivered, in a fleet's home.
+pub fn notice(run: &str, id: &str) -> String {
+    format!("{}{id}.json", notices(run))
+}
+
+/// Key of an entry of the log of changes, in a fleet's home: sorted by key, entries are sorted by time. `micros`: since 1970.
+pub fn log_entry(micros: u64, action: &str, run: &str) -> String {
+    format!("{LOG}{micros:020}.{action}.{run}.json")
+}
+
+/// Microseconds since 1970, action and run of a key made by [`log_entry`].
+pub fn parse_log_entry(key: &str) -> Option<(u64, &str, &str)> {
+    let (micros, rest) = key.strip_prefix(LOG)?.strip_suffix(".json")?.split_once('.')?;
+    let (action, run) = rest.split_once('.')?;
+    Some((micros.parse().ok()?, action, run))
+}
+
 /// Prefix of a model in a fleet's home.
 pub fn model_prefix(model: &str) -> String {
     format!("models/{model}")
@@ -340,5 +373,7 @@ mod tests {
         assert_eq!(parse_claim(&claim("a/b.png", "0f")), Some(("a/b.png", "0f")));
         assert_eq!(parse_index(&index("r1")), Some("r1"));
         assert_eq!(parse_index("index/a/b.json"), None);
+        assert_eq!(parse_log_entry(&log_entry(7, "pause", "r.1")), Some((7, "pause", "r.1")));
+        assert!(log_entry(9, "z", "r") < log_entry(10, "a", "r"));
     }
 }

@@ -85,12 +85,33 @@ pub struct Control {
     /// Epoch of the coordinator that wrote it. 0: by a version of basin that has none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub epoch: u64,
+    /// Worker hours after which the coordinator pauses the run; `None`: there is no budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_hours: Option<f64>,
+    /// When the run was cancelled or finished, in seconds since 1970; `None`: it has not ended, or a version of basin ended it that did
+    /// not say when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<u64>,
+    /// The run's objects are being deleted, or are gone. The order stays: a worker that was stopped before the run's end sees that
+    /// nothing is to be written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
 }
 
 impl Default for Control {
     fn default() -> Control {
-        Control { format: 1, state: RunState::Running, priority: 0, per_minute: None, epoch: 0 }
+        let (state, priority, per_minute, epoch) = (RunState::Running, 0, None, 0);
+        Control { format: 1, state, priority, per_minute, epoch, budget_hours: None, ended: None, deleted: false }
     }
+}
+
+/// `usage/<run>.json` in a fleet's home: the work that a run has cost. It only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Version of this format: 1.
+    pub format: u32,
+    /// Seconds that workers had images of the run, summed over the workers.
+    pub worker_seconds: f64,
 }
 
 /// `leader.json` in a fleet's home: who acts. A coordinator that takes the lead replaces it by one of the next epoch, on condition

@@ -91,10 +91,10 @@ fn view_runs(frame: &mut Frame, area: Rect, state: &Screen) {
         frame.render_widget(Paragraph::new("no runs yet: submit one with `basin submit`").wrap(Wrap::default()), area);
         return;
     }
-    let problem = state.at().and_then(|at| runs[at].problem.as_ref());
+    let problem = state.at().and_then(|at| trouble(&runs[at]));
     // The table gets room first, then the problem of the chosen run, then the workers.
     let (rows, lines) = (cells(runs.len() + 1), 3 * u16::from(problem.is_some()));
-    let [list, trouble, workers] =
+    let [list, place, workers] =
         Layout::vertical([Constraint::Max(rows), Constraint::Max(lines.min(area.height / 3)), Constraint::Fill(1)]).areas(area);
     let bar = usize::from(area.width / 5).clamp(6, 30);
     let columns: [Spec<RunStatus>; 8] = [
@@ -109,18 +109,22 @@ fn view_runs(frame: &mut Frame, area: Rect, state: &Screen) {
     ];
     table::draw(frame, list, runs, columns, state.at());
     if let Some(problem) = problem {
-        frame.render_widget(problem_of(state, problem), trouble);
+        frame.render_widget(problem_of(state, problem), place);
     }
     view_workers(frame, workers, state, None);
 }
 
 fn view_run(frame: &mut Frame, area: Rect, state: &Screen, run: &RunStatus) {
     let lines = numbers(state, run, area.width);
-    let trouble = 2 * u16::from(run.problem.is_some());
-    let [numbers, problem, rest] =
-        Layout::vertical([Constraint::Max(lines.len() as u16), Constraint::Max(trouble), Constraint::Fill(1)]).areas(area);
+    let text = trouble(run);
+    let [numbers, problem, rest] = Layout::vertical([
+        Constraint::Max(lines.len() as u16),
+        Constraint::Max(2 * u16::from(text.is_some())),
+        Constraint::Fill(1),
+    ])
+    .areas(area);
     frame.render_widget(Paragraph::new(lines), numbers);
-    if let Some(text) = &run.problem {
+    if let Some(text) = text {
         frame.render_widget(problem_of(state, text), problem);
     }
     let groups = state.failures().map_or(0, |f| f.as_ref().map_or(1, Vec::len));
@@ -152,6 +156,7 @@ fn numbers(state: &Screen, run: &RunStatus, width: u16) -> Vec<Line<'static>> {
     pace.extend(rate(run).map(|rate| format!("{rate} images/h")));
     pace.extend(left(run).map(|left| format!("{left} left")));
     pace.extend(run.cost.map(|dollars| format!("about ${dollars:.2} in all")));
+    pace.extend(run.budget_hours.map(|budget| format!("{:.2} of {budget} worker hours used", run.worker_hours)));
     if run.priority != 0 {
         pace.push(format!("priority {}", run.priority));
     }
@@ -269,8 +274,16 @@ fn state_of(state: &Screen, run: &RunStatus) -> Span<'static> {
     Span::styled(format!("{}{mark}", run.state.as_str()), state.style(colour))
 }
 
-fn problem_of(state: &Screen, problem: &str) -> Paragraph<'static> {
-    let text = format!("cannot continue now: {}", harmless(problem));
+/// The most important of what an operator has to know of a run.
+fn trouble(run: &RunStatus) -> Option<String> {
+    let problem = run.problem.as_ref().map(|why| format!("cannot continue now: {}", harmless(why)));
+    let paused = run.paused_because.as_ref().map(|why| format!("paused: {}", harmless(why)));
+    let deleting = run.deleting.map(|objects| format!("being deleted: {objects} objects are gone"));
+    let notification = run.notification_problem.as_ref().map(|why| format!("notification: {}", harmless(why)));
+    problem.or(paused).or(deleting).or(notification)
+}
+
+fn problem_of(state: &Screen, text: String) -> Paragraph<'static> {
     Paragraph::new(text).style(state.style(Color::Red)).wrap(Wrap { trim: false })
 }
 

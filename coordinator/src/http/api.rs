@@ -18,12 +18,14 @@ use utoipa::{IntoResponses, Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::changes::Who;
 use super::door::{self, Door};
+use crate::audit;
 use crate::outcomes::Outcomes;
 use crate::service::Refusal;
 use client::api::{
-    Backlog, Change, ErrorAnswer, FailureGroup, ImagePage, ImageQuery, Note, Outage, RedriveRequest, RunRequest, RunStatus,
-    WorkerStatus,
+    Backlog, Change, ErrorAnswer, FailureGroup, ImagePage, ImageQuery, LogEntry, LogQuery, Note, Outage, RedriveRequest,
+    RunRequest, RunStatus, WorkerStatus,
 };
 
 /// Failures of a reason that are shown.
@@ -31,7 +33,7 @@ pub(super) const EXAMPLES: usize = 10;
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "basin coordinator", version = "1", description = "Submit, watch, change and redrive runs."),
+    info(title = "basin coordinator", version = "1", description = "Submit, watch, change, redrive and delete runs."),
     components(responses(ErrorAnswer)),
     modifiers(&BearerToken)
 )]
@@ -70,13 +72,14 @@ fn open_routes() -> OpenApiRouter<Door> {
 fn guarded_routes() -> OpenApiRouter<Door> {
     OpenApiRouter::new()
         .routes(routes!(runs, submit))
-        .routes(routes!(run, change))
+        .routes(routes!(run, change, delete))
         .routes(routes!(redrive))
         .routes(routes!(images))
         .routes(routes!(failures))
         .routes(routes!(workers))
         .routes(routes!(backlog))
         .routes(routes!(outages))
+        .routes(routes!(log))
         .routes(routes!(events))
 }
 
@@ -160,12 +163,16 @@ async fn run(State(door): State<Door>, Path(name): Path<String>) -> Answer<RunSt
         (status = 409, response = ErrorAnswer), (status = 422, response = ErrorAnswer), Refused
     )
 )]
-async fn submit(State(door): State<Door>, Body(request): Body<RunRequest>) -> Result<(StatusCode, Json<Note>), Refusal> {
-    let note = door.handle.submit(request).await?;
+async fn submit(
+    State(door): State<Door>,
+    who: Who,
+    Body(request): Body<RunRequest>,
+) -> Result<(StatusCode, Json<Note>), Refusal> {
+    let note = door.submit(who, request).await?;
     Ok((StatusCode::CREATED, Json(Note { note })))
 }
 
-/// Pause, resume or cancel a run, or change its priority or rate
+/// Pause, resume or cancel a run, or change its priority, rate or budget
 #[utoipa::path(
     patch, path = "/v1/runs/{run}", security(("token" = [])), params(("run" = String, Path)), request_body = Change,
     responses(
@@ -174,8 +181,24 @@ async fn submit(State(door): State<Door>, Body(request): Body<RunRequest>) -> Re
         Refused
     )
 )]
-async fn change(State(door): State<Door>, Path(name): Path<String>, Body(change): Body<Change>) -> Answer<RunStatus> {
-    Ok(Json(door.handle.change(name, change).await?))
+async fn change(State(door): State<Door>, who: Who, Path(name): Path<String>, Body(change): Body<Change>) -> Answer<RunStatus> {
+    Ok(Json(door.change(who, name, change).await?))
+}
+
+/// Delete a run that has ended, with all its objects
+///
+/// The answer comes when the run is marked. It is listed, with the number of objects deleted so far, until all are gone; then its name is
+/// free.
+#[utoipa::path(
+    delete, path = "/v1/runs/{run}", security(("token" = [])), params(("run" = String, Path)),
+    responses(
+        (status = 202, description = "The run is being deleted", body = Note),
+        (status = 404, response = ErrorAnswer), (status = 409, response = ErrorAnswer), Refused
+    )
+)]
+async fn delete(State(door): State<Door>, who: Who, Path(name): Path<String>) -> Result<(StatusCode, Json<Note>), Refusal> {
+    let note = door.delete(who, name).await?;
+    Ok((StatusCode::ACCEPTED, Json(Note { note })))
 }
 
 /// Redrive images of a finished run: failures with the same seed or another, results with another seed
@@ -187,8 +210,13 @@ async fn change(State(door): State<Door>, Path(name): Path<String>, Body(change)
         Refused
     )
 )]
-async fn redrive(State(door): State<Door>, Path(name): Path<String>, Body(which): Body<RedriveRequest>) -> Answer<Note> {
-    Ok(Json(Note { note: door.handle.redrive(name, which).await? }))
+async fn redrive(
+    State(door): State<Door>,
+    who: Who,
+    Path(name): Path<String>,
+    Body(which): Body<RedriveRequest>,
+) -> Answer<Note> {
+    Ok(Json(Note { note: door.redrive(who, name, which).await? }))
 }
 
 /// List finished images of a run: filtered, sorted, a page at a time
@@ -207,12 +235,16 @@ async fn images(State(door): State<Door>, Path(name): Path<String>, Query(fields
 /// The fields of a query, as they are in the URL.
 pub(super) type Fields = Vec<(String, String)>;
 
-/// Empty fields are ignored.
 pub(super) fn query(fields: Fields) -> Result<ImageQuery, Refusal> {
+    parse_query(fields, &["class", "super_class", "image", "state", "reason", "sort"])
+}
+
+/// Empty fields are ignored. `texts`: the fields that are neither numbers nor booleans.
+fn parse_query<T: DeserializeOwned>(fields: Fields, texts: &[&str]) -> Result<T, Refusal> {
     let mut object = serde_json::Map::new();
     for (name, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
         let value = match name.as_str() {
-            "class" | "super_class" | "image" | "state" | "reason" | "sort" => Value::String(text),
+            name if texts.contains(&name) => Value::String(text),
             _ => serde_json::from_str(&text)
                 .map_err(|_| Refusal::Invalid(format!("{name}={text:?} is not a number, true or false")))?,
         };
@@ -255,6 +287,26 @@ async fn backlog(State(door): State<Door>) -> Answer<Backlog> {
 )]
 async fn outages(State(door): State<Door>) -> Answer<Vec<Outage>> {
     Ok(Json(door.handle.outages()))
+}
+
+/// List the newest changes and who made them, the newest first
+#[utoipa::path(
+    get, path = "/v1/log", security(("token" = [])), params(LogQuery),
+    responses((status = 200, description = "The changes", body = Vec<LogEntry>), (status = 422, response = ErrorAnswer), Refused)
+)]
+async fn log(State(door): State<Door>, Query(fields): Query<Fields>) -> Answer<Vec<LogEntry>> {
+    let query = parse_query(fields, &["run"])?;
+    Ok(Json(door.log(&query).await?))
+}
+
+impl Door {
+    /// The newest entries of the log of changes.
+    pub(super) async fn log(&self, query: &LogQuery) -> Result<Vec<LogEntry>, Refusal> {
+        let Some(home) = self.handle.home() else { return Ok(vec![]) };
+        let late = || Refusal::Unavailable("the store does not answer: try again in a moment".into());
+        let read = tokio::time::timeout(self.handle.patience(), audit::read(home, query)).await;
+        Ok(read.map_err(|_| late())??)
+    }
 }
 
 /// Listen to events as server-sent events: started, succeeded, failed, released, alive

@@ -69,6 +69,15 @@ impl Gate {
         }
     }
 
+    /// How the client has shown who it is, for the log of changes.
+    pub fn how(&self, headers: &HeaderMap) -> &'static str {
+        match headers.contains_key(header::AUTHORIZATION) {
+            _ if self.is_open() => "local",
+            true => "token",
+            false => "session",
+        }
+    }
+
     fn role_of(&self, session: &str) -> Option<Role> {
         let digest = hex_sha256(session.as_bytes());
         self.keys.iter().filter(|(_, key)| *key == digest).map(|(role, _)| *role).max()

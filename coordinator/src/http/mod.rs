@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod auth;
+mod changes;
 pub mod connections;
 mod dashboard;
 mod door;

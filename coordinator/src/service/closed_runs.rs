@@ -8,7 +8,9 @@ use store::{ErrorKind, Runs, Store};
 
 use super::lead::Lead;
 use super::refusal::Refusal;
+use super::spending::read_usage;
 use crate::Error;
+use crate::budget::paused_because;
 use crate::fleet::summary_statuses;
 use crate::outcomes::Table;
 use crate::plan::RunSpec;
@@ -39,8 +41,11 @@ pub(super) async fn close(lead: &Lead, spec: &RunSpec, images: usize) -> Result<
 
 /// Read from the summary, if there is one.
 pub(super) async fn closed_status(home: &Store, name: &str, control: Control) -> Result<RunStatus, Error> {
-    let Control { state, priority, per_minute, .. } = control;
-    let status = RunStatus { name: name.to_owned(), state, priority, per_minute, ..RunStatus::default() };
+    let Control { state, priority, per_minute, budget_hours, ended, deleted, .. } = control;
+    let deleting = deleted.then_some(0);
+    let worker_hours = read_usage(home, name).await? / 3600.0;
+    let status = RunStatus { name: name.to_owned(), state, priority, per_minute, budget_hours, ended, ..RunStatus::default() };
+    let status = RunStatus { deleting, worker_hours, paused_because: paused_because(name, &control, worker_hours), ..status };
     let Some(summary) = read_summary(&Runs::Home(home.clone()).of(name)?).await else { return Ok(status) };
     let Counts { planned, total, succeeded, failed } = summary.images;
     let (classes, super_classes) = summary_statuses(&summary);

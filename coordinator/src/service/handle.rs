@@ -34,6 +34,7 @@ pub(super) enum Request {
     Look(String, Look),
     Change(String, Change, Reply<RunStatus>),
     Redrive(String, RedriveRequest, Reply<String>),
+    Delete(String, Reply<String>),
     Workers(Reply<Vec<WorkerStatus>>),
     Backlog(Reply<usize>),
     Listen(Reply<broadcast::Receiver<Event>>),
@@ -178,6 +179,19 @@ impl Handle {
     /// Returns a note for people.
     pub async fn redrive(&self, run: String, which: RedriveRequest) -> Result<String, Refusal> {
         self.ask_for_a_change(|reply| Request::Redrive(run, which, reply)).await
+    }
+
+    /// Has a run deleted that has ended. Returns a note for people.
+    pub async fn delete(&self, run: String) -> Result<String, Refusal> {
+        self.ask_for_a_change(|reply| Request::Delete(run, reply)).await
+    }
+
+    /// `None`: one run is driven, without a home.
+    pub(crate) fn home(&self) -> Option<&Store> {
+        match &self.runs {
+            Runs::Home(home) => Some(home),
+            Runs::One(_) => None,
+        }
     }
 
     /// Workers whose heartbeats came lately.

@@ -1,27 +1,39 @@
 //! All runs of a home (*io*): loads them, takes new ones in, writes their snapshots, and their tables at the end.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::{Duration, Instant};
+mod change;
+mod delete;
+mod load;
+mod save;
+mod spend;
+mod tell;
 
-use futures_util::future::join_all;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::{Control, CrashPoint, RunState, chain, keys};
 use queue::Queue;
-use store::{Runs, Store};
+use store::Store;
 use tokio::task::JoinSet;
 
-use super::closed_runs::{Tables, close, closed_status, read_table};
+use super::closed_runs::{Tables, close, read_table};
 use super::handle::{Look, Reply};
 use super::intake::{self, Order, Prepared, Trouble, control_of, in_trouble, read_order, submitted};
 use super::lead::Lead;
 use super::refusal::Refusal;
-use super::snapshots::{Found, read_errors, save};
+use super::snapshots::{Found, read_errors};
+use super::spending::Spending;
 use crate::Error;
 use crate::drive::Driver;
+use crate::notify::Notify;
+use change::{being_read, changed};
 use client::api::{Change, RedriveRequest, RunRequest, RunStatus};
-use results::RunError;
+use delete::Deleting;
+use load::{Loaded, load};
 use results::redrive::Redrive;
 use results::run::AT_ONCE;
+use save::Saved;
+use tell::Telling;
 
 /// Time until the store is tried again.
 const RETRY_STORE: Duration = Duration::from_secs(30);
@@ -31,11 +43,6 @@ const RETRY_TABLES: Duration = Duration::from_secs(10);
 const CHECK_LEAD: Duration = Duration::from_secs(30);
 /// Results that are read for their errors at a time.
 const READ: usize = 1024;
-/// A snapshot is written this long after the last, and earlier when this many results are new.
-const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
-const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
-/// A coordinator that stops waits this long for its last snapshots.
-const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub struct Config {
@@ -47,6 +54,10 @@ pub struct Config {
     pub version: String,
     /// Dollars for an hour of a worker, to estimate the cost of runs.
     pub worker_hour_price: Option<f64>,
+    /// Whom to tell of what happens.
+    pub notify: Notify,
+    /// Runs that ended longer ago are deleted; `None`: all are kept.
+    pub keep_runs: Option<Duration>,
 }
 
 /// What was done beside the loop.
@@ -59,23 +70,24 @@ pub(super) enum Done {
     PlanAgain(String),
     ControlWritten(String, Control, Result<(), Error>, Then),
     LeadChecked,
+    /// Worker seconds of a run, and whether they are written.
+    UsageSaved(String, f64, bool),
+    Deleted(String),
+    /// Somebody was told, or it is in the log of changes.
+    Told,
 }
 
 /// What follows when a run's control is written.
 pub(super) enum Then {
     Answer(Reply<RunStatus>),
+    /// The coordinator has paused the run itself.
+    Pause,
+    /// The run's objects are deleted. Without a reply the coordinator does so by itself.
+    Delete(Option<Reply<String>>),
     /// The run has finished.
     Finish,
     /// Nothing: a write before may have been applied, although it failed.
     Restore,
-}
-
-/// The last snapshot of a run.
-struct Saved {
-    at: Instant,
-    /// Results that count in it.
-    counted: usize,
-    writing: bool,
 }
 
 pub(super) struct HomeRuns {
@@ -100,12 +112,16 @@ pub(super) struct HomeRuns {
     reading: bool,
     saved: HashMap<String, Saved>,
     tables: Tables,
+    spending: Spending,
+    deleting: Deleting,
+    telling: Telling,
 }
 
 impl HomeRuns {
     pub(super) fn new(config: Config) -> HomeRuns {
         HomeRuns {
             lead: Lead::none(config.home.clone()),
+            telling: Telling::new(&config),
             config,
             beside: JoinSet::new(),
             preparing: HashSet::new(),
@@ -118,6 +134,8 @@ impl HomeRuns {
             reading: false,
             saved: HashMap::new(),
             tables: Tables::default(),
+            spending: Spending::default(),
+            deleting: Deleting::default(),
         }
     }
 
@@ -132,9 +150,16 @@ impl HomeRuns {
         let objects = home.list(keys::INDEX)?.all().await?;
         let names: Vec<String> = objects.iter().filter_map(|o| keys::parse_index(&o.key)).map(str::to_owned).collect();
         let loaded: Vec<Loaded> = stream::iter(names).map(|name| load(lead, name)).buffered(AT_ONCE).try_collect().await?;
+        self.tell_again().await?;
         for run in loaded {
             match run {
-                Loaded::Closed(status) => drop(self.closed.insert(status.name.clone(), *status)),
+                Loaded::Closed(status) => {
+                    let (name, deleted) = (status.name.clone(), status.deleting.is_some());
+                    self.closed.insert(name.clone(), *status);
+                    if deleted {
+                        self.delete_objects(name);
+                    }
+                }
                 Loaded::Open(order) => {
                     let name = order.0.name.clone();
                     self.prepare(name, async move { Ok(*order) }, None);
@@ -170,6 +195,9 @@ impl HomeRuns {
         if self.preparing.contains(&name) {
             return drop(reply.send(Err(being_read(&name))));
         }
+        if let Err(refusal) = self.deleting.refuse(&name) {
+            return drop(reply.send(Err(refusal)));
+        }
         let known = driver.fleet.spec(&name).is_some() || self.closed.contains_key(&name);
         let Config { home, version, .. } = self.config.clone();
         self.prepare(name, async move { submitted(&home, version, request, known).await }, Some(reply));
@@ -183,17 +211,19 @@ impl HomeRuns {
         let (home, run) = (self.config.home.clone(), name.clone());
         let order = async move {
             let (record, control) = read_order(&home, &run).await?;
-            Ok((record, Control { state: RunState::Running, ..control }, Some(redrive)))
+            Ok((record, Control { state: RunState::Running, ended: None, ..control }, Some(redrive)))
         };
         self.prepare(name, order, Some(reply));
     }
 
     fn redrivable(&self, driver: &Driver, name: &str, which: &RedriveRequest) -> Result<Redrive, Refusal> {
         let redrive = Redrive::parse(&which.wheres, which.seed).map_err(Refusal::Invalid)?;
+        self.deleting.refuse(name)?;
         let state = driver.fleet.control(name).or_else(|| self.closed.get(name).map(control_of)).map(|c| c.state);
         match state {
             _ if self.preparing.contains(name) => Err(being_read(name)),
             None => Err(Refusal::no_run(name)),
+            Some(RunState::Finished) if self.changing.contains(name) => Err(being_changed(name)),
             Some(RunState::Finished) => Ok(redrive),
             Some(_) => Err(Refusal::Conflict(format!("run {name} is not finished: only a finished run can be redriven"))),
         }
@@ -202,7 +232,10 @@ impl HomeRuns {
     /// Has a change written; the reply follows when it is.
     pub(super) fn change(&mut self, driver: &Driver, name: &str, change: Change, reply: Reply<RunStatus>) {
         match self.control_after(driver, name, change) {
-            Ok(control) => self.write(name, control, Then::Answer(reply)),
+            Ok(control) => {
+                self.announce(driver, name, control);
+                self.write(name, control, Then::Answer(reply));
+            }
             Err(refusal) => drop(reply.send(Err(refusal))),
         }
     }
@@ -216,9 +249,11 @@ impl HomeRuns {
             false => Refusal::no_run(name),
         })?;
         if self.changing.contains(name) {
-            return Err(Refusal::Conflict(format!("run {name} is being changed: try again in a moment")));
+            return Err(being_changed(name));
         }
-        changed(name, before, change)
+        let hours = driver.fleet.worker_seconds(name) / 3600.0;
+        let hours = self.closed.get(name).map_or(hours, |status| status.worker_hours.max(hours));
+        changed(name, before, change, hours, now())
     }
 
     /// Writes a run's control beside the loop.
@@ -228,10 +263,15 @@ impl HomeRuns {
 
     fn write_after(&mut self, pause: Duration, name: &str, control: Control, then: Then) {
         self.changing.insert(name.to_owned());
-        let (lead, name) = (self.lead.clone(), name.to_owned());
+        let (lead, name, notice) = (self.lead.clone(), name.to_owned(), self.telling.ending(name));
         self.beside.spawn(async move {
             tokio::time::sleep(pause).await;
-            let written = lead.write(&name, control).await;
+            // What is told of the change is kept first: if this process dies in between, the next one tells it.
+            let written = async {
+                tell::keep(&lead.home, notice.as_ref()).await?;
+                lead.write(&name, control).await
+            };
+            let written = written.await;
             Done::ControlWritten(name, control, written, then)
         });
     }
@@ -240,15 +280,26 @@ impl HomeRuns {
     /// follow it: what was there before is written again, until it is.
     fn written(&mut self, driver: &mut Driver, name: &str, control: Control, written: Result<(), Error>, then: Then) {
         self.changing.remove(name);
+        if written.is_ok() {
+            self.tell_ending(name);
+        }
         match (written, then) {
             (Ok(()), Then::Answer(reply)) => drop(reply.send(self.changed(driver, name, control))),
+            (Ok(()), Then::Pause) => self.paused(driver, name, control),
+            (Ok(()), Then::Delete(reply)) => self.begin_deleting(driver, name, reply),
             (Err(error), Then::Answer(reply)) => {
                 let _ = reply.send(Err(error.into()));
-                let before = driver.fleet.control(name).or(self.closed.get(name).map(control_of));
-                if let Some(before) = before {
-                    self.write_after(RETRY_TABLES, name, before, Then::Restore);
-                }
+                self.restore(driver, name);
             }
+            (Err(error), Then::Delete(reply)) => {
+                match reply {
+                    Some(reply) => drop(reply.send(Err(error.into()))),
+                    None => tracing::warn!(run = name, error = chain(&error), "the run cannot be deleted; tried again"),
+                }
+                self.restore(driver, name);
+            }
+            // Tried again while the budget is spent.
+            (Err(_), Then::Pause) => self.restore(driver, name),
             (Err(_), Then::Restore) => self.write_after(RETRY_TABLES, name, control, Then::Restore),
             (Ok(()), Then::Restore) => {}
             (Ok(()), Then::Finish) => {
@@ -264,6 +315,14 @@ impl HomeRuns {
         }
     }
 
+    /// Has what was there before written again, after a pause.
+    fn restore(&mut self, driver: &Driver, name: &str) {
+        self.telling.unsay(name);
+        if let Some(before) = driver.fleet.control(name).or(self.closed.get(name).map(control_of)) {
+            self.write_after(RETRY_TABLES, name, before, Then::Restore);
+        }
+    }
+
     fn changed(&mut self, driver: &mut Driver, name: &str, control: Control) -> Result<RunStatus, Refusal> {
         driver.fleet.set_control(name, control);
         driver.withdraw();
@@ -271,6 +330,7 @@ impl HomeRuns {
         match self.closed.get_mut(name) {
             Some(status) => {
                 (status.state, status.priority, status.per_minute) = (control.state, control.priority, control.per_minute);
+                (status.budget_hours, status.ended) = (control.budget_hours, control.ended);
                 Ok(status.clone())
             }
             None => driver.status(name).ok_or_else(|| Refusal::no_run(name)),
@@ -322,13 +382,17 @@ impl HomeRuns {
             }
             Done::PlanAgain(name) => self.plan_again(name),
             Done::LeadChecked => self.lead_checked = Some(Instant::now()),
+            Done::UsageSaved(name, seconds, written) => self.spending.saved(name, seconds, written),
+            Done::Deleted(name) => self.deleted(driver, &name),
+            Done::Told => {}
             Done::ControlWritten(name, control, written, then) => self.written(driver, &name, control, written, then),
         }
     }
 
     /// Gives a planned run to the driver. Returns a note for people.
     fn add(&mut self, driver: &mut Driver, name: String, prepared: Prepared) -> String {
-        let Prepared { spec, plan, control, tally } = prepared;
+        let Prepared { spec, plan, control, tally, worker_seconds } = prepared;
+        driver.fleet.resume_spending(&name, worker_seconds);
         let note = format!("run {name}: {} images, {} to be projected", plan.total(), plan.images.len());
         tracing::info!(run = name, images = plan.total(), left = plan.images.len(), "run planned");
         self.preparing.remove(&name);
@@ -364,7 +428,9 @@ impl HomeRuns {
         if control.state == RunState::Cancelled {
             return tracing::info!(run = name, "tables of the cancelled run written");
         }
-        self.write(name, Control { state: RunState::Finished, ..control }, Then::Finish);
+        let control = Control { state: RunState::Finished, ended: Some(now()), ..control };
+        self.announce(driver, name, control);
+        self.write(name, control, Then::Finish);
     }
 
     fn trouble(&mut self, run: String, what: &str, error: &str) {
@@ -396,7 +462,8 @@ impl HomeRuns {
     pub(super) fn statuses(&self, driver: &Driver) -> Vec<RunStatus> {
         let active = driver.fleet.names().filter_map(|name| driver.status(name));
         let active = active.map(|status| self.completed(status));
-        let mut all: Vec<RunStatus> = active.chain(self.closed.values().cloned()).collect();
+        let closed = self.closed.values().map(|status| self.with_news(status.clone()));
+        let mut all: Vec<RunStatus> = active.chain(closed).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -404,8 +471,9 @@ impl HomeRuns {
     pub(super) fn briefs(&self, driver: &Driver) -> Vec<RunStatus> {
         let active = driver.fleet.names().filter_map(|name| driver.fleet.brief(name, driver.now()));
         // Closed runs stay as they are.
-        let troubled = self.closed.values().filter(|status| status.problem.is_some());
+        let troubled = self.closed.values().filter(|status| status.problem.is_some() || status.deleting.is_some());
         let troubled = troubled.map(|status| RunStatus { classes: vec![], super_classes: vec![], ..status.clone() });
+        let troubled = troubled.map(|status| self.with_news(status));
         active.map(|status| self.completed(status)).chain(troubled).collect()
     }
 
@@ -414,12 +482,21 @@ impl HomeRuns {
         let seconds: f64 = status.stage_seconds.values().sum();
         let hours = seconds / 3600.0 * status.images as f64;
         let cost = self.config.worker_hour_price.map(|price| price * hours).filter(|_| seconds > 0.0);
-        RunStatus { cost, problem: self.problems.get(&status.name).cloned(), ..status }
+        self.with_news(RunStatus { cost, problem: self.problems.get(&status.name).cloned(), ..status })
+    }
+
+    /// With what is known of its deletion and of its notifications.
+    fn with_news(&self, status: RunStatus) -> RunStatus {
+        let deleting = self.deleting.progress(&status.name).or(status.deleting);
+        RunStatus { deleting, notification_problem: self.telling.problem(&status.name), ..status }
     }
 
     /// Reads the table of a closed run beside the loop.
     pub(super) fn look_at_closed(&self, run: String, look: Look) {
         let Some(status) = self.closed.get(&run).cloned() else { return look(Err(Refusal::no_run(&run))) };
+        if let Err(refusal) = self.deleting.refuse(&run) {
+            return look(Err(refusal));
+        }
         let (home, tables) = (self.config.home.clone(), self.tables.clone());
         tokio::spawn(async move {
             // One table is read at a time, and once for all requests that need it.
@@ -442,6 +519,9 @@ impl HomeRuns {
         self.write_tables(driver);
         self.read_results(driver);
         self.save_snapshots(driver);
+        self.pause_spent(driver);
+        self.save_spending(driver);
+        self.delete_old(driver);
     }
 
     /// Looks beside the loop whether another coordinator leads, which the broker may not know.
@@ -508,86 +588,13 @@ impl HomeRuns {
             Done::ResultsRead(name, found)
         });
     }
-
-    fn save_snapshots(&mut self, driver: &Driver) {
-        for (name, saved) in &mut self.saved {
-            let new = driver.fleet.counted(name).abs_diff(saved.counted);
-            let due = new > 0 && saved.at.elapsed() >= SNAPSHOT_EVERY
-                || new >= SNAPSHOT_SOON.0 && saved.at.elapsed() >= SNAPSHOT_SOON.1;
-            if saved.writing || !due {
-                continue;
-            }
-            let Some(snapshot) = driver.fleet.snapshot(name) else { continue };
-            (saved.at, saved.writing) = (Instant::now(), true);
-            let (home, name) = (self.config.home.clone(), name.clone());
-            self.beside.spawn(async move {
-                let counted = save(&home, &name, snapshot).await;
-                Done::SnapshotSaved(name, counted)
-            });
-        }
-    }
-
-    /// Writes the snapshots that have something new, before the end.
-    pub(super) async fn save_last(&self, driver: &Driver) {
-        let new = self.saved.iter().filter(|(name, saved)| driver.fleet.counted(name) != saved.counted);
-        let snapshots = new.filter_map(|(name, _)| Some((name, driver.fleet.snapshot(name)?)));
-        let saves = join_all(snapshots.map(|(name, snapshot)| save(&self.config.home, name, snapshot)));
-        let _ = tokio::time::timeout(SNAPSHOT_LAST, saves).await;
-    }
 }
 
-enum Loaded {
-    Open(Box<Order>),
-    Closed(Box<RunStatus>),
+fn being_changed(name: &str) -> Refusal {
+    Refusal::Conflict(format!("run {name} is being changed: try again in a moment"))
 }
 
-async fn load(lead: &Lead, name: String) -> Result<Loaded, Error> {
-    let home = &lead.home;
-    let found = match read_order(home, &name).await {
-        Ok((record, control)) if !control.state.is_closed() => lead.claim(&name).await.map(|control| (record, control)),
-        found => found,
-    };
-    let closed = match &found {
-        Ok((_, control)) => match control.state {
-            RunState::Running | RunState::Paused => None,
-            // Its tables are still to be written.
-            RunState::Cancelled if !Runs::Home(home.clone()).of(&name)?.exists(keys::MANIFEST).await? => None,
-            RunState::Cancelled | RunState::Finished => Some(closed_status(home, &name, *control).await?),
-        },
-        // One damaged run does not stop the others.
-        Err(error @ (Error::Run(RunError::Damaged { .. }) | Error::OtherName { .. })) => {
-            tracing::error!(run = name, error = chain(error), "the run is left alone");
-            let paused = Control { state: RunState::Paused, ..Control::default() };
-            Some(RunStatus { problem: Some(chain(error)), ..closed_status(home, &name, paused).await? })
-        }
-        Err(_) => None,
-    };
-    match closed {
-        Some(status) => Ok(Loaded::Closed(Box::new(status))),
-        None => found.map(|(record, control)| Loaded::Open(Box::new((record, control, None)))),
-    }
-}
-
-/// The control of a run after a change. Pure.
-fn changed(name: &str, before: Control, change: Change) -> Result<Control, Refusal> {
-    if matches!(before.state, RunState::Cancelled | RunState::Finished) {
-        return Err(Refusal::Conflict(format!("run {name} has ended: it cannot be changed")));
-    }
-    if change.state == Some(RunState::Finished) {
-        return Err(Refusal::Invalid("state must be running, paused or cancelled".into()));
-    }
-    if change.per_minute.is_some_and(|r| !(r.is_finite() && r >= 0.0)) {
-        return Err(Refusal::Invalid("per_minute must be a number ≥ 0".into()));
-    }
-    Ok(Control {
-        format: 1,
-        state: change.state.unwrap_or(before.state),
-        priority: change.priority.unwrap_or(before.priority),
-        per_minute: change.per_minute.map_or(before.per_minute, |r| (r > 0.0).then_some(r)),
-        epoch: before.epoch,
-    })
-}
-
-fn being_read(name: &str) -> Refusal {
-    Refusal::Conflict(format!("run {name} is being read: try again in a moment"))
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

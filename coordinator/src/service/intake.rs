@@ -10,7 +10,9 @@ use super::closed_runs::closed_status;
 use super::lead::Lead;
 use super::refusal::Refusal;
 use super::snapshots::read_snapshot;
+use super::spending::read_usage;
 use crate::Error;
+use crate::budget;
 use crate::plan::{Plan, RunSpec};
 use crate::prepare::{Seen, see};
 use crate::tally::Tally;
@@ -27,6 +29,8 @@ pub(super) struct Prepared {
     pub(super) plan: Plan,
     pub(super) control: Control,
     pub(super) tally: Tally,
+    /// See [`Usage`].
+    pub(super) worker_seconds: f64,
 }
 
 /// Why a run cannot be planned.
@@ -44,7 +48,8 @@ impl<E: Into<Refusal>> From<E> for Trouble {
 
 /// Checks a request. `known`: the service has a run of this name.
 pub(super) async fn submitted(home: &Store, version: String, request: RunRequest, known: bool) -> Result<Order, Refusal> {
-    let RunRequest { name, dataset, annotations, model, profile, params, seed, limit, priority, per_minute } = request;
+    let RunRequest { name, dataset, annotations, model, profile, params, seed, limit, priority, per_minute, budget_hours } =
+        request;
     let invalid = Refusal::Invalid;
     keys::check_run(&name).map_err(|problem| invalid(format!("the run's name {name:?} {problem}")))?;
     keys::check_run(&model).map_err(|problem| invalid(format!("the model's name {model:?} {problem}")))?;
@@ -60,6 +65,7 @@ pub(super) async fn submitted(home: &Store, version: String, request: RunRequest
     if per_minute.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
         return Err(invalid("per_minute must be above 0".into()));
     }
+    budget::check(budget_hours).map_err(invalid)?;
     if limit == Some(0) {
         return Err(invalid("limit must be above 0".into()));
     }
@@ -85,7 +91,8 @@ pub(super) async fn submitted(home: &Store, version: String, request: RunRequest
         Err(e) if e.is_not_found() => {}
         Err(e) => return Err(e.into()),
     }
-    Ok((record, Control { priority, per_minute, ..Control::default() }, None))
+    let budget_hours = budget_hours.filter(|hours| *hours > 0.0);
+    Ok((record, Control { priority, per_minute, budget_hours, ..Control::default() }, None))
 }
 
 pub(super) async fn read_order(home: &Store, name: &str) -> Result<(RunRecord, Control), Error> {
@@ -159,12 +166,13 @@ async fn plan(lead: &Lead, seen: Seen, spec: RunSpec, results: &Store, control: 
     lead.write(&name, control).await?;
     CrashPoint::RunControlled.pass();
     let snapshot = read_snapshot(results).await;
+    let worker_seconds = read_usage(&lead.home, &name).await?;
     let failures =
         std::mem::take(&mut plan.settled_failures).into_iter().chain(plan.failures.iter().cloned()).collect::<Vec<_>>();
     let resume = move || {
         let results = plan.settled.iter().map(|planned| (spec.job(planned).id().to_string(), planned.image.clone()));
         let tally = Tally::resume(snapshot, results, failures);
-        Prepared { spec, plan, control, tally }
+        Prepared { spec, plan, control, tally, worker_seconds }
     };
     let prepared = tokio::task::spawn_blocking(resume).await.expect("no value of a plan makes it panic");
     let (counted, unread) = (prepared.tally.counted(), prepared.tally.left());
@@ -179,8 +187,9 @@ pub(super) async fn in_trouble(home: &Store, name: &str, control: Control, refus
 }
 
 pub(super) fn control_of(status: &RunStatus) -> Control {
-    let RunStatus { state, priority, per_minute, .. } = *status;
-    Control { state, priority, per_minute, ..Control::default() }
+    let RunStatus { state, priority, per_minute, budget_hours, ended, .. } = *status;
+    let deleted = status.deleting.is_some();
+    Control { state, priority, per_minute, budget_hours, ended, deleted, ..Control::default() }
 }
 
 async fn read_control(home: &Store, run: &str) -> Result<Control, Error> {

@@ -75,6 +75,19 @@ pub struct RunStatus {
     pub cost: Option<f64>,
     /// Why the run cannot continue now.
     pub problem: Option<String>,
+    /// Worker hours so far: how long workers had images of the run, summed over the workers.
+    #[serde(default)]
+    pub worker_hours: f64,
+    /// Worker hours after which the coordinator pauses the run.
+    pub budget_hours: Option<f64>,
+    /// Why the coordinator has paused the run.
+    pub paused_because: Option<String>,
+    /// When it was cancelled or finished, in seconds since 1970.
+    pub ended: Option<u64>,
+    /// The run is being deleted: objects deleted so far.
+    pub deleting: Option<usize>,
+    /// Why a notification about the run is not delivered.
+    pub notification_problem: Option<String>,
 }
 
 /// Mean errors of the best seeds of a class, or of a super-class, so far.
@@ -125,6 +138,8 @@ pub struct RunRequest {
     pub priority: i32,
     /// Most jobs published each minute.
     pub per_minute: Option<f64>,
+    /// Worker hours after which the coordinator pauses the run.
+    pub budget_hours: Option<f64>,
 }
 
 impl RunRequest {
@@ -141,6 +156,7 @@ impl RunRequest {
             limit: None,
             priority: 0,
             per_minute: None,
+            budget_hours: None,
         }
     }
 }
@@ -179,6 +195,9 @@ pub struct Change {
     /// Most jobs published each minute; 0 removes the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_minute: Option<f64>,
+    /// Worker hours after which the coordinator pauses the run; 0 removes the budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_hours: Option<f64>,
 }
 
 /// Images of a finished run to project again.
@@ -339,6 +358,42 @@ pub struct FailureGroup {
     pub reason: FailureReason,
     pub images: usize,
     pub examples: Vec<ImageRow>,
+}
+
+/// A change that was made, and by whom.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LogEntry {
+    /// Microseconds since 1970.
+    pub time: u64,
+    /// `submit`, `pause`, `resume`, `cancel`, `priority`, `rate`, `budget`, `redrive` or `delete`; several changes of one request are
+    /// joined by `+`.
+    pub action: String,
+    pub run: String,
+    /// `token`, `session` (the dashboard), `local` (a client on the coordinator's machine, without a token) or `coordinator`.
+    pub who: String,
+    /// Address that the request came from: a proxy's, if there is one between. The coordinator itself has none.
+    pub address: Option<String>,
+    /// What was requested, as JSON, or why the coordinator did it.
+    #[serde(default)]
+    pub detail: String,
+}
+
+/// Which entries of the log. What is absent restricts nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogQuery {
+    /// Name of the run.
+    pub run: Option<String>,
+    /// Most entries, the newest; 0 is 100.
+    #[param(required = false, default = 100, maximum = 1000)]
+    pub limit: usize,
+}
+
+impl LogQuery {
+    /// Default of [`LogQuery::limit`].
+    pub const LIMIT: usize = 100;
+    pub const MOST: usize = 1000;
 }
 
 /// Images of running runs that are not finished.

@@ -6,7 +6,7 @@ pub mod api;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use api::{Change, FailureGroup, Note, Outage, RedriveRequest, RunRequest, RunStatus, SAME_SETTINGS, WorkerStatus};
+use api::{Change, FailureGroup, LogEntry, Note, Outage, RedriveRequest, RunRequest, RunStatus, SAME_SETTINGS, WorkerStatus};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -107,6 +107,18 @@ impl Client {
     pub fn change(&self, name: &str, change: &Change) -> Result<RunStatus, ClientError> {
         let request = self.agent.patch(format!("{}/v1/runs/{name}", self.base));
         self.read(self.authorized(request).send_json(change))
+    }
+
+    /// Has a run deleted that has ended, and returns the coordinator's note for people. The run is there until its objects are gone.
+    pub fn delete(&self, name: &str) -> Result<String, ClientError> {
+        let request = self.agent.delete(format!("{}/v1/runs/{name}", self.base));
+        self.read::<Note>(self.authorized(request).call()).map(|answer| answer.note)
+    }
+
+    /// The newest changes, of one run or of all, the newest first.
+    pub fn log(&self, run: Option<&str>, limit: usize) -> Result<Vec<LogEntry>, ClientError> {
+        let of = run.map(|run| format!("&run={run}")).unwrap_or_default();
+        self.get(&format!("/v1/log?limit={limit}{of}"))
     }
 
     /// Redrives images of a finished run and returns the coordinator's note for people.

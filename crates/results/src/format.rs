@@ -35,6 +35,28 @@ pub fn utc(seconds: u64) -> Option<String> {
     Some(format!("{}-{month:02}-{day:02} {:02}:{:02} UTC", at.year(), at.hour(), at.minute()))
 }
 
+/// A time in seconds since 1970 as programs read it: `2026-03-01T00:00:00Z`. `None` after the year 9999.
+pub fn rfc3339(seconds: u64) -> Option<String> {
+    let at = OffsetDateTime::from_unix_timestamp(seconds.try_into().ok()?).ok()?;
+    let ((hour, minute, second), month) = (at.to_hms(), u8::from(at.month()));
+    Some(format!("{}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", at.year(), at.day()))
+}
+
+/// Seconds of a time such as `90m`, `12h`, `1.5h` or `30d`. An error is a sentence for people.
+pub fn parse_duration(text: &str) -> Result<f64, String> {
+    let wrong = || format!("{text:?} is not a time: give a number above 0 and its unit, such as 30s, 90m, 12h or 30d");
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let unit = match unit {
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| wrong())? * unit;
+    if seconds > 0.0 && seconds <= 1e10 { Ok(seconds) } else { Err(wrong()) }
+}
+
 /// Digits in groups of three: `1,234,567`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -130,6 +152,15 @@ mod tests {
     }
 
     #[test]
+    fn a_time_has_a_number_above_zero_and_a_unit() {
+        let times = ["30s", "90m", "12h", "1.5h", "30d"].map(|text| parse_duration(text).expect(text));
+        assert_eq!(times, [30.0, 5400.0, 43_200.0, 5400.0, 2_592_000.0]);
+        for wrong in ["", "12", "h", "0h", "-1h", "NaNh", "infd", "1e300d", "12 hours", "12€"] {
+            assert!(parse_duration(wrong).is_err_and(|why| why.contains("12h")), "{wrong}");
+        }
+    }
+
+    #[test]
     fn times_are_those_of_the_calendar() {
         // As `date -u -d @…` says.
         for (seconds, expected) in [
@@ -142,6 +173,8 @@ mod tests {
             (4_107_542_400, "2100-03-01 00:00 UTC"),
         ] {
             assert_eq!(utc(seconds).as_deref(), Some(expected));
+            let exact = rfc3339(seconds).expect("before the year 10000");
+            assert!(exact.replace('T', " ").starts_with(&expected[..16]) && exact.ends_with('Z'), "{exact}");
         }
         let known = [253_402_300_799, 253_402_300_800, u64::MAX].map(|seconds| utc(seconds).is_some());
         assert_eq!(known, [true, false, false]);

@@ -14,7 +14,7 @@
 {{- /* Tokens of web identity are changed for credentials over HTTPS. */ -}}
 {{- $ports = append $ports "443" }}
 {{- end }}
-{{- range list .Values.telemetry.endpoint .Values.telemetry.metricsEndpoint .Values.telemetry.tracesEndpoint }}
+{{- range list .Values.telemetry.endpoint .Values.telemetry.metricsEndpoint .Values.telemetry.tracesEndpoint .Values.coordinator.notify.webhookUrl }}
 {{- if . }}{{ $ports = append $ports (include "basin.port" .) }}{{ end }}
 {{- end }}
 {{- with $ports | uniq }}

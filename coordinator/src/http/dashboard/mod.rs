@@ -25,11 +25,12 @@ use store::{ErrorKind, Store};
 
 use super::api::{EXAMPLES, Fields, query};
 use super::auth::{Gate, Role};
+use super::changes::Who;
 use super::door::{Client, Door, guard_pages};
 use super::percent::{decoded, encoded};
 use crate::outcomes::Outcomes;
 use crate::service::{Handle, Refusal};
-use client::api::{Change, ImageQuery, ImageSort, ImageState, RedriveRequest};
+use client::api::{Change, ImageQuery, ImageSort, ImageState, LogQuery, RedriveRequest};
 use pages::PageFrame;
 use pages::image::OneImage;
 use pages::images::ImagesPage;
@@ -60,6 +61,7 @@ pub(super) fn router(door: &Door) -> Router<Door> {
         .route("/runs/{run}/image", get(image))
         .route("/runs/{run}/picture", get(picture))
         .route("/runs/{run}/failures", get(failures_of))
+        .route("/runs/{run}/log", get(log_of))
         .route("/runs/{run}/results.csv", get(csv))
         .route("/runs/{run}/results.parquet", get(parquet))
         .route("/runs/{run}/report.html", get(report))
@@ -305,6 +307,13 @@ async fn failures_of(State(door): State<Door>, frame: PageFrame, Path(run): Path
     Ok(pages::failures::show(&frame, &[groups], true))
 }
 
+async fn log_of(State(door): State<Door>, frame: PageFrame, Path(run): Path<String>) -> Answer {
+    // Refuses an unknown run.
+    door.handle.run(run.clone()).await?;
+    let entries = door.log(&LogQuery { run: Some(run.clone()), limit: 0 }).await?;
+    Ok(pages::log::show(&frame, &run, &entries))
+}
+
 async fn failures(State(door): State<Door>, frame: PageFrame) -> Answer {
     let mut all = Vec::new();
     for run in door.handle.runs().await?.into_iter().filter(|run| run.failed > 0) {
@@ -385,15 +394,17 @@ struct Act {
     state: Option<RunState>,
     priority: Option<String>,
     per_minute: Option<String>,
+    budget_hours: Option<String>,
 }
 
-async fn act(State(door): State<Door>, Path(run): Path<String>, Form(act): Form<Act>) -> Result<Response, Trouble> {
+async fn act(State(door): State<Door>, who: Who, Path(run): Path<String>, Form(act): Form<Act>) -> Result<Response, Trouble> {
     act.key.check(&door.gate)?;
     let number = |text: &str| Refusal::Invalid(format!("{text:?} is not a number"));
     let priority = act.priority.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
     let per_minute = act.per_minute.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
-    let change = Change { state: act.state, priority, per_minute };
-    let done = door.handle.change(run.clone(), change).await.map(|_| "Run changed.".to_owned());
+    let budget_hours = act.budget_hours.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
+    let change = Change { state: act.state, priority, per_minute, budget_hours };
+    let done = door.change(who, run.clone(), change).await.map(|_| "Run changed.".to_owned());
     Ok(door.tell(&format!("/runs/{run}"), done))
 }
 
@@ -407,12 +418,17 @@ struct Redrive {
     seed: String,
 }
 
-async fn redrive(State(door): State<Door>, Path(run): Path<String>, Form(form): Form<Redrive>) -> Result<Response, Trouble> {
+async fn redrive(
+    State(door): State<Door>,
+    who: Who,
+    Path(run): Path<String>,
+    Form(form): Form<Redrive>,
+) -> Result<Response, Trouble> {
     form.key.check(&door.gate)?;
     let wheres = Some(form.condition).filter(|w| !w.trim().is_empty()).into_iter().collect();
     let number = || Refusal::Invalid(format!("the seed {:?} is not a whole number ≥ 0", form.seed));
     let seed = Some(&form.seed).filter(|s| !s.is_empty()).map(|s| s.parse().map_err(|_| number())).transpose()?;
-    let done = door.handle.redrive(run.clone(), RedriveRequest { wheres, seed }).await;
+    let done = door.redrive(who, run.clone(), RedriveRequest { wheres, seed }).await;
     Ok(door.tell(&format!("/runs/{run}"), done))
 }
 

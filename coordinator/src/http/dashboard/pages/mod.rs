@@ -5,6 +5,7 @@ pub mod failures;
 pub mod fleet;
 pub mod image;
 pub mod images;
+pub mod log;
 mod parts;
 pub mod run;
 pub mod runs;

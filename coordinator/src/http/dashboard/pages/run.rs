@@ -36,7 +36,7 @@ impl RunPage<'_> {
         let at = format!("/runs/{}", run.name);
         let content = html! {
             div.run-head { h1 { (name(&run.name)) } span data-run=(run.name) { (badge(run.state.as_str())) } }
-            (card(run, false))
+            div #progress data-refresh { (card(run, false)) }
             dl.tiles data-run=(run.name) {
                 @for (field, label, value) in [
                     ("started", "with workers", run.started), ("queued", "queued", run.queued), ("waiting", "waiting", run.waiting),
@@ -49,6 +49,7 @@ impl RunPage<'_> {
             nav.row aria-label="This run" {
                 a.button href={ (at) "/images" } { "Images" }
                 a.button href={ (at) "/failures" } { "Failures" }
+                a.button href={ (at) "/log" } { "Log" }
                 a.button href={ (at) "/results.csv" } { "results.csv" }
                 @if run.state.is_closed() {
                     a.button href={ (at) "/results.parquet" } { "results.parquet" }
@@ -123,6 +124,12 @@ fn actions(frame: &PageFrame, run: &RunStatus, at: &str) -> Markup {
                     (frame.key())
                     label { "Jobs a minute (0: no limit)"
                         input type="number" min="0" step="any" name="per_minute" value=(run.per_minute.unwrap_or(0.0)) required; }
+                    button { "Set" }
+                }
+                form.row method="post" action=(act) {
+                    (frame.key())
+                    label { "Budget in worker hours (0: none)"
+                        input type="number" min="0" step="any" name="budget_hours" value=(run.budget_hours.unwrap_or(0.0)) required; }
                     button { "Set" }
                 }
             }

@@ -22,6 +22,14 @@ pub fn show(frame: &PageFrame, runs: &[RunStatus]) -> Markup {
     frame.page("Runs", Place::Runs, &content)
 }
 
+/// What an operator has to know of a run.
+fn notes(run: &RunStatus) -> Vec<String> {
+    let paused = run.paused_because.as_ref().map(|why| format!("Paused: {why}"));
+    let deleting = run.deleting.map(|objects| format!("This run is being deleted: {objects} objects are gone."));
+    let notification = run.notification_problem.as_ref().map(|why| format!("Notification: {why}"));
+    [paused, deleting, notification].into_iter().flatten().collect()
+}
+
 /// Progress of a run. `link`: with its name.
 pub(super) fn card(run: &RunStatus, link: bool) -> Markup {
     let settled = run.skipped + run.succeeded + run.failed;
@@ -44,6 +52,12 @@ pub(super) fn card(run: &RunStatus, link: bool) -> Markup {
                 @if run.cost.is_some() {
                     span { "about " span data-f="cost" { (optional(run.cost.map(|c| format!("${c:.2}")))) } }
                 }
+            }
+            @if let Some(budget) = run.budget_hours {
+                p.soft { (format!("{:.2} of {budget} worker hours used", run.worker_hours)) }
+            }
+            @for why in notes(run) {
+                p.problem { (text(&why)) }
             }
             @if let Some(problem) = &run.problem {
                 p.problem data-f="problem" { (text(problem)) }
