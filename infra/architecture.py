@@ -20,7 +20,7 @@ GRAPH = {
     "kernels": [],
     "client": ["proto"],
     "dataset": ["proto", "store"],
-    "queue": ["proto"],
+    "queue": ["proto", "telemetry"],
     "projector": ["kernels", "proto"],
     "seeded": ["projector"],
     "zoo": ["projector", "proto", "state-dict"],

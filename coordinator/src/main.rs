@@ -53,7 +53,7 @@ struct Args {
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
-    let _telemetry = telemetry::init("basin-coordinator", "info");
+    let _telemetry = telemetry::init_scraped("basin-coordinator", "info");
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -2,6 +2,7 @@
 
 mod browser;
 mod dashboard;
+mod lead;
 mod service;
 mod verify;
 mod webdataset;
