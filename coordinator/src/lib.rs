@@ -3,7 +3,7 @@
 //!
 //! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), from which [`drive`] (io) takes
 //! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`] reads a run before it is
-//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results.
+//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it; [`pod_label`] tells Kubernetes who leads. [`tally`] and [`outcomes`] (pure) count results.
 
 mod beside;
 pub mod drive;
@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod outcomes;
 pub mod plan;
+pub mod pod_label;
 pub mod prepare;
 pub mod service;
 pub mod simulate;

@@ -45,6 +45,10 @@ struct Args {
     /// Most jobs that are published and not finished. Use at least four for each image that all workers together can hold.
     #[arg(long, env = "BASIN_WINDOW", default_value_t = coordinator::drive::WINDOW, value_name = "N")]
     window: usize,
+    /// This pod as namespace/name: label it basin-leads=true while this coordinator acts, so that the Service of two coordinators finds
+    /// the acting one. The pod's service account must be allowed to patch pods.
+    #[arg(long, env = "BASIN_LEADER_LABEL_POD", value_name = "POD")]
+    leader_label_pod: Option<String>,
     /// Delete the queues and create them again before the start. Use it when a queue is broken, or after a change of the version of
     /// basin or RabbitMQ. Stop all other services first. The coordinator plans again what was on the queues.
     #[arg(long)]
@@ -89,6 +93,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         version,
         worker_hour_price: args.worker_hour_price,
     });
+    if let Some(pod) = &args.leader_label_pod {
+        let place = pod::Place::in_cluster(pod).map_err(anyhow::Error::msg).context("--leader-label-pod")?;
+        tokio::spawn(coordinator::pod_label::keep(place, handle.leadership()));
+    }
     let gate = Gate::new(token.as_deref(), read_only.as_deref(), &secret().context("cannot read /dev/urandom")?);
     let edits = args.edit_url.map(|url| Edits::new(url, token.clone()));
     let api = coordinator::http::serve(listener, handle, gate, OtherServices { traces: args.trace_url, edits });
