@@ -1,4 +1,5 @@
-{{- /* All pools of workers, as a list in YAML: `workers`, and each of `workerPools` with the values of `workers` where it names none. A pool has
+{{- /* All pools of workers, as a list in YAML: `workers`, and each of `workerPools` with the values of `workers` where it names none; without those that
+have no workers. A pool has
 `pool` (its name; empty for `workers`), `component` (the label that its pods are selected by) and `object` (the name of its objects). */ -}}
 {{- define "basin.pools" -}}
 {{- $base := merge (dict "pool" "" "component" "worker" "object" (printf "%s-worker" (include "basin.fullname" .))) (deepCopy .Values.workers) }}
@@ -11,7 +12,12 @@
 {{- if gt (len $object) 52 }}{{ fail (printf "the name %s has more than 52 characters: use a shorter fullnameOverride, or a shorter name of the pool" $object) }}{{ end }}
 {{- $pools = append $pools (mergeOverwrite (deepCopy $base) (deepCopy (omit . "name")) (dict "pool" .name "component" (printf "worker-%s" .name) "object" $object)) }}
 {{- end }}
-{{- toYaml $pools }}
+{{- $some := list }}
+{{- range $pools }}
+{{- if or (eq .mode "fixed") (gt (int .maxReplicas) 0) }}{{ $some = append $some . }}{{ end }}
+{{- end }}
+{{- if not $some }}{{ fail "workers.maxReplicas is 0, and no pool has workers" }}{{ end }}
+{{- toYaml $some }}
 {{- end }}
 
 {{- /* The pod of a worker, for all three modes: labels, annotations and spec of a template. (dict "root" $ "w" POOL) */ -}}
