@@ -56,6 +56,12 @@ pub static ALL: [&Metric; 13] = [
     &GPU_MEMORY_LIMIT,
 ];
 
+/// Records the errors of a result.
+pub(crate) fn of_result(loss: f64, lpips: f64) {
+    LOSS.record(loss, &[("basin.stage", "final")]);
+    LPIPS.record(lpips, &[("basin.stage", "final")]);
+}
+
 /// Registers the gauges, which are read whenever metrics are sent.
 pub(crate) fn watch() {
     if telemetry::measures() {

@@ -195,8 +195,7 @@ async fn publish(shared: &Shared, results: &Store, control: &mut RunControl, sol
     attempt.span.add_seconds(Stage::Publish, begun.elapsed().as_secs_f64());
     attempt.span.end_stage(Stage::Publish);
     let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
-    metrics::LOSS.record(loss, &[("basin.stage", "final")]);
-    metrics::LPIPS.record(lpips, &[("basin.stage", "final")]);
+    metrics::of_result(loss, lpips);
     tracing::info!(run, image = attempt.job.image, loss, lpips, seconds, "projected");
     let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips, stage_seconds };
     attempt.tell(shared, what).await?;
