@@ -109,8 +109,7 @@ fn standing() -> Option<Arc<Standing>> {
 
 /// Ends the series of a coordinator that acts no more: another one has them now.
 pub(crate) fn forget() {
-    let mut seen = seen();
-    *seen = Seen { outages: std::mem::take(&mut seen.outages), ..Seen::default() };
+    seen().forget();
 }
 
 pub(crate) fn observe(standing: Standing) {
@@ -131,6 +130,11 @@ impl Seen {
         standing.runs.sort_by(|a, b| is_active(b).cmp(&is_active(a)).then(last(b).total_cmp(&last(a))));
         standing.runs.truncate(RUNS);
         self.standing = Some(Arc::new(standing));
+    }
+
+    /// Outages are seen by a standby, too.
+    fn forget(&mut self) {
+        *self = Seen { outages: std::mem::take(&mut self.outages), ..Seen::default() };
     }
 
     /// Times at which running runs finished an image last.
@@ -225,6 +229,16 @@ mod tests {
         over[0].state = RunState::Finished;
         seen.see(Standing { runs: over, now: 40.0, ..Standing::default() });
         assert_eq!(seen.progress(), [("b".to_owned(), 20.0)]);
+    }
+
+    #[test]
+    fn who_gives_up_the_lead_shows_nothing_of_the_fleet_any_more() {
+        let mut seen = Seen { depths: vec![("basin.jobs".into(), 7)], outages: vec![("store", 31.0)], ..Seen::default() };
+        seen.see(Standing { runs: vec![run("a", RunState::Running)], workers: 5, ..Standing::default() });
+        assert!(seen.standing.is_some() && !seen.progress().is_empty());
+        seen.forget();
+        assert!(seen.standing.is_none() && seen.progress().is_empty() && seen.depths.is_empty());
+        assert_eq!(seen.outages, [("store", 31.0)]);
     }
 
     #[test]
