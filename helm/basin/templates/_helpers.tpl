@@ -151,6 +151,10 @@ http://{{ include "basin.fullname" . }}-coordinator.{{ .Release.Namespace }}.svc
 {{- with .logsEndpoint }}
 - {name: OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
+{{- if and $.Values.monitoring.podMonitor (not .metricsEndpoint) }}
+{{- /* They are scraped: each series would be there twice. */}}
+- {name: OTEL_METRICS_EXPORTER, value: none}
+{{- end }}
 {{- if not (or .logs .logsEndpoint) }}
 - {name: OTEL_LOGS_EXPORTER, value: none}
 {{- end }}
