@@ -13,6 +13,7 @@ EXCUSE, EXCUSE_LINES = "long file:", 10
 
 # Crate: our crates that it may use. The same graph is in docs/src/explanation/architecture.md.
 GRAPH = {
+    "pod": [],
     "proto": [],
     "store": [],
     "telemetry": [],
@@ -20,14 +21,14 @@ GRAPH = {
     "kernels": [],
     "client": ["proto"],
     "dataset": ["proto", "store"],
-    "queue": ["proto"],
+    "queue": ["proto", "telemetry"],
     "projector": ["kernels", "proto"],
     "seeded": ["projector"],
     "zoo": ["projector", "proto", "state-dict"],
     "results": ["dataset", "proto", "store"],
     "engine": ["projector", "proto", "store"],
-    "coordinator": ["client", "dataset", "proto", "queue", "results", "store", "telemetry"],
-    "worker": ["engine", "projector", "proto", "queue", "store", "telemetry"],
+    "coordinator": ["client", "dataset", "pod", "proto", "queue", "results", "store", "telemetry"],
+    "worker": ["engine", "pod", "projector", "proto", "queue", "store", "telemetry"],
     "cli": [
         "client", "coordinator", "dataset", "engine", "projector", "proto", "queue", "results", "store", "telemetry", "worker", "zoo",
     ],
@@ -39,7 +40,7 @@ GRAPH = {
     ],
 }
 # A coordinator runs where no libtorch is.
-WITHOUT_TORCH = ["coordinator", "client", "dataset", "queue", "results", "store", "telemetry", "proto"]
+WITHOUT_TORCH = ["coordinator", "client", "dataset", "pod", "queue", "results", "store", "telemetry", "proto"]
 TORCH = "tch"
 
 

@@ -286,7 +286,7 @@ impl Driver {
         }
         match &event.what {
             What::Failed { reason, .. } if settled => metrics::settled(Some(reason)),
-            What::Released { queued: false } => metrics::REPUBLISHED.record(1.0, &[("reason", "returned")]),
+            What::Released { queued: false } => metrics::REPUBLISHED.record(1.0, &[("basin.reason", "returned")]),
             _ if settled => metrics::settled(None),
             _ => {}
         }
@@ -305,8 +305,8 @@ impl Driver {
         self.fleet.status(run, self.now())
     }
 
-    fn message<'a>(&self, channel: Channel, job: &'a str, run: &'a str, image: &'a str) -> Message<'a> {
-        Message { system: self.queue.system(), queue: channel.name(), job, run, image }
+    fn message<'a>(&'a self, channel: Channel, job: &'a str, run: &'a str, image: &'a str) -> Message<'a> {
+        Message { destination: self.queue.destination(channel), job, run, image }
     }
 
     fn measure(&self) {
@@ -388,7 +388,7 @@ impl Driver {
                         image = silent.image,
                         "the job is neither on the queue nor with a worker; it is published again"
                     );
-                    metrics::REPUBLISHED.record(1.0, &[("reason", "lost")]);
+                    metrics::REPUBLISHED.record(1.0, &[("basin.reason", "lost")]);
                     self.published.remove(job);
                     self.fleet.take_back(run, job);
                 }
@@ -411,6 +411,7 @@ impl Driver {
 
 /// Measures the depths of the queues at intervals, until the broker is gone.
 async fn watch_depths(queue: Queue) {
+    let names = Channel::ALL.map(|channel| queue.destination(channel).name.clone());
     loop {
         let mut depths = [0; 3];
         for (depth, channel) in depths.iter_mut().zip(Channel::ALL) {
@@ -418,7 +419,7 @@ async fn watch_depths(queue: Queue) {
             let Ok(found) = queue.depth(channel).await else { return };
             *depth = found;
         }
-        metrics::observe_depths(depths);
+        metrics::observe_depths(names.iter().cloned().zip(depths).collect());
         tokio::time::sleep(MEASURE_EVERY).await;
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), from which [`drive`] (io) takes
 //! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`] reads a run before it is
-//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results. [`notify`] tells
-//! operators what happens.
+//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it; [`pod_label`] tells Kubernetes who leads, and
+//! [`notify`] tells operators what happens. [`tally`] and [`outcomes`] (pure) count results.
 
 mod audit;
 mod beside;
@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod notify;
 pub mod outcomes;
 pub mod plan;
+pub mod pod_label;
 pub mod prepare;
 pub mod service;
 pub mod simulate;

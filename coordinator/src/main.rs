@@ -66,6 +66,10 @@ struct Args {
     /// Delete runs that ended longer ago than this, such as 30d, with all their objects. Default: keep all.
     #[arg(long, env = "BASIN_KEEP_RUNS", value_name = "TIME", value_parser = duration)]
     keep_runs: Option<Duration>,
+    /// This pod as namespace/name: label it basin-leads=true while this coordinator acts, so that the Service of two coordinators finds
+    /// the acting one. The pod's service account must be allowed to patch pods.
+    #[arg(long, env = "BASIN_LEADER_LABEL_POD", value_name = "POD")]
+    leader_label_pod: Option<String>,
     /// Delete the queues and create them again before the start. Use it when a queue is broken, or after a change of the version of
     /// basin or RabbitMQ. Stop all other services first. The coordinator plans again what was on the queues.
     #[arg(long)]
@@ -74,7 +78,7 @@ struct Args {
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
-    let _telemetry = telemetry::init("basin-coordinator", "info");
+    let _telemetry = telemetry::init_scraped("basin-coordinator", "info");
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -113,6 +117,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         notify,
         keep_runs: args.keep_runs,
     });
+    if let Some(pod) = &args.leader_label_pod {
+        let place = pod::Place::in_cluster(pod).map_err(anyhow::Error::msg).context("--leader-label-pod")?;
+        tokio::spawn(coordinator::pod_label::keep(place, handle.leadership()));
+    }
     let gate = Gate::new(token.as_deref(), read_only.as_deref(), &secret().context("cannot read /dev/urandom")?);
     let edits = args.edit_url.map(|url| Edits::new(url, token.clone()));
     let api = coordinator::http::serve(listener, handle, gate, OtherServices { traces: args.trace_url, edits });

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use proto::{FailureReason, RunState};
-use queue::Channel;
 use telemetry::Metric;
 
 use client::api::{ClassStatus, RunStatus};
@@ -12,21 +11,21 @@ use client::api::{ClassStatus, RunStatus};
 /// Most runs with gauges: running ones first, then those that changed last.
 const RUNS: usize = 32;
 
-/// Attributes `outcome`: `succeeded` or `failed`, and then `reason`.
+/// Attributes `basin.outcome`: `succeeded` or `failed`, and then `basin.reason`.
 pub static IMAGES: Metric = Metric::counter("basin.images", "{image}", "Images settled");
-/// Attributes `run` and `state`: `succeeded`, `failed`, `started`, `queued` or `waiting`.
+/// Attributes `basin.run` and `basin.state`: `succeeded`, `failed`, `started`, `queued` or `waiting`.
 pub static RUN_IMAGES: Metric = Metric::gauge("basin.run.images", "{image}", "Images of a run by state");
-/// Attribute `run`. Only of running runs with images left.
+/// Attribute `basin.run`. Only of running runs with images left.
 pub static RUN_PROGRESS: Metric =
     Metric::gauge("basin.run.progress.time", "s", "When an image of a running run was settled last, in Unix time");
-/// Attributes `run` and `class`, as all metrics of classes.
+/// Attributes `basin.run` and `basin.class`, as all metrics of classes.
 pub static CLASS_IMAGES: Metric = Metric::gauge("basin.class.images", "{image}", "Images of a class with a result");
 pub static CLASS_LOSS: Metric = Metric::gauge("basin.class.loss", "1", "Mean training loss of a class");
 pub static CLASS_L1: Metric = Metric::gauge("basin.class.l1", "1", "Mean L1 of a class");
 pub static CLASS_LPIPS: Metric = Metric::gauge("basin.class.lpips", "1", "Mean LPIPS of a class");
 pub static CLASS_LPIPS_ERROR: Metric =
     Metric::gauge("basin.class.lpips.error", "1", "Standard error of the mean LPIPS of a class");
-/// Attribute `messaging.destination.name`: `jobs`, `events` or `dead`.
+/// Attribute `messaging.destination.name`: the full name of a queue.
 pub static QUEUE_DEPTH: Metric = Metric::gauge("basin.queue.depth", "{message}", "Messages that wait");
 /// 0 if there is no such job.
 pub static QUEUE_AGE: Metric =
@@ -36,11 +35,11 @@ pub static WORKERS: Metric = Metric::gauge("basin.workers", "{worker}", "Workers
 pub static BACKLOG: Metric = Metric::gauge("basin.backlog", "{image}", "Images that running runs still have to do");
 /// Counts jobs that are published again, too.
 pub static PUBLISHED: Metric = Metric::counter("basin.jobs.published", "{message}", "Jobs published");
-/// Attribute `reason`: `lost` on the way, or `returned` by a worker.
+/// Attribute `basin.reason`: `lost` on the way, or `returned` by a worker.
 pub static REPUBLISHED: Metric = Metric::counter("basin.jobs.republished", "{message}", "Jobs taken back to be published again");
 pub static DEAD_LETTERS: Metric = Metric::counter("basin.dead.letters", "{message}", "Messages that were given up");
 
-/// Attribute `what`: `store` or `broker`. 0 while it is there.
+/// Attribute `basin.place`: `store` or `broker`. 0 while it is there.
 pub static OUTAGE: Metric =
     Metric::gauge("basin.outage.time", "s", "How long the coordinator has waited for the store or the broker");
 
@@ -65,11 +64,11 @@ pub static ALL: [&Metric; 16] = [
 
 pub(crate) fn settled(failed: Option<&str>) {
     match failed {
-        None => IMAGES.record(1.0, &[("outcome", "succeeded")]),
+        None => IMAGES.record(1.0, &[("basin.outcome", "succeeded")]),
         Some(reason) => {
             // The message may name any reason.
             let reason = FailureReason::named(reason).map_or("other", |reason| reason.as_str());
-            IMAGES.record(1.0, &[("outcome", "failed"), ("reason", reason)]);
+            IMAGES.record(1.0, &[("basin.outcome", "failed"), ("basin.reason", reason)]);
         }
     }
 }
@@ -88,11 +87,12 @@ pub struct Standing {
 
 #[derive(Default)]
 struct Seen {
-    standing: Arc<Standing>,
+    /// `None`: this coordinator does not act.
+    standing: Option<Arc<Standing>>,
     /// Finished images, and the time of the last one, by run.
     progress: HashMap<String, (usize, f64)>,
-    /// Waiting messages, in the order of [`Channel::ALL`].
-    depths: Option<[usize; 3]>,
+    /// Waiting messages, by queue.
+    depths: Vec<(String, usize)>,
     /// Seconds of each outage, by what is away.
     outages: Vec<(&'static str, f64)>,
 }
@@ -103,8 +103,13 @@ fn seen() -> MutexGuard<'static, Seen> {
     SEEN.lock().expect("no holder of the lock panics")
 }
 
-fn standing() -> Arc<Standing> {
+fn standing() -> Option<Arc<Standing>> {
     seen().standing.clone()
+}
+
+/// Ends the series of a coordinator that acts no more: another one has them now.
+pub(crate) fn forget() {
+    seen().forget();
 }
 
 pub(crate) fn observe(standing: Standing) {
@@ -124,19 +129,24 @@ impl Seen {
         let last = |run: &RunStatus| self.progress.get(&run.name).map_or(0.0, |(_, since)| *since);
         standing.runs.sort_by(|a, b| is_active(b).cmp(&is_active(a)).then(last(b).total_cmp(&last(a))));
         standing.runs.truncate(RUNS);
-        self.standing = Arc::new(standing);
+        self.standing = Some(Arc::new(standing));
+    }
+
+    /// Outages are seen by a standby, too.
+    fn forget(&mut self) {
+        *self = Seen { outages: std::mem::take(&mut self.outages), ..Seen::default() };
     }
 
     /// Times at which running runs finished an image last.
     fn progress(&self) -> Vec<(String, f64)> {
-        let runs = self.standing.runs.iter().filter(|run| is_active(run));
+        let runs = self.standing.iter().flat_map(|standing| &standing.runs).filter(|run| is_active(run));
         runs.filter_map(|run| Some((run.name.clone(), self.progress.get(&run.name)?.1))).collect()
     }
 }
 
-/// `depths`: waiting messages, in the order of [`Channel::ALL`].
-pub(crate) fn observe_depths(depths: [usize; 3]) {
-    seen().depths = Some(depths);
+/// `depths`: waiting messages, by queue.
+pub(crate) fn observe_depths(depths: Vec<(String, usize)>) {
+    seen().depths = depths;
 }
 
 pub(crate) fn observe_outages(outages: Vec<(&'static str, f64)>) {
@@ -149,21 +159,19 @@ fn is_active(run: &RunStatus) -> bool {
 
 /// Sends the last values from now on, whenever metrics are sent.
 pub(crate) fn watch() {
-    WORKERS.observe(|see| see(standing().workers as f64, &[]));
-    BACKLOG.observe(|see| see(standing().backlog as f64, &[]));
-    QUEUE_AGE.observe(|see| see(standing().age, &[]));
+    WORKERS.observe(|see| standing().iter().for_each(|now| see(now.workers as f64, &[])));
+    BACKLOG.observe(|see| standing().iter().for_each(|now| see(now.backlog as f64, &[])));
+    QUEUE_AGE.observe(|see| standing().iter().for_each(|now| see(now.age, &[])));
     OUTAGE.observe(|see| {
         let outages = seen().outages.clone();
-        outages.iter().for_each(|(what, seconds)| see(*seconds, &[("what", what)]));
+        outages.iter().for_each(|(what, seconds)| see(*seconds, &[("basin.place", what)]));
     });
     QUEUE_DEPTH.observe(|see| {
-        let depths = seen().depths;
-        for (channel, depth) in Channel::ALL.into_iter().zip(depths.into_iter().flatten()) {
-            see(depth as f64, &[("messaging.destination.name", channel.name())]);
-        }
+        let depths = seen().depths.clone();
+        depths.iter().for_each(|(queue, depth)| see(*depth as f64, &[("messaging.destination.name", queue)]));
     });
     RUN_IMAGES.observe(|see| {
-        for run in &standing().runs {
+        for run in standing().iter().flat_map(|now| &now.runs) {
             let states = [
                 ("succeeded", run.skipped + run.succeeded),
                 ("failed", run.failed),
@@ -172,20 +180,20 @@ pub(crate) fn watch() {
                 ("waiting", run.waiting),
             ];
             for (state, images) in states {
-                see(images as f64, &[("run", &run.name), ("state", state)]);
+                see(images as f64, &[("basin.run", &run.name), ("basin.state", state)]);
             }
         }
     });
     RUN_PROGRESS.observe(|see| {
         let times = seen().progress();
-        times.iter().for_each(|(run, time)| see(*time, &[("run", run)]));
+        times.iter().for_each(|(run, time)| see(*time, &[("basin.run", run)]));
     });
     let by_class = |metric: &'static Metric, value: fn(&ClassStatus) -> Option<f64>| {
         metric.observe(move |see| {
-            for run in &standing().runs {
+            for run in standing().iter().flat_map(|now| &now.runs) {
                 for class in &run.classes {
                     if let Some(value) = value(class) {
-                        see(value, &[("run", &run.name), ("class", &class.class)]);
+                        see(value, &[("basin.run", &run.name), ("basin.class", &class.class)]);
                     }
                 }
             }
@@ -224,6 +232,16 @@ mod tests {
     }
 
     #[test]
+    fn who_gives_up_the_lead_shows_nothing_of_the_fleet_any_more() {
+        let mut seen = Seen { depths: vec![("basin.jobs".into(), 7)], outages: vec![("store", 31.0)], ..Seen::default() };
+        seen.see(Standing { runs: vec![run("a", RunState::Running)], workers: 5, ..Standing::default() });
+        assert!(seen.standing.is_some() && !seen.progress().is_empty());
+        seen.forget();
+        assert!(seen.standing.is_none() && seen.progress().is_empty() && seen.depths.is_empty());
+        assert_eq!(seen.outages, [("store", 31.0)]);
+    }
+
+    #[test]
     fn of_many_runs_those_that_go_on_and_changed_last_are_shown() {
         let mut seen = Seen::default();
         let old: Vec<RunStatus> = (0..2 * RUNS).map(|i| run(&i.to_string(), RunState::Finished)).collect();
@@ -231,7 +249,8 @@ mod tests {
         let runs = [old, vec![run("1000", RunState::Running)]].concat();
         let runs = runs.into_iter().map(|r| RunStatus { failed: usize::from(r.name == "7"), ..r }).collect();
         seen.see(Standing { runs, now: 2.0, ..Standing::default() });
-        let shown: Vec<&str> = seen.standing.runs.iter().map(|run| run.name.as_str()).collect();
+        let shown = seen.standing.expect("it was seen");
+        let shown: Vec<&str> = shown.runs.iter().map(|run| run.name.as_str()).collect();
         assert_eq!((&shown[..2], shown.len()), (&["1000", "7"][..], RUNS));
     }
 }

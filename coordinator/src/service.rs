@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::drive::{Driver, Heartbeat, WINDOW};
+use crate::metrics;
 use client::api::{RunStatus, WorkerStatus};
 pub use handle::{Handle, Live};
 use handle::{Look, Pulse, REQUESTS, Request};
@@ -120,6 +121,7 @@ impl Service {
     /// Another coordinator acts from now on.
     fn stand_down(&mut self) {
         self.leads.send_replace(false);
+        metrics::forget();
         // Clients get the standby's answer.
         while self.requests.try_recv().is_ok() {}
         if let Policy::Many(runs) = &mut self.policy {

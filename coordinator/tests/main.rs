@@ -2,6 +2,7 @@
 
 mod browser;
 mod dashboard;
+mod lead;
 mod operators;
 mod service;
 mod verify;

@@ -27,7 +27,7 @@ pub const VIEW: &str = "view-token-of-the-test";
 pub struct World {
     pub dir: TempDir,
     pub home: Store,
-    queue: Queue,
+    pub queue: Queue,
 }
 
 pub struct Acting {

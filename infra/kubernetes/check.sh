@@ -21,6 +21,9 @@ renderings=(
     "scaled-object|-f $set_values --set workers.mode=scaledObject,telemetry.endpoint=http://collector:4318,workers.gpu.count=2,workers.trigger.type=rabbitmq,queue.mode=operator"
     "own-folders|-f $chart/values-laptop.yaml --set home.volume.existingClaim=home,extraVolumes[0].name=data,extraVolumes[0].persistentVolumeClaim.claimName=data,extraVolumeMounts[0].name=data,extraVolumeMounts[0].mountPath=/data"
     "open|-f $chart/values-overnight.yaml --set coordinator.ingress.enabled=true,coordinator.ingress.host=basin.example,coordinator.ingress.tlsSecret=tls,networkPolicy.enabled=false,queue.mode=external,queue.url=amqps://broker/v,queue.credentialsSecret=q,queue.caSecret=ca,telemetry.headersSecret=h"
+    "pools|-f $chart/tests/pools.yaml"
+    "scraped|-f $set_values --set monitoring.podMonitor=true,coordinator.replicas=2,queue.mode=operator,queue.operator.tlsSecret=rabbit-tls,queue.caSecret=rabbit-ca,workers.mode=scaledObject --set queue.operator.tolerations[0].operator=Exists"
+    "openshift|-f $set_values --api-versions security.openshift.io/v1"
     "long-name|-f $chart/values-overnight.yaml --set fullnameOverride=a-name-that-is-much-longer-than-anybody-should-choose"
 )
 rm -rf "$state/rendered"
@@ -28,7 +31,7 @@ mkdir -p "$state/rendered"
 for rendering in "${renderings[@]}"; do
     IFS='|' read -r name values <<< "$rendering"
     # shellcheck disable=SC2086
-    "$bin/helm" lint --quiet --strict "$chart" $values
+    "$bin/helm" lint --quiet --strict "$chart" ${values%--api-versions*}
     # shellcheck disable=SC2086
     "$bin/helm" template basin "$chart" --namespace basin $values > "$state/rendered/$name.yaml"
     "$bin/kubeconform" -strict -schema-location "$state/schemas/{{.ResourceKind}}{{.KindSuffix}}.json" "$state/rendered/$name.yaml"
@@ -57,6 +60,9 @@ refused workers.mode --set workers.mode=scaledjob
 refused '/workers/maxReplicas' --set workers.maxReplicas=many
 refused '/queue/url' --set 'queue.url=amqp://user:password@broker/'
 refused '/home/url' --set home.url=bucket/prefix
+refused '/image/digests' --set image.digests.basin-coordinator=sha256:1
+refused '/workerPools/0' --set 'workerPools[0].name=a,workerPools[0].mode=fixed'
+refused 'two pools with the name a' --set 'workerPools[0].name=a,workerPools[1].name=a'
 refused kubeVersion --kube-version 1.28
 
 "$bin/helm-unittest" --file 'tests/*_test.yaml' "$chart"

@@ -31,8 +31,8 @@ def restricted(spec: dict):
         names = [e["name"] for e in container.get("env", [])]
         if len(names) != len(set(names)):
             yield "sets a variable twice"
-    # Only a worker that tells Kubernetes whether it is busy sends requests to the API server.
-    tells = any(e["name"] == "BASIN_DELETION_COST_POD" for c in spec["containers"] for e in c.get("env", []))
+    # Only a worker that tells Kubernetes whether it is busy, and a coordinator that tells whether it acts, send requests to the API server.
+    tells = any(e["name"] in ("BASIN_DELETION_COST_POD", "BASIN_LEADER_LABEL_POD") for c in spec["containers"] for e in c.get("env", []))
     if spec.get("automountServiceAccountToken") is not tells:
         yield "gets the service account's token, or lacks it"
     for volume in spec.get("volumes", []):
@@ -67,13 +67,17 @@ def worker(spec: dict):
     env = {variable["name"]: variable.get("value") for variable in container["env"]}
     if spec["terminationGracePeriodSeconds"] <= int(env["BASIN_CHECKPOINT_EVERY"]):
         yield "is killed before it can save"
-    asked = "nvidia.com/gpu" in container["resources"].get("limits", {})
+    asked = "nvidia.com/gpu" in container["resources"].get("limits", {}) or "claims" in container["resources"]
+    if [c["name"] for c in container["resources"].get("claims", [])] != [c["name"] for c in spec.get("resourceClaims", [])]:
+        yield "does not use its claims of devices"
     if not asked == (env["BASIN_DEVICES"] == "auto") == ("cuda" in container["image"]):
         yield "has a GPU and does not use it, or the other way round"
 
 
 def problems(things: list[dict]):
     templates = [(labels, f"{thing['kind']} {thing['metadata']['name']}") for thing in things for labels, _ in pods(thing)]
+    # The operator labels its pods so.
+    templates += [({"app.kubernetes.io/name": t["metadata"]["name"]}, t["metadata"]["name"]) for t in things if t["kind"] == "RabbitmqCluster"]
     selected = lambda selector: [name for labels, name in templates if selector.items() <= labels.items()]
     policies = [t["spec"]["podSelector"]["matchLabels"] for t in things if t["kind"] == "NetworkPolicy"]
     for thing in things:
@@ -85,8 +89,14 @@ def problems(things: list[dict]):
         for label in ("app.kubernetes.io/name", "app.kubernetes.io/instance", "helm.sh/chart"):
             if label not in thing["metadata"].get("labels", {}):
                 yield f"{name}: has no label {label}"
-        if thing["kind"] == "Service" and len(selected(spec["selector"])) != 1:
-            yield f"{name}: selects {selected(spec['selector'])}"
+        if thing["kind"] == "Service":
+            # The program writes this label, in place of the template's "false".
+            of = {key: value for key, value in spec["selector"].items() if key != "basin-leads"}
+            if len(selected(of)) != 1:
+                yield f"{name}: selects {selected(of)}"
+            several = any(t["kind"] == "Deployment" and t["metadata"]["name"] == thing["metadata"]["name"] and t["spec"]["replicas"] > 1 for t in things)
+            if several != ("basin-leads" in spec["selector"]):
+                yield f"{name}: a standby gets requests, or nobody does"
         if thing["kind"] in ("PodDisruptionBudget", "Deployment") and len(selected(spec["selector"]["matchLabels"])) != 1:
             yield f"{name}: selects {selected(spec['selector']['matchLabels'])}"
         for labels, pod in pods(thing):

@@ -10,6 +10,7 @@ with its node. At the end every image has its result, and all workers have left 
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class Pod:
         return folder
 
     def environment(self, container: dict) -> dict[str, str]:
-        fields = {"metadata.name": self.name, "metadata.namespace": NAMESPACE}
+        fields = {"metadata.name": self.name, "metadata.namespace": NAMESPACE, "spec.nodeName": "node"}
         known = {"PATH": "/usr/local/bin", "HOME": "/tmp", "OMP_NUM_THREADS": "1"}
         for variable in container.get("env", []):
             source = variable.get("valueFrom", {})
@@ -71,7 +72,8 @@ class Pod:
                 known[variable["name"]] = fields[field["fieldPath"]]
             else:
                 # A pod has an address of its own.
-                known[variable["name"]] = variable["value"].replace("0.0.0.0", self.address)
+                value = variable["value"].replace("0.0.0.0", self.address)
+                known[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda found: known.get(found[1], found[0]), value)
         return known
 
     def start(self, container: dict) -> subprocess.Popen:

@@ -11,9 +11,10 @@ import collections, http.server, json, math, pathlib, re, sys, time, urllib.pars
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DASHBOARDS = sorted((ROOT / "helm/basin/files/dashboards").glob("*.json"))
 ALERTS = ROOT / "helm/basin/files/alerts.yaml"
-SELECTOR = re.compile(r"\b((?:basin|hw_gpu)_[a-z0-9_]+|ALERTS)\b(\{[^}]*\})?")
+SELECTOR = re.compile(r"\b((?:basin|hw_gpu|messaging)_[a-z0-9_]+|ALERTS)\b(\{[^}]*\})?")
+GROUP = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
 # Needs a GPU, or failures that a short run on a healthy machine does not have.
-MAY_BE_EMPTY = re.compile(r'hw_gpu|basin_retries|basin_jobs_republished|basin_checkpoints_total\{outcome="failed"|ALERTS')
+MAY_BE_EMPTY = re.compile(r'hw_gpu|basin_retries|basin_jobs_republished|basin_checkpoints_total\{basin_outcome="failed"|ALERTS')
 UNITS = {"s": "seconds", "By": "bytes"}
 
 
@@ -25,6 +26,11 @@ def prometheus(name, kind, unit):
     if kind == "counter" or (kind == "gauge" and unit == "1"):
         words.append("total" if kind == "counter" else "ratio")
     return "_".join(words)
+
+
+def selectors(expr):
+    """(name, matchers) of each series in a query; the labels in its groups have names like ours, too."""
+    return SELECTOR.findall(GROUP.sub(" ", expr))
 
 
 def measured():
@@ -81,23 +87,24 @@ def names():
     problems += [f"{alert}: cannot read its expression" for alert in alerts if not any(where == f"alert {alert}" for where, _ in asked)]
     for where, expr in asked:
         labels = {"alertname", "alertstate"}
-        for name, matchers in SELECTOR.findall(expr):
+        for name, matchers in selectors(expr):
             if name not in known:
                 problems.append(f"{where}: no service measures {name}")
                 continue
             labels |= known[name]
             problems += [f"{where}: {name} has no label {label}" for label in re.findall(r"(\w+)\s*(?:=|!)", matchers) if label not in known[name]]
-        for group in re.findall(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)", expr):
+        for group in GROUP.findall(expr):
             problems += [f"{where}: no series in it has the label {label}" for label in re.findall(r"\w+", group) if label not in labels]
-    sources = [path for service in ("coordinator", "worker") if (path := ROOT / service / "src/metrics.rs").exists()]
-    if len(sources) == 2:
+    named = ("coordinator/src/metrics.rs", "worker/src/metrics.rs", "crates/telemetry/src/messaging.rs")
+    sources = [path for name in named if (path := ROOT / name).exists()]
+    if len(sources) == len(named):
         ours = {(name, kind, unit) for name, kind, unit, *_ in listed()}
-        constants = r'\b(counter|gauge|histogram)\(\s*"((?:basin|hw)\.[^"]+)",\s*"([^"]+)"'
+        constants = r'\b(counter|gauge|histogram)\(\s*"((?:basin|hw|messaging)\.[^"]+)",\s*"([^"]+)"'
         theirs = {(name, kind, unit) for path in sources for kind, name, unit in re.findall(constants, path.read_text())}
         problems += [f"only metrics.txt has {' '.join(m)}" for m in sorted(ours - theirs)]
-        problems += [f"only metrics.rs has {' '.join(m)}" for m in sorted(theirs - ours)]
+        problems += [f"only the code has {' '.join(m)}" for m in sorted(theirs - ours)]
     else:
-        print("check: there is no metrics.rs; only metrics.txt is compared")
+        print("check: there is no code; only metrics.txt is compared")
     print(f"check: {len(asked)} expressions, {len(known)} series")
     return problems
 
@@ -113,7 +120,7 @@ def series(url, run, patience=40):
     for where, expr in questions():
         for name, value in (("__rate_interval", "30s"), ("__range", "10m"), ("run", run), ("class", ".*"), ("top", "20")):
             expr = expr.replace(f"${name}", value)
-        looked_at = {"".join(found) for found in SELECTOR.findall(expr)}
+        looked_at = {"".join(found) for found in selectors(expr)}
         todo.append((where, expr, looked_at if where.startswith("alert") else {expr} | looked_at))
     parts = sorted({part for _, _, parts in todo for part in parts})
     end, counts = time.time() + patience, {}
@@ -130,7 +137,7 @@ def series(url, run, patience=40):
         empty = [part for part in sorted(parts, key=len) if not counts[part]]
         state = "ok" if not empty else "EMPTY" if set(empty) & set(missing) else "may be"
         print(f"{state:6} {counts.get(expr, ''):>4} {where}" + "".join(f"  (nothing: {' '.join(part.split())})" for part in empty[:1]))
-    return [f"no series: {' '.join(part.split())}" for part in missing if SELECTOR.fullmatch(part) or not any("".join(found) in missing for found in SELECTOR.findall(part))]
+    return [f"no series: {' '.join(part.split())}" for part in missing if SELECTOR.fullmatch(part) or not any("".join(found) in missing for found in selectors(part))]
 
 
 class Receiver(http.server.BaseHTTPRequestHandler):

@@ -45,7 +45,7 @@ start collector env BASIN_OTLP_GRPC_LISTEN="$collector" BASIN_OTLP_HTTP_LISTEN="
 curl -fs --retry 60 --retry-delay 1 --retry-connrefused "http://$prometheus/-/ready" >/dev/null
 
 export OTEL_EXPORTER_OTLP_ENDPOINT="http://$collector" OTEL_EXPORTER_OTLP_PROTOCOL=grpc
-export OTEL_METRIC_EXPORT_INTERVAL=1000 OTEL_BSP_SCHEDULE_DELAY=500
+export OTEL_METRIC_EXPORT_INTERVAL=1000 OTEL_BSP_SCHEDULE_DELAY=500 OTEL_TRACES_SAMPLER=parentbased_always_on OTEL_LOGS_EXPORTER=none
 infra/local/up.sh
 # shellcheck disable=SC1091
 source target/local/env

@@ -24,7 +24,7 @@ use store::Store;
 pub use faulty_s3::{S3, Weather};
 pub use fleet::{LONG, LocalFleet, SHORT, TOKEN, exchange, http};
 pub use home::{Home, push_model};
-pub use otlp::{Heard, HeardAttributes, Otlp, Span};
+pub use otlp::{Heard, HeardAttributes, HeardLog, Otlp, Span};
 pub use process::{Process, pass};
 pub use proto::sample::job;
 pub use proxy::{Flow, Proxy};

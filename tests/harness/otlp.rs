@@ -7,6 +7,8 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::post;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{MetricsService, MetricsServiceServer};
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -50,9 +52,20 @@ pub struct HeardMetric {
     pub series: BTreeMap<HeardAttributes, f64>,
 }
 
+#[derive(Clone, Debug)]
+pub struct HeardLog {
+    pub service: String,
+    /// Empty outside of a trace.
+    pub trace: String,
+    pub severity: String,
+    pub message: String,
+    pub attributes: HeardAttributes,
+}
+
 #[derive(Default)]
 pub struct Heard {
     pub spans: Vec<Span>,
+    pub logs: Vec<HeardLog>,
     pub metrics: BTreeMap<String, HeardMetric>,
     /// Attributes of the process, by the name of the service.
     pub resources: BTreeMap<String, HeardAttributes>,
@@ -74,12 +87,14 @@ impl Otlp {
         let ear = Ear(heard.clone());
         let server = tonic::transport::Server::builder()
             .add_service(TraceServiceServer::new(ear.clone()))
-            .add_service(MetricsServiceServer::new(ear.clone()));
+            .add_service(MetricsServiceServer::new(ear.clone()))
+            .add_service(LogsServiceServer::new(ear.clone()));
         runtime.spawn(server.serve(([127, 0, 0, 1], grpc).into()));
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
         let http = listener.local_addr().expect("it is bound").port();
-        let (traces, metrics) = (ear.clone(), ear);
+        let (traces, metrics, logs) = (ear.clone(), ear.clone(), ear);
         let router = Router::new()
+            .route("/v1/logs", post(async move |body: Bytes| taken(body, |request| logs.logs(request))))
             .route("/v1/traces", post(async move |body: Bytes| taken(body, |request| traces.spans(request))))
             .route("/v1/metrics", post(async move |body: Bytes| taken(body, |request| metrics.metrics(request))));
         runtime.spawn(async move { axum::serve(listener, router).await });
@@ -107,6 +122,8 @@ fn variables(port: u16, protocol: &str) -> Vec<(&'static str, String)> {
         ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.into()),
         ("OTEL_METRIC_EXPORT_INTERVAL", "200".into()),
         ("OTEL_BSP_SCHEDULE_DELAY", "200".into()),
+        ("OTEL_BLRP_SCHEDULE_DELAY", "200".into()),
+        ("OTEL_TRACES_SAMPLER", "parentbased_always_on".into()),
         ("BASIN_LOG_FORMAT", "json".into()),
     ]
 }
@@ -143,7 +160,31 @@ impl MetricsService for Ear {
     }
 }
 
+#[tonic::async_trait]
+impl LogsService for Ear {
+    async fn export(&self, request: Request<ExportLogsServiceRequest>) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        self.logs(request.into_inner());
+        Ok(Response::new(Default::default()))
+    }
+}
+
 impl Ear {
+    fn logs(&self, request: ExportLogsServiceRequest) {
+        let mut heard = self.0.lock().expect("no thread panics");
+        for part in request.resource_logs {
+            let service = heard.meet(part.resource);
+            for record in part.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
+                heard.logs.push(HeardLog {
+                    service: service.clone(),
+                    trace: hex(&record.trace_id),
+                    severity: record.severity_text,
+                    message: text(record.body),
+                    attributes: attributes(record.attributes),
+                });
+            }
+        }
+    }
+
     fn spans(&self, request: ExportTraceServiceRequest) {
         let mut heard = self.0.lock().expect("no thread panics");
         for part in request.resource_spans {

@@ -18,6 +18,8 @@ fn strange_messages_and_a_second_coordinator_stop_nothing() {
     let standby = fleet.spawn::<&str>("basin-coordinator", &[], &[]);
     wait_for("the standby", 60, || TcpStream::connect(("127.0.0.1", port)).is_ok());
     assert!(http(port, "GET", "/readyz", None, "").ends_with("standby\n"));
+    assert!(http(port, "GET", "/leader", None, "").starts_with("HTTP/1.1 503"));
+    assert!(http(first, "GET", "/leader", None, "").starts_with("HTTP/1.1 200"));
     assert!(http(port, "GET", "/v1/runs", Some(TOKEN), "").starts_with("HTTP/1.1 503"));
 
     // The acting one dies; the other takes over, empties the queue, and does the run.

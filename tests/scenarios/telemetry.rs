@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use harness::{Heard, LocalFleet, Otlp, SHORT, Span, files, pass, records, root, wait_for};
+use harness::{Heard, HeardLog, LocalFleet, Otlp, SHORT, Span, TOKEN, files, free_ports, http, pass, records, root, wait_for};
 use proto::{LatentSearch, ResultRecord};
 
 /// Every span of a job that succeeds: service, name, kind and name of the parent.
@@ -57,10 +57,14 @@ fn one_trace_per_job_and_every_metric_reaches_a_receiver() {
     fleet.submit(&data, "r", &[]);
     // A run whose progress stands still is only reported while it is open.
     wait_for("an open run", 60, || receiver.heard(|heard| heard.metrics.contains_key("basin.run.progress.time")));
-    fleet.start_worker_with(&["--checkpoint-every", "0"], &receiver.http());
+    let [health] = free_ports();
+    let variables = [receiver.http(), vec![("BASIN_LISTEN", format!("127.0.0.1:{health}"))]].concat();
+    fleet.start_worker_with(&["--checkpoint-every", "0"], &variables);
     fleet.basin(2, &["runs", "wait", "r"]);
     let records = records(&fleet.run_url("r"));
+    assert_scraped(&fleet, health, &records);
     assert_traces(&receiver, &fleet, &records);
+    assert_logs(&receiver, &records);
     assert_failed_trace(&receiver);
     assert_metrics(&receiver, &records);
 }
@@ -81,12 +85,57 @@ fn assert_traces(receiver: &Otlp, fleet: &LocalFleet, records: &[ResultRecord]) 
             let about = about.map(|name| span.attributes[name].as_str());
             assert_eq!(about, [&*record.image, record.job.as_str(), "r", record.job.as_str(), "rabbitmq"], "{}", span.name);
             let destination = &span.attributes["messaging.destination.name"];
+            let server = (span.attributes["server.address"].as_str(), span.attributes["server.port"].parse().ok());
+            assert_eq!(server, ("127.0.0.1", Some(fleet.broker.port())), "{}", span.name);
             assert_eq!(span.name, format!("{} {destination}", span.attributes["messaging.operation.name"]));
         }
     }
     let lines = fleet.logged("projected");
     let logged: BTreeSet<&str> = lines.iter().filter_map(|(_, line)| line["trace_id"].as_str()).collect();
     assert_eq!(logged, traces.iter().map(String::as_str).collect());
+}
+
+/// Logs arrive, too, those of a job with the id of its trace.
+fn assert_logs(receiver: &Otlp, records: &[ResultRecord]) {
+    let traces: BTreeSet<String> = records.iter().map(|record| record.trace.clone().expect("a trace")).collect();
+    let projected = |log: &&HeardLog| log.service == "basin-worker" && log.message == "projected";
+    let heard = || receiver.heard(|heard| heard.logs.iter().filter(projected).cloned().collect::<Vec<_>>());
+    wait_for("the logs of all images", 30, || heard().len() >= traces.len());
+    assert_eq!(heard().iter().map(|log| log.trace.clone()).collect::<BTreeSet<_>>(), traces);
+    let images: BTreeSet<String> = heard().into_iter().map(|log| log.attributes["image"].clone()).collect();
+    assert_eq!(images, records.iter().map(|record| record.image.to_string()).collect());
+    wait_for("the logs of the coordinator", 30, || receiver.heard(|heard| heard.logs.iter().any(|log| log.message == "acting")));
+}
+
+/// Prometheus finds the same at both services.
+fn assert_scraped(fleet: &LocalFleet, health: u16, records: &[ResultRecord]) {
+    assert!(http(fleet.port, "GET", "/metrics", None, "").starts_with("HTTP/1.1 401"), "the coordinator wants its token");
+    let scrape = |port, token| {
+        let answer = http(port, "GET", "/metrics", token, "");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("text/plain; version=0.0.4"), "{answer}");
+        answer
+    };
+    let steps: f64 = records.iter().map(|record| record.lane_steps as f64).sum();
+    for (port, token, service, lines) in [
+        (
+            fleet.port,
+            Some(TOKEN),
+            "basin-coordinator",
+            vec![
+                r#"basin_images_total{basin_outcome="failed",basin_reason="bad_image"} 1"#.to_owned(),
+                r#"basin_run_images{basin_run="r",basin_state="succeeded"} 5"#.to_owned(),
+            ],
+        ),
+        (health, None, "basin-worker", vec![format!("basin_lane_steps_total {steps}")]),
+    ] {
+        wait_for("the last numbers", 30, || lines.iter().all(|line| scrape(port, token).lines().any(|found| found == line)));
+        let answer = scrape(port, token);
+        let about = answer.lines().find(|line| line.starts_with("target_info{")).expect("it says who it is");
+        assert!(about.contains(&format!("service_name=\"{service}\"")), "{about}");
+        for name in telemetry::messaging::ALL.map(telemetry::Metric::prometheus_name) {
+            assert!(answer.contains(&format!("# TYPE {name} ")), "{service} has no {name}");
+        }
+    }
 }
 
 /// The job that fails has one trace, too, which ends among the dead letters.
@@ -103,7 +152,9 @@ fn assert_failed_trace(receiver: &Otlp) {
 /// Every metric arrives as it is named in the code, and says nothing about single images.
 fn assert_metrics(receiver: &Otlp, records: &[ResultRecord]) {
     let ours = coordinator::metrics::ALL.iter().map(|metric| ("basin-coordinator", *metric));
-    let ours: Vec<_> = ours.chain(worker::metrics::ALL.iter().map(|metric| ("basin-worker", *metric))).collect();
+    let ours = ours.chain(worker::metrics::ALL.iter().map(|metric| ("basin-worker", *metric)));
+    // Both have them.
+    let ours: Vec<_> = ours.chain(telemetry::messaging::ALL.iter().map(|metric| ("", *metric))).collect();
     let due: BTreeSet<&str> = ours.iter().map(|(_, metric)| metric.name).filter(|name| !OF_TROUBLE.contains(name)).collect();
     let missing =
         || receiver.heard(|heard| due.iter().copied().filter(|name| !heard.metrics.contains_key(*name)).collect::<Vec<_>>());
@@ -115,12 +166,16 @@ fn assert_metrics(receiver: &Otlp, records: &[ResultRecord]) {
     receiver.heard(|heard| {
         for (name, metric) in &heard.metrics {
             let (service, constant) = ours.iter().find(|(_, metric)| metric.name == name).expect("it is named in the code");
-            let came = (metric.service.as_str(), metric.kind, metric.unit.as_str(), metric.description.as_str());
-            assert_eq!(came, (*service, constant.kind, constant.unit, constant.description), "{name}");
+            assert!(service.is_empty() || metric.service == *service, "{name} came from {}", metric.service);
+            let came = (metric.kind, metric.unit.as_str(), metric.description.as_str());
+            assert_eq!(came, (constant.kind, constant.unit, constant.description), "{name}");
             let values = metric.series.keys().flatten().map(|(_, value)| value);
             let about_images = values.filter(|value| value.contains(".png")).collect::<Vec<_>>();
             assert!(about_images.is_empty(), "{name} tells of {about_images:?}");
         }
+        let queues = heard.metrics["basin.queue.depth"].series.keys().map(|of| of["messaging.destination.name"].as_str());
+        assert_eq!(queues.collect::<Vec<_>>(), ["basin.dead", "basin.events", "basin.jobs"]);
+        assert!(heard.resources.values().all(|who| !who["host.name"].is_empty()), "{:?}", heard.resources);
         let instances: BTreeSet<_> = heard.resources.values().map(|who| &who["service.instance.id"]).collect();
         assert_eq!(instances.len(), 2, "{:?}", heard.resources);
     });
@@ -129,9 +184,9 @@ fn assert_metrics(receiver: &Otlp, records: &[ResultRecord]) {
         receiver.heard(|heard| heard.metrics[name].series.get(&of).copied())
     };
     wait_for("the run's last numbers", 30, || {
-        last("basin.run.images", &[("run", "r"), ("state", "succeeded")]) == Some(5.0)
-            && last("basin.images", &[("outcome", "failed"), ("reason", "bad_image")]) == Some(1.0)
-            && last("basin.class.images", &[("run", "r"), ("class", "Bag")]) == Some(2.0)
+        last("basin.run.images", &[("basin.run", "r"), ("basin.state", "succeeded")]) == Some(5.0)
+            && last("basin.images", &[("basin.outcome", "failed"), ("basin.reason", "bad_image")]) == Some(1.0)
+            && last("basin.class.images", &[("basin.run", "r"), ("basin.class", "Bag")]) == Some(2.0)
             && last("basin.lane.steps", &[]) == Some(records.iter().map(|record| record.lane_steps as f64).sum())
     });
 }

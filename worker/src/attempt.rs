@@ -95,7 +95,7 @@ impl Attempt {
     pub async fn retry(self, unavailable: Unavailable, error: String) -> Result<(), queue::Error> {
         let Attempt { delivery, job, .. } = self;
         tracing::warn!(run = job.run, image = job.image, error, "the job is retried");
-        metrics::RETRIES.record(1.0, &[("reason", unavailable.as_str())]);
+        metrics::RETRIES.record(1.0, &[("basin.reason", unavailable.as_str())]);
         if unavailable == Unavailable::Upload {
             return delivery.retry().await;
         }
@@ -159,8 +159,8 @@ pub async fn settle(shared: &Shared, attempts: Vec<Attempt>, error: JobError) ->
     }
 }
 
-fn message<'a>(channel: Channel, queue: &Queue, id: &'a str, job: &'a Job) -> Message<'a> {
-    Message { system: queue.system(), queue: channel.name(), job: id, run: &job.run, image: &job.image }
+fn message<'a>(channel: Channel, queue: &'a Queue, id: &'a str, job: &'a Job) -> Message<'a> {
+    Message { destination: queue.destination(channel), job: id, run: &job.run, image: &job.image }
 }
 
 /// Worker, time and a counter, hashed.

@@ -3,75 +3,19 @@
 //!
 //! It is advice: if the API server does not answer, the log says so once, and nothing else changes.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
+use pod::DELETION_COST;
+pub use pod::Place;
 use tokio::sync::watch;
-use ureq::Agent;
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::Working;
 
-/// Where a pod finds its token and the cluster's certificate.
-const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Between two batches a worker is not idle yet.
 const IDLE_AFTER: Duration = Duration::from_secs(15);
 const IDLE_COST: i32 = 0;
 const BUSY_COST: i32 = 100;
-const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(60);
-
-/// Where this pod's annotations are changed.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// URL of the API server.
-    pub server: String,
-    pub namespace: String,
-    pub pod: String,
-    /// Folder with `token` and, for https, `ca.crt`.
-    pub account: PathBuf,
-}
-
-impl Place {
-    /// `pod`: `namespace/name`, in the cluster that this process runs in.
-    pub fn in_cluster(pod: &str) -> Result<Place, String> {
-        let plain = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
-        let pod = pod.split_once('/').filter(|(namespace, name)| plain(namespace) && plain(name));
-        let (namespace, name) = pod.ok_or("expected namespace/name of a pod")?;
-        let variable =
-            |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: does this process run in a pod?"));
-        let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let server = format!("https://{host}:{port}");
-        Ok(Place { server, namespace: namespace.into(), pod: name.into(), account: ACCOUNT.into() })
-    }
-
-    fn tell(&self, cost: i32) -> Result<(), Box<dyn std::error::Error>> {
-        let mut tls = TlsConfig::builder();
-        if self.server.starts_with("https:") {
-            let file = std::fs::read(self.account.join("ca.crt"))?;
-            let roots = parse_pem(&file).filter_map(|item| match item {
-                Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                _ => None,
-            });
-            tls = tls.root_certs(RootCerts::from(roots));
-        }
-        let agent: Agent =
-            Agent::config_builder().tls_config(tls.build()).timeout_global(Some(PATIENCE)).proxy(None).build().into();
-        // Read each time: it is changed every hour.
-        let token = std::fs::read_to_string(self.account.join("token"))?;
-        let Place { server, namespace, pod, .. } = self;
-        let patch = serde_json::json!({
-            "metadata": { "annotations": { "controller.kubernetes.io/pod-deletion-cost": cost.to_string() } }
-        });
-        agent
-            .patch(format!("{server}/api/v1/namespaces/{namespace}/pods/{pod}"))
-            .header("authorization", format!("Bearer {}", token.trim()))
-            .header("content-type", "application/merge-patch+json")
-            .send(patch.to_string())?;
-        Ok(())
-    }
-}
 
 /// Keeps the annotation true until `working` closes.
 pub async fn keep(place: Place, mut working: watch::Receiver<Working>) {
@@ -82,7 +26,8 @@ pub async fn keep(place: Place, mut working: watch::Receiver<Working>) {
         let cost = if busy { BUSY_COST } else { IDLE_COST };
         if told != Some(cost) {
             let place = place.clone();
-            let done = tokio::task::spawn_blocking(move || place.tell(cost).map_err(|error| error.to_string())).await;
+            let metadata = serde_json::json!({ "annotations": { DELETION_COST: cost.to_string() } });
+            let done = tokio::task::spawn_blocking(move || place.change(&metadata)).await;
             match done.expect("it does not panic") {
                 Ok(()) => (told, warned) = (Some(cost), false),
                 Err(error) if !warned => {
@@ -142,12 +87,5 @@ mod tests {
         assert_eq!(body, r#"{"metadata":{"annotations":{"controller.kubernetes.io/pod-deletion-cost":"100"}}}"#);
         drop(sender);
         kept.await.expect("it ends with the worker");
-    }
-
-    #[test]
-    fn only_a_name_of_a_pod_is_taken() {
-        for bad in ["worker", "/worker", "ns/", "ns/a/b", "ns/../x", "ns/a b"] {
-            assert!(Place::in_cluster(bad).expect_err("must be refused").contains("namespace/name"), "{bad}");
-        }
     }
 }

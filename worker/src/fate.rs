@@ -43,7 +43,7 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// The attribute `reason` of `metrics::RETRIES`.
+    /// The attribute `basin.reason` of `metrics::RETRIES`.
     pub fn as_str(self) -> &'static str {
         match self {
             Unavailable::Image => "image",

@@ -1,9 +1,9 @@
-//! `/healthz` and `/readyz` over HTTP (*io*).
+//! `/healthz`, `/readyz` and `/metrics` over HTTP (*io*).
 
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -29,8 +29,14 @@ pub async fn serve(
     let ready = async move || {
         if shutdown.is_cancelled() { (StatusCode::SERVICE_UNAVAILABLE, "leaving\n") } else { (StatusCode::OK, "ready\n") }
     };
-    let router = Router::new().route("/healthz", get(health)).route("/readyz", get(ready));
+    let router = Router::new().route("/healthz", get(health)).route("/readyz", get(ready)).route("/metrics", get(metrics));
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the health endpoint failed");
     }
+}
+
+async fn metrics() -> Result<([(header::HeaderName, &'static str); 1], String), StatusCode> {
+    // A driver that is asked for its GPUs may be slow.
+    let text = tokio::task::spawn_blocking(telemetry::scrape).await.expect("it does not panic");
+    text.map(|text| ([(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)], text)).ok_or(StatusCode::NOT_FOUND)
 }

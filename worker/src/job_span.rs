@@ -43,7 +43,7 @@ impl JobSpan {
     /// Records how long the stage took in all.
     pub fn end_stage(&self, stage: Stage) {
         if let Some(seconds) = self.seconds.get(&stage) {
-            metrics::STAGE.record(*seconds, &[("stage", stage.as_str())]);
+            metrics::STAGE.record(*seconds, &[("basin.stage", stage.as_str())]);
         }
     }
 
@@ -85,7 +85,7 @@ impl StageSpans {
         }
         job.end_stage(now);
         if now != Stage::FinalDescent {
-            metrics::LOSS.record(loss, &[("stage", now.as_str())]);
+            metrics::LOSS.record(loss, &[("basin.stage", now.as_str())]);
         }
         self.now = stage.map(|stage| (stage, trace::child(&self.project, stage.as_str())));
     }

@@ -62,13 +62,13 @@ struct Args {
     /// service account must be allowed to patch pods.
     #[arg(long, env = "BASIN_DELETION_COST_POD", value_name = "POD")]
     deletion_cost_pod: Option<String>,
-    /// Address on which to serve /healthz and /readyz, such as 0.0.0.0:8080. Default: not served.
+    /// Address on which to serve /healthz, /readyz and /metrics, such as 0.0.0.0:8080. Default: not served.
     #[arg(long, env = "BASIN_LISTEN")]
     listen: Option<SocketAddr>,
 }
 
 fn main() -> ExitCode {
-    let _telemetry = telemetry::init("basin-worker", "info");
+    let _telemetry = telemetry::init_scraped("basin-worker", "info");
     let args = Args::parse();
     // The queue's heartbeats need a thread even while others wait for the disk.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

@@ -54,7 +54,7 @@ struct Away {
 
 impl Outages {
     pub fn none() -> Outages {
-        Place::ALL.iter().for_each(|place| metrics::WAITING.record(0.0, &[("place", place.as_str())]));
+        Place::ALL.iter().for_each(|place| metrics::WAITING.record(0.0, &[("basin.place", place.as_str())]));
         Outages { away: watch::Sender::default() }
     }
 
@@ -106,7 +106,7 @@ impl Outages {
         if first {
             let waiting_for = place.as_str();
             tracing::warn!(waiting_for, error, "a store is away: jobs are held, and no attempt is counted");
-            metrics::WAITING.record(1.0, &[("place", waiting_for)]);
+            metrics::WAITING.record(1.0, &[("basin.place", waiting_for)]);
         }
     }
 
@@ -122,7 +122,7 @@ impl Outages {
         if let Some(lasted) = over {
             let waiting_for = place.as_str();
             tracing::info!(waiting_for, seconds = lasted.as_secs(), "the store is back");
-            metrics::WAITING.record(0.0, &[("place", waiting_for)]);
+            metrics::WAITING.record(0.0, &[("basin.place", waiting_for)]);
         }
     }
 }

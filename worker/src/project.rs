@@ -308,7 +308,7 @@ impl Work {
                 && projection.resume(i, checkpoint.state).is_ok()
             {
                 image.seconds = checkpoint.seconds;
-                metrics::CHECKPOINTS.record(1.0, &[("outcome", "resumed")]);
+                metrics::CHECKPOINTS.record(1.0, &[("basin.outcome", "resumed")]);
             }
         }
         let stages = images.iter().enumerate().map(|(i, image)| (image, projection.stage(i)));

@@ -91,7 +91,7 @@ async fn save(results: &Store, image: &str, attempt: &str, checkpoint: Vec<u8>) 
         return Err(error.into());
     }
     tracing::warn!(image, error = chain(&error), "the checkpoint is lost");
-    metrics::CHECKPOINTS.record(1.0, &[("outcome", "failed")]);
+    metrics::CHECKPOINTS.record(1.0, &[("basin.outcome", "failed")]);
     Ok(())
 }
 
@@ -100,7 +100,7 @@ async fn put_checkpoint(results: &Store, image: &str, attempt: &str, checkpoint:
     let size = checkpoint.len();
     results.put(&keys::checkpoint(image), checkpoint).await?;
     metrics::UPLOAD.record(size as f64, &[]);
-    metrics::CHECKPOINTS.record(1.0, &[("outcome", "saved")]);
+    metrics::CHECKPOINTS.record(1.0, &[("basin.outcome", "saved")]);
     CrashPoint::CheckpointSaved.pass();
     results.delete(&keys::attempt(image, attempt)).await?;
     CrashPoint::CheckpointCounted.pass();
@@ -195,7 +195,7 @@ async fn publish(shared: &Shared, results: &Store, control: &mut RunControl, sol
     attempt.span.add_seconds(Stage::Publish, begun.elapsed().as_secs_f64());
     attempt.span.end_stage(Stage::Publish);
     let SeedResult { loss, l1, lpips, .. } = *record.best_seed();
-    [(&metrics::LOSS, loss), (&metrics::LPIPS, lpips)].iter().for_each(|(m, value)| m.record(*value, &[("stage", "final")]));
+    metrics::of_result(loss, lpips);
     tracing::info!(run, image = attempt.job.image, loss, lpips, seconds, "projected");
     let what = What::Succeeded { loss, seconds, lane_steps: record.lane_steps, l1, lpips, stage_seconds };
     attempt.tell(shared, what).await?;

@@ -66,6 +66,7 @@ fn open_routes() -> OpenApiRouter<Door> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(healthz))
         .routes(routes!(readyz))
+        .routes(routes!(leader))
         .routes(routes!(description))
 }
 
@@ -81,6 +82,7 @@ fn guarded_routes() -> OpenApiRouter<Door> {
         .routes(routes!(outages))
         .routes(routes!(log))
         .routes(routes!(events))
+        .routes(routes!(metrics))
 }
 
 pub(super) fn router(door: &Door) -> Router<Door> {
@@ -121,10 +123,22 @@ async fn healthz(State(door): State<Door>) -> (StatusCode, String) {
 
 /// Say whether this coordinator is active or the standby: `acting` or `standby`
 ///
-/// A standby is ready, too: otherwise a platform would not let it wait.
+/// A standby is ready, too: otherwise a platform would not let it wait. Use `/leader` to find the active one.
 #[utoipa::path(get, path = "/readyz", responses((status = 200, description = "Ready", content_type = "text/plain", body = str)))]
 async fn readyz(State(door): State<Door>) -> &'static str {
     if door.handle.leads() { "acting\n" } else { "standby\n" }
+}
+
+/// Say whether this coordinator is the active one, for load balancers
+#[utoipa::path(
+    get, path = "/leader",
+    responses(
+        (status = 200, description = "It acts", content_type = "text/plain", body = str),
+        (status = 503, description = "It stands by", content_type = "text/plain", body = str)
+    )
+)]
+async fn leader(State(door): State<Door>) -> (StatusCode, &'static str) {
+    if door.handle.leads() { (StatusCode::OK, "acting\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "standby\n") }
 }
 
 /// Describe this API
@@ -307,6 +321,20 @@ impl Door {
         let read = tokio::time::timeout(self.handle.patience(), audit::read(home, query)).await;
         Ok(read.map_err(|_| late())??)
     }
+}
+
+/// Show the metrics of this coordinator to Prometheus; a standby has them, too
+#[utoipa::path(
+    get, path = "/metrics", security(("token" = [])),
+    responses(
+        (status = 200, description = "Prometheus' text format", content_type = "text/plain", body = str),
+        (status = 404, response = ErrorAnswer), Refused
+    )
+)]
+async fn metrics() -> Result<impl IntoResponse, Refusal> {
+    let text = tokio::task::spawn_blocking(telemetry::scrape).await.expect("it does not panic");
+    let text = text.ok_or_else(|| Refusal::NotFound("this process measures nothing: see OTEL_SDK_DISABLED".into()))?;
+    Ok(([(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)], text))
 }
 
 /// Listen to events as server-sent events: started, succeeded, failed, released, alive

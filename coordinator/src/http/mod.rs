@@ -1,6 +1,7 @@
 //! The HTTP interface (*io*): the API (JSON) and the dashboard (pages).
 //!
-//! Everything but `/healthz`, `/readyz`, `/openapi.json` and the login needs a token, as `Authorization: Bearer …` or by a session.
+//! Everything but `/healthz`, `/readyz`, `/leader`, `/openapi.json` and the login needs a token, as `Authorization: Bearer …` or by a
+//! session.
 
 pub mod api;
 pub mod auth;

@@ -75,6 +75,11 @@ impl Handle {
         *self.leads.borrow()
     }
 
+    /// Changes with [`Handle::leads`]; closes with the service.
+    pub fn leadership(&self) -> watch::Receiver<bool> {
+        self.leads.clone()
+    }
+
     /// For how long the loop has not turned, if that is too long.
     pub fn stuck(&self) -> Option<Duration> {
         self.pulse.since().filter(|since| *since > STUCK)

@@ -19,6 +19,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use telemetry::messaging::Destination;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -94,6 +95,12 @@ impl Broker {
         let done = done.await.map_err(|failure| failed(&options, "reset a queue", Duration::ZERO, failure));
         link.close().await;
         done
+    }
+
+    pub(crate) fn destination(&self, channel: Channel) -> Destination {
+        let options = &self.0.options;
+        let server = Some((options.host.clone(), options.port));
+        Destination { system: "rabbitmq", name: options.queue_name(channel), server }
     }
 
     pub(crate) fn server(&self) -> String {

@@ -22,8 +22,10 @@ mod embedded;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use telemetry::messaging::Destination;
 use tokio_util::sync::CancellationToken;
 
 /// Counted deliveries after which a message becomes a dead letter, unless the URL sets `delivery_limit`.
@@ -114,10 +116,25 @@ pub enum Error {
     Mismatch(String, String),
 }
 
+impl Error {
+    /// The attribute `error.type` of metrics.
+    fn kind(&self) -> &'static str {
+        match self {
+            Error::InvalidUrl(_) => "invalid_url",
+            Error::Closed(_) => "closed",
+            Error::Unreachable { .. } => "unreachable",
+            Error::Refused(..) => "refused",
+            Error::Mismatch(..) => "mismatch",
+        }
+    }
+}
+
 /// Handle to a queue; clones share it.
 #[derive(Clone, Debug)]
 pub struct Queue {
     backend: Backend,
+    /// In the order of [`Channel::ALL`].
+    destinations: Arc<[Arc<Destination>; 3]>,
 }
 
 #[derive(Clone, Debug)]
@@ -153,7 +170,8 @@ impl Queue {
             Some(("amqp" | "amqps", _)) => Backend::Amqp(amqp::Broker::open(url).await?),
             _ => return Err(Error::InvalidUrl("the URL must start with embedded:, amqp: or amqps:".into())),
         };
-        Ok(Queue { backend })
+        let destinations = Channel::ALL.map(|channel| Arc::new(backend.destination(channel)));
+        Ok(Queue { backend, destinations: Arc::new(destinations) })
     }
 
     /// Deletes `channel` at `url` with all its messages, and declares it anew: the remedy for [`Error::Mismatch`].
@@ -164,12 +182,9 @@ impl Queue {
         }
     }
 
-    /// Name of the messaging system in telemetry: `rabbitmq` or `basin`.
-    pub fn system(&self) -> &'static str {
-        match &self.backend {
-            Backend::Embedded(_) => "basin",
-            Backend::Amqp(_) => "rabbitmq",
-        }
+    /// A channel as telemetry names it.
+    pub fn destination(&self, channel: Channel) -> &Destination {
+        &self.destinations[channel as usize]
     }
 
     /// Product and version of the broker; `None` for the embedded queue.
@@ -197,11 +212,14 @@ impl Queue {
     /// Publishes several messages, faster than one by one. After an error or a lost connection, some may be in the queue, and
     /// some twice.
     pub async fn publish_all(&self, channel: Channel, parcels: Vec<impl Into<Parcel>>) -> Result<(), Error> {
-        let messages = parcels.into_iter().map(|parcel| Message::of(parcel.into())).collect();
-        match &self.backend {
+        let messages: Vec<Message> = parcels.into_iter().map(|parcel| Message::of(parcel.into())).collect();
+        let (begun, count) = (Instant::now(), messages.len());
+        let published = match &self.backend {
             Backend::Embedded(broker) => broker.publish_all(channel, messages),
             Backend::Amqp(broker) => broker.publish_all(channel, messages).await,
-        }
+        };
+        self.destination(channel).published(count, begun.elapsed(), published.as_ref().err().map(Error::kind));
+        published
     }
 
     /// Starts to consume `channel`, with at most `prefetch` (at least 1) deliveries unsettled at a time.
@@ -210,7 +228,7 @@ impl Queue {
             Backend::Embedded(broker) => ConsumerBackend::Embedded(broker.consume(channel, prefetch)?),
             Backend::Amqp(broker) => ConsumerBackend::Amqp(broker.consume(channel, prefetch).await?),
         };
-        Ok(Consumer { inner })
+        Ok(Consumer { inner, destination: self.destinations[channel as usize].clone() })
     }
 
     /// Number of messages that wait in `channel`, without unsettled deliveries.
@@ -259,6 +277,15 @@ impl Queue {
     }
 }
 
+impl Backend {
+    fn destination(&self, channel: Channel) -> Destination {
+        match self {
+            Backend::Embedded(_) => Destination { system: "basin", name: format!("basin.{}", channel.name()), server: None },
+            Backend::Amqp(broker) => broker.destination(channel),
+        }
+    }
+}
+
 /// The right to lead alone under a name. Dropping it ends it.
 #[derive(Debug)]
 #[must_use = "a dropped leadership ends"]
@@ -288,6 +315,7 @@ impl Leadership {
 #[derive(Debug)]
 pub struct Consumer {
     inner: ConsumerBackend,
+    destination: Arc<Destination>,
 }
 
 #[derive(Debug)]
@@ -306,7 +334,10 @@ impl Consumer {
             ConsumerBackend::Embedded(consumer) => consumer.next().await.map(|(m, receipt)| (m, Receipt::Embedded(receipt))),
             ConsumerBackend::Amqp(consumer) => consumer.next().await?.map(|(m, receipt)| (m, Receipt::Amqp(receipt))),
         };
-        Ok(next.map(|(message, receipt)| Delivery { message, receipt: Some(receipt) }))
+        Ok(next.map(|(message, receipt)| {
+            self.destination.consumed();
+            Delivery { message, receipt: Some(receipt), destination: self.destination.clone(), delivered: Instant::now() }
+        }))
     }
 }
 
@@ -376,6 +407,8 @@ pub struct Delivery {
     message: Message,
     /// `None` once settled.
     receipt: Option<Receipt>,
+    destination: Arc<Destination>,
+    delivered: Instant,
 }
 
 #[derive(Debug)]
@@ -391,6 +424,18 @@ enum Outcome {
     Failed,
     Returned,
     Refused(String),
+}
+
+impl Outcome {
+    /// The name of the operation that settles, and the attribute `error.type` of the work that ends: metrics of messages have both.
+    fn names(&self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Outcome::Done => ("ack", None),
+            Outcome::Returned => ("nack", None),
+            Outcome::Failed => ("nack", Some("retried")),
+            Outcome::Refused(_) => ("reject", Some("rejected")),
+        }
+    }
 }
 
 impl Delivery {
@@ -438,17 +483,25 @@ impl Delivery {
     /// Settling a delivery of a lost connection succeeds, and the message is delivered again.
     async fn settle(mut self, doing: &'static str, outcome: Outcome) -> Result<(), Error> {
         let message = std::mem::take(&mut self.message);
-        match self.receipt.take() {
+        let (operation, failure) = outcome.names();
+        self.destination.processed(self.delivered.elapsed(), failure);
+        let begun = Instant::now();
+        let settled = match self.receipt.take() {
             Some(Receipt::Embedded(receipt)) => receipt.settle(doing, message, outcome),
             Some(Receipt::Amqp(receipt)) => receipt.settle(doing, message, outcome).await,
             None => unreachable!("a delivery is settled by value"),
-        }
+        };
+        self.destination.settled(operation, begun.elapsed(), settled.as_ref().err().map(Error::kind));
+        settled
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
         let message = std::mem::take(&mut self.message);
+        if self.receipt.is_some() {
+            self.destination.processed(self.delivered.elapsed(), Some("dropped"));
+        }
         match self.receipt.take() {
             // It fails only if the queue is closed.
             Some(Receipt::Embedded(receipt)) => {

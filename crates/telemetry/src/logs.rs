@@ -19,6 +19,13 @@ pub fn layer<S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync>() ->
     }
 }
 
+/// Whether a log event may come from the sending of logs, which would then never end.
+pub fn is_of_export(target: &str) -> bool {
+    let library = target.split("::").next().unwrap_or_default();
+    ["h2", "hyper", "hyper_util", "tonic", "tower", "ureq", "ureq_proto", "rustls"].contains(&library)
+        || library.starts_with("opentelemetry")
+}
+
 /// A JSON line with the ids of its trace and span.
 struct Traced<F>(F);
 

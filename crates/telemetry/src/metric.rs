@@ -20,7 +20,7 @@ pub struct Metric {
     /// OpenTelemetry's name, such as `basin.images`.
     pub name: &'static str,
     pub kind: Instrument,
-    /// UCUM unit, such as `s`, `By`, `1` or `{image}`.
+    /// UCUM unit, such as `s`, `By` or `{image}`. `1` only for a gauge: ways to Prometheus differ about other metrics with it.
     pub unit: &'static str,
     pub description: &'static str,
     boundaries: &'static [f64],
@@ -69,11 +69,15 @@ impl Metric {
 
     /// Adds to a counter, sets a gauge, or adds a value to a histogram. Never waits.
     pub fn record(&self, value: f64, attributes: Attributes) {
-        let attributes = key_values(attributes);
+        self.add(value, &key_values(attributes));
+    }
+
+    /// [`Metric::record`] for attributes that are no text.
+    pub(crate) fn add(&self, value: f64, attributes: &[KeyValue]) {
         match self.instrument.get_or_init(|| self.recorder()) {
-            Recorder::Counter(counter) => counter.add(value, &attributes),
-            Recorder::Gauge(gauge) => gauge.record(value, &attributes),
-            Recorder::Histogram(histogram) => histogram.record(value, &attributes),
+            Recorder::Counter(counter) => counter.add(value, attributes),
+            Recorder::Gauge(gauge) => gauge.record(value, attributes),
+            Recorder::Histogram(histogram) => histogram.record(value, attributes),
         }
     }
 
@@ -106,7 +110,7 @@ impl Metric {
         });
     }
 
-    /// Name in Prometheus, as its OTLP receiver and the collector translate it.
+    /// Name in Prometheus, as its OTLP receiver and the collector translate it, and as [`scrape`](crate::scrape()) has it.
     pub fn prometheus_name(&self) -> String {
         let mut words: Vec<&str> =
             self.name.split(|c: char| !c.is_ascii_alphanumeric() && c != ':').filter(|word| !word.is_empty()).collect();
@@ -140,8 +144,8 @@ mod tests {
     fn prometheus_names() {
         for (metric, expected) in [
             (Metric::counter("basin.images", "{image}", ""), "basin_images_total"),
-            (Metric::histogram("basin.projection.loss", "1", "", &[]), "basin_projection_loss"),
-            (Metric::counter("basin.upload.size", "By", ""), "basin_upload_size_bytes_total"),
+            (Metric::histogram("basin.projection.loss", "{loss}", "", &[]), "basin_projection_loss"),
+            (Metric::counter("basin.uploaded", "By", ""), "basin_uploaded_bytes_total"),
             (Metric::gauge("hw.gpu.utilization", "1", ""), "hw_gpu_utilization_ratio"),
             (Metric::histogram("messaging.process.duration", "s", "", &[]), "messaging_process_duration_seconds"),
         ] {

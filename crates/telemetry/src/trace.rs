@@ -1,6 +1,6 @@
 //! Spans, and traces that continue in another process.
 //!
-//! Names and attributes of messages follow the messaging conventions of OpenTelemetry 1.42 to 1.44. If traces are not sent, spans
+//! Names and attributes of messages follow the messaging conventions of OpenTelemetry 1.44. If traces are not sent, spans
 //! are disabled and cost nothing.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,16 +12,15 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use crate::messaging::Destination;
+
 /// Target of all our spans.
 pub(crate) const TARGET: &str = "basin_trace";
 
 /// A message, as its spans describe it.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
-    /// `rabbitmq` or `basin`.
-    pub system: &'static str,
-    /// Name of the queue, such as `jobs`.
-    pub queue: &'a str,
+    pub destination: &'a Destination,
     pub job: &'a str,
     pub run: &'a str,
     pub image: &'a str,
@@ -34,14 +33,14 @@ pub fn child(parent: &Span, name: &str) -> Span {
 
 /// A span for publishing a message, as part of `parent` or as the start of a trace.
 pub fn publish(parent: Option<&Span>, message: &Message) -> Span {
-    let span = span(parent, &format!("publish basin.{}", message.queue), "producer");
+    let span = span(parent, &format!("publish {}", message.destination.name), "producer");
     describe(&span, message, ("publish", "send"));
     span
 }
 
 /// A span for processing a message, in the trace that its `headers` carry.
 pub fn process(headers: &BTreeMap<String, String>, message: &Message) -> Span {
-    let span = span(None, &format!("process basin.{}", message.queue), "consumer");
+    let span = span(None, &format!("process {}", message.destination.name), "consumer");
     // It fails only for a disabled span.
     let _ = span.set_parent(carried(headers));
     describe(&span, message, ("process", "process"));
@@ -56,13 +55,11 @@ fn describe(span: &Span, message: &Message, (name, kind): (&'static str, &'stati
     if span.is_none() {
         return;
     }
-    let queue = format!("basin.{}", message.queue);
-    if message.system == "rabbitmq" {
-        span.set_attribute("messaging.rabbitmq.destination.routing_key", queue.clone());
+    let destination = message.destination;
+    if destination.system == "rabbitmq" {
+        span.set_attribute("messaging.rabbitmq.destination.routing_key", destination.name.clone());
     }
-    span.set_attribute("messaging.system", message.system);
-    span.set_attribute("messaging.destination.name", queue);
-    span.set_attribute("messaging.operation.name", name);
+    destination.attributes(name).into_iter().for_each(|KeyValue { key, value, .. }| span.set_attribute(key, value));
     span.set_attribute("messaging.operation.type", kind);
     span.set_attribute("messaging.message.id", message.job.to_owned());
     span.set_attribute("basin.job", message.job.to_owned());
@@ -101,9 +98,9 @@ fn carried(headers: &BTreeMap<String, String>) -> Context {
     TraceContextPropagator::new().extract(&headers)
 }
 
-/// Id of the span's trace; `None` if the span is disabled.
+/// Id of the span's trace; `None` if that is not sent.
 pub fn id(span: &Span) -> Option<String> {
     let context = span.context();
     let ids = context.span().span_context().clone();
-    ids.is_valid().then(|| ids.trace_id().to_string())
+    (ids.is_valid() && ids.is_sampled()).then(|| ids.trace_id().to_string())
 }

@@ -64,7 +64,7 @@ fn a_receiver_that_is_away_or_silent_holds_nobody_up() {
 fn nobody_is_called_unless_it_is_wanted() {
     let (listener, url) = listener();
     let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str());
-    let none = [all, ("OTEL_TRACES_EXPORTER", "none"), ("OTEL_METRICS_EXPORTER", "none")];
+    let none = [all, ("OTEL_TRACES_EXPORTER", "none"), ("OTEL_METRICS_EXPORTER", "none"), ("OTEL_LOGS_EXPORTER", "none")];
     for variables in [&[][..], &[all, ("OTEL_SDK_DISABLED", "true")], &none] {
         Speaker::start(variables).leaves();
         assert!(listener.accept().is_err(), "{variables:?}: the receiver was called");
@@ -87,10 +87,45 @@ async fn that_telemetry_is_lost_is_said_once_and_that_it_is_sent_again_too() {
     let mut speaker = Speaker::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]);
     wait_for("many refusals", 20, || SERVED.load(Ordering::Relaxed) >= 20);
     let (lost, again) = ("telemetry is lost until its receiver is back", "telemetry is sent again");
-    wait_for("the bad news", 20, || speaker.said(lost) == 2);
+    wait_for("the bad news", 20, || speaker.said(lost) == 3);
     assert_eq!(speaker.said(again), 0);
     STATUS.store(200, Ordering::Relaxed);
-    wait_for("the good news", 20, || speaker.said(again) == 2);
+    wait_for("the good news", 20, || speaker.said(again) == 3);
     speaker.leaves();
-    assert_eq!((speaker.said(lost), speaker.said(again)), (2, 2), "{}", speaker.log());
+    assert_eq!((speaker.said(lost), speaker.said(again)), (3, 3), "{}", speaker.log());
+}
+
+/// What `speaker` prints when it is scraped.
+fn scraped(variables: &[(&str, &str)]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_telemetry-speaker"));
+    let out = command.arg("scraped").envs(variables.iter().copied()).stdin(Stdio::null()).output().expect("it starts");
+    assert!(out.status.success());
+    String::from_utf8(out.stdout).expect("text")
+}
+
+#[test]
+fn metrics_can_be_scraped_without_a_receiver_under_the_names_and_buckets_of_the_conventions() {
+    let text = scraped(&[("OTEL_RESOURCE_ATTRIBUTES", "k8s.pod.name=pod,k8s.node.name=node")]);
+    let of = "messaging_destination_name=\"mine.jobs\"";
+    let server = "messaging_system=\"rabbitmq\",server_address=\"broker\",server_port=\"5671\"";
+    for line in [
+        format!("messaging_client_sent_messages_total{{{of},messaging_operation_name=\"publish\",{server}}} "),
+        format!("messaging_client_consumed_messages_total{{{of},messaging_operation_name=\"consume\",{server}}} "),
+        format!(
+            "messaging_process_duration_seconds_count{{error_type=\"rejected\",{of},messaging_operation_name=\"process\",{server}}} "
+        ),
+        format!(
+            "messaging_client_operation_duration_seconds_bucket{{{of},messaging_operation_name=\"publish\",messaging_operation_type=\"send\",\
+            {server},le=\"0.025\"}} "
+        ),
+        "test_said_total{basin_attribute=\"value\"} 50".into(),
+    ] {
+        assert!(text.lines().any(|found| found.starts_with(&line)), "no {line}: {text}");
+    }
+    let about = text.lines().find(|line| line.starts_with("target_info{")).expect("the process is named");
+    for label in ["host_name=", "k8s_node_name=\"node\"", "k8s_pod_name=\"pod\"", "service_instance_id=", "service_name=\"test\""]
+    {
+        assert!(about.contains(label), "no {label}: {about}");
+    }
+    assert_eq!(scraped(&[("OTEL_SDK_DISABLED", "true")]), "");
 }

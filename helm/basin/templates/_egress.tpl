@@ -3,7 +3,7 @@
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
 {{- if eq .Values.queue.mode "operator" }}
 - to: [{podSelector: {matchLabels: {app.kubernetes.io/name: {{ include "basin.rabbitmq" . }}}}}]
-  ports: [{port: 5672, protocol: TCP}]
+  ports: [{port: {{ include "basin.rabbitmqPort" . }}, protocol: TCP}]
 {{- end }}
 {{- $ports := list }}
 {{- if eq .Values.queue.mode "external" }}{{ $ports = append $ports (include "basin.port" .Values.queue.url) }}{{ end }}
@@ -14,7 +14,7 @@
 {{- /* Tokens of web identity are changed for credentials over HTTPS. */ -}}
 {{- $ports = append $ports "443" }}
 {{- end }}
-{{- range list .Values.telemetry.endpoint .Values.telemetry.metricsEndpoint .Values.telemetry.tracesEndpoint .Values.coordinator.notify.webhookUrl }}
+{{- range list .Values.telemetry.endpoint .Values.telemetry.metricsEndpoint .Values.telemetry.tracesEndpoint .Values.telemetry.logsEndpoint .Values.coordinator.notify.webhookUrl }}
 {{- if . }}{{ $ports = append $ports (include "basin.port" .) }}{{ end }}
 {{- end }}
 {{- with $ports | uniq }}

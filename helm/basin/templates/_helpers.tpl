@@ -37,7 +37,8 @@ app.kubernetes.io/part-of: basin
 
 {{- /* (dict "root" $ "image" "basin-coordinator") */ -}}
 {{- define "basin.image" -}}
-{{ .root.Values.image.registry }}/{{ .image }}:{{ default .root.Chart.AppVersion .root.Values.image.tag }}
+{{- $digest := get .root.Values.image.digests .image }}
+{{- .root.Values.image.registry }}/{{ .image }}{{ if $digest }}@{{ $digest }}{{ else }}:{{ default .root.Chart.AppVersion .root.Values.image.tag }}{{ end }}
 {{- end }}
 
 {{- define "basin.serviceAccount" -}}
@@ -48,6 +49,10 @@ app.kubernetes.io/part-of: basin
 {{ include "basin.fullname" . }}-rabbitmq
 {{- end }}
 
+{{- define "basin.rabbitmqPort" -}}
+{{- ternary "5671" "5672" (ne .Values.queue.operator.tlsSecret "") }}
+{{- end }}
+
 {{- /* The secret with `username` and `password` of RabbitMQ: the operator makes its own. */ -}}
 {{- define "basin.queueSecret" -}}
 {{- if eq .Values.queue.mode "operator" }}{{ include "basin.rabbitmq" . }}-default-user{{ else }}{{ .Values.queue.credentialsSecret }}{{ end }}
@@ -55,7 +60,8 @@ app.kubernetes.io/part-of: basin
 
 {{- define "basin.queueUrl" -}}
 {{- $url := .Values.queue.url }}
-{{- if eq .Values.queue.mode "operator" }}{{ $url = printf "amqp://%s.%s.svc:5672/" (include "basin.rabbitmq" .) .Release.Namespace }}
+{{- if eq .Values.queue.mode "operator" }}{{ $url = printf "%s%s.%s.svc:%s/" (ternary "amqps://" "amqp://" (ne .Values.queue.operator.tlsSecret "")) (include "basin.rabbitmq" .) .Release.Namespace (include "basin.rabbitmqPort" .) }}
+{{- if and .Values.queue.operator.tlsSecret (not .Values.queue.caSecret) }}{{ fail "queue.operator.tlsSecret needs queue.caSecret: the Secret with the ca.crt that signed its certificate" }}{{ end }}
 {{- else if not $url }}{{ fail "queue.url is needed with queue.mode=external: amqp://host:5672/vhost" }}{{ end }}
 {{- if contains "?" $url }}{{ fail "queue.url has options: they belong into queue.options, and a password into queue.credentialsSecret" }}{{ end }}
 {{- $options := list }}
@@ -79,23 +85,22 @@ http://{{ include "basin.fullname" . }}-coordinator.{{ .Release.Namespace }}.svc
 
 {{- /* Images that all workers together may hold, four times, and at least 1000. */ -}}
 {{- define "basin.window" -}}
-{{- $workers := .Values.workers.maxReplicas }}{{ if eq .Values.workers.mode "fixed" }}{{ $workers = .Values.workers.replicas }}{{ end }}
-{{- .Values.coordinator.window | int | default (max 1000 (mul 4 $workers .Values.workers.batchImages)) }}
+{{- $images := 0 }}
+{{- range include "basin.pools" . | fromYamlArray }}
+{{- $images = add $images (mul (ternary .replicas .maxReplicas (eq .mode "fixed")) .batchImages) }}
+{{- end }}
+{{- .Values.coordinator.window | int | default (max 1000 (mul 4 $images)) }}
 {{- end }}
 
+{{- /* OpenShift gives each namespace users of its own, and refuses others. */ -}}
 {{- define "basin.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile: {type: RuntimeDefault}
+{{- $context := .Values.podSecurityContext }}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}{{ $context = omit $context "runAsUser" "runAsGroup" "fsGroup" }}{{ end }}
+{{- toYaml $context }}
 {{- end }}
 
 {{- define "basin.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
+{{- toYaml .Values.containerSecurityContext }}
 {{- end }}
 
 {{- /* Credentials of the store. */ -}}
@@ -125,11 +130,13 @@ capabilities: {drop: [ALL]}
 {{- include "basin.storeEnv" . }}
 - {name: BASIN_LOG, value: {{ .Values.telemetry.log | quote }}}
 - {name: BASIN_LOG_FORMAT, value: json}
-{{- with .Values.telemetry }}
-{{- if or .endpoint .metricsEndpoint .tracesEndpoint }}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
-- {name: OTEL_RESOURCE_ATTRIBUTES, value: "service.instance.id=$(POD_NAME),k8s.pod.name=$(POD_NAME),k8s.namespace.name={{ $.Release.Namespace }}"}
+- name: NODE_NAME
+  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+- {name: OTEL_RESOURCE_ATTRIBUTES, value: "service.instance.id=$(POD_NAME),k8s.pod.name=$(POD_NAME),k8s.node.name=$(NODE_NAME),k8s.namespace.name={{ .Release.Namespace }}"}
+{{- with .Values.telemetry }}
+{{- if or .endpoint .metricsEndpoint .tracesEndpoint .logsEndpoint }}
 - {name: OTEL_EXPORTER_OTLP_PROTOCOL, value: {{ .protocol }}}
 - {name: OTEL_METRIC_EXPORT_INTERVAL, value: {{ .metricInterval | int | quote }}}
 {{- with .endpoint }}
@@ -141,10 +148,18 @@ capabilities: {drop: [ALL]}
 {{- with .tracesEndpoint }}
 - {name: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
-{{- if lt (float64 .traceRatio) 1.0 }}
+{{- with .logsEndpoint }}
+- {name: OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+{{- if and $.Values.monitoring.podMonitor (not .metricsEndpoint) }}
+{{- /* They are scraped: each series would be there twice. */}}
+- {name: OTEL_METRICS_EXPORTER, value: none}
+{{- end }}
+{{- if not (or .logs .logsEndpoint) }}
+- {name: OTEL_LOGS_EXPORTER, value: none}
+{{- end }}
 - {name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio}
 - {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .traceRatio | quote }}}
-{{- end }}
 {{- with .headersSecret }}
 - name: OTEL_EXPORTER_OTLP_HEADERS
   valueFrom: {secretKeyRef: {name: {{ . }}, key: headers}}
@@ -216,9 +231,9 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{- /* (dict "root" $ "gpu" true) */ -}}
 {{- define "basin.workerImage" -}}
-{{- $image := "basin-worker-cpu" }}{{ if gt (int .Values.workers.gpu.count) 0 }}{{ $image = "basin-worker-cuda" }}{{ end }}
-{{- include "basin.image" (dict "root" . "image" $image) }}
+{{- include "basin.image" (dict "root" .root "image" (ternary "basin-worker-cuda" "basin-worker-cpu" .gpu)) }}
 {{- end }}
 
 {{- /* Of a URL the port, or the default of its scheme. */ -}}

@@ -1,11 +1,38 @@
-{{- /* The pod of a worker, for all three modes: labels, annotations and spec of a template. */ -}}
+{{- /* All pools of workers, as a list in YAML: `workers`, and each of `workerPools` with the values of `workers` where it names none; without those that
+have no workers. A pool has
+`pool` (its name; empty for `workers`), `component` (the label that its pods are selected by) and `object` (the name of its objects). */ -}}
+{{- define "basin.pools" -}}
+{{- $base := merge (dict "pool" "" "component" "worker" "object" (printf "%s-worker" (include "basin.fullname" .))) (deepCopy .Values.workers) }}
+{{- $pools := list $base }}
+{{- $names := list }}
+{{- range .Values.workerPools }}
+{{- if has .name $names }}{{ fail (printf "workerPools has two pools with the name %s" .name) }}{{ end }}
+{{- $names = append $names .name }}
+{{- $object := printf "%s-worker-%s" (include "basin.fullname" $) .name }}
+{{- if gt (len $object) 52 }}{{ fail (printf "the name %s has more than 52 characters: use a shorter fullnameOverride, or a shorter name of the pool" $object) }}{{ end }}
+{{- $pools = append $pools (mergeOverwrite (deepCopy $base) (deepCopy (omit . "name")) (dict "pool" .name "component" (printf "worker-%s" .name) "object" $object)) }}
+{{- end }}
+{{- $some := list }}
+{{- range $pools }}
+{{- if or (eq .mode "fixed") (gt (int .maxReplicas) 0) }}{{ $some = append $some . }}{{ end }}
+{{- end }}
+{{- if not $some }}{{ fail "workers.maxReplicas is 0, and no pool has workers" }}{{ end }}
+{{- toYaml $some }}
+{{- end }}
+
+{{- /* The pod of a worker, for all three modes: labels, annotations and spec of a template. (dict "root" $ "w" POOL) */ -}}
 {{- define "basin.workerPod" -}}
-{{- $w := .Values.workers }}
+{{- $w := .w }}
+{{- $root := .root }}
+{{- $gpu := or (gt (int $w.gpu.count) 0) (gt (len $w.resourceClaims) 0) }}
 {{- if le (int $w.terminationGracePeriodSeconds) (add (int $w.checkpointEvery) (int $w.preStopSeconds)) }}{{ fail "workers.terminationGracePeriodSeconds must be above checkpointEvery and preStopSeconds together: a worker that leaves ends its step and saves" }}{{ end }}
 {{- if and (ne $w.mode "fixed") (gt (int $w.minReplicas) (int $w.maxReplicas)) }}{{ fail "workers.minReplicas is above workers.maxReplicas" }}{{ end }}
-{{- if and (eq $w.mode "scaledObject") (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}{{ fail "workers.mode=scaledObject lets workers patch pods: name a service account of their own (serviceAccount.name), or let the chart make one" }}{{ end }}
+{{- if and (eq $w.mode "scaledObject") (not $root.Values.serviceAccount.create) (not $root.Values.serviceAccount.name) }}{{ fail "workers.mode=scaledObject lets workers patch pods: name a service account of their own (serviceAccount.name), or let the chart make one" }}{{ end }}
 metadata:
-  labels: {{- include "basin.podLabels" (dict "root" . "component" "worker") | nindent 4 }}
+  labels: {{- include "basin.podLabels" (dict "root" $root "component" $w.component) | nindent 4 }}
+  {{- with $w.pool }}
+    basin-pool: {{ . }}
+  {{- end }}
   {{- with $w.podLabels }}
   {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -13,11 +40,11 @@ metadata:
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "basin.serviceAccount" . }}
+  serviceAccountName: {{ include "basin.serviceAccount" $root }}
   {{- /* A worker of a Deployment says itself whether it is busy. */}}
   automountServiceAccountToken: {{ eq $w.mode "scaledObject" }}
   enableServiceLinks: false
-  {{- with .Values.image.pullSecrets }}
+  {{- with $root.Values.image.pullSecrets }}
   imagePullSecrets: {{- toYaml . | nindent 4 }}
   {{- end }}
   restartPolicy: {{ ternary "Never" "Always" (eq $w.mode "scaledJob") }}
@@ -25,7 +52,7 @@ spec:
   {{- with $w.gpu.runtimeClassName }}
   runtimeClassName: {{ . }}
   {{- end }}
-  {{- with include "basin.placement" (dict "root" . "of" $w "class" "workers") }}
+  {{- with include "basin.placement" (dict "root" $root "of" $w "class" "workers") }}
   {{- . | trim | nindent 2 }}
   {{- end }}
   {{- $tolerations := $w.tolerations }}
@@ -42,32 +69,38 @@ spec:
       maxSkew: 1
       whenUnsatisfiable: ScheduleAnyway
       labelSelector:
-        matchLabels: {{- include "basin.selector" (dict "root" $ "component" "worker") | nindent 10 }}
+        matchLabels: {{- include "basin.selector" (dict "root" $root "component" $w.component) | nindent 10 }}
     {{- end }}
   {{- end }}
-  securityContext: {{- include "basin.podSecurity" . | nindent 4 }}
+  securityContext: {{- include "basin.podSecurity" $root | nindent 4 }}
+  {{- with $w.resourceClaims }}
+  resourceClaims: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $w.initContainers }}
+  initContainers: {{- toYaml . | nindent 4 }}
+  {{- end }}
   containers:
     - name: worker
-      image: {{ include "basin.workerImage" . }}
-      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      image: {{ include "basin.workerImage" (dict "root" $root "gpu" $gpu) }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       command: [basin-worker]
-      securityContext: {{- include "basin.containerSecurity" . | nindent 8 }}
+      securityContext: {{- include "basin.containerSecurity" $root | nindent 8 }}
       ports:
         - {name: health, containerPort: 8471}
       env:
-        {{- include "basin.env" . | trim | nindent 8 }}
+        {{- include "basin.env" $root | trim | nindent 8 }}
         - name: BASIN_WORKER_NAME
           valueFrom: {fieldRef: {fieldPath: metadata.name}}
         - name: BASIN_NODE_NAME
           valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
         - {name: BASIN_LISTEN, value: "0.0.0.0:8471"}
-        - {name: BASIN_DEVICES, value: {{ ternary "auto" "cpu" (gt (int $w.gpu.count) 0) }}}
+        - {name: BASIN_DEVICES, value: {{ ternary "auto" "cpu" $gpu }}}
         - {name: BASIN_BATCH_IMAGES, value: {{ $w.batchImages | int | quote }}}
         - {name: BASIN_CHECKPOINT_EVERY, value: {{ $w.checkpointEvery | int | quote }}}
         - {name: BASIN_MODEL_CACHE, value: /var/cache/basin}
         - {name: BASIN_MODEL_CACHE_BYTES, value: {{ $w.modelCache.bytes | int64 | quote }}}
         {{- if eq $w.mode "scaledObject" }}
-        - {name: BASIN_DELETION_COST_POD, value: {{ .Release.Namespace }}/$(BASIN_WORKER_NAME)}
+        - {name: BASIN_DELETION_COST_POD, value: {{ $root.Release.Namespace }}/$(BASIN_WORKER_NAME)}
         {{- end }}
         {{- if eq $w.mode "scaledJob" }}
         - {name: BASIN_DRAIN_AFTER, value: {{ $w.scaledJob.drainAfter | int | quote }}}
@@ -78,6 +111,9 @@ spec:
         {{- with $w.extraEnv }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
+      {{- with $w.envFrom }}
+      envFrom: {{- toYaml . | nindent 8 }}
+      {{- end }}
       {{- with $w.preStopSeconds | int }}
       lifecycle:
         preStop: {sleep: {seconds: {{ . }}}}
@@ -103,30 +139,52 @@ spec:
         {{- $_ := set $resources "limits" $limits }}
         {{- end }}
         {{- toYaml $resources | nindent 8 }}
+        {{- with $w.resourceClaims }}
+        claims:
+          {{- range . }}
+          - {name: {{ .name }}}
+          {{- end }}
+        {{- end }}
       volumeMounts:
-        {{- include "basin.volumeMounts" . | trim | nindent 8 }}
-        {{- with include "basin.queueVolumeMounts" . | trim }}{{ . | nindent 8 }}{{ end }}
+        {{- include "basin.volumeMounts" $root | trim | nindent 8 }}
+        {{- with include "basin.queueVolumeMounts" $root | trim }}{{ . | nindent 8 }}{{ end }}
         - {name: models, mountPath: /var/cache/basin}
+        {{- if $w.shmSize }}
+        - {name: shm, mountPath: /dev/shm}
+        {{- end }}
+        {{- with $w.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+    {{- with $w.sidecars }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes:
-    {{- include "basin.volumes" . | trim | nindent 4 }}
-    {{- with include "basin.queueVolumes" . | trim }}{{ . | nindent 4 }}{{ end }}
+    {{- include "basin.volumes" $root | trim | nindent 4 }}
+    {{- with include "basin.queueVolumes" $root | trim }}{{ . | nindent 4 }}{{ end }}
     - name: models
       {{- if $w.modelCache.existingClaim }}
       persistentVolumeClaim: {claimName: {{ $w.modelCache.existingClaim }}}
       {{- else }}
       emptyDir: {sizeLimit: {{ $w.modelCache.sizeLimit }}}
       {{- end }}
+    {{- with $w.shmSize }}
+    - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ . }}}}
+    {{- end }}
+    {{- with $w.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end }}
 
-{{- /* What KEDA follows, in both of its modes. */ -}}
+{{- /* What KEDA follows, in both of its modes. (dict "root" $ "w" POOL) */ -}}
 {{- define "basin.triggers" -}}
-{{- $t := .Values.workers.trigger }}
+{{- $t := .w.trigger }}
+{{- $root := .root }}
 {{- /* A worker holds up to two batches, and they count as images left: with fewer for each, workers would start for images that others hold, and leave, again and again. */ -}}
-{{- if lt (int $t.imagesPerWorker) (mul 2 .Values.workers.batchImages | int) }}{{ fail "workers.trigger.imagesPerWorker must be at least twice workers.batchImages: a worker holds as many" }}{{ end }}
+{{- if lt (int $t.imagesPerWorker) (mul 2 .w.batchImages | int) }}{{ fail "workers.trigger.imagesPerWorker must be at least twice workers.batchImages: a worker holds as many" }}{{ end }}
 {{- if eq $t.type "backlog" }}
 - type: metrics-api
   metadata:
-    url: {{ include "basin.coordinatorUrl" . }}/v1/backlog
+    url: {{ include "basin.coordinatorUrl" $root }}/v1/backlog
     valueLocation: backlog
     targetValue: {{ $t.imagesPerWorker | int | quote }}
     authMode: bearer
@@ -135,18 +193,19 @@ spec:
   metadata:
     protocol: http
     {{- $url := $t.managementUrl }}
+    {{- if and (not $url) $root.Values.queue.operator.tlsSecret }}{{ fail "workers.trigger.type=rabbitmq with queue.operator.tlsSecret: KEDA does not know the authority; use workers.trigger.type=backlog" }}{{ end }}
     {{- if not $url }}
-    {{- if ne .Values.queue.mode "operator" }}{{ fail "workers.trigger.managementUrl is needed with workers.trigger.type=rabbitmq and an external RabbitMQ: http://host:15672/" }}{{ end }}
-    {{- $url = printf "http://%s.%s.svc:15672/" (include "basin.rabbitmq" .) .Release.Namespace }}
+    {{- if ne $root.Values.queue.mode "operator" }}{{ fail "workers.trigger.managementUrl is needed with workers.trigger.type=rabbitmq and an external RabbitMQ: http://host:15672/" }}{{ end }}
+    {{- $url = printf "%s://%s.%s.svc:%s/" (ternary "https" "http" (ne $root.Values.queue.operator.tlsSecret "")) (include "basin.rabbitmq" $root) $root.Release.Namespace (ternary "15671" "15672" (ne $root.Values.queue.operator.tlsSecret "")) }}
     {{- end }}
     host: {{ $url }}
-    queueName: {{ default "basin" .Values.queue.options.prefix }}.jobs
+    queueName: {{ default "basin" $root.Values.queue.options.prefix }}.jobs
     {{- $vhost := "/" }}
-    {{- if eq .Values.queue.mode "external" }}{{ $vhost = (urlParse .Values.queue.url).path | trimPrefix "/" | default "/" }}{{ end }}
+    {{- if eq $root.Values.queue.mode "external" }}{{ $vhost = (urlParse $root.Values.queue.url).path | trimPrefix "/" | default "/" }}{{ end }}
     vhostName: {{ $vhost | quote }}
     mode: QueueLength
     value: {{ $t.imagesPerWorker | int | quote }}
 {{- end }}
   authenticationRef:
-    name: {{ include "basin.fullname" . }}-trigger
+    name: {{ include "basin.fullname" $root }}-trigger
 {{- end }}

@@ -1,0 +1,80 @@
+//! Changes the labels and annotations of the pod that this process runs in (*io*). It can do nothing else with Kubernetes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use ureq::Agent;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+
+/// Where a pod finds its token and the cluster's certificate.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The annotation by which a Deployment that is scaled in chooses: pods of low cost are stopped first.
+pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// Where this pod's metadata is changed.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// URL of the API server.
+    pub server: String,
+    pub namespace: String,
+    pub pod: String,
+    /// Folder with `token` and, for https, `ca.crt`.
+    pub account: PathBuf,
+}
+
+impl Place {
+    /// `pod`: `namespace/name`, in the cluster that this process runs in.
+    pub fn in_cluster(pod: &str) -> Result<Place, String> {
+        let plain = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+        let pod = pod.split_once('/').filter(|(namespace, name)| plain(namespace) && plain(name));
+        let (namespace, name) = pod.ok_or("expected namespace/name of a pod")?;
+        let variable =
+            |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: does this process run in a pod?"));
+        let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let server = format!("https://{host}:{port}");
+        Ok(Place { server, namespace: namespace.into(), pod: name.into(), account: ACCOUNT.into() })
+    }
+
+    /// Merges `metadata` into that of the pod. Waits for the API server: not for a thread of asynchronous work.
+    pub fn change(&self, metadata: &Value) -> Result<(), String> {
+        self.send(metadata).map_err(|error| error.to_string())
+    }
+
+    fn send(&self, metadata: &Value) -> Result<(), Box<dyn std::error::Error>> {
+        let mut tls = TlsConfig::builder();
+        if self.server.starts_with("https:") {
+            let file = std::fs::read(self.account.join("ca.crt"))?;
+            let roots = parse_pem(&file).filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            });
+            tls = tls.root_certs(RootCerts::from(roots));
+        }
+        let agent: Agent =
+            Agent::config_builder().tls_config(tls.build()).timeout_global(Some(PATIENCE)).proxy(None).build().into();
+        // Read each time: it is changed every hour.
+        let token = std::fs::read_to_string(self.account.join("token"))?;
+        let Place { server, namespace, pod, .. } = self;
+        agent
+            .patch(format!("{server}/api/v1/namespaces/{namespace}/pods/{pod}"))
+            .header("authorization", format!("Bearer {}", token.trim()))
+            .header("content-type", "application/merge-patch+json")
+            .send(json!({ "metadata": metadata }).to_string())?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_name_of_a_pod_is_taken() {
+        for bad in ["worker", "/worker", "ns/", "ns/a/b", "ns/../x", "ns/a b"] {
+            assert!(Place::in_cluster(bad).expect_err("must be refused").contains("namespace/name"), "{bad}");
+        }
+    }
+}
