@@ -3,7 +3,8 @@
 //!
 //! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), from which [`drive`] (io) takes
 //! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`] reads a run before it is
-//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results.
+//! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it. [`tally`] and [`outcomes`] (pure) count results, and
+//! [`silence`] (pure) says which jobs the store is asked about.
 
 mod beside;
 pub mod drive;
@@ -16,6 +17,7 @@ pub mod outcomes;
 pub mod plan;
 pub mod prepare;
 pub mod service;
+pub mod silence;
 pub mod simulate;
 pub mod tally;
 

@@ -21,7 +21,7 @@ mod stage;
 pub use crash::CrashPoint;
 pub use event::{Event, What};
 pub use history::History;
-pub use job::{Job, JobId, Mask, OPEN_CLASS};
+pub use job::{Job, JobId, Mask, OPEN_CLASS, job_number};
 pub use model::{
     ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest, Lack,
     ModelManifest, ModelRef, NetworkFiles, NetworkManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256,

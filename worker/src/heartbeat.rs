@@ -16,7 +16,7 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// Publishes heartbeats until it is aborted.
 pub async fn run(shared: Shared, working: watch::Receiver<Working>, withdrawn: Arc<AtomicBool>) {
-    let Shared { config, queue, runs, outages, .. } = shared;
+    let Shared { config, queue, runs, outages, held, .. } = shared;
     let mut control = RunControl::new(&runs);
     let mut last: Option<Instant> = None;
     let mut computed = 0;
@@ -38,7 +38,8 @@ pub async fn run(shared: Shared, working: watch::Receiver<Working>, withdrawn: A
                 waiting_for: outages.waiting_for().map(str::to_owned),
                 seconds_since_step: now.computing.map(|since| since.elapsed().as_secs_f64()),
                 ..idle(&config)
-            };
+            }
+            .holding(held.numbers());
             computed = now.lane_steps;
             last = Some(Instant::now());
             // A lost heartbeat is no loss: a broken queue reconnects, or ends the worker elsewhere.

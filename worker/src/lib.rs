@@ -14,6 +14,7 @@ mod fetch;
 mod has_result;
 pub mod health;
 mod heartbeat;
+mod held;
 mod job_span;
 mod marks;
 pub mod metrics;
@@ -36,6 +37,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use attempt::Shared;
+use held::HeldJobs;
 use outage::Outages;
 
 pub use fate::JobError;
@@ -101,7 +103,8 @@ pub async fn run(
     shutdown: CancellationToken,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
-    let shared = Shared { config, queue, runs, outages: Outages::none(), shutdown: shutdown.clone() };
+    let (outages, held) = (Outages::none(), HeldJobs::default());
+    let shared = Shared { config, queue, runs, outages, held, shutdown: shutdown.clone() };
     metrics::watch();
     models.check().map_err(|error| Error::Models(Box::new(error)))?;
     // Set while the run on the devices is not to be computed.

@@ -419,6 +419,7 @@ mod tests {
 
     use super::*;
     use crate::Config;
+    use crate::held::HeldJobs;
     use crate::outage::Outages;
 
     /// A future that is dropped after some polls, as a process that dies at an await.
@@ -445,7 +446,7 @@ mod tests {
 
     fn shared(queue: &Queue, runs: Runs) -> Shared {
         let (outages, shutdown) = (Outages::none(), Default::default());
-        Shared { config: Config::default(), queue: queue.clone(), runs, outages, shutdown }
+        Shared { config: Config::default(), queue: queue.clone(), runs, outages, held: HeldJobs::default(), shutdown }
     }
 
     /// As the devices' thread sends it. Each attempt has other bytes, so that a mixture would be seen.
