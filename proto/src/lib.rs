@@ -35,7 +35,7 @@ pub use params::{
 pub use result::{
     Detected, Failure, FailureReason, FineTuned, Found, ObjectRef, ResultRecord, SeedResult, Transform, chain, clipped,
 };
-pub use run::{Control, Leader, RedriveRecord, RunRecord, RunState};
+pub use run::{Control, ControlWritten, Leader, RedriveRecord, RunRecord, RunState};
 pub use snapshot::{Errors, KnownResult, Snapshot};
 pub use stage::Stage;
 pub use wire::{Alive, Box as Box2d};

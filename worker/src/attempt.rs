@@ -15,6 +15,7 @@ use crate::fate::{Fate, JobError, Unavailable, fate};
 use crate::held::{HeldJobs, Hold};
 use crate::job_span::JobSpan;
 use crate::outage::{Outages, Place, Wait};
+use crate::run_control::RunControl;
 use crate::{Config, Error, metrics};
 
 /// Before the first retry of a job; it doubles with each attempt. A result that could not be written is retried at once.
@@ -29,6 +30,7 @@ pub struct Shared {
     pub runs: Runs,
     pub outages: Outages,
     pub held: HeldJobs,
+    pub control: RunControl,
     /// The stage is to end: it waits for no store any more.
     pub shutdown: CancellationToken,
 }

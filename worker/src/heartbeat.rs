@@ -9,15 +9,14 @@ use queue::Channel;
 use tokio::sync::watch;
 
 use crate::attempt::Shared;
-use crate::run_control::{HOLDS, RunControl};
+use crate::run_control::HOLDS;
 use crate::{Config, Working};
 
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Publishes heartbeats until it is aborted.
 pub async fn run(shared: Shared, working: watch::Receiver<Working>, withdrawn: Arc<AtomicBool>) {
-    let Shared { config, queue, runs, outages, held, .. } = shared;
-    let mut control = RunControl::new(&runs);
+    let Shared { config, queue, control, outages, held, .. } = shared;
     let mut last: Option<Instant> = None;
     let mut computed = 0;
     loop {
@@ -45,7 +44,7 @@ pub async fn run(shared: Shared, working: watch::Receiver<Working>, withdrawn: A
             // A lost heartbeat is no loss: a broken queue reconnects, or ends the worker elsewhere.
             let _ = queue.publish(Channel::Events, Event::alive(&config.name, alive).encode()).await;
         }
-        tokio::time::sleep(HOLDS).await;
+        control.changed().await;
     }
 }
 

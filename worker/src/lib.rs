@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use attempt::Shared;
 use held::HeldJobs;
 use outage::Outages;
+use run_control::RunControl;
 
 pub use fate::JobError;
 pub use project::Working;
@@ -103,17 +104,19 @@ pub async fn run(
     shutdown: CancellationToken,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
-    let (outages, held) = (Outages::none(), HeldJobs::default());
-    let shared = Shared { config, queue, runs, outages, held, shutdown: shutdown.clone() };
+    let (outages, held, control) = (Outages::none(), HeldJobs::default(), RunControl::new(&runs));
+    let shared = Shared { config, queue, runs, outages, held, control, shutdown: shutdown.clone() };
     metrics::watch();
     models.check().map_err(|error| Error::Models(Box::new(error)))?;
     // Set while the run on the devices is not to be computed.
     let withdrawn = Arc::new(AtomicBool::new(false));
     let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), working.subscribe(), withdrawn.clone()));
+    let listening = tokio::spawn(shared.control.clone().listen(shared.queue.listen()));
     let watchdog = tokio::spawn(watchdog::run(shared.clone(), working.subscribe(), heartbeat.abort_handle()));
     let worked = work(&shared, models, working, withdrawn).await;
     heartbeat.abort();
     watchdog.abort();
+    listening.abort();
     let reason = worked.as_ref().err().filter(|error| matches!(error, Error::Faulty(_))).map(Error::to_string);
     heartbeat::leave(&shared, reason).await;
     worked
