@@ -15,7 +15,7 @@ use super::handle::{Look, Reply};
 use super::intake::{self, Order, Prepared, Trouble, control_of, in_trouble, read_order, submitted};
 use super::lead::Lead;
 use super::refusal::Refusal;
-use super::snapshots::{Found, read_errors, save};
+use super::snapshots::{Found, read_errors, save, snapshot_due};
 use crate::Error;
 use crate::drive::Driver;
 use client::api::{Change, RedriveRequest, RunRequest, RunStatus};
@@ -31,9 +31,6 @@ const RETRY_TABLES: Duration = Duration::from_secs(10);
 const CHECK_LEAD: Duration = Duration::from_secs(30);
 /// Results that are read for their errors at a time.
 const READ: usize = 1024;
-/// A snapshot is written this long after the last, and earlier when this many results are new.
-const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
-const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
 /// A coordinator that stops waits this long for its last snapshots.
 const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
 
@@ -512,9 +509,7 @@ impl HomeRuns {
     fn save_snapshots(&mut self, driver: &Driver) {
         for (name, saved) in &mut self.saved {
             let new = driver.fleet.counted(name).abs_diff(saved.counted);
-            let due = new > 0 && saved.at.elapsed() >= SNAPSHOT_EVERY
-                || new >= SNAPSHOT_SOON.0 && saved.at.elapsed() >= SNAPSHOT_SOON.1;
-            if saved.writing || !due {
+            if saved.writing || !snapshot_due(saved.counted, new, saved.at.elapsed()) {
                 continue;
             }
             let Some(snapshot) = driver.fleet.snapshot(name) else { continue };
