@@ -165,17 +165,15 @@ async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(),
         trace: trace::id(&attempt.span.span),
         generation: job.generation,
     };
-    let run = job.run.clone();
-    let begun = Instant::now();
+    let (run, begun, control) = (job.run.clone(), Instant::now(), &shared.control);
     let publish = async {
         let encode = move || (objects(&frame, solution, &record), record);
         let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
         // Held and written again in place during an outage: a finished search is not to be done twice.
-        let held = shared.persist(async || commit(results, &shared.control, &run, &objects, &mut record).await).await;
+        let held = shared.persist(async || commit(results, control, &run, &objects, &mut record).await).await;
         let committed = match held {
             Ok(Some(committed)) => committed,
-            Ok(None) => match tokio::time::timeout(LAST_TRY, commit(results, &shared.control, &run, &objects, &mut record)).await
-            {
+            Ok(None) => match tokio::time::timeout(LAST_TRY, commit(results, control, &run, &objects, &mut record)).await {
                 Ok(Ok(committed)) => committed,
                 Ok(Err(_)) | Err(_) => return Ok(End::Left),
             },
