@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -16,11 +15,13 @@ use coordinator::prepare::see;
 use coordinator::service::{Handle, OneRun, Service};
 use engine::{Devices, LoadedModel, Models};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use proto::{JobId, ResultRecord, RunRecord};
+use proto::{Failure, JobId, ResultRecord, RunRecord};
 use queue::Queue;
 use results::redrive::Redrive;
-use results::run::{self, Records};
+use results::run;
 use results::summary::Summary;
+use results::sweep::sweep;
+use results::tables::{Written, write_tables};
 use store::{Runs, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -71,17 +72,12 @@ pub struct Outcome {
     /// A signal stopped the run before its end.
     pub interrupted: bool,
     pub summary: Summary,
-    pub records: Arc<Records>,
-    /// The jobs of images that had a result before.
-    expected: HashMap<String, JobId>,
-}
-
-impl Outcome {
     /// Results of earlier starts that were made from another file, class or box than the data set has now.
-    pub fn stale(&self) -> usize {
-        let other = |record: &&ResultRecord| self.expected.get(&record.image).is_some_and(|id| *id != record.job);
-        self.records.results.iter().filter(other).count()
-    }
+    pub stale: usize,
+    /// Results in whose images something was looked for, and no object was found.
+    pub whole: usize,
+    /// Some failures, by reason.
+    pub failures: Vec<Failure>,
 }
 
 impl Local {
@@ -128,12 +124,17 @@ impl Local {
         };
         // From here on a signal ends the process; `basin report` writes the tables that are missing then.
         let record = run::read_run(results).await?.context("run.json has vanished")?;
-        let records = Arc::new(run::read_records(results).await?);
+        let (mut stale, mut whole) = (0, 0);
+        let look = |record: &ResultRecord| {
+            stale += usize::from(expected.get(&record.image).is_some_and(|id| *id != record.job));
+            whole += usize::from(record.found.as_ref().is_some_and(|found| found.detection.is_none()));
+        };
+        let written = write_tables(&record, Some(total), super_classes, results, look).await?;
         if !interrupted {
-            run::sweep(&records.results, results).await?;
+            sweep(&written.winners, results).await?;
         }
-        let summary = results::tables::write_tables(&record, Some(total), super_classes, &records, results).await?;
-        Ok(Outcome { total, left, interrupted, summary, records, expected })
+        let Written { summary, failures, .. } = written;
+        Ok(Outcome { total, left, interrupted, summary, stale, whole, failures })
     }
 
     /// Coordinator and worker side by side; whether it was interrupted.

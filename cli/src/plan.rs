@@ -5,8 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use coordinator::plan::{RunSpec, plan};
-use proto::{ModelManifest, ModelRef, Params};
+use futures_util::TryStreamExt;
+use proto::keys::{Marker, marker_at};
+use proto::{ModelManifest, ModelRef, Params, ResultRecord};
 use results::format::bytes;
+use results::run::{Markers, read_each};
 use results::seeds::Seeds;
 use results::summary::Summary;
 use store::Store;
@@ -151,8 +154,11 @@ async fn measure(results: &str, digest: &str) -> anyhow::Result<Measured> {
     if summary.run.model.digest != digest {
         note!("{results} was made with another model, whose speed may differ");
     }
-    let records = results::run::read_records(&store).await?;
-    let sizes: Vec<u64> = records.results.iter().take(SIZED).map(|r| r.objects.iter().map(|o| o.size).sum()).collect();
+    let mut places = Markers::list(&store).await?.results;
+    places.truncate(SIZED);
+    let keys = places.iter().map(|place| marker_at(place, Marker::Result)).collect();
+    let records: Vec<(ResultRecord, _)> = read_each(&store, keys).try_collect().await?;
+    let sizes: Vec<u64> = records.iter().map(|(record, _)| record.objects.iter().map(|o| o.size).sum()).collect();
     let mean = |sizes: &[u64]| sizes.iter().sum::<u64>() as f64 / sizes.len() as f64;
     Ok(Measured {
         rate: summary.lane_steps as f64 / summary.seconds,

@@ -59,9 +59,7 @@ pub async fn run(args: ProjectArgs) -> anyhow::Result<ExitCode> {
         title: String::new(),
     };
     let outcome = local.project(run, || model).await?;
-    let stale = outcome.stale();
-    let Outcome { total, interrupted, summary, records, .. } = outcome;
-    let failures = &records.failures;
+    let Outcome { total, interrupted, summary, stale, whole, failures, .. } = outcome;
     let (succeeded, failed) = (summary.images.succeeded, summary.images.failed);
     let left = (total as u64).saturating_sub(succeeded + failed);
     let left = if left > 0 { format!(", {left} left") } else { String::new() };
@@ -69,8 +67,8 @@ pub async fn run(args: ProjectArgs) -> anyhow::Result<ExitCode> {
     for failure in failures.iter().take(LISTED) {
         say!("  failed: {:?} ({}): {}", failure.image, failure.reason.as_str(), failure.message);
     }
-    if failures.len() > LISTED {
-        say!("  and {} more, see results.csv", failures.len() - LISTED);
+    if failed > LISTED as u64 {
+        say!("  and {} more, see results.csv", failed - LISTED as u64);
     }
     if stale > 0 {
         note!(
@@ -78,11 +76,8 @@ pub async fn run(args: ProjectArgs) -> anyhow::Result<ExitCode> {
             delete their folders under images/ or choose another --out"
         );
     }
-    if detects {
-        let whole = records.results.iter().filter(|r| r.found.as_ref().is_some_and(|found| found.detection.is_none())).count();
-        if whole > 0 {
-            note!("{whole} images were projected whole, because the detector found no object of their class");
-        }
+    if detects && whole > 0 {
+        note!("{whole} images were projected whole, because the detector found no object of their class");
     }
     if !failures.is_empty() && !interrupted {
         note!("after fixing the cause, run again with --retry-failed");

@@ -12,7 +12,7 @@ use store::{Runs, Store};
 use tracing::Span;
 
 use crate::Error;
-use crate::fleet::Silent;
+use crate::silence::{self, Silent};
 
 /// Pause before the store is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -125,10 +125,10 @@ async fn until_done<T, F: Future<Output = Result<T, Error>>>(what: &str, mut wor
     }
 }
 
-/// Asks the store for the outcomes of silent jobs. While the queue is not empty, jobs that no worker has started are on it.
+/// Asks the store for the outcomes of silent jobs.
 pub(crate) async fn look(queue: Queue, runs: Runs, silent: Vec<Silent>, before: f64) -> Result<Done, Error> {
     let empty = queue.depth(Channel::Jobs).await? == 0;
-    let (asked, waiting): (Vec<Silent>, Vec<Silent>) = silent.into_iter().partition(|s| s.worker.is_some() || empty);
+    let (asked, waiting) = silence::choose(silent, empty);
     let asked = stream::iter(asked.into_iter().map(|silent| ask(runs.clone(), silent))).buffered(READS).collect().await;
     Ok(Done::Looked(Looked { before, empty, waiting, asked }))
 }

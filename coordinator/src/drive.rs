@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
-use proto::{Alive, CrashPoint, Event, Job, What, chain, keys};
+use proto::{Alive, CrashPoint, Event, Job, What, chain, job_number, keys};
 use queue::{Channel, Consumer, Delivery, Parcel, Queue};
 use store::Runs;
 use telemetry::trace::{self, Message};
@@ -18,6 +18,7 @@ use crate::beside::{self, Begun, Done, Looked, Outgoing};
 use crate::budget;
 use crate::fleet::Fleet;
 use crate::metrics::{self, Standing};
+use crate::silence::{CHECK_EVERY, Listed, SILENT};
 use client::api::RunStatus;
 
 /// Most jobs that are published and not finished. The queue is not the plan: a lost queue costs nothing.
@@ -26,10 +27,6 @@ pub const WINDOW: usize = 1000;
 const PUBLISH: usize = 256;
 /// Most events taken in before the window is filled again.
 const TAKE: usize = PUBLISH;
-/// How often the store is checked for silent jobs.
-const CHECK_EVERY: Duration = Duration::from_secs(10);
-/// Seconds without an event after which a job is silent.
-const SILENT: f64 = 30.0;
 /// Seconds without a heartbeat after which a worker is gone.
 const GONE: f64 = 60.0;
 /// How often the gauges are updated.
@@ -331,6 +328,12 @@ impl Driver {
         self.heartbeats.iter().filter(move |(_, last)| now - last.heard < GONE)
     }
 
+    /// Whether a worker is there and may hold a job that is silent since `before`. What it listed earlier says nothing.
+    fn may_hold(&self, worker: &str, job: &str, before: f64) -> bool {
+        let last = self.heartbeats.get(worker).filter(|last| self.now() - last.heard < GONE);
+        last.is_some_and(|last| last.heard < before || last.alive.may_hold(job_number(job)))
+    }
+
     /// Has the end of a dead letter recorded, with the event that its worker could not send.
     fn bury(&mut self, delivery: Delivery) {
         let Some(letter) = delivery.dead_letter().cloned() else { return self.acknowledge(delivery, Span::none()) };
@@ -352,13 +355,19 @@ impl Driver {
         }
     }
 
-    /// Asks the store for the outcomes of silent jobs, so that a lost event loses nothing.
+    /// Asks the store for the outcomes of silent jobs that no living worker lists, so that a lost event loses nothing.
     fn look_for_silent(&mut self) {
-        let before = self.now() - SILENT;
-        let silent = self.fleet.silent(before);
-        if silent.is_empty() || std::mem::replace(&mut self.looking, true) {
+        if self.looking {
             return;
         }
+        let before = self.now() - SILENT;
+        let listed = Listed::by(self.present().map(|(_, last)| (&last.alive, last.heard)));
+        self.fleet.hear_listed(&listed);
+        let silent = self.fleet.silent(before);
+        if silent.is_empty() {
+            return;
+        }
+        self.looking = true;
         self.beside.spawn(beside::look(self.queue.clone(), self.runs.clone(), silent, before));
     }
 
@@ -369,7 +378,7 @@ impl Driver {
         waiting.iter().for_each(|s| self.fleet.hear(&s.run, &s.job, now));
         for (silent, marker) in asked {
             let (run, job) = (&silent.run, &silent.job);
-            let present = silent.worker.as_ref().is_some_and(|w| self.present().any(|(name, _)| name == w));
+            let held = silent.worker.as_ref().is_some_and(|worker| self.may_hold(worker, job, before));
             match marker {
                 Ok(Some(marked)) => {
                     let failure = marked.err();
@@ -379,7 +388,7 @@ impl Driver {
                         metrics::settled(reason.map(|reason| reason.as_str()));
                     }
                 }
-                Ok(None) if present || !empty => self.fleet.hear(run, job, now),
+                Ok(None) if held || !empty => self.fleet.hear(run, job, now),
                 // An event may have come since the store was asked.
                 Ok(None) if !self.fleet.is_silent(&silent, before) => {}
                 Ok(None) => {
@@ -470,6 +479,35 @@ mod tests {
         let there = async |generation| marked(results, "0.png", id.as_str(), generation).await;
         assert!(matches!(there(1).await, Ok(Some(Err(failure))) if failure.reason == FailureReason::Quarantined));
         assert!(matches!(there(2).await, Ok(None)));
+    }
+
+    /// Its worker took it and lost it, with the event that would say so.
+    #[tokio::test]
+    async fn a_silent_job_is_published_again_only_if_its_living_worker_does_not_list_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a store");
+        let queue = Queue::open("embedded:").await.expect("a queue");
+        let mut driver = Driver::new(queue, Runs::One(results), 100).await.expect("a driver");
+        driver.fleet = fleet(100, &[("r", 1, 0)]);
+        let job = driver.fleet.next(0.0).expect("a job");
+        driver.fleet.apply(&Event::about(&job, "w", What::Started), 0.0);
+        driver.clock -= Duration::from_secs_f64(2.0 * SILENT);
+        for (alive, lost) in [
+            (Alive::default().holding([job.id().number()]), false),
+            (Alive::default(), false),
+            (Alive::default().holding([]), true),
+        ] {
+            let old = !alive.lists_jobs;
+            driver.apply(Event::alive("w", alive));
+            driver.look_for_silent();
+            assert_eq!(driver.looking, old || lost, "a listed job costs no request");
+            if driver.looking {
+                let looked = driver.beside.join_next().await.expect("it asks").expect("no panic");
+                driver.take(Happening::Done(looked)).expect("the queue is there");
+            }
+            assert_eq!(driver.fleet.next(driver.now()).is_some(), lost);
+            driver.clock -= Duration::from_secs_f64(2.0 * SILENT);
+        }
     }
 
     #[tokio::test]

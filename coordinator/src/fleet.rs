@@ -14,6 +14,7 @@ use crate::budget::{self, Spent};
 use crate::ledger::{Ledger, Open, Settled};
 use crate::outcomes::Outcomes;
 use crate::plan::{Plan, Planned, RunSpec};
+use crate::silence::{Listed, Silent};
 use crate::tally::{ClassSums, Tally, are_known};
 use client::api::{ClassStatus, RunStatus};
 use dataset::SharedStr;
@@ -55,18 +56,6 @@ impl Run {
     fn generation(&self, image: &str) -> u64 {
         self.generations.get(image).copied().unwrap_or(0)
     }
-}
-
-/// A published job without an event for a while.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Silent {
-    pub run: String,
-    pub job: String,
-    pub image: String,
-    /// See `Job::generation`.
-    pub generation: u64,
-    /// The worker that has started it.
-    pub worker: Option<String>,
 }
 
 impl Fleet {
@@ -284,7 +273,12 @@ impl Fleet {
         }
     }
 
-    /// Jobs without an event since `before`.
+    /// Jobs that workers list in their heartbeats are with them.
+    pub fn hear_listed(&mut self, listed: &Listed) {
+        self.runs.values_mut().for_each(|run| run.ledger.hear_listed(listed));
+    }
+
+    /// Jobs that were not heard of since `before`.
     pub fn silent(&self, before: f64) -> Vec<Silent> {
         let of = |(name, run): (&String, &Run)| -> Vec<_> {
             let silent = |(job, open): (&String, &Open)| Silent {
@@ -293,6 +287,7 @@ impl Fleet {
                 image: open.image.image.to_string(),
                 generation: run.generation(&open.image.image),
                 worker: open.worker.clone(),
+                heard: open.heard,
             };
             run.ledger.silent(before).map(silent).collect()
         };

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use proto::{Event, What};
 
 use crate::plan::Planned;
+use crate::silence::Listed;
 use dataset::SharedStr;
 
 /// A job that is published and not finished.
@@ -112,6 +113,15 @@ impl Ledger {
     pub fn hear(&mut self, job: &str, now: f64) {
         if let Some(open) = self.open.get_mut(job) {
             open.heard = now;
+        }
+    }
+
+    /// Jobs that workers list in their heartbeats are underway.
+    pub fn hear_listed(&mut self, listed: &Listed) {
+        for (job, open) in &mut self.open {
+            if let Some(heard) = listed.heard(job) {
+                open.heard = heard.max(open.heard);
+            }
         }
     }
 

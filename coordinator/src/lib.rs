@@ -4,7 +4,8 @@
 //! Data goes one way: [`dataset`] (io) -> [`plan`](mod@plan) (pure) -> [`fleet`] and [`ledger`] (pure), from which [`drive`] (io) takes
 //! the jobs to publish and to which it gives the events -> [`results::tables`] (io). [`prepare`] reads a run before it is
 //! planned. [`service`] has the loop that drives runs; [`http`] sends requests to it; [`pod_label`] tells Kubernetes who leads, and
-//! [`notify`] tells operators what happens. [`tally`] and [`outcomes`] (pure) count results.
+//! [`notify`] tells operators what happens. [`tally`] and [`outcomes`] (pure) count results, and [`silence`] (pure) says which jobs the store
+//! is asked about.
 
 mod audit;
 mod beside;
@@ -21,6 +22,7 @@ pub mod plan;
 pub mod pod_label;
 pub mod prepare;
 pub mod service;
+pub mod silence;
 pub mod simulate;
 pub mod tally;
 

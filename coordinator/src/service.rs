@@ -9,6 +9,7 @@ mod handle;
 mod home_runs;
 mod intake;
 mod lead;
+mod live;
 mod one_run;
 mod outages;
 mod refusal;
@@ -16,7 +17,6 @@ mod snapshots;
 mod spending;
 mod ticks;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::{Event, chain};
@@ -90,7 +90,7 @@ impl Service {
     fn with(queue: Queue, runs: Runs, leads: bool, policy: Policy) -> (Service, Handle) {
         let (sender, requests) = mpsc::channel(REQUESTS);
         let (leads, leading) = watch::channel(leads);
-        let (live, outages, pulse) = (watch::Sender::new(Arc::from("")), watch::Sender::new(vec![]), Pulse::default());
+        let (live, outages, pulse) = (watch::Sender::new(None), watch::Sender::new(vec![]), Pulse::default());
         let (seen, beat) = (outages.subscribe(), pulse.clone());
         let handle = Handle { requests: sender, leads: leading, live: live.clone(), runs, pulse: beat, outages: seen };
         (Service { queue, requests, leads, ticks: Ticks::new(live), pulse, outages, policy }, handle)

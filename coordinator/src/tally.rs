@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use proto::{Errors, Failure, KnownResult, ResultRecord, Snapshot};
+use proto::{Errors, Failure, KnownResult, ResultRecord, Snapshot, job_number};
 
 use crate::outcomes::{Failed, Outcomes, Succeeded};
 use dataset::SharedStr;
@@ -105,7 +105,7 @@ impl Tally {
         results: impl IntoIterator<Item = (String, SharedStr)>,
         failures: impl IntoIterator<Item = Failure>,
     ) -> Tally {
-        let unread: BTreeMap<u64, SharedStr> = results.into_iter().map(|(job, image)| (short(&job), image)).collect();
+        let unread: BTreeMap<u64, SharedStr> = results.into_iter().map(|(job, image)| (job_number(&job), image)).collect();
         let mut tally = Tally { unread, ..Tally::default() };
         let whole = |s: &Snapshot| s.results.iter().all(|result| tally.unread.contains_key(&result.job));
         for KnownResult { job, class, errors } in snapshot.filter(whole).unwrap_or_default().results {
@@ -117,21 +117,21 @@ impl Tally {
 
     /// A job has a result with these errors.
     pub fn count(&mut self, job: &str, image: SharedStr, class: u32, errors: Errors) {
-        self.unread.remove(&short(job));
-        self.add(short(job), image, class, errors);
+        self.unread.remove(&job_number(job));
+        self.add(job_number(job), image, class, errors);
     }
 
     /// A job has a result, and its errors must be read.
     pub fn want(&mut self, job: &str, image: SharedStr) {
-        if !self.results.contains_key(&short(job)) {
+        if !self.results.contains_key(&job_number(job)) {
             self.failures.remove(&*image);
-            self.unread.insert(short(job), image);
+            self.unread.insert(job_number(job), image);
         }
     }
 
     /// Whether the errors of the job's result must be read.
     pub fn wants(&self, job: &str) -> bool {
-        self.unread.contains_key(&short(job))
+        self.unread.contains_key(&job_number(job))
     }
 
     /// Up to `n` jobs whose results must be read, with their images.
@@ -180,9 +180,4 @@ impl Tally {
     pub fn left(&self) -> usize {
         self.unread.len()
     }
-}
-
-/// The first eight bytes of a job's id; 0 of an id that is not hexadecimal, which no job has.
-fn short(job: &str) -> u64 {
-    job.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default()
 }

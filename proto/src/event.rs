@@ -68,6 +68,25 @@ pub enum What {
     Standby,
 }
 
+impl Alive {
+    /// Most jobs that a heartbeat lists.
+    pub const MOST_JOBS: usize = 1024;
+
+    /// Lists the jobs that the worker holds, by their numbers. If they are too many, it does not say that these are all.
+    pub fn holding(mut self, jobs: impl IntoIterator<Item = u64>) -> Alive {
+        let mut jobs = jobs.into_iter();
+        self.jobs = jobs.by_ref().take(Alive::MOST_JOBS).collect();
+        self.jobs.sort_unstable();
+        self.lists_jobs = jobs.next().is_none();
+        self
+    }
+
+    /// Whether the worker may hold a job. One that does not list all its jobs may hold any.
+    pub fn may_hold(&self, job: u64) -> bool {
+        !self.lists_jobs || self.jobs.binary_search(&job).is_ok()
+    }
+}
+
 impl What {
     /// The event of a result that was found in the store: its numbers are unknown.
     pub fn found() -> What {

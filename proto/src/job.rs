@@ -18,6 +18,16 @@ impl JobId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Its number; see [`job_number`].
+    pub fn number(&self) -> u64 {
+        job_number(&self.0)
+    }
+}
+
+/// The first eight bytes of a job's id; 0 of an id that is not hexadecimal, which no job has.
+pub fn job_number(id: &str) -> u64 {
+    id.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default()
 }
 
 impl std::fmt::Display for JobId {

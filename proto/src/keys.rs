@@ -309,6 +309,22 @@ pub fn place(image: &str) -> String {
     if place.len() > LONGEST.1 { format!("%~{}", &hex_sha256(image.as_bytes())[..32]) } else { place }
 }
 
+/// The image at a place made by [`place`]; `None`: its name is too long to be there.
+pub fn image_at(place: &str) -> Option<String> {
+    let parts = place.split('/').map(|part| if part == "%" { Some(Vec::new()) } else { unescape(part) });
+    String::from_utf8(parts.collect::<Option<Vec<_>>>()?.join(&b'/')).ok()
+}
+
+fn unescape(segment: &str) -> Option<Vec<u8>> {
+    let mut pieces = segment.split('%');
+    let mut out = pieces.next()?.as_bytes().to_vec();
+    for piece in pieces {
+        out.push(u8::from_str_radix(piece.get(..2)?, 16).ok()?);
+        out.extend(&piece.as_bytes()[2..]);
+    }
+    Some(out)
+}
+
 fn escape(segment: &str) -> String {
     if segment.is_empty() {
         return "%".into();
@@ -349,6 +365,7 @@ mod tests {
         for image in &images {
             let at = place(image);
             assert!(places.insert(at.clone()), "{image:?} shares its place");
+            assert_eq!(image_at(&at), (!at.contains("%~")).then(|| image.clone()));
             let markers = Marker::ALL.map(|m| (marker(image, m), Kind::Marker(&at, m)));
             let items = Item::ALL.map(|i| (item(image, "0f", i), Kind::Item(&at, "0f", i)));
             for (key, kind) in markers.into_iter().chain(items) {

@@ -21,7 +21,7 @@ mod stage;
 pub use crash::CrashPoint;
 pub use event::{Event, What};
 pub use history::History;
-pub use job::{Job, JobId, Mask, OPEN_CLASS};
+pub use job::{Job, JobId, Mask, OPEN_CLASS, job_number};
 pub use model::{
     ClassifierKind, ClassifierManifest, DetectorKind, DetectorManifest, EncoderManifest, GeneratorKind, GeneratorManifest, Lack,
     ModelManifest, ModelRef, NetworkFiles, NetworkManifest, ObjectsManifest, PerceptualManifest, RunningSha256, hex_sha256,
@@ -35,7 +35,7 @@ pub use params::{
 pub use result::{
     Detected, Failure, FailureReason, FineTuned, Found, ObjectRef, ResultRecord, SeedResult, Transform, chain, clipped,
 };
-pub use run::{Control, Leader, RedriveRecord, RunRecord, RunState, Usage};
+pub use run::{Control, ControlWritten, Leader, RedriveRecord, RunRecord, RunState, Usage};
 pub use snapshot::{Errors, KnownResult, Snapshot};
 pub use stage::Stage;
 pub use wire::{Alive, Box as Box2d};

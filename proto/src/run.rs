@@ -114,6 +114,15 @@ pub struct Usage {
     pub worker_seconds: f64,
 }
 
+/// What a coordinator broadcasts when it has written the control of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ControlWritten {
+    /// Name of the run.
+    pub run: String,
+    /// What was written.
+    pub control: Control,
+}
+
 /// `leader.json` in a fleet's home: who acts. A coordinator that takes the lead replaces it by one of the next epoch, on condition
 /// that it is still the one that was read; so each epoch has one coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

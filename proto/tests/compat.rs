@@ -41,6 +41,20 @@ fn old_events_are_read() {
 }
 
 #[test]
+fn a_heartbeat_lists_its_jobs_or_says_that_it_does_not() {
+    let read = |alive: Alive| match Event::decode(&Event::alive("w", alive).encode()).expect("it was encoded here").what {
+        What::Alive(alive) => alive,
+        other => panic!("{other:?}"),
+    };
+    let lists = read(Alive::default().holding([7, 3]));
+    assert_eq!((lists.jobs.clone(), lists.may_hold(3), lists.may_hold(4)), (vec![3, 7], true, false));
+    assert!(!read(Alive::default().holding([])).may_hold(3), "it holds nothing");
+    assert!(read(Alive::default()).may_hold(3), "an old worker lists nothing");
+    let many = read(Alive::default().holding(0..Alive::MOST_JOBS as u64 + 1));
+    assert_eq!((many.jobs.len(), many.may_hold(u64::MAX)), (Alive::MOST_JOBS, true));
+}
+
+#[test]
 fn a_generation_changes_no_id_and_is_read_back_and_records_without_one_have_the_first() {
     let job = proto::sample::job();
     let again = Job { generation: 3, ..job.clone() };

@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::fate::{Fate, JobError, Unavailable, fate};
+use crate::held::{HeldJobs, Hold};
 use crate::job_span::JobSpan;
 use crate::outage::{Outages, Place, Wait};
+use crate::run_control::RunControl;
 use crate::{Config, Error, metrics};
 
 /// Before the first retry of a job; it doubles with each attempt. A result that could not be written is retried at once.
@@ -27,6 +29,8 @@ pub struct Shared {
     pub queue: Queue,
     pub runs: Runs,
     pub outages: Outages,
+    pub held: HeldJobs,
+    pub control: RunControl,
     /// The stage is to end: it waits for no store any more.
     pub shutdown: CancellationToken,
 }
@@ -56,13 +60,15 @@ pub struct Attempt {
     pub job: Job,
     pub id: JobId,
     pub span: JobSpan,
+    /// The heartbeat lists the job as long as this is there.
+    pub hold: Hold,
 }
 
 impl Attempt {
     pub fn begin(shared: &Shared, delivery: Delivery, job: Job) -> Attempt {
         let id = job.id();
         let span = JobSpan::begin(&delivery, &message(Channel::Jobs, &shared.queue, id.as_str(), &job), &job);
-        Attempt { name: unique_name(&shared.config.name), delivery, job, id, span }
+        Attempt { name: unique_name(&shared.config.name), hold: shared.held.hold(&id), delivery, job, id, span }
     }
 
     pub fn results(&self, shared: &Shared) -> Result<Store, store::Error> {
@@ -93,7 +99,7 @@ impl Attempt {
 
     /// The attempt counts, and the job is delivered again after a pause.
     pub async fn retry(self, unavailable: Unavailable, error: String) -> Result<(), queue::Error> {
-        let Attempt { delivery, job, .. } = self;
+        let Attempt { delivery, job, hold, .. } = self;
         tracing::warn!(run = job.run, image = job.image, error, "the job is retried");
         metrics::RETRIES.record(1.0, &[("basin.reason", unavailable.as_str())]);
         if unavailable == Unavailable::Upload {
@@ -104,6 +110,7 @@ impl Attempt {
         tokio::spawn(async move {
             tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
             let _ = delivery.retry().await;
+            drop(hold);
         });
         Ok(())
     }

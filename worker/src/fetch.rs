@@ -23,7 +23,6 @@ use crate::fate::{Fate, JobError, Unavailable, fate};
 use crate::has_result::has_result;
 use crate::marks::{self, SUSPECT, unended};
 use crate::outage::{Check, Place, Then};
-use crate::run_control::RunControl;
 
 /// Longest time in which the beginning of attempts is recorded.
 const MARKED: Duration = Duration::from_secs(10);
@@ -71,7 +70,6 @@ struct Fetched {
 struct Fetcher {
     shared: Shared,
     supply: Supply,
-    control: RunControl,
     datasets: HashMap<String, Store>,
     loaded: mpsc::Sender<Batch>,
     /// Digest of the model that the devices have, and which of its finder's networks.
@@ -84,9 +82,9 @@ struct Fetcher {
 /// Fetches batches until the queue closes, a shutdown is requested, or no job has come for the time to drain. Cancels the
 /// `shutdown` of its `shared` at the end, which is one of its own.
 pub async fn run(shared: Shared, models: Models, mut consumer: Consumer, loaded: mpsc::Sender<Batch>) -> Result<(), Error> {
-    let (supply, control) = (Supply::new(models), RunControl::new(&shared.runs));
+    let supply = Supply::new(models);
     let (datasets, on_devices, batch) = Default::default();
-    let mut fetcher = Fetcher { shared, supply, control, datasets, loaded, on_devices, batch, held: JoinSet::new() };
+    let mut fetcher = Fetcher { shared, supply, datasets, loaded, on_devices, batch, held: JoinSet::new() };
     let worked = fetcher.work(&mut consumer).await;
     // What has not begun goes back, whatever ended the work.
     fetcher.shared.shutdown.cancel();
@@ -260,7 +258,7 @@ impl Fetcher {
 
     /// One job; `None` if it is settled already.
     async fn try_job(&mut self, mut attempt: Attempt) -> Result<Option<Loaded>, Error> {
-        if !self.control.may_compute(&attempt.job.run).await {
+        if !self.shared.control.may_compute(&attempt.job.run).await {
             attempt.release(&self.shared, false).await?;
             return Ok(None);
         }

@@ -9,15 +9,14 @@ use queue::Channel;
 use tokio::sync::watch;
 
 use crate::attempt::Shared;
-use crate::run_control::{HOLDS, RunControl};
+use crate::run_control::HOLDS;
 use crate::{Config, Working};
 
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Publishes heartbeats until it is aborted.
 pub async fn run(shared: Shared, working: watch::Receiver<Working>, withdrawn: Arc<AtomicBool>) {
-    let Shared { config, queue, runs, outages, .. } = shared;
-    let mut control = RunControl::new(&runs);
+    let Shared { config, queue, control, outages, held, .. } = shared;
     let mut last: Option<Instant> = None;
     let mut computed = 0;
     loop {
@@ -38,13 +37,14 @@ pub async fn run(shared: Shared, working: watch::Receiver<Working>, withdrawn: A
                 waiting_for: outages.waiting_for().map(str::to_owned),
                 seconds_since_step: now.computing.map(|since| since.elapsed().as_secs_f64()),
                 ..idle(&config)
-            };
+            }
+            .holding(held.numbers());
             computed = now.lane_steps;
             last = Some(Instant::now());
             // A lost heartbeat is no loss: a broken queue reconnects, or ends the worker elsewhere.
             let _ = queue.publish(Channel::Events, Event::alive(&config.name, alive).encode()).await;
         }
-        tokio::time::sleep(HOLDS).await;
+        control.changed().await;
     }
 }
 

@@ -14,6 +14,7 @@ mod fetch;
 mod has_result;
 pub mod health;
 mod heartbeat;
+mod held;
 mod job_span;
 mod marks;
 pub mod metrics;
@@ -36,7 +37,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use attempt::Shared;
+use held::HeldJobs;
 use outage::Outages;
+use run_control::RunControl;
 
 pub use fate::JobError;
 pub use project::Working;
@@ -101,16 +104,19 @@ pub async fn run(
     shutdown: CancellationToken,
     working: watch::Sender<Working>,
 ) -> Result<(), Error> {
-    let shared = Shared { config, queue, runs, outages: Outages::none(), shutdown: shutdown.clone() };
+    let (outages, held, control) = (Outages::none(), HeldJobs::default(), RunControl::new(&runs));
+    let shared = Shared { config, queue, runs, outages, held, control, shutdown: shutdown.clone() };
     metrics::watch();
     models.check().map_err(|error| Error::Models(Box::new(error)))?;
     // Set while the run on the devices is not to be computed.
     let withdrawn = Arc::new(AtomicBool::new(false));
     let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), working.subscribe(), withdrawn.clone()));
+    let listening = tokio::spawn(shared.control.clone().listen(shared.queue.listen()));
     let watchdog = tokio::spawn(watchdog::run(shared.clone(), working.subscribe(), heartbeat.abort_handle()));
     let worked = work(&shared, models, working, withdrawn).await;
     heartbeat.abort();
     watchdog.abort();
+    listening.abort();
     let reason = worked.as_ref().err().filter(|error| matches!(error, Error::Faulty(_))).map(Error::to_string);
     heartbeat::leave(&shared, reason).await;
     worked

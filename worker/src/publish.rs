@@ -31,7 +31,7 @@ const LAST_SAVE: Duration = Duration::from_secs(10);
 
 /// Publishes until the devices' thread ends.
 pub async fn run(shared: &Shared, outputs: &mut mpsc::Receiver<Output>) -> Result<(), Error> {
-    let mut control = RunControl::new(&shared.runs);
+    let control = &shared.control;
     while let Some(output) = outputs.recv().await {
         match output {
             Output::Solved(solved) => {
@@ -41,7 +41,7 @@ pub async fn run(shared: &Shared, outputs: &mut mpsc::Receiver<Output>) -> Resul
                     continue;
                 }
                 let (span, results) = (attempt.span.span.clone(), attempt.results(shared)?);
-                publish(shared, &results, &mut control, *solved).instrument(span).await?;
+                publish(shared, &results, *solved).instrument(span).await?;
             }
             Output::Checkpoint { run, image, attempt, bytes } => {
                 // The last sweep of the run may be over; the devices learn of its end within seconds.
@@ -124,7 +124,7 @@ async fn discard(shared: &Shared, attempt: Attempt) -> Result<(), Error> {
     Ok(())
 }
 
-async fn publish(shared: &Shared, results: &Store, control: &mut RunControl, solved: Solved) -> Result<(), Error> {
+async fn publish(shared: &Shared, results: &Store, solved: Solved) -> Result<(), Error> {
     let Loaded { mut attempt, model, frame, found, seconds, .. } = solved.image;
     let solution = match solved.solution {
         Ok(solution) => solution,
@@ -165,8 +165,7 @@ async fn publish(shared: &Shared, results: &Store, control: &mut RunControl, sol
         trace: trace::id(&attempt.span.span),
         generation: job.generation,
     };
-    let run = job.run.clone();
-    let begun = Instant::now();
+    let (run, begun, control) = (job.run.clone(), Instant::now(), &shared.control);
     let publish = async {
         let encode = move || (objects(&frame, solution, &record), record);
         let (objects, mut record) = tokio::task::spawn_blocking(encode).await.expect("encoding does not panic");
@@ -290,7 +289,7 @@ enum End {
 /// Uploads the objects and creates the commit marker. `false`: the run has ended, and nothing of the attempt is left.
 async fn commit(
     results: &Store,
-    control: &mut RunControl,
+    control: &RunControl,
     run: &str,
     objects: &[(Item, Content)],
     record: &mut ResultRecord,
@@ -419,6 +418,7 @@ mod tests {
 
     use super::*;
     use crate::Config;
+    use crate::held::HeldJobs;
     use crate::outage::Outages;
 
     /// A future that is dropped after some polls, as a process that dies at an await.
@@ -445,7 +445,8 @@ mod tests {
 
     fn shared(queue: &Queue, runs: Runs) -> Shared {
         let (outages, shutdown) = (Outages::none(), Default::default());
-        Shared { config: Config::default(), queue: queue.clone(), runs, outages, shutdown }
+        let (control, held) = (RunControl::new(&runs), HeldJobs::default());
+        Shared { config: Config::default(), queue: queue.clone(), runs, outages, held, control, shutdown }
     }
 
     /// As the devices' thread sends it. Each attempt has other bytes, so that a mixture would be seen.
@@ -522,13 +523,12 @@ mod tests {
         let queue = Queue::open("embedded:").await.expect("in memory");
         let shared = shared(&queue, Runs::One(results.clone()));
         let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
-        let mut control = RunControl::new(&shared.runs);
         let reseeded = Job { seed: job().seed + 1, generation: 2, ..job() };
         let again = Job { generation: 3, ..reseeded.clone() };
         for (number, job, counts) in [(1, job(), 1), (2, reseeded, 2), (3, job(), 2), (4, again, 2)] {
             queue.publish(Channel::Jobs, job.encode()).await.expect("in memory");
             let solved = solved(&shared, next(&mut consumer).await.expect("a job"), number);
-            publish(&shared, &results, &mut control, solved).await.expect("it goes well");
+            publish(&shared, &results, solved).await.expect("it goes well");
             let marker = results.get(&keys::marker(&job.image, Marker::Result)).await.expect("a result");
             let record: ResultRecord = serde_json::from_slice(&marker).expect("a record");
             assert_eq!(record.attempt, format!("{counts:012x}"), "after attempt {number}");
@@ -545,13 +545,12 @@ mod tests {
         let shared = shared(&queue, Runs::One(results.clone()));
         let mut consumer = queue.consume(Channel::Jobs, 2).await.expect("in memory");
         let image = job().image;
-        let mut control = RunControl::new(&shared.runs);
         for (number, there, committed) in [(1, &b"swept"[..], false), (2, COMMITS, true)] {
             queue.publish(Channel::Jobs, job().encode()).await.expect("in memory");
             let solved = solved(&shared, next(&mut consumer).await.expect("a job"), number);
             let claimed = keys::claim(&image, &solved.image.attempt.name);
             results.put(&claimed, there).await.expect("writable");
-            publish(&shared, &results, &mut control, solved).await.expect("it goes well");
+            publish(&shared, &results, solved).await.expect("it goes well");
             let objects = results.list(keys::IMAGES).expect("a prefix").all().await.expect("readable").len();
             assert_eq!(objects, if committed { 1 + untuned_items() } else { 0 });
             assert_eq!(results.exists(&claimed).await.expect("readable"), !committed, "what a sweep has claimed stays");
@@ -586,7 +585,7 @@ mod tests {
             let lives = [first, second].into_iter().flatten().map(|delivery| {
                 attempts += 1;
                 let (shared, results, solved) = (&shared, &results, solved(&shared, delivery, attempts));
-                let life = async move { publish(shared, results, &mut RunControl::new(&shared.runs), solved).await };
+                let life = async move { publish(shared, results, solved).await };
                 // Later ones live longer, so that it ends.
                 Mortal { life: Box::pin(life), polls: rng.random_range(0..40 + 4 * attempts) }
             });

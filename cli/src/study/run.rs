@@ -13,7 +13,7 @@ use proto::{ModelManifest, Object, RunRecord};
 use results::format::duration;
 use results::redrive::Redrive;
 use results::report::sheet;
-use results::run::{Records, check_same, read_run};
+use results::run::{Records, check_same, read_records, read_run};
 use serde::{Deserialize, Serialize};
 use store::{ErrorKind, Store};
 
@@ -85,7 +85,7 @@ impl Setting<'_> {
                     check_results(&outcome, &results)?;
                     let left = outcome.left;
                     spent.add(work[i] * left as u64, begun.elapsed().as_secs_f64(), left);
-                    outcome.records
+                    Arc::new(read_records(&results).await?)
                 }
             };
             let judged = self.judged(&row, &records, &results).await?;
@@ -209,15 +209,15 @@ impl Setting<'_> {
 
 /// An error if results would be compared with those of other images or boxes.
 fn check_results(outcome: &Outcome, results: &Store) -> anyhow::Result<()> {
-    let (stale, place) = (outcome.stale(), results.url());
+    let (stale, place) = (outcome.stale, results.url());
     if stale > 0 {
         bail!(
             "{stale} results in {place} are of another file, class or box than the data set has now: delete their folders under \
             images/ and run the command again, or choose another --out"
         );
     }
-    let found = outcome.records.results.len() + outcome.records.failures.len();
-    if found > outcome.total {
+    let found = outcome.summary.images.total;
+    if found > outcome.total as u64 {
         bail!("{place} has {found} images, and {} are asked for: choose a larger --limit or another --out", outcome.total);
     }
     Ok(())

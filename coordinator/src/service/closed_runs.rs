@@ -17,6 +17,7 @@ use crate::plan::RunSpec;
 use client::api::RunStatus;
 use results::run::{self, Markers};
 use results::summary::{Counts, Summary};
+use results::sweep::sweep;
 use results::tables::write_tables;
 
 /// Writes tables and report, and deletes what lost attempts left.
@@ -25,15 +26,14 @@ pub(super) async fn close(lead: &Lead, spec: &RunSpec, images: usize) -> Result<
     loop {
         // A coordinator that was stopped for long must not write the tables of a time before a redrive, nor sweep.
         lead.check().await?;
-        let records = Arc::new(run::read_records(&results).await?);
-        write_tables(&spec.record, Some(images), spec.super_class_of(), &records, &results).await?;
+        let winners = write_tables(&spec.record, Some(images), spec.super_class_of(), &results, |_| {}).await?.winners;
         CrashPoint::TablesWritten.pass();
         lead.check().await?;
-        let swept = run::sweep(&records.results, &results).await?;
+        let swept = sweep(&winners, &results).await?;
         CrashPoint::Swept.pass();
         tracing::info!(run = spec.record.name, swept, "deleted what lost attempts left");
         // An image that was given up may have got its result after all: then the tables are old.
-        if Markers::list(&results).await?.results.len() == records.results.len() {
+        if Markers::list(&results).await?.results.len() == winners.len() {
             return Ok(());
         }
     }

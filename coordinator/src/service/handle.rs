@@ -7,8 +7,10 @@ use proto::{Event, keys};
 use store::{Runs, Store};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::live::{Standing, Told};
 use super::outages::{Ongoing, STORE, store_away};
 use super::refusal::Refusal;
+use super::ticks::TELL_EVERY;
 use crate::outcomes::Outcomes;
 use client::api::{Change, Origin, Outage, RedriveRequest, RunRequest, RunStatus, WorkerStatus};
 use results::run;
@@ -63,7 +65,7 @@ impl Pulse {
 pub struct Handle {
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) leads: watch::Receiver<bool>,
-    pub(super) live: watch::Sender<Arc<str>>,
+    pub(super) live: watch::Sender<Option<Arc<Standing>>>,
     pub(super) runs: Runs,
     pub(super) pulse: Pulse,
     pub(super) outages: watch::Receiver<Vec<Ongoing>>,
@@ -171,9 +173,9 @@ impl Handle {
         within(self.patience(), read).await
     }
 
-    /// Numbers of runs and workers as JSON, whenever they change.
+    /// Numbers of runs and workers as JSON: first all, then those that change.
     pub fn live(&self) -> Result<Live, Refusal> {
-        let live = || Live { ticks: self.live.subscribe(), leads: self.leads.clone() };
+        let live = || Live { standing: self.live.subscribe(), leads: self.leads.clone(), told: Told::default(), more: false };
         self.leads().then(live).ok_or_else(standby)
     }
 
@@ -215,22 +217,28 @@ impl Handle {
 }
 
 pub struct Live {
-    ticks: watch::Receiver<Arc<str>>,
+    standing: watch::Receiver<Option<Arc<Standing>>>,
     leads: watch::Receiver<bool>,
+    told: Told,
+    /// The last message had no room for everything.
+    more: bool,
 }
 
 impl Live {
     /// The next numbers; `None`: this coordinator has stopped acting.
-    pub async fn next(&mut self) -> Option<Arc<str>> {
+    pub async fn next(&mut self) -> Option<String> {
         loop {
             tokio::select! {
-                changed = self.ticks.changed() => changed.ok()?,
+                changed = self.standing.changed() => changed.ok()?,
+                () = tokio::time::sleep(TELL_EVERY), if self.more => {}
                 _ = self.leads.wait_for(|leads| !leads) => return None,
             }
-            let tick = self.ticks.borrow_and_update().clone();
-            if !tick.is_empty() {
-                return Some(tick);
+            let standing = self.standing.borrow_and_update().clone();
+            if let Some((message, more)) = standing.and_then(|standing| self.told.next(&standing)) {
+                self.more = more;
+                return Some(message);
             }
+            self.more = false;
         }
     }
 }

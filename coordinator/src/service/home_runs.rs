@@ -141,7 +141,7 @@ impl HomeRuns {
 
     /// After this no coordinator before this one can write orders of the runs that are loaded.
     pub(super) async fn take_lead(&mut self) -> Result<(), Error> {
-        self.lead = Lead::take(&self.config.home).await?;
+        self.lead = Lead::take(&self.config.home).await?.telling(&self.config.queue);
         Ok(())
     }
 

@@ -6,10 +6,12 @@
 //! (`docs/src/adr/0016`). A new leader first writes the orders of all open runs with its own epoch: after that no write of an
 //! earlier leader succeeds, wherever it was stopped.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use proto::{Control, Leader, keys};
+use proto::{Control, ControlWritten, Leader, chain, keys};
+use queue::Queue;
 use store::Store;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
@@ -17,6 +19,8 @@ use results::{RunError, run};
 
 /// Keys that are raced for when the home is checked, one after another.
 const CHECKED_KEYS: usize = 8;
+/// Longest wait for a broker to take a broadcast.
+const TELL: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub(super) struct Lead {
@@ -24,12 +28,14 @@ pub(super) struct Lead {
     /// 0: this coordinator does not lead yet.
     epoch: u64,
     lost: CancellationToken,
+    /// Where workers hear of what is written.
+    queue: Option<Queue>,
 }
 
 impl Lead {
     /// Before a coordinator leads.
     pub(super) fn none(home: Store) -> Lead {
-        Lead { home, epoch: 0, lost: CancellationToken::new() }
+        Lead { home, epoch: 0, lost: CancellationToken::new(), queue: None }
     }
 
     /// Takes the next epoch.
@@ -47,6 +53,11 @@ impl Lead {
         Ok(Lead { epoch, ..Lead::none(home.clone()) })
     }
 
+    /// Broadcasts what it writes.
+    pub(super) fn telling(self, queue: &Queue) -> Lead {
+        Lead { queue: Some(queue.clone()), ..self }
+    }
+
     /// Cancelled when it is known that another coordinator leads.
     pub(super) fn lost(&self) -> CancellationToken {
         self.lost.clone()
@@ -58,12 +69,27 @@ impl Lead {
         if leader.is_some_and(|leader| leader.epoch > self.epoch) { Err(self.give_up()) } else { Ok(()) }
     }
 
-    /// Writes what is to be done with a run.
+    /// Writes what is to be done with a run, and tells the workers.
     pub(super) async fn write(&self, run: &str, control: Control) -> Result<(), Error> {
         self.check().await?;
         let control = Control { epoch: self.epoch, ..control };
         let written = self.home.update(&keys::control(run), |there| order_over(there, control)).await?;
-        if written { Ok(()) } else { Err(self.give_up()) }
+        if !written {
+            return Err(self.give_up());
+        }
+        self.tell(run, control).await;
+        Ok(())
+    }
+
+    /// Workers that do not hear it read the control file a little later.
+    async fn tell(&self, run: &str, control: Control) {
+        let Some(queue) = &self.queue else { return };
+        let message = serde_json::to_vec(&ControlWritten { run: run.to_owned(), control }).expect("a message serialises");
+        match timeout(TELL, queue.broadcast(message)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(run, error = chain(&error), "workers learn of a change only when they read it"),
+            Err(_) => tracing::warn!(run, seconds = TELL.as_secs(), "workers learn of a change only when they read it"),
+        }
     }
 
     /// Reads what is to be done with a run, and makes it an order of this epoch.
@@ -148,6 +174,22 @@ mod tests {
         assert!(matches!(first.claim("r").await, Err(Error::LostLead)));
         second.write("r", order(RunState::Paused)).await.expect("it leads");
         assert_eq!((state(&home).await, second.lost().is_cancelled()), ((RunState::Paused, 2), false));
+    }
+
+    #[tokio::test]
+    async fn what_a_leader_writes_is_broadcast_and_what_it_may_not_write_is_not() {
+        let (home, _dir) = home().await;
+        let queue = Queue::open("embedded:").await.expect("a queue");
+        let mut workers = queue.listen();
+        let first = Lead::take(&home).await.expect("the lead").telling(&queue);
+        first.write("r", order(RunState::Paused)).await.expect("it leads");
+        let second = Lead::take(&home).await.expect("the lead").telling(&queue);
+        assert!(first.write("r", order(RunState::Finished)).await.is_err());
+        second.write("r", order(RunState::Running)).await.expect("it leads");
+        for (state, epoch) in [(RunState::Paused, 1), (RunState::Running, 2)] {
+            let heard: ControlWritten = serde_json::from_slice(&workers.next().await.expect("it is open")).expect("a message");
+            assert_eq!(heard, ControlWritten { run: "r".into(), control: Control { epoch, ..order(state) } });
+        }
     }
 
     /// It was stopped between its look at the leader and its write.

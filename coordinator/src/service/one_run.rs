@@ -1,5 +1,6 @@
 //! The one run that `basin project` drives, without a home.
 
+use futures_util::TryStreamExt;
 use proto::Control;
 use store::Store;
 use tokio::sync::watch;
@@ -10,7 +11,7 @@ use crate::fleet::Fleet;
 use crate::plan::{Plan, RunSpec};
 use crate::tally::{self, Tally};
 use client::api::RunStatus;
-use results::run;
+use results::walk::Walk;
 
 pub struct OneRun {
     name: String,
@@ -29,10 +30,13 @@ impl OneRun {
 
     /// Counts errors by class, too: reads what the run has already.
     pub async fn watched(mut self) -> Result<OneRun, Error> {
-        let records = run::read_records(&self.results).await?;
-        let mut tally = Tally::resume(None, [], records.failures);
-        for record in &records.results {
-            tally.count(record.job.as_str(), record.image.as_str().into(), record.class, tally::errors(record));
+        let mut tally = Tally::default();
+        let mut records = Walk::begin(&self.results).await?.records();
+        while let Some(finished) = records.try_next().await? {
+            match finished.outcome {
+                Ok(r) => tally.count(r.job.as_str(), r.image.as_str().into(), r.class, tally::errors(&r)),
+                Err(failure) => tally.fail(*failure),
+            }
         }
         self.planned = self.planned.map(|(spec, plan, _)| (spec, plan, tally));
         Ok(self)

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use tokio::sync::watch;
 
+use super::live::Standing;
 use super::outages::Ongoing;
 use crate::drive::Driver;
 use client::api::RunStatus;
@@ -14,12 +14,12 @@ use client::api::RunStatus;
 pub(super) const TELL_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) struct Ticks {
-    live: watch::Sender<Arc<str>>,
+    live: watch::Sender<Option<Arc<Standing>>>,
     told: Instant,
 }
 
 impl Ticks {
-    pub(super) fn new(live: watch::Sender<Arc<str>>) -> Ticks {
+    pub(super) fn new(live: watch::Sender<Option<Arc<Standing>>>) -> Ticks {
         Ticks { live, told: Instant::now() }
     }
 
@@ -28,7 +28,7 @@ impl Ticks {
         let late = self.told.elapsed().as_secs_f64() / TELL_EVERY.as_secs_f64();
         if self.live.receiver_count() == 0 {
             // The next watcher must not get an old update.
-            self.live.send_if_modified(|told| !std::mem::replace(told, Arc::from("")).is_empty());
+            self.live.send_if_modified(|told| told.take().is_some());
             return false;
         }
         if late < 1.0 {
@@ -39,15 +39,19 @@ impl Ticks {
         true
     }
 
-    /// Sends how runs and workers stand, if that has changed.
+    /// Shows how runs and workers stand, if that has changed.
     pub(super) fn tell(&self, driver: &Driver, runs: &[RunStatus], outages: &[Ongoing]) {
-        let workers: Vec<_> = driver.present().map(|(name, worker)| json!({ "name": name, "alive": worker.alive })).collect();
+        let runs = runs.iter().map(|run| (run.name.as_str(), run));
+        let workers = driver.present().map(|(name, last)| (name.as_str(), last.heard, &last.alive));
         // Without their times, which change with every update.
         let outages: Vec<&str> = outages.iter().map(|outage| outage.what).collect();
-        let tick: Arc<str> = json!({ "runs": runs, "workers": workers, "outages": outages }).to_string().into();
+        let before = self.live.borrow().clone().unwrap_or_default();
+        let now = before.next(runs, workers, outages);
         self.live.send_if_modified(|told| {
-            let changed = *told != tick;
-            *told = tick;
+            let changed = told.is_none() || now != *before;
+            if changed {
+                *told = Some(Arc::new(now));
+            }
             changed
         });
     }

@@ -9,6 +9,7 @@
 //! * A header counts failures (see [`message`]): a message that goes back is published again, and only then is the first copy
 //!   acknowledged. A crash between the two leaves two copies; the contract allows it.
 
+mod broadcast;
 mod consumer;
 mod link;
 mod message;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::listener::{Listener, WAITING};
 use crate::{Channel, Error, Message, Outcome, check_open};
 
 /// The right to act alone under a name, and what tells its end.
@@ -24,6 +25,7 @@ struct Shared {
     /// One for each [`Channel`].
     lists: [List; 3],
     leaderships: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    broadcasts: tokio::sync::broadcast::Sender<Vec<u8>>,
 }
 
 impl Drop for Shared {
@@ -72,7 +74,8 @@ impl List {
 impl Broker {
     pub(crate) fn new(delivery_limit: u32) -> Broker {
         let lists = std::array::from_fn(|_| List { messages: Mutex::default(), waiting: Semaphore::new(0) });
-        Broker(Arc::new(Shared { delivery_limit, closed: CancellationToken::new(), lists, leaderships: Mutex::default() }))
+        let (closed, broadcasts) = (CancellationToken::new(), tokio::sync::broadcast::Sender::new(WAITING));
+        Broker(Arc::new(Shared { delivery_limit, closed, lists, leaderships: Mutex::default(), broadcasts }))
     }
 
     pub(crate) fn publish_all(&self, channel: Channel, messages: Vec<Message>) -> Result<(), Error> {
@@ -108,6 +111,17 @@ impl Broker {
             () = self.0.closed.cancelled() => Err(Error::Closed("lead")),
             seat = seat.lock_owned() => Ok((seat, self.0.closed.clone())),
         }
+    }
+
+    pub(crate) fn broadcast(&self, payload: Vec<u8>) -> Result<(), Error> {
+        check_open(&self.0.closed, "broadcast")?;
+        // There may be no listener.
+        let _ = self.0.broadcasts.send(payload);
+        Ok(())
+    }
+
+    pub(crate) fn listen(&self) -> Listener {
+        Listener { messages: self.0.broadcasts.subscribe(), closed: self.0.closed.clone(), _stop: None }
     }
 
     pub(crate) fn close(&self) {

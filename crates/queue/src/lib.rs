@@ -12,6 +12,8 @@
 //! No back-end guarantees order, or that a message is delivered only once: consumers must be able to do the same work twice.
 //! The queue can be lost: the store is the truth, and the coordinator plans again from it.
 //!
+//! Beside the channels there are broadcasts, which guarantee nothing: every [`Listener`] that is there should get them at once.
+//!
 //! No operation waits forever for a broker that is away: operations and consumers fail when it cannot be reached for `give_up`. A broker
 //! that says that it is short of memory or disk is waited for ([`Queue::trouble`]).
 
@@ -19,6 +21,7 @@
 
 mod amqp;
 mod embedded;
+mod listener;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +30,8 @@ use std::time::{Duration, Instant};
 
 use telemetry::messaging::Destination;
 use tokio_util::sync::CancellationToken;
+
+pub use listener::Listener;
 
 /// Counted deliveries after which a message becomes a dead letter, unless the URL sets `delivery_limit`.
 pub const DEFAULT_DELIVERY_LIMIT: u32 = 20;
@@ -266,6 +271,23 @@ impl Queue {
             Backend::Amqp(broker) => LeadershipBackend::Amqp(broker.lead(name).await?),
         };
         Ok(Leadership { inner })
+    }
+
+    /// Sends a message to every listener that is there now. It may be lost, also without an error: what it says must be found in another
+    /// way, too. Waits a few seconds for the broker at most.
+    pub async fn broadcast(&self, payload: Vec<u8>) -> Result<(), Error> {
+        match &self.backend {
+            Backend::Embedded(broker) => broker.broadcast(payload),
+            Backend::Amqp(broker) => broker.broadcast(payload).await,
+        }
+    }
+
+    /// Listens for broadcasts. While the broker is away, or refuses, nothing comes.
+    pub fn listen(&self) -> Listener {
+        match &self.backend {
+            Backend::Embedded(broker) => broker.listen(),
+            Backend::Amqp(broker) => broker.listen(),
+        }
     }
 
     /// Closes the queue for all clones: consumers end; publishing and settling fail from now on.

@@ -50,6 +50,7 @@ macro_rules! contract {
             reset_empties_a_channel(DEFAULT)
             purge_forgets_what_waits_and_leaves_what_is_held(DEFAULT)
             one_leads_at_a_time(DEFAULT)
+            a_broadcast_reaches_every_listener(DEFAULT)
             close_ends_consumers_and_refuses_the_rest(DEFAULT)
             many_consumers_lose_nothing_and_settle_once(10)
         })*
@@ -373,6 +374,31 @@ async fn one_leads_at_a_time(queue: Queue) {
     assert!(!second.is_finished());
     drop(first);
     let _second = within("the second leadership", second).await.unwrap();
+}
+
+/// A listener may begin to hear a moment after it was made, so the message is sent until both have heard.
+async fn a_broadcast_reaches_every_listener(queue: Queue) {
+    let mut listeners = [queue.listen(), queue.clone().listen()];
+    for listener in &mut listeners {
+        let heard = within("a broadcast", async {
+            loop {
+                queue.broadcast(b"news".to_vec()).await.unwrap();
+                if let Ok(heard) = tokio::time::timeout(QUIET, listener.next()).await {
+                    break heard;
+                }
+            }
+        });
+        assert_eq!(heard.await.as_deref(), Some(&b"news"[..]));
+    }
+    // Both hear from now on: one message, two listeners, and no channel has it.
+    queue.broadcast(b"last".to_vec()).await.unwrap();
+    for listener in &mut listeners {
+        within("the last broadcast", async { while listener.next().await.as_deref() != Some(b"last") {} }).await;
+    }
+    assert_depth(&queue, Channel::Events, 0).await;
+    queue.close().await;
+    assert_eq!(within("the end of a listener", listeners[0].next()).await, None);
+    assert!(queue.broadcast(Vec::new()).await.is_err());
 }
 
 async fn close_ends_consumers_and_refuses_the_rest(queue: Queue) {

@@ -1,4 +1,4 @@
-//! The tables `results.csv` and `results.parquet`, with a row for each image. Pure: records in, bytes out.
+//! The tables `results.csv` and `results.parquet`, with a row for each image. Pure: records in, bytes out, some at a time.
 //!
 //! Both files have the same columns and are sorted by image. `docs/src/reference/results.md` explains every column.
 
@@ -9,7 +9,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int64Ty
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::types::Type;
-use proto::{ColourTransform, Failure, FineTuned, JobId, ResultRecord};
+use proto::{ColourTransform, FineTuned, JobId, ResultRecord};
 
 use crate::run::{Outcome, class_name, image};
 use crate::summary::SeedMetric;
@@ -23,22 +23,57 @@ pub(crate) const COLOURS: [(&str, ColourTransform); 5] = [
     ("gamma", ColourTransform::Gamma),
 ];
 
-/// The bytes of `results.csv`: RFC 4180 with a header line; an absent value is empty.
-pub fn results_csv(results: &[ResultRecord], failures: &[Failure]) -> Vec<u8> {
-    let columns = columns(results, failures);
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    let written = "a Vec takes every write, and every record has one field per column";
-    writer.write_record(columns.iter().map(|c| &c.name)).expect(written);
-    for row in 0..results.len() + failures.len() {
-        writer.write_record(columns.iter().map(|c| c.values.text(row))).expect(written);
-    }
-    writer.into_inner().expect(written)
+/// Makes both files, some rows at a time.
+///
+/// `results.csv` is RFC 4180 with a header line; an absent value is empty. `results.parquet` has a row group for each call and no
+/// compression (most bytes are digits of measurements and digests); an absent value is null.
+pub struct Export {
+    parquet: SerializedFileWriter<Vec<u8>>,
+    begun: bool,
 }
 
-/// The bytes of `results.parquet`: one row group, no compression (most bytes are digits of measurements and digests); an absent value is
-/// null.
-pub fn results_parquet(results: &[ResultRecord], failures: &[Failure]) -> Vec<u8> {
-    write_parquet(&columns(results, failures)).expect("a Vec takes every write, and the schema is made from the columns")
+/// Next bytes of the two files.
+pub struct Piece {
+    pub csv: Vec<u8>,
+    pub parquet: Vec<u8>,
+}
+
+const TAKES: &str = "a Vec takes every write, and the schema is made from the columns";
+const WRITTEN: &str = "a Vec takes every write, and every record has one field per column";
+
+impl Default for Export {
+    fn default() -> Export {
+        let schema = schema(&columns(vec![])).expect("the columns have different names");
+        let file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::default()));
+        Export { parquet: file.expect(TAKES), begun: false }
+    }
+}
+
+impl Export {
+    /// Rows in the order of their images, after those of the calls before.
+    pub(crate) fn add(&mut self, rows: Vec<Outcome>) -> Piece {
+        let n = rows.len();
+        let columns = columns(rows);
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        if !std::mem::replace(&mut self.begun, true) {
+            csv.write_record(columns.iter().map(|c| &c.name)).expect(WRITTEN);
+        }
+        for row in 0..n {
+            csv.write_record(columns.iter().map(|c| c.values.text(row))).expect(WRITTEN);
+        }
+        if n > 0 {
+            write_group(&mut self.parquet, &columns).expect(TAKES);
+        }
+        Piece { csv: csv.into_inner().expect(WRITTEN), parquet: std::mem::take(self.parquet.inner_mut()) }
+    }
+
+    /// The end of both files.
+    pub fn finish(mut self) -> Piece {
+        // A run without images has a header, too.
+        let rest = if self.begun { Piece { csv: vec![], parquet: vec![] } } else { self.add(vec![]) };
+        let parquet = [rest.parquet, self.parquet.into_inner().expect(TAKES)].concat();
+        Piece { csv: rest.csv, parquet }
+    }
 }
 
 struct Column<'a> {
@@ -87,9 +122,7 @@ impl<'a> Table<'a> {
     }
 }
 
-fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Column<'a>> {
-    let mut rows: Vec<Outcome> = results.iter().map(Ok).chain(failures.iter().map(Err)).collect();
-    rows.sort_by_key(|row| image(*row));
+fn columns(rows: Vec<Outcome<'_>>) -> Vec<Column<'_>> {
     let mut table = Table { rows, columns: Vec::new() };
 
     table.text("image", |row| Some(image(row)));
@@ -142,7 +175,7 @@ fn columns<'a>(results: &'a [ResultRecord], failures: &'a [Failure]) -> Vec<Colu
     table.columns
 }
 
-fn write_parquet(columns: &[Column]) -> parquet::errors::Result<Vec<u8>> {
+fn schema(columns: &[Column]) -> parquet::errors::Result<Arc<Type>> {
     let fields: parquet::errors::Result<Vec<_>> = columns
         .iter()
         .map(|column| {
@@ -158,9 +191,10 @@ fn write_parquet(columns: &[Column]) -> parquet::errors::Result<Vec<u8>> {
                 .map(Arc::new)
         })
         .collect();
-    let schema = Arc::new(Type::group_type_builder("results").with_fields(fields?).build()?);
-    let mut bytes = Vec::new();
-    let mut file = SerializedFileWriter::new(&mut bytes, schema, Arc::new(WriterProperties::default()))?;
+    Ok(Arc::new(Type::group_type_builder("results").with_fields(fields?).build()?))
+}
+
+fn write_group(file: &mut SerializedFileWriter<Vec<u8>>, columns: &[Column]) -> parquet::errors::Result<()> {
     let mut group = file.next_row_group()?;
     for column in columns {
         let mut writer = group.next_column()?.expect("the schema has a field for each column");
@@ -175,8 +209,8 @@ fn write_parquet(columns: &[Column]) -> parquet::errors::Result<Vec<u8>> {
         writer.close()?;
     }
     group.close()?;
-    file.close()?;
-    Ok(bytes)
+    file.flush()?;
+    Ok(())
 }
 
 fn write_column<T: DataType>(writer: &mut SerializedColumnWriter, values: &[Option<T::T>]) -> parquet::errors::Result<usize> {
@@ -190,7 +224,7 @@ fn write_column<T: DataType>(writer: &mut SerializedColumnWriter, values: &[Opti
 mod tests {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::{Field, Row};
-    use proto::{Box2d, FailureReason, Transform};
+    use proto::{Box2d, Failure, FailureReason, Transform};
 
     use super::*;
     use crate::summary::tests::{failure, record, seed};
@@ -208,6 +242,18 @@ mod tests {
         });
         let odd = record("a.png", 0, "bag", 0, vec![seed(f64::NAN, 1.0, f64::INFINITY)]);
         (vec![shirt, odd], vec![failure("a/empty.png", FailureReason::BadImage, "cannot read \"a/empty.png\"\nempty")])
+    }
+
+    /// Both files, made of so many rows at a time.
+    fn tables(results: &[ResultRecord], failures: &[Failure], at_a_time: usize) -> (Vec<u8>, Vec<u8>) {
+        let mut rows: Vec<Outcome> = results.iter().map(Ok).chain(failures.iter().map(Err)).collect();
+        rows.sort_by_key(|row| image(*row));
+        let mut export = Export::default();
+        let mut pieces: Vec<Piece> = rows.chunks(at_a_time).map(|rows| export.add(rows.to_vec())).collect();
+        pieces.push(export.finish());
+        pieces
+            .into_iter()
+            .fold((vec![], vec![]), |(csv, parquet), piece| ([csv, piece.csv].concat(), [parquet, piece.parquet].concat()))
     }
 
     fn csv_rows(bytes: &[u8]) -> Vec<Vec<String>> {
@@ -228,7 +274,7 @@ mod tests {
     #[test]
     fn csv_has_every_number_and_odd_names_unchanged() {
         let (results, failures) = run();
-        let rows = csv_rows(&results_csv(&results, &failures));
+        let rows = csv_rows(&tables(&results, &failures, 2).0);
         let get = |row: usize, name: &str| {
             let column = rows[0].iter().position(|n| n == name).unwrap_or_else(|| panic!("no column {name}"));
             rows[row][column].as_str()
@@ -248,26 +294,30 @@ mod tests {
     #[test]
     fn parquet_reads_back_as_the_same_table_as_csv() {
         let (results, failures) = run();
-        let bytes = results_parquet(&results, &failures);
-        let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).expect("parquet");
-        let rows: Vec<Row> = reader.get_row_iter(None).expect("rows").map(|r| r.expect("row")).collect();
-        let names: Vec<String> = rows[0].get_column_iter().map(|(name, _)| name.clone()).collect();
-        let values = rows.iter().map(|r| r.get_column_iter().map(|(_, field)| text(field)).collect());
-        let table: Vec<Vec<String>> = std::iter::once(names).chain(values).collect();
-        assert_eq!(table, csv_rows(&results_csv(&results, &failures)));
+        let whole = csv_rows(&tables(&results, &failures, 10).0);
+        for at_a_time in 1..4 {
+            let (csv, bytes) = tables(&results, &failures, at_a_time);
+            let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).expect("parquet");
+            let rows: Vec<Row> = reader.get_row_iter(None).expect("rows").map(|r| r.expect("row")).collect();
+            let names: Vec<String> = rows[0].get_column_iter().map(|(name, _)| name.clone()).collect();
+            let values = rows.iter().map(|r| r.get_column_iter().map(|(_, field)| text(field)).collect());
+            let table: Vec<Vec<String>> = std::iter::once(names).chain(values).collect();
+            assert_eq!((&table, csv_rows(&csv)), (&whole, whole.clone()));
+        }
     }
 
     #[test]
     fn a_run_without_images_has_a_header_and_no_rows() {
-        assert_eq!(csv_rows(&results_csv(&[], &[])).len(), 1);
-        let reader = SerializedFileReader::new(bytes::Bytes::from(results_parquet(&[], &[]))).expect("parquet");
+        let (csv, parquet) = tables(&[], &[], 1);
+        assert_eq!(csv_rows(&csv).len(), 1);
+        let reader = SerializedFileReader::new(bytes::Bytes::from(parquet)).expect("parquet");
         assert_eq!(reader.metadata().file_metadata().num_rows(), 0);
     }
 
     #[test]
     fn every_column_is_explained() {
         let document = include_str!("../../../docs/src/reference/results.md");
-        for column in columns(&[], &[]) {
+        for column in columns(vec![]) {
             let metric = column.name.trim_end_matches("_seeds_mean").trim_end_matches("_seeds_min");
             assert!(document.contains(&format!("`{metric}`")), "docs/src/reference/results.md does not explain {}", column.name);
         }

@@ -76,6 +76,12 @@ impl Lines {
         self.0.write_all(&json).expect(TAKES);
     }
 
+    /// The bytes that are ready.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(self.0.get_mut())
+    }
+
+    /// The bytes that were not taken.
     pub fn finish(self) -> Vec<u8> {
         self.0.finish().expect(TAKES)
     }

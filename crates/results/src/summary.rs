@@ -186,38 +186,107 @@ impl Spread {
     }
 }
 
+/// What a summary needs of each image, collected image by image; 136 bytes each.
+#[derive(Debug, Default)]
+pub struct Numbers {
+    results: Vec<Row>,
+    /// Number of each class in [`Row::class`], by its index and name.
+    classes: BTreeMap<(u32, String), u32>,
+    failures: BTreeMap<FailureReason, u64>,
+    lane_steps: u64,
+}
+
+/// The numbers of a result; not a number where it has none.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    class: u32,
+    seconds: f64,
+    best_seed: [f64; 5],
+    seeds_mean: [f64; 5],
+    seeds_min: [f64; 5],
+}
+
+impl Numbers {
+    /// With room for this many results.
+    pub fn with_capacity(results: usize) -> Numbers {
+        Numbers { results: Vec::with_capacity(results), ..Numbers::default() }
+    }
+
+    pub fn result(&mut self, record: &ResultRecord) {
+        let next = self.classes.len() as u32;
+        let class = *self.classes.entry((record.class, record.class_name.clone())).or_insert(next);
+        let all = |of: fn(SeedMetric, &ResultRecord) -> Option<f64>| SeedMetric::ALL.map(|m| of(m, record).unwrap_or(f64::NAN));
+        let (best_seed, seeds_mean) = (all(SeedMetric::best_seed), all(SeedMetric::seeds_mean));
+        let seeds_min = all(SeedMetric::seeds_min);
+        self.results.push(Row { class, seconds: record.seconds, best_seed, seeds_mean, seeds_min });
+        self.lane_steps += record.lane_steps;
+    }
+
+    pub fn failure(&mut self, failure: &Failure) {
+        *self.failures.entry(failure.reason).or_insert(0) += 1;
+    }
+
+    /// Each metric over the best seeds of these results.
+    fn spreads(&self, rows: &[u32]) -> BTreeMap<SeedMetric, Spread> {
+        let values = |i: usize| rows.iter().map(move |row| self.results[*row as usize].best_seed[i]);
+        SeedMetric::ALL.into_iter().enumerate().map(|(i, metric)| (metric, Spread::over(values(i)))).collect()
+    }
+
+    fn overall(&self) -> BTreeMap<SeedMetric, MetricSummary> {
+        let over = |of: fn(&Row) -> &[f64; 5], i: usize| Spread::over(self.results.iter().map(move |row| of(row)[i]));
+        let metric = |(i, metric)| {
+            let (best_seed, seeds_mean) = (over(|row| &row.best_seed, i), over(|row| &row.seeds_mean, i));
+            (metric, MetricSummary { best_seed, seeds_mean, seeds_min: over(|row| &row.seeds_min, i) })
+        };
+        SeedMetric::ALL.into_iter().enumerate().map(metric).collect()
+    }
+
+    /// The results of each class, by its number.
+    fn by_class(&self) -> Vec<Vec<u32>> {
+        let mut rows = vec![Vec::new(); self.classes.len()];
+        for (i, row) in (0..).zip(&self.results) {
+            rows[row.class as usize].push(i);
+        }
+        rows
+    }
+
+    fn super_classes(&self, super_class_of: &SuperClasses, by_class: &[Vec<u32>]) -> Vec<SuperClassSummary> {
+        let mut super_classes: BTreeMap<&str, (Vec<String>, Vec<u32>)> = BTreeMap::new();
+        for (class, super_class) in super_class_of {
+            super_classes.entry(super_class).or_default().0.push(class.clone());
+        }
+        for ((_, name), number) in &self.classes {
+            if let Some((_, rows)) = super_class_of.get(name).and_then(|name| super_classes.get_mut(name.as_str())) {
+                rows.extend(&by_class[*number as usize]);
+            }
+        }
+        let summary = |(name, (classes, rows)): (&str, (Vec<String>, Vec<u32>))| {
+            let (name, images, error) = (name.to_owned(), rows.len() as u64, self.spreads(&rows));
+            SuperClassSummary { name, classes, images, error }
+        };
+        super_classes.into_iter().map(summary).collect()
+    }
+}
+
 impl Summary {
     /// Over all finished images; their order changes nothing. `planned`: all images of the run, where that is known.
-    pub fn new(
-        run: &RunRecord,
-        planned: Option<usize>,
-        super_classes: &SuperClasses,
-        results: &[ResultRecord],
-        failures: &[Failure],
-    ) -> Summary {
-        let (succeeded, failed) = (results.len() as u64, failures.len() as u64);
-        let mut reasons = BTreeMap::new();
-        for failure in failures {
-            *reasons.entry(failure.reason).or_insert(0) += 1;
-        }
-        let mut classes: BTreeMap<(u32, &str), Vec<&ResultRecord>> = BTreeMap::new();
-        for record in results {
-            classes.entry((record.class, &record.class_name)).or_default().push(record);
-        }
-        let class = |((class, name), records): ((u32, &str), Vec<&ResultRecord>)| {
-            let (name, images, error) = (name.to_owned(), records.len() as u64, spreads(&records));
-            ClassSummary { class, name, images, error }
+    pub fn new(run: &RunRecord, planned: Option<usize>, super_classes: &SuperClasses, numbers: &Numbers) -> Summary {
+        let (succeeded, failed) = (numbers.results.len() as u64, numbers.failures.values().sum::<u64>());
+        let by_class = numbers.by_class();
+        let class = |((class, name), number): (&(u32, String), &u32)| {
+            let rows = &by_class[*number as usize];
+            ClassSummary { class: *class, name: name.clone(), images: rows.len() as u64, error: numbers.spreads(rows) }
         };
         Summary {
             format: 1,
             run: run.into(),
             images: Counts { planned: planned.map(|n| n as u64), total: succeeded + failed, succeeded, failed },
-            failures: reasons,
-            overall: SeedMetric::ALL.into_iter().map(|metric| (metric, MetricSummary::over(metric, results))).collect(),
-            classes: classes.into_iter().map(class).collect(),
-            super_classes: by_super_class(super_classes, results),
-            lane_steps: results.iter().map(|r| r.lane_steps).sum(),
-            seconds: sorted_sum(results.iter().map(|r| r.seconds)),
+            failures: numbers.failures.clone(),
+            overall: numbers.overall(),
+            classes: numbers.classes.iter().map(class).collect(),
+            super_classes: numbers.super_classes(super_classes, &by_class),
+            lane_steps: numbers.lane_steps,
+            seconds: sorted_sum(numbers.results.iter().map(|row| row.seconds)),
         }
     }
 
@@ -226,40 +295,6 @@ impl Summary {
         let of = |s: &SuperClassSummary| s.classes.iter().map(|class| (class.clone(), s.name.clone())).collect::<Vec<_>>();
         self.super_classes.iter().flat_map(of).collect()
     }
-}
-
-fn by_super_class(super_class_of: &SuperClasses, results: &[ResultRecord]) -> Vec<SuperClassSummary> {
-    let mut super_classes: BTreeMap<&str, (Vec<String>, Vec<&ResultRecord>)> = BTreeMap::new();
-    for (class, super_class) in super_class_of {
-        super_classes.entry(super_class).or_default().0.push(class.clone());
-    }
-    for record in results {
-        let name = super_class_of.get(&record.class_name);
-        if let Some((_, records)) = name.and_then(|name| super_classes.get_mut(name.as_str())) {
-            records.push(record);
-        }
-    }
-    let summary = |(name, (classes, records)): (&str, (Vec<String>, Vec<&ResultRecord>))| {
-        let (name, images, error) = (name.to_owned(), records.len() as u64, spreads(&records));
-        SuperClassSummary { name, classes, images, error }
-    };
-    super_classes.into_iter().map(summary).collect()
-}
-
-impl MetricSummary {
-    fn over(metric: SeedMetric, results: &[ResultRecord]) -> MetricSummary {
-        MetricSummary {
-            best_seed: Spread::over(results.iter().filter_map(|r| metric.best_seed(r))),
-            seeds_mean: Spread::over(results.iter().filter_map(|r| metric.seeds_mean(r))),
-            seeds_min: Spread::over(results.iter().filter_map(|r| metric.seeds_min(r))),
-        }
-    }
-}
-
-/// Each metric over the best seeds.
-fn spreads(records: &[&ResultRecord]) -> BTreeMap<SeedMetric, Spread> {
-    let spread = |metric: SeedMetric| Spread::over(records.iter().filter_map(|r| metric.best_seed(r)));
-    SeedMetric::ALL.into_iter().map(|metric| (metric, spread(metric))).collect()
 }
 
 fn mean(values: &[f64]) -> Option<f64> {
@@ -296,7 +331,14 @@ pub(crate) mod tests {
     }
 
     fn summarise(planned: Option<usize>, results: &[ResultRecord], failures: &[Failure]) -> Summary {
-        Summary::new(&run("demo"), planned, &SuperClasses::new(), results, failures)
+        Summary::new(&run("demo"), planned, &SuperClasses::new(), &numbers(results, failures))
+    }
+
+    pub fn numbers(results: &[ResultRecord], failures: &[Failure]) -> Numbers {
+        let mut numbers = Numbers::with_capacity(results.len());
+        results.iter().for_each(|record| numbers.result(record));
+        failures.iter().for_each(|failure| numbers.failure(failure));
+        numbers
     }
 
     fn spread(mean: f64, standard_error: f64, median: f64) -> Spread {

@@ -30,10 +30,11 @@ let waiting = false;
 let outages = "[]";
 
 function take(tick) {
-  const names = new Set(tick.runs.map((run) => run.name));
-  let news = false;
-  for (const name of settled.keys()) {
-    if (!names.has(name)) { settled.delete(name); news = true; }
+  // The first message of a connection has everything, or as much as it has room for; the others have what changed.
+  let news = tick.full;
+  if (tick.full) settled.clear();
+  for (const name of tick.gone.runs) {
+    if (settled.delete(name)) news = true;
   }
   for (const run of tick.runs) {
     for (const place of all("[data-run]")) {
@@ -48,8 +49,7 @@ function take(tick) {
   }
   if (JSON.stringify(tick.outages) !== outages) news = true;
   outages = JSON.stringify(tick.outages);
-  const workers = document.getElementById("workers");
-  if (workers) news = true;
+  if (document.getElementById("workers") && tick.workers.length + tick.gone.workers.length > 0) news = true;
   if (news) refresh();
   document.dispatchEvent(new CustomEvent("basin:tick", { detail: tick }));
 }

@@ -366,11 +366,11 @@ async fn report(State(door): State<Door>, Path(run): Path<String>) -> Result<Res
     Ok(([(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)], bytes).into_response())
 }
 
-/// Numbers of all runs and workers, whenever they change, at most a few times each second. Made once for all listeners.
+/// Numbers of all runs and workers, and then those that change, at most a few times each second. Made once for all listeners.
 async fn live(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let stream = stream::unfold(door.handle.live()?, async |mut live| {
         let tick = live.next().await?;
-        Some((Ok(Event::default().event("tick").retry(RETRY).data(&*tick)), live))
+        Some((Ok(Event::default().event("tick").retry(RETRY).data(tick)), live))
     });
     Ok(Sse::new(Box::pin(stream)).keep_alive(KeepAlive::default()))
 }

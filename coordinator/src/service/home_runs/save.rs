@@ -6,12 +6,9 @@ use futures_util::future::join_all;
 
 use super::{Done, HomeRuns};
 use crate::drive::Driver;
-use crate::service::snapshots::save;
+use crate::service::snapshots::{save, snapshot_due};
 use crate::service::spending::save_usage;
 
-/// A snapshot is written this long after the last, and earlier when this many results are new.
-const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
-const SNAPSHOT_SOON: (usize, Duration) = (10_000, Duration::from_secs(5));
 /// A coordinator that stops waits this long for its last snapshots.
 const SNAPSHOT_LAST: Duration = Duration::from_secs(10);
 
@@ -27,9 +24,7 @@ impl HomeRuns {
     pub(super) fn save_snapshots(&mut self, driver: &Driver) {
         for (name, saved) in &mut self.saved {
             let new = driver.fleet.counted(name).abs_diff(saved.counted);
-            let due = new > 0 && saved.at.elapsed() >= SNAPSHOT_EVERY
-                || new >= SNAPSHOT_SOON.0 && saved.at.elapsed() >= SNAPSHOT_SOON.1;
-            if saved.writing || !due {
+            if saved.writing || !snapshot_due(saved.counted, new, saved.at.elapsed()) {
                 continue;
             }
             let Some(snapshot) = driver.fleet.snapshot(name) else { continue };

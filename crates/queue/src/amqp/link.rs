@@ -387,6 +387,11 @@ impl Link {
         Ok(subscription)
     }
 
+    /// A channel for what may fail without an end of the link.
+    pub(super) async fn spare_channel(&self) -> lapin::Result<lapin::Channel> {
+        self.connection.create_channel().await
+    }
+
     /// Whether the broker accepts no messages for now.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()

@@ -7,30 +7,31 @@ use crate::format::{clipped, count, counted, words};
 use crate::html::{UntrustedLines, UntrustedName};
 use crate::summary::Summary;
 
-const MOST: usize = 200;
+/// Failures that the report lists.
+pub const MOST: usize = 200;
 /// Longest list whose details are open.
 const MOST_OPEN: usize = 10;
 /// Characters of a failure's message that the report shows.
 const MESSAGE_CHARACTERS: usize = 2000;
 
+/// `failures`: at most [`MOST`], by reason.
 pub fn section(summary: &Summary, failures: &[Failure]) -> Markup {
-    if failures.is_empty() {
+    let failed = summary.images.failed;
+    if failed == 0 {
         return html! {};
     }
-    let mut sorted: Vec<&Failure> = failures.iter().collect();
-    sorted.sort_by(|a, b| a.reason.cmp(&b.reason).then_with(|| a.image.cmp(&b.image)));
     let reasons: Vec<String> =
         summary.failures.iter().map(|(reason, n)| format!("{} {}", count(*n), words(reason.as_str()))).collect();
     html! {
         section #failures aria-labelledby="failures-title" {
             h2 #failures-title { "Failures" }
-            p.lead { "No projection for " (counted(failures.len() as u64, "image")) ": " (reasons.join(", ")) "." }
-            @if sorted.len() > MOST {
+            p.lead { "No projection for " (counted(failed, "image")) ": " (reasons.join(", ")) "." }
+            @if failed > failures.len() as u64 {
                 p.remark { "The first " (MOST) " are listed; all are in " code { "results.csv" } "." }
             }
-            details open[sorted.len() <= MOST_OPEN] {
+            details open[failures.len() <= MOST_OPEN] {
                 summary { "Images and reasons" }
-                ul.failures { @for failure in sorted.into_iter().take(MOST) { (item(failure)) } }
+                ul.failures { @for failure in failures { (item(failure)) } }
             }
         }
     }

@@ -7,19 +7,19 @@ use proto::ResultRecord;
 use proto::keys::Item;
 
 use super::album::Album;
-use super::{BEST, PICTURES, Pictures, WORST, shown, transform};
+use super::{BEST, PICTURES, Pictures, WORST, transform};
 use crate::chart;
 use crate::format::{count, counted, decimal};
 use crate::html::{Untrusted, UntrustedName};
-use crate::summary::SeedMetric;
+use crate::summary::{SeedMetric, Summary};
 
-pub fn section(results: &[ResultRecord], pictures: &HashMap<String, Pictures>) -> Markup {
-    if results.is_empty() {
+/// `rows`: the results that are shown, in their order; `tuned`: an image of the run was fine-tuned.
+pub fn section(summary: &Summary, rows: &[ResultRecord], tuned: bool, pictures: &HashMap<String, Pictures>) -> Markup {
+    if rows.is_empty() {
         return html! {};
     }
-    let rows = shown(results);
     let mut album = Album::default();
-    let table = table(results, &rows, pictures, &mut album);
+    let table = table(rows, tuned, pictures, &mut album);
     html! {
         section #images aria-labelledby="images-title" {
             h2 #images-title { "Images" }
@@ -32,13 +32,13 @@ pub fn section(results: &[ResultRecord], pictures: &HashMap<String, Pictures>) -
                     " “Limit” marks a value at the end of the range that the search may use."
                 }
             }
-            @if rows.len() < results.len() {
+            @if (rows.len() as u64) < summary.images.succeeded {
                 p.remark {
-                    "This run has " (count(results.len() as u64)) " results. The report shows the " (WORST) " with the largest and the "
+                    "This run has " (count(summary.images.succeeded)) " results. The report shows the " (WORST) " with the largest and the "
                     (BEST) " with the smallest loss; " code { "results.parquet" } " and " code { "results.csv" } " have all."
                 }
             }
-            (controls(&rows))
+            (controls(rows))
             (table)
             p.empty hidden { "No image matches." }
             @if album.left_out > 0 {
@@ -49,7 +49,7 @@ pub fn section(results: &[ResultRecord], pictures: &HashMap<String, Pictures>) -
 }
 
 /// The script shows them.
-fn controls(rows: &[&ResultRecord]) -> Markup {
+fn controls(rows: &[ResultRecord]) -> Markup {
     let mut classes: BTreeMap<&str, u64> = BTreeMap::new();
     for record in rows {
         *classes.entry(&record.class_name).or_insert(0) += 1;
@@ -69,8 +69,7 @@ fn controls(rows: &[&ResultRecord]) -> Markup {
     }
 }
 
-fn table(results: &[ResultRecord], rows: &[&ResultRecord], pictures: &HashMap<String, Pictures>, album: &mut Album) -> Markup {
-    let tuned = results.iter().any(|record| record.fine_tuned.is_some());
+fn table(rows: &[ResultRecord], tuned: bool, pictures: &HashMap<String, Pictures>, album: &mut Album) -> Markup {
     let columns = &PICTURES[..PICTURES.len() - usize::from(!tuned)];
     let none = Pictures::default();
     html! {

@@ -46,26 +46,60 @@ pub struct Pictures {
     pub history: Option<History>,
 }
 
-/// The results that the report shows, the largest loss first: all of them, or the [`WORST`] and the [`BEST`] of a large run.
-/// The caller reads their pictures.
-pub fn shown(results: &[ResultRecord]) -> Vec<&ResultRecord> {
-    let mut shown: Vec<&ResultRecord> = results.iter().collect();
-    // Without a finite loss something is wrong: first.
-    let loss = |r: &ResultRecord| SeedMetric::Loss.best_seed(r).unwrap_or(f64::INFINITY);
-    shown.sort_by(|a, b| loss(b).total_cmp(&loss(a)).then_with(|| a.image.cmp(&b.image)));
-    if shown.len() > WORST + BEST {
-        shown.drain(WORST..shown.len() - BEST);
+/// What the report shows of a run, collected image by image; its size is the same for every large run.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    results: Vec<ResultRecord>,
+    failures: Vec<Failure>,
+    /// An image was fine-tuned.
+    tuned: bool,
+}
+
+impl Shown {
+    pub fn result(&mut self, record: ResultRecord) {
+        self.tuned |= record.fine_tuned.is_some();
+        self.results.push(record);
+        if self.results.len() >= 2 * (WORST + BEST) {
+            self.cut();
+        }
     }
-    shown
+
+    pub fn failure(&mut self, failure: Failure) {
+        self.failures.push(failure);
+        if self.failures.len() >= 2 * failures::MOST {
+            self.cut();
+        }
+    }
+
+    /// Leaves what is shown in order.
+    fn cut(&mut self) {
+        // Without a finite loss something is wrong: first.
+        let loss = |r: &ResultRecord| SeedMetric::Loss.best_seed(r).unwrap_or(f64::INFINITY);
+        self.results.sort_by(|a, b| loss(b).total_cmp(&loss(a)).then_with(|| a.image.cmp(&b.image)));
+        if self.results.len() > WORST + BEST {
+            self.results.drain(WORST..self.results.len() - BEST);
+        }
+        self.failures.sort_by(|a, b| a.reason.cmp(&b.reason).then_with(|| a.image.cmp(&b.image)));
+        self.failures.truncate(failures::MOST);
+    }
+
+    /// The results that the report shows, the largest loss first: all of them, or the [`WORST`] and the [`BEST`] of a large run.
+    /// The caller reads their pictures.
+    pub fn results(&mut self) -> &[ResultRecord] {
+        self.cut();
+        &self.results
+    }
+
+    /// The failures that the report lists, by reason.
+    pub fn failures(&mut self) -> &[Failure] {
+        self.cut();
+        &self.failures
+    }
 }
 
 /// The page. `pictures` by name of the image.
-pub fn report_html(
-    summary: &Summary,
-    results: &[ResultRecord],
-    failures: &[Failure],
-    pictures: &HashMap<String, Pictures>,
-) -> String {
+pub fn report_html(summary: &Summary, mut shown: Shown, pictures: &HashMap<String, Pictures>) -> String {
+    shown.cut();
     let main = html! {
         (overview::header(summary))
         (overview::tiles(summary))
@@ -74,8 +108,8 @@ pub fn report_html(
             (errors::overall(summary))
         }
         (errors::by_super_class(summary))
-        (failures::section(summary, failures))
-        (images::section(results, pictures))
+        (failures::section(summary, &shown.failures))
+        (images::section(summary, &shown.results, shown.tuned, pictures))
     };
     page(&summary.run.name, &[STYLE], Some(SCRIPT), &main)
 }

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use super::sheet::png;
 use super::*;
 use crate::summary::SuperClasses;
-use crate::summary::tests::{failure, record, run};
+use crate::summary::tests::{failure, numbers, record, run};
 
 const CLASSES: [&str; 10] =
     ["t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot <b>\"&'"];
@@ -34,11 +34,18 @@ struct Run {
 
 impl Run {
     fn summary(&self) -> Summary {
-        Summary::new(&self.run, self.planned, &self.super_classes, &self.results, &self.failures)
+        Summary::new(&self.run, self.planned, &self.super_classes, &numbers(&self.results, &self.failures))
     }
 
     fn html(&self) -> String {
-        report_html(&self.summary(), &self.results, &self.failures, &self.pictures)
+        report_html(&self.summary(), self.shown(), &self.pictures)
+    }
+
+    fn shown(&self) -> Shown {
+        let mut shown = Shown::default();
+        self.results.iter().for_each(|record| shown.result(record.clone()));
+        self.failures.iter().for_each(|failure| shown.failure(failure.clone()));
+        shown
     }
 }
 
@@ -204,7 +211,7 @@ fn the_worst_image_comes_first() {
     let losses: Vec<f64> = attributes(html, "data-loss").iter().map(|v| v.parse().expect("a number")).collect();
     assert_eq!(losses.len(), run.results.len());
     assert!(losses.windows(2).all(|w| w[0] >= w[1]), "{losses:?}");
-    assert_eq!(names(html)[0], shown(&run.results)[0].image);
+    assert_eq!(names(html)[0], run.shown().results()[0].image);
     assert_eq!(attributes(html, "aria-sort"), ["none", "none", "descending", "none", "none"]);
 }
 
@@ -258,7 +265,7 @@ fn a_run_of_many_large_pictures_keeps_the_ends_and_says_so() {
     assert!(html.contains("This run has 400 results. The report shows the 200 with the largest and the 50 with the"));
     let mut losses: Vec<f64> = run.results.iter().map(|r| r.best_seed().loss).collect();
     losses.sort_by(|a, b| b.total_cmp(a));
-    let shown: Vec<f64> = shown(&run.results).iter().map(|r| r.best_seed().loss).collect();
+    let shown: Vec<f64> = run.shown().results().iter().map(|r| r.best_seed().loss).collect();
     assert_eq!((&shown[..WORST], &shown[WORST..]), (&losses[..WORST], &losses[losses.len() - BEST..]));
 }
 
