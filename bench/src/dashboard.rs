@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::{Runs, Store};
+use store::{Allowed, Runs, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -84,7 +84,7 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     copy_model(&home).await?;
     let queue = Queue::open("embedded:").await?;
     let config =
-        Config { home: home.clone(), queue: queue.clone(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
+        Config { home: home.clone(), queue: queue.clone(), allowed: Allowed::default(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
     let (service, handle) = Service::new(config);
     let stop = CancellationToken::new();
     let runtime = tokio::runtime::Handle::current();

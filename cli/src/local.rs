@@ -21,7 +21,7 @@ use queue::Queue;
 use results::redrive::Redrive;
 use results::run::{self, Records};
 use results::summary::Summary;
-use store::{Runs, Store};
+use store::{Allowed, Runs, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -106,7 +106,7 @@ impl Local {
     pub async fn project(&self, run: LocalRun<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
         let LocalRun { spec, redrive, dataset, results, record, title } = run;
         let super_classes = spec.super_class_of();
-        let seen = see(&spec, redrive.as_ref(), true, dataset, results).await?;
+        let seen = see(&spec, redrive.as_ref(), true, dataset, &Allowed::default(), results).await?;
         let (mut plan, notes) = seen.plan(&spec, results).await?;
         for note in notes {
             note!("{note}");

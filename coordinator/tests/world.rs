@@ -15,7 +15,7 @@ use proto::{
 };
 use queue::{Channel, Queue};
 use results::run::{read_json, write_failure};
-use store::{PutNew, Runs, Store};
+use store::{Allowed, PutNew, Runs, Store};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +53,7 @@ pub fn gate() -> Gate {
 
 pub fn config(home: &Store, queue: &Queue) -> Config {
     let (home, queue, version) = (home.clone(), queue.clone(), "test".into());
-    Config { home, queue, window: 100, version, worker_hour_price: None }
+    Config { home, queue, allowed: Allowed::default(), window: 100, version, worker_hour_price: None }
 }
 
 impl World {
