@@ -2,6 +2,7 @@
 
 mod browser;
 mod dashboard;
+mod security;
 mod service;
 mod verify;
 mod webdataset;

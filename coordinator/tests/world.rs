@@ -121,7 +121,12 @@ impl World {
     }
 
     pub async fn start(&self) -> Acting {
-        let (service, handle) = Service::new(config(&self.home, &self.queue));
+        self.start_with(Allowed::default()).await
+    }
+
+    /// A coordinator that opens these data sets.
+    pub async fn start_with(&self, allowed: Allowed) -> Acting {
+        let (service, handle) = Service::new(Config { allowed, ..config(&self.home, &self.queue) });
         let stop = CancellationToken::new();
         let (runtime, stopped) = (tokio::runtime::Handle::current(), stop.clone());
         let task = tokio::task::spawn_blocking(move || runtime.block_on(service.run(stopped)));
