@@ -1,9 +1,12 @@
 """Checks of the workspace that the compiler does not make: the graph of our crates, the length of functions and files, circles between
-modules. Started by architecture.sh with the output of `cargo metadata --no-deps`; deny.toml has the rules about libraries."""
+modules, and that container builds get every crate. Started by architecture.sh with the output of `cargo metadata --no-deps`; deny.toml has
+the rules about libraries."""
 
 import json
+import os
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +42,12 @@ GRAPH = {
     ],
 }
 # A coordinator runs where no libtorch is.
+# What a container build needs beside the crates: Cargo's own files, and what infra/images/Containerfile starts and copies.
+BUILD = [
+    ".cargo", "Cargo.lock", "Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "infra/images", "infra/libtorch", "models/fashion32",
+    "rust-toolchain.toml", "samples",
+]
+IGNORE = "infra/images/Containerfile.dockerignore"
 WITHOUT_TORCH = ["coordinator", "client", "dataset", "queue", "results", "store", "telemetry", "proto"]
 TORCH = "tch"
 
@@ -150,6 +159,31 @@ def circles(files):
         yield from (["::".join(("crate", *parent, one)) for one in circle] for circle in circle_of(pairs))
 
 
+def context_problems(ignore, needed, exists):
+    """`ignore`: the text of a dockerignore that lets in a list; `needed`: paths of the repository; `exists`: whether there is such a path."""
+    lines = [line.strip() for line in ignore.splitlines() if line.strip() and not line.startswith("#")]
+    if lines[:1] != ["*"] or not all(line.startswith("!") for line in lines[1:]):
+        yield f"{IGNORE} must ignore everything (*) and let in a list (!path)"
+        return
+    let_in = [line[1:].strip("/") for line in lines[1:]]
+    for path in sorted(set(needed)):
+        parts = path.split("/")
+        above = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+        if not any(fnmatch(one, pattern) for one in above for pattern in let_in):
+            yield f"{IGNORE} ignores {path}, which a container build needs: add !{parts[0]}"
+    for pattern in let_in:
+        if not exists(pattern):
+            yield f"{IGNORE} lets in {pattern}, which is not there: remove the line"
+
+
+def included(text):
+    """Files that the code, without its tests, includes: relative to its own folder."""
+    code = without_tests(blanked(text))
+    for found in re.finditer(r'include_(?:str|bytes)!\(\s*"([^"]+)"', text):
+        if code.startswith("include_", found.start()):
+            yield found[1]
+
+
 def resolved(module, path):
     """The path from the root, of one that begins with crate, super or self; else None."""
     if path[0] not in ("crate", "super", "self"):
@@ -198,6 +232,7 @@ def main():
             source = Path(target["src_path"])
             if "lib" in target["kind"] or ("bin" in target["kind"] and source.parent not in roots):
                 roots[source.parent] = source
+    needed = BUILD + [str(Path(package["manifest_path"]).parent.relative_to(ROOT)) for package in packages]
     count = 0
     for root in sorted(roots.values()):
         files = modules(root)
@@ -205,12 +240,15 @@ def main():
         for module, text in texts.items():
             if ROOT / "tests" not in root.parents and files[module].name != "tests.rs":
                 problems += length_problems(str(files[module].relative_to(ROOT)), text)
+        for module, text in texts.items():
+            needed += [os.path.relpath(files[module].parent / path, ROOT) for path in included(text)]
         name = root.parent.relative_to(ROOT)
         problems += [f"{name}: {' <-> '.join(circle)}: these modules use each other" for circle in circles(texts)]
         count += len(files)
+    problems += context_problems((ROOT / IGNORE).read_text(), needed, lambda pattern: any(ROOT.glob(pattern)))
     if problems:
         sys.exit("architecture: " + "\narchitecture: ".join(problems))
-    print(f"architecture: {len(packages)} crates keep to the graph; {count} files have no circles and no long functions")
+    print(f"architecture: {len(packages)} crates keep to the graph; {count} files have no circles and no long functions; container builds get all")
 
 
 if __name__ == "__main__":
