@@ -18,18 +18,19 @@ EXCUSE, EXCUSE_LINES = "long file:", 10
 GRAPH = {
     "proto": [],
     "store": [],
-    "telemetry": [],
+    "telemetry": ["trust"],
+    "trust": [],
     "state-dict": [],
     "kernels": [],
-    "client": ["proto"],
+    "client": ["proto", "trust"],
     "dataset": ["proto", "store"],
     "queue": ["proto"],
     "projector": ["kernels", "proto"],
     "seeded": ["projector"],
-    "zoo": ["projector", "proto", "state-dict"],
+    "zoo": ["projector", "proto", "state-dict", "trust"],
     "results": ["dataset", "proto", "store"],
     "engine": ["projector", "proto", "store"],
-    "coordinator": ["client", "dataset", "proto", "queue", "results", "store", "telemetry"],
+    "coordinator": ["client", "dataset", "proto", "queue", "results", "store", "telemetry", "trust"],
     "worker": ["engine", "projector", "proto", "queue", "store", "telemetry"],
     "cli": [
         "client", "coordinator", "dataset", "engine", "projector", "proto", "queue", "results", "store", "telemetry", "worker", "zoo",
@@ -48,7 +49,7 @@ BUILD = [
     "rust-toolchain.toml", "samples",
 ]
 IGNORE = "infra/images/Containerfile.dockerignore"
-WITHOUT_TORCH = ["coordinator", "client", "dataset", "queue", "results", "store", "telemetry", "proto"]
+WITHOUT_TORCH = ["coordinator", "client", "dataset", "queue", "results", "store", "telemetry", "trust", "proto"]
 TORCH = "tch"
 
 
