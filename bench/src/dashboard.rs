@@ -83,8 +83,14 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let home = Store::open(&dir.path().join("home").to_string_lossy()).await?;
     copy_model(&home).await?;
     let queue = Queue::open("embedded:").await?;
-    let config =
-        Config { home: home.clone(), queue: queue.clone(), allowed: Allowed::default(), window: 1000, version: "bench".into(), worker_hour_price: Some(2.0) };
+    let config = Config {
+        home: home.clone(),
+        queue: queue.clone(),
+        allowed: Allowed::default(),
+        window: 1000,
+        version: "bench".into(),
+        worker_hour_price: Some(2.0),
+    };
     let (service, handle) = Service::new(config);
     let stop = CancellationToken::new();
     let runtime = tokio::runtime::Handle::current();

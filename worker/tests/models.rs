@@ -26,7 +26,8 @@ async fn work(home: &Home, queue: &Queue, shutdown: CancellationToken) -> Result
 
 /// `allowed`: data sets that a job may name.
 async fn work_on(home: &Home, queue: &Queue, shutdown: CancellationToken, allowed: Allowed) -> Result<(), Error> {
-    let config = Config { allowed, name: "worker".into(), devices: "cpu".parse().unwrap(), checkpoint_every: LIMIT, ..Config::default() };
+    let config =
+        Config { allowed, name: "worker".into(), devices: "cpu".parse().unwrap(), checkpoint_every: LIMIT, ..Config::default() };
     let models = Models::Home { home: home.store.clone(), cache: cache(home) };
     let (working, _) = watch::channel(Working::default());
     let runs = Runs::Home(home.store.clone());

@@ -62,7 +62,9 @@ mod tests {
     #[test]
     fn only_pages_of_this_site_and_programs_may_change_something() {
         let own = |headers: &[(&'static str, &str)]| {
-            is_own(&headers.iter().map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value"))).collect())
+            is_own(
+                &headers.iter().map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value"))).collect(),
+            )
         };
         let host = ("host", "basin.example");
         for (headers, is) in [
@@ -72,7 +74,10 @@ mod tests {
             (vec![host, ("origin", "https://BASIN.example:443")], true),
             (vec![("host", "127.0.0.1:8470"), ("origin", "http://127.0.0.1:8470")], true),
             // Behind a proxy with a name of its own.
-            (vec![("host", "coordinator:8470"), ("x-forwarded-host", "basin.example, x"), ("origin", "https://basin.example")], true),
+            (
+                vec![("host", "coordinator:8470"), ("x-forwarded-host", "basin.example, x"), ("origin", "https://basin.example")],
+                true,
+            ),
             (vec![("host", "coordinator:8470"), ("sec-fetch-site", "same-origin"), ("origin", "https://basin.example")], true),
             (vec![host, ("sec-fetch-site", "none")], true),
             (vec![host, ("origin", "https://evil.example")], false),

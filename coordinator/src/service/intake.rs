@@ -118,13 +118,7 @@ async fn open_allowed(dataset: &str, allowed: &Allowed) -> Result<Store, Error> 
 }
 
 /// `known`: a client was told that the run is on record.
-pub(super) async fn prepare(
-    lead: &Lead,
-    name: &str,
-    order: Order,
-    known: bool,
-    allowed: &Allowed,
-) -> Result<Prepared, Trouble> {
+pub(super) async fn prepare(lead: &Lead, name: &str, order: Order, known: bool, allowed: &Allowed) -> Result<Prepared, Trouble> {
     let home = &lead.home;
     let (record, control, redrive) = order;
     let read = async || {

@@ -47,7 +47,8 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Verification, RunErro
         found.problems.push(format!("{} holds no run (there is no run.json)", results.url()));
         return Ok(found);
     };
-    let dataset = dataset::read(&Store::open(&run.dataset).await?, &run.annotations, &run.params.object, &Allowed::default()).await?;
+    let dataset =
+        dataset::read(&Store::open(&run.dataset).await?, &run.annotations, &run.params.object, &Allowed::default()).await?;
     let entries = spread(dataset.entries, run.limit);
     found.images = entries.len();
 

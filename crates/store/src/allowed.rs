@@ -21,10 +21,7 @@ enum Rule {
     #[default]
     Everything,
     /// No list: buckets at Amazon's endpoint and at the home's.
-    Usual {
-        home_endpoint: Option<String>,
-        folders: bool,
-    },
+    Usual { home_endpoint: Option<String>, folders: bool },
     /// Each has been parsed once. Folders are resolved when something is checked, since a link may be made later.
     Listed(Vec<String>),
 }
@@ -41,7 +38,11 @@ pub struct NotAllowed {
 enum Place {
     Folder(PathBuf),
     /// The prefix is empty, or ends with '/'. Without a bucket: any.
-    Bucket { bucket: Option<String>, prefix: String, endpoint: Option<String> },
+    Bucket {
+        bucket: Option<String>,
+        prefix: String,
+        endpoint: Option<String>,
+    },
 }
 
 impl Allowed {
@@ -89,7 +90,8 @@ impl Allowed {
     }
 
     fn problem(&self, place: &Place) -> Option<String> {
-        const ADVICE: &str = "to allow it, add its prefix to --allow-data-set (BASIN_ALLOWED_DATA_SETS) of coordinator and workers";
+        const ADVICE: &str =
+            "to allow it, add its prefix to --allow-data-set (BASIN_ALLOWED_DATA_SETS) of coordinator and workers";
         match (&self.0, place) {
             (Rule::Everything, _) => None,
             (Rule::Usual { folders: true, .. }, Place::Folder(_)) => None,
@@ -153,11 +155,9 @@ fn entry(url: &str) -> Result<Place, Failure> {
     };
     Ok(match parsed {
         Location::Directory(path) => Place::Folder(path),
-        Location::Bucket { bucket, prefix, options } => Place::Bucket {
-            bucket: any.is_none().then_some(bucket),
-            prefix,
-            endpoint: options.endpoint.as_deref().map(normal),
-        },
+        Location::Bucket { bucket, prefix, options } => {
+            Place::Bucket { bucket: any.is_none().then_some(bucket), prefix, endpoint: options.endpoint.as_deref().map(normal) }
+        }
     })
 }
 
@@ -189,7 +189,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_bucket_is_allowed_by_whole_segments_and_at_the_same_endpoint() {
-        let list = listed(&["s3://a/b", "s3://whole", "s3://*?endpoint=https://own.example:443/", "s3://c?endpoint=http://minio:9000"]);
+        let list =
+            listed(&["s3://a/b", "s3://whole", "s3://*?endpoint=https://own.example:443/", "s3://c?endpoint=http://minio:9000"]);
         for url in [
             "s3://a/b",
             "s3://a/b/",
@@ -219,7 +220,9 @@ mod tests {
             let joined = if url.contains('?') { '&' } else { '?' };
             let url = if url.starts_with('/') { url.to_owned() } else { format!("{url}{joined}{REGION}") };
             let why = verdict(&list, &url).await.expect_err(&url);
-            for part in ["s3://a/b, s3://whole", "--allow-data-set", "BASIN_ALLOWED_DATA_SETS", url.split('?').next().expect("a place")] {
+            for part in
+                ["s3://a/b, s3://whole", "--allow-data-set", "BASIN_ALLOWED_DATA_SETS", url.split('?').next().expect("a place")]
+            {
                 assert!(why.contains(part), "{url} has no {part}: {why}");
             }
         }
@@ -239,16 +242,23 @@ mod tests {
         std::fs::write(path("secret/notes.json"), "{}").expect("writable");
         std::os::unix::fs::symlink(path("secret/notes.json"), path("data/notes.json")).expect("writable");
         // The list may name it by a link, too.
-        for list in [listed(&[&path("data")]), listed(&[&path("other name"), "s3://b"]), listed(&[&format!("file://{}", path("data"))])] {
+        for list in
+            [listed(&[&path("data")]), listed(&[&path("other name"), "s3://b"]), listed(&[&format!("file://{}", path("data"))])]
+        {
             for place in ["data", "data/set", "data/./set/", "secret/../data/set", "other name/set", "data/new"] {
                 assert_eq!(verdict(&list, &path(place)).await, Ok(()), "{place}");
             }
-            for place in ["database", "secret", "data/link", "data/set/../../secret", "data/none/../../secret", "other name/link", ""] {
+            for place in
+                ["database", "secret", "data/link", "data/set/../../secret", "data/none/../../secret", "other name/link", ""]
+            {
                 assert!(verdict(&list, &path(place)).await.is_err(), "{place}");
             }
             let encoded = format!("file://{}", path("data/%2e%2e/secret"));
             assert!(verdict(&list, &encoded).await.is_err(), "{encoded}");
-            assert_eq!(list.file(&path("data/set/a.json")).expect("allowed"), dir.path().canonicalize().expect("there").join("data/set/a.json"));
+            assert_eq!(
+                list.file(&path("data/set/a.json")).expect("allowed"),
+                dir.path().canonicalize().expect("there").join("data/set/a.json")
+            );
             for file in ["secret/notes.json", "data/notes.json", "data/../secret/notes.json"] {
                 assert!(list.file(&path(file)).is_err(), "{file}");
             }

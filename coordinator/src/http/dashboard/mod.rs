@@ -379,7 +379,8 @@ struct Keyed {
 impl Keyed {
     /// `key`: what the client's forms must have.
     fn check(&self, key: Option<&str>) -> Result<(), Refusal> {
-        let stale = || Refusal::Forbidden("this form is of another session, or of one that has ended: load the page again".into());
+        let stale =
+            || Refusal::Forbidden("this form is of another session, or of one that has ended: load the page again".into());
         key.is_some_and(|key| same(&self.form_key, key)).then_some(()).ok_or_else(stale)
     }
 

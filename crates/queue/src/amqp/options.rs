@@ -131,10 +131,10 @@ impl Options {
 
     /// What TLS needs, read now: authorities beside the system's, and the client's own certificate.
     pub(super) fn tls_config(&self) -> io::Result<OwnedTLSConfig> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|e| io::Error::other(format!("cannot read {}: {e}", path.display())))
-        };
-        let authorities = self.ca_file.as_ref().map(|path| Ok::<_, io::Error>(String::from_utf8_lossy(&read(path)?).into_owned()));
+        let read =
+            |path: &PathBuf| std::fs::read(path).map_err(|e| io::Error::other(format!("cannot read {}: {e}", path.display())));
+        let authorities =
+            self.ca_file.as_ref().map(|path| Ok::<_, io::Error>(String::from_utf8_lossy(&read(path)?).into_owned()));
         let identity = self.cert_file.as_ref().zip(self.key_file.as_ref());
         let identity = identity.map(|(cert, key)| Ok::<_, io::Error>(OwnedIdentity::PKCS8 { pem: read(cert)?, key: read(key)? }));
         Ok(OwnedTLSConfig { identity: identity.transpose()?, cert_chain: authorities.transpose()? })
