@@ -1,5 +1,5 @@
 """Checks of the workspace that the compiler does not make: the graph of our crates, the length of functions and files, circles between
-modules, and that container builds get every crate. Started by architecture.sh with the output of `cargo metadata --no-deps`; deny.toml has
+modules, that container builds get every crate, and that CI uses actions by commit. Started by architecture.sh with the output of `cargo metadata --no-deps`; deny.toml has
 the rules about libraries."""
 
 import json
@@ -177,6 +177,13 @@ def context_problems(ignore, needed, exists):
             yield f"{IGNORE} lets in {pattern}, which is not there: remove the line"
 
 
+def action_problems(name, text):
+    """Actions of a workflow that are named by a tag: whoever owns the action can move it."""
+    for action in re.findall(r"\buses:\s*[\"']?([^\s\"'}]+)", text):
+        if not action.startswith("./") and not re.search(r"@[0-9a-f]{40}$", action):
+            yield f"{name} uses {action}: name the commit by its 40 digits, and the version in a comment"
+
+
 def included(text):
     """Files that the code, without its tests, includes: relative to its own folder."""
     code = without_tests(blanked(text))
@@ -246,6 +253,8 @@ def main():
         name = root.parent.relative_to(ROOT)
         problems += [f"{name}: {' <-> '.join(circle)}: these modules use each other" for circle in circles(texts)]
         count += len(files)
+    for workflow in sorted((ROOT / ".github/workflows").glob("*.y*ml")):
+        problems += action_problems(str(workflow.relative_to(ROOT)), workflow.read_text())
     problems += context_problems((ROOT / IGNORE).read_text(), needed, lambda pattern: any(ROOT.glob(pattern)))
     if problems:
         sys.exit("architecture: " + "\narchitecture: ".join(problems))

@@ -2,7 +2,7 @@
 
 import unittest
 
-from architecture import circles, context_problems, expanded, graph_problems, included, length_problems
+from architecture import action_problems, circles, context_problems, expanded, graph_problems, included, length_problems
 
 
 class Graph(unittest.TestCase):
@@ -54,6 +54,14 @@ class Circles(unittest.TestCase):
     def test_tests_and_comments_do_not_count(self):
         files = {(): "", ("a",): "use crate::b::B;", ("b",): "// crate::a\n#[cfg(test)]\nmod tests { use crate::a::A; }"}
         self.assertEqual(list(circles(files)), [])
+
+
+class Actions(unittest.TestCase):
+    def test_an_action_is_named_by_its_commit(self):
+        for action in ["actions/checkout@" + "0a" * 20 + " # v4.4.0", "./own"]:
+            self.assertEqual(list(action_problems("ci", f"      - uses: {action}\n")), [])
+        for action in ["actions/checkout@v4", "actions/checkout", '"a/b@' + "0a" * 20 + '0"', "a/b@main # " + "0a" * 20]:
+            self.assertEqual(len(list(action_problems("ci", f"      - uses: {action}\n"))), 1, action)
 
 
 class Context(unittest.TestCase):
