@@ -128,7 +128,7 @@ impl Place {
             Backend::S3(bucket) => Place::Bucket {
                 bucket: Some(bucket.bucket.clone()),
                 prefix: store.prefix.clone(),
-                endpoint: bucket.endpoint.as_deref().map(normal),
+                endpoint: endpoint(&store.options),
             },
         }
     }
@@ -159,6 +159,15 @@ fn entry(url: &str) -> Result<Place, Failure> {
             Place::Bucket { bucket: any.is_none().then_some(bucket), prefix, endpoint: options.endpoint.as_deref().map(normal) }
         }
     })
+}
+
+/// The endpoint in the options of an open store.
+fn endpoint(options: &str) -> Option<String> {
+    match url::parse(&format!("s3://any{options}")) {
+        Ok(Location::Bucket { options, .. }) => options.endpoint.as_deref().map(normal),
+        // No store has such options; nothing is allowed there.
+        _ => Some(String::new()),
+    }
 }
 
 /// An endpoint in one form: host in lower case, without the scheme's own port and a '/' at the end.

@@ -44,7 +44,6 @@ type PutAnswer = std::result::Result<PutObjectOutput, SdkError<PutObjectError, H
 pub(crate) struct S3 {
     pub(crate) client: Client,
     pub(crate) bucket: String,
-    pub(crate) endpoint: Option<String>,
     /// Whether parts get checksums.
     pub(crate) checksums: bool,
     pub(crate) encryption: Option<ServerSideEncryption>,
@@ -73,7 +72,7 @@ impl S3 {
         let path_style = options.path_style.unwrap_or(options.endpoint.is_some());
         let answer = Duration::from_secs(options.timeout.unwrap_or(ANSWER).into());
         let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style).timeout_config(limits(answer));
-        if let Some(endpoint) = &options.endpoint {
+        if let Some(endpoint) = options.endpoint {
             config = config.endpoint_url(endpoint);
         }
         if options.checksums_when_required {
@@ -84,7 +83,6 @@ impl S3 {
         Ok(S3 {
             client: Client::from_conf(config.build()),
             bucket,
-            endpoint: options.endpoint,
             checksums: !options.checksums_when_required,
             encryption: options.sse.as_deref().map(ServerSideEncryption::from),
             kms_key: options.kms_key,
