@@ -13,7 +13,7 @@ MDBOOK := 0.5.4
 PROGRAMS := build --locked --workspace --bin basin --bin basin-coordinator --bin basin-worker
 BENCH := build --locked --workspace --bin basin-bench
 
-.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test test-cpus check docs reference helm-check test-k8s images-check validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-rounding bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
+.PHONY: help setup services build demo up-local down-local up down compose-check demo-fleet observe browser test test-cpus check docs reference helm-check test-k8s release images-check sbom validate chaos fuzz bench bench-authors bench-gpu bench-parts bench-quality bench-rounding bench-coordinator bench-overhead bench-dashboard bench-editing bench-networks throughput study models samples clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,9 +70,18 @@ test-k8s: setup services ## The chart on a real API server, its pods as processe
 	@infra/kubernetes/pods.sh
 	@infra/kubernetes/keda.sh
 
-images-check: setup ## The contents of the container images, assembled and run without a container engine (root)
-	@$(CARGO) $(PROGRAMS)
+release: setup ## Build the programs as they are shipped: optimised, without the crash points of the tests (target/release)
+	@$(CARGO) $(PROGRAMS) --release
+
+images-check: release ## The contents of the container images, assembled and run without a container engine (root)
 	@infra/images/check.sh
+
+sbom: ## List the parts of each image, with versions, licences and hashes (CycloneDX, target/sbom)
+	@mkdir -p target/sbom
+	@infra/images/sbom.py basin-coordinator coordinator > target/sbom/basin-coordinator.cdx.json
+	@infra/images/sbom.py basin-worker-cpu worker,cli infra/libtorch/cpu.txt > target/sbom/basin-worker-cpu.cdx.json
+	@infra/images/sbom.py basin-worker-cuda worker,cli infra/libtorch/cpu.txt infra/libtorch/cuda.txt > target/sbom/basin-worker-cuda.cdx.json
+	@echo "target/sbom: $$(ls target/sbom | xargs)"
 
 check: setup ## Check format, lints, architecture and the links of documents
 	@$(CARGO) fmt --all --check

@@ -1,9 +1,12 @@
 """Checks of the workspace that the compiler does not make: the graph of our crates, the length of functions and files, circles between
-modules. Started by architecture.sh with the output of `cargo metadata --no-deps`; deny.toml has the rules about libraries."""
+modules, that container builds get every crate, and that CI uses actions by commit. Started by architecture.sh with the output of `cargo metadata --no-deps`; deny.toml has
+the rules about libraries."""
 
 import json
+import os
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,18 +19,19 @@ GRAPH = {
     "pod": [],
     "proto": [],
     "store": [],
-    "telemetry": [],
+    "telemetry": ["trust"],
+    "trust": [],
     "state-dict": [],
     "kernels": [],
-    "client": ["proto"],
+    "client": ["proto", "trust"],
     "dataset": ["proto", "store"],
     "queue": ["proto", "telemetry"],
     "projector": ["kernels", "proto"],
     "seeded": ["projector"],
-    "zoo": ["projector", "proto", "state-dict"],
+    "zoo": ["projector", "proto", "state-dict", "trust"],
     "results": ["dataset", "proto", "store"],
     "engine": ["projector", "proto", "store"],
-    "coordinator": ["client", "dataset", "pod", "proto", "queue", "results", "store", "telemetry"],
+    "coordinator": ["client", "dataset", "pod", "proto", "queue", "results", "store", "telemetry", "trust"],
     "worker": ["engine", "pod", "projector", "proto", "queue", "store", "telemetry"],
     "cli": [
         "client", "coordinator", "dataset", "engine", "projector", "proto", "queue", "results", "store", "telemetry", "worker", "zoo",
@@ -40,7 +44,13 @@ GRAPH = {
     ],
 }
 # A coordinator runs where no libtorch is.
-WITHOUT_TORCH = ["coordinator", "client", "dataset", "pod", "queue", "results", "store", "telemetry", "proto"]
+# What a container build needs beside the crates: Cargo's own files, and what infra/images/Containerfile starts and copies.
+BUILD = [
+    ".cargo", "Cargo.lock", "Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "infra/images", "infra/libtorch", "models/fashion32",
+    "rust-toolchain.toml", "samples",
+]
+IGNORE = "infra/images/Containerfile.dockerignore"
+WITHOUT_TORCH = ["coordinator", "client", "dataset", "pod", "queue", "results", "store", "telemetry", "trust", "proto"]
 TORCH = "tch"
 
 
@@ -151,6 +161,38 @@ def circles(files):
         yield from (["::".join(("crate", *parent, one)) for one in circle] for circle in circle_of(pairs))
 
 
+def context_problems(ignore, needed, exists):
+    """`ignore`: the text of a dockerignore that lets in a list; `needed`: paths of the repository; `exists`: whether there is such a path."""
+    lines = [line.strip() for line in ignore.splitlines() if line.strip() and not line.startswith("#")]
+    if lines[:1] != ["*"] or not all(line.startswith("!") for line in lines[1:]):
+        yield f"{IGNORE} must ignore everything (*) and let in a list (!path)"
+        return
+    let_in = [line[1:].strip("/") for line in lines[1:]]
+    for path in sorted(set(needed)):
+        parts = path.split("/")
+        above = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+        if not any(fnmatch(one, pattern) for one in above for pattern in let_in):
+            yield f"{IGNORE} ignores {path}, which a container build needs: add !{parts[0]}"
+    for pattern in let_in:
+        if not exists(pattern):
+            yield f"{IGNORE} lets in {pattern}, which is not there: remove the line"
+
+
+def action_problems(name, text):
+    """Actions of a workflow that are named by a tag: whoever owns the action can move it."""
+    for action in re.findall(r"\buses:\s*[\"']?([^\s\"'}]+)", text):
+        if not action.startswith("./") and not re.search(r"@[0-9a-f]{40}$", action):
+            yield f"{name} uses {action}: name the commit by its 40 digits, and the version in a comment"
+
+
+def included(text):
+    """Files that the code, without its tests, includes: relative to its own folder."""
+    code = without_tests(blanked(text))
+    for found in re.finditer(r'include_(?:str|bytes)!\(\s*"([^"]+)"', text):
+        if code.startswith("include_", found.start()):
+            yield found[1]
+
+
 def resolved(module, path):
     """The path from the root, of one that begins with crate, super or self; else None."""
     if path[0] not in ("crate", "super", "self"):
@@ -199,6 +241,7 @@ def main():
             source = Path(target["src_path"])
             if "lib" in target["kind"] or ("bin" in target["kind"] and source.parent not in roots):
                 roots[source.parent] = source
+    needed = BUILD + [str(Path(package["manifest_path"]).parent.relative_to(ROOT)) for package in packages]
     count = 0
     for root in sorted(roots.values()):
         files = modules(root)
@@ -206,12 +249,17 @@ def main():
         for module, text in texts.items():
             if ROOT / "tests" not in root.parents and files[module].name != "tests.rs":
                 problems += length_problems(str(files[module].relative_to(ROOT)), text)
+        for module, text in texts.items():
+            needed += [os.path.relpath(files[module].parent / path, ROOT) for path in included(text)]
         name = root.parent.relative_to(ROOT)
         problems += [f"{name}: {' <-> '.join(circle)}: these modules use each other" for circle in circles(texts)]
         count += len(files)
+    for workflow in sorted((ROOT / ".github/workflows").glob("*.y*ml")):
+        problems += action_problems(str(workflow.relative_to(ROOT)), workflow.read_text())
+    problems += context_problems((ROOT / IGNORE).read_text(), needed, lambda pattern: any(ROOT.glob(pattern)))
     if problems:
         sys.exit("architecture: " + "\narchitecture: ".join(problems))
-    print(f"architecture: {len(packages)} crates keep to the graph; {count} files have no circles and no long functions")
+    print(f"architecture: {len(packages)} crates keep to the graph; {count} files have no circles and no long functions; container builds get all")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import unittest
 
-from architecture import circles, expanded, graph_problems, length_problems
+from architecture import action_problems, circles, context_problems, expanded, graph_problems, included, length_problems
 
 
 class Graph(unittest.TestCase):
@@ -54,6 +54,40 @@ class Circles(unittest.TestCase):
     def test_tests_and_comments_do_not_count(self):
         files = {(): "", ("a",): "use crate::b::B;", ("b",): "// crate::a\n#[cfg(test)]\nmod tests { use crate::a::A; }"}
         self.assertEqual(list(circles(files)), [])
+
+
+class Actions(unittest.TestCase):
+    def test_an_action_is_named_by_its_commit(self):
+        for action in ["actions/checkout@" + "0a" * 20 + " # v4.4.0", "./own"]:
+            self.assertEqual(list(action_problems("ci", f"      - uses: {action}\n")), [])
+        for action in ["actions/checkout@v4", "actions/checkout", '"a/b@' + "0a" * 20 + '0"', "a/b@main # " + "0a" * 20]:
+            self.assertEqual(len(list(action_problems("ci", f"      - uses: {action}\n"))), 1, action)
+
+
+class Context(unittest.TestCase):
+    IGNORE = "*\n!crates\n!infra/images\n!LICENSE-*\n"
+
+    def problems(self, *needed, ignore=IGNORE, exists=lambda pattern: True):
+        return list(context_problems(ignore, needed, exists))
+
+    def test_what_is_let_in_by_its_name_a_pattern_or_a_folder_above_it_is_there(self):
+        self.assertEqual(self.problems("crates/store", "crates", "infra/images/sbom.py", "LICENSE-MIT"), [])
+
+    def test_a_crate_that_a_container_build_would_miss_is_found(self):
+        for path in ["kernels", "infra/libtorch", "crates2", "infra"]:
+            [problem] = self.problems("crates/store", path)
+            self.assertIn(f"ignores {path},", problem)
+
+    def test_a_line_for_what_is_gone_is_found(self):
+        [problem] = self.problems(exists=lambda pattern: pattern != "crates")
+        self.assertIn("lets in crates,", problem)
+
+    def test_a_file_that_lets_in_everything_else_is_no_list(self):
+        self.assertEqual(len(self.problems("crates", ignore="target\n")), 1)
+
+    def test_files_that_code_includes_are_found_and_those_of_tests_are_not(self):
+        text = 'const A: &str = include_str!("../a.txt");\n// include_str!("b")\n#[cfg(test)]\nmod tests { const C: &[u8] = include_bytes!("c"); }'
+        self.assertEqual(list(included(text)), ["../a.txt"])
 
 
 if __name__ == "__main__":

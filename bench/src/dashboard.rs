@@ -21,7 +21,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::{Runs, Store};
+use store::{Allowed, Runs, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -87,6 +87,7 @@ async fn measure(images: usize, watched: Duration) -> Result<Dashboard> {
     let config = Config {
         home: home.clone(),
         queue: queue.clone(),
+        allowed: Allowed::default(),
         window: 1000,
         version: "bench".into(),
         worker_hour_price: Some(2.0),

@@ -7,7 +7,7 @@ use dataset::{ClassIndex, Dataset, Entry};
 use engine::LoadedModel;
 use projector::Target;
 use proto::Params;
-use store::Store;
+use store::{Allowed, Store};
 use tch::Tensor;
 
 const IMAGES: &str = "images/";
@@ -53,7 +53,7 @@ fn read(samples: &Path) -> Result<Dataset> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
     runtime.block_on(async {
         let store = Store::open(&samples.to_string_lossy()).await?;
-        Ok(dataset::read(&store, "auto", &Params::paper().object).await?)
+        Ok(dataset::read(&store, "auto", &Params::paper().object, &Allowed::default()).await?)
     })
 }
 

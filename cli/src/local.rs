@@ -22,7 +22,7 @@ use results::run;
 use results::summary::Summary;
 use results::sweep::sweep;
 use results::tables::{Written, write_tables};
-use store::{Runs, Store};
+use store::{Allowed, Runs, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -102,7 +102,7 @@ impl Local {
     pub async fn project(&self, run: LocalRun<'_>, model: impl FnOnce() -> LoadedModel) -> anyhow::Result<Outcome> {
         let LocalRun { spec, redrive, dataset, results, record, title } = run;
         let super_classes = spec.super_class_of();
-        let seen = see(&spec, redrive.as_ref(), true, dataset, results).await?;
+        let seen = see(&spec, redrive.as_ref(), true, dataset, &Allowed::default(), results).await?;
         let (mut plan, notes) = seen.plan(&spec, results).await?;
         for note in notes {
             note!("{note}");

@@ -12,7 +12,7 @@ use results::format::bytes;
 use results::run::{Markers, read_each};
 use results::seeds::Seeds;
 use results::summary::Summary;
-use store::Store;
+use store::{Allowed, Store};
 
 use crate::capacity::{Estimate, Question};
 use crate::project::described;
@@ -131,7 +131,7 @@ pub async fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
 /// How many images can be projected, how many cannot, and the bytes of one job.
 async fn count(args: &PlanArgs, params: Params, manifest: &ModelManifest, model: ModelRef) -> anyhow::Result<(u64, usize, u64)> {
     let store = Store::open(&args.dataset).await.context("cannot open the data set")?;
-    let read = dataset::read(&store, &args.options.annotations, &params.object).await?;
+    let read = dataset::read(&store, &args.options.annotations, &params.object, &Allowed::default()).await?;
     let spec = RunSpec::new(args.options.record("plan", store.url(), model, params), manifest);
     let plan = plan(read.entries, &spec, &Default::default(), &Seeds::default());
     let images = args.options.limit().map_or(plan.images.len(), |limit| limit.min(plan.images.len()));

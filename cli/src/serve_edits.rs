@@ -14,6 +14,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use coordinator::http::auth::Gate;
 use coordinator::http::connections::{self, Limits};
+use coordinator::http::session::now;
 use engine::edit::{EditError, EditRequest};
 use engine::editor::{Editor, View};
 use engine::{Cache, Models};
@@ -89,7 +90,7 @@ fn router(editor: Editor, gate: Gate) -> Router {
 }
 
 async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    match gate.role(request.headers()) {
+    match gate.role(request.headers(), now()) {
         Some(_) => next.run(request).await,
         None => refused(StatusCode::UNAUTHORIZED, "a token is required: send the header Authorization: Bearer TOKEN"),
     }

@@ -15,7 +15,7 @@ use coordinator::tally::Tally;
 use proto::{Control, Event, ModelRef, Params, RunRecord};
 use queue::Queue;
 use serde_json::json;
-use store::{Runs, Store};
+use store::{Allowed, Runs, Store};
 
 const CLASSES: u32 = 1000;
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ async fn main() -> Result<()> {
     let (spec, dataset, results) = (spec(dataset), Store::open(dataset).await?, Store::open(results).await?);
     let run = spec.record.name.clone();
     let started = Instant::now();
-    let (plan, _) = see(&spec, None, true, &dataset, &results).await?.plan(&spec, &results).await?;
+    let (plan, _) = see(&spec, None, true, &dataset, &Allowed::default(), &results).await?.plan(&spec, &results).await?;
     let (images, planning) = (plan.images.len(), started.elapsed().as_secs_f64());
     eprintln!("planned {images} images after {planning:.1} s, {:.0} MB at most", peak_megabytes()?);
 

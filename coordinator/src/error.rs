@@ -17,6 +17,8 @@ pub enum Error {
     OtherName { key: String, name: String },
     #[error("no image of run {run} matches; nothing changed. See basin runs show {run}")]
     NoMatch { run: String },
+    #[error("the data set cannot be opened")]
+    NotAllowed(#[from] store::NotAllowed),
     #[error("the lead is lost, with the queue's connection or to a later coordinator: another one may act now")]
     LostLead,
     #[error("the store has been away for {seconds} s and a standby reaches it: this coordinator gives up its lead")]

@@ -14,7 +14,7 @@ use coordinator::notify::notice::Secret;
 use coordinator::notify::send::{Program, Target, Webhook, WebhookUrl};
 use coordinator::service::{Config, Service};
 use queue::{Channel, Queue};
-use store::Store;
+use store::{Allowed, Store};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -31,12 +31,20 @@ struct Args {
     /// Address of the API and the dashboard.
     #[arg(long, env = "BASIN_LISTEN", default_value = "127.0.0.1:8470")]
     listen: SocketAddr,
+    /// Data sets that clients may name: what lies under these folders and buckets (s3://bucket/prefix, s3://* for any bucket, each with
+    /// ?endpoint=… unless it is Amazon's). Without it: buckets at Amazon's endpoint and the home's, and folders while only this machine
+    /// can reach --listen. Repeat it, or separate by commas. Give the workers the same list.
+    #[arg(long = "allow-data-set", env = "BASIN_ALLOWED_DATA_SETS", value_name = "URL", value_delimiter = ',')]
+    allowed_data_sets: Vec<String>,
     /// File with the token that clients must send. BASIN_TOKEN holds the token itself.
     #[arg(long, env = "BASIN_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// File with the read-only token, which lets clients read everything and change nothing. BASIN_VIEW_TOKEN holds the token itself.
     #[arg(long, env = "BASIN_VIEW_TOKEN_FILE", value_name = "FILE")]
     view_token_file: Option<PathBuf>,
+    /// Clients reach this coordinator by https, through a proxy that does not say so in X-Forwarded-Proto: mark all cookies Secure.
+    #[arg(long, env = "BASIN_HTTPS")]
+    https: bool,
     /// Dollars for an hour of a worker, to estimate the cost of runs.
     #[arg(long, env = "BASIN_WORKER_HOUR_PRICE", value_name = "DOLLARS")]
     worker_hour_price: Option<f64>,
@@ -96,6 +104,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     let notify = Notify::new(targets(&args)?, args.stalled_after);
     let home = Store::open(&args.home).await.context("cannot open --home")?;
+    let allowed = match args.allowed_data_sets.is_empty() {
+        true => Allowed::without_list(&home, args.listen.ip().is_loopback()),
+        false => Allowed::listed(&args.allowed_data_sets).context("--allow-data-set")?,
+    };
     if args.reset_queues {
         for channel in Channel::ALL {
             Queue::reset_at(&args.queue, channel).await.context("cannot reset --queue")?;
@@ -111,6 +123,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (service, handle) = Service::new(Config {
         home,
         queue: queue.clone(),
+        allowed,
         window: args.window,
         version,
         worker_hour_price: args.worker_hour_price,
@@ -122,6 +135,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         tokio::spawn(coordinator::pod_label::keep(place, handle.leadership()));
     }
     let gate = Gate::new(token.as_deref(), read_only.as_deref(), &secret().context("cannot read /dev/urandom")?);
+    let gate = gate.by_https(args.https);
     let edits = args.edit_url.map(|url| Edits::new(url, token.clone()));
     let api = coordinator::http::serve(listener, handle, gate, OtherServices { traces: args.trace_url, edits });
     let stop = CancellationToken::new();

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use client::api::{FailureGroup, ImagePage, ImageQuery, ImageRow, ImageSort, ImageState};
 use dataset::SharedStr;
+use results::cell::{guarded, plain};
 use results::summary::SuperClasses;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -98,22 +99,24 @@ impl Table {
         };
         for line in csv::Reader::from_reader(csv).into_deserialize() {
             let line: Line = line?;
+            let class_name = line.class_name.map(|name| plain(&name).to_owned());
             match line.state {
                 ImageState::Succeeded => {
-                    let class = index(&mut table, line.class_name.unwrap_or_default());
+                    let class = index(&mut table, class_name.unwrap_or_default());
                     let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
                     let errors = Errors { loss: number(line.loss), l1: number(line.l1), lpips: number(line.lpips) };
-                    images.push_str(&line.image);
+                    images.push_str(plain(&line.image));
                     ends.push(images.len());
                     results.push((class, errors));
                 }
                 ImageState::Failed => {
                     let reason = line.failure_reason.unwrap_or(FailureReason::BadJob);
-                    let message = line.failure_message.unwrap_or_default();
-                    if let Some(name) = &line.class_name {
+                    let message = plain(&line.failure_message.unwrap_or_default()).into();
+                    if let Some(name) = &class_name {
                         index(&mut table, name.clone());
                     }
-                    table.failures.push((line.image, Failed { reason, message, class: line.class_name.map(Into::into) }));
+                    let class = class_name.map(Into::into);
+                    table.failures.push((plain(&line.image).into(), Failed { reason, message, class }));
                 }
             }
         }
@@ -164,14 +167,14 @@ impl<'a> Outcomes<'a> {
             let class = row.class.unwrap_or_default();
             writer
                 .write_record([
-                    &row.image,
+                    &*guarded(&row.image),
                     row.state.as_str(),
-                    &class,
+                    &guarded(&class),
                     &loss,
                     &l1,
                     &lpips,
                     reason,
-                    &row.message.unwrap_or_default(),
+                    &guarded(&row.message.unwrap_or_default()),
                 ])
                 .expect(written);
         }

@@ -10,7 +10,7 @@ use proto::{Failure, FailureReason, JobId, RedriveRecord, ResultRecord, keys};
 use results::manifest::ObjectEntry;
 use results::run::{AT_ONCE, Markers, begin, delete_each, read_each, read_seeds, redrives, spread, write_failure};
 use results::seeds::{Seeds, image_seed};
-use store::{PutNew, Store};
+use store::{Allowed, PutNew, Store};
 
 use crate::Error;
 use crate::plan::{Plan, RunSpec, plan};
@@ -33,18 +33,19 @@ pub struct Seen {
 }
 
 /// Reads the data set and the run, which is created if it does not exist. `retry_unavailable`: failures where the data set did not
-/// answer are retried.
+/// answer are retried. `allowed`: which files of this machine may be read as annotations.
 pub async fn see(
     spec: &RunSpec,
     redrive: Option<&Redrive>,
     retry_unavailable: bool,
     dataset: &Store,
+    allowed: &Allowed,
     results: &Store,
 ) -> Result<Seen, Error> {
     if dataset.contains(results) {
         return Err(Error::OutInside { out: results.url(), dataset: dataset.url() });
     }
-    let dataset = dataset::read(dataset, &spec.record.annotations, &spec.record.params.object).await?;
+    let dataset = dataset::read(dataset, &spec.record.annotations, &spec.record.params.object, allowed).await?;
     results.check_writable().await?;
     begin(&spec.record, results).await?;
     let markers = Markers::list(results).await?;

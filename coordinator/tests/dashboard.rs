@@ -20,33 +20,44 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 const HOSTILE: &str = "Bag/<img src=x onerror=alert(1)>\u{202e}.png";
-const FORM: &str = "Content-Type: application/x-www-form-urlencoded";
+pub const FORM: &str = "Content-Type: application/x-www-form-urlencoded";
 
-struct Site {
-    address: SocketAddr,
+pub struct Site {
+    pub address: SocketAddr,
     serving: JoinHandle<Infallible>,
 }
 
 /// Status, head and body of an answer.
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
 }
 
 impl Answer {
     /// The first cookie that it sets.
-    fn cookie(&self) -> Option<&str> {
+    pub fn cookie(&self) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix("set-cookie: "))
+    }
+
+    /// The cookie as a browser sends it.
+    pub fn as_header(&self) -> String {
+        format!("Cookie: {}", self.cookie().expect("a cookie").split(';').next().unwrap())
+    }
+
+    /// The key of the page's forms.
+    pub fn form_key(&self) -> String {
+        let (_, rest) = self.body.split_once("name=\"form_key\" value=\"").expect("a form");
+        rest.split('"').next().unwrap().to_owned()
     }
 }
 
 impl Site {
-    async fn open(acting: &Acting) -> Site {
+    pub async fn open(acting: &Acting) -> Site {
         Site::with(acting, gate(), Limits::default(), None).await
     }
 
-    async fn with(acting: &Acting, gate: Gate, limits: Limits, edits: Option<Edits>) -> Site {
+    pub async fn with(acting: &Acting, gate: Gate, limits: Limits, edits: Option<Edits>) -> Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let traces = Some("https://tempo.example/trace/{trace}".parse().unwrap());
@@ -61,7 +72,7 @@ impl Site {
     }
 
     /// A connection from an address of this machine.
-    async fn connect(&self, from: [u8; 4]) -> TcpStream {
+    pub async fn connect(&self, from: [u8; 4]) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((from, 0).into()).unwrap();
         socket.connect(self.address).await.unwrap()
@@ -75,7 +86,7 @@ impl Site {
         socket
     }
 
-    async fn ask(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
+    pub async fn ask(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
         let host =
             if headers.iter().any(|h| h.starts_with("Host:")) { String::new() } else { format!("Host: {}\r\n", self.address) };
         let headers: String = headers.iter().map(|h| format!("{h}\r\n")).collect();
@@ -87,7 +98,7 @@ impl Site {
         Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
     }
 
-    async fn get(&self, path: &str, token: &str) -> Answer {
+    pub async fn get(&self, path: &str, token: &str) -> Answer {
         self.ask("GET", path, &[&bearer(token)], "").await
     }
 
@@ -105,18 +116,26 @@ impl Site {
         page
     }
 
-    async fn post(&self, path: &str, token: &str, body: &str) -> Answer {
+    pub async fn post(&self, path: &str, token: &str, body: &str) -> Answer {
         self.ask("POST", path, &[&bearer(token), FORM], body).await
     }
 
+    /// The key of the forms of a client with the token.
     async fn form_key(&self) -> String {
-        let page = self.ask("GET", "/login", &[], "").await.body;
-        let (_, rest) = page.split_once("name=\"form_key\" value=\"").expect("a form");
-        rest.split('"').next().unwrap().to_owned()
+        self.get("/", OPERATE).await.form_key()
+    }
+
+    /// The header with the cookie of a new session.
+    pub async fn log_in(&self, token: &str) -> String {
+        let login = self.ask("GET", "/login", &[], "").await;
+        let body = format!("form_key={}&token={token}", login.form_key());
+        let entered = self.ask("POST", "/login", &[FORM, &login.as_header()], &body).await;
+        assert_eq!(entered.status, 303, "{}", entered.body);
+        entered.as_header()
     }
 }
 
-fn bearer(token: &str) -> String {
+pub fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}")
 }
 
@@ -250,6 +269,7 @@ async fn nothing_is_shown_without_a_token_and_a_read_only_token_changes_nothing(
     let key = site.form_key().await;
     let act = format!("form_key={key}&where=");
     assert_eq!(site.post("/runs/r/redrive", VIEW, &act).await.status, 403);
+    let login = site.ask("GET", "/login", &[], "").await;
     assert_eq!(site.ask("PATCH", "/v1/runs/r", &[&bearer(VIEW)], "{}").await.status, 403);
     // A form of another site does not know the key.
     assert_eq!(site.post("/runs/r/redrive", OPERATE, "form_key=guessed&where=").await.status, 403);
@@ -263,12 +283,11 @@ async fn nothing_is_shown_without_a_token_and_a_read_only_token_changes_nothing(
         ("https://evil.example/", "/"),
         ("/%0d%0aX: y", "/"),
     ] {
-        let body = format!("form_key={key}&token={OPERATE}&to={to}");
-        let entered = site.ask("POST", "/login", &[FORM], &body).await;
+        let body = format!("form_key={}&token={OPERATE}&to={to}", login.form_key());
+        let entered = site.ask("POST", "/login", &[FORM, &login.as_header()], &body).await;
         assert_eq!(entered.status, 303, "{}", entered.body);
         assert!(entered.head.contains(&format!("location: {place}\r\n")), "{}", entered.head);
-        let cookie = format!("Cookie: {}", entered.cookie().expect("a session").split(';').next().unwrap());
-        assert!(site.ask("GET", "/runs/r", &[&cookie], "").await.body.contains("Redrive images"));
+        assert!(site.ask("GET", "/runs/r", &[&entered.as_header()], "").await.body.contains("Redrive images"));
     }
     // Wrong tokens are limited.
     let mut last = 401;
@@ -459,7 +478,7 @@ async fn an_image_shows_what_fine_tuning_came_to() {
 }
 
 /// Reads until the other side closes.
-async fn is_closed(mut socket: TcpStream) {
+pub async fn is_closed(mut socket: TcpStream) {
     let read = tokio::time::timeout(Duration::from_secs(30), socket.read_to_end(&mut Vec::new())).await;
     // Closed with an end, or with a reset.
     let _ = read.expect("the coordinator closes it");

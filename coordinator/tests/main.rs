@@ -4,6 +4,7 @@ mod browser;
 mod dashboard;
 mod lead;
 mod operators;
+mod security;
 mod service;
 mod verify;
 mod webdataset;

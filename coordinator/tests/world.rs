@@ -16,7 +16,7 @@ use proto::{
 };
 use queue::{Channel, Queue};
 use results::run::{read_json, write_failure};
-use store::{PutNew, Runs, Store};
+use store::{Allowed, PutNew, Runs, Store};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -54,7 +54,8 @@ pub fn gate() -> Gate {
 
 pub fn config(home: &Store, queue: &Queue) -> Config {
     let (home, queue, version) = (home.clone(), queue.clone(), "test".into());
-    Config { home, queue, window: 100, version, worker_hour_price: None, notify: Notify::nobody(), keep_runs: None }
+    let allowed = Allowed::default();
+    Config { home, queue, allowed, window: 100, version, worker_hour_price: None, notify: Notify::nobody(), keep_runs: None }
 }
 
 impl World {

@@ -3,7 +3,7 @@
 # 65532 with a read-only root file system. Needs root. BASIN_TARGET: folder of programs and libtorch (target).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export BASIN_TARGET=${BASIN_TARGET:-$PWD/target}
+export BASIN_TARGET=${BASIN_TARGET:-$PWD/target} BASIN_PROFILE=release
 state=$PWD/target/images
 fail() { echo "images: $*" >&2; exit 1; }
 [[ $(id -u) == 0 ]] || fail "run this as root: chroot needs it"
@@ -35,6 +35,9 @@ for image in "${images[@]}"; do
         [[ -z $missing ]] || fail "$image: ${file#"$root"} lacks $missing"
     done < <(find "$root/usr/local/bin" "$root/usr/local/libtorch/torch" -type f 2>/dev/null)
     [[ -z $(find "$root" -perm /6000) ]] || fail "$image: has programs that change the user"
+    for program in "$root"/usr/local/bin/*; do
+        if grep -q BASIN_CRASH_AT "$program"; then fail "$image: $program has the crash points of the tests"; fi
+    done
     [[ ! -e $root/bin/sh && ! -e $root/usr/bin/sh ]] || fail "$image: has a shell"
     python3 - "$root/usr/share/doc/basin/sbom.cdx.json" "$image" <<'PY'
 import json, sys

@@ -2,11 +2,13 @@
 # rootfs.sh IMAGE FOLDER [--with-base]: assembles the contents of an image beyond its base from built programs, without a container engine.
 #
 # IMAGE is basin-coordinator, basin-worker-cpu or basin-worker-cuda. With --with-base this machine's glibc, libstdc++ and CA certificates replace
-# the base image, so that chroot can enter the folder. BASIN_TARGET: folder of the built programs (target).
+# the base image, so that chroot can enter the folder. BASIN_TARGET: folder of the built programs (target). BASIN_PROFILE=debug takes the
+# programs of the tests instead of those to ship.
 set -euo pipefail
 image=$1 into=$2 with_base=${3:-}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 target=${BASIN_TARGET:-$root/target}
+profile=${BASIN_PROFILE:-release}
 torch=$target/libtorch
 
 case $image in
@@ -20,7 +22,12 @@ if [[ -e $into ]]; then
 fi
 mkdir -p "$into/usr/local/bin" "$into/usr/share/doc/basin"
 for program in "${programs[@]}"; do
-    strip -o "$into/usr/local/bin/$program" "$target/debug/$program"
+    strip -o "$into/usr/local/bin/$program" "$target/$profile/$program"
+    # A variable of the tests, which ends a process at a chosen point (proto/src/crash.rs).
+    if [[ $profile == release ]] && grep -q BASIN_CRASH_AT "$into/usr/local/bin/$program"; then
+        echo "$program has crash points: it is not built with the release profile" >&2
+        exit 1
+    fi
 done
 cp "$root"/LICENSE-* "$into/usr/share/doc/basin/"
 

@@ -9,7 +9,7 @@ infra/kubernetes/setup.sh
 state=$PWD/target/kubernetes
 rm -rf "$state"/{pods,pod-images}
 mkdir -p "$state"/{pods,pod-images}
-for image in basin-coordinator basin-worker-cpu; do infra/images/rootfs.sh "$image" "$state/pod-images/$image" --with-base; done
+for image in basin-coordinator basin-worker-cpu; do BASIN_PROFILE=debug infra/images/rootfs.sh "$image" "$state/pod-images/$image" --with-base; done
 # Fewer images and more workers than usual, to be quick.
 "$state/bin/helm" template basin helm/basin --namespace basin -f helm/basin/values-laptop.yaml \
     --set submit.limit="${LIMIT:-4}",workers.batchImages=1,workers.trigger.imagesPerWorker=2,workers.checkpointEvery=2,workers.scaledJob.drainAfter=5 > "$state/pods/manifests.yaml"

@@ -19,7 +19,7 @@ use hyper_util::server::conn::auto;
 use s3s::auth::SimpleAuth;
 use s3s::dto::*;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
+use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 use store::Store;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -130,6 +130,8 @@ pub struct ServerState {
     racy: bool,
     /// Whether the server ignores `If-Match` for writes.
     careless: bool,
+    /// Whether the server answers 403 for an object that does not exist, as S3 does without the permission to list.
+    pub hides: bool,
     /// Number of the next answers to reads that break off half-way.
     pub broken_reads: usize,
     /// Whether the server refuses all parts of an upload but the first.
@@ -157,6 +159,10 @@ impl ServerState {
         let e_tag = ETag::Strong(format!("{:016x}", hasher.finish()));
         self.objects.insert(key, Stored { content, e_tag: e_tag.clone() });
         Some(e_tag)
+    }
+
+    fn missing(&self) -> S3Error {
+        if self.hides { s3_error!(AccessDenied) } else { s3_error!(NoSuchKey) }
     }
 
     fn encrypt(&mut self, how: Option<ServerSideEncryption>, key: Option<String>) {
@@ -298,7 +304,7 @@ impl S3 for Memory {
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> Reply<GetObjectOutput> {
         let input = ours(request, |input| &input.bucket)?;
         let mut state = self.state();
-        let Stored { content, e_tag } = state.objects.get(&input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        let Stored { content, e_tag } = state.objects.get(&input.key).ok_or_else(|| state.missing())?;
         if input.if_match.is_some_and(|condition| condition.as_etag() != Some(e_tag)) {
             return Err(s3_error!(PreconditionFailed));
         }
@@ -316,7 +322,7 @@ impl S3 for Memory {
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> Reply<HeadObjectOutput> {
         let input = ours(request, |input| &input.bucket)?;
         let state = self.state();
-        let object = state.objects.get(&input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        let object = state.objects.get(&input.key).ok_or_else(|| state.missing())?;
         let (content_length, e_tag) = (Some(object.content.len() as i64), Some(object.e_tag.clone()));
         Ok(S3Response::new(HeadObjectOutput { content_length, e_tag, ..Default::default() }))
     }

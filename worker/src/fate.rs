@@ -74,6 +74,8 @@ pub enum JobError {
     Image { image: String, source: store::Error },
     #[error("cannot see the data set {dataset} from this machine: is it mounted, and may this user read it?")]
     Dataset { dataset: String, source: store::Error },
+    #[error("this worker must not open the data set of a job")]
+    NotAllowed(#[from] store::NotAllowed),
     #[error("the store of the data set {dataset} does not answer")]
     DatasetAway { dataset: String, source: store::Error },
     #[error("{0}")]
@@ -136,7 +138,8 @@ pub fn fate(error: &JobError, attempt: u32) -> Fate {
         JobError::Image { source, .. } => {
             unread(source, [FailureReason::MissingImage, FailureReason::BadName, FailureReason::BadImage])
         }
-        JobError::Dataset { .. } => Fate::Release,
+        // Its list lacks what the coordinator's has: a worker with the right one takes the job.
+        JobError::Dataset { .. } | JobError::NotAllowed(_) => Fate::Release,
         JobError::DatasetAway { .. } => Fate::Wait(Place::DataSet),
         JobError::Mask { source, .. } => unread(source, [FailureReason::BadMask; 3]),
         JobError::DecodeMask { .. } => Fate::Reject(FailureReason::BadMask),

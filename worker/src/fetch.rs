@@ -357,7 +357,8 @@ impl Fetcher {
         let dataset = match self.datasets.get(&job.dataset) {
             Some(store) => store.clone(),
             None => {
-                let store = Store::open(&job.dataset).await.map_err(image_error)?;
+                let allowed = &self.shared.config.allowed;
+                let store = Store::open_allowed(&job.dataset, allowed).await.map_err(image_error)??;
                 self.datasets.entry(job.dataset.clone()).or_insert(store).clone()
             }
         };

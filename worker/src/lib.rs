@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use engine::{Devices, Models, SupplyError};
 use queue::{Channel, Queue};
-use store::Runs;
+use store::{Allowed, Runs};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +63,8 @@ pub struct Config {
     pub max_runtime: Option<Duration>,
     /// End the process when no device finishes a step for this time although there is work; `None`: never.
     pub step_limit: Option<Duration>,
+    /// Data sets that a job may name.
+    pub allowed: Allowed,
     /// Folder for a film of each image's search.
     pub record: Option<PathBuf>,
     /// Version of basin, for the results.

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use engine::{Cache, Devices, Models};
 use queue::Queue;
-use store::{Runs, Store};
+use store::{Allowed, Runs, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use worker::{Config, Working, shutdown};
@@ -27,6 +27,11 @@ struct Args {
     /// The queue: amqp://user@host:5672/vhost (password from BASIN_AMQP_PASSWORD or ?password_file=).
     #[arg(long, env = "BASIN_QUEUE_URL", value_name = "URL", hide_env_values = true)]
     queue: String,
+    /// Data sets that a job may name: what lies under these folders and buckets (s3://bucket/prefix, s3://* for any bucket, each with
+    /// ?endpoint=… unless it is Amazon's). Without it: buckets at Amazon's endpoint and the home's, and folders. Repeat it, or separate by
+    /// commas. Give it the coordinator's list.
+    #[arg(long = "allow-data-set", env = "BASIN_ALLOWED_DATA_SETS", value_name = "URL", value_delimiter = ',')]
+    allowed_data_sets: Vec<String>,
     /// Devices to compute on: `auto`, or a list such as `cpu,cpu` or `cuda:0,cuda:1`.
     #[arg(long, default_value = "auto", env = "BASIN_DEVICES")]
     devices: String,
@@ -84,6 +89,10 @@ fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<()> {
     let devices: Devices = args.devices.parse().map_err(anyhow::Error::msg).context("--devices")?;
     let home = Store::open(&args.home).await.context("cannot open --home")?;
+    let allowed = match args.allowed_data_sets.is_empty() {
+        true => Allowed::without_list(&home, true),
+        false => Allowed::listed(&args.allowed_data_sets).context("--allow-data-set")?,
+    };
     let queue = Queue::open(&args.queue).await.context("cannot open --queue")?;
     let host = || std::fs::read_to_string("/etc/hostname").unwrap_or_else(|_| "worker".into()).trim().to_owned();
     let step_limit = (args.step_limit > 0).then(|| Duration::from_secs(args.step_limit));
@@ -100,6 +109,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         drain_after: args.drain_after.map(Duration::from_secs),
         max_runtime: args.max_runtime.map(Duration::from_secs),
         step_limit,
+        allowed,
         version: env!("CARGO_PKG_VERSION").into(),
         ..Config::default()
     };

@@ -9,7 +9,7 @@ use engine::{Cache, Models};
 use harness::{Home, push_model};
 use proto::{Event, What};
 use queue::{Channel, Queue};
-use store::Runs;
+use store::{Allowed, Runs};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use worker::{Config, Error, Working};
@@ -21,7 +21,13 @@ fn cache(home: &Home) -> Cache {
 }
 
 async fn work(home: &Home, queue: &Queue, shutdown: CancellationToken) -> Result<(), Error> {
-    let config = Config { name: "worker".into(), devices: "cpu".parse().unwrap(), checkpoint_every: LIMIT, ..Config::default() };
+    work_on(home, queue, shutdown, Allowed::default()).await
+}
+
+/// `allowed`: data sets that a job may name.
+async fn work_on(home: &Home, queue: &Queue, shutdown: CancellationToken, allowed: Allowed) -> Result<(), Error> {
+    let config =
+        Config { allowed, name: "worker".into(), devices: "cpu".parse().unwrap(), checkpoint_every: LIMIT, ..Config::default() };
     let models = Models::Home { home: home.store.clone(), cache: cache(home) };
     let (working, _) = watch::channel(Working::default());
     let runs = Runs::Home(home.store.clone());
@@ -85,4 +91,31 @@ async fn a_model_that_is_damaged_in_the_home_fails_no_image_and_stops_no_other_r
     succeeds(&home, &queue, "whole").await;
     push_model(home.dir.path(), "fashion32");
     succeeds(&home, &queue, "damaged").await;
+}
+
+/// A job names its data set itself: a foreign server would see signed requests of the worker.
+#[tokio::test]
+async fn a_worker_that_may_not_open_a_jobs_data_set_asks_nobody_gives_the_job_back_and_says_what_to_do() {
+    let home = Home::open().await;
+    let foreign = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    foreign.set_nonblocking(true).unwrap();
+    let endpoint = format!("s3://bucket/data?endpoint=http://{}", foreign.local_addr().unwrap());
+    let job = home.job("run", &home.model).await;
+    let own = job.dataset.clone();
+    let listed = Allowed::listed(&["/elsewhere".to_owned()]).unwrap();
+    for (dataset, allowed) in [(endpoint, Allowed::without_list(&home.store, true)), (own, listed)] {
+        let queue = Queue::open("embedded:").await.unwrap();
+        let job = proto::Job { dataset: dataset.clone(), ..job.clone() };
+        queue.publish(Channel::Jobs, job.encode()).await.unwrap();
+        let left = work_on(&home, &queue, CancellationToken::new(), allowed);
+        let error = tokio::time::timeout(LIMIT, left).await.expect("it leaves").expect_err("with an error");
+        let why = proto::chain(&error);
+        for part in ["not allowed", "BASIN_ALLOWED_DATA_SETS", dataset.split('?').next().unwrap()] {
+            assert!(why.contains(part), "{why}");
+        }
+        let mut jobs = queue.consume(Channel::Jobs, 1).await.unwrap();
+        let again = tokio::time::timeout(LIMIT, jobs.next()).await.expect("the job is there").unwrap().expect("a job");
+        assert_eq!(proto::Job::decode(again.payload()).unwrap().dataset, dataset);
+    }
+    assert!(foreign.accept().is_err(), "the foreign server was asked");
 }

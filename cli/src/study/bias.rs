@@ -12,7 +12,7 @@ use proto::{Box2d, ClassSource, MaskSource, Object};
 use results::chart::figure::{Panel, histograms};
 use results::run::spread;
 use serde::Serialize;
-use store::Store;
+use store::{Allowed, Store};
 
 use super::files::{self, Figure};
 use super::markdown::{provenance, table};
@@ -161,7 +161,7 @@ impl Bias {
 async fn boxes(dataset: &Store, annotations: &str, limit: Option<usize>, resolution: u32) -> anyhow::Result<(Vec<Box2d>, usize)> {
     // Images without a class have boxes, too.
     let object = Object { class: ClassSource::Classifier, mask: MaskSource::Box };
-    let read = dataset::read(dataset, annotations, &object).await.context("cannot read the data set")?;
+    let read = dataset::read(dataset, annotations, &object, &Allowed::default()).await.context("cannot read the data set")?;
     for note in &read.notes {
         note!("{note}");
     }

@@ -7,8 +7,8 @@ use axum::extract::{FromRequest, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
-use axum::{Json, Router, middleware};
-use futures_util::{Stream, StreamExt, stream};
+use axum::{Extension, Json, Router, middleware};
+use futures_util::{Stream, stream};
 use proto::Event;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use utoipa::{IntoResponses, Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::auth::Access;
 use super::changes::Who;
 use super::door::{self, Door};
 use crate::audit;
@@ -342,7 +343,10 @@ async fn metrics() -> Result<impl IntoResponse, Refusal> {
     get, path = "/v1/events", security(("token" = [])),
     responses((status = 200, description = "The events", content_type = "text/event-stream", body = str), Refused)
 )]
-async fn events(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Refusal> {
+async fn events(
+    State(door): State<Door>,
+    Extension(access): Extension<Access>,
+) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Refusal> {
     let receiver = door.handle.listen().await?;
     let stream = stream::unfold(receiver, async |mut receiver| {
         loop {
@@ -354,7 +358,7 @@ async fn events(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Resul
             }
         }
     });
-    Ok(Sse::new(stream.boxed()).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(door::while_access_lasts(access, stream)).keep_alive(KeepAlive::default()))
 }
 
 fn shown(event: &Event) -> sse::Event {

@@ -24,7 +24,7 @@ pub struct Limits {
     pub all: usize,
     /// Most connections of one address.
     pub of_one: usize,
-    /// Longest time for the head of a request, and between two requests.
+    /// Longest time for the head of a request, for its body, and between two requests.
     pub ask: Duration,
 }
 
@@ -34,6 +34,10 @@ impl Default for Limits {
         Limits { all: 512, of_one: 256, ask: Duration::from_secs(20) }
     }
 }
+
+/// Longest time for the body of a request.
+#[derive(Clone, Copy)]
+pub(super) struct BodyTime(pub(super) Duration);
 
 /// Serves `routes` until it is dropped. Open connections then end with their current answer.
 pub async fn serve(listener: TcpListener, routes: Router, limits: Limits) -> Infallible {
@@ -54,6 +58,7 @@ pub async fn serve(listener: TcpListener, routes: Router, limits: Limits) -> Inf
         let routes = routes.clone();
         let answer = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo::<SocketAddr>(from));
+            request.extensions_mut().insert(BodyTime(limits.ask));
             routes.call(request)
         });
         let connection = http.serve_connection(TokioIo::new(socket), answer);

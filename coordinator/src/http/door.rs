@@ -1,19 +1,24 @@
 //! The guards of the API and of the dashboard: they check the client's role and its number of requests.
 
+use std::future::pending;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Json;
+use axum::body::HttpBody;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use client::api::ErrorAnswer;
+use futures_util::{Stream, StreamExt};
 
-use super::auth::{Gate, Limiter, Role};
+use super::auth::{Access, Gate, Limiter, Role};
+use super::connections::BodyTime;
 use super::other_services::OtherServices;
 use super::percent::encoded;
+use super::session::now;
 use crate::service::{Handle, Refusal};
 
 /// Largest request, in bytes, and the time until it must be complete.
@@ -55,16 +60,16 @@ impl Door {
         self.take(&self.tries, from).then_some(()).ok_or_else(many)
     }
 
-    /// The client's role, if it allows the request. `None`: there is no token, or a wrong one.
-    fn role(&self, request: &Request) -> Result<Option<Role>, Refusal> {
+    /// What the client may do, if that allows the request. `None`: there is no token, or a wrong one.
+    fn access(&self, request: &Request) -> Result<Option<Access>, Refusal> {
         let wanted = if matches!(*request.method(), Method::GET | Method::HEAD) { Role::View } else { Role::Operate };
         let forbidden = |why: &str| Err(Refusal::Forbidden(why.into()));
-        match self.gate.role(request.headers()) {
-            Some(role) if role >= wanted => Ok(Some(role)),
+        match self.gate.access(request.headers(), now()) {
+            Some(access) if access.role >= wanted => Ok(Some(access)),
             Some(_) => forbidden("the read-only token cannot change anything: use the other"),
             None if self.gate.is_open() => forbidden("without a token only localhost is served: use http://127.0.0.1"),
-            // A right token is never refused: only wrong ones count.
-            None if Gate::has_credentials(request.headers()) => self.count_try(address(request)).map(|()| None),
+            // A right token is never refused: only wrong ones count, and no session that has ended.
+            None if self.gate.guesses(request.headers()) => self.count_try(address(request)).map(|()| None),
             None => Ok(None),
         }
     }
@@ -107,11 +112,32 @@ pub(super) async fn limit(State(door): State<Door>, mut request: Request, next: 
         return Refusal::TooMany("too many requests from this address: wait a moment".into()).into_response();
     }
     let (head, body) = request.into_parts();
-    match tokio::time::timeout(BODY, axum::body::to_bytes(body, MAX_BODY)).await {
+    let limit = head.extensions.get::<BodyTime>().map_or(BODY, |BodyTime(limit)| *limit);
+    // Before anything of it is read.
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        let why = error(&format!("the request has more than {MAX_BODY} bytes"));
+        return (StatusCode::PAYLOAD_TOO_LARGE, why).into_response();
+    }
+    match tokio::time::timeout(limit, axum::body::to_bytes(body, MAX_BODY)).await {
         Ok(Ok(body)) => next.run(Request::from_parts(head, body.into())).await,
         Ok(Err(_)) => Refusal::Invalid(format!("the request broke off, or has more than {MAX_BODY} bytes")).into_response(),
-        Err(_) => Refusal::Invalid(format!("the request was not complete within {} s", BODY.as_secs())).into_response(),
+        Err(_) => Refusal::Invalid(format!("the request was not complete within {} s", limit.as_secs_f64())).into_response(),
     }
+}
+
+/// Ends a stream with the client's session.
+pub(super) fn while_access_lasts<S>(access: Access, stream: S) -> impl Stream<Item = S::Item> + Send + use<S>
+where
+    S: Stream + Send + 'static,
+    S::Item: Send,
+{
+    let end = async move {
+        match access.until {
+            Some(end) => tokio::time::sleep(Duration::from_secs(end.saturating_sub(now()))).await,
+            None => pending().await,
+        }
+    };
+    Box::pin(stream.take_until(Box::pin(end)))
 }
 
 /// Adds the client's role to the request.
@@ -136,9 +162,10 @@ pub(super) async fn guard_pages(State(door): State<Door>, request: Request, next
 }
 
 async fn let_in(door: Door, mut request: Request, next: Next, unknown: impl FnOnce(&Request) -> Response) -> Response {
-    match door.role(&request) {
-        Ok(Some(role)) => {
-            request.extensions_mut().insert(role);
+    match door.access(&request) {
+        Ok(Some(access)) => {
+            request.extensions_mut().insert(access.role);
+            request.extensions_mut().insert(access);
             next.run(request).await
         }
         Ok(None) => unknown(&request),

@@ -9,8 +9,10 @@ mod changes;
 pub mod connections;
 mod dashboard;
 mod door;
+mod origin;
 pub mod other_services;
 mod percent;
+pub mod session;
 
 use std::convert::Infallible;
 
@@ -33,6 +35,7 @@ pub fn router(handle: Handle, gate: Gate, others: OtherServices) -> Router {
         .method_not_allowed_fallback(async || {
             (StatusCode::METHOD_NOT_ALLOWED, door::error("this path does not allow this method: see /openapi.json"))
         })
+        .layer(middleware::from_fn(origin::guard))
         .layer(middleware::map_response(dashboard::protect))
         .layer(middleware::from_fn_with_state(door.clone(), door::limit))
         .with_state(door)

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::{Control, CrashPoint, RunState, chain, keys};
 use queue::Queue;
-use store::Store;
+use store::{Allowed, Store};
 use tokio::task::JoinSet;
 
 use super::closed_runs::{Tables, close, read_table};
@@ -49,6 +49,8 @@ pub struct Config {
     /// Where runs, models and results are.
     pub home: Store,
     pub queue: Queue,
+    /// Data sets that clients may name.
+    pub allowed: Allowed,
     /// Most jobs that are published and not finished.
     pub window: usize,
     pub version: String,
@@ -177,12 +179,12 @@ impl HomeRuns {
         reply: Option<Reply<String>>,
     ) {
         self.preparing.insert(name.clone());
-        let (home, lead) = (self.config.home.clone(), self.lead.clone());
+        let (home, lead, allowed) = (self.config.home.clone(), self.lead.clone(), self.config.allowed.clone());
         let known = reply.is_none();
         let before = self.closed.get(&name).map(control_of).unwrap_or_default();
         self.beside.spawn(async move {
             let prepared = match order.await {
-                Ok(order) => intake::prepare(&lead, &name, order, known).await,
+                Ok(order) => intake::prepare(&lead, &name, order, known, &allowed).await,
                 Err(refusal) if known => Err(in_trouble(&home, &name, before, refusal).await),
                 Err(refusal) => Err(refusal.into()),
             };
@@ -199,8 +201,8 @@ impl HomeRuns {
             return drop(reply.send(Err(refusal)));
         }
         let known = driver.fleet.spec(&name).is_some() || self.closed.contains_key(&name);
-        let Config { home, version, .. } = self.config.clone();
-        self.prepare(name, async move { submitted(&home, version, request, known).await }, Some(reply));
+        let Config { home, version, allowed, .. } = self.config.clone();
+        self.prepare(name, async move { submitted(&home, version, request, known, &allowed).await }, Some(reply));
     }
 
     pub(super) fn redrive(&mut self, driver: &Driver, name: String, which: &RedriveRequest, reply: Reply<String>) {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use proto::{Control, CrashPoint, ModelManifest, Params, RunRecord, RunState, chain, keys};
-use store::{ErrorKind, PutNew, Runs, Store};
+use store::{Allowed, ErrorKind, PutNew, Runs, Store};
 
 use super::closed_runs::closed_status;
 use super::lead::Lead;
@@ -46,8 +46,14 @@ impl<E: Into<Refusal>> From<E> for Trouble {
     }
 }
 
-/// Checks a request. `known`: the service has a run of this name.
-pub(super) async fn submitted(home: &Store, version: String, request: RunRequest, known: bool) -> Result<Order, Refusal> {
+/// Checks a request. `known`: the service has a run of this name. `allowed`: data sets that it may name.
+pub(super) async fn submitted(
+    home: &Store,
+    version: String,
+    request: RunRequest,
+    known: bool,
+    allowed: &Allowed,
+) -> Result<Order, Refusal> {
     let RunRequest { name, dataset, annotations, model, profile, params, seed, limit, priority, per_minute, budget_hours } =
         request;
     let invalid = Refusal::Invalid;
@@ -72,7 +78,7 @@ pub(super) async fn submitted(home: &Store, version: String, request: RunRequest
     if !dataset.contains("://") && !Path::new(&dataset).is_absolute() {
         return Err(invalid(format!("the data set {dataset:?} is a relative path: use a URL or an absolute path")));
     }
-    let dataset = Store::open(&dataset).await?.url();
+    let dataset = open_allowed(&dataset, allowed).await?.url();
     let (manifest, model_digest) = read_model(home, &model).await?;
     if let Some(problem) = manifest.lacks(&params) {
         return Err(invalid(problem.to_string()));
@@ -114,8 +120,12 @@ async fn read_model(home: &Store, model: &str) -> Result<(ModelManifest, String)
     ModelManifest::parse(&bytes).map_err(|source| Error::BadModel { key, source })
 }
 
+async fn open_allowed(dataset: &str, allowed: &Allowed) -> Result<Store, Error> {
+    Ok(Store::open_allowed(dataset, allowed).await??)
+}
+
 /// `known`: a client was told that the run is on record.
-pub(super) async fn prepare(lead: &Lead, name: &str, order: Order, known: bool) -> Result<Prepared, Trouble> {
+pub(super) async fn prepare(lead: &Lead, name: &str, order: Order, known: bool, allowed: &Allowed) -> Result<Prepared, Trouble> {
     let home = &lead.home;
     let (record, control, redrive) = order;
     let read = async || {
@@ -124,10 +134,11 @@ pub(super) async fn prepare(lead: &Lead, name: &str, order: Order, known: bool) 
             let (there, here) = (record.model_digest.clone(), digest);
             return Err(RunError::OtherRun { url: home.url(), what: "model", there, here }.into());
         }
-        let dataset = Store::open(&record.dataset).await?;
+        // The record may be older than the list, or written by others.
+        let dataset = open_allowed(&record.dataset, allowed).await?;
         let results = Runs::Home(home.clone()).of(name)?;
         let spec = RunSpec::new(record.clone(), &manifest);
-        let seen = see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, &results).await?;
+        let seen = see(&spec, redrive.as_ref(), control.state != RunState::Cancelled, &dataset, allowed, &results).await?;
         if redrive.is_some() && seen.left() == 0 {
             return Err(Error::NoMatch { run: name.to_owned() });
         }

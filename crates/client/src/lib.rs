@@ -71,7 +71,7 @@ pub struct Client {
 impl Client {
     /// `base`: URL of the coordinator; `limit`: longest time for an answer.
     pub fn new(base: &str, token: Option<String>, limit: Duration) -> Client {
-        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(limit));
+        let config = Agent::config_builder().tls_config(trust::tls()).http_status_as_error(false).timeout_global(Some(limit));
         Client { agent: config.build().into(), base: base.trim_end_matches('/').to_owned(), token }
     }
 

@@ -13,7 +13,7 @@ mod segmentation;
 mod shared_str;
 
 use proto::{Box2d, FailureReason, Mask, Object, clipped};
-use store::{Skipped, Store};
+use store::{Allowed, NotAllowed, Skipped, Store};
 
 pub use class_index::ClassIndex;
 pub use coco::read_coco;
@@ -87,6 +87,8 @@ pub enum DatasetError {
     /// The annotations are neither in the data set nor on this machine.
     #[error("cannot read the annotations {file}: the data set {dataset} has no such key, and this machine no readable file")]
     File { file: String, dataset: String, source: std::io::Error },
+    #[error("the annotations are not read")]
+    NotAllowed(#[from] NotAllowed),
     #[error("cannot read {file} as COCO annotations (a JSON object with images, annotations and categories)")]
     Json { file: String, source: serde_json::Error },
     #[error("cannot read {file} as a CSV manifest")]
@@ -104,8 +106,9 @@ pub enum DatasetError {
 /// Reads a data set; of classes, boxes and masks only those that `object` requests.
 ///
 /// `annotations`: a `.json` or `.csv` file, which is a key of the data set or a path on this machine; `none` for class folders; or `auto`
-/// for the file that exists of `annotations.json`, `manifest.csv` and `annotations/instances_*.json`, else class folders.
-pub async fn read(store: &Store, annotations: &str, object: &Object) -> Result<Dataset, DatasetError> {
+/// for the file that exists of `annotations.json`, `manifest.csv` and `annotations/instances_*.json`, else class folders. `allowed`: which
+/// files of this machine may be read.
+pub async fn read(store: &Store, annotations: &str, object: &Object, allowed: &Allowed) -> Result<Dataset, DatasetError> {
     let dataset = store.url();
     let mut lister = store.list("")?;
     let mut objects = Vec::new();
@@ -119,7 +122,7 @@ pub async fn read(store: &Store, annotations: &str, object: &Object) -> Result<D
     let mut read = match choose(&listing, annotations, &dataset)? {
         None => folders::read_folders(&dataset, &listing, object)?,
         Some(file) if listing.get(&file).is_some() => read_file(&file, &store.get(&file).await?, &listing, object)?,
-        Some(file) => match tokio::fs::read(&file).await {
+        Some(file) => match tokio::fs::read(allowed.file(&file)?).await {
             Ok(bytes) => read_file(&file, &bytes, &listing, object)?,
             Err(source) => return Err(DatasetError::File { file, dataset, source }),
         },

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use dataset::{ClassIndex, Dataset, DatasetError, Entry, Listing, read, read_coco};
 use proto::{Box2d, ClassSource, Mask, MaskSource, Object};
-use store::Store;
+use store::{Allowed, Store};
 use tempfile::TempDir;
 
 /// A folder with these files. `images` get a few bytes, which are not read here.
@@ -26,7 +26,7 @@ async fn open(dir: &Path, annotations: &str) -> Result<Dataset, DatasetError> {
 
 async fn open_for(dir: &Path, annotations: &str, object: &Object) -> Result<Dataset, DatasetError> {
     let store = Store::open(dir.to_str().unwrap()).await.unwrap();
-    read(&store, annotations, object).await
+    read(&store, annotations, object, &Allowed::default()).await
 }
 
 async fn refusal(dir: &TempDir, annotations: &str) -> String {

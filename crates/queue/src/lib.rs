@@ -165,6 +165,7 @@ impl Queue {
     /// | `consumer_timeout` | 21600 | seconds a delivery may be unsettled (RabbitMQ 3.12 or later; before, jobs have no limit) |
     /// | `password_file` | | file with the password, read at each connect |
     /// | `ca_file` | | PEM file with authorities trusted besides the system's |
+    /// | `cert_file`, `key_file` | | PEM files with this client's certificate and its key, read at each connect |
     ///
     /// A user or password that the URL lacks comes from `BASIN_AMQP_USER` or `BASIN_AMQP_PASSWORD`.
     ///

@@ -447,3 +447,19 @@ async fn a_broker_with_tls_is_trusted_by_its_authority_only() {
     let error = within("the refusal", Queue::open(&url)).await.unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_asks_for_a_certificate_gets_the_clients() {
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = certificate(directory.path());
+    let [port] = harness::free_ports();
+    let file = |name: &str, path: &std::path::Path| format!("ssl_options.{name} = {}\n", path.display());
+    let files = file("certfile", &certificate) + &file("keyfile", &key) + &file("cacertfile", &certificate);
+    let rules = "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n";
+    let _broker = RabbitMq::start_with(format!("listeners.ssl.1 = 127.0.0.1:{port}\n{files}{rules}"));
+    let url = format!("amqps://guest:guest@localhost:{port}?give_up=10&ca_file={}", certificate.display());
+    let known = format!("{url}&cert_file={}&key_file={}", certificate.display(), key.display());
+    let queue = within("the connection", Queue::open(&known)).await.unwrap();
+    queue.close().await;
+    assert!(within("the refusal", Queue::open(&url)).await.is_err(), "a client without a certificate");
+}

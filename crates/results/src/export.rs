@@ -11,6 +11,7 @@ use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::types::Type;
 use proto::{ColourTransform, FineTuned, JobId, ResultRecord};
 
+use crate::cell::guarded;
 use crate::run::{Outcome, class_name, image};
 use crate::summary::SeedMetric;
 
@@ -25,7 +26,7 @@ pub(crate) const COLOURS: [(&str, ColourTransform); 5] = [
 
 /// Makes both files, some rows at a time.
 ///
-/// `results.csv` is RFC 4180 with a header line; an absent value is empty. `results.parquet` has a row group for each call and no
+/// `results.csv` is RFC 4180 with a header line; an absent value is empty, and no text is a formula ([`guarded`]). `results.parquet` has a row group for each call and no
 /// compression (most bytes are digits of measurements and digests); an absent value is null.
 pub struct Export {
     parquet: SerializedFileWriter<Vec<u8>>,
@@ -88,9 +89,10 @@ enum Values<'a> {
 }
 
 impl Values<'_> {
+    /// As a cell of the CSV.
     fn text(&self, row: usize) -> String {
         match self {
-            Values::Text(values) => values[row].unwrap_or_default().to_owned(),
+            Values::Text(values) => guarded(values[row].unwrap_or_default()).into_owned(),
             Values::Integer(values) => values[row].map(|v| v.to_string()).unwrap_or_default(),
             // Debug is the shortest form that reads back as the same number, with an exponent where it is shorter.
             Values::Real(values) => values[row].map(|v| format!("{v:?}")).unwrap_or_default(),
@@ -259,6 +261,16 @@ mod tests {
     fn csv_rows(bytes: &[u8]) -> Vec<Vec<String>> {
         let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(bytes);
         reader.records().map(|r| r.expect("CSV").iter().map(str::to_owned).collect()).collect()
+    }
+
+    #[test]
+    fn a_name_or_message_that_looks_like_a_formula_is_none_in_the_csv() {
+        let failure = failure("=HYPERLINK(\"http://evil.example\")/1.png", FailureReason::BadImage, "@SUM(1)");
+        let odd = record("a.png", 0, "+bag", 0, vec![seed(-1.0, 1.0, 1.0)]);
+        let cells: Vec<String> = csv_rows(&tables(&[odd], &[failure], 2).0).concat();
+        for cell in ["'=HYPERLINK(\"http://evil.example\")/1.png", "'@SUM(1)", "'+bag", "-1.0"] {
+            assert!(cells.iter().any(|there| there == cell), "{cell}: {cells:?}");
+        }
     }
 
     fn text(field: &Field) -> String {

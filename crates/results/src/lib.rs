@@ -7,6 +7,7 @@
 //! basin that a person reads.
 
 pub mod bootstrap;
+pub mod cell;
 pub mod chart;
 pub mod export;
 pub mod format;

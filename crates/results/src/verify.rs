@@ -6,7 +6,7 @@ use std::pin::pin;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use proto::keys::{Kind, Marker};
 use proto::{Failure, RedriveRecord, ResultRecord, chain, hex_sha256, keys};
-use store::{ErrorKind, Store};
+use store::{Allowed, ErrorKind, Store};
 
 use crate::manifest::{Manifest, ObjectEntry, ReadLines};
 use crate::run::{
@@ -47,7 +47,8 @@ pub async fn verify(results: &Store, deep: bool) -> Result<Verification, RunErro
         found.problems.push(format!("{} holds no run (there is no run.json)", results.url()));
         return Ok(found);
     };
-    let dataset = dataset::read(&Store::open(&run.dataset).await?, &run.annotations, &run.params.object).await?;
+    let dataset =
+        dataset::read(&Store::open(&run.dataset).await?, &run.annotations, &run.params.object, &Allowed::default()).await?;
     let entries = spread(dataset.entries, run.limit);
     found.images = entries.len();
 

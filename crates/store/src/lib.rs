@@ -15,6 +15,7 @@
 
 #![warn(missing_docs)]
 
+mod allowed;
 mod directory;
 mod error;
 mod examine;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
+pub use allowed::{Allowed, NotAllowed};
 use directory::Directory;
 pub use error::{Error, ErrorKind};
 use error::{Failure, Result as BackendResult};

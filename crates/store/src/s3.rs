@@ -191,7 +191,21 @@ impl S3 {
     pub(crate) async fn check_writable(&self, prefix: &str) -> Result<()> {
         let key = format!("{prefix}.basin-write-check.tmp");
         self.put(&key, Bytes::from_static(b"basin checks that it can write here\n")).await?;
-        self.delete(&key).await
+        self.delete(&key).await?;
+        self.check_missing(&key).await
+    }
+
+    /// Checks that a missing object is told from a forbidden one: without the permission to list, S3 answers 403 for both, and whoever
+    /// looks for a result that is not there yet would take the store for closed.
+    async fn check_missing(&self, key: &str) -> Result<()> {
+        match self.identity(key).await {
+            Err(failure) if failure.kind() == ErrorKind::Denied => {
+                let problem = "the server answers 403 for an object that does not exist: allow the action s3:ListBucket on the bucket \
+                               (docs/src/reference/stores.md, Rights)";
+                Err(Failure::new(ErrorKind::Denied, problem).with_source(failure.into_error("look for", key.to_owned())))
+            }
+            other => other.map(drop),
+        }
     }
 
     pub(crate) fn walk(&self, prefix: String) -> Walk {

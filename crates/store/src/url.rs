@@ -60,7 +60,7 @@ fn directory(path: &str) -> Result<Location> {
 }
 
 /// The path without links and `..`, as far as it exists, so that one folder has one name.
-fn real(path: PathBuf) -> PathBuf {
+pub(crate) fn real(path: PathBuf) -> PathBuf {
     let found = path.ancestors().find_map(|part| Some((part.canonicalize().ok()?, part)));
     match found {
         Some((real, part)) => match path.strip_prefix(part) {

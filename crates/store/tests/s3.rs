@@ -260,3 +260,18 @@ async fn a_server_that_accepts_and_never_answers_is_unavailable_in_time() {
     store.put("again", b"after".to_vec()).await.unwrap();
     assert_eq!(&store.get("there").await.unwrap()[..], b"before");
 }
+
+/// As S3 does for credentials that may read and write, and not list.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_answers_403_for_missing_objects_is_refused_at_the_start_with_the_permission_that_it_lacks() {
+    let server = Server::start(Auth::Anonymous).await;
+    let store = server.store("").await;
+    store.check_writable().await.unwrap();
+    server.state().hides = true;
+    for refusal in [store.check_writable().await, store.examine().await.map(drop)] {
+        let error = refusal.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        assert!(error.to_string().contains("s3:ListBucket"), "{error}");
+    }
+    assert!(store.list("").unwrap().all().await.unwrap().is_empty(), "nothing is left behind");
+}

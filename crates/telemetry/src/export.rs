@@ -119,7 +119,8 @@ struct Http(ureq::Agent);
 
 impl Http {
     fn new() -> Self {
-        Http(ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER)).build().into())
+        let config = ureq::Agent::config_builder().tls_config(trust::tls()).http_status_as_error(false);
+        Http(config.timeout_global(Some(ANSWER)).build().into())
     }
 }
 

@@ -208,6 +208,7 @@ impl<'p> Part<'p> {
 
     fn download(&mut self, url: &str, patience: &Patience) -> Result<(), DownloadError> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
+            .tls_config(trust::tls())
             .http_status_as_error(false)
             // An address that promises https keeps it through its redirects.
             .https_only(url.starts_with("https://"))

@@ -75,6 +75,20 @@ app.kubernetes.io/part-of: basin
 {{- required "home.url is needed: s3://bucket/prefix, or an absolute folder (home.volume)" .Values.home.url }}
 {{- end }}
 
+{{- /* What clients may name. Without the value: the mounted folders, and then the buckets have to be named, too. */ -}}
+{{- define "basin.allowedDataSets" -}}
+{{- $list := .Values.allowedDataSets }}
+{{- if not $list }}
+{{- if .Values.home.volume.enabled }}{{ $list = append $list .Values.home.volume.mountPath }}{{ end }}
+{{- range .Values.extraVolumeMounts }}{{ $list = append $list .mountPath }}{{ end }}
+{{- if $list }}
+{{- $list = append $list "s3://*" }}
+{{- with regexFind "endpoint=[^&]+" .Values.home.url }}{{ $list = append $list (printf "s3://*?%s" .) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- join "," $list }}
+{{- end }}
+
 {{- define "basin.tokenSecret" -}}
 {{- required "coordinator.auth.existingSecret is needed: kubectl create secret generic basin-token --from-literal=token=\"$(openssl rand -hex 16)\"" .Values.coordinator.auth.existingSecret }}
 {{- end }}
@@ -123,6 +137,9 @@ http://{{ include "basin.fullname" . }}-coordinator.{{ .Release.Namespace }}.svc
 {{- define "basin.env" -}}
 - {name: BASIN_HOME_URL, value: {{ include "basin.homeUrl" . | quote }}}
 - {name: BASIN_QUEUE_URL, value: {{ include "basin.queueUrl" . | quote }}}
+{{- with include "basin.allowedDataSets" . }}
+- {name: BASIN_ALLOWED_DATA_SETS, value: {{ . | quote }}}
+{{- end }}
 {{- with include "basin.queueSecret" . }}
 - name: BASIN_AMQP_USER
   valueFrom: {secretKeyRef: {name: {{ . }}, key: username}}

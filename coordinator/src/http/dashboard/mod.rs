@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::{Form, FromRequestParts, Path, Query as FromQuery, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -24,10 +24,11 @@ use serde::Deserialize;
 use store::{ErrorKind, Store};
 
 use super::api::{EXAMPLES, Fields, query};
-use super::auth::{Gate, Role};
+use super::auth::{Access, Role, secret};
 use super::changes::Who;
-use super::door::{Client, Door, guard_pages};
+use super::door::{Client, Door, guard_pages, while_access_lasts};
 use super::percent::{decoded, encoded};
+use super::session::{now, same};
 use crate::outcomes::Outcomes;
 use crate::service::{Handle, Refusal};
 use client::api::{Change, ImageQuery, ImageSort, ImageState, LogQuery, RedriveRequest};
@@ -136,18 +137,19 @@ impl FromRequestParts<Door> for PageFrame {
         let role = parts.extensions.get().copied().unwrap_or(Role::View);
         let note = parts.extensions.remove().and_then(|ActionNote(note)| note);
         let outages = if parts.extensions.get::<Role>().is_some() { door.handle.outages() } else { vec![] };
-        Ok(PageFrame { role, form_key: door.gate.form_key().to_owned(), session: !door.gate.is_open(), note, outages })
+        let form_key = door.gate.form_key(&parts.headers, now()).unwrap_or_default();
+        Ok(PageFrame { role, form_key, session: !door.gate.is_open(), note, outages })
     }
 }
 
 impl Door {
     /// Redirects to a page that shows the outcome: a reload does not send the form again.
-    fn tell(&self, to: &str, done: Result<String, Refusal>) -> Response {
+    fn tell(&self, headers: &HeaderMap, to: &str, done: Result<String, Refusal>) -> Response {
         let note = match &done {
             Ok(note) => format!("done/{}", encoded(note)),
             Err(refusal) => format!("refused/{}", encoded(refusal.message())),
         };
-        ([(header::SET_COOKIE, self.gate.tell(&note))], Redirect::to(to)).into_response()
+        ([(header::SET_COOKIE, self.gate.tell(headers, &note))], Redirect::to(to)).into_response()
     }
 }
 
@@ -165,12 +167,12 @@ async fn notes(State(door): State<Door>, mut request: Request, next: Next) -> Re
     let own = request.headers().contains_key("x-refresh");
     let told = door.gate.told(request.headers()).filter(|_| !own).and_then(|note| note.split_once('/'));
     let note = told.map(|(how, note)| (how == "done", decoded(note)));
-    let is_told = note.is_some();
+    let forget = note.is_some().then(|| door.gate.forget(request.headers()));
     request.extensions_mut().insert(ActionNote(note));
     let mut response = next.run(request).await;
     let is_page = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
-    if is_told && is_page {
-        response.headers_mut().append(header::SET_COOKIE, HeaderValue::from_str(&Gate::forget()).expect("it is plain text"));
+    if let Some(forget) = forget.filter(|_| is_page) {
+        response.headers_mut().append(header::SET_COOKIE, HeaderValue::from_str(&forget).expect("it is plain text"));
     }
     response
 }
@@ -367,12 +369,15 @@ async fn report(State(door): State<Door>, Path(run): Path<String>) -> Result<Res
 }
 
 /// Numbers of all runs and workers, and then those that change, at most a few times each second. Made once for all listeners.
-async fn live(State(door): State<Door>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
+async fn live(
+    State(door): State<Door>,
+    Extension(access): Extension<Access>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let stream = stream::unfold(door.handle.live()?, async |mut live| {
         let tick = live.next().await?;
         Some((Ok(Event::default().event("tick").retry(RETRY).data(tick)), live))
     });
-    Ok(Sse::new(Box::pin(stream)).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(while_access_lasts(access, stream)).keep_alive(KeepAlive::default()))
 }
 
 #[derive(Deserialize)]
@@ -381,9 +386,15 @@ struct Keyed {
 }
 
 impl Keyed {
-    fn check(&self, gate: &Gate) -> Result<(), Refusal> {
-        let stale = || Refusal::Forbidden("this form is from another page or from before a restart: load the page again".into());
-        (self.form_key == gate.form_key()).then_some(()).ok_or_else(stale)
+    /// `key`: what the client's forms must have.
+    fn check(&self, key: Option<&str>) -> Result<(), Refusal> {
+        let stale =
+            || Refusal::Forbidden("this form is of another session, or of one that has ended: load the page again".into());
+        key.is_some_and(|key| same(&self.form_key, key)).then_some(()).ok_or_else(stale)
+    }
+
+    fn check_session(&self, door: &Door, headers: &HeaderMap) -> Result<(), Refusal> {
+        self.check(door.gate.form_key(headers, now()).as_deref())
     }
 }
 
@@ -397,15 +408,21 @@ struct Act {
     budget_hours: Option<String>,
 }
 
-async fn act(State(door): State<Door>, who: Who, Path(run): Path<String>, Form(act): Form<Act>) -> Result<Response, Trouble> {
-    act.key.check(&door.gate)?;
+async fn act(
+    State(door): State<Door>,
+    who: Who,
+    Path(run): Path<String>,
+    headers: HeaderMap,
+    Form(act): Form<Act>,
+) -> Result<Response, Trouble> {
+    act.key.check_session(&door, &headers)?;
     let number = |text: &str| Refusal::Invalid(format!("{text:?} is not a number"));
     let priority = act.priority.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
     let per_minute = act.per_minute.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
     let budget_hours = act.budget_hours.map(|text| text.parse().map_err(|_| number(&text))).transpose()?;
     let change = Change { state: act.state, priority, per_minute, budget_hours };
     let done = door.change(who, run.clone(), change).await.map(|_| "Run changed.".to_owned());
-    Ok(door.tell(&format!("/runs/{run}"), done))
+    Ok(door.tell(&headers, &format!("/runs/{run}"), done))
 }
 
 #[derive(Deserialize)]
@@ -422,14 +439,15 @@ async fn redrive(
     State(door): State<Door>,
     who: Who,
     Path(run): Path<String>,
+    headers: HeaderMap,
     Form(form): Form<Redrive>,
 ) -> Result<Response, Trouble> {
-    form.key.check(&door.gate)?;
+    form.key.check_session(&door, &headers)?;
     let wheres = Some(form.condition).filter(|w| !w.trim().is_empty()).into_iter().collect();
     let number = || Refusal::Invalid(format!("the seed {:?} is not a whole number ≥ 0", form.seed));
     let seed = Some(&form.seed).filter(|s| !s.is_empty()).map(|s| s.parse().map_err(|_| number())).transpose()?;
     let done = door.redrive(who, run.clone(), RedriveRequest { wheres, seed }).await;
-    Ok(door.tell(&format!("/runs/{run}"), done))
+    Ok(door.tell(&headers, &format!("/runs/{run}"), done))
 }
 
 #[derive(Default, Deserialize)]
@@ -438,8 +456,23 @@ struct To {
     to: String,
 }
 
-async fn login(frame: PageFrame, FromQuery(To { to }): FromQuery<To>) -> Markup {
-    frame.login(&to)
+async fn login(
+    State(door): State<Door>,
+    headers: HeaderMap,
+    frame: PageFrame,
+    FromQuery(To { to }): FromQuery<To>,
+) -> Result<Response, Trouble> {
+    show_login(&door, &headers, frame, &to)
+}
+
+fn show_login(door: &Door, headers: &HeaderMap, frame: PageFrame, to: &str) -> Result<Response, Trouble> {
+    let (form_key, cookie) = door.gate.login(headers, &random()?);
+    let page = PageFrame { form_key, ..frame }.login(to);
+    Ok(([(header::SET_COOKIE, cookie)], page).into_response())
+}
+
+fn random() -> Result<[u8; 32], Refusal> {
+    secret().map_err(|error| Refusal::Unavailable(format!("cannot read /dev/urandom: {error}")))
 }
 
 #[derive(Deserialize)]
@@ -454,11 +487,12 @@ struct Enter {
 async fn enter(
     State(door): State<Door>,
     Extension(client): Extension<Client>,
+    headers: HeaderMap,
     frame: PageFrame,
     Form(form): Form<Enter>,
 ) -> Result<Response, Trouble> {
-    form.key.check(&door.gate)?;
-    match door.gate.enter(form.token.trim()) {
+    form.key.check(door.gate.login_key(&headers))?;
+    match door.gate.enter(form.token.trim(), &headers, &random()?, now()) {
         Some(cookie) => {
             let to = form.to.parse::<Uri>().ok().filter(|uri| {
                 uri.authority().is_none() && form.to.starts_with('/') && !form.to.starts_with("//") && !form.to.contains('\\')
@@ -468,12 +502,15 @@ async fn enter(
         None => {
             door.count_try(client.0)?;
             let frame = PageFrame { note: Some((false, "This token is wrong.".into())), ..frame };
-            Ok((StatusCode::UNAUTHORIZED, frame.login(&form.to)).into_response())
+            Ok((StatusCode::UNAUTHORIZED, show_login(&door, &headers, frame, &form.to)?).into_response())
         }
     }
 }
 
-async fn leave(State(door): State<Door>, Form(key): Form<Keyed>) -> Result<Response, Trouble> {
-    key.check(&door.gate)?;
-    Ok(([(header::SET_COOKIE, Gate::leave())], Redirect::to("/login")).into_response())
+/// A session that has ended is only forgotten.
+async fn leave(State(door): State<Door>, headers: HeaderMap, Form(key): Form<Keyed>) -> Result<Response, Trouble> {
+    if door.gate.access(&headers, now()).is_some() {
+        key.check_session(&door, &headers)?;
+    }
+    Ok(([(header::SET_COOKIE, door.gate.leave(&headers, now()))], Redirect::to("/login")).into_response())
 }

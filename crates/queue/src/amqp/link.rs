@@ -19,7 +19,7 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
 };
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::tcp::AsyncTcpStream;
 use lapin::types::{AMQPValue, DeliveryTag, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{BasicProperties, Confirmation, ConnectionProperties, ErrorKind};
@@ -533,8 +533,7 @@ async fn dial(options: &Options, runtime: &TokioRuntime, socket: &Socket) -> io:
     if !options.tls {
         return Ok(stream);
     }
-    let trusted = options.ca_file.as_ref().map(std::fs::read_to_string).transpose().map_err(io::Error::other)?;
-    stream.into_tls(&options.host, OwnedTLSConfig { identity: None, cert_chain: trusted }.as_ref()).await
+    stream.into_tls(&options.host, options.tls_config()?.as_ref()).await
 }
 
 /// Reads the broker's product and version, which lapin does not expose.

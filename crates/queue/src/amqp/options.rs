@@ -1,9 +1,11 @@
 //! The URL of a broker, parsed once: address, credentials, time limits.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
@@ -13,7 +15,8 @@ const USER_VARIABLE: &str = "BASIN_AMQP_USER";
 const PASSWORD_VARIABLE: &str = "BASIN_AMQP_PASSWORD";
 /// User and password that a fresh RabbitMQ accepts from its own machine.
 const DEFAULT_USER: &str = "guest";
-const SUPPORTED: &str = "prefix, delivery_limit, consumer_timeout, heartbeat, give_up, password_file and ca_file";
+const SUPPORTED: &str =
+    "prefix, delivery_limit, consumer_timeout, heartbeat, give_up, password_file, ca_file, cert_file and key_file";
 
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -25,6 +28,9 @@ pub(super) struct Options {
     password: Password,
     /// PEM file with authorities trusted besides the system's.
     pub(super) ca_file: Option<PathBuf>,
+    /// PEM files with this client's certificate and its key, read at every connect.
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
     /// Start of every queue name.
     pub(super) prefix: String,
     pub(super) delivery_limit: u32,
@@ -74,6 +80,8 @@ impl Options {
                 Some(password) => Password::Known(decoded(password, "the password")?),
             },
             ca_file: None,
+            cert_file: None,
+            key_file: None,
             prefix: "basin".into(),
             delivery_limit: DEFAULT_DELIVERY_LIMIT,
             consumer_timeout: Duration::from_secs(6 * 3600),
@@ -83,8 +91,11 @@ impl Options {
         for (name, value) in url.query_pairs() {
             options.set(&name, &value, url.password().is_some())?;
         }
-        if options.ca_file.is_some() && !tls {
-            return Err(invalid("ca_file needs amqps:"));
+        if !tls && [&options.ca_file, &options.cert_file, &options.key_file].into_iter().any(Option::is_some) {
+            return Err(invalid("ca_file, cert_file and key_file need amqps:"));
+        }
+        if options.cert_file.is_some() != options.key_file.is_some() {
+            return Err(invalid("cert_file and key_file need each other"));
         }
         Ok(options)
     }
@@ -102,6 +113,8 @@ impl Options {
             "password_file" if password_in_url => return Err(invalid("set a password or password_file, not both")),
             "password_file" => self.password = Password::File(value.into()),
             "ca_file" => self.ca_file = Some(value.into()),
+            "cert_file" => self.cert_file = Some(value.into()),
+            "key_file" => self.key_file = Some(value.into()),
             _ => return Err(invalid(format!("unknown option (supported: {SUPPORTED})"))),
         }
         Ok(())
@@ -114,6 +127,17 @@ impl Options {
                 .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
                 .map_err(|e| format!("cannot read the password file {}: {e}", path.display())),
         }
+    }
+
+    /// What TLS needs, read now: authorities beside the system's, and the client's own certificate.
+    pub(super) fn tls_config(&self) -> io::Result<OwnedTLSConfig> {
+        let read =
+            |path: &PathBuf| std::fs::read(path).map_err(|e| io::Error::other(format!("cannot read {}: {e}", path.display())));
+        let authorities =
+            self.ca_file.as_ref().map(|path| Ok::<_, io::Error>(String::from_utf8_lossy(&read(path)?).into_owned()));
+        let identity = self.cert_file.as_ref().zip(self.key_file.as_ref());
+        let identity = identity.map(|(cert, key)| Ok::<_, io::Error>(OwnedIdentity::PKCS8 { pem: read(cert)?, key: read(key)? }));
+        Ok(OwnedTLSConfig { identity: identity.transpose()?, cert_chain: authorities.transpose()? })
     }
 
     pub(super) fn queue_name(&self, channel: Channel) -> String {
@@ -174,6 +198,14 @@ mod tests {
         assert_eq!(options.heartbeat, Duration::from_secs(5));
         assert_eq!(options.give_up, Duration::from_secs(9));
         assert!(!format!("{options:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key_and_tls() {
+        assert!(Options::parse("amqps://h?cert_file=/c&key_file=/k").is_ok());
+        for url in ["amqps://h?cert_file=/c", "amqps://h?key_file=/k", "amqp://h?cert_file=/c&key_file=/k"] {
+            assert!(Options::parse(url).is_err(), "{url}");
+        }
     }
 
     #[test]
