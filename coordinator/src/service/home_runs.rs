@@ -26,7 +26,7 @@ use super::spending::Spending;
 use crate::Error;
 use crate::drive::Driver;
 use crate::notify::Notify;
-use change::{being_read, changed};
+use change::{being_changed, being_read, changed};
 use client::api::{Change, RedriveRequest, RunRequest, RunStatus};
 use delete::Deleting;
 use load::{Loaded, load};
@@ -590,10 +590,6 @@ impl HomeRuns {
             Done::ResultsRead(name, found)
         });
     }
-}
-
-fn being_changed(name: &str) -> Refusal {
-    Refusal::Conflict(format!("run {name} is being changed: try again in a moment"))
 }
 
 /// Seconds since 1970.

@@ -35,6 +35,10 @@ pub(super) fn changed(name: &str, before: Control, change: Change, hours: f64, n
     Ok(after)
 }
 
+pub(super) fn being_changed(name: &str) -> Refusal {
+    Refusal::Conflict(format!("run {name} is being changed: try again in a moment"))
+}
+
 pub(super) fn being_read(name: &str) -> Refusal {
     Refusal::Conflict(format!("run {name} is being read: try again in a moment"))
 }

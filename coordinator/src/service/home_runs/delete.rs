@@ -13,8 +13,8 @@ use proto::{Control, RunState, chain, keys};
 use results::run::AT_ONCE;
 use store::{Runs, Store};
 
-use super::change::being_read;
-use super::{Done, HomeRuns, RETRY_STORE, Then, being_changed, control_of, now};
+use super::change::{being_changed, being_read};
+use super::{Done, HomeRuns, RETRY_STORE, Then, control_of, now};
 use crate::Error;
 use crate::drive::Driver;
 use crate::service::handle::Reply;
