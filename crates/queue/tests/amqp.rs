@@ -448,16 +448,34 @@ async fn a_broker_with_tls_is_trusted_by_its_authority_only() {
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
 }
 
+/// A certificate for `localhost`, of servers and clients, signed by an authority of its own (`authority.pem`): its file and that of its key.
+fn signed(directory: &std::path::Path) -> (std::path::PathBuf, std::path::PathBuf) {
+    let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    for rest in [
+        "-subj /CN=authority -addext basicConstraints=critical,CA:TRUE -keyout authority.key -out authority.pem",
+        "-subj /CN=localhost -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -CA authority.pem -CAkey \
+         authority.key -keyout key.pem -out certificate.pem",
+    ] {
+        let mut openssl = std::process::Command::new("openssl");
+        let arguments = new.split(' ').chain(rest.split(' '));
+        let made =
+            openssl.args(arguments).current_dir(directory).output().expect("this test needs openssl: apt-get install openssl");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    (directory.join("certificate.pem"), directory.join("key.pem"))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_asks_for_a_certificate_gets_the_clients() {
     let directory = tempfile::tempdir().unwrap();
-    let (certificate, key) = certificate(directory.path());
+    let (certificate, key) = signed(directory.path());
+    let authority = directory.path().join("authority.pem");
     let [port] = harness::free_ports();
     let file = |name: &str, path: &std::path::Path| format!("ssl_options.{name} = {}\n", path.display());
-    let files = file("certfile", &certificate) + &file("keyfile", &key) + &file("cacertfile", &certificate);
+    let files = file("certfile", &certificate) + &file("keyfile", &key) + &file("cacertfile", &authority);
     let rules = "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n";
     let _broker = RabbitMq::start_with(format!("listeners.ssl.1 = 127.0.0.1:{port}\n{files}{rules}"));
-    let url = format!("amqps://guest:guest@localhost:{port}?give_up=10&ca_file={}", certificate.display());
+    let url = format!("amqps://guest:guest@localhost:{port}?give_up=10&ca_file={}", authority.display());
     let known = format!("{url}&cert_file={}&key_file={}", certificate.display(), key.display());
     let queue = within("the connection", Queue::open(&known)).await.unwrap();
     queue.close().await;
