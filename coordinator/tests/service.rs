@@ -258,7 +258,7 @@ async fn a_finished_run_has_a_manifest_of_everything_and_tells_its_errors_after_
     let results = world.results();
     let manifest: Manifest = read_json(&results, keys::MANIFEST).await.unwrap();
     let names: Vec<&str> = manifest.objects.iter().map(|o| o.key.as_str()).collect();
-    assert_eq!(names, ["run.json", "results.csv", "results.parquet", "summary.json", "report.html", keys::OBJECTS]);
+    assert_eq!(names, ["run.json", "results.csv", "results.parquet", keys::OBJECTS, "summary.json", "report.html"]);
     let lines = lines(&results).await;
     // A marker and six objects of each image.
     assert_eq!((lines.len(), manifest.images.succeeded, manifest.run.name.as_str()), (21, 3, "r"));

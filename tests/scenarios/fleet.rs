@@ -76,7 +76,8 @@ fn strangers_are_kept_out_and_nonsense_is_refused_with_the_reason() {
         ("PATCH", "/v1/runs/slow", r#"{"priority":"#, 422, "EOF"),
         ("PATCH", "/v1/runs/none", "{}", 404, "no run none"),
         ("GET", "/v2/runs", "", 404, "openapi.json"),
-        ("DELETE", "/v1/runs/slow", "", 405, "openapi.json"),
+        ("DELETE", "/v1/runs/slow", "", 409, "has not ended"),
+        ("PUT", "/v1/runs/slow", "", 405, "openapi.json"),
     ] {
         let answer = http(fleet.port, method, path, Some(TOKEN), body);
         let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
