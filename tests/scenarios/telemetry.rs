@@ -254,7 +254,8 @@ fn telemetry_that_is_cut_stops_nothing() {
 #[test]
 fn dashboards_and_alerts_know_only_metrics_that_there_are() {
     let metrics = coordinator::metrics::ALL.into_iter().chain(worker::metrics::ALL);
-    let labels = ["hw_id", "basin_class", "basin_outcome", "basin_place", "basin_reason", "basin_run", "basin_stage", "basin_state"];
+    let labels =
+        ["hw_id", "basin_class", "basin_outcome", "basin_place", "basin_reason", "basin_run", "basin_stage", "basin_state"];
     let mut known = BTreeSet::from(labels.map(str::to_owned));
     for metric in metrics {
         let name = metric.prometheus_name();
