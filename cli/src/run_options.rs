@@ -17,10 +17,11 @@ pub struct RunOptions {
     /// a tenth (`fast`), the paper's method (`paper`), or the authors' second code (`pix2latent`).
     #[arg(long, value_parser = Params::PROFILES, default_value = Params::DEFAULT_PROFILE, conflicts_with = "params")]
     profile: String,
-    /// Turn the objects, too. The seeds start at angles with this standard deviation. Not with `paper` and `pix2latent`.
+    /// Turn the objects, too. The seeds start at angles with this standard deviation. Images without a box are not
+    /// turned. Not with `paper` and `pix2latent`.
     #[arg(long, value_name = "DEGREES", num_args = 0..=1, default_missing_value = "30")]
     rotate: Option<f64>,
-    /// See the objects at an angle, too. Not with `paper` and `pix2latent`.
+    /// See the objects at an angle, too, in images with a box. Not with `paper` and `pix2latent`.
     #[arg(long)]
     perspective: bool,
     /// Read all parameters from a JSON file instead (see `basin params`).

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use proto::keys::Marker;
-use proto::{Event, Failure, FailureReason, Job, What, chain, hex_sha256, keys};
+use proto::{Control, Event, Failure, FailureReason, Job, What, chain, hex_sha256, keys};
 use queue::{Channel, DeadLetter, Delivery, Parcel, Queue};
 use results::RunError;
 use results::run::{self, write_failure};
@@ -90,10 +90,20 @@ async fn outcome(runs: &Runs, letter: &DeadLetter, job: &Job) -> Result<Option<F
     if let Some(marked) = marked(&results, &job.image, job.id().as_str(), job.generation).await? {
         return Ok(marked.err());
     }
+    if is_deleted(runs, &job.run).await? {
+        return Ok(None);
+    }
     let message = format!("given up after {} attempts: {}", letter.attempts, letter.reason);
     let failure = Failure::of(job, FailureReason::Quarantined, message);
     write_failure(&results, &failure).await?;
     Ok(Some(failure))
+}
+
+/// Whether the run is deleted: nothing is written for it any more.
+async fn is_deleted(runs: &Runs, run: &str) -> Result<bool, Error> {
+    let Runs::Home(home) = runs else { return Ok(false) };
+    let control = run::if_present(run::read_json::<Control>(home, &keys::control(run)).await)?;
+    Ok(control.is_some_and(|control| control.deleted))
 }
 
 /// A message that cannot be read belongs to no run: it is kept beside the runs, for a person to look at.

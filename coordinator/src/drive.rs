@@ -270,7 +270,10 @@ impl Driver {
                 self.heartbeats.remove(&event.worker);
             } else {
                 let before = self.heartbeats.get(&event.worker).map(|last| last.heard);
-                self.fleet.spend(&alive.run, budget::added(before, now));
+                // A worker that waits names its last run.
+                if alive.images > 0 {
+                    self.fleet.spend(&alive.run, budget::added(before, now));
+                }
                 self.heartbeats.insert(event.worker.clone(), Heartbeat { alive: alive.clone(), heard: now });
             }
         }
@@ -360,7 +363,8 @@ impl Driver {
         if self.looking {
             return;
         }
-        let before = self.now() - SILENT;
+        let (now, before) = (self.now(), self.now() - SILENT);
+        self.heartbeats.retain(|_, last| now - last.heard < GONE);
         let listed = Listed::by(self.present().map(|(_, last)| (&last.alive, last.heard)));
         self.fleet.hear_listed(&listed);
         let silent = self.fleet.silent(before);
@@ -446,6 +450,20 @@ mod tests {
     use proto::{Control, Failure, FailureReason};
     use results::run::write_failure;
     use store::Store;
+
+    #[tokio::test]
+    async fn a_worker_that_waits_costs_its_last_run_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let results = Store::open(&dir.path().to_string_lossy()).await.expect("a store");
+        let queue = Queue::open("embedded:").await.expect("a queue");
+        let mut driver = Driver::new(queue, Runs::One(results), 100).await.expect("a driver");
+        driver.fleet.add(spec("r"), Plan::default(), Control::default(), Tally::default());
+        for (images, costs) in [(0, false), (0, false), (1, true)] {
+            let alive = proto::Alive { run: "r".into(), images, ..proto::Alive::default() };
+            driver.apply(event("r", "", What::Alive(alive)));
+            assert_eq!(driver.fleet.worker_seconds("r") > 0.0, costs, "{images} images");
+        }
+    }
 
     /// The letter of a job that was tried again since, and a failure that was written late.
     #[tokio::test]

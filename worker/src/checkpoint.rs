@@ -4,7 +4,7 @@ use projector::Checkpoint;
 use proto::JobId;
 use sha2::{Digest, Sha256};
 
-const MAGIC: &str = "basin checkpoint 4 ";
+const MAGIC: &str = "basin checkpoint 5 ";
 
 /// The checkpoint of a job: the search's own, and what the worker knows beside it.
 #[derive(Clone, Debug)]

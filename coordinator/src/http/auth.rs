@@ -98,7 +98,7 @@ impl Gate {
 
     /// How the client has shown who it is, for the log of changes.
     pub fn how(&self, headers: &HeaderMap) -> &'static str {
-        match headers.contains_key(header::AUTHORIZATION) {
+        match bearer(headers).is_some() {
             _ if self.is_open() => "local",
             true => "token",
             false => "session",

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -12,6 +13,9 @@ use serde_json::json;
 use super::door::{Client, Door};
 use crate::audit;
 use crate::service::Refusal;
+
+/// A client waits this long for its change to be logged.
+const LOGGED: Duration = Duration::from_secs(2);
 
 /// The client of a request, as the log names it.
 #[derive(Clone, Copy)]
@@ -74,7 +78,9 @@ impl Door {
         let made = tokio::spawn(async move {
             let made = change.await?;
             if let Some(home) = home {
-                audit::record(&home, entry).await;
+                // The change is made: a store that is slow now must not keep its client waiting.
+                let recorded = tokio::spawn(async move { audit::record(&home, entry).await });
+                let _ = tokio::time::timeout(LOGGED, recorded).await;
             }
             Ok(made)
         });

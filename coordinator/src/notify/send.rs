@@ -66,7 +66,8 @@ pub struct Webhook {
 impl Webhook {
     pub fn new(url: WebhookUrl, secret: Option<Secret>) -> Webhook {
         // A redirect would send the notice to a place that nobody chose.
-        let config = ureq::Agent::config_builder().timeout_global(Some(ANSWER)).http_status_as_error(false).max_redirects(0);
+        let config = ureq::Agent::config_builder().tls_config(trust::tls()).timeout_global(Some(ANSWER));
+        let config = config.http_status_as_error(false).max_redirects(0);
         Webhook { url: Arc::new(url), secret: secret.map(Arc::new), agent: config.build().into() }
     }
 

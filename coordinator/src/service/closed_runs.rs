@@ -26,14 +26,14 @@ pub(super) async fn close(lead: &Lead, spec: &RunSpec, images: usize) -> Result<
     loop {
         // A coordinator that was stopped for long must not write the tables of a time before a redrive, nor sweep.
         lead.check().await?;
-        let winners = write_tables(&spec.record, Some(images), spec.super_class_of(), &results, |_| {}).await?.winners;
+        let written = write_tables(&spec.record, Some(images), spec.super_class_of(), &results, |_| {}).await?;
         CrashPoint::TablesWritten.pass();
         lead.check().await?;
-        let swept = sweep(&winners, &results).await?;
+        let swept = sweep(&written.winners, &results).await?;
         CrashPoint::Swept.pass();
         tracing::info!(run = spec.record.name, swept, "deleted what lost attempts left");
         // An image that was given up may have got its result after all: then the tables are old.
-        if Markers::list(&results).await?.results.len() == winners.len() {
+        if Markers::list(&results).await?.results.len() as u64 == written.summary.images.succeeded {
             return Ok(());
         }
     }

@@ -409,7 +409,8 @@ impl HomeRuns {
     fn set_aside(&mut self, driver: &mut Driver, name: String, trouble: Trouble) -> Refusal {
         self.preparing.remove(&name);
         let Trouble { refusal, again } = trouble;
-        if let Some(status) = again {
+        // What is being deleted is not planned any more.
+        if let Some(status) = again.filter(|_| self.deleting.refuse(&name).is_ok()) {
             tracing::error!(run = name, error = refusal.message(), "the run cannot be planned; tried again");
             driver.fleet.remove(&name);
             self.saved.remove(&name);

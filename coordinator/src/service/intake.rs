@@ -97,6 +97,10 @@ pub(super) async fn submitted(
         Err(e) if e.is_not_found() => {}
         Err(e) => return Err(e.into()),
     }
+    if read_control(home, name).await?.deleted {
+        let why = "so that nothing late of the deleted run counts in a new one";
+        return Err(Refusal::Conflict(format!("a run {name} was deleted, and names are used once, {why}: choose another name")));
+    }
     let budget_hours = budget_hours.filter(|hours| *hours > 0.0);
     Ok((record, Control { priority, per_minute, budget_hours, ..Control::default() }, None))
 }
@@ -193,8 +197,11 @@ async fn plan(lead: &Lead, seen: Seen, spec: RunSpec, results: &Store, control: 
 
 pub(super) async fn in_trouble(home: &Store, name: &str, control: Control, refusal: Refusal) -> Trouble {
     let problem = Some(refusal.message().to_owned());
-    let again = closed_status(home, name, control).await.ok().map(|status| Box::new(RunStatus { problem, ..status }));
-    Trouble { refusal, again }
+    let Control { state, priority, per_minute, budget_hours, .. } = control;
+    // The store may be what is away.
+    let known = RunStatus { name: name.to_owned(), state, priority, per_minute, budget_hours, ..RunStatus::default() };
+    let status = closed_status(home, name, control).await.unwrap_or(known);
+    Trouble { refusal, again: Some(Box::new(RunStatus { problem, ..status })) }
 }
 
 pub(super) fn control_of(status: &RunStatus) -> Control {

@@ -87,8 +87,8 @@ pub enum DatasetError {
     /// The annotations are neither in the data set nor on this machine.
     #[error("cannot read the annotations {file}: the data set {dataset} has no such key, and this machine no readable file")]
     File { file: String, dataset: String, source: std::io::Error },
-    #[error("the annotations are not read")]
-    NotAllowed(#[from] NotAllowed),
+    #[error("the data set {dataset} has no key {file}, and files of this machine are not read")]
+    NotAllowed { file: String, dataset: String, source: NotAllowed },
     #[error("cannot read {file} as COCO annotations (a JSON object with images, annotations and categories)")]
     Json { file: String, source: serde_json::Error },
     #[error("cannot read {file} as a CSV manifest")]
@@ -122,10 +122,16 @@ pub async fn read(store: &Store, annotations: &str, object: &Object, allowed: &A
     let mut read = match choose(&listing, annotations, &dataset)? {
         None => folders::read_folders(&dataset, &listing, object)?,
         Some(file) if listing.get(&file).is_some() => read_file(&file, &store.get(&file).await?, &listing, object)?,
-        Some(file) => match tokio::fs::read(allowed.file(&file)?).await {
-            Ok(bytes) => read_file(&file, &bytes, &listing, object)?,
-            Err(source) => return Err(DatasetError::File { file, dataset, source }),
-        },
+        Some(file) => {
+            let path = match allowed.file(&file) {
+                Ok(path) => path,
+                Err(source) => return Err(DatasetError::NotAllowed { file, dataset, source }),
+            };
+            match tokio::fs::read(path).await {
+                Ok(bytes) => read_file(&file, &bytes, &listing, object)?,
+                Err(source) => return Err(DatasetError::File { file, dataset, source }),
+            }
+        }
     };
     let by_folder = read.source == CLASS_FOLDERS;
     for Skipped { name, why } in lister.skipped() {

@@ -90,8 +90,7 @@ impl Allowed {
     }
 
     fn problem(&self, place: &Place) -> Option<String> {
-        const ADVICE: &str =
-            "to allow it, add its prefix to --allow-data-set (BASIN_ALLOWED_DATA_SETS) of coordinator and workers";
+        const ADVICE: &str = "to allow it, add its prefix to --allow-data-set (BASIN_ALLOWED_DATA_SETS; the chart's allowedDataSets) of coordinator and workers";
         match (&self.0, place) {
             (Rule::Everything, _) => None,
             (Rule::Usual { folders: true, .. }, Place::Folder(_)) => None,

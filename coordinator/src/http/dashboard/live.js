@@ -78,6 +78,15 @@ async function refresh() {
   waiting = false;
 }
 
+// A page whose session has ended is sent to the log-in.
+async function again() {
+  try {
+    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+    if (answer.redirected) { location.reload(); return; }
+  } catch { /* The server is away. */ }
+  listen();
+}
+
 // Browsers allow six connections to a server: a hidden page closes its own.
 let source = null;
 function listen() {
@@ -91,7 +100,7 @@ function listen() {
   source.onerror = () => {
     state(false, "connection lost, reconnecting");
     // After an invalid answer a browser gives up.
-    if (source.readyState === EventSource.CLOSED) { source = null; setTimeout(listen, 2000); }
+    if (source.readyState === EventSource.CLOSED) { source = null; setTimeout(again, 2000); }
   };
   source.addEventListener("tick", (event) => { state(true, "live"); take(JSON.parse(event.data)); });
 }

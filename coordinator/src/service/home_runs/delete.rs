@@ -43,7 +43,7 @@ impl Deleting {
     /// An error if the run is being deleted.
     pub(super) fn refuse(&self, name: &str) -> Result<(), Refusal> {
         match self.runs.contains_key(name) {
-            true => Err(Refusal::Conflict(format!("run {name} is being deleted: its name is free when that is done"))),
+            true => Err(Refusal::Conflict(format!("run {name} is being deleted: choose another name"))),
             false => Ok(()),
         }
     }
@@ -88,7 +88,7 @@ impl HomeRuns {
     pub(super) fn begin_deleting(&mut self, driver: &mut Driver, name: &str, reply: Option<Reply<String>>) {
         let status = driver.fleet.brief(name, driver.now()).or_else(|| self.closed.remove(name)).unwrap_or_default();
         let (name_of, classes, super_classes) = (name.to_owned(), vec![], vec![]);
-        let status = RunStatus { name: name_of, classes, super_classes, deleting: Some(0), ..status };
+        let status = RunStatus { name: name_of, classes, super_classes, deleting: Some(0), problem: None, ..status };
         driver.fleet.remove(name);
         driver.fleet.forget_spending(name);
         self.saved.remove(name);
