@@ -36,7 +36,7 @@ pub(crate) async fn record(home: &Store, mut entry: LogEntry) {
     }
 }
 
-/// Of two entries of the same time the second gets a later one.
+/// If there is an entry of the same time already, this one gets a later time.
 async fn write(home: &Store, entry: &mut LogEntry) -> Result<(), Error> {
     loop {
         let key = keys::log_entry(entry.time, &entry.action, &entry.run);

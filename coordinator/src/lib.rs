@@ -10,6 +10,7 @@
 mod audit;
 mod beside;
 mod budget;
+pub mod clock;
 pub mod drive;
 mod error;
 pub mod fleet;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use pod::{DELETION_COST, Place};
+use pod::{DELETION_COST, Place, Says};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -17,25 +17,12 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// Keeps the label true until `leads` closes.
 pub async fn keep(place: Place, mut leads: watch::Receiver<bool>) {
-    // An earlier container of the pod may have led.
-    let (mut told, mut warned) = (None, false);
+    let mut pod = Says::new(place, "cannot label the pod: its Service may not find the acting coordinator");
     loop {
         let leading = *leads.borrow_and_update();
-        if told != Some(leading) {
-            let cost = if leading { LEADER_COST } else { STANDBY_COST };
-            let metadata = json!({ "annotations": { DELETION_COST: cost }, "labels": { LABEL: leading.to_string() } });
-            let place = place.clone();
-            let done = tokio::task::spawn_blocking(move || place.change(&metadata)).await;
-            match done.expect("it does not panic") {
-                Ok(()) => (told, warned) = (Some(leading), false),
-                Err(error) if !warned => {
-                    tracing::warn!(error, label = LABEL, "cannot label the pod: its Service may not find the acting coordinator");
-                    warned = true;
-                }
-                Err(_) => {}
-            }
-        }
-        let patience = if told == Some(leading) { Duration::MAX } else { AGAIN };
+        let cost = if leading { LEADER_COST } else { STANDBY_COST };
+        let said = pod.say(json!({ "annotations": { DELETION_COST: cost }, "labels": { LABEL: leading.to_string() } })).await;
+        let patience = if said { Duration::MAX } else { AGAIN };
         if let Ok(Err(_)) = tokio::time::timeout(patience, leads.changed()).await {
             return;
         }

@@ -1,44 +1,29 @@
 //! Tells Kubernetes which worker costs least to stop (*io*): the annotation `controller.kubernetes.io/pod-deletion-cost` of this pod.
 //! A Deployment that is scaled in stops idle workers before busy ones.
-//!
-//! It is advice: if the API server does not answer, the log says so once, and nothing else changes.
 
 use std::time::Duration;
 
-use pod::DELETION_COST;
 pub use pod::Place;
+use pod::{DELETION_COST, Says};
 use tokio::sync::watch;
 
 use crate::Working;
 
 /// Between two batches a worker is not idle yet.
 const IDLE_AFTER: Duration = Duration::from_secs(15);
-const IDLE_COST: i32 = 0;
-const BUSY_COST: i32 = 100;
+const IDLE_COST: &str = "0";
+const BUSY_COST: &str = "100";
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// Keeps the annotation true until `working` closes.
 pub async fn keep(place: Place, mut working: watch::Receiver<Working>) {
-    // An earlier container of the pod may have written another cost.
-    let (mut told, mut warned) = (None, false);
+    let mut pod = Says::new(place, "cannot write the pod's deletion cost");
     loop {
         let busy = working.borrow_and_update().images > 0;
         let cost = if busy { BUSY_COST } else { IDLE_COST };
-        if told != Some(cost) {
-            let place = place.clone();
-            let metadata = serde_json::json!({ "annotations": { DELETION_COST: cost.to_string() } });
-            let done = tokio::task::spawn_blocking(move || place.change(&metadata)).await;
-            match done.expect("it does not panic") {
-                Ok(()) => (told, warned) = (Some(cost), false),
-                Err(error) if !warned => {
-                    tracing::warn!(error, "cannot write the pod's deletion cost");
-                    warned = true;
-                }
-                Err(_) => {}
-            }
-        }
+        let said = pod.say(serde_json::json!({ "annotations": { DELETION_COST: cost } })).await;
         // A failed write is repeated even if the worker's activity does not change.
-        let patience = if told == Some(cost) { Duration::MAX } else { AGAIN };
+        let patience = if said { Duration::MAX } else { AGAIN };
         if let Ok(Err(_)) = tokio::time::timeout(patience, working.changed()).await {
             return;
         }

@@ -38,7 +38,7 @@ pub struct Gate {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Access {
     pub role: Role,
-    /// The end of the session; `None`: there is none, as with a token.
+    /// The end of the session; `None`: the client has shown a token, or needs none.
     pub until: Option<u64>,
 }
 

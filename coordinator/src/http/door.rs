@@ -18,7 +18,7 @@ use super::auth::{Access, Gate, Limiter, Role};
 use super::connections::BodyTime;
 use super::other_services::OtherServices;
 use super::percent::encoded;
-use super::session::now;
+use crate::clock::now;
 use crate::service::{Handle, Refusal};
 
 /// Largest request, in bytes, and the time until it must be complete.

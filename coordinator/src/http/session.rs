@@ -1,8 +1,7 @@
 //! Sessions of browsers. A session is made of a token and a time, and needs no memory: every coordinator with the same token accepts it,
-//! also after a restart. Pure, except for [`now`]; elsewhere time is an argument, in seconds since 1970.
+//! also after a restart. Pure: time is an argument, in seconds since 1970.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit, Mac};
 use proto::hex_sha256;
@@ -61,10 +60,6 @@ pub(super) fn digits(random: &[u8; 32]) -> String {
 /// Digests are compared, so that the time of a comparison tells nothing about the secret one.
 pub(super) fn same(shown: &str, secret: &str) -> bool {
     hex_sha256(shown.as_bytes()) == hex_sha256(secret.as_bytes())
-}
-
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 #[cfg(test)]

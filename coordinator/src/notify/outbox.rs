@@ -22,7 +22,7 @@ pub(crate) async fn take(home: &Store, notice: &Notice) {
         && is_kept(notice.kind)
         && let Err(error) = home.delete(&keys::notice(run, &notice.id)).await
     {
-        tracing::warn!(id = notice.id, error = chain(&error), "a delivered notification stays in the outbox");
+        tracing::warn!(id = notice.id, error = chain(&error), "a notification that is done with stays in the outbox");
     }
 }
 

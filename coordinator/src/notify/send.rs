@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use axum::http::Uri;
 
 use super::notice::{Notice, Secret};
+use crate::clock::now;
 
 /// Longest time for an answer of a webhook.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -72,7 +73,7 @@ impl Webhook {
     }
 
     fn send(&self, notice: &Notice) -> Result<(), String> {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let time = now();
         let (body, host) = (notice.body(), &self.url.host);
         let request = self.agent.post(&self.url.url).header("content-type", "application/json");
         let mut request = request.header("webhook-id", &notice.id).header("webhook-timestamp", time.to_string());

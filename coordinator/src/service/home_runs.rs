@@ -8,7 +8,7 @@ mod spend;
 mod tell;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::{Control, CrashPoint, RunState, chain, keys};
@@ -24,6 +24,7 @@ use super::refusal::Refusal;
 use super::snapshots::{Found, read_errors};
 use super::spending::Spending;
 use crate::Error;
+use crate::clock::now;
 use crate::drive::Driver;
 use crate::notify::Notify;
 use change::{being_changed, being_read, changed};
@@ -319,7 +320,7 @@ impl HomeRuns {
 
     /// Has what was there before written again, after a pause.
     fn restore(&mut self, driver: &Driver, name: &str) {
-        self.telling.unsay(name);
+        self.unsay(name);
         if let Some(before) = driver.fleet.control(name).or(self.closed.get(name).map(control_of)) {
             self.write_after(RETRY_TABLES, name, before, Then::Restore);
         }
@@ -591,9 +592,4 @@ impl HomeRuns {
             Done::ResultsRead(name, found)
         });
     }
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

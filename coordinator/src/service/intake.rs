@@ -1,7 +1,6 @@
 //! From a request, or from the record in the home, to a planned run (*io*).
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use proto::{Control, CrashPoint, ModelManifest, Params, RunRecord, RunState, chain, keys};
 use store::{Allowed, ErrorKind, PutNew, Runs, Store};
@@ -13,6 +12,7 @@ use super::snapshots::read_snapshot;
 use super::spending::read_usage;
 use crate::Error;
 use crate::budget;
+use crate::clock::now;
 use crate::plan::{Plan, RunSpec};
 use crate::prepare::{Seen, see};
 use crate::tally::Tally;
@@ -172,8 +172,7 @@ async fn plan(lead: &Lead, seen: Seen, spec: RunSpec, results: &Store, control: 
     for note in notes {
         tracing::info!(run = name, "{note}");
     }
-    let began = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs());
-    let origin = Origin { record: spec.record.clone(), began };
+    let origin = Origin { record: spec.record.clone(), began: Some(now()) };
     let bytes = serde_json::to_vec_pretty(&origin).expect("a record serialises");
     // Written by this or an earlier start; begin() has compared run.json already.
     let (PutNew::Created | PutNew::Exists) = lead.home.put_new(&keys::index(&name), bytes).await?;

@@ -16,8 +16,8 @@ use results::run::{self, AT_ONCE};
 /// Shortest time between two snapshots of a run, and with many new results.
 const EVERY: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(5);
-/// So many new results are many; and of a large snapshot this share of it, so that all that are written together are at most
-/// nine times as large as the last one.
+/// New results are many from this number on, and in a large snapshot from this share of it on. So all snapshots of a run together are at
+/// most nine times as large as the last one.
 const MANY: usize = 10_000;
 const SHARE: usize = 8;
 /// Results written each second, at most, over a long time. With 30 to 35 bytes each, some 100 kB each second: the snapshot of 10^7

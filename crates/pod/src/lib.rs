@@ -38,8 +38,8 @@ impl Place {
         Ok(Place { server, namespace: namespace.into(), pod: name.into(), account: ACCOUNT.into() })
     }
 
-    /// Merges `metadata` into that of the pod. Waits for the API server: not for a thread of asynchronous work.
-    pub fn change(&self, metadata: &Value) -> Result<(), String> {
+    /// Merges `metadata` into that of the pod. Waits for the API server.
+    fn change(&self, metadata: &Value) -> Result<(), String> {
         self.send(metadata).map_err(|error| error.to_string())
     }
 
@@ -64,6 +64,47 @@ impl Place {
             .header("content-type", "application/merge-patch+json")
             .send(json!({ "metadata": metadata }).to_string())?;
         Ok(())
+    }
+}
+
+/// What a process says about itself in its pod's metadata. It is advice: while the API server does not answer, the log says so once, and
+/// nothing else changes.
+pub struct Says {
+    place: Place,
+    /// For the log.
+    failure: &'static str,
+    /// `None`: nothing yet. An earlier container of the pod may have said something.
+    said: Option<Value>,
+    warned: bool,
+}
+
+impl Says {
+    /// `failure`: what the log says if it cannot be written.
+    pub fn new(place: Place, failure: &'static str) -> Says {
+        Says { place, failure, said: None, warned: false }
+    }
+
+    /// Writes the metadata if they changed. Returns whether the pod has them.
+    pub async fn say(&mut self, metadata: Value) -> bool {
+        if self.said.as_ref() == Some(&metadata) {
+            return true;
+        }
+        let (place, new) = (self.place.clone(), metadata.clone());
+        let done = tokio::task::spawn_blocking(move || place.change(&new)).await;
+        match done.expect("it does not panic") {
+            Ok(()) => {
+                (self.said, self.warned) = (Some(metadata), false);
+                true
+            }
+            Err(error) => {
+                // It may have been written although the answer was lost.
+                self.said = None;
+                if !std::mem::replace(&mut self.warned, true) {
+                    tracing::warn!(error, "{}", self.failure);
+                }
+                false
+            }
+        }
     }
 }
 

@@ -92,7 +92,7 @@ fn an_st_lpips_with_a_missing_spare_or_misshapen_tensor_is_refused_by_name() {
 #[derive(serde::Deserialize)]
 struct Measured {
     distances: [f64; 2],
-    /// Of both gradients.
+    /// Norms of both gradients.
     norms: [f64; 2],
     /// Their sums with three tensors of noise.
     along_noise: [[f64; 3]; 2],

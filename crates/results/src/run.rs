@@ -276,7 +276,7 @@ pub struct Records {
     pub markers: Vec<ObjectEntry>,
 }
 
-/// Of a run that fits into memory, with some 4 kB for each result; [`crate::walk`] is for the others. A failure of an earlier generation
+/// Reads all records of a run into memory, some 4 kB for each result; [`crate::walk`] is for larger runs. A failure of an earlier generation
 /// than its image's is left out: that image is not finished.
 pub async fn read_records(results: &Store) -> Result<Records, RunError> {
     let markers = Markers::list(results).await?;

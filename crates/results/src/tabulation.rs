@@ -1,7 +1,7 @@
 //! What is made of a run's records at its end, some records at a time: tables, lines of the manifest, numbers, and what the report
 //! shows. Pure.
 //!
-//! Of an image that was added there remain some 180 bytes: its numbers, for medians, and who won, for the sweep.
+//! It keeps some 180 bytes of each image: its numbers, for medians, and who won, for the sweep.
 
 use proto::{Failure, ResultRecord};
 
@@ -37,7 +37,7 @@ pub struct Tabulation {
 pub type Pieces = [Vec<u8>; 3];
 
 impl Tabulation {
-    /// With room for so many results.
+    /// With room for this number of results.
     pub fn with_capacity(results: usize) -> Tabulation {
         let (numbers, winners) = (Numbers::with_capacity(results), Winners::with_capacity(results));
         Tabulation { numbers, winners, ..Tabulation::default() }

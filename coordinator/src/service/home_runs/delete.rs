@@ -14,8 +14,9 @@ use results::run::AT_ONCE;
 use store::{Runs, Store};
 
 use super::change::{being_changed, being_read};
-use super::{Done, HomeRuns, RETRY_STORE, Then, control_of, now};
+use super::{Done, HomeRuns, RETRY_STORE, Then, control_of};
 use crate::Error;
+use crate::clock::now;
 use crate::drive::Driver;
 use crate::service::handle::Reply;
 use crate::service::lead::Lead;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use proto::{Control, RunState};
 use store::Store;
 
-use super::{Config, Done, HomeRuns, now};
+use super::{Config, Done, HomeRuns};
+use crate::clock::now;
 use crate::drive::Driver;
 use crate::notify::notice::{Kind, Notice};
 use crate::notify::stall::{Change, Progress, Stalls};
@@ -36,11 +37,6 @@ impl Telling {
 
     pub(super) fn ending(&self, name: &str) -> Option<Notice> {
         self.endings.get(name).cloned()
-    }
-
-    /// The control could not be written.
-    pub(super) fn unsay(&mut self, name: &str) {
-        self.endings.remove(name);
     }
 
     pub(super) fn forget(&mut self, name: &str) {
@@ -105,6 +101,16 @@ impl HomeRuns {
         if let Some(notice) = self.telling.endings.remove(name) {
             self.tell(notice);
         }
+    }
+
+    /// The control of a run could not be written. Its notice must not be found by a later coordinator.
+    pub(super) fn unsay(&mut self, name: &str) {
+        let Some(notice) = self.telling.endings.remove(name) else { return };
+        let home = self.config.home.clone();
+        self.beside.spawn(async move {
+            outbox::take(&home, &notice).await;
+            Done::Told
+        });
     }
 
     /// Tells of outages, and of runs that stand still.
