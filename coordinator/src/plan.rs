@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use proto::keys::Marker;
-use proto::{Box2d, ClassSource, Failure, FailureReason, Job, Mask, ModelManifest, OPEN_CLASS, RunRecord, keys, relaxed};
+use proto::{
+    Box2d, ClassSource, Failure, FailureReason, Job, Mask, MaskSource, ModelManifest, OPEN_CLASS, Params, RunRecord,
+    TransformSearch, keys, relaxed,
+};
 use results::seeds::Seeds;
 
 use dataset::SharedStr;
@@ -176,9 +179,24 @@ fn unknown_class(name: &str, spec: &RunSpec) -> String {
     format!("class {name:?} is not one of the {} classes of model {model} ({known}){hint}", classes.len())
 }
 
+/// A note if the run asks for a rotation or perspective, and some images get no transform because they have no box. Pure.
+pub fn without_turn(images: &[Planned], params: &Params) -> Option<String> {
+    let asked = |t: &TransformSearch| t.generations == 0 && (t.rotation.is_some() || t.perspective);
+    if !params.transform.as_ref().is_some_and(asked) {
+        return None;
+    }
+    let is_whole = |planned: &&Planned| match params.object.mask {
+        MaskSource::Whole => true,
+        MaskSource::Box | MaskSource::Outline => planned.bbox.is_none() && planned.more.as_ref().is_none_or(|m| m.mask.is_none()),
+        MaskSource::DetectorBox | MaskSource::DetectorMask | MaskSource::File { .. } => false,
+    };
+    let whole = images.iter().filter(is_whole).count();
+    (whole > 0).then(|| format!("images without a box: {whole}. They get no transform, so no rotation and no perspective"))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
-    use proto::{ModelRef, Params};
+    use proto::ModelRef;
 
     use super::*;
 
@@ -212,6 +230,23 @@ pub(crate) mod tests {
         assert_eq!([0, 1, 2].map(changed), [false, true, false]);
         let seeds = all.images.iter().map(|i| spec.job(i).seed).collect::<std::collections::HashSet<_>>();
         assert_eq!(seeds.len(), 3);
+    }
+
+    #[test]
+    fn a_run_is_told_that_images_without_a_box_are_not_turned() {
+        let mut spec = spec("r");
+        let mut images =
+            plan(vec![image("a.png", "Bag"), image("b.png", "Bag")], &spec, &HashMap::new(), &Seeds::default()).images;
+        images[1].bbox = Some(Box::new(Box2d { x: 0.0, y: 0.0, width: 9.0, height: 9.0 }));
+        assert_eq!(without_turn(&images, &spec.record.params), None, "nobody asked for a rotation");
+        spec.record.params.transform.as_mut().expect("fast has one").rotation = Some(30.0);
+        let note = |spec: &RunSpec, images| without_turn(images, &spec.record.params);
+        assert!(note(&spec, &images).is_some_and(|note| note.starts_with("images without a box: 1.")));
+        assert_eq!(note(&spec, &images[1..]), None);
+        spec.record.params.object.mask = MaskSource::DetectorBox;
+        assert_eq!(note(&spec, &images), None, "a worker finds the boxes");
+        spec.record.params.object.mask = MaskSource::Whole;
+        assert!(note(&spec, &images).is_some_and(|note| note.starts_with("images without a box: 2.")));
     }
 
     #[test]

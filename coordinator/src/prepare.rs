@@ -13,7 +13,7 @@ use results::seeds::{Seeds, image_seed};
 use store::{Allowed, PutNew, Store};
 
 use crate::Error;
-use crate::plan::{Plan, RunSpec, plan};
+use crate::plan::{Plan, RunSpec, plan, without_turn};
 use results::redrive::Redrive;
 
 /// A run as its store and its data set show it, and what is to be projected again. Nothing has changed yet.
@@ -142,6 +142,7 @@ impl Seen {
             let writes = failures.iter().map(|failure| write_failure(results, failure));
             futures_util::future::try_join_all(writes).await?;
         }
+        self.notes.extend(without_turn(&plan.images, &spec.record.params));
         Ok((plan, self.notes))
     }
 }
